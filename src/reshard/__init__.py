@@ -1,0 +1,49 @@
+"""Cut, merge and re-cut the weight files of large models between parallel layouts.
+
+The names below are the whole of the public interface; they are imported when first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from reshard._version import __version__
+
+if TYPE_CHECKING:
+    from reshard.checkpoint import Checkpoint, open
+    from reshard.errors import ReshardError
+    from reshard.ops.convert import Conversion, convert, plan
+    from reshard.ops.diff import diff, verify_content
+    from reshard.ops.verify import verify
+
+_PLACES = {
+    "Checkpoint": "reshard.checkpoint",
+    "open": "reshard.checkpoint",
+    "ReshardError": "reshard.errors",
+    "Conversion": "reshard.ops.convert",
+    "convert": "reshard.ops.convert",
+    "plan": "reshard.ops.convert",
+    "diff": "reshard.ops.diff",
+    "verify": "reshard.ops.verify",
+    "verify_content": "reshard.ops.diff",
+}
+
+__all__ = [
+    "Checkpoint",
+    "Conversion",
+    "ReshardError",
+    "__version__",
+    "convert",
+    "diff",
+    "open",
+    "plan",
+    "verify",
+    "verify_content",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'reshard' has no attribute {name!r}")
+    return getattr(import_module(_PLACES[name]), name)

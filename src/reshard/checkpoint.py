@@ -1,0 +1,112 @@
+"""A checkpoint as Python sees it: names, shapes, values, and what any rank of any layout would hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reshard.formats.registry import format_named
+from reshard.plan.catalog import Catalog, Tensor
+from reshard.plan.decide import Missing
+from reshard.plan.planner import Choices, Target, make_plan
+from reshard.plan.tasks import tasks
+from reshard.run.source import Source, agreements, open_source
+from reshard.strategy.folder import read_strategy
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from reshard.run.discover import Select
+    from reshard.run.memory import LazyArrays
+    from reshard.strategy.strategy import Strategy
+
+
+def open(
+    path: str | Path, strategy: str | Path | None = None, *, select: Select = "natural", suffix: str = ""
+) -> Checkpoint:
+    """Open a checkpoint of any layout and format; headers are read, values are not.
+
+    Args:
+        path: a weight file, a folder of them, or a folder of ``rank_x``.
+        strategy: the strategy file or folder it was saved with; None for one full checkpoint.
+
+    Raises:
+        InputError: broken, incomplete or contradictory files.
+    """
+    return Checkpoint(open_source(Source(str(path), str(strategy or ""), select, suffix)), str(path))
+
+
+class TensorView:
+    """One tensor of a checkpoint."""
+
+    def __init__(self, tensor: Tensor, checkpoint: Checkpoint) -> None:
+        self.name = tensor.name
+        self.dtype = tensor.spec.dtype
+        self.shape = tensor.spec.shape
+        self.parts = tensor.layout.sharding.parts
+        self._checkpoint = checkpoint
+
+    def read(self) -> npt.NDArray[Any]:
+        """The full tensor, put together from its shards. bfloat16 and fp8 are ml_dtypes arrays."""
+        return self._checkpoint.load_full(self.name)[self.name]
+
+    def __repr__(self) -> str:
+        return f"<{self.name}: {self.dtype}{list(self.shape)} in {list(self.parts)} parts>"
+
+
+class Checkpoint(Mapping[str, TensorView]):
+    """Tensors by name. ``len``, ``in``, iteration and shapes read no values."""
+
+    def __init__(self, source: Catalog, path: str) -> None:
+        self._source = source
+        self.path = path
+
+    def __getitem__(self, name: str) -> TensorView:
+        return TensorView(self._source.tensors[name], self)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._source.tensors)
+
+    def __len__(self) -> int:
+        return len(self._source.tensors)
+
+    def __repr__(self) -> str:
+        ranks = len({f.rank for f in self._source.files})
+        return f"<checkpoint {self.path}: {len(self)} tensors on {ranks} ranks>"
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """Strings stored beside the tensors, as the first rank that has them says."""
+        return {name: next(iter(by_rank.values())) for name, by_rank in self._source.texts.items()}
+
+    def load(
+        self,
+        rank: int = 0,
+        dst_strategy: str | Path | None = None,
+        *,
+        dtype: str = "",
+        missing: Missing = "error",
+    ) -> LazyArrays:
+        """What ``rank`` of ``dst_strategy`` holds, or the full tensors without one. Arrays are made when asked for.
+
+        Bytes that lie together in one file are mapped and not copied; only what the rank needs is read.
+        Raises InputError when a slice is held by nobody or nobody can know what a tensor should be.
+        """
+        strategy = read_strategy(dst_strategy) if dst_strategy else None
+        return _arrays(self._source, strategy, rank, dtype, missing)
+
+    def load_full(self, name: str) -> LazyArrays:
+        """The one tensor, whole."""
+        only = replace(self._source, tensors={name: self._source.tensors[name]}, texts={})
+        return _arrays(only, None, 0, "", "drop")
+
+
+def _arrays(source: Catalog, strategy: Strategy | None, rank: int, dtype: str, missing: Missing) -> LazyArrays:
+    from reshard.run.memory import LazyArrays
+
+    target = Target(strategy, format_named("safetensors"), ranks=frozenset({rank}), dtype=dtype)
+    choices = Choices(missing=missing, agreed=agreements(source, source.unlaid()))
+    (task,) = tasks(make_plan(source, target, choices))
+    return LazyArrays({m.name: m for m in task.moves}, task.sources)

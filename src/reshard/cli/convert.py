@@ -1,0 +1,127 @@
+"""reshard convert, merge and split."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from reshard.cli.output import say, say_json, warn
+from reshard.cli.params import Json, Quiet, Source, Target, conversion_options, takes_conversion_options
+from reshard.cli.text import shown_nbytes, shown_seconds
+from reshard.errors import UsageError
+
+if TYPE_CHECKING:
+    from reshard.ops.convert import Conversion
+    from reshard.plan.bill import Bill
+
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the bill and stop.")]
+
+
+@takes_conversion_options()
+def convert(
+    src: Source,
+    dst: Target,
+    dry_run: DryRun = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    **options: Any,
+) -> None:
+    """Cut, merge or re-cut a checkpoint: N ranks to M, either format.
+
+    \b
+    reshard convert llama.ckpt out --dst-strategy strategy/              1 → N
+    reshard convert ckpt out --src-strategy old/ --dst-strategy new/     N → M
+    """
+    run(src, dst, options, dry_run=dry_run, json=json, quiet=quiet)
+
+
+@takes_conversion_options("dst_strategy", "ranks")
+def merge(
+    src: Source,
+    dst: Target,
+    dry_run: DryRun = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    **options: Any,
+) -> None:
+    """Merge the slices of all ranks into one full checkpoint.
+
+    \b
+    reshard merge ckpt full.safetensors --src-strategy strategy/
+    reshard merge ckpt out --src-strategy strategy/ --format safetensors --max-shard-size 5GiB
+    """
+    if not options["src_strategy"]:
+        raise UsageError("merge needs --src-strategy", hint="the strategy that the checkpoint was saved with")
+    run(src, dst, options, dry_run=dry_run, json=json, quiet=quiet)
+
+
+@takes_conversion_options("src_strategy", "max_shard_size")
+def split(
+    src: Source,
+    dst: Target,
+    dry_run: DryRun = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    **options: Any,
+) -> None:
+    """Cut one full checkpoint into the slices of N ranks.
+
+    \b
+    reshard split llama.safetensors out --dst-strategy strategy/
+    """
+    if not options["dst_strategy"]:
+        raise UsageError("split needs --dst-strategy", hint="the strategy of the job that will load the slices")
+    run(src, dst, options, dry_run=dry_run, json=json, quiet=quiet)
+
+
+def run(src: str, dst: str, given: dict[str, Any], *, dry_run: bool, json: bool, quiet: bool) -> None:
+    from reshard.cli.progress import observer
+    from reshard.ops.convert import execute, plan
+    from reshard.plan.bill import make_bill
+
+    options = conversion_options(given)
+    made = plan(src, dst, options)
+    warn(made.warnings)
+    if dry_run:
+        bill = make_bill(made, options.threads, options.block_nbytes)
+        say_json(bill) if json else say("\n".join(bill_lines(bill)))
+        return
+    done = execute(made, dst, options, observer(quiet=quiet or json))
+    if json:
+        say_json(done)
+    elif not quiet:
+        say("\n".join(summary(done)))
+
+
+def bill_lines(bill: Bill) -> list[str]:
+    amplification = bill.read_nbytes / bill.needed_nbytes if bill.needed_nbytes else 1.0
+    lines = [
+        f"reads    {shown_nbytes(bill.read_nbytes)} of {bill.source_files:,} files ({shown_nbytes(bill.source_nbytes)}); "
+        f"{amplification:.2f} × what is needed",
+        f"writes   {shown_nbytes(bill.written_nbytes)} to {bill.target_files:,} files, "
+        f"{shown_nbytes(bill.smallest_file_nbytes)} to {shown_nbytes(bill.largest_file_nbytes)} each",
+        f"tensors  {bill.tensors:,}",
+        f"memory   {shown_nbytes(bill.memory_nbytes)} at most, {bill.workers} workers, {bill.tasks:,} read groups",
+    ]
+    lines += [f"dropped  {n:,}: {reason}" for reason, n in bill.dropped.items()]
+    lines += [f"absent   {n:,}: {reason}" for reason, n in bill.absent.items()]
+    return lines
+
+
+def summary(done: Conversion) -> list[str]:
+    bill = done.bill
+    rate = done.written_nbytes / done.seconds if done.seconds else 0
+    kept = f", {done.skipped_files} were whole already" if done.skipped_files else ""
+    left = [f"{n:,} dropped ({reason})" for reason, n in bill.dropped.items()]
+    left += [f"{n:,} absent ({reason})" for reason, n in bill.absent.items()]
+    lines = [
+        f"{done.target}: {bill.target_files:,} files of {bill.tensors:,} tensors{kept}",
+        f"{shown_nbytes(done.read_nbytes)} read, {shown_nbytes(done.written_nbytes)} written "
+        f"in {shown_seconds(done.seconds)} ({shown_nbytes(rate)}/s)",
+    ]
+    if left:
+        lines.append("left out: " + "; ".join(left))
+    if done.verified_nbytes:
+        lines.append(f"verified: {shown_nbytes(done.verified_nbytes)} read again, all as written")
+    return lines

@@ -1,0 +1,52 @@
+"""reshard diff."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from reshard.cli.output import say, say_json, warn
+from reshard.cli.params import Exclude, Include, Json, Quiet, Rename, Select, Suffix, name_rules
+from reshard.cli.text import shown_nbytes
+
+
+def diff(
+    a: Annotated[str, typer.Argument(metavar="A", help="A checkpoint of any layout and format.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another.")],
+    a_strategy: Annotated[str, typer.Option(metavar="P", help="Strategy of A.")] = "",
+    b_strategy: Annotated[str, typer.Option(metavar="P", help="Strategy of B.")] = "",
+    include: Include = None,
+    exclude: Exclude = None,
+    rename: Rename = None,
+    select: Select = "natural",
+    suffix: Suffix = "",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare two checkpoints tensor by tensor: equal, or where each first differs. Exit code 1 when they differ.
+
+    \b
+    reshard diff full.safetensors ckpt --b-strategy strategy/
+    """
+    from reshard.cli.progress import observer
+    from reshard.ops.diff import diff as compare
+    from reshard.run.discover import as_select
+    from reshard.run.source import Source
+
+    rules = name_rules(include, exclude, rename)
+    result = compare(
+        Source(a, a_strategy, as_select(select), suffix),
+        Source(b, b_strategy, as_select(select), suffix),
+        rules,
+        observer(quiet=quiet or json),
+    )
+    warn(result.warnings)
+    if json:
+        say_json(result)
+    elif not quiet:
+        for line in result.lines():
+            say(line)
+        say(f"{result.tensors} tensors compared, {shown_nbytes(result.nbytes)}, {len(result.differences)} differ")
+    if not result.equal:
+        raise typer.Exit(1)

@@ -1,0 +1,158 @@
+"""Options that several commands share, each written down once."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from reshard.cli.text import parse_nbytes, parse_ranks, parse_rename
+
+if TYPE_CHECKING:
+    from reshard.ops.options import Options
+    from reshard.plan.names import NameRules
+
+Source = Annotated[str, typer.Argument(metavar="SRC", help="Weight file, folder of files, or folder of rank_x/.")]
+Target = Annotated[str, typer.Argument(metavar="DST", help="New folder; or a file name, for one full checkpoint.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no summary.")]
+SrcStrategy = Annotated[
+    str,
+    typer.Option("--src-strategy", metavar="P", help="Strategy of SRC: file or folder. None: one full checkpoint."),
+]
+DstStrategy = Annotated[
+    str,
+    typer.Option("--dst-strategy", metavar="P", help="Strategy of DST: file or folder. None: one full checkpoint."),
+]
+Select = Annotated[str, typer.Option(help="Which file of a rank_x with several: natural, name, mtime or step.")]
+Suffix = Annotated[str, typer.Option(metavar="E_S", help="Only files whose name ends so, as 1_10.")]
+Include = Annotated[list[str] | None, typer.Option(metavar="RE", help="Only tensors whose name matches; repeatable.")]
+Exclude = Annotated[
+    list[str] | None, typer.Option(metavar="RE", help="Without tensors whose name matches; repeatable.")
+]
+Rename = Annotated[
+    list[str] | None,
+    typer.Option(metavar="'RE=>NAME'", help="Rename tensors, as re.sub does; repeatable."),
+]
+Dtype = Annotated[str, typer.Option(metavar="D", help="Cast floating weights (bfloat16, float16, float32 …).")]
+
+_CONVERSION: dict[str, tuple[Any, Any]] = {
+    "src_strategy": (SrcStrategy, ""),
+    "dst_strategy": (DstStrategy, ""),
+    "format": (Annotated[str, typer.Option(metavar="F", help="ckpt or safetensors. Default: as SRC.")], ""),
+    "prefix": (Annotated[str, typer.Option(help="Files are rank_r/{prefix}{r}.")], "checkpoint_"),
+    "dtype": (Dtype, ""),
+    "rename": (Rename, None),
+    "include": (Include, None),
+    "exclude": (Exclude, None),
+    "ranks": (Annotated[str, typer.Option(metavar="0-7,12", help="Make only these target ranks.")], ""),
+    "select": (Select, "natural"),
+    "suffix": (Suffix, ""),
+    "missing": (
+        Annotated[str, typer.Option(metavar="error|drop", help="drop: leave out what nobody can know.")],
+        "error",
+    ),
+    "max_shard_size": (
+        Annotated[str, typer.Option(metavar="5GiB", help="One full safetensors checkpoint in parts, with an index.")],
+        "",
+    ),
+    "check_replicas": (
+        Annotated[bool, typer.Option("--check-replicas", help="Read all replicas and compare.")],
+        False,
+    ),
+    "crc": (
+        Annotated[bool, typer.Option("--crc", help="Check CRC tails of .ckpt sources, write them to .ckpt.")],
+        False,
+    ),
+    "checksum": (Annotated[str, typer.Option(metavar="xxh3|off", help="Hash what is written.")], "xxh3"),
+    "no_fsync": (
+        Annotated[bool, typer.Option("--no-fsync", help="Faster; a power cut may lose files.")],
+        False,
+    ),
+    "workers": (Annotated[str, typer.Option(metavar="N|auto", help="Threads.")], "auto"),
+    "max_memory": (Annotated[str, typer.Option(metavar="2GiB", help="Stay below.")], ""),
+    "resume": (
+        Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")],
+        False,
+    ),
+    "overwrite": (
+        Annotated[bool, typer.Option("--overwrite", help="Replace DST, once the new one is whole.")],
+        False,
+    ),
+    "verify": (Annotated[bool, typer.Option("--verify", help="Read DST again and check it.")], False),
+}
+
+
+def takes_conversion_options(*without: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Replace a command's ``**options`` by the options of a conversion, but those of ``without``."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        hints = get_type_hints(command, include_extras=True)
+        own = [
+            p.replace(
+                annotation=hints[p.name],
+                kind=p.POSITIONAL_OR_KEYWORD if p.default is p.empty else p.KEYWORD_ONLY,
+            )
+            for p in inspect.signature(command).parameters.values()
+            if p.kind is not p.VAR_KEYWORD
+        ]
+        added = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+            for name, (kind, default) in _CONVERSION.items()
+            if name not in without
+        ]
+        arguments = [p for p in own if p.kind is p.POSITIONAL_OR_KEYWORD]
+        last = [p for p in own if p.kind is p.KEYWORD_ONLY]
+        signature = inspect.Signature([*arguments, *added, *last])
+        command.__signature__ = signature  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
+        return command
+
+    return decorate
+
+
+def name_rules(include: list[str] | None, exclude: list[str] | None, rename: list[str] | None) -> NameRules:
+    from reshard.plan.names import NameRules
+
+    return NameRules(tuple(include or ()), tuple(exclude or ()), tuple(map(parse_rename, rename or ())))
+
+
+def conversion_options(given: dict[str, Any]) -> Options:
+    """The options of a conversion from those of a command. Raises UsageError."""
+    from reshard.errors import UsageError
+    from reshard.ops.options import Options
+    from reshard.run.discover import as_select
+
+    if given["checksum"] not in ("xxh3", "off"):
+        raise UsageError(f"--checksum {given['checksum']!r}", hint="xxh3 or off")
+    if given["workers"] != "auto" and not (given["workers"].isdigit() and 0 < int(given["workers"]) <= 1024):
+        raise UsageError(f"--workers {given['workers']!r}", hint="a number from 1 to 1024, or auto")
+    max_shard, max_memory, ranks = (
+        given.get("max_shard_size", ""),
+        given["max_memory"],
+        given.get("ranks", ""),
+    )
+    return Options(
+        src_strategy=given.get("src_strategy", ""),
+        dst_strategy=given.get("dst_strategy", ""),
+        format=given["format"],
+        prefix=given["prefix"],
+        select=as_select(given["select"]),
+        suffix=given["suffix"],
+        ranks=parse_ranks(ranks) if ranks else None,
+        missing=given["missing"],
+        names=name_rules(given["include"], given["exclude"], given["rename"]),
+        dtype=given["dtype"],
+        max_shard_nbytes=parse_nbytes(max_shard) if max_shard else None,
+        check_replicas=given["check_replicas"],
+        crc=given["crc"],
+        checksum=given["checksum"] == "xxh3",
+        fsync=not given["no_fsync"],
+        workers=0 if given["workers"] == "auto" else int(given["workers"]),
+        max_memory_nbytes=parse_nbytes(max_memory) if max_memory else None,
+        resume=given["resume"],
+        overwrite=given["overwrite"],
+        verify=given["verify"],
+    )

@@ -1,0 +1,47 @@
+"""reshard plan."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from reshard.cli.convert import bill_lines
+from reshard.cli.output import say, say_json, warn
+from reshard.cli.params import Json, Source, conversion_options, takes_conversion_options
+
+
+@takes_conversion_options("resume", "overwrite", "verify", "no_fsync", "checksum")
+def plan(
+    src: Source,
+    dst: Annotated[str, typer.Argument(metavar="[DST]", help="Where it would go; its free space is compared.")] = ".",
+    full: Annotated[bool, typer.Option("--full", help="Print the whole plan as JSON, every byte run.")] = False,
+    json: Json = False,
+    **options: Any,
+) -> None:
+    """Say what a conversion would read, write and need; nothing is written.
+
+    \b
+    reshard plan ckpt --src-strategy old/ --dst-strategy new/
+    """
+    from reshard.ops.convert import plan as make
+    from reshard.plan.bill import make_bill
+    from reshard.run.target import Place, free_nbytes
+
+    absent = {"resume": False, "overwrite": False, "verify": False, "no_fsync": False, "checksum": "xxh3"}
+    settings = conversion_options({**options, **absent})
+    made = make(src, dst, settings)
+    if full:
+        sys.stdout.write(made.to_json().decode() + "\n")
+        return
+    bill = make_bill(made, settings.threads, settings.block_nbytes)
+    if json:
+        say_json(bill)
+        return
+    warn(made.warnings)
+    free = free_nbytes(Place.of(dst, single=False))
+    verdict = "enough" if free >= bill.written_nbytes else "NOT ENOUGH"
+    from reshard.cli.text import shown_nbytes
+
+    say("\n".join([*bill_lines(bill), f"disk     {shown_nbytes(free)} free: {verdict}"]))

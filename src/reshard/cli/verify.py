@@ -1,0 +1,80 @@
+"""reshard verify."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from reshard.cli.output import say, say_json, warn
+from reshard.cli.params import (
+    DstStrategy,
+    Dtype,
+    Exclude,
+    Include,
+    Json,
+    Quiet,
+    Rename,
+    Select,
+    SrcStrategy,
+    Suffix,
+    name_rules,
+)
+from reshard.cli.text import shown_nbytes
+
+
+def verify(
+    paths: Annotated[
+        list[str],
+        typer.Argument(metavar="[SRC] DST", help="DST alone: against its manifest. Both: against SRC."),
+    ],
+    src_strategy: SrcStrategy = "",
+    dst_strategy: DstStrategy = "",
+    dtype: Dtype = "",
+    rename: Rename = None,
+    include: Include = None,
+    exclude: Exclude = None,
+    select: Select = "natural",
+    suffix: Suffix = "",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Prove that DST is as it was written, or that it holds exactly SRC, whatever the layouts.
+
+    \b
+    reshard verify out
+    reshard verify llama.ckpt out --dst-strategy strategy/
+    """
+    from reshard.cli.progress import observer
+    from reshard.errors import UsageError
+
+    watch = observer(quiet=quiet or json)
+    if len(paths) == 1:
+        from reshard.ops.verify import verify as against_manifest
+
+        done = against_manifest(paths[0], watch)
+        if json:
+            say_json(done)
+        elif not quiet:
+            say(f"{paths[0]}: {done.files} files, {shown_nbytes(done.nbytes)}, all as written")
+        return
+    if len(paths) != 2:
+        raise UsageError("give DST, or SRC and DST")
+    from reshard.ops.diff import verify_content
+    from reshard.run.discover import as_select
+    from reshard.run.source import Source
+
+    result = verify_content(
+        Source(paths[0], src_strategy, as_select(select), suffix),
+        Source(paths[1], dst_strategy),
+        name_rules(include, exclude, rename),
+        dtype,
+        watch,
+    )
+    warn(result.warnings)
+    if json:
+        say_json(result)
+    elif not quiet:
+        say(
+            f"{paths[1]} holds {result.tensors} tensors of {paths[0]}, {shown_nbytes(result.nbytes)} compared, all equal"
+        )

@@ -1,0 +1,96 @@
+"""Every deliberate error of reshard.
+
+    ReshardError                  exit
+    ├── UsageError                 2    the command or call is wrong
+    ├── InputError                 3    what was given to read is wrong
+    │   ├── FormatError                 a weight file is broken or of a kind that we do not read
+    │   ├── StrategyError               a strategy file or folder is broken, incomplete or mixed
+    │   ├── LayoutError                 a tensor cannot be cut as its layout says
+    │   ├── CheckpointError             the files do not make a whole checkpoint
+    │   └── PlanError                   some target byte has no agreed source
+    ├── StorageError               4    no space, no permission, an I/O fault
+    ├── RunError                   5    a worker failed while bytes moved
+    └── DifferenceError            1    a verification or comparison found a difference
+
+Built-in exceptions that reach the user are bugs.
+"""
+
+from __future__ import annotations
+
+
+class ReshardError(Exception):
+    """Root of the tree: what was seen and expected, where, and what to do next."""
+
+    exit_code = 3
+
+    def __init__(self, message: str, where: str = "", hint: str = "") -> None:
+        super().__init__(message, where, hint)
+        self.message = message
+        self.where = where
+        self.hint = hint
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.message}" if self.where else self.message
+        return f"{text}\n  hint: {self.hint}" if self.hint else text
+
+
+class UsageError(ReshardError):
+    """The command or the call is wrong: options that contradict, a target that is not empty."""
+
+    exit_code = 2
+
+
+class InputError(ReshardError):
+    """What was given to read is wrong."""
+
+
+class FormatError(InputError):
+    """A weight file is broken, or of a kind that we do not read or cannot write."""
+
+
+class StrategyError(InputError):
+    """A strategy file or folder is broken, incomplete or mixed."""
+
+
+class LayoutError(InputError):
+    """A tensor cannot be cut as its layout says."""
+
+
+class CheckpointError(InputError):
+    """The files found do not make one whole checkpoint."""
+
+
+class PlanError(InputError):
+    """Some target byte has no source, or no agreed one."""
+
+
+class StorageError(ReshardError):
+    """No space, no permission, or an I/O fault."""
+
+    exit_code = 4
+
+
+class RunError(ReshardError):
+    """A worker failed while bytes moved."""
+
+    exit_code = 5
+
+
+class DifferenceError(ReshardError):
+    """A verification or a comparison found a difference."""
+
+    exit_code = 1
+
+
+def listed(faults: list[str], limit: int = 8) -> str:
+    """Faults one per line, the first ``limit`` of them; the rest counted.
+
+    >>> print(listed(["a", "b", "c"], limit=2))
+    a
+    b
+    and 1 more
+    """
+    shown = faults[:limit]
+    if len(faults) > limit:
+        shown = [*shown, f"and {len(faults) - limit:,} more"]
+    return "\n".join(shown)

@@ -1,0 +1,1 @@
+"""Checkpoint file formats: where bytes lie. A format moves none."""

@@ -1,0 +1,41 @@
+"""The seam of file formats."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from reshard.index import Contents, Frame, TensorSpec
+
+
+class ByteRanges(Protocol):
+    """A file as ranges of bytes; what it lies on is the storage's matter."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def read(self, offset: int, nbytes: int) -> bytes:
+        """Exactly ``nbytes`` bytes from ``offset``. Raises StorageError when they are not there."""
+        ...
+
+
+class Format(Protocol):
+    """A checkpoint file format. Holds no state that changes, so one object serves every process."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def suffix(self) -> str:
+        """With the dot, as in ``.ckpt``."""
+        ...
+
+    def read_index(self, source: ByteRanges) -> Contents:
+        """Say where each tensor lies, reading headers only. Raises FormatError."""
+        ...
+
+    def frame(self, tensors: Mapping[str, TensorSpec], texts: Mapping[str, str], notes: Mapping[str, str]) -> Frame:
+        """Lay out a file, tensors in the order that suits the format. Pure. Raises FormatError for what it cannot
+        hold.
+        """
+        ...

@@ -1,0 +1,138 @@
+"""``.safetensors``: eight bytes of header length, a JSON header, then the bytes of every tensor without gaps.
+
+Source: github.com/huggingface/safetensors README ("Format"). MindSpore's additions live in ``__metadata__``:
+``format`` is ``ms``,
+``remove_redundancy`` says whether replicas were dropped, and ``<tensor>: "Int4"`` marks packed int4 stored as I8.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from reshard.dtypes import ITEMSIZE
+from reshard.errors import FormatError
+from reshard.formats.base import ByteRanges
+from reshard.index import Contents, Extent, Frame, Stored, TensorSpec
+
+_TYPES = {
+    "BOOL": "bool", "I8": "int8", "U8": "uint8", "I16": "int16", "U16": "uint16", "I32": "int32", "U32": "uint32",
+    "I64": "int64", "U64": "uint64", "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64",
+    "C64": "complex64", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
+}  # fmt: skip
+_CODES = {dtype: code for code, dtype in _TYPES.items()} | {"int4x2": "I8"}
+_SUB_BYTE = frozenset({"F4", "F6_E2M3", "F6_E3M2"})
+_MAX_HEADER_NBYTES = 100_000_000  # the official library's limit
+_METADATA = "__metadata__"
+_INT4 = "Int4"
+NOTES = frozenset({"format", "remove_redundancy", "crc_num"})
+"""Keys of ``__metadata__`` that speak of the file; all others are texts of its owner."""
+
+
+@dataclass(frozen=True, slots=True)
+class Safetensors:
+    name: str = "safetensors"
+    suffix: str = ".safetensors"
+
+    def read_index(self, source: ByteRanges) -> Contents:
+        header, start = _read_header(source)
+        metadata = header.pop(_METADATA, {})
+        if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+            raise FormatError("__metadata__ is not a map of strings")
+        tensors = {name: _stored(name, entry, start, metadata) for name, entry in header.items()}
+        _check_tiling(tensors, start, source.nbytes)
+        texts = {k: v for k, v in metadata.items() if k not in NOTES and k not in tensors}
+        return Contents(tensors, texts, {k: v for k, v in metadata.items() if k in NOTES})
+
+    def frame(self, tensors: Mapping[str, TensorSpec], texts: Mapping[str, str], notes: Mapping[str, str]) -> Frame:
+        if _METADATA in tensors:
+            raise FormatError("a tensor named '__metadata__' cannot be stored in safetensors", hint="--rename it")
+        # widest elements first, so that each tensor begins at a multiple of its element size
+        order = sorted(tensors, key=lambda name: (-ITEMSIZE[tensors[name].dtype], name))
+        marks = {name: _INT4 for name in order if tensors[name].dtype == "int4x2"}
+        metadata = {**texts, **marks, **notes}
+        header: dict[str, Any] = {_METADATA: metadata} if metadata else {}
+        at = 0
+        places = {}
+        for name in order:
+            spec = tensors[name]
+            places[name] = Extent(at, spec.nbytes)
+            header[name] = {
+                "dtype": _CODES[spec.dtype],
+                "shape": spec.shape,
+                "data_offsets": (at, at + spec.nbytes),
+            }
+            at += spec.nbytes
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        text += b" " * (-len(text) % 8)
+        if len(text) > _MAX_HEADER_NBYTES:
+            raise FormatError(
+                f"a header of {len(text):,} bytes, readers take {_MAX_HEADER_NBYTES:,} at most",
+                hint="write several files: --max-shard-size 5GiB",
+            )
+        head = len(text).to_bytes(8, "little") + text
+        holes = {name: (Extent(e.offset + len(head), e.nbytes),) for name, e in places.items()}
+        return Frame(len(head) + at, ((0, head),), holes)
+
+
+def _read_header(source: ByteRanges) -> tuple[dict[str, Any], int]:
+    """The header's entries and the byte where tensors begin."""
+    if source.nbytes < 8:
+        raise FormatError(f"file has {source.nbytes} bytes, a header needs 8", hint="copy the file again")
+    length = int.from_bytes(source.read(0, 8), "little")
+    if length > min(source.nbytes - 8, _MAX_HEADER_NBYTES):
+        raise FormatError(
+            f"a header of {length:,} bytes is announced, the file has {source.nbytes:,}",
+            hint="not a safetensors file, or cut short: copy it again",
+        )
+    try:
+        header = json.loads(source.read(8, length), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"the header is not JSON: {error}", hint="copy the file again") from None
+    if not isinstance(header, dict):
+        raise FormatError("the header is not a JSON object")
+    return header, 8 + length
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise FormatError(f"{next(n for n in names if names.count(n) > 1)!r} appears twice in the header")
+    return made
+
+
+def _is_sizes(value: Any) -> bool:
+    return isinstance(value, list) and all(type(n) is int and 0 <= n < 1 << 63 for n in value)
+
+
+def _stored(name: str, entry: Any, start: int, metadata: Mapping[str, str]) -> Stored:
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise FormatError(f"the entry of tensor {name!r} is not dtype, shape and data_offsets")
+    code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not _is_sizes(shape) or not _is_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise FormatError(f"tensor {name!r} has shape {shape} and data_offsets {offsets}")
+    if not isinstance(code, str) or code not in _TYPES:
+        kind = "elements smaller than a byte" if code in _SUB_BYTE else "an unknown type"
+        raise FormatError(f"tensor {name!r} is {code!r}: {kind}")
+    int4 = code == "I8" and metadata.get(name) == _INT4
+    spec = TensorSpec("int4x2" if int4 else _TYPES[code], tuple(shape))
+    if prod(spec.shape) * ITEMSIZE[spec.dtype] != offsets[1] - offsets[0]:
+        raise FormatError(f"tensor {name!r} is {code}{shape} and has {offsets[1] - offsets[0]} bytes")
+    return Stored(spec, (Extent(start + offsets[0], offsets[1] - offsets[0]),))
+
+
+def _check_tiling(tensors: Mapping[str, Stored], start: int, end: int) -> None:
+    """Every byte after the header belongs to exactly one tensor. Raises FormatError."""
+    at, before = start, "the header"
+    for extent, name in sorted((stored.extents[0], name) for name, stored in tensors.items()):
+        if extent.offset != at:
+            fault = "overlap" if extent.offset < at else "leave a hole"
+            raise FormatError(f"{before!r} and {name!r} {fault} at byte {min(at, extent.offset)}")
+        at, before = extent.end, name
+    if at != end:
+        raise FormatError(f"file has {end} bytes, header describes {at}", hint="copy the file again")

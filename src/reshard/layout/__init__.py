@@ -1,0 +1,1 @@
+"""Which box of a tensor each rank holds. Pure."""

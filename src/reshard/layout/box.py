@@ -1,0 +1,51 @@
+"""Boxes: the algebra in which shards, blocks and overlaps are computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from types import EllipsisType
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Box:
+    """Elements ``i`` with ``start[d] <= i[d] < stop[d]`` in every dim ``d``.
+
+    A 0-d tensor is ``Box((), ())`` and holds one element.
+
+    >>> Box((0, 0), (4, 8)) & Box((2, 4), (6, 12))
+    Box(start=(2, 4), stop=(4, 8))
+    """
+
+    start: tuple[int, ...]
+    stop: tuple[int, ...]
+
+    @staticmethod
+    def whole(shape: tuple[int, ...]) -> Box:
+        return Box((0,) * len(shape), shape)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(b - a for a, b in zip(self.start, self.stop, strict=True))
+
+    @property
+    def size(self) -> int:
+        """Number of elements; 1 for a 0-d box, 0 for an empty one."""
+        return prod(self.shape)
+
+    def __and__(self, other: Box) -> Box:
+        """Overlap of two boxes; an empty box when they do not meet."""
+        start = tuple(map(max, self.start, other.start))
+        return Box(start, tuple(map(max, start, map(min, self.stop, other.stop))))
+
+    def __contains__(self, other: Box) -> bool:
+        return (self & other) == other
+
+    def hull(self, other: Box) -> Box:
+        """The smallest box that holds both."""
+        return Box(tuple(map(min, self.start, other.start)), tuple(map(max, self.stop, other.stop)))
+
+    def within(self, outer: Box) -> tuple[slice | EllipsisType, ...]:
+        """The index that selects this box from an array that holds ``outer``; it gives a view also of a 0-d array."""
+        slices = (slice(a - o, b - o) for a, b, o in zip(self.start, self.stop, outer.start, strict=True))
+        return (*slices, ...)

@@ -1,0 +1,195 @@
+"""Convert: one checkpoint into the files of another layout, format or number of ranks."""
+
+from __future__ import annotations
+
+import resource
+import time
+import zlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from reshard.errors import CheckpointError, DifferenceError, listed
+from reshard.formats.base import Format
+from reshard.formats.mindspore_ckpt import CRC_TAIL_NBYTES, stored_crc
+from reshard.formats.registry import format_named, format_of
+from reshard.ops.observer import Observer
+from reshard.ops.options import Options
+from reshard.ops.verify import verify
+from reshard.plan.bill import Bill, make_bill
+from reshard.plan.catalog import Catalog
+from reshard.plan.plan import Plan
+from reshard.plan.planner import Choices, Target, make_plan
+from reshard.plan.tasks import tasks
+from reshard.run.local import LocalExecutor
+from reshard.run.manifest import make_manifest
+from reshard.run.source import Source, agreements, open_source, replica_faults
+from reshard.run.storage import DiskFile
+from reshard.run.target import Filling, Place, Replacement, check_room, refuse_occupied
+from reshard.run.task import Settings
+from reshard.strategy.folder import read_strategy
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """What a conversion did. ``skipped_files`` were whole already when it was resumed."""
+
+    target: str
+    bill: Bill
+    written_nbytes: int
+    read_nbytes: int
+    skipped_files: int
+    seconds: float
+    verified_nbytes: int = 0
+
+
+def plan(src: str | Path, dst: str | Path, options: Options | None = None) -> Plan:
+    """Make the plan of a conversion; nothing is written. Raises InputError for a source that cannot become this
+    target.
+    """
+    options = options or Options()
+    source = open_source(Source(str(src), options.src_strategy, options.select, options.suffix))
+    return plan_from(source, str(dst), options)
+
+
+def plan_from(source: Catalog, dst: str, options: Options) -> Plan:
+    """As ``plan``, of a source that is open already."""
+    if options.check_replicas:
+        _refuse_replicas(source)
+    if options.crc:
+        _check_crcs(source)
+    single = format_of(dst) is not None and not Path(dst).is_dir()
+    target = Target(
+        read_strategy(options.dst_strategy) if options.dst_strategy else None,
+        _target_format(dst if single else "", source, options),
+        prefix=options.prefix,
+        ranks=options.ranks,
+        single=Path(dst).name if single else "",
+        max_part_nbytes=options.max_shard_nbytes,
+        dtype=options.dtype,
+        crc=options.crc,
+    )
+    agreed = agreements(source, (t for t in source.unlaid() if options.names.takes(t.name)))
+    return make_plan(source, target, Choices(options.names, options.missing, agreed))
+
+
+def convert(
+    src: str | Path, dst: str | Path, options: Options | None = None, observer: Observer | None = None
+) -> Conversion:
+    """Convert a checkpoint. The target appears file by file, each whole, its manifest last.
+
+    Raises:
+        UsageError: the target is not empty and neither ``resume`` nor ``overwrite`` is set.
+        InputError: the source cannot become this target; nothing was written.
+        StorageError, RunError: what went wrong meanwhile; no file under its final name is partial.
+    """
+    options = options or Options()
+    return execute(plan(src, dst, options), dst, options, observer or Observer())
+
+
+def execute(plan: Plan, dst: str | Path, options: Options, observer: Observer) -> Conversion:
+    """Carry out a plan."""
+    began = time.monotonic()
+    place = Place.of(
+        dst, single=any(f.path == Path(dst).name and plan.world == 1 for f in plan.files) and _names_file(dst)
+    )
+    replacement: Replacement | None = None
+    if place.occupied() and not options.resume:
+        if not options.overwrite:
+            refuse_occupied(place)
+        elif not place.single:
+            replacement = Replacement(place, (s.path for s in plan.sources))
+            place = replacement.place
+    bill = make_bill(plan, options.threads, options.block_nbytes)
+    try:
+        written, read, skipped = _fill(plan, place, options, observer)
+    except BaseException:
+        if replacement:
+            replacement.abandon()
+        raise
+    verified = verify(place.path, observer).nbytes if options.verify else 0
+    if replacement:
+        replacement.swap()
+    return Conversion(str(dst), bill, written, read, skipped, time.monotonic() - began, verified)
+
+
+def _names_file(dst: str | Path) -> bool:
+    return format_of(str(dst)) is not None
+
+
+def _fill(plan: Plan, place: Place, options: Options, observer: Observer) -> tuple[int, int, int]:
+    """Bytes written, bytes read, files that were there already."""
+    check_room(place, 0 if options.resume else plan.nbytes)
+    _allow_many_files()
+    filling = Filling(place, plan, resume=options.resume)
+    try:
+        todo = replace(plan, files=tuple(f for f in plan.files if f.path not in filling.done))
+        skipped = len(plan.files) - len(todo.files)
+        settings = Settings(str(place.folder), options.block_nbytes, options.fsync, options.checksum)
+        observer.start("writing", todo.tensor_nbytes)
+        written = read = 0
+        try:
+            executor = LocalExecutor(settings, options.threads, observer.advance)
+            for results in executor.run(tasks(todo)):
+                filling.record(results, fsync=options.fsync)
+                written += sum(r.nbytes for r in results)
+                read += sum(r.read_nbytes for r in results)
+        finally:
+            observer.end()
+        filling.publish(make_manifest(plan, filling.done), fsync=options.fsync)
+        return written, read, skipped
+    finally:
+        filling.close()
+
+
+def _target_format(single: str, source: Catalog, options: Options) -> Format:
+    """What is asked for, what the file's name says, or the format of the source."""
+    by_name = format_of(single) if single else None
+    if options.format:
+        asked = format_named(options.format)
+        if by_name and by_name.name != asked.name:
+            raise CheckpointError(f"the target is named {single!r} and --format is {asked.name}", hint="drop one")
+        return asked
+    return by_name or format_named(source.files[0].format)
+
+
+def _refuse_replicas(source: Catalog) -> None:
+    faults = replica_faults(source)
+    if faults:
+        raise DifferenceError(
+            "replicas differ:\n" + listed(faults),
+            hint="is this the right strategy? a rank that trained apart is broken",
+        )
+
+
+def _check_crcs(source: Catalog) -> None:
+    """Raises CheckpointError naming every .ckpt whose content does not have the CRC-32 that it states."""
+    faults = []
+    for file in source.files:
+        if file.format != "ckpt":
+            continue
+        disk = DiskFile(file.path)
+        try:
+            stated = stored_crc(disk)
+            if stated is not None and stated != _crc(disk, disk.nbytes - CRC_TAIL_NBYTES):
+                faults.append(file.path)
+        finally:
+            disk.close()
+    if faults:
+        raise CheckpointError("the CRC-32 does not fit the content:\n" + listed(faults), hint="copy these files again")
+
+
+def _crc(disk: DiskFile, nbytes: int) -> int:
+    crc = 0
+    buffer = memoryview(bytearray(min(8 << 20, max(nbytes, 1))))
+    for at in range(0, nbytes, len(buffer)):
+        part = buffer[: min(len(buffer), nbytes - at)]
+        disk.read_into(at, part)
+        crc = zlib.crc32(part, crc)
+    return crc
+
+
+def _allow_many_files() -> None:
+    """A merge of a thousand ranks has a thousand files open: use what the system allows this process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65536) if hard > 0 else 65536, hard))

@@ -1,0 +1,231 @@
+"""Compare two checkpoints of any layouts and formats, value by value, without merging either."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from reshard.dtypes import FLOATING, ITEMSIZE, numpy_dtype
+from reshard.errors import DifferenceError, listed
+from reshard.layout.box import Box
+from reshard.ops.observer import Observer
+from reshard.plan.blocks import Access
+from reshard.plan.catalog import Catalog, Held, Tensor
+from reshard.plan.names import NameRules, is_state
+from reshard.plan.plan import Move, Piece, SourceFile
+from reshard.run.mover import Mover, Scratch, Sources
+from reshard.run.source import Source, agreements, open_source
+from reshard.run.storage import Disk
+
+_BLOCK_NBYTES = 4 << 20
+_THREADS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """``index`` is the first element that differs, in the full tensor; ``a`` and ``b`` what either side has there."""
+
+    name: str
+    kind: Literal["only in A", "only in B", "type or shape", "value", "incomplete"]
+    a: str = ""
+    b: str = ""
+    index: tuple[int, ...] = ()
+    where: str = ""
+
+    def __str__(self) -> str:
+        if self.kind == "value":
+            return f"{self.name}{list(self.index)}: {self.a} in A, {self.b} in {self.where}"
+        return f"{self.name}: {self.kind}" + (f": {self.a} in A, {self.b} in B" if self.b else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """``tensors`` and ``nbytes`` are what was compared by value; bytes count every shard of B that was read."""
+
+    tensors: int
+    nbytes: int
+    differences: tuple[Difference, ...]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def equal(self) -> bool:
+        return not self.differences
+
+    def lines(self) -> list[str]:
+        return [str(d) for d in self.differences]
+
+
+def diff(a: Source, b: Source, rules: NameRules | None = None, observer: Observer | None = None) -> Comparison:
+    """Compare two checkpoints; ``rules`` say which names, and rename those of A. Raises InputError for broken ones."""
+    return _compare(open_source(a), open_source(b), rules or NameRules(), "", observer or Observer(), every_copy=False)
+
+
+def verify_content(
+    src: Source,
+    dst: Source,
+    rules: NameRules | None = None,
+    dtype: str = "",
+    observer: Observer | None = None,
+) -> Comparison:
+    """Prove that every shard in every file of ``dst`` is what ``src`` has there, and that nothing lacks or was added.
+
+    Optimizer states that the strategy of ``dst`` does not know may be absent. Raises DifferenceError listing what
+    differs.
+    """
+    source, target = open_source(src), open_source(dst)
+    found = _compare(source, target, rules or NameRules(), dtype, observer or Observer(), every_copy=True)
+    excused = [
+        d.name
+        for d in found.differences
+        if d.kind == "only in A" and is_state(d.name) and target.strategy and d.name not in target.strategy.names()
+    ]
+    faults = [str(d) for d in found.differences if d.name not in excused]
+    if faults:
+        raise DifferenceError(
+            f"{len(faults)} tensors differ (A is {src.path}, B is {dst.path}):\n" + listed(faults), dst.path
+        )
+    said = (
+        (f"{len(excused)} optimizer states are not in {dst.path}, whose strategy does not have them",)
+        if excused
+        else ()
+    )
+    return Comparison(found.tensors, found.nbytes, (), (*found.warnings, *said))
+
+
+def _compare(
+    a: Catalog, b: Catalog, rules: NameRules, dtype: str, observer: Observer, *, every_copy: bool
+) -> Comparison:
+    ours = {rules.renamed(t.name): t for t in a.tensors.values() if rules.takes(t.name)}
+    theirs = {n: t for n, t in b.tensors.items() if not (rules.include or rules.exclude) or n in ours}
+    differences = [Difference(n, "only in A") for n in ours if n not in theirs]
+    differences += [Difference(n, "only in B") for n in theirs if n not in ours]
+    differences += _texts(a, b, rules)
+    moves: list[Move] = []
+    varied = {n for n, same in agreements(a, a.unlaid()).items() if not same}
+    for name, tensor in ours.items():
+        if name not in theirs:
+            continue
+        casts = dtype and tensor.spec.dtype in FLOATING and not is_state(name)
+        expected = dtype if casts else tensor.spec.dtype
+        other = theirs[name]
+        if (expected, tensor.spec.shape) != (other.spec.dtype, other.spec.shape):
+            differences.append(
+                Difference(name, "type or shape", f"{expected}{list(tensor.spec.shape)}", str(other.spec))
+            )
+        elif tensor.missing() or other.missing():
+            differences.append(Difference(name, "incomplete"))
+        elif tensor.name in varied:
+            differences += _varied(a, tensor, b, other)
+        else:
+            targets = _pieces(other, every_copy=every_copy)
+            moves.append(
+                Move(
+                    name,
+                    tensor.spec.shape,
+                    tensor.spec.dtype,
+                    expected,
+                    _pieces(tensor, every_copy=False),
+                    targets,
+                )
+            )
+    nbytes = sum(_nbytes(m) for m in moves)
+    observer.start("comparing", nbytes)
+    try:
+        with ThreadPoolExecutor(_THREADS) as pool:
+            compared = pool.map(lambda move: _values(move, a, b, observer), moves)
+            differences += [d for d in compared if d is not None]
+    finally:
+        observer.end()
+    return Comparison(len(moves), nbytes, tuple(differences), (*a.warnings, *b.warnings))
+
+
+def _nbytes(move: Move) -> int:
+    return sum(p.box.size for p in move.targets) * ITEMSIZE[move.target_dtype]
+
+
+def _pieces(tensor: Tensor, *, every_copy: bool) -> tuple[Piece, ...]:
+    return tuple(
+        Piece(h.file, tensor.layout.box_of(cell), h.stored.extents)
+        for cell, held in sorted(tensor.cells.items())
+        for h in (held if every_copy else held[:1])
+    )
+
+
+def _files(source: Catalog) -> tuple[SourceFile, ...]:
+    return tuple(SourceFile(f.path, f.nbytes, f.mtime_ns) for f in source.files)
+
+
+def _texts(a: Catalog, b: Catalog, rules: NameRules) -> list[Difference]:
+    ours = {rules.renamed(n): set(t.values()) for n, t in a.texts.items() if rules.takes(n)}
+    theirs = {n: set(t.values()) for n, t in b.texts.items() if not (rules.include or rules.exclude) or n in ours}
+    return [
+        Difference(n, "type or shape", str(sorted(ours.get(n, ()))), str(sorted(theirs.get(n, ()))))
+        for n in sorted(ours.keys() | theirs.keys())
+        if ours.get(n) != theirs.get(n) and not (theirs.get(n, set()) and theirs[n] <= ours.get(n, set()))
+    ]
+
+
+def _varied(a: Catalog, tensor: Tensor, b: Catalog, other: Tensor) -> list[Difference]:
+    """A single value that differs from rank to rank: each of B's must be one of A's."""
+    ours, theirs = _all_values(a, tensor), _all_values(b, other)
+    if theirs <= ours:
+        return []
+    return [Difference(tensor.name, "type or shape", f"{len(ours)} different values", "another value")]
+
+
+def _all_values(source: Catalog, tensor: Tensor) -> set[bytes]:
+    files = Sources(Disk(), _files(source))
+    try:
+        return {_bytes(files, h) for held in tensor.cells.values() for h in held}
+    finally:
+        files.close()
+
+
+def _bytes(files: Sources, held: Held) -> bytes:
+    buffer = bytearray(held.stored.spec.nbytes)
+    box = Box.whole(held.stored.spec.shape)
+    files.read_into(Access(0, held.file, box, held.stored.extents), memoryview(buffer))
+    return bytes(buffer)
+
+
+def _values(move: Move, a: Catalog, b: Catalog, observer: Observer) -> Difference | None:
+    ours, theirs = Sources(Disk(), _files(a)), Sources(Disk(), _files(b))
+    scratch = Scratch()
+    found: list[Difference] = []
+
+    def compare(access: Access, data: memoryview) -> None:
+        buffer = scratch.take("theirs", len(data))
+        theirs.read_into(access, buffer.data)
+        observer.advance(len(data))
+        mine = np.frombuffer(data, np.uint8)
+        if not found and not np.array_equal(mine, buffer):
+            found.append(_difference(move, access, mine, buffer, b))
+
+    try:
+        mover = Mover(move, ours, Scratch(), _BLOCK_NBYTES)
+        for number in range(len(mover.blocks)):
+            mover.run((number,), compare)
+            if found:
+                break
+    finally:
+        ours.close()
+        theirs.close()
+    return found[0] if found else None
+
+
+_Bytes = npt.NDArray[np.uint8]
+
+
+def _difference(move: Move, access: Access, mine: _Bytes, other: _Bytes, b: Catalog) -> Difference:
+    itemsize = ITEMSIZE[move.target_dtype]
+    at = int(np.flatnonzero(mine != other)[0]) // itemsize
+    index = tuple(int(i) + s for i, s in zip(np.unravel_index(at, access.box.shape), access.box.start, strict=True))
+    shown = [v.view(numpy_dtype(move.target_dtype))[at] for v in (mine, other)]
+    texts = [str(v) for v in shown]
+    if texts[0] == texts[1]:  # NaNs that differ in payload, zeros in sign
+        texts = ["0x" + v[at * itemsize : (at + 1) * itemsize][::-1].tobytes().hex() for v in (mine, other)]
+    return Difference(move.name, "value", texts[0], texts[1], index, b.files[access.file].path)

@@ -1,0 +1,119 @@
+"""Inspect: what a checkpoint holds, from its headers alone."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from math import prod
+
+from reshard.errors import CheckpointError
+from reshard.plan.catalog import Catalog, IndexedFile, catalog
+from reshard.run.discover import Select, discover
+from reshard.run.source import Source, index_files, open_source
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One tensor. ``parts``: into how many it is cut in each dim; ``copies``: files that hold each shard, fewest
+    first.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    parts: tuple[int, ...]
+    copies: int
+    missing: int
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    files: int
+    nbytes: int
+    ranks: int
+    stages: int
+    tensors: tuple[Row, ...]
+    texts: dict[str, str]
+    warnings: tuple[str, ...]
+
+    @property
+    def parameters(self) -> int:
+        """Elements of all tensors."""
+        return sum(prod(row.shape) for row in self.tensors)
+
+    def only(self, pattern: re.Pattern[str]) -> Inspection:
+        return replace(self, tensors=tuple(r for r in self.tensors if pattern.search(r.name)))
+
+
+def inspect(
+    path: str, strategy: str = "", select: Select = "natural", suffix: str = "", rank: int | None = None
+) -> Inspection:
+    """Read headers and say what is there. Without the strategy of rank folders, shapes are those of one rank's shards.
+
+    Args:
+        rank: only the shards that this rank's file holds.
+    """
+    if rank is None and strategy:
+        return _of_catalog(open_source(Source(path, strategy, select, suffix)))
+    found = discover(path, select, suffix)
+    if not found.distributed:
+        return _of_catalog(open_source(Source(path, "", select, suffix)))
+    files = index_files(found)
+    return _of_rank(files, rank, path)
+
+
+def _of_rank(files: list[IndexedFile], rank: int | None, path: str) -> Inspection:
+    warnings: tuple[str, ...] = ()
+    if rank is None:
+        rank = files[0].rank
+        if len(files) > 1:
+            warnings = (f"no --strategy: shapes are those of the shards of rank {rank}",)
+    mine = [f for f in files if f.rank == rank]
+    if not mine:
+        ranks = f"{files[0].rank} to {files[-1].rank}"
+        raise CheckpointError(f"no file of rank {rank}", path, f"ranks {ranks} are there")
+    shown = _of_catalog(catalog([replace(f, rank=0) for f in mine], None))
+    return replace(shown, files=len(files), nbytes=sum(f.nbytes for f in files), ranks=len(files), warnings=warnings)
+
+
+def _of_catalog(source: Catalog) -> Inspection:
+    rows = []
+    for tensor in source.tensors.values():
+        copies = min((len(held) for held in tensor.cells.values()), default=0)
+        rows.append(
+            Row(
+                tensor.name,
+                tensor.spec.dtype,
+                tensor.spec.shape,
+                tensor.layout.sharding.parts,
+                copies,
+                len(tensor.missing()),
+            )
+        )
+    return Inspection(
+        len(source.files),
+        sum(f.nbytes for f in source.files),
+        len({f.rank for f in source.files}),
+        len(source.strategy.stages) if source.strategy else 1,
+        tuple(rows),
+        {name: next(iter(by_rank.values())) for name, by_rank in source.texts.items()},
+        source.warnings,
+    )
+
+
+def tensor_lines(found: Inspection) -> list[str]:
+    """The tensors as an aligned table, and strings below it."""
+    cells = [
+        (
+            row.name,
+            row.dtype,
+            "×".join(map(str, row.shape)) or "scalar",
+            "×".join(map(str, row.parts)) if prod(row.parts) > 1 else "whole",
+            f"{row.copies} copies" if row.copies != 1 else "1 copy",
+            f"{row.missing} of {prod(row.parts)} shards MISSING" if row.missing else "",
+        )
+        for row in found.tensors
+    ]
+    widths = [max((len(c[i]) for c in cells), default=0) for i in range(6)]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
+    return lines + [f"{name} = {text!r}" for name, text in found.texts.items()]

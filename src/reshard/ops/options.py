@@ -1,0 +1,78 @@
+"""The options of a conversion, as the command line and the Python interface take them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+from reshard.errors import UsageError
+from reshard.plan.bill import BUFFERS_A_WORKER
+from reshard.plan.decide import Missing
+from reshard.plan.names import NameRules
+from reshard.run.discover import Select
+
+_MAX_BLOCK_NBYTES = 8 << 20
+_MIN_BLOCK_NBYTES = 64 << 10
+_RESERVED_NBYTES = 96 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """All of them have the default of the command line.
+
+    Attributes:
+        src_strategy, dst_strategy: a strategy file or folder; empty for one full checkpoint.
+        format: ``ckpt`` or ``safetensors``; empty for what the target's name or else the source says.
+        ranks: make only these target ranks; None for all.
+        missing: ``drop`` leaves out tensors of which nobody can know what they should be.
+        names: which tensors to take and what to call them.
+        dtype: cast floating weights to this; optimizer states stay as they are.
+        max_shard_nbytes: a full safetensors checkpoint in parts of at most this, with an index.
+        check_replicas: read all replicas and refuse those that differ.
+        crc: check the CRC-32 of .ckpt sources that have one and write it into .ckpt targets.
+        checksum: compute xxh3-128 of what is written, for the manifest.
+        max_memory_nbytes: what the process may take; None for the default block size.
+    """
+
+    src_strategy: str = ""
+    dst_strategy: str = ""
+    format: str = ""
+    prefix: str = "checkpoint_"
+    select: Select = "natural"
+    suffix: str = ""
+    ranks: frozenset[int] | None = None
+    missing: Missing = "error"
+    names: NameRules = field(default_factory=NameRules)
+    dtype: str = ""
+    max_shard_nbytes: int | None = None
+    check_replicas: bool = False
+    crc: bool = False
+    checksum: bool = True
+    fsync: bool = True
+    workers: int = 0
+    max_memory_nbytes: int | None = None
+    resume: bool = False
+    overwrite: bool = False
+    verify: bool = False
+
+    def __post_init__(self) -> None:
+        if self.resume and self.overwrite:
+            raise UsageError("--resume and --overwrite contradict each other")
+        if self.missing not in ("error", "drop"):
+            raise UsageError(f"--missing {self.missing!r}", hint="one of: error, drop")
+
+    @property
+    def threads(self) -> int:
+        """Workers; 0 means what suits the machine."""
+        return self.workers or max(2, min(8, os.cpu_count() or 2))
+
+    @property
+    def block_nbytes(self) -> int:
+        """The largest block that keeps the promise of ``max_memory_nbytes``. Raises UsageError when none does."""
+        if self.max_memory_nbytes is None:
+            return _MAX_BLOCK_NBYTES
+        block = (self.max_memory_nbytes - _RESERVED_NBYTES) // (self.threads * BUFFERS_A_WORKER)
+        if block < _MIN_BLOCK_NBYTES:
+            least = _RESERVED_NBYTES + self.threads * BUFFERS_A_WORKER * _MIN_BLOCK_NBYTES
+            raise UsageError(f"--max-memory of {self.max_memory_nbytes:,} bytes is below the {least:,} needed")
+        return min(block, _MAX_BLOCK_NBYTES)

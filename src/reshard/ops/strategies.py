@@ -1,0 +1,97 @@
+"""Strategies: show, merge, compare by meaning."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from reshard.errors import StrategyError, UsageError
+from reshard.layout.tensor import Sharding
+from reshard.run.storage import write_whole
+from reshard.strategy.folder import encode, merge_stages, read_strategy
+from reshard.strategy.strategy import Entry, Strategy
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One tensor in one stage. ``parts``: into how many each dim is cut, optimizer shard included; ``replicas``:
+    ranks that hold the same.
+    """
+
+    name: str
+    stage: int
+    device_matrix: tuple[int, ...]
+    tensor_map: tuple[tuple[int, ...], ...]
+    opt_shard: int
+    parts: tuple[int, ...]
+    replicas: int
+
+    def __str__(self) -> str:
+        maps = [list(m) if len(m) > 1 else (m[0] if m else -1) for m in self.tensor_map]
+        opt = f"  optimizer shard {self.opt_shard}" if self.opt_shard else ""
+        cut = "×".join(map(str, self.parts)) if prod(self.parts) > 1 else "whole"
+        return (
+            f"stage {self.stage}  {self.name}  {cut}  {self.replicas} replicas  {list(self.device_matrix)} {maps}{opt}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    stages: int
+    devices: int
+    made: bool
+    rows: tuple[Row, ...]
+
+
+def show(path: str, pattern: str = "") -> Shown:
+    strategy = read_strategy(path)
+    rows = tuple(
+        _row(name, stage, entry if isinstance(entry, Sharding) else entry.sharding)
+        for stage, entries in enumerate(strategy.stages)
+        for name, entry in sorted(entries.items())
+        if re.search(pattern, name)
+    )
+    return Shown(len(strategy.stages), strategy.devices, strategy.made, rows)
+
+
+def _row(name: str, stage: int, sharding: Sharding) -> Row:
+    replicas = sharding.devices // prod(sharding.parts)
+    return Row(name, stage, sharding.device_matrix, sharding.tensor_map, sharding.opt_shard, sharding.parts, replicas)
+
+
+def merge(folder: str, out: str, *, overwrite: bool = False) -> str:
+    """Write the merged file of a folder's stages; says what was merged. Raises StrategyError, UsageError."""
+    if Path(out).exists() and not overwrite:
+        raise UsageError("the file exists", out, "give --overwrite, or another name")
+    merged = merge_stages(folder)
+    if Path(out).suffix != "." + merged.kind:
+        raise StrategyError(f"the strategies are .{merged.kind}", out, f"name the merged file *.{merged.kind}")
+    write_whole(Path(out), encode(merged, current_stage=1))
+    stages = {name.split("-", 1)[0] for name in merged.layouts}
+    return f"{out}: {len(merged.layouts)} tensors of {len(stages)} stages"
+
+
+def diff(a: str, b: str) -> list[str]:
+    """Lines that say where two strategies mean something else: the box of a tensor on some rank, or its stage."""
+    return list(_differences(read_strategy(a), read_strategy(b)))
+
+
+def _differences(a: Strategy, b: Strategy) -> Iterator[str]:
+    if (len(a.stages), a.devices) != (len(b.stages), b.devices):
+        yield f"{len(a.stages)} stages of {a.devices} ranks in A, {len(b.stages)} of {b.devices} in B"
+        return
+    for stage, (ours, theirs) in enumerate(zip(a.stages, b.stages, strict=True)):
+        for name in sorted(ours.keys() | theirs.keys()):
+            if name not in theirs or name not in ours:
+                yield f"stage {stage}  {name}: only in {'A' if name in ours else 'B'}"
+            elif _meaning(ours[name]) != _meaning(theirs[name]):
+                yield f"stage {stage}  {name}: cut differently"
+
+
+def _meaning(entry: Entry) -> tuple[object, ...]:
+    """What decides every rank's box whatever the shape. A flattened JSON entry is compared as it is flattened."""
+    sharding = entry if isinstance(entry, Sharding) else entry.sharding
+    return (sharding.parts, sharding.cells())

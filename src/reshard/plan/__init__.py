@@ -1,0 +1,1 @@
+"""Source index and target layouts → what to write and from where. Pure."""

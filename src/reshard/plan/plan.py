@@ -1,0 +1,199 @@
+"""The plan: numbers, names and paths that say which bytes make which files. It prints, diffs, saves as JSON and
+travels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import msgspec
+
+from reshard.errors import InputError, RunError
+from reshard.index import Extent, TensorSpec
+from reshard.layout.box import Box
+from reshard.layout.tensor import Layout
+
+SCHEMA = 1
+Fate = Literal["dropped", "absent"]
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """A file to read. Size and time of change tell at run time whether it is still the one that was planned."""
+
+    path: str
+    nbytes: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One box of a tensor, row-major, in the extents of one file; ``file`` counts the plan's or the task's files."""
+
+    file: int
+    box: Box
+    extents: tuple[Extent, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTensor:
+    """A tensor to write. ``spec`` is what the target gets, ``source_dtype`` what is read; the pieces tile the full
+    shape.
+    """
+
+    name: str
+    source_name: str
+    spec: TensorSpec
+    source_dtype: str
+    pieces: tuple[Piece, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Where a file holds its shard of a tensor; both numbers count in the plan."""
+
+    tensor: int
+    layout: int
+    extents: tuple[Extent, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FileForm:
+    """What files of one kind consist of: header pieces and slots, which cover ``nbytes`` exactly once."""
+
+    nbytes: int
+    header: tuple[tuple[int, bytes], ...]
+    slots: tuple[Slot, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedFile:
+    """A file to write, relative to the target folder; ``local_rank`` picks its boxes from the layouts."""
+
+    path: str
+    rank: int
+    local_rank: int
+    form: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """Names that do not reach the target, and why."""
+
+    fate: Fate
+    reason: str
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to write and from where.
+
+    Attributes:
+        tensors: those that the planned files need; one whose value differs from rank to rank stands there once a
+            source rank.
+        files: those of the target ranks that were asked for.
+        world: ranks of the whole target.
+        identity: names the conversion; runs of the same identity may fill one target together, whatever ranks each
+            makes.
+    """
+
+    sources: tuple[SourceFile, ...]
+    layouts: tuple[Layout, ...]
+    tensors: tuple[PlannedTensor, ...]
+    forms: tuple[FileForm, ...]
+    files: tuple[PlannedFile, ...]
+    left_out: tuple[LeftOut, ...] = ()
+    warnings: tuple[str, ...] = ()
+    world: int = 1
+    crc: bool = False
+    identity: str = ""
+    schema: int = SCHEMA
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes to write, headers included."""
+        return sum(self.forms[f.form].nbytes for f in self.files)
+
+    @property
+    def tensor_nbytes(self) -> int:
+        """Bytes of tensors to write."""
+        sizes = [sum(e.nbytes for slot in form.slots for e in slot.extents) for form in self.forms]
+        return sum(sizes[f.form] for f in self.files)
+
+    def box(self, file: PlannedFile, slot: Slot) -> Box:
+        """The box of a slot's tensor that a file holds."""
+        return self.layouts[slot.layout].box(file.local_rank)
+
+    def to_json(self) -> bytes:
+        return msgspec.json.encode(self)
+
+
+def plan_from_json(data: bytes) -> Plan:
+    """Raises InputError for anything that is not a plan of this schema."""
+    try:
+        plan = msgspec.json.decode(data, type=Plan)
+    except msgspec.MsgspecError as error:
+        raise InputError(f"not a plan: {error}") from None
+    if plan.schema != SCHEMA:
+        raise InputError(f"plan of schema {plan.schema}, this release reads {SCHEMA}")
+    return plan
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """The making of one tensor's target pieces from its source pieces; ``shape`` is the full shape."""
+
+    name: str
+    shape: tuple[int, ...]
+    source_dtype: str
+    target_dtype: str
+    sources: tuple[Piece, ...]
+    targets: tuple[Piece, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFile:
+    path: str
+    nbytes: int
+    header: tuple[tuple[int, bytes], ...]
+    crc: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A read group: files that the same source blocks feed. It needs nothing but itself to run."""
+
+    number: int
+    sources: tuple[SourceFile, ...]
+    files: tuple[TaskFile, ...]
+    moves: tuple[Move, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Bytes written in one go and their xxh3-128, hexadecimal."""
+
+    offset: int
+    nbytes: int
+    xxh3: str
+
+
+@dataclass(frozen=True, slots=True)
+class FileResult:
+    path: str
+    nbytes: int
+    runs: tuple[Run, ...]
+    read_nbytes: int = 0
+
+
+def check_runs(result: FileResult) -> None:
+    """Every byte of the file was written exactly once. Raises RunError: this is the last guard before a rename."""
+    at = 0
+    for run in sorted(result.runs, key=lambda r: (r.offset, r.nbytes)):
+        if run.offset != at:
+            raise RunError(f"bytes {min(at, run.offset)} to {max(at, run.offset)} written twice or never", result.path)
+        at += run.nbytes
+    if at != result.nbytes:
+        raise RunError(f"{at} of {result.nbytes} bytes written", result.path)

@@ -1,0 +1,65 @@
+"""A plan → read groups: files that the same source blocks feed, so that each block is read once for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from reshard.layout.box import Box
+from reshard.plan.plan import Move, Piece, Plan, PlannedFile, Task, TaskFile
+
+MAX_FILES = 128
+"""Files of one task: all are open at once."""
+
+
+def tasks(plan: Plan) -> Iterator[Task]:
+    """The tasks of a plan, each made when asked for. Every file of the plan is in exactly one."""
+    for number, files in enumerate(groups(plan)):
+        yield _task(plan, number, files)
+
+
+def groups(plan: Plan) -> list[list[PlannedFile]]:
+    """Files by the tensors that they hold, up to MAX_FILES together."""
+    by_tensors: dict[tuple[str, ...], list[PlannedFile]] = {}
+    names = [tuple(plan.tensors[s.tensor].name for s in form.slots) for form in plan.forms]
+    for file in plan.files:
+        by_tensors.setdefault(names[file.form], []).append(file)
+    return [files[i : i + MAX_FILES] for files in by_tensors.values() for i in range(0, len(files), MAX_FILES)]
+
+
+def _task(plan: Plan, number: int, files: list[PlannedFile]) -> Task:
+    targets: dict[int, list[Piece]] = {}
+    for i, file in enumerate(files):
+        for slot in plan.forms[file.form].slots:
+            targets.setdefault(slot.tensor, []).append(Piece(i, plan.box(file, slot), slot.extents))
+    used: dict[int, int] = {}
+    moves = []
+    for tensor, pieces in targets.items():
+        planned = plan.tensors[tensor]
+        sources = [Piece(used.setdefault(p.file, len(used)), p.box, p.extents) for p in _needed(planned.pieces, pieces)]
+        moves.append(
+            Move(
+                planned.name,
+                planned.spec.shape,
+                planned.source_dtype,
+                planned.spec.dtype,
+                tuple(sources),
+                tuple(pieces),
+            )
+        )
+    made = tuple(TaskFile(f.path, plan.forms[f.form].nbytes, plan.forms[f.form].header, plan.crc) for f in files)
+    return Task(number, tuple(plan.sources[i] for i in used), made, tuple(moves))
+
+
+def _needed(sources: tuple[Piece, ...], targets: list[Piece]) -> Iterator[Piece]:
+    """Source pieces that meet the hull of the target boxes."""
+    hull = hull_of(targets)
+    for piece in sources:
+        if hull == piece.box or (piece.box & hull).size:
+            yield piece
+
+
+def hull_of(pieces: list[Piece] | tuple[Piece, ...]) -> Box:
+    hull = pieces[0].box
+    for piece in pieces[1:]:
+        hull = hull.hull(piece.box)
+    return hull

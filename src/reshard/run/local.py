@@ -1,0 +1,65 @@
+"""The local executor: threads over the jobs of read groups, the next group begun while the last one is named."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from reshard.plan.plan import FileResult, Task
+from reshard.run.storage import Disk, Storage
+from reshard.run.task import OnBytes, Settings, TaskRun
+
+_TASKS_AT_ONCE = 2
+
+
+class Executor(Protocol):
+    """A parallel map over tasks, and nothing else."""
+
+    def run(self, tasks: Iterable[Task]) -> Iterator[list[FileResult]]:
+        """Give the results of each task when its files are whole. The first error stops all and is raised."""
+        ...
+
+
+def _ignore(nbytes: int) -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class LocalExecutor:
+    settings: Settings
+    workers: int = 2
+    on_bytes: OnBytes = _ignore
+    storage: Storage = field(default_factory=Disk)
+
+    def run(self, tasks: Iterable[Task]) -> Iterator[list[FileResult]]:
+        stopped = threading.Event()
+        under_way: deque[tuple[TaskRun, list[Future[None]]]] = deque()
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="reshard")
+        try:
+            for task in tasks:
+                run = TaskRun(task, self.storage, self.settings, self.on_bytes)
+                under_way.append((run, []))
+                under_way[-1][1].extend(pool.submit(run.job, lot, stopped) for lot in run.jobs())
+                if len(under_way) == _TASKS_AT_ONCE:
+                    yield self._finish(under_way)
+            while under_way:
+                yield self._finish(under_way)
+        finally:
+            stopped.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+            for run, _ in under_way:
+                run.abandon()
+
+    @staticmethod
+    def _finish(under_way: deque[tuple[TaskRun, list[Future[None]]]]) -> list[FileResult]:
+        run, futures = under_way[0]
+        done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+        for future in done:
+            future.result()
+        results = run.commit()
+        under_way.popleft()
+        return results

@@ -1,0 +1,130 @@
+"""Blocks of a move → the bytes of each target piece, read once and handed on in order."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from reshard.dtypes import numpy_dtype
+from reshard.errors import CheckpointError
+from reshard.layout.box import Box
+from reshard.plan.blocks import Access, Block, Blocks
+from reshard.plan.plan import Move, SourceFile
+from reshard.run.storage import ReadFile, Storage
+
+Sink = Callable[[Access, memoryview], None]
+"""Takes the bytes of one access to a target piece. They are valid during the call only."""
+
+Array = npt.NDArray[Any]
+_PLAIN: dict[int, np.dtype[Any]] = {1: np.dtype("u1"), 2: np.dtype("u2"), 4: np.dtype("u4"), 8: np.dtype("u8")}
+
+
+class Sources:
+    """The source files of a task, each opened when first read, and checked to be the file that was planned."""
+
+    def __init__(self, storage: Storage, files: tuple[SourceFile, ...]) -> None:
+        self._storage = storage
+        self._files = files
+        self._open: dict[int, ReadFile] = {}
+        self._lock = threading.Lock()
+        self.read_nbytes = 0
+
+    def read_into(self, access: Access, buffer: memoryview) -> None:
+        file = self._file(access.file)
+        at = 0
+        for extent in access.ranges:
+            file.read_into(extent.offset, buffer[at : at + extent.nbytes])
+            at += extent.nbytes
+        with self._lock:
+            self.read_nbytes += at
+
+    def _file(self, number: int) -> ReadFile:
+        with self._lock:
+            file = self._open.get(number)
+            if file is None:
+                planned = self._files[number]
+                file = self._open[number] = self._storage.open(planned.path)
+                if (file.nbytes, file.mtime_ns) != (planned.nbytes, planned.mtime_ns):
+                    raise CheckpointError(
+                        "the file changed after it was planned",
+                        planned.path,
+                        "start again when nothing writes it",
+                    )
+            return file
+
+    def check(self, number: int) -> None:
+        """Raises CheckpointError where a file is not the one that was planned."""
+        self._file(number)
+
+    def close(self) -> None:
+        with self._lock:
+            while self._open:
+                self._open.popitem()[1].close()
+
+
+class Scratch(threading.local):
+    """Buffers that a thread keeps, so that memory is neither zeroed nor faulted in again for every block."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Array] = {}
+
+    def take(self, use: str, nbytes: int) -> Array:
+        """Bytes to write to; what they held before is lost."""
+        buffer = self._buffers.get(use)
+        if buffer is None or buffer.nbytes < nbytes:
+            buffer = self._buffers[use] = np.empty(max(nbytes, 1 << 20), np.uint8)
+        return buffer[:nbytes]
+
+
+class Mover:
+    """Carries out one move, any of its blocks in any thread."""
+
+    def __init__(self, move: Move, sources: Sources, scratch: Scratch, block_nbytes: int) -> None:
+        self.blocks = Blocks(move, block_nbytes)
+        self._sources = sources
+        self._scratch = scratch
+        self._source = numpy_dtype(move.source_dtype)
+        self._target = numpy_dtype(move.target_dtype)
+        self._plain: np.dtype[Any] = _PLAIN[self._source.itemsize]
+
+    def run(self, numbers: Iterable[int], sink: Sink) -> None:
+        """Give ``sink`` the bytes of these blocks. In rising order they reach each target piece from front to back."""
+        for number in numbers:
+            block = self.blocks[number]
+            if block.writes:
+                slab = self._gather(block)
+                for write in block.writes:
+                    sink(write, self._cut(slab, block.box, write))
+
+    def _gather(self, block: Block) -> Array:
+        """The block's elements, from all its source pieces; plain unsigned integers of the source's size."""
+        slab = self._scratch.take("slab", block.box.size * self._plain.itemsize).view(self._plain)
+        slab = slab.reshape(block.box.shape)
+        for read in block.reads:
+            part = read.box & block.box
+            region = slab[part.within(block.box)]
+            if part == read.box and region.flags.c_contiguous:
+                self._sources.read_into(read, region.reshape(-1).view(np.uint8).data)
+                continue
+            wide = self._scratch.take("read", read.box.size * self._plain.itemsize)
+            self._sources.read_into(read, wide.data)
+            region[...] = wide.view(self._plain).reshape(read.box.shape)[part.within(read.box)]
+        return slab
+
+    def _cut(self, slab: Array, box: Box, write: Access) -> memoryview:
+        """The bytes of a target access, in its dtype."""
+        region = slab[write.box.within(box)]
+        if self._source != self._target:
+            out = self._scratch.take("write", write.box.size * self._target.itemsize).view(self._target)
+            with np.errstate(over="ignore", invalid="ignore"):
+                out.reshape(region.shape)[...] = region.view(self._source)
+            return out.view(np.uint8).data
+        if not region.flags.c_contiguous:
+            out = self._scratch.take("write", region.nbytes).view(self._plain)
+            out.reshape(region.shape)[...] = region
+            region = out
+        return region.reshape(-1).view(np.uint8).data

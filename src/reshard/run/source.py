@@ -1,0 +1,127 @@
+"""Opening a checkpoint: its files' headers, joined with its strategy; the comparison of what only bytes can settle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from reshard.dtypes import ITEMSIZE
+from reshard.errors import CheckpointError, FormatError, UsageError
+from reshard.formats.registry import format_of
+from reshard.plan.blocks import cut_extents
+from reshard.plan.catalog import Catalog, Held, IndexedFile, Tensor, catalog
+from reshard.run.discover import Found, Select, discover
+from reshard.run.storage import DiskFile
+from reshard.strategy.folder import read_strategy
+
+_THREADS = 8
+_BLOCK_NBYTES = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What a user names as a checkpoint: a path, the strategy it was saved with, and which file of several."""
+
+    path: str
+    strategy: str = ""
+    select: Select = "natural"
+    suffix: str = ""
+
+
+def open_source(source: Source) -> Catalog:
+    """Read headers and strategy. Raises InputError with what is missing or contradictory."""
+    found = discover(source.path, source.select, source.suffix)
+    strategy = read_strategy(source.strategy) if source.strategy else None
+    if strategy is not None and not found.distributed and strategy.world > 1:
+        raise UsageError(
+            f"a strategy of {strategy.world} ranks was given for one full checkpoint",
+            where=source.path,
+            hint="leave --src-strategy out, or give the folder that holds rank_0, rank_1, …",
+        )
+    _check_lone_ranks(found, has_strategy=strategy is not None)
+    files = index_files(found)
+    made = catalog(files, strategy)
+    return replace(made, warnings=(*found.warnings, *made.warnings))
+
+
+def _check_lone_ranks(found: Found, *, has_strategy: bool) -> None:
+    """Without a strategy only rank_0 alone is a whole checkpoint."""
+    if has_strategy or not found.distributed or [rank for rank, _ in found.files] == [0]:
+        return
+    raise CheckpointError(
+        f"{len(found.files)} rank folders and no strategy: nobody can know how the tensors were cut",
+        found.path,
+        "give --src-strategy: the strategy file or folder that the job saved",
+    )
+
+
+def index_files(found: Found) -> list[IndexedFile]:
+    """The headers of all files, read by several threads. Raises FormatError naming the file."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(lambda ranked: _index(*ranked), found.files))
+
+
+def _index(rank: int, path: str) -> IndexedFile:
+    form = format_of(path)
+    if form is None:
+        raise FormatError("not a weight file by its name", path)
+    file = DiskFile(path)
+    try:
+        contents = form.read_index(file)
+    except FormatError as error:
+        raise FormatError(error.message, path, error.hint) from error
+    finally:
+        file.close()
+    return IndexedFile(path, file.nbytes, file.mtime_ns, rank, form.name, contents)
+
+
+def agreements(source: Catalog, names: Iterable[Tensor]) -> dict[str, bool]:
+    """Whether all ranks that hold a tensor hold the same bytes, by reading them."""
+    return {tensor.name: all(_equal(source, held) for held in tensor.cells.values()) for tensor in names}
+
+
+def _equal(source: Catalog, held: tuple[Held, ...]) -> bool:
+    return all(first_difference(source, held[0], other) is None for other in held[1:])
+
+
+def first_difference(source: Catalog, a: Held, b: Held) -> int | None:
+    """The first byte at which two equally long shards differ; None when they are equal."""
+    left, right = DiskFile(source.files[a.file].path), DiskFile(source.files[b.file].path)
+    try:
+        for start in range(0, a.stored.spec.nbytes, _BLOCK_NBYTES):
+            nbytes = min(_BLOCK_NBYTES, a.stored.spec.nbytes - start)
+            one = _read(left, a, start, nbytes)
+            two = _read(right, b, start, nbytes)
+            if one != two:
+                return start + next(i for i in range(nbytes) if one[i] != two[i])
+        return None
+    finally:
+        left.close()
+        right.close()
+
+
+def _read(file: DiskFile, held: Held, start: int, nbytes: int) -> bytes:
+    extents = cut_extents(held.stored.extents, start, nbytes)
+    return b"".join(file.read(e.offset, e.nbytes) for e in extents)
+
+
+def replica_faults(source: Catalog) -> list[str]:
+    """One line for each shard of which two ranks hold different bytes: tensor, ranks, first element that differs."""
+    faults = []
+    for tensor in source.tensors.values():
+        for held in tensor.cells.values():
+            for other in held[1:]:
+                at = first_difference(source, held[0], other)
+                if at is not None:
+                    ranks = [source.files[h.file].rank for h in (held[0], other)]
+                    element = at // ITEMSIZE[tensor.spec.dtype]
+                    faults.append(f"{tensor.name}: rank {ranks[0]} and rank {ranks[1]} differ at element {element}")
+    return faults
+
+
+def is_inside(path: str | Path, folder: str | Path) -> bool:
+    """Whether a path lies in a folder or is the folder, links followed."""
+    resolved, outer = Path(path).resolve(), Path(folder).resolve()
+    return resolved == outer or outer in resolved.parents

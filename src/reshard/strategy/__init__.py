@@ -1,0 +1,1 @@
+"""Strategy files: readers and writers of layouts."""

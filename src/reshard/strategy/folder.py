@@ -1,0 +1,194 @@
+"""Strategy files and folders of them → one Strategy; merging of the stages of a pipeline."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from reshard.errors import StorageError, StrategyError, listed
+from reshard.layout.tensor import Sharding
+from reshard.strategy.file import STAGE_PREFIX, LayoutItem, Operator, StrategyFile
+from reshard.strategy.json_file import read_json, write_json
+from reshard.strategy.protobuf import read_protobuf, write_protobuf
+from reshard.strategy.strategy import Entry, Strategy
+
+_RANK = re.compile(r"_rank_(\d+)\.(?:ckpt|json)$")
+
+
+def read_strategy(path: str | Path) -> Strategy:
+    """Read a strategy file (.ckpt or .json) or a folder of per-rank files. Raises StrategyError, StorageError."""
+    path = Path(path)
+    if path.is_dir():
+        return _from_stages(stage_files(path), str(path))
+    file = _read_file(path)
+    if file.merged:
+        return _from_merged(file)
+    if file.stage != 0:
+        raise StrategyError(
+            f"the file describes pipeline stage {file.stage} alone",
+            where=str(path),
+            hint="give the folder with the files of all stages, or their merged file",
+        )
+    return _from_stages({0: file}, str(path))
+
+
+def merge_stages(folder: str | Path) -> StrategyFile:
+    """The per-rank files of a folder as one file of all stages, names as ``0-name``. Raises StrategyError."""
+    stages = stage_files(Path(folder))
+    _from_stages(stages, str(folder))
+    layouts: dict[str, LayoutItem] = {}
+    operators: dict[str, Operator] = {}
+    for stage, file in stages.items():
+        layouts |= {f"{stage}-{name}": item for name, item in file.layouts.items()}
+        operators |= {f"{stage}-{op.name}": op for op in file.operators}
+    return StrategyFile(str(folder), stages[0].kind, tuple(operators.values()), layouts)
+
+
+def encode(file: StrategyFile, current_stage: int) -> bytes:
+    """The bytes of a strategy file in its own encoding."""
+    write = write_json if file.kind == "json" else write_protobuf
+    return write(file.operators, file.layouts, current_stage)
+
+
+def stage_files(folder: Path) -> Mapping[int, StrategyFile]:
+    """One file for each stage, by what the files say; equal ones and an old merged one are passed over."""
+    if not folder.is_dir():
+        raise StrategyError("no such folder", where=str(folder))
+    paths = sorted(p for p in folder.iterdir() if p.suffix == ".ckpt" or is_strategy_json(p))
+    if not paths:
+        raise StrategyError("no strategy file (.ckpt or .json) in the folder", where=str(folder))
+    if len({p.suffix for p in paths}) > 1:
+        raise StrategyError(
+            "both .ckpt and .json strategies in the folder",
+            where=str(folder),
+            hint="keep one kind, or name one file",
+        )
+    files = list(_distinct(paths))
+    single = [f for f in files if not f.merged]
+    if not single:
+        if len(files) > 1:
+            raise _mixed(folder, [files[0].path, files[1].path])
+        return _split(files[0])
+    stages: dict[int, StrategyFile] = {}
+    for file in single:
+        known = stages.setdefault(file.stage, file)
+        if known.entries() != file.entries():
+            raise _mixed(folder, [known.path, file.path])
+    _check_ranks(folder, paths, single, stages)
+    return dict(sorted(stages.items()))
+
+
+def is_strategy_json(path: Path) -> bool:
+    """Whether a file is a JSON strategy and not any other JSON that lies beside."""
+    return path.suffix == ".json" and b'"parallel_layout_item"' in _read_bytes(path)
+
+
+def _distinct(paths: Iterable[Path]) -> Iterable[StrategyFile]:
+    """Files of equal bytes are read once: the ranks of a stage write the same."""
+    seen: set[bytes] = set()
+    for path in paths:
+        data = _read_bytes(path)
+        if data not in seen:
+            seen.add(data)
+            yield _decode(data, path)
+
+
+def _check_ranks(
+    folder: Path, paths: list[Path], files: list[StrategyFile], stages: Mapping[int, StrategyFile]
+) -> None:
+    """A file named for rank r must describe the stage that r is in, else the files are of two jobs."""
+    devices = _devices(stages[min(stages)])
+    faults = []
+    for file in files:
+        found = _RANK.search(file.path)
+        if found and file.operators and int(found[1]) // devices != file.stage:
+            faults.append(f"{Path(file.path).name} describes stage {file.stage} of {devices} ranks a stage")
+    world = devices * len(stages)
+    for path in paths:
+        found = _RANK.search(path.name)
+        if found and int(found[1]) >= world and max(stages) == len(stages) - 1:
+            faults.append(f"{path.name}: the stages found have ranks 0 to {world - 1}")
+    if faults:
+        raise StrategyError(
+            "the files are not of one job:\n" + listed(faults),
+            where=str(folder),
+            hint="keep the files of one job",
+        )
+
+
+def _mixed(folder: Path, paths: list[str]) -> StrategyError:
+    names = " and ".join(Path(p).name for p in paths)
+    return StrategyError(
+        f"two strategies are mixed: {names} contradict each other",
+        where=str(folder),
+        hint="keep the files of one job in the folder, or name one merged file",
+    )
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise StrategyError("no such file or folder", where=str(path)) from None
+    except OSError as error:
+        raise StorageError(error.strerror or str(error), where=str(path)) from error
+
+
+def _read_file(path: Path) -> StrategyFile:
+    return _decode(_read_bytes(path), path)
+
+
+def _decode(data: bytes, path: Path) -> StrategyFile:
+    return (read_json if path.suffix == ".json" else read_protobuf)(data, str(path))
+
+
+def _split(file: StrategyFile) -> Mapping[int, StrategyFile]:
+    """A merged file as one file for each stage."""
+    layouts: dict[int, dict[str, LayoutItem]] = {}
+    for full_name, item in file.layouts.items():
+        found = STAGE_PREFIX.fullmatch(full_name)
+        if found:
+            layouts.setdefault(int(found[1]), {})[found[2]] = item
+    return {
+        stage: StrategyFile(file.path, file.kind, tuple(op for op in file.operators if op.stage == stage), items)
+        for stage, items in sorted(layouts.items())
+    }
+
+
+def _from_merged(file: StrategyFile) -> Strategy:
+    return _from_stages(_split(file), file.path)
+
+
+def _from_stages(stages: Mapping[int, StrategyFile], where: str) -> Strategy:
+    missing = [str(s) for s in range(max(stages) + 1) if s not in stages]
+    if missing:
+        raise StrategyError(
+            f"pipeline stages {', '.join(map(str, sorted(stages)))} found, {', '.join(missing)} missing",
+            where=where,
+            hint="bring the strategy files of one rank of every stage together",
+        )
+    devices = {_devices(file) for file in stages.values()}
+    if len(devices) > 1:
+        raise StrategyError(
+            f"stages of different size: {sorted(devices)} ranks",
+            where=where,
+            hint="are the files of one job?",
+        )
+    made = any(file.made for file in stages.values())
+    return Strategy(tuple(file.entries() for file in stages.values()), devices.pop(), where, made)
+
+
+def _devices(file: StrategyFile) -> int:
+    """Ranks of the stage that a file describes: what every device matrix in it multiplies to."""
+    counts: dict[int, str] = {}
+    for name, entry in file.entries().items():
+        counts.setdefault(_sharding_of(entry).devices, name)
+    if len(counts) > 1:
+        (a, first), (b, second) = list(counts.items())[:2]
+        raise StrategyError(f"{first!r} is laid out on {a} ranks, {second!r} on {b}", where=file.path)
+    return next(iter(counts))
+
+
+def _sharding_of(entry: Entry) -> Sharding:
+    return entry if isinstance(entry, Sharding) else entry.sharding
