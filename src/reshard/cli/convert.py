@@ -97,8 +97,8 @@ def run(src: str, dst: str, given: dict[str, Any], *, dry_run: bool, json: bool,
 def bill_lines(bill: Bill) -> list[str]:
     amplification = bill.read_nbytes / bill.needed_nbytes if bill.needed_nbytes else 1.0
     lines = [
-        f"reads    {shown_nbytes(bill.read_nbytes)} of {bill.source_files:,} files ({shown_nbytes(bill.source_nbytes)}); "
-        f"{amplification:.2f} × what is needed",
+        f"reads    {shown_nbytes(bill.read_nbytes)} of the {shown_nbytes(bill.source_nbytes)} in {bill.source_files:,} "
+        f"files; {amplification:.2f} × what is needed",
         f"writes   {shown_nbytes(bill.written_nbytes)} to {bill.target_files:,} files, "
         f"{shown_nbytes(bill.smallest_file_nbytes)} to {shown_nbytes(bill.largest_file_nbytes)} each",
         f"tensors  {bill.tensors:,}",

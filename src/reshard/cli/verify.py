@@ -75,6 +75,5 @@ def verify(
     if json:
         say_json(result)
     elif not quiet:
-        say(
-            f"{paths[1]} holds {result.tensors} tensors of {paths[0]}, {shown_nbytes(result.nbytes)} compared, all equal"
-        )
+        compared = f"{result.tensors} tensors, {shown_nbytes(result.nbytes)}"
+        say(f"{paths[1]} holds exactly {paths[0]}: {compared} compared, all equal")

@@ -1,0 +1,48 @@
+# Every target sets up what it needs; `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+MS_VENV := .venv-mindspore
+BIN := $(VENV)/bin
+
+.PHONY: help setup demo test test-oracle test-numpy1 bench lint format clean
+
+help:
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/'
+
+$(VENV)/ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q -e '.[dev]'
+	touch $@
+
+$(MS_VENV)/ready: Makefile
+	$(PYTHON) -m venv $(MS_VENV)
+	$(MS_VENV)/bin/python -m pip install -q --upgrade pip
+	$(MS_VENV)/bin/python -m pip install -q mindspore==2.7.2 safetensors==0.5.3 'numpy<2' setuptools
+	touch $@
+
+setup: $(VENV)/ready ## make .venv with reshard and its development tools
+
+demo: setup ## cut, re-cut and merge real weights, and prove the result
+	$(BIN)/python demo/demo.py
+
+test: setup ## all tests that need neither MindSpore nor a network
+	$(BIN)/python -m pytest
+
+test-oracle: setup $(MS_VENV)/ready ## MindSpore judges what we write and read
+	$(BIN)/python -m pytest -m oracle tests/oracle --mindspore $(MS_VENV)/bin/python
+
+lint: setup ## ruff and mypy
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: setup ## let ruff rewrite
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: setup ## time conversions against cp
+	$(BIN)/python bench/run.py
+
+clean: ## remove what make made
+	rm -rf $(VENV) $(MS_VENV) demo/out bench/out
