@@ -67,13 +67,28 @@ class Contents:
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
-    """A new file laid out: ``nbytes`` long, ``pieces`` of header at their offsets, and the holes where each
-    tensor's bytes go.
+class Seal:
+    """The end of a file that vouches for the rest: ``mark``, then the CRC-32 of all bytes before it, big-endian."""
 
-    Pieces and holes together cover the file exactly once.
+    mark: bytes
+    crc_nbytes: int
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.mark) + self.crc_nbytes
+
+    def bytes_for(self, crc: int) -> bytes:
+        return self.mark + crc.to_bytes(self.crc_nbytes, "big")
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A new file laid out: header pieces at their offsets, the holes where each tensor's bytes go, and a seal.
+
+    Pieces, holes and seal together cover ``nbytes`` exactly once.
     """
 
     nbytes: int
     pieces: tuple[tuple[int, bytes], ...]
     holes: Mapping[str, tuple[Extent, ...]]
+    seal: Seal | None = None

@@ -18,7 +18,7 @@ from math import prod
 from reshard.dtypes import ITEMSIZE
 from reshard.errors import FormatError
 from reshard.formats.base import ByteRanges
-from reshard.index import Contents, Extent, Frame, Stored, TensorSpec
+from reshard.index import Contents, Extent, Frame, Seal, Stored, TensorSpec
 from reshard.wire import BYTES, VARINT, bytes_field, bytes_head, read_varint, signed, varint_field
 
 _TYPES = {
@@ -28,31 +28,27 @@ _TYPES = {
 }  # fmt: skip
 _NAMES = {dtype: name for name, dtype in _TYPES.items()}
 _ENCRYPTED = {0x7F3A5ED8: "AES-GCM", 0x7F3A5ED9: "AES-CBC", 0x7F3A5EDA: "SM4-CBC"}
-CRC_MARK = b"crc_num"
-CRC_TAIL_NBYTES = 17
+_SEAL = Seal(b"crc_num", 10)
 _MAX_DIMS = 64
 _MAX_NAME_NBYTES = 65536
 _WINDOW_NBYTES = 16384
 
 
-def crc_tail(crc: int) -> bytes:
-    """The tail that holds the CRC-32 of the file before it."""
-    return CRC_MARK + crc.to_bytes(10, "big")
-
-
-def stored_crc(source: ByteRanges) -> int | None:
-    """The CRC-32 that the file's tail states, None without a tail."""
-    if source.nbytes < CRC_TAIL_NBYTES:
+def stored_crc(source: ByteRanges) -> tuple[int, int] | None:
+    """The CRC-32 that the file's tail states and of how many bytes; None without a tail."""
+    content = source.nbytes - _SEAL.nbytes
+    if content < 0:
         return None
-    tail = source.read(source.nbytes - CRC_TAIL_NBYTES, CRC_TAIL_NBYTES)
-    return int.from_bytes(tail[len(CRC_MARK) :], "big") if tail.startswith(CRC_MARK) else None
+    tail = source.read(content, _SEAL.nbytes)
+    return (int.from_bytes(tail[len(_SEAL.mark) :], "big"), content) if tail.startswith(_SEAL.mark) else None
 
 
 @dataclass(frozen=True, slots=True)
 class MindSporeCkpt:
-    """``slice_nbytes``: a tensor longer than this is stored in pieces, as MindSpore does."""
+    """``slice_nbytes``: a tensor longer than this is stored in pieces, as MindSpore does; ``crc``: seal new files."""
 
     slice_nbytes: int = 512 << 20
+    crc: bool = False
     name: str = "ckpt"
     suffix: str = ".ckpt"
 
@@ -60,7 +56,8 @@ class MindSporeCkpt:
         if source.nbytes == 0:
             raise FormatError("the file is empty", hint="copy the file again")
         _refuse_encrypted(source)
-        end = source.nbytes - (CRC_TAIL_NBYTES if stored_crc(source) is not None else 0)
+        sealed = stored_crc(source)
+        end = sealed[1] if sealed else source.nbytes
         cursor = _Cursor(source, end)
         values: dict[str, list[_Value]] = {}
         last = ""
@@ -97,7 +94,8 @@ class MindSporeCkpt:
             piece = _head(name, (0,), "str", len(content)) + content
             pieces.append((at, piece))
             at += len(piece)
-        return Frame(at, tuple(pieces), holes)
+        seal = _SEAL if self.crc else None
+        return Frame(at + (seal.nbytes if seal else 0), tuple(pieces), holes, seal)
 
 
 def _head(tag: str, dims: tuple[int, ...], dtype: str, nbytes: int) -> bytes:

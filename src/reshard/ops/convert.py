@@ -8,9 +8,9 @@ import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from reshard.errors import CheckpointError, DifferenceError, listed
+from reshard.errors import CheckpointError, DifferenceError, UsageError, listed
 from reshard.formats.base import Format
-from reshard.formats.mindspore_ckpt import CRC_TAIL_NBYTES, stored_crc
+from reshard.formats.mindspore_ckpt import MindSporeCkpt, stored_crc
 from reshard.formats.registry import format_named, format_of
 from reshard.ops.observer import Observer
 from reshard.ops.options import Options
@@ -66,7 +66,6 @@ def plan_from(source: Catalog, dst: str, options: Options) -> Plan:
         single=Path(dst).name if single else "",
         max_part_nbytes=options.max_shard_nbytes,
         dtype=options.dtype,
-        crc=options.crc,
     )
     agreed = agreements(source, (t for t in source.unlaid() if options.names.takes(t.name)))
     return make_plan(source, target, Choices(options.names, options.missing, agreed))
@@ -144,12 +143,10 @@ def _fill(plan: Plan, place: Place, options: Options, observer: Observer) -> tup
 def _target_format(single: str, source: Catalog, options: Options) -> Format:
     """What is asked for, what the file's name says, or the format of the source."""
     by_name = format_of(single) if single else None
-    if options.format:
-        asked = format_named(options.format)
-        if by_name and by_name.name != asked.name:
-            raise CheckpointError(f"the target is named {single!r} and --format is {asked.name}", hint="drop one")
-        return asked
-    return by_name or format_named(source.files[0].format)
+    made = format_named(options.format) if options.format else by_name or format_named(source.files[0].format)
+    if by_name and by_name.name != made.name:
+        raise UsageError(f"the target is named {single!r} and --format is {made.name}", hint="drop one of them")
+    return replace(made, crc=True) if options.crc and isinstance(made, MindSporeCkpt) else made
 
 
 def _refuse_replicas(source: Catalog) -> None:
@@ -170,7 +167,7 @@ def _check_crcs(source: Catalog) -> None:
         disk = DiskFile(file.path)
         try:
             stated = stored_crc(disk)
-            if stated is not None and stated != _crc(disk, disk.nbytes - CRC_TAIL_NBYTES):
+            if stated is not None and stated[0] != _crc(disk, stated[1]):
                 faults.append(file.path)
         finally:
             disk.close()

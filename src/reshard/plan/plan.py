@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 
 from reshard.errors import InputError, RunError
-from reshard.index import Extent, TensorSpec
+from reshard.index import Extent, Seal, TensorSpec
 from reshard.layout.box import Box
 from reshard.layout.tensor import Layout
 
@@ -65,6 +65,7 @@ class FileForm:
     nbytes: int
     header: tuple[tuple[int, bytes], ...]
     slots: tuple[Slot, ...]
+    seal: Seal | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,6 @@ class Plan:
     left_out: tuple[LeftOut, ...] = ()
     warnings: tuple[str, ...] = ()
     world: int = 1
-    crc: bool = False
     identity: str = ""
     schema: int = SCHEMA
 
@@ -158,7 +158,7 @@ class TaskFile:
     path: str
     nbytes: int
     header: tuple[tuple[int, bytes], ...]
-    crc: bool
+    seal: Seal | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,6 @@ class Target:
         single: the name of the one file of a full checkpoint, in place of ``rank_0/{prefix}0{suffix}``.
         max_part_nbytes: a full checkpoint in several parts of at most this, with an index of names.
         dtype: floating weights are cast to this.
-        crc: end .ckpt files with their CRC-32.
     """
 
     strategy: Strategy | None
@@ -44,7 +43,6 @@ class Target:
     single: str = ""
     max_part_nbytes: int | None = None
     dtype: str = ""
-    crc: bool = False
 
     def __post_init__(self) -> None:
         if "/" in self.prefix or "\0" in self.prefix:
@@ -112,7 +110,6 @@ class _Planner:
             self.decisions.left_out,
             tuple(self.warnings),
             self.target.world,
-            self.target.crc,
             self._identity(),
         )
 
@@ -129,7 +126,7 @@ class _Planner:
             target.single,
             target.max_part_nbytes,
             target.dtype,
-            target.crc,
+            repr(target.format),
         )
         sources = [(f.path, f.nbytes, f.mtime_ns) for f in self.source.files]
         body = (SCHEMA, sources, names, target.world, form)
@@ -205,7 +202,7 @@ class _Planner:
             frame = self.target.format.frame(specs, dict(texts), self.notes)
             slots = tuple(Slot(t, n, frame.holes[self.tensors[t].name]) for t, n in numbered)
             self.forms[key] = len(self.form_list)
-            self.form_list.append(FileForm(frame.nbytes, frame.pieces, slots))
+            self.form_list.append(FileForm(frame.nbytes, frame.pieces, slots, frame.seal))
         return self.forms[key]
 
     def _texts(self, rank: int) -> tuple[tuple[str, str], ...]:

@@ -46,7 +46,9 @@ def _task(plan: Plan, number: int, files: list[PlannedFile]) -> Task:
                 tuple(pieces),
             )
         )
-    made = tuple(TaskFile(f.path, plan.forms[f.form].nbytes, plan.forms[f.form].header, plan.crc) for f in files)
+    made = tuple(
+        TaskFile(f.path, plan.forms[f.form].nbytes, plan.forms[f.form].header, plan.forms[f.form].seal) for f in files
+    )
     return Task(number, tuple(plan.sources[i] for i in used), made, tuple(moves))
 
 

@@ -12,7 +12,7 @@ import xxhash
 
 from reshard.dtypes import ITEMSIZE
 from reshard.errors import RunError
-from reshard.formats.mindspore_ckpt import CRC_TAIL_NBYTES, crc_tail
+from reshard.index import Seal
 from reshard.plan.blocks import Access
 from reshard.plan.plan import FileResult, Run, Task, check_runs
 from reshard.run.mover import Mover, Scratch, Sources
@@ -57,7 +57,7 @@ class TaskRun:
         try:
             for file in task.files:
                 path = str(Path(settings.folder, file.path))
-                self._files.append(storage.create(path, file.nbytes + (CRC_TAIL_NBYTES if file.crc else 0)))
+                self._files.append(storage.create(path, file.nbytes))
                 for offset, piece in file.header:
                     self._write(len(self._files) - 1, offset, memoryview(piece))
         except BaseException:
@@ -96,14 +96,13 @@ class TaskRun:
     def commit(self) -> list[FileResult]:
         """Check that every byte was written once, then name the files. Raises RunError."""
         results = []
-        share = self._sources.read_nbytes
         for i, file in enumerate(self._task.files):
-            runs = self._merged_runs(i)
-            result = FileResult(file.path, file.nbytes, runs, share if i == 0 else 0)
-            check_runs(result)
-            if file.crc:
-                result = self._append_crc(i, result)
-            results.append(result)
+            if file.seal:
+                self._write_seal(i, file.seal)
+            read = self._sources.read_nbytes if i == 0 else 0
+            runs = tuple(sorted(self._runs[i], key=lambda r: (r.offset, r.nbytes)))
+            results.append(FileResult(file.path, file.nbytes, runs, read))
+            check_runs(results[-1])
         self._sources.close()
         for new in self._files:
             new.commit(fsync=self._settings.fsync)
@@ -115,21 +114,16 @@ class TaskRun:
         for file in self._files:
             file.abandon()
 
-    def _merged_runs(self, file: int) -> tuple[Run, ...]:
-        return tuple(sorted(self._runs[file], key=lambda r: (r.offset, r.nbytes)))
-
-    def _append_crc(self, number: int, result: FileResult) -> FileResult:
-        """MindSpore's tail: the CRC-32 of all that stands before it, read back from the file."""
-        crc, at = 0, 0
-        buffer = memoryview(bytearray(min(self._settings.block_nbytes, max(result.nbytes, 1))))
-        while at < result.nbytes:
-            part = buffer[: min(len(buffer), result.nbytes - at)]
+    def _write_seal(self, number: int, seal: Seal) -> None:
+        """Read back what the file holds by now and vouch for it."""
+        content = self._task.files[number].nbytes - seal.nbytes
+        buffer = memoryview(bytearray(min(self._settings.block_nbytes, max(content, 1))))
+        crc = 0
+        for at in range(0, content, len(buffer)):
+            part = buffer[: min(len(buffer), content - at)]
             self._files[number].read_into(at, part)
             crc = zlib.crc32(part, crc)
-            at += len(part)
-        tail = crc_tail(crc)
-        self._write(number, at, memoryview(tail))
-        return FileResult(result.path, at + len(tail), self._merged_runs(number), result.read_nbytes)
+        self._write(number, content, memoryview(seal.bytes_for(crc)))
 
     def _write(self, file: int, offset: int, data: memoryview) -> None:
         self._files[file].write(offset, data)
