@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from reshard.errors import ReshardError
     from reshard.ops.convert import Conversion, convert, plan
     from reshard.ops.diff import diff, verify_content
+    from reshard.ops.lora import merge_lora
+    from reshard.ops.unify import unify
     from reshard.ops.verify import verify
 
 _PLACES = {
@@ -25,6 +27,8 @@ _PLACES = {
     "convert": "reshard.ops.convert",
     "plan": "reshard.ops.convert",
     "diff": "reshard.ops.diff",
+    "merge_lora": "reshard.ops.lora",
+    "unify": "reshard.ops.unify",
     "verify": "reshard.ops.verify",
     "verify_content": "reshard.ops.diff",
 }
@@ -36,8 +40,10 @@ __all__ = [
     "__version__",
     "convert",
     "diff",
+    "merge_lora",
     "open",
     "plan",
+    "unify",
     "verify",
     "verify_content",
 ]

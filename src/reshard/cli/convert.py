@@ -13,7 +13,9 @@ from reshard.errors import UsageError
 
 if TYPE_CHECKING:
     from reshard.ops.convert import Conversion
+    from reshard.ops.options import Options
     from reshard.plan.bill import Bill
+    from reshard.plan.plan import Plan
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the bill and stop.")]
 
@@ -36,7 +38,7 @@ def convert(
     run(src, dst, options, dry_run=dry_run, json=json, quiet=quiet)
 
 
-@takes_conversion_options("dst_strategy", "ranks")
+@takes_conversion_options("dst_strategy", "ranks", "drop_redundancy")
 def merge(
     src: Source,
     dst: Target,
@@ -76,12 +78,18 @@ def split(
 
 
 def run(src: str, dst: str, given: dict[str, Any], *, dry_run: bool, json: bool, quiet: bool) -> None:
-    from reshard.cli.progress import observer
-    from reshard.ops.convert import execute, plan
-    from reshard.plan.bill import make_bill
+    from reshard.ops.convert import plan
 
     options = conversion_options(given)
-    made = plan(src, dst, options)
+    carry_out(plan(src, dst, options), dst, options, dry_run=dry_run, json=json, quiet=quiet)
+
+
+def carry_out(made: Plan, dst: str, options: Options, *, dry_run: bool, json: bool, quiet: bool) -> None:
+    """Show the bill of a plan, or execute it and say what was done."""
+    from reshard.cli.progress import observer
+    from reshard.ops.convert import execute
+    from reshard.plan.bill import make_bill
+
     warn(made.warnings)
     if dry_run:
         bill = make_bill(made, options.threads, options.block_nbytes)

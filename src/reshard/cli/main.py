@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from reshard.cli import convert, diff, inspect, plan, strategy, verify
+from reshard.cli import convert, diff, inspect, lora, plan, strategy, unify, verify
 from reshard.cli.output import say, say_error
 from reshard.errors import ReshardError, RunError
 
@@ -48,6 +48,8 @@ app.command()(plan.plan)
 app.command()(inspect.inspect)
 app.command()(verify.verify)
 app.command()(diff.diff)
+app.command()(unify.unify)
+app.add_typer(lora.app, name="lora")
 app.add_typer(strategy.app, name="strategy")
 
 

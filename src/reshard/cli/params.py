@@ -58,6 +58,10 @@ _CONVERSION: dict[str, tuple[Any, Any]] = {
         Annotated[str, typer.Option(metavar="5GiB", help="One full safetensors checkpoint in parts, with an index.")],
         "",
     ),
+    "drop_redundancy": (
+        Annotated[bool, typer.Option("--drop-redundancy", help="Of equal shards one rank alone keeps its own.")],
+        False,
+    ),
     "check_replicas": (
         Annotated[bool, typer.Option("--check-replicas", help="Read all replicas and compare.")],
         False,
@@ -137,8 +141,8 @@ def conversion_options(given: dict[str, Any]) -> Options:
     return Options(
         src_strategy=given.get("src_strategy", ""),
         dst_strategy=given.get("dst_strategy", ""),
-        format=given["format"],
-        prefix=given["prefix"],
+        format=given.get("format", ""),
+        prefix=given.get("prefix", "checkpoint_"),
         select=as_select(given["select"]),
         suffix=given["suffix"],
         ranks=parse_ranks(ranks) if ranks else None,
@@ -146,6 +150,7 @@ def conversion_options(given: dict[str, Any]) -> Options:
         names=name_rules(given["include"], given["exclude"], given["rename"]),
         dtype=given["dtype"],
         max_shard_nbytes=parse_nbytes(max_shard) if max_shard else None,
+        drop_redundancy=given.get("drop_redundancy", False),
         check_replicas=given["check_replicas"],
         crc=given["crc"],
         checksum=given["checksum"] == "xxh3",

@@ -17,6 +17,8 @@ from reshard.ops.options import Options
 from reshard.ops.verify import verify
 from reshard.plan.bill import Bill, make_bill
 from reshard.plan.catalog import Catalog
+from reshard.plan.lora import LoraMerge
+from reshard.plan.parts import Parts
 from reshard.plan.plan import Plan
 from reshard.plan.planner import Choices, Target, make_plan
 from reshard.plan.tasks import tasks
@@ -51,8 +53,12 @@ def plan(src: str | Path, dst: str | Path, options: Options | None = None) -> Pl
     return plan_from(source, str(dst), options)
 
 
-def plan_from(source: Catalog, dst: str, options: Options) -> Plan:
-    """As ``plan``, of a source that is open already."""
+def plan_from(
+    source: Catalog, dst: str, options: Options, lora: LoraMerge | None = None, parts: Parts | None = None
+) -> Plan:
+    """As ``plan``, of a source that is open already; ``lora`` is what is added on the way."""
+    if options.max_shard_nbytes and parts is None:
+        parts = Parts(options.max_shard_nbytes)
     if options.check_replicas:
         _refuse_replicas(source)
     if options.crc:
@@ -64,11 +70,12 @@ def plan_from(source: Catalog, dst: str, options: Options) -> Plan:
         prefix=options.prefix,
         ranks=options.ranks,
         single=Path(dst).name if single else "",
-        max_part_nbytes=options.max_shard_nbytes,
+        parts=parts,
+        drop_redundancy=options.drop_redundancy,
         dtype=options.dtype,
     )
     agreed = agreements(source, (t for t in source.unlaid() if options.names.takes(t.name)))
-    return make_plan(source, target, Choices(options.names, options.missing, agreed))
+    return make_plan(source, target, Choices(options.names, options.missing, agreed, lora))
 
 
 def convert(

@@ -28,6 +28,7 @@ class Options:
         names: which tensors to take and what to call them.
         dtype: cast floating weights to this; optimizer states stay as they are.
         max_shard_nbytes: a full safetensors checkpoint in parts of at most this, with an index.
+        drop_redundancy: of equal shards one rank alone keeps its own, as MindSpore's training saves them.
         check_replicas: read all replicas and refuse those that differ.
         crc: check the CRC-32 of .ckpt sources that have one and write it into .ckpt targets.
         checksum: compute xxh3-128 of what is written, for the manifest.
@@ -45,6 +46,7 @@ class Options:
     names: NameRules = field(default_factory=NameRules)
     dtype: str = ""
     max_shard_nbytes: int | None = None
+    drop_redundancy: bool = False
     check_replicas: bool = False
     crc: bool = False
     checksum: bool = True

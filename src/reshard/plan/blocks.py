@@ -19,6 +19,9 @@ from reshard.layout.box import Box
 from reshard.plan.plan import Move, Piece
 from reshard.plan.tasks import hull_of
 
+_LORA_ITEMSIZE = 8
+"""A sum is computed in fp32, and so is the product that is added: blocks are as much smaller."""
+
 
 @dataclass(frozen=True, slots=True)
 class Access:
@@ -52,7 +55,8 @@ class Blocks:
         wide = self.hull
         for piece in move.sources:
             wide = wide.hull(piece.box)
-        self.split, self._rows = _split(wide.shape, max(self.source_itemsize, self.target_itemsize), block_nbytes)
+        itemsize = max(self.source_itemsize, self.target_itemsize, _LORA_ITEMSIZE if move.lora else 1)
+        self.split, self._rows = _split(wide.shape, itemsize, block_nbytes)
         outer = self.hull.shape[: self.split]
         self._outer = outer
         self._chunks = -(-self.hull.shape[self.split] // self._rows) if self.hull.shape else 1

@@ -103,7 +103,8 @@ def catalog(files: Sequence[IndexedFile], strategy: Strategy | None) -> Catalog:
         notes = {**file.contents.notes, **notes}
         for name, text in file.contents.texts.items():
             texts.setdefault(name, {})[file.rank] = text
-    return Catalog(tuple(files), strategy, tensors, texts, notes, _stand_ins(files, strategy))
+    warnings = (*_stand_ins(files, strategy), *_redundancy(files, tensors, notes))
+    return Catalog(tuple(files), strategy, tensors, texts, notes, warnings)
 
 
 def _held(files: Sequence[IndexedFile]) -> dict[str, dict[int, Held]]:
@@ -151,6 +152,26 @@ def _stand_ins(files: Sequence[IndexedFile], strategy: Strategy | None) -> tuple
         return ()
     ranks = ", ".join(f"rank_{r}" for r in absent[:8]) + (f" and {len(absent) - 8} more" if len(absent) > 8 else "")
     return (f"no file of {ranks}: replicas on other ranks stand in",)
+
+
+def _redundancy(
+    files: Sequence[IndexedFile], tensors: Mapping[str, Tensor], notes: Mapping[str, str]
+) -> tuple[str, ...]:
+    """A warning where the files' own flag and what they hold disagree: what they hold is what counts."""
+    flag = notes.get("remove_redundancy")
+    if flag is None:
+        return ()
+    present = {f.rank for f in files}
+    thinned = sum(
+        any(len(held) < len(present.intersection(t.expected.get(cell, ()))) for cell, held in t.cells.items())
+        for t in tensors.values()
+    )
+    replicated = any(len(ranks) > 1 for t in tensors.values() for ranks in t.expected.values())
+    if flag == "True" and not thinned and replicated:
+        return ("the files say that redundancy was removed, and every replica is there: all are read as they are",)
+    if flag != "True" and thinned:
+        return (f"the files say that every rank has its shards, and {thinned} tensors are on some ranks only",)
+    return ()
 
 
 def _laid_out(

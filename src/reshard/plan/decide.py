@@ -10,6 +10,7 @@ from typing import Literal
 from reshard.errors import PlanError, ReshardError, listed
 from reshard.layout.tensor import Layout, Sharding
 from reshard.plan.catalog import Catalog, Tensor
+from reshard.plan.lora import LoraMerge
 from reshard.plan.names import NameRules, is_lora, is_state, layer_pattern, weight_of_state
 from reshard.plan.plan import LeftOut
 from reshard.strategy.strategy import Strategy, layout_of_full
@@ -46,17 +47,23 @@ def decide(
     rules: NameRules,
     missing: Missing,
     agreed: Mapping[str, bool],
+    lora: LoraMerge | None = None,
 ) -> Decisions:
     """Say of every name whether and how it reaches the target.
 
     Args:
         target: None for one full checkpoint.
         agreed: for each of ``source.unlaid()``, whether all ranks hold the same bytes.
+        lora: what is added to weights; its factors and all optimizer states stay behind.
 
     Raises:
         PlanError: listing every name that nothing may be decided about.
     """
     maker = _Decider(source, target, missing, agreed)
+    if lora:
+        maker.faults += [
+            f"{n}: no strategy knows it and its ranks disagree" for n in lora.factors if not agreed.get(n, True)
+        ]
     taken: dict[str, str] = {}
     for name, tensor in source.tensors.items():
         if not rules.takes(name):
@@ -64,6 +71,11 @@ def decide(
             taken[rules.renamed(name)] = name
             continue
         renamed = rules.renamed(name)
+        if lora and (name in lora.factors or is_state(name)):
+            reason = "LoRA weights, added to their base" if name in lora.factors else "optimizer states of the training"
+            maker.leave_out("dropped", reason, name)
+            taken[renamed] = name
+            continue
         if renamed in taken:
             maker.faults.append(f"{taken[renamed]} and {name} would both be called {renamed}")
         taken[renamed] = name

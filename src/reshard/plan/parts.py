@@ -1,11 +1,46 @@
-"""A full checkpoint in several files of a largest size, with an index, as Hugging Face lays them out."""
+"""A full checkpoint in several files of a largest size, with an index, as Hugging Face or MindSpore lays them out."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
 
-INDEX_NAME = "model.safetensors.index.json"
+Names = Literal["hf", "mindspore"]
+EXTRAS_NAME = "hyper_param.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Parts of at most ``max_nbytes``, called as ``names`` does.
+
+    ``hf``: ``model-0000i-of-0000n.safetensors`` and ``model.safetensors.index.json``.
+    ``mindspore``: ``part{i}.safetensors`` and ``param_name_map.json``; what no strategy knows is kept beside them, in
+    ``hyper_param.safetensors``.
+    """
+
+    max_nbytes: int
+    names: Names = "hf"
+
+    def file_names(self, count: int) -> list[str]:
+        """
+        >>> Parts(1).file_names(2)
+        ['model-00001-of-00002.safetensors', 'model-00002-of-00002.safetensors']
+        """
+        if self.names == "mindspore":
+            return [f"part{i}.safetensors" for i in range(count)]
+        if count == 1:
+            return ["model.safetensors"]
+        return [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+
+    def index(self, parts: Mapping[str, str], total_nbytes: int) -> tuple[str, bytes] | None:
+        """Name and content of the file that says which part holds each tensor; None where one part needs none."""
+        if self.names == "hf" and len(set(parts.values())) < 2:
+            return None
+        content = {"metadata": {"total_size": total_nbytes}, "weight_map": dict(sorted(parts.items()))}
+        name = "model.safetensors.index.json" if self.names == "hf" else "param_name_map.json"
+        return name, json.dumps(content, indent=2).encode()
 
 
 def split_parts(sizes: Mapping[int, int], max_nbytes: int) -> list[list[int]]:
@@ -23,19 +58,3 @@ def split_parts(sizes: Mapping[int, int], max_nbytes: int) -> list[list[int]]:
         groups[-1].append(number)
         room -= nbytes
     return groups
-
-
-def part_names(count: int) -> list[str]:
-    """
-    >>> part_names(2)
-    ['model-00001-of-00002.safetensors', 'model-00002-of-00002.safetensors']
-    """
-    if count == 1:
-        return ["model.safetensors"]
-    return [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
-
-
-def index_file(parts: Mapping[str, str], total_nbytes: int) -> tuple[str, bytes]:
-    """Name and content of the index: which part holds each tensor."""
-    content = {"metadata": {"total_size": total_nbytes}, "weight_map": dict(sorted(parts.items()))}
-    return INDEX_NAME, json.dumps(content, indent=2).encode()

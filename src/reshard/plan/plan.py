@@ -37,6 +37,24 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
+class Factor:
+    """A tensor that is read to compute another: its dtype and full shape, and the pieces that tile it."""
+
+    spec: TensorSpec
+    pieces: tuple[Piece, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LoraAdd:
+    """The step ``W + (B @ A) * scaling``; the product is transposed first where W is stored so."""
+
+    a: Factor
+    b: Factor
+    scaling: float
+    transposed: bool
+
+
+@dataclass(frozen=True, slots=True)
 class PlannedTensor:
     """A tensor to write. ``spec`` is what the target gets, ``source_dtype`` what is read; the pieces tile the full
     shape.
@@ -47,6 +65,7 @@ class PlannedTensor:
     spec: TensorSpec
     source_dtype: str
     pieces: tuple[Piece, ...]
+    lora: LoraAdd | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +170,7 @@ class Move:
     target_dtype: str
     sources: tuple[Piece, ...]
     targets: tuple[Piece, ...]
+    lora: LoraAdd | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,9 +17,22 @@ from reshard.layout.box import Box
 from reshard.layout.tensor import Cell, Layout
 from reshard.plan.catalog import Catalog, Tensor
 from reshard.plan.decide import Decisions, Kept, Missing, decide
+from reshard.plan.lora import LoraMerge
 from reshard.plan.names import NameRules, is_state
-from reshard.plan.parts import index_file, part_names, split_parts
-from reshard.plan.plan import SCHEMA, FileForm, Piece, Plan, PlannedFile, PlannedTensor, Slot, SourceFile
+from reshard.plan.parts import EXTRAS_NAME, Parts, split_parts
+from reshard.plan.plan import (
+    SCHEMA,
+    Factor,
+    FileForm,
+    LoraAdd,
+    Piece,
+    Plan,
+    PlannedFile,
+    PlannedTensor,
+    Slot,
+    SourceFile,
+)
+from reshard.plan.redundancy import keepers
 from reshard.strategy.strategy import Strategy
 
 
@@ -32,7 +45,8 @@ class Target:
         prefix: files are called ``rank_r/{prefix}{r}{suffix}``.
         ranks: only these target ranks; None for all.
         single: the name of the one file of a full checkpoint, in place of ``rank_0/{prefix}0{suffix}``.
-        max_part_nbytes: a full checkpoint in several parts of at most this, with an index of names.
+        parts: a full checkpoint in several files with an index of names.
+        drop_redundancy: of equal shards one rank alone keeps its own.
         dtype: floating weights are cast to this.
     """
 
@@ -41,7 +55,8 @@ class Target:
     prefix: str = "checkpoint_"
     ranks: frozenset[int] | None = None
     single: str = ""
-    max_part_nbytes: int | None = None
+    parts: Parts | None = None
+    drop_redundancy: bool = False
     dtype: str = ""
 
     def __post_init__(self) -> None:
@@ -49,8 +64,12 @@ class Target:
             raise UsageError(f"prefix {self.prefix!r} would leave its folder")
         if self.dtype and self.dtype not in FLOATING:
             raise UsageError(f"cannot cast to {self.dtype!r}", hint=f"one of: {', '.join(sorted(FLOATING))}")
-        if self.max_part_nbytes is not None and (self.strategy or self.format.name != "safetensors"):
+        if self.parts and (self.strategy or self.format.name != "safetensors"):
             raise UsageError("only one full safetensors checkpoint is written in parts of a largest size")
+        if self.drop_redundancy and self.strategy is None:
+            raise UsageError(
+                "one full checkpoint has no replicas to drop", hint="--drop-redundancy needs --dst-strategy"
+            )
         beyond = sorted(r for r in self.ranks or () if not 0 <= r < self.world)
         if beyond:
             raise UsageError(f"rank {beyond[0]} is not among the target's {self.world} ranks")
@@ -75,20 +94,22 @@ class Choices:
     rules: NameRules = field(default_factory=NameRules)
     missing: Missing = "error"
     agreed: Mapping[str, bool] = field(default_factory=dict)
+    lora: LoraMerge | None = None
 
 
 def make_plan(source: Catalog, target: Target, choices: Choices) -> Plan:
     """Raises PlanError listing every target byte that has no agreed source."""
-    decisions = decide(source, target.strategy, choices.rules, choices.missing, choices.agreed)
-    return _Planner(source, target, decisions, choices.rules).plan()
+    decisions = decide(source, target.strategy, choices.rules, choices.missing, choices.agreed, choices.lora)
+    return _Planner(source, target, decisions, choices).plan()
 
 
 class _Planner:
-    def __init__(self, source: Catalog, target: Target, decisions: Decisions, rules: NameRules) -> None:
+    def __init__(self, source: Catalog, target: Target, decisions: Decisions, choices: Choices) -> None:
         self.source = source
         self.target = target
         self.decisions = decisions
-        self.rules = rules
+        self.rules = choices.rules
+        self.pairs = choices.lora.pairs if choices.lora else {}
         self.layouts: dict[Layout, int] = {}
         self.tensors: list[PlannedTensor] = []
         self.numbers: dict[tuple[str, int], int] = {}
@@ -96,11 +117,13 @@ class _Planner:
         self.form_list: list[FileForm] = []
         self.warnings: dict[str, None] = dict.fromkeys((*source.warnings, *decisions.warnings))
         self.notes = _notes(source, target)
+        self.keepers = self._keepers() if target.drop_redundancy else {}
 
     def plan(self) -> Plan:
         ranks = sorted(self.target.ranks) if self.target.ranks is not None else range(self.target.world)
         self._prove_covered(ranks)
-        files = [self._file(r) for r in ranks] if self.target.max_part_nbytes is None else self._parts()
+        parts = self.target.parts
+        files = self._parts(parts) if parts else [self._file(r) for r in ranks]
         return Plan(
             tuple(SourceFile(f.path, f.nbytes, f.mtime_ns) for f in self.source.files),
             tuple(self.layouts),
@@ -117,20 +140,37 @@ class _Planner:
         """Of what is read, what becomes of each name and how files are laid out; not of which ranks are asked for."""
         target = self.target
         names = [
-            (k.name, k.tensor.name, k.tensor.spec, k.tensor.layout, sorted(k.layouts.items()), k.varied)
+            (
+                k.name,
+                k.tensor.name,
+                k.tensor.spec,
+                k.tensor.layout,
+                sorted(k.layouts.items()),
+                k.varied,
+                self._scaling(k),
+            )
             for k in self.decisions.kept
         ]
-        form = (
-            target.format.name,
-            target.prefix,
-            target.single,
-            target.max_part_nbytes,
-            target.dtype,
-            repr(target.format),
-        )
+        form = (target.prefix, target.single, target.parts, target.dtype, target.drop_redundancy, repr(target.format))
         sources = [(f.path, f.nbytes, f.mtime_ns) for f in self.source.files]
         body = (SCHEMA, sources, names, target.world, form)
         return xxhash.xxh3_128_hexdigest(msgspec.json.encode(body))
+
+    def _scaling(self, kept: Kept) -> tuple[str, str, float, bool] | None:
+        pair = self.pairs.get(kept.tensor.name)
+        return (pair.a.name, pair.b.name, pair.scaling, pair.transposed) if pair else None
+
+    def _keepers(self) -> dict[tuple[int, str], frozenset[int]]:
+        """For each stage and tensor of the target's strategy, the local ranks that keep it."""
+        kept = {}
+        for stage, entries in enumerate(self.target.strategy.stages if self.target.strategy else ()):
+            shardings = {
+                k.name: k.layouts[stage].sharding
+                for k in self.decisions.kept
+                if stage in k.layouts and k.name in entries
+            }
+            kept.update({(stage, name): ranks for name, ranks in keepers(shardings).items()})
+        return kept
 
     def _prove_covered(self, ranks: Iterable[int]) -> None:
         """The cells of a layout tile its tensor, so a target box is covered once when no cell that it meets is
@@ -140,6 +180,9 @@ class _Planner:
         for rank in ranks:
             locals_by_stage.setdefault(rank // self.target.devices, set()).add(rank % self.target.devices)
         faults = []
+        for pair in self.pairs.values():
+            for factor in (pair.a, pair.b):
+                faults += _uncovered(factor, factor.missing(), [Box.whole(factor.spec.shape)])
         for kept in self.decisions.kept:
             missing = kept.tensor.missing()
             if missing:
@@ -160,8 +203,16 @@ class _Planner:
             casts = self.target.dtype and dtype in FLOATING and not is_state(kept.name)
             spec = TensorSpec(self.target.dtype if casts else dtype, kept.tensor.spec.shape)
             pieces = tuple(self._pieces(kept.tensor, source_rank))
-            self.tensors.append(PlannedTensor(kept.name, kept.tensor.name, spec, dtype, pieces))
+            lora = self._lora(kept.tensor.name)
+            self.tensors.append(PlannedTensor(kept.name, kept.tensor.name, spec, dtype, pieces, lora))
         return self.numbers[key]
+
+    def _lora(self, name: str) -> LoraAdd | None:
+        pair = self.pairs.get(name)
+        if pair is None:
+            return None
+        a, b = (Factor(t.spec, tuple(self._pieces(t, _ANY_RANK))) for t in (pair.a, pair.b))
+        return LoraAdd(a, b, pair.scaling, pair.transposed)
 
     def _pieces(self, tensor: Tensor, source_rank: int) -> Iterable[Piece]:
         """One holder of each cell, in row-major order; replicas take turns, so that no file is read for all."""
@@ -184,11 +235,15 @@ class _Planner:
         numbered = []
         for kept in self.decisions.kept:
             layout = kept.layouts.get(stage)
-            if layout is not None:
+            if layout is not None and self._keeps(stage, local, kept.name):
                 number = self._number(kept, self._source_rank(rank) if kept.varied else _ANY_RANK)
                 numbered.append((number, self.layouts.setdefault(layout, len(self.layouts))))
         path = self.target.single or f"rank_{rank}/{self.target.prefix}{rank}{self.target.format.suffix}"
         return PlannedFile(path, rank, local, self._form(tuple(numbered), self._texts(rank)))
+
+    def _keeps(self, stage: int, local: int, name: str) -> bool:
+        keepers = self.keepers.get((stage, name))
+        return keepers is None or local in keepers
 
     def _form(self, numbered: tuple[tuple[int, int], ...], texts: tuple[tuple[str, str], ...]) -> int:
         """Ranks whose shards have the same names and shapes share a form: it is laid out once for all of them."""
@@ -217,26 +272,36 @@ class _Planner:
             texts.append((self.rules.renamed(name), by_rank.get(self._source_rank(rank), fallback)))
         return tuple(texts)
 
-    def _parts(self) -> list[PlannedFile]:
+    def _parts(self, parts: Parts) -> list[PlannedFile]:
         """One full checkpoint in several files and the index that names them."""
-        numbered = []
-        for kept in self.decisions.kept:
-            number = self._number(kept, 0 if kept.varied else _ANY_RANK)
-            numbered.append((number, self.layouts.setdefault(kept.layouts[0], len(self.layouts))))
-        sizes = {number: self.tensors[number].spec.nbytes for number, _ in numbered}
-        groups = split_parts(sizes, self.target.max_part_nbytes or 0)
-        paths = part_names(len(groups))
-        layout_of = dict(numbered)
+        groups: dict[str, list[tuple[int, int]]] = {}
+        numbered = {n: (n, at) for n, at in map(self._whole, self._of_strategy(extras=False, parts=parts))}
+        sizes = {n: self.tensors[n].spec.nbytes for n in numbered}
+        split = split_parts(sizes, parts.max_nbytes)
+        for name, numbers in zip(parts.file_names(len(split)), split, strict=True):
+            groups[name] = [numbered[n] for n in numbers]
+        where = {self.tensors[n].name: name for name, group in groups.items() for n, _ in group}
+        extras = [self._whole(kept) for kept in self._of_strategy(extras=True, parts=parts)]
+        if extras:
+            groups[EXTRAS_NAME] = extras
         files = []
-        for i, (path, group) in enumerate(zip(paths, groups, strict=True)):
-            texts = self._texts(0) if i == 0 else ()
-            files.append(PlannedFile(path, 0, 0, self._form(tuple((t, layout_of[t]) for t in group), texts)))
-        if len(groups) > 1:
-            where = {self.tensors[t].name: path for path, group in zip(paths, groups, strict=True) for t in group}
-            path, content = index_file(where, sum(sizes.values()))
-            self.form_list.append(FileForm(len(content), ((0, content),), ()))
-            files.append(PlannedFile(path, 0, 0, len(self.form_list) - 1))
+        for i, (path, group) in enumerate(groups.items()):
+            form = self._form(tuple(group), self._texts(0) if i == 0 else ())
+            files.append(PlannedFile(path, 0, 0, form))
+        index = parts.index(where, sum(sizes.values()))
+        if index:
+            self.form_list.append(FileForm(len(index[1]), ((0, index[1]),), ()))
+            files.append(PlannedFile(index[0], 0, 0, len(self.form_list) - 1))
         return files
+
+    def _of_strategy(self, *, extras: bool, parts: Parts) -> list[Kept]:
+        """What goes into the parts, or what MindSpore keeps beside them: tensors that its strategy does not know."""
+        apart = parts.names == "mindspore" and self.source.strategy is not None
+        return [k for k in self.decisions.kept if (apart and not k.tensor.laid_out) == extras]
+
+    def _whole(self, kept: Kept) -> tuple[int, int]:
+        number = self._number(kept, 0 if kept.varied else _ANY_RANK)
+        return number, self.layouts.setdefault(kept.layouts[0], len(self.layouts))
 
 
 _ANY_RANK = -1
@@ -244,12 +309,12 @@ _FormKey = tuple[tuple[tuple[int, int], ...], tuple[tuple[str, str], ...]]
 
 
 def _notes(source: Catalog, target: Target) -> dict[str, str]:
-    """What a safetensors file says of itself: every rank's shards are all there."""
+    """What a safetensors file says of itself: whether every rank's shards are all there."""
     if target.format.name != "safetensors":
         return {}
     notes = {"format": source.notes.get("format", "ms")}
-    if "remove_redundancy" in source.notes:
-        notes["remove_redundancy"] = "False"
+    if target.drop_redundancy or "remove_redundancy" in source.notes:
+        notes["remove_redundancy"] = str(target.drop_redundancy)
     return notes
 
 

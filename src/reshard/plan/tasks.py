@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from reshard.layout.box import Box
-from reshard.plan.plan import Move, Piece, Plan, PlannedFile, Task, TaskFile
+from reshard.plan.plan import LoraAdd, Move, Piece, Plan, PlannedFile, Task, TaskFile
 
 MAX_FILES = 128
 """Files of one task: all are open at once."""
@@ -44,12 +45,24 @@ def _task(plan: Plan, number: int, files: list[PlannedFile]) -> Task:
                 planned.spec.dtype,
                 tuple(sources),
                 tuple(pieces),
+                _lora(planned.lora, used),
             )
         )
     made = tuple(
         TaskFile(f.path, plan.forms[f.form].nbytes, plan.forms[f.form].header, plan.forms[f.form].seal) for f in files
     )
     return Task(number, tuple(plan.sources[i] for i in used), made, tuple(moves))
+
+
+def _lora(lora: LoraAdd | None, used: dict[int, int]) -> LoraAdd | None:
+    """The step with its files counted as the task counts them."""
+    if lora is None:
+        return None
+    a, b = (
+        replace(f, pieces=tuple(replace(p, file=used.setdefault(p.file, len(used))) for p in f.pieces))
+        for f in (lora.a, lora.b)
+    )
+    return replace(lora, a=a, b=b)
 
 
 def _needed(sources: tuple[Piece, ...], targets: list[Piece]) -> Iterator[Piece]:

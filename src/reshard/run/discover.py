@@ -33,8 +33,8 @@ def discover(path: str | Path, select: Select = "natural", suffix: str = "") -> 
     """Find the weight files of a checkpoint.
 
     Args:
-        select: which file of a ``rank_x`` that holds several: by natural order of its name (``1_10`` after
-            ``1_9``), plain order of its name, time of change, or the step in its name alone.
+        select: which file of a ``rank_x`` that holds several, the last by: (epoch, step) in its name (``natural``:
+            ``1_10`` after ``1_9``), plain order of names (``name``), time of change (``mtime``), the step alone.
         suffix: only files whose name ends so before its extension, as in ``1_10``.
 
     Raises:
@@ -102,15 +102,35 @@ def _check_index(index: Path, files: list[Path]) -> tuple[str, ...]:
 
 
 def _with_suffix(path: Path, files: list[Path], suffix: str) -> list[Path]:
+    """Files whose name ends in ``suffix`` before its extension; a number in the name is not cut in two."""
     if not suffix:
         return files
-    bare = suffix.lstrip("-_")
-    found = [p for p in files if re.search(rf"(?:^|[-_]){re.escape(bare)}$", p.stem)]
+    cut = r"(?<!\d)" if suffix[0].isdigit() else ""
+    found = [p for p in files if re.search(rf"{cut}{re.escape(suffix)}$", p.stem)]
     if not found:
         raise CheckpointError(
             f"no file whose name ends in {suffix!r} (of {len(files)} files)", str(path), "check --suffix"
         )
     return found
+
+
+def _closest(folder: Path, files: list[Path], suffix: str) -> list[Path]:
+    """Of several files that end in ``suffix`` the one that MindSpore would have called so: the separator that it puts
+    before, then the shortest name. Raises CheckpointError where that leaves several.
+    """
+    if not suffix or len(files) == 1:
+        return files
+    bare = suffix.lstrip("-_")
+    separator = "-" if re.fullmatch(r"\d+_\d+", bare) else "_"
+    exact = [p for p in files if p.stem.endswith(separator + bare) and not p.stem.endswith(f"rank{separator}{bare}")]
+    shortest = [p for p in exact if len(p.name) == min(len(q.name) for q in exact)]
+    if len(shortest) != 1:
+        raise CheckpointError(
+            f"{len(files)} files end in {suffix!r}: {', '.join(p.name for p in files[:4])}",
+            str(folder),
+            "give a longer --suffix",
+        )
+    return shortest
 
 
 def _ranks(path: Path, folders: list[Path], select: Select, suffix: str, warnings: tuple[str, ...]) -> Found:
@@ -131,6 +151,7 @@ def _ranks(path: Path, folders: list[Path], select: Select, suffix: str, warning
                 str(folder),
                 "keep one format, or give --suffix",
             )
+        files = _closest(folder, files, suffix)
         chosen[rank] = _pick(files, select)
         if len({_pick(files, rule) for rule in SELECTS}) > 1:
             differing.append(folder.name)
@@ -163,8 +184,8 @@ def _pick(files: list[Path], select: Select) -> Path:
     if select == "mtime":
         return max(files, key=lambda p: (p.stat().st_mtime_ns, p.name))
     if select == "step":
-        return max(files, key=lambda p: (_step(p), natural(p.name)))
-    return max(files, key=lambda p: natural(p.name))
+        return max(files, key=lambda p: (_step(p)[1], natural(p.name)))
+    return max(files, key=lambda p: (_step(p), natural(p.name)))
 
 
 def _step(path: Path) -> tuple[int, int]:

@@ -9,13 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from reshard.dtypes import numpy_dtype
-from reshard.index import Extent
-from reshard.plan.blocks import Access, Blocks
-from reshard.plan.plan import Move, Piece, SourceFile
-from reshard.run.mover import Mover, Scratch, Sources
+from reshard.plan.blocks import Blocks
+from reshard.plan.plan import Move, SourceFile
+from reshard.run.mover import Scratch, Sources, collect
 from reshard.run.storage import Disk
 
-_BLOCK_NBYTES = 8 << 20
 _WHOLE = 1 << 62
 Array = npt.NDArray[Any]
 
@@ -30,17 +28,9 @@ def load_array(move: Move, files: tuple[SourceFile, ...]) -> Array:
     return mapped if mapped is not None else _read(move, files)
 
 
-def in_memory(move: Move) -> Move:
-    """The same move with its one target laid out from byte 0 on."""
-    target = move.targets[0]
-    nbytes = target.box.size * numpy_dtype(move.target_dtype).itemsize
-    piece = Piece(0, target.box, (Extent(0, nbytes),))
-    return Move(move.name, move.shape, move.source_dtype, move.target_dtype, move.sources, (piece,))
-
-
 def _mapped(move: Move, files: tuple[SourceFile, ...]) -> Array | None:
     blocks = Blocks(move, _WHOLE)
-    if move.source_dtype != move.target_dtype or len(blocks) != 1:
+    if move.source_dtype != move.target_dtype or move.lora or len(blocks) != 1:
         return None
     (read, *others) = blocks[0].reads
     box = move.targets[0].box
@@ -61,21 +51,11 @@ def _mapped(move: Move, files: tuple[SourceFile, ...]) -> Array | None:
 
 
 def _read(move: Move, files: tuple[SourceFile, ...]) -> Array:
-    made = in_memory(move)
-    out = np.empty(made.targets[0].box.shape, numpy_dtype(move.target_dtype))
-    content = out.reshape(-1).view(np.uint8).data
-
-    def take(access: Access, data: memoryview) -> None:
-        start = access.ranges[0].offset
-        content[start : start + len(data)] = data
-
     sources = Sources(Disk(), files)
     try:
-        mover = Mover(made, sources, Scratch(), _BLOCK_NBYTES)
-        mover.run(range(len(mover.blocks)), take)
+        return collect(move, sources, Scratch())
     finally:
         sources.close()
-    return out
 
 
 class LazyArrays(Mapping[str, Array]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,15 +12,18 @@ import numpy.typing as npt
 
 from reshard.dtypes import numpy_dtype
 from reshard.errors import CheckpointError
+from reshard.index import Extent
 from reshard.layout.box import Box
 from reshard.plan.blocks import Access, Block, Blocks
-from reshard.plan.plan import Move, SourceFile
+from reshard.plan.plan import Factor, LoraAdd, Move, Piece, SourceFile
+from reshard.run.lora import add_lora, check_finite, factor_boxes
 from reshard.run.storage import ReadFile, Storage
 
 Sink = Callable[[Access, memoryview], None]
 """Takes the bytes of one access to a target piece. They are valid during the call only."""
 
 Array = npt.NDArray[Any]
+_COLLECT_BLOCK_NBYTES = 8 << 20
 _PLAIN: dict[int, np.dtype[Any]] = {1: np.dtype("u1"), 2: np.dtype("u2"), 4: np.dtype("u4"), 8: np.dtype("u8")}
 
 
@@ -80,6 +84,25 @@ class Scratch(threading.local):
         return buffer[:nbytes]
 
 
+def collect(move: Move, sources: Sources, scratch: Scratch) -> Array:
+    """The one target piece of a move as a new array in the target's dtype."""
+    target = replace(move.targets[0], file=0, extents=(Extent(0, _piece_nbytes(move)),))
+    out = np.empty(target.box.shape, numpy_dtype(move.target_dtype))
+    content = out.reshape(-1).view(np.uint8).data
+
+    def take(access: Access, data: memoryview) -> None:
+        start = access.ranges[0].offset
+        content[start : start + len(data)] = data
+
+    mover = Mover(replace(move, targets=(target,)), sources, scratch, _COLLECT_BLOCK_NBYTES)
+    mover.run(range(len(mover.blocks)), take)
+    return out
+
+
+def _piece_nbytes(move: Move) -> int:
+    return move.targets[0].box.size * numpy_dtype(move.target_dtype).itemsize
+
+
 class Mover:
     """Carries out one move, any of its blocks in any thread."""
 
@@ -96,7 +119,8 @@ class Mover:
         for number in numbers:
             block = self.blocks[number]
             if block.writes:
-                slab = self._gather(block)
+                lora = self.blocks.move.lora
+                slab = self._gather(block) if lora is None else self._gather_lora(lora, block)
                 for write in block.writes:
                     sink(write, self._cut(slab, block.box, write))
 
@@ -115,16 +139,34 @@ class Mover:
             region[...] = wide.view(self._plain).reshape(read.box.shape)[part.within(read.box)]
         return slab
 
+    def _gather_lora(self, lora: LoraAdd, block: Block) -> Array:
+        """As _gather, with the low-rank product added, in the target's dtype."""
+        a, b = (
+            collect(_part(factor, box), self._sources, self._scratch)
+            for factor, box in zip((lora.a, lora.b), factor_boxes(lora, block.box), strict=True)
+        )
+        weight = self._gather(block).view(self._source)
+        made = self._scratch.take("sum", weight.size * self._target.itemsize).view(self._target).reshape(weight.shape)
+        add_lora(lora, weight, a, b, made)
+        check_finite(self.blocks.move.name, lora, block.box, (weight, a, b), made)
+        return made.view(_PLAIN[self._target.itemsize])
+
     def _cut(self, slab: Array, box: Box, write: Access) -> memoryview:
         """The bytes of a target access, in its dtype."""
         region = slab[write.box.within(box)]
-        if self._source != self._target:
+        if self._source != self._target and self.blocks.move.lora is None:
             out = self._scratch.take("write", write.box.size * self._target.itemsize).view(self._target)
             with np.errstate(over="ignore", invalid="ignore"):
                 out.reshape(region.shape)[...] = region.view(self._source)
             return out.view(np.uint8).data
         if not region.flags.c_contiguous:
-            out = self._scratch.take("write", region.nbytes).view(self._plain)
+            out = self._scratch.take("write", region.nbytes).view(region.dtype)
             out.reshape(region.shape)[...] = region
             region = out
         return region.reshape(-1).view(np.uint8).data
+
+
+def _part(factor: Factor, box: Box) -> Move:
+    """The reading of a box of a factor."""
+    dtype = factor.spec.dtype
+    return Move("", factor.spec.shape, dtype, dtype, factor.pieces, (Piece(0, box, ()),))

@@ -1,0 +1,102 @@
+"""LoRA merge: weights with their low-rank adapters added, into one full checkpoint or any layout, on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from reshard.errors import PlanError, UsageError, listed
+from reshard.ops.convert import Conversion, execute, plan_from
+from reshard.ops.observer import Observer
+from reshard.ops.options import Options
+from reshard.ops.scaling import AlphaRank, LoraConfig, parse_scaling, read_config
+from reshard.plan.catalog import Catalog, Held, Tensor
+from reshard.plan.lora import lora_name, pair_factors
+from reshard.plan.plan import Plan
+from reshard.run.source import Source, open_source
+
+_PEFT_CONFIG = "adapter_config.json"
+
+
+def lora_config(
+    scaling: str = "", alpha: float | None = None, rank: int | None = None, config: str = "", adapter: str = ""
+) -> LoraConfig:
+    """The one source of scaling that was given. Raises UsageError for none and for several.
+
+    A PEFT adapter folder brings its own ``adapter_config.json``, used when nothing else is given.
+    """
+    given = [bool(scaling), alpha is not None or rank is not None, bool(config)]
+    if sum(given) > 1:
+        raise UsageError("several sources of scaling", hint="one of --scaling, --lora-alpha with --lora-rank, --config")
+    if scaling:
+        return LoraConfig(parse_scaling(scaling))
+    if alpha is not None or rank is not None:
+        if alpha is None or rank is None or rank < 1:
+            raise UsageError("--lora-alpha and --lora-rank go together, the rank above 0")
+        return LoraConfig(AlphaRank(alpha, rank))
+    own = Path(adapter, _PEFT_CONFIG) if adapter and Path(adapter).is_dir() else None
+    if config or (own is not None and own.is_file()):
+        return read_config(config or str(own))
+    raise UsageError(
+        "no scaling was given, and a wrong one makes a wrong model",
+        hint="--scaling alpha/rank, as 16/8; or --lora-alpha and --lora-rank; or --config adapter_config.json",
+    )
+
+
+def plan_lora(
+    src: str | Path, dst: str | Path, config: LoraConfig, options: Options | None = None, adapter: str | Path = ""
+) -> Plan:
+    """Make the plan of a merge; nothing is written.
+
+    Raises:
+        PlanError: A without B or base, shapes that do not fit, slices that no file holds: all that is wrong.
+    """
+    options = options or Options()
+    source = open_source(Source(str(src), options.src_strategy, options.select, options.suffix))
+    if adapter:
+        source = _joined(source, open_source(Source(str(adapter))))
+    merge = pair_factors(source.tensors, config.scaling.of, transposed=config.transposed)
+    return plan_from(source, str(dst), options, merge)
+
+
+def merge_lora(
+    src: str | Path,
+    dst: str | Path,
+    config: LoraConfig,
+    options: Options | None = None,
+    adapter: str | Path = "",
+    observer: Observer | None = None,
+) -> Conversion:
+    """Write ``src`` with its LoRA weights (or those of ``adapter``) added; they and optimizer states stay behind.
+
+    Args:
+        config: from ``lora_config``.
+
+    Raises:
+        InputError: before anything is written, what does not fit; meanwhile, a NaN or infinity that did not go in.
+    """
+    options = options or Options()
+    made = plan_lora(src, dst, config, options, adapter)
+    return execute(made, dst, options, observer or Observer())
+
+
+def _joined(base: Catalog, adapter: Catalog) -> Catalog:
+    """One catalog of both; the adapter holds factors alone. Raises PlanError."""
+    others = [name for name in adapter.tensors if lora_name(name) is None]
+    if others:
+        raise PlanError(
+            "the adapter holds more than LoRA factors:\n" + listed(others),
+            hint="such tensors would replace or extend the base, which a LoRA merge does not do",
+        )
+    twice = [name for name in adapter.tensors if name in base.tensors]
+    if twice:
+        raise PlanError("the base has LoRA weights of the same names:\n" + listed(twice), hint="leave --adapter out")
+    moved: Mapping[str, Tensor] = {n: _renumbered(t, len(base.files)) for n, t in adapter.tensors.items()}
+    return replace(base, files=(*base.files, *adapter.files), tensors={**base.tensors, **moved})
+
+
+def _renumbered(tensor: Tensor, files: int) -> Tensor:
+    """The same tensor, its files counted after ``files`` others. It needs no agreement of ranks: it is whole."""
+    cells = {c: tuple(Held(h.file + files, h.stored) for h in held) for c, held in tensor.cells.items()}
+    return replace(tensor, cells=cells, laid_out=True)

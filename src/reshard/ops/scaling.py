@@ -1,0 +1,132 @@
+"""By what a LoRA product counts: from a number, from alpha and rank, or from the configuration of the training."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from reshard.errors import InputError, UsageError
+from reshard.run.storage import reported
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """The same scaling for every layer."""
+
+    value: float
+
+    def of(self, module: str, rank: int) -> float:
+        return self.value
+
+
+@dataclass(frozen=True, slots=True)
+class AlphaRank:
+    """alpha / rank, or alpha / √rank with ``rslora``; patterns (regular expressions on module names) override both.
+
+    ``rank`` 0 means whatever the factors have; otherwise factors of another rank are refused.
+    """
+
+    alpha: float
+    rank: int
+    rslora: bool = False
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+
+    def of(self, module: str, rank: int) -> float:
+        """Raises InputError when the factors have another rank than the configuration says."""
+        said = _matching(self.rank_pattern, module, self.rank)
+        if said and said != rank:
+            raise InputError(
+                f"{module}: its factors have rank {rank}, the configuration says {said}", hint="is it this adapter's?"
+            )
+        alpha = _matching(self.alpha_pattern, module, self.alpha)
+        return float(alpha / sqrt(rank) if self.rslora else Fraction(alpha) / rank)
+
+
+Scaling = Fixed | AlphaRank
+
+
+@dataclass(frozen=True, slots=True)
+class LoraConfig:
+    scaling: Scaling
+    transposed: bool = False
+
+
+def _matching(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
+    """PEFT's rule: a key matches the end of a module's name, from a dot on."""
+    for pattern, value in patterns.items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default
+
+
+def parse_scaling(text: str) -> Fixed:
+    """A number, or a quotient as ``16/8``. Raises UsageError.
+
+    >>> parse_scaling("16/8").value
+    2.0
+    """
+    try:
+        above, _, below = text.partition("/")
+        value = float(above) / float(below) if below else float(text)
+    except (ValueError, ZeroDivisionError):
+        raise UsageError(f"--scaling {text!r}", hint="a number, or alpha/rank as 16/8") from None
+    if value != value or value in (float("inf"), float("-inf")):
+        raise UsageError(f"--scaling {text!r} is not finite")
+    return Fixed(value)
+
+
+def read_config(path: str | Path) -> LoraConfig:
+    """From a PEFT ``adapter_config.json`` or a MindFormers YAML with ``pet_config``. Raises InputError."""
+    path = Path(path)
+    with reported(path):
+        text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise InputError(f"not a configuration: {error}", str(path)) from None
+    if path.suffix == ".json":
+        return _peft(content, path)
+    return _mindformers(content, path)
+
+
+def _peft(content: Any, path: Path) -> LoraConfig:
+    rank, alpha = _number(content, "r", path), _number(content, "lora_alpha", path)
+    if content.get("use_dora"):
+        raise InputError("use_dora: DoRA adapters cannot be merged", str(path))
+    patterns = [content.get(key) or {} for key in ("rank_pattern", "alpha_pattern")]
+    if not all(isinstance(p, dict) and all(type(v) in (int, float) for v in p.values()) for p in patterns):
+        raise InputError("rank_pattern and alpha_pattern are maps of numbers", str(path))
+    scaling = AlphaRank(alpha, int(rank), bool(content.get("use_rslora")), patterns[0], patterns[1])
+    return LoraConfig(scaling, bool(content.get("fan_in_fan_out")))
+
+
+def _mindformers(content: Any, path: Path) -> LoraConfig:
+    found = _find(content, "pet_config", depth=8)
+    if not isinstance(found, dict):
+        raise InputError("no pet_config", str(path), "give --scaling, or --lora-alpha and --lora-rank")
+    rank, alpha = _number(found, "lora_rank", path), _number(found, "lora_alpha", path)
+    return LoraConfig(AlphaRank(alpha, int(rank)))
+
+
+def _find(content: Any, key: str, depth: int) -> Any:
+    if not isinstance(content, dict) or depth == 0:
+        return None
+    if key in content:
+        return content[key]
+    return next((f for v in content.values() if (f := _find(v, key, depth - 1)) is not None), None)
+
+
+def _number(content: Any, key: str, path: Path) -> float:
+    value = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
+        raise InputError(f"{key} is {value!r}, expected a number above 0", str(path))
+    return float(value)

@@ -1,0 +1,39 @@
+"""Unify: rank folders, de-duplicated or not, into full safetensors laid out as MindSpore's ``unified_safetensors``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from reshard.ops.convert import Conversion, execute, plan_from
+from reshard.ops.observer import Observer
+from reshard.ops.options import Options
+from reshard.plan.parts import Names, Parts
+from reshard.plan.plan import Plan
+from reshard.run.source import Source, open_source
+
+_DEFAULT_NBYTES = 3 << 30
+_ACCUMULATED = r"^accu_grads"
+
+
+def plan_unify(src: str | Path, dst: str | Path, options: Options, names: Names = "mindspore") -> Plan:
+    """Make the plan; accumulated gradients are left out, as the reference does. Raises InputError."""
+    source = open_source(Source(str(src), options.src_strategy, options.select, options.suffix))
+    rules = replace(options.names, exclude=(*options.names.exclude, _ACCUMULATED))
+    options = replace(options, format="safetensors", names=rules)
+    return plan_from(source, str(dst), options, parts=Parts(options.max_shard_nbytes or _DEFAULT_NBYTES, names))
+
+
+def unify(
+    src: str | Path,
+    dst: str | Path,
+    options: Options,
+    names: Names = "mindspore",
+    observer: Observer | None = None,
+) -> Conversion:
+    """Write ``part{i}.safetensors``, ``param_name_map.json`` and ``hyper_param.safetensors``; or with names ``hf``
+    ``model-0000i-of-0000n.safetensors`` and its index.
+
+    Parts are at most ``options.max_shard_nbytes``, 3 GiB without. Raises InputError where a slice is held by nobody.
+    """
+    return execute(plan_unify(src, dst, options, names), dst, options, observer or Observer())
