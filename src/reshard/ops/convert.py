@@ -63,7 +63,7 @@ def plan_from(
         _refuse_replicas(source)
     if options.crc:
         _check_crcs(source)
-    single = format_of(dst) is not None and not Path(dst).is_dir()
+    single = names_file(dst)
     target = Target(
         read_strategy(options.dst_strategy) if options.dst_strategy else None,
         _target_format(dst if single else "", source, options),
@@ -95,9 +95,7 @@ def convert(
 def execute(plan: Plan, dst: str | Path, options: Options, observer: Observer) -> Conversion:
     """Carry out a plan."""
     began = time.monotonic()
-    place = Place.of(
-        dst, single=any(f.path == Path(dst).name and plan.world == 1 for f in plan.files) and _names_file(dst)
-    )
+    place = Place.of(dst, single=names_file(dst))
     replacement: Replacement | None = None
     if place.occupied() and not options.resume:
         if not options.overwrite:
@@ -118,8 +116,9 @@ def execute(plan: Plan, dst: str | Path, options: Options, observer: Observer) -
     return Conversion(str(dst), bill, written, read, skipped, time.monotonic() - began, verified)
 
 
-def _names_file(dst: str | Path) -> bool:
-    return format_of(str(dst)) is not None
+def names_file(dst: str | Path) -> bool:
+    """Whether a target is one weight file rather than a folder, by its name and by what is there."""
+    return format_of(str(dst)) is not None and not Path(dst).is_dir()
 
 
 def _fill(plan: Plan, place: Place, options: Options, observer: Observer) -> tuple[int, int, int]:
@@ -129,22 +128,21 @@ def _fill(plan: Plan, place: Place, options: Options, observer: Observer) -> tup
     filling = Filling(place, plan, resume=options.resume)
     try:
         todo = replace(plan, files=tuple(f for f in plan.files if f.path not in filling.done))
-        skipped = len(plan.files) - len(todo.files)
         settings = Settings(str(place.folder), options.block_nbytes, options.fsync, options.checksum)
+        executor = LocalExecutor(settings, options.threads, observer.advance)
         observer.start("writing", todo.tensor_nbytes)
-        written = read = 0
+        made = []
         try:
-            executor = LocalExecutor(settings, options.threads, observer.advance)
             for results in executor.run(tasks(todo)):
                 filling.record(results, fsync=options.fsync)
-                written += sum(r.nbytes for r in results)
-                read += sum(r.read_nbytes for r in results)
+                made += results
         finally:
             observer.end()
         filling.publish(make_manifest(plan, filling.done), fsync=options.fsync)
-        return written, read, skipped
     finally:
         filling.close()
+    written, read = sum(r.nbytes for r in made), sum(r.read_nbytes for r in made)
+    return written, read, len(plan.files) - len(made)
 
 
 def _target_format(single: str, source: Catalog, options: Options) -> Format:

@@ -63,8 +63,11 @@ class LoraConfig:
 def _matching(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
     """PEFT's rule: a key matches the end of a module's name, from a dot on."""
     for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
+        try:
+            if re.match(rf"(.*\.)?({pattern})$", module):
+                return value
+        except re.error as error:
+            raise InputError(f"pattern {pattern!r} is not a regular expression: {error}") from None
     return default
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reshard.errors import CheckpointError, DifferenceError, listed
-from reshard.formats.registry import format_of
 from reshard.ops.observer import Observer
 from reshard.run.manifest import file_faults, read_manifest
 from reshard.run.target import Place
@@ -25,7 +24,7 @@ def verify(dst: str | Path, observer: Observer | None = None) -> Verified:
     observer = observer or Observer()
     if not Path(dst).exists():
         raise CheckpointError("no such file or folder", str(dst))
-    place = Place.of(dst, single=format_of(str(dst)) is not None and Path(dst).is_file())
+    place = Place.of(dst, single=Path(dst).is_file())
     manifest = read_manifest(place.meta)
     observer.start("verifying", sum(f.nbytes for f in manifest.files))
     faults: list[str] = []

@@ -66,6 +66,8 @@ class Target:
             raise UsageError(f"cannot cast to {self.dtype!r}", hint=f"one of: {', '.join(sorted(FLOATING))}")
         if self.parts and (self.strategy or self.format.name != "safetensors"):
             raise UsageError("only one full safetensors checkpoint is written in parts of a largest size")
+        if self.single and (self.strategy or self.parts):
+            raise UsageError(f"{self.single!r} names a file, the target is a folder of several", hint="name a folder")
         if self.drop_redundancy and self.strategy is None:
             raise UsageError(
                 "one full checkpoint has no replicas to drop", hint="--drop-redundancy needs --dst-strategy"

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from reshard.errors import CheckpointError
 from reshard.layout.box import Box
 from reshard.plan.plan import LoraAdd
+from reshard.run.cast import cast_into
 
 Array = npt.NDArray[Any]
 Range = tuple[int, int]
@@ -28,16 +29,22 @@ def _box(*ranges: Range) -> Box:
     return Box(tuple(a for a, _ in ranges), tuple(b for _, b in ranges))
 
 
-def add_lora(lora: LoraAdd, weight: Array, a: Array, b: Array, made: Array) -> None:
-    """Set ``made`` to ``weight + (b @ a) * scaling``, computed in fp32 (fp64 for an fp64 weight) and rounded once."""
+def add_lora(lora: LoraAdd, weight: Array, a: Array, b: Array) -> Array:
+    """``weight + (b @ a) * scaling`` in fp32, in fp64 for an fp64 weight."""
     wide = np.dtype(np.float64 if weight.dtype.itemsize == 8 else np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
-        total = np.matmul(b.astype(wide), a.astype(wide))
+        total: Array = np.matmul(b.astype(wide), a.astype(wide))
         total *= wide.type(lora.scaling)
         if lora.transposed:
-            total = np.swapaxes(total, -1, -2)
-        total += weight.astype(wide)
-        made[...] = total
+            total = np.ascontiguousarray(np.swapaxes(total, -1, -2))
+        total += _widened(weight, wide)
+    return total
+
+
+def _widened(values: Array, wide: np.dtype[Any]) -> Array:
+    out = np.empty(values.shape, wide)
+    cast_into(out, values)
+    return out
 
 
 def check_finite(name: str, lora: LoraAdd, box: Box, inputs: tuple[Array, Array, Array], made: Array) -> None:
@@ -46,8 +53,9 @@ def check_finite(name: str, lora: LoraAdd, box: Box, inputs: tuple[Array, Array,
     Args:
         box: where in the tensor ``made`` lies.
         inputs: weight, A and B of the block.
+        made: the sum, rounded to the target's dtype.
     """
-    if np.isfinite(made).all():
+    if _all_finite(made):
         return
     weight, a, b = inputs
     finite_a: Array = np.all(np.isfinite(a), axis=-2)[..., None, :]
@@ -62,3 +70,9 @@ def check_finite(name: str, lora: LoraAdd, box: Box, inputs: tuple[Array, Array,
             f"adding the LoRA weights makes {made[tuple(new[0])]} at {index} of {name}",
             hint="check the scaling; a wider --dtype holds larger values",
         )
+
+
+def _all_finite(values: Array) -> bool:
+    if values.dtype.name == "bfloat16":  # its exponent is all ones, or not: ml_dtypes is slow to say
+        return not np.any((values.view(np.uint16) & np.uint16(0x7F80)) == np.uint16(0x7F80))
+    return bool(np.isfinite(values).all())

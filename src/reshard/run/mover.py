@@ -16,6 +16,7 @@ from reshard.index import Extent
 from reshard.layout.box import Box
 from reshard.plan.blocks import Access, Block, Blocks
 from reshard.plan.plan import Factor, LoraAdd, Move, Piece, SourceFile
+from reshard.run.cast import cast_into
 from reshard.run.lora import add_lora, check_finite, factor_boxes
 from reshard.run.storage import ReadFile, Storage
 
@@ -147,7 +148,7 @@ class Mover:
         )
         weight = self._gather(block).view(self._source)
         made = self._scratch.take("sum", weight.size * self._target.itemsize).view(self._target).reshape(weight.shape)
-        add_lora(lora, weight, a, b, made)
+        cast_into(made, add_lora(lora, weight, a, b))
         check_finite(self.blocks.move.name, lora, block.box, (weight, a, b), made)
         return made.view(_PLAIN[self._target.itemsize])
 
@@ -156,8 +157,7 @@ class Mover:
         region = slab[write.box.within(box)]
         if self._source != self._target and self.blocks.move.lora is None:
             out = self._scratch.take("write", write.box.size * self._target.itemsize).view(self._target)
-            with np.errstate(over="ignore", invalid="ignore"):
-                out.reshape(region.shape)[...] = region.view(self._source)
+            cast_into(out.reshape(region.shape), region.view(self._source))
             return out.view(np.uint8).data
         if not region.flags.c_contiguous:
             out = self._scratch.take("write", region.nbytes).view(region.dtype)

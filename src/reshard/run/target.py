@@ -10,6 +10,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +45,11 @@ class Place:
     def single(self) -> bool:
         return self.folder != self.path
 
+    def occupied_by_others(self) -> bool:
+        """Whether anything but our own files is there."""
+        with reported(self.path):
+            return self.path.exists() if self.single else any(p.name != META for p in self.path.iterdir())
+
     def occupied(self) -> bool:
         with reported(self.path):
             if self.single:
@@ -52,61 +58,65 @@ class Place:
 
 
 class Filling:
-    """A target being filled: holds its lock; ``record`` what is whole; ``publish`` at the end."""
+    """A target being filled: holds its lock; ``record`` what is whole; ``publish`` at the end; ``close`` in any case.
+
+    ``done`` are the files that are whole. Where nothing was, ``close`` leaves nothing behind.
+    """
 
     def __init__(self, place: Place, plan: Plan, *, resume: bool) -> None:
         self._place = place
-        self._hash = plan.identity
+        self._identity = plan.identity
+        self._made_folders = _absent_parents(place, plan)
+        self._made_meta = not place.meta.exists()
         with reported(place.meta):
             place.meta.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(place.meta / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self.done: dict[str, FileResult] = {}
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(self._lock)
             raise UsageError(
-                "another conversion is writing here",
-                str(place.path),
-                "wait for it to end, or choose another target",
+                "another conversion is writing here", str(place.path), "wait for it to end, or choose another target"
             ) from None
         try:
-            self.done = self._read_journal() if resume else {}
-            self._journal = self._open_journal(fresh=not self.done)
+            if resume:
+                self.done = self._whole_files()
+            self._journal = self._open_journal(fresh=not (place.meta / JOURNAL).exists() or not resume)
         except BaseException:
             os.close(self._lock)
             raise
 
-    def _read_journal(self) -> dict[str, FileResult]:
-        """Files that an earlier run of the same plan finished and that are still as long. Raises UsageError for
-        another plan.
-        """
+    def _whole_files(self) -> dict[str, FileResult]:
+        """Files that earlier runs finished and that are still as long. Raises UsageError if their plan was another."""
+        noted: list[FileResult] = []
+        if (self._place.meta / MANIFEST).exists():
+            manifest = read_manifest(self._place.meta)
+            self._check_identity(manifest.plan)
+            noted += [FileResult(f.path, f.nbytes, f.runs) for f in manifest.files]
         path = self._place.meta / JOURNAL
-        if not path.exists():
-            return {}
-        with reported(path):
-            lines = path.read_bytes().split(b"\n")
-        if lines[0].decode("ascii", "replace") != self._hash:
+        if path.exists():
+            with reported(path):
+                first, *lines = path.read_bytes().split(b"\n")
+            self._check_identity(first.decode("ascii", "replace"))
+            noted += [r for r in map(_result, lines) if r is not None]
+        elif not noted and self._place.occupied_by_others():
+            self._check_identity("")
+        return {r.path: r for r in noted if _length(self._place.folder / r.path) == r.nbytes}
+
+    def _check_identity(self, identity: str) -> None:
+        if identity != self._identity:
             raise UsageError(
                 "the target was begun from other sources, strategies or options",
                 str(self._place.path),
                 "give the same command again to resume it, or --overwrite to start anew",
             )
-        done = {}
-        for line in lines[1:]:
-            try:
-                result = msgspec.json.decode(line, type=FileResult)
-            except msgspec.MsgspecError:
-                continue  # a line cut short by a crash: its file is made again
-            file = self._place.folder / result.path
-            if file.is_file() and file.stat().st_size == result.nbytes:
-                done[result.path] = result
-        return done
 
     def _open_journal(self, *, fresh: bool) -> int:
         path = self._place.meta / JOURNAL
         with reported(path):
             if fresh:
-                write_whole(path, self._hash.encode() + b"\n")
+                write_whole(path, self._identity.encode() + b"\n")
             journal = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
             if not fresh:
                 os.write(journal, b"\n")
@@ -135,9 +145,31 @@ class Filling:
 
     def close(self) -> None:
         os.close(self._journal)
-        with reported(self._place.meta):
-            (self._place.meta / "lock").unlink(missing_ok=True)
+        if not self.done and self._made_meta:
+            shutil.rmtree(self._place.meta, ignore_errors=True)
+            for folder in self._made_folders:
+                with suppress(OSError):  # one that is not empty, or was never made, stays as it is
+                    folder.rmdir()
         os.close(self._lock)
+
+
+def _result(line: bytes) -> FileResult | None:
+    """A line of the journal; None for one that a crash cut short: its file is made again."""
+    try:
+        return msgspec.json.decode(line, type=FileResult)
+    except msgspec.MsgspecError:
+        return None
+
+
+def _length(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else -1
+
+
+def _absent_parents(place: Place, plan: Plan) -> list[Path]:
+    """Folders that this run will make, innermost first."""
+    folders = {(place.folder / f.path).parent for f in plan.files} | {place.meta.parent}
+    absent = {up for folder in folders for up in (folder, *folder.parents) if not up.exists()}
+    return sorted(absent, key=lambda folder: len(folder.parts), reverse=True)
 
 
 def free_nbytes(place: Place) -> int:
