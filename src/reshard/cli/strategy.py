@@ -24,6 +24,7 @@ def show(
     reshard strategy show strategy/ --tensor wq
     """
     from reshard.ops.strategies import show as table
+    from reshard.plan.names import folded
 
     shown = table(path, tensor)
     if json:
@@ -31,8 +32,8 @@ def show(
         return
     made = ", made without a compiler" if shown.made else ""
     say(f"{path}: {shown.stages} stages of {shown.devices} ranks{made}")
-    for row in shown.rows:
-        say(f"  {row}")
+    for line in folded(map(str, shown.rows)):
+        say(f"  {line}")
 
 
 @app.command()
@@ -63,12 +64,13 @@ def diff(
     reshard strategy diff old/ new/
     """
     from reshard.ops.strategies import diff as compare
+    from reshard.plan.names import folded
 
     differences = compare(a, b)
     if json:
         say_json(differences)
     else:
-        for line in differences:
+        for line in folded(differences):
             say(line)
         say("they differ" if differences else "they mean the same")
     if differences:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from reshard.errors import CheckpointError, ReshardError, listed
 from reshard.index import Contents, Stored, TensorSpec
 from reshard.layout.tensor import Cell, Layout, Sharding
+from reshard.plan.names import layer_pattern
 from reshard.strategy.strategy import Strategy, layout_of_shard
 
 
@@ -182,6 +183,7 @@ def _laid_out(
     files: Sequence[IndexedFile],
 ) -> Tensor:
     """A tied tensor may lie in several stages: the first stage that holds it whole is taken."""
+    _check_stages(name, by_rank, strategy)
     found: list[Tensor] = []
     for stage in stages:
         first = stage * strategy.devices
@@ -202,6 +204,16 @@ def _laid_out(
     if len({t.spec for t in found}) > 1:
         raise CheckpointError(f"its stages disagree: {' and '.join(str(t.spec) for t in found)}")
     return next((t for t in found if not t.missing()), found[0])
+
+
+def _check_stages(name: str, by_rank: Mapping[int, Held], strategy: Strategy) -> None:
+    """A layer's tensor lies in the stages that list it; one without a layer number may be tied and lie in more."""
+    if layer_pattern(name) == name:
+        return
+    for rank in by_rank:
+        stage = rank // strategy.devices
+        if name not in strategy.stages[stage]:
+            raise CheckpointError(f"held by rank {rank}, in stage {stage} whose strategy does not have it")
 
 
 def _whole(name: str, by_rank: Mapping[int, Held], files: Sequence[IndexedFile]) -> Tensor:

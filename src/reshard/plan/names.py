@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from reshard.errors import UsageError
@@ -49,6 +50,18 @@ def layer_pattern(name: str) -> str:
     'model.layers.#.wq.weight'
     """
     return _NUMBER.sub("#", name)
+
+
+def folded(lines: Iterable[str]) -> list[str]:
+    """Lines that differ only in a layer's number as one, with how many they are.
+
+    >>> folded(["a.0.w: cut", "a.1.w: cut", "b: whole"])
+    ['a.#.w: cut  (2 layers)', 'b: whole']
+    """
+    kinds: dict[str, list[str]] = {}
+    for line in lines:
+        kinds.setdefault(layer_pattern(line), []).append(line)
+    return [same[0] if len(same) == 1 else f"{kind}  ({len(same)} layers)" for kind, same in kinds.items()]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from reshard.formats.registry import format_of
 from reshard.plan.blocks import cut_extents
 from reshard.plan.catalog import Catalog, Held, IndexedFile, Tensor, catalog
 from reshard.run.discover import Found, Select, discover
+from reshard.run.probe import probe
 from reshard.run.storage import DiskFile
 from reshard.strategy.folder import read_strategy
 
@@ -43,6 +44,7 @@ def open_source(source: Source) -> Catalog:
     _check_lone_ranks(found, has_strategy=strategy is not None)
     files = index_files(found)
     made = catalog(files, strategy)
+    probe(made)
     return replace(made, warnings=(*found.warnings, *made.warnings))
 
 
