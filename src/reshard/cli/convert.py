@@ -87,15 +87,15 @@ def run(src: str, dst: str, given: dict[str, Any], *, dry_run: bool, json: bool,
 def carry_out(made: Plan, dst: str, options: Options, *, dry_run: bool, json: bool, quiet: bool) -> None:
     """Show the bill of a plan, or execute it and say what was done."""
     from reshard.cli.progress import observer
-    from reshard.ops.convert import execute
-    from reshard.plan.bill import make_bill
+    from reshard.ops.convert import bill_of, execute
 
     warn(made.warnings)
     if dry_run:
-        bill = make_bill(made, options.threads, options.block_nbytes)
+        bill = bill_of(made, dst, options)
         say_json(bill) if json else say("\n".join(bill_lines(bill)))
         return
     done = execute(made, dst, options, observer(quiet=quiet or json))
+    warn(done.warnings)
     if json:
         say_json(done)
     elif not quiet:
@@ -112,6 +112,8 @@ def bill_lines(bill: Bill) -> list[str]:
         f"tensors  {bill.tensors:,}",
         f"memory   {shown_nbytes(bill.memory_nbytes)} at most, {bill.workers} workers, {bill.tasks:,} read groups",
     ]
+    if bill.linked_files:
+        lines.append(f"links    {bill.linked_files:,} files share the bytes of an equal one")
     lines += [f"dropped  {n:,}: {reason}" for reason, n in bill.dropped.items()]
     lines += [f"absent   {n:,}: {reason}" for reason, n in bill.absent.items()]
     return lines

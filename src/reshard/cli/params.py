@@ -75,6 +75,11 @@ _CONVERSION: dict[str, tuple[Any, Any]] = {
         Annotated[bool, typer.Option("--no-fsync", help="Faster; a power cut may lose files.")],
         False,
     ),
+    "replicas": (
+        Annotated[str, typer.Option(metavar="copy|link", help="link: write equal files once, link the others.")],
+        "copy",
+    ),
+    "max_rate": (Annotated[str, typer.Option(metavar="500MiB/s", help="Write no faster.")], ""),
     "workers": (Annotated[str, typer.Option(metavar="N|auto", help="Threads.")], "auto"),
     "max_memory": (Annotated[str, typer.Option(metavar="2GiB", help="Stay below.")], ""),
     "resume": (
@@ -133,6 +138,9 @@ def conversion_options(given: dict[str, Any]) -> Options:
         raise UsageError(f"--checksum {given['checksum']!r}", hint="xxh3 or off")
     if given["workers"] != "auto" and not (given["workers"].isdigit() and 0 < int(given["workers"]) <= 1024):
         raise UsageError(f"--workers {given['workers']!r}", hint="a number from 1 to 1024, or auto")
+    if given["replicas"] not in ("copy", "link"):
+        raise UsageError(f"--replicas {given['replicas']!r}", hint="copy or link")
+    max_rate = given["max_rate"].removesuffix("/s")
     max_shard, max_memory, ranks = (
         given.get("max_shard_size", ""),
         given["max_memory"],
@@ -156,6 +164,8 @@ def conversion_options(given: dict[str, Any]) -> Options:
         checksum=given["checksum"] == "xxh3",
         fsync=not given["no_fsync"],
         workers=0 if given["workers"] == "auto" else int(given["workers"]),
+        max_rate_nbytes=parse_nbytes(max_rate) if max_rate else None,
+        link_replicas=given["replicas"] == "link",
         max_memory_nbytes=parse_nbytes(max_memory) if max_memory else None,
         resume=given["resume"],
         overwrite=given["overwrite"],

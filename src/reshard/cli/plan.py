@@ -25,8 +25,8 @@ def plan(
     \b
     reshard plan ckpt --src-strategy old/ --dst-strategy new/
     """
+    from reshard.ops.convert import bill_of
     from reshard.ops.convert import plan as make
-    from reshard.plan.bill import make_bill
     from reshard.run.target import Place, free_nbytes
 
     absent = {"resume": False, "overwrite": False, "verify": False, "no_fsync": False, "checksum": "xxh3"}
@@ -35,7 +35,7 @@ def plan(
     if full:
         sys.stdout.write(made.to_json().decode() + "\n")
         return
-    bill = make_bill(made, settings.threads, settings.block_nbytes)
+    bill = bill_of(made, dst, settings)
     if json:
         say_json(bill)
         return

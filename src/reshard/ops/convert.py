@@ -23,11 +23,12 @@ from reshard.plan.plan import Plan
 from reshard.plan.planner import Choices, Target, make_plan
 from reshard.plan.tasks import tasks
 from reshard.run.local import LocalExecutor
+from reshard.run.machine import auto_workers, paced
 from reshard.run.manifest import make_manifest
 from reshard.run.source import Source, agreements, open_source, replica_faults
 from reshard.run.storage import DiskFile
 from reshard.run.target import Filling, Place, Replacement, check_room, refuse_occupied
-from reshard.run.task import Settings
+from reshard.run.task import OnBytes, Settings
 from reshard.strategy.folder import read_strategy
 
 
@@ -42,6 +43,7 @@ class Conversion:
     skipped_files: int
     seconds: float
     verified_nbytes: int = 0
+    warnings: tuple[str, ...] = ()
 
 
 def plan(src: str | Path, dst: str | Path, options: Options | None = None) -> Plan:
@@ -103,9 +105,10 @@ def execute(plan: Plan, dst: str | Path, options: Options, observer: Observer) -
         elif not place.single:
             replacement = Replacement(place, (s.path for s in plan.sources))
             place = replacement.place
-    bill = make_bill(plan, options.threads, options.block_nbytes)
+    workers = workers_for(plan, dst, options)
+    bill = bill_of(plan, dst, options)
     try:
-        written, read, skipped = _fill(plan, place, options, observer)
+        written, read, skipped, warnings = _fill(plan, place, options, workers, observer)
     except BaseException:
         if replacement:
             replacement.abandon()
@@ -113,7 +116,7 @@ def execute(plan: Plan, dst: str | Path, options: Options, observer: Observer) -
     verified = verify(place.path, observer).nbytes if options.verify else 0
     if replacement:
         replacement.swap()
-    return Conversion(str(dst), bill, written, read, skipped, time.monotonic() - began, verified)
+    return Conversion(str(dst), bill, written, read, skipped, time.monotonic() - began, verified, warnings)
 
 
 def names_file(dst: str | Path) -> bool:
@@ -121,19 +124,35 @@ def names_file(dst: str | Path) -> bool:
     return format_of(str(dst)) is not None and not Path(dst).is_dir()
 
 
-def _fill(plan: Plan, place: Place, options: Options, observer: Observer) -> tuple[int, int, int]:
-    """Bytes written, bytes read, files that were there already."""
-    check_room(place, 0 if options.resume else plan.nbytes)
+def workers_for(plan: Plan, dst: str | Path, options: Options) -> int:
+    """The workers asked for, or what suits the disks of source and target."""
+    return options.workers or auto_workers([str(dst), *(s.path for s in plan.sources[:1])])
+
+
+def bill_of(plan: Plan, dst: str | Path, options: Options) -> Bill:
+    """What executing the plan with these options will read, write and need."""
+    workers = workers_for(plan, dst, options)
+    return make_bill(plan, workers, options.block_nbytes(workers), link_replicas=options.link_replicas)
+
+
+def _fill(
+    plan: Plan, place: Place, options: Options, workers: int, observer: Observer
+) -> tuple[int, int, int, tuple[str, ...]]:
+    """Bytes written, bytes read, files that were there already, warnings."""
+    check_room(place, 0 if options.resume or options.link_replicas else plan.nbytes)
     _allow_many_files()
     filling = Filling(place, plan, resume=options.resume)
+    on_bytes: OnBytes = observer.advance
+    if options.max_rate_nbytes:
+        on_bytes = paced(on_bytes, options.max_rate_nbytes)
     try:
         todo = replace(plan, files=tuple(f for f in plan.files if f.path not in filling.done))
-        settings = Settings(str(place.folder), options.block_nbytes, options.fsync, options.checksum)
-        executor = LocalExecutor(settings, options.threads, observer.advance)
+        settings = Settings(str(place.folder), options.block_nbytes(workers), options.fsync, options.checksum)
+        executor = LocalExecutor(settings, workers, on_bytes)
         observer.start("writing", todo.tensor_nbytes)
         made = []
         try:
-            for results in executor.run(tasks(todo)):
+            for results in executor.run(tasks(todo, link_replicas=options.link_replicas)):
                 filling.record(results, fsync=options.fsync)
                 made += results
         finally:
@@ -141,8 +160,10 @@ def _fill(plan: Plan, place: Place, options: Options, observer: Observer) -> tup
         filling.publish(make_manifest(plan, filling.done), fsync=options.fsync)
     finally:
         filling.close()
-    written, read = sum(r.nbytes for r in made), sum(r.read_nbytes for r in made)
-    return written, read, len(plan.files) - len(made)
+    written, read = sum(r.nbytes for r in made if not r.link), sum(r.read_nbytes for r in made)
+    hard = sum(r.link == "hardlink" for r in made)
+    warning = f"{hard} files are hard links of equal ones: chmod or a change in place of one reaches all of them"
+    return written, read, len(plan.files) - len(made), (warning,) if hard else ()
 
 
 def _target_format(single: str, source: Catalog, options: Options) -> Format:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 
 from reshard.errors import UsageError
@@ -32,6 +31,9 @@ class Options:
         check_replicas: read all replicas and refuse those that differ.
         crc: check the CRC-32 of .ckpt sources that have one and write it into .ckpt targets.
         checksum: compute xxh3-128 of what is written, for the manifest.
+        workers: threads; 0 for what suits the disks.
+        max_rate_nbytes: write at most so many bytes a second.
+        link_replicas: write equal files once and link the others.
         max_memory_nbytes: what the process may take; None for the default block size.
     """
 
@@ -52,6 +54,8 @@ class Options:
     checksum: bool = True
     fsync: bool = True
     workers: int = 0
+    max_rate_nbytes: int | None = None
+    link_replicas: bool = False
     max_memory_nbytes: int | None = None
     resume: bool = False
     overwrite: bool = False
@@ -63,18 +67,12 @@ class Options:
         if self.missing not in ("error", "drop"):
             raise UsageError(f"--missing {self.missing!r}", hint="one of: error, drop")
 
-    @property
-    def threads(self) -> int:
-        """Workers; 0 means what suits the machine."""
-        return self.workers or max(2, min(8, os.cpu_count() or 2))
-
-    @property
-    def block_nbytes(self) -> int:
+    def block_nbytes(self, workers: int) -> int:
         """The largest block that keeps the promise of ``max_memory_nbytes``. Raises UsageError when none does."""
         if self.max_memory_nbytes is None:
             return _MAX_BLOCK_NBYTES
-        block = (self.max_memory_nbytes - _RESERVED_NBYTES) // (self.threads * BUFFERS_A_WORKER)
+        block = (self.max_memory_nbytes - _RESERVED_NBYTES) // (workers * BUFFERS_A_WORKER)
         if block < _MIN_BLOCK_NBYTES:
-            least = _RESERVED_NBYTES + self.threads * BUFFERS_A_WORKER * _MIN_BLOCK_NBYTES
+            least = _RESERVED_NBYTES + workers * BUFFERS_A_WORKER * _MIN_BLOCK_NBYTES
             raise UsageError(f"--max-memory of {self.max_memory_nbytes:,} bytes is below the {least:,} needed")
         return min(block, _MAX_BLOCK_NBYTES)

@@ -24,6 +24,7 @@ class Bill:
         needed_nbytes: bytes of source tensors that the target depends on, each counted once.
         read_nbytes: bytes that will be read; more than needed where a group of files takes a narrow part of long rows.
         written_nbytes: bytes that will be written, headers included; the disk space that the target takes.
+        linked_files: files that share the bytes of an equal one (``--replicas link``).
         largest_file_nbytes, smallest_file_nbytes: the balance of the target.
         memory_nbytes: an upper bound of the buffers and the program.
     """
@@ -35,6 +36,7 @@ class Bill:
     needed_nbytes: int
     read_nbytes: int
     written_nbytes: int
+    linked_files: int
     largest_file_nbytes: int
     smallest_file_nbytes: int
     tasks: int
@@ -45,12 +47,15 @@ class Bill:
     warnings: tuple[str, ...]
 
 
-def make_bill(plan: Plan, workers: int, block_nbytes: int) -> Bill:
+def make_bill(plan: Plan, workers: int, block_nbytes: int, *, link_replicas: bool = False) -> Bill:
     sizes = [plan.forms[f.form].nbytes for f in plan.files]
     groups = 0
     read = 0
-    for task in tasks(plan):
+    linked = linked_nbytes = 0
+    for task in tasks(plan, link_replicas=link_replicas):
         groups += 1
+        linked += sum(len(f.twins) for f in task.files)
+        linked_nbytes += sum(len(f.twins) * f.nbytes for f in task.files)
         read += task_read_nbytes(task, block_nbytes)
     left: dict[str, dict[str, int]] = {"dropped": {}, "absent": {}}
     for out in plan.left_out:
@@ -62,7 +67,8 @@ def make_bill(plan: Plan, workers: int, block_nbytes: int) -> Bill:
         tensors=len(plan.tensors),
         needed_nbytes=sum(prod(t.spec.shape) * ITEMSIZE[t.source_dtype] for t in plan.tensors),
         read_nbytes=read,
-        written_nbytes=plan.nbytes,
+        written_nbytes=plan.nbytes - linked_nbytes,
+        linked_files=linked,
         largest_file_nbytes=max(sizes, default=0),
         smallest_file_nbytes=min(sizes, default=0),
         tasks=groups,

@@ -16,6 +16,7 @@ from reshard.layout.tensor import Layout
 
 SCHEMA = 1
 Fate = Literal["dropped", "absent"]
+Link = Literal["", "reflink", "hardlink"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +146,12 @@ class Plan:
         """The box of a slot's tensor that a file holds."""
         return self.layouts[slot.layout].box(file.local_rank)
 
+    def content_key(self, file: PlannedFile) -> tuple[int, ...]:
+        """Equal for files of the same bytes: their form, and the cell of every layout in it."""
+        layouts = dict.fromkeys(slot.layout for slot in self.forms[file.form].slots)
+        cells = [self.layouts[n].sharding.cells()[file.local_rank] for n in layouts]
+        return (file.form, *(i for cell in cells for i in cell))
+
     def to_json(self) -> bytes:
         return msgspec.json.encode(self)
 
@@ -175,10 +182,13 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class TaskFile:
+    """A file to write. ``twins`` are files of the same content, which get it as links."""
+
     path: str
     nbytes: int
     header: tuple[tuple[int, bytes], ...]
     seal: Seal | None
+    twins: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,10 +212,16 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class FileResult:
+    """A file that is whole. ``link`` says how it shares the bytes of another, empty where it was written.
+
+    ``read_nbytes`` is what its whole task read, noted with the task's first file.
+    """
+
     path: str
     nbytes: int
     runs: tuple[Run, ...]
     read_nbytes: int = 0
+    link: Link = ""
 
 
 def check_runs(result: FileResult) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from reshard.layout.box import Box
@@ -11,23 +11,39 @@ from reshard.plan.plan import LoraAdd, Move, Piece, Plan, PlannedFile, Task, Tas
 MAX_FILES = 128
 """Files of one task: all are open at once."""
 
+Twins = tuple[PlannedFile, ...]
+"""Files of the same content, one of them or more."""
 
-def tasks(plan: Plan) -> Iterator[Task]:
-    """The tasks of a plan, each made when asked for. Every file of the plan is in exactly one."""
-    for number, files in enumerate(groups(plan)):
+
+def tasks(plan: Plan, *, link_replicas: bool = False) -> Iterator[Task]:
+    """The tasks of a plan, each made when asked for. Every file of the plan is in exactly one.
+
+    With ``link_replicas`` files of equal content are written once, the others named as its twins.
+    """
+    for number, files in enumerate(groups(plan, link_replicas=link_replicas)):
         yield _task(plan, number, files)
 
 
-def groups(plan: Plan) -> list[list[PlannedFile]]:
-    """Files by the tensors that they hold, up to MAX_FILES together."""
-    by_tensors: dict[tuple[str, ...], list[PlannedFile]] = {}
+def groups(plan: Plan, *, link_replicas: bool = False) -> list[list[Twins]]:
+    """Files by the tensors that they hold, up to MAX_FILES together; each the first of its twins."""
+    by_tensors: dict[tuple[str, ...], list[Twins]] = {}
     names = [tuple(plan.tensors[s.tensor].name for s in form.slots) for form in plan.forms]
-    for file in plan.files:
-        by_tensors.setdefault(names[file.form], []).append(file)
+    for same in _twins(plan, link_replicas=link_replicas):
+        by_tensors.setdefault(names[same[0].form], []).append(same)
     return [files[i : i + MAX_FILES] for files in by_tensors.values() for i in range(0, len(files), MAX_FILES)]
 
 
-def _task(plan: Plan, number: int, files: list[PlannedFile]) -> Task:
+def _twins(plan: Plan, *, link_replicas: bool) -> Iterable[Twins]:
+    if not link_replicas:
+        return [(file,) for file in plan.files]
+    by_content: dict[tuple[int, ...], list[PlannedFile]] = {}
+    for file in plan.files:
+        by_content.setdefault(plan.content_key(file), []).append(file)
+    return map(tuple, by_content.values())
+
+
+def _task(plan: Plan, number: int, twins: list[Twins]) -> Task:
+    files = [same[0] for same in twins]
     targets: dict[int, list[Piece]] = {}
     for i, file in enumerate(files):
         for slot in plan.forms[file.form].slots:
@@ -48,10 +64,13 @@ def _task(plan: Plan, number: int, files: list[PlannedFile]) -> Task:
                 _lora(planned.lora, used),
             )
         )
-    made = tuple(
-        TaskFile(f.path, plan.forms[f.form].nbytes, plan.forms[f.form].header, plan.forms[f.form].seal) for f in files
-    )
+    made = tuple(_task_file(plan, *same) for same in twins)
     return Task(number, tuple(plan.sources[i] for i in used), made, tuple(moves))
+
+
+def _task_file(plan: Plan, file: PlannedFile, *twins: PlannedFile) -> TaskFile:
+    form = plan.forms[file.form]
+    return TaskFile(file.path, form.nbytes, form.header, form.seal, tuple(t.path for t in twins))
 
 
 def _lora(lora: LoraAdd | None, used: dict[int, int]) -> LoraAdd | None:

@@ -6,6 +6,7 @@ A storage gives ranges of bytes of files that exist and makes new files that app
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,9 +14,11 @@ from pathlib import Path
 from typing import Protocol
 
 from reshard.errors import CheckpointError, ReshardError, StorageError
+from reshard.plan.plan import Link
 
 PART = ".part"
 Buffer = bytearray | memoryview
+_FICLONE = 0x40049409  # linux/fs.h
 _IOV_MAX_NBYTES = 1 << 30  # Linux moves at most 2 GiB a call
 
 
@@ -57,6 +60,10 @@ class Storage(Protocol):
     def open(self, path: str) -> ReadFile: ...
 
     def create(self, path: str, nbytes: int) -> NewFile: ...
+
+    def link(self, path: str, twin: str, *, fsync: bool) -> Link:
+        """Make ``twin`` a file of the same content that shares its bytes; say how."""
+        ...
 
 
 @contextmanager
@@ -190,6 +197,33 @@ class Disk:
 
     def create(self, path: str, nbytes: int) -> NewFile:
         return DiskNewFile(path, nbytes)
+
+    def link(self, path: str, twin: str, *, fsync: bool) -> Link:
+        """A reflink where the file system has them: later changes of one do not reach the other. Else a hard link."""
+        part = twin + PART
+        with reported(twin):
+            os.makedirs(os.path.dirname(twin) or ".", exist_ok=True)
+            Path(part).unlink(missing_ok=True)
+            kind: Link = "reflink" if _reflink(path, part) else "hardlink"
+            if kind == "hardlink":
+                os.link(path, part)
+            os.rename(part, twin)
+            if fsync:
+                sync_folder(os.path.dirname(twin) or ".")
+        return kind
+
+
+def _reflink(path: str, clone: str) -> bool:
+    """Clone a file's extents; False where the file system cannot."""
+    with open(path, "rb") as source, open(clone, "xb") as target:
+        try:
+            fcntl.ioctl(target, _FICLONE, source.fileno())
+            return True
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.ENOSYS, errno.EXDEV):
+                raise
+    os.unlink(clone)
+    return False
 
 
 def write_whole(path: Path, content: bytes, *, fsync: bool = True) -> None:

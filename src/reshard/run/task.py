@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import xxhash
@@ -46,6 +46,7 @@ class TaskRun:
 
     def __init__(self, task: Task, storage: Storage, settings: Settings, on_bytes: OnBytes) -> None:
         self._task = task
+        self._storage = storage
         self._settings = settings
         self._on_bytes = on_bytes
         self._sources = Sources(storage, task.sources)
@@ -106,7 +107,15 @@ class TaskRun:
         self._sources.close()
         for new in self._files:
             new.commit(fsync=self._settings.fsync)
-        return results
+        return [*results, *self._link_twins(results)]
+
+    def _link_twins(self, results: list[FileResult]) -> Iterator[FileResult]:
+        """Give every file's twins its content, now that it has its name."""
+        for file, result in zip(self._task.files, results, strict=True):
+            for twin in file.twins:
+                paths = (str(Path(self._settings.folder, p)) for p in (file.path, twin))
+                kind = self._storage.link(*paths, fsync=self._settings.fsync)
+                yield replace(result, path=twin, read_nbytes=0, link=kind)
 
     def abandon(self) -> None:
         """Remove what was begun."""

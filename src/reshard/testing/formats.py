@@ -1,0 +1,184 @@
+"""What every file format must do, whatever its bytes look like."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import prod
+from typing import ClassVar
+
+import pytest
+
+from reshard.dtypes import ITEMSIZE
+from reshard.errors import FormatError, StorageError
+from reshard.formats.base import Format
+from reshard.index import Contents, Frame, TensorSpec
+from reshard.testing.sealed import Sealed
+
+DTYPES = tuple(sorted(ITEMSIZE))
+SHAPES: tuple[tuple[int, ...], ...] = ((), (1,), (0,), (3, 0, 2), (1, 1, 1), (7,), (4, 5), (2, 3, 4, 5))
+NAMES = (
+    "w",
+    "model.layers.0.attention.wq.weight",
+    "a/b\\c",
+    "with space",
+    "权重.é.🎉",
+    'quotes"and\'',
+    "tab\tnewline\n",
+    "n" * 500,
+)
+_MIXED = {
+    "w": TensorSpec("float32", (3, 4)),
+    "scalar": TensorSpec("int64", ()),
+    "empty": TensorSpec("float16", (0, 3)),
+    "odd": TensorSpec("int8", (5,)),
+    "b": TensorSpec("bfloat16", (2, 3)),
+}
+
+
+class MemoryFile:
+    """A file that is bytes in memory."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+        self.read_nbytes = 0
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.content)
+
+    def read(self, offset: int, nbytes: int) -> bytes:
+        if offset < 0 or nbytes < 0 or offset + nbytes > len(self.content):
+            raise StorageError(f"{nbytes} bytes at {offset} of a file of {len(self.content)}")
+        self.read_nbytes += nbytes
+        return self.content[offset : offset + nbytes]
+
+
+def pattern(name: str, nbytes: int) -> bytes:
+    """Bytes that tell tensors apart."""
+    seed = sum(name.encode()) + 1
+    return bytes((seed + 7 * i) % 251 for i in range(nbytes))
+
+
+def fill(frame: Frame) -> bytes:
+    """The file of a frame, with ``pattern`` in its holes. Fails where a byte belongs to none or to two."""
+    content: list[int | None] = [None] * frame.nbytes
+
+    def put(offset: int, data: bytes) -> None:
+        assert offset + len(data) <= frame.nbytes, "beyond the end of the file"
+        for i, byte in enumerate(data, start=offset):
+            assert content[i] is None, f"byte {i} belongs to two"
+            content[i] = byte
+
+    for offset, piece in frame.pieces:
+        put(offset, piece)
+    for name, extents in frame.holes.items():
+        data = pattern(name, sum(e.nbytes for e in extents))
+        for extent in extents:
+            put(extent.offset, data[: extent.nbytes])
+            data = data[extent.nbytes :]
+    if frame.seal:
+        put(frame.nbytes - frame.seal.nbytes, frame.seal.bytes_for(0))
+    assert None not in content, f"byte {content.index(None)} belongs to nothing"
+    return bytes(b for b in content if b is not None)
+
+
+def held(content: bytes, found: Contents) -> dict[str, bytes]:
+    """The bytes of each tensor where its extents say."""
+    return {n: b"".join(content[e.offset : e.end] for e in s.extents) for n, s in found.tensors.items()}
+
+
+class FormatTests(Sealed):
+    """Subclass and set ``format``; ``refused`` names the dtypes that the format cannot hold."""
+
+    format: ClassVar[Format]
+    refused: ClassVar[frozenset[str]] = frozenset()
+
+    def _there_and_back(self, tensors: Mapping[str, TensorSpec], texts: Mapping[str, str]) -> Contents:
+        content = fill(self.format.frame(tensors, texts, {}))
+        found = self.format.read_index(MemoryFile(content))
+        assert {n: s.spec for n, s in found.tensors.items()} == dict(tensors)
+        assert held(content, found) == {n: pattern(n, t.nbytes) for n, t in tensors.items()}
+        assert dict(found.texts) == dict(texts)
+        return found
+
+    def test_it_has_a_name_and_a_suffix(self) -> None:
+        assert self.format.name.isidentifier()
+        assert self.format.suffix.startswith(".")
+
+    @pytest.mark.parametrize("shape", SHAPES, ids=str)
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_every_dtype_and_shape_there_and_back_or_refused_by_name(self, dtype: str, shape: tuple[int, ...]) -> None:
+        tensors = {"odd": TensorSpec("uint8", (3,)), "it": TensorSpec(dtype, shape)}
+        if dtype in self.refused:
+            with pytest.raises(FormatError) as caught:
+                self.format.frame(tensors, {}, {})
+            assert "'it'" in caught.value.message
+            assert dtype in caught.value.message
+        else:
+            self._there_and_back(tensors, {})
+
+    @pytest.mark.parametrize("name", NAMES, ids=ascii)
+    def test_every_name_there_and_back(self, name: str) -> None:
+        self._there_and_back({name: TensorSpec("float32", (2,)), "other": TensorSpec("float32", ())}, {})
+
+    def test_many_tensors(self) -> None:
+        tensors = {f"layers.{i}.w": TensorSpec("float32" if i % 2 else "int8", (i % 7, 3)) for i in range(3000)}
+        self._there_and_back(tensors, {})
+
+    @pytest.mark.parametrize("text", ["", "plain", "é 权重 🎉", "a\nb\0c"], ids=ascii)
+    def test_texts_there_and_back(self, text: str) -> None:
+        self._there_and_back({"w": TensorSpec("float32", (2,))}, {"note": text, "备注": "x"})
+
+    def test_no_tensors(self) -> None:
+        frame = self.format.frame({}, {}, {})
+        assert fill(frame) == b"".join(p for _, p in frame.pieces)
+
+    def test_only_headers_are_read(self) -> None:
+        tensors = {f"t{i}": TensorSpec("float32", (100_000,)) for i in range(3)}
+        file = MemoryFile(fill(self.format.frame(tensors, {}, {})))
+        self.format.read_index(file)
+        assert file.read_nbytes < file.nbytes // 4
+
+    def test_a_frame_is_the_same_every_time(self) -> None:
+        assert self.format.frame(_MIXED, {"note": "x"}, {}) == self.format.frame(_MIXED, {"note": "x"}, {})
+
+    def test_a_frame_grows_by_the_bytes_of_its_tensors(self) -> None:
+        tensors = {"huge": TensorSpec("float32", (1 << 20, 1 << 14))}
+        frame = self.format.frame(tensors, {}, {})
+        assert sum(e.nbytes for e in frame.holes["huge"]) == prod(tensors["huge"].shape) * 4
+        assert sum(len(piece) for _, piece in frame.pieces) < 1 << 20
+
+    def test_every_truncation_is_told_or_leaves_a_whole_file(self) -> None:
+        content = fill(self.format.frame(_MIXED, {"note": "x"}, {}))
+        for nbytes in range(len(content)):
+            found = _read(self.format, content[:nbytes])
+            if found is not None:
+                whole = {n: pattern(n, _MIXED[n].nbytes) for n in found.tensors}
+                assert held(content[:nbytes], found) == whole
+                assert len(found.tensors) + len(found.texts) <= len(_MIXED)
+
+    @pytest.mark.parametrize(
+        "changed",
+        [lambda byte: 0, lambda byte: 255, lambda byte: byte ^ 1, lambda byte: byte ^ 128],
+        ids=["0", "255", "low bit", "high bit"],
+    )
+    def test_any_changed_byte_is_told_or_keeps_to_the_file(self, changed: Callable[[int], int]) -> None:
+        content = fill(self.format.frame(_MIXED, {"note": "x"}, {}))
+        for at, byte in enumerate(content):
+            found = _read(self.format, content[:at] + bytes([changed(byte)]) + content[at + 1 :])
+            for stored in found.tensors.values() if found else ():
+                assert sum(e.nbytes for e in stored.extents) == stored.spec.nbytes
+                assert all(e.end <= len(content) for e in stored.extents)
+
+    @pytest.mark.parametrize("content", [b"", b"\0", b"\xff" * 64, b"\0" * 64, b"{}" * 40, b"PK\x03\x04" * 16])
+    def test_what_is_no_file_of_this_kind(self, content: bytes) -> None:
+        with pytest.raises(FormatError):
+            self.format.read_index(MemoryFile(content))
+
+
+def _read(form: Format, content: bytes) -> Contents | None:
+    """What a file holds, None where it is refused; any error but FormatError is a fault of the format."""
+    try:
+        return form.read_index(MemoryFile(content))
+    except FormatError:
+        return None
