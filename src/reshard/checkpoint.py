@@ -12,6 +12,7 @@ from reshard.plan.catalog import Catalog, Tensor
 from reshard.plan.decide import Missing
 from reshard.plan.planner import Choices, Target, make_plan
 from reshard.plan.tasks import tasks
+from reshard.run.probe import probe
 from reshard.run.source import Source, agreements, open_source
 from reshard.strategy.folder import read_strategy
 
@@ -107,6 +108,7 @@ def _arrays(source: Catalog, strategy: Strategy | None, rank: int, dtype: str, m
     from reshard.run.memory import LazyArrays
 
     target = Target(strategy, format_named("safetensors"), ranks=frozenset({rank}), dtype=dtype)
+    probe(source)
     choices = Choices(missing=missing, agreed=agreements(source, source.unlaid()))
     (task,) = tasks(make_plan(source, target, choices))
     return LazyArrays({m.name: m for m in task.moves}, task.sources)

@@ -24,6 +24,9 @@ ITEMSIZE = {
 
 FLOATING = frozenset({"float16", "bfloat16", "float32", "float64"} | {d for d in ITEMSIZE if d.startswith("float8")})
 
+ALIASES = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "fp64": "float64"}
+"""Short names that users write for the same types."""
+
 _ML_DTYPES = frozenset({"bfloat16"} | {d for d in ITEMSIZE if d.startswith("float8")})
 
 

@@ -8,7 +8,7 @@ import typer
 
 from reshard.cli.output import say, say_json, warn
 from reshard.cli.params import Json, Quiet, Source, Target, conversion_options, takes_conversion_options
-from reshard.cli.text import shown_nbytes, shown_seconds
+from reshard.cli.text import counted, shown_nbytes, shown_seconds
 from reshard.errors import UsageError
 
 if TYPE_CHECKING:
@@ -105,12 +105,13 @@ def carry_out(made: Plan, dst: str, options: Options, *, dry_run: bool, json: bo
 def bill_lines(bill: Bill) -> list[str]:
     amplification = bill.read_nbytes / bill.needed_nbytes if bill.needed_nbytes else 1.0
     lines = [
-        f"reads    {shown_nbytes(bill.read_nbytes)} of the {shown_nbytes(bill.source_nbytes)} in {bill.source_files:,} "
-        f"files; {amplification:.2f} × what is needed",
-        f"writes   {shown_nbytes(bill.written_nbytes)} to {bill.target_files:,} files, "
+        f"reads    {shown_nbytes(bill.read_nbytes)} of the {shown_nbytes(bill.source_nbytes)} in "
+        f"{counted(bill.source_files, 'file')}; {amplification:.2f} × what is needed",
+        f"writes   {shown_nbytes(bill.written_nbytes)} to {counted(bill.target_files, 'file')}, "
         f"{shown_nbytes(bill.smallest_file_nbytes)} to {shown_nbytes(bill.largest_file_nbytes)} each",
         f"tensors  {bill.tensors:,}",
-        f"memory   {shown_nbytes(bill.memory_nbytes)} at most, {bill.workers} workers, {bill.tasks:,} read groups",
+        f"memory   {shown_nbytes(bill.memory_nbytes)} at most",
+        f"work     {counted(bill.workers, 'worker')}, {counted(bill.tasks, 'read group')}",
     ]
     if bill.linked_files:
         lines.append(f"links    {bill.linked_files:,} files share the bytes of an equal one")
@@ -126,7 +127,7 @@ def summary(done: Conversion) -> list[str]:
     left = [f"{n:,} dropped ({reason})" for reason, n in bill.dropped.items()]
     left += [f"{n:,} absent ({reason})" for reason, n in bill.absent.items()]
     lines = [
-        f"{done.target}: {bill.target_files:,} files of {bill.tensors:,} tensors{kept}",
+        f"{done.target}: {counted(bill.target_files, 'file')} of {counted(bill.tensors, 'tensor')}{kept}",
         f"{shown_nbytes(done.read_nbytes)} read, {shown_nbytes(done.written_nbytes)} written "
         f"in {shown_seconds(done.seconds)} ({shown_nbytes(rate)}/s)",
     ]

@@ -8,7 +8,9 @@ import typer
 
 from reshard.cli.output import say, say_json, warn
 from reshard.cli.params import Exclude, Include, Json, Quiet, Rename, Select, Suffix, name_rules
-from reshard.cli.text import shown_nbytes
+from reshard.cli.text import counted, shown_nbytes
+
+_SHOWN = 20
 
 
 def diff(
@@ -45,8 +47,12 @@ def diff(
     if json:
         say_json(result)
     elif not quiet:
-        for line in result.lines():
+        lines = result.lines()
+        for line in lines[:_SHOWN]:
             say(line)
-        say(f"{result.tensors} tensors compared, {shown_nbytes(result.nbytes)}, {len(result.differences)} differ")
+        if len(lines) > _SHOWN:
+            say(f"and {len(lines) - _SHOWN} more; --json shows all")
+        compared = f"{counted(result.tensors, 'tensor')} compared, {shown_nbytes(result.nbytes)}"
+        say(f"{compared}; {len(lines)} differ" if lines else f"{compared}; all equal")
     if not result.equal:
         raise typer.Exit(1)

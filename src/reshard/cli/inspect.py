@@ -9,7 +9,7 @@ import typer
 
 from reshard.cli.output import say, say_json, warn
 from reshard.cli.params import Json, Select, Suffix
-from reshard.cli.text import shown_nbytes
+from reshard.cli.text import counted, shown_nbytes
 
 
 def inspect(
@@ -38,8 +38,8 @@ def inspect(
         say_json(found)
         return
     say(
-        f"{path}: {found.files:,} files, {shown_nbytes(found.nbytes)}, {found.ranks:,} ranks"
-        f"{f', {found.stages} stages' if found.stages > 1 else ''}; {len(found.tensors):,} tensors, "
+        f"{path}: {counted(found.files, 'file')}, {shown_nbytes(found.nbytes)}, {counted(found.ranks, 'rank')}"
+        f"{f', {found.stages} stages' if found.stages > 1 else ''}; {counted(len(found.tensors), 'tensor')}, "
         f"{found.parameters:,} elements"
     )
     for line in tensor_lines(found):

@@ -27,7 +27,8 @@ def plan(
     """
     from reshard.ops.convert import bill_of
     from reshard.ops.convert import plan as make
-    from reshard.run.target import Place, free_nbytes
+    from reshard.run.place import Place
+    from reshard.run.target import free_nbytes
 
     absent = {"resume": False, "overwrite": False, "verify": False, "no_fsync": False, "checksum": "xxh3"}
     settings = conversion_options({**options, **absent})

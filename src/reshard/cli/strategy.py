@@ -8,6 +8,7 @@ import typer
 
 from reshard.cli.output import say, say_json
 from reshard.cli.params import Json
+from reshard.cli.text import counted
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at, merge and compare strategy files.")
 
@@ -31,7 +32,7 @@ def show(
         say_json(shown)
         return
     made = ", made without a compiler" if shown.made else ""
-    say(f"{path}: {shown.stages} stages of {shown.devices} ranks{made}")
+    say(f"{path}: {counted(shown.stages, 'stage')} of {counted(shown.devices, 'rank')}{made}")
     for line in folded(map(str, shown.rows)):
         say(f"  {line}")
 

@@ -20,7 +20,7 @@ from reshard.cli.params import (
     Suffix,
     name_rules,
 )
-from reshard.cli.text import shown_nbytes
+from reshard.cli.text import counted, shown_nbytes
 
 
 def verify(
@@ -56,10 +56,12 @@ def verify(
         if json:
             say_json(done)
         elif not quiet:
-            say(f"{paths[0]}: {done.files} files, {shown_nbytes(done.nbytes)}, all as written")
+            partial = f"; {done.ranks} of {done.world} ranks were made so far" if done.ranks < done.world else ""
+            say(f"{paths[0]}: {counted(done.files, 'file')}, {shown_nbytes(done.nbytes)}, all as written{partial}")
         return
     if len(paths) != 2:
         raise UsageError("give DST, or SRC and DST")
+    from reshard.dtypes import ALIASES
     from reshard.ops.diff import verify_content
     from reshard.run.discover import as_select
     from reshard.run.source import Source
@@ -68,12 +70,12 @@ def verify(
         Source(paths[0], src_strategy, as_select(select), suffix),
         Source(paths[1], dst_strategy),
         name_rules(include, exclude, rename),
-        dtype,
+        ALIASES.get(dtype, dtype),
         watch,
     )
     warn(result.warnings)
     if json:
         say_json(result)
     elif not quiet:
-        compared = f"{result.tensors} tensors, {shown_nbytes(result.nbytes)}"
+        compared = f"{counted(result.tensors, 'tensor')}, {shown_nbytes(result.nbytes)}"
         say(f"{paths[1]} holds exactly {paths[0]}: {compared} compared, all equal")

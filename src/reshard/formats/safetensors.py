@@ -51,6 +51,11 @@ class Safetensors:
     def frame(self, tensors: Mapping[str, TensorSpec], texts: Mapping[str, str], notes: Mapping[str, str]) -> Frame:
         if _METADATA in tensors:
             raise FormatError("a tensor named '__metadata__' cannot be stored in safetensors", hint="--rename it")
+        taken = sorted(n for n in texts if n in NOTES or n in tensors)
+        if taken:
+            raise FormatError(
+                f"string {taken[0]!r} would be taken for something else in safetensors", hint="--rename or --exclude it"
+            )
         # widest elements first, so that each tensor begins at a multiple of its element size
         order = sorted(tensors, key=lambda name: (-ITEMSIZE[tensors[name].dtype], name))
         marks = {name: _INT4 for name in order if tensors[name].dtype == "int4x2"}

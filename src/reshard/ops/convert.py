@@ -8,6 +8,7 @@ import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from reshard.dtypes import ALIASES
 from reshard.errors import CheckpointError, DifferenceError, UsageError, listed
 from reshard.formats.base import Format
 from reshard.formats.mindspore_ckpt import MindSporeCkpt, stored_crc
@@ -25,9 +26,11 @@ from reshard.plan.tasks import tasks
 from reshard.run.local import LocalExecutor
 from reshard.run.machine import auto_workers, paced
 from reshard.run.manifest import make_manifest
+from reshard.run.place import Place
+from reshard.run.probe import probe
 from reshard.run.source import Source, agreements, open_source, replica_faults
 from reshard.run.storage import DiskFile
-from reshard.run.target import Filling, Place, Replacement, check_room, refuse_occupied
+from reshard.run.target import Filling, Replacement, check_room, refuse_occupied, refuse_source
 from reshard.run.task import OnBytes, Settings
 from reshard.strategy.folder import read_strategy
 
@@ -65,6 +68,7 @@ def plan_from(
         _refuse_replicas(source)
     if options.crc:
         _check_crcs(source)
+    probe(source)
     single = names_file(dst)
     target = Target(
         read_strategy(options.dst_strategy) if options.dst_strategy else None,
@@ -74,7 +78,7 @@ def plan_from(
         single=Path(dst).name if single else "",
         parts=parts,
         drop_redundancy=options.drop_redundancy,
-        dtype=options.dtype,
+        dtype=ALIASES.get(options.dtype, options.dtype),
     )
     agreed = agreements(source, (t for t in source.unlaid() if options.names.takes(t.name)))
     return make_plan(source, target, Choices(options.names, options.missing, agreed, lora))
@@ -102,8 +106,9 @@ def execute(plan: Plan, dst: str | Path, options: Options, observer: Observer) -
     if place.occupied() and not options.resume:
         if not options.overwrite:
             refuse_occupied(place)
-        elif not place.single:
-            replacement = Replacement(place, (s.path for s in plan.sources))
+        refuse_source(place, (s.path for s in plan.sources))
+        if not place.single:
+            replacement = Replacement(place)
             place = replacement.place
     workers = workers_for(plan, dst, options)
     bill = bill_of(plan, dst, options)

@@ -70,8 +70,8 @@ def _of_rank(files: list[IndexedFile], rank: int | None, path: str) -> Inspectio
             warnings = (f"no --strategy: shapes are those of the shards of rank {rank}",)
     mine = [f for f in files if f.rank == rank]
     if not mine:
-        ranks = f"{files[0].rank} to {files[-1].rank}"
-        raise CheckpointError(f"no file of rank {rank}", path, f"ranks {ranks} are there")
+        there = ", ".join(str(f.rank) for f in files[:16]) + (" …" if len(files) > 16 else "")
+        raise CheckpointError(f"no file of rank {rank}", path, f"ranks {there} are there")
     shown = _of_catalog(catalog([replace(f, rank=0) for f in mine], None))
     return replace(shown, files=len(files), nbytes=sum(f.nbytes for f in files), ranks=len(files), warnings=warnings)
 

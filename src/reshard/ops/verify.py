@@ -8,24 +8,35 @@ from pathlib import Path
 from reshard.errors import CheckpointError, DifferenceError, listed
 from reshard.ops.observer import Observer
 from reshard.run.manifest import file_faults, read_manifest
-from reshard.run.target import Place
+from reshard.run.place import Place
 
 
 @dataclass(frozen=True, slots=True)
 class Verified:
+    """What was read and found as it was written. ``ranks`` of ``world`` were made so far."""
+
     files: int
     nbytes: int
+    ranks: int
+    world: int
 
 
 def verify(dst: str | Path, observer: Observer | None = None) -> Verified:
-    """Raises DifferenceError listing every file, byte range and tensor that changed; CheckpointError without a
-    manifest.
+    """Raises DifferenceError listing every file, byte range and tensor that changed.
+
+    Raises CheckpointError without a manifest, or where it has no checksums.
     """
     observer = observer or Observer()
     if not Path(dst).exists():
         raise CheckpointError("no such file or folder", str(dst))
     place = Place.of(dst, single=Path(dst).is_file())
-    manifest = read_manifest(place.meta)
+    manifest = read_manifest(place)
+    if any(not run.xxh3 for file in manifest.files for run in file.runs):
+        raise CheckpointError(
+            "it was written with --checksum off: there is nothing to compare with",
+            str(dst),
+            "compare with the source instead: reshard verify SRC DST",
+        )
     observer.start("verifying", sum(f.nbytes for f in manifest.files))
     faults: list[str] = []
     read: list[int] = []
@@ -35,8 +46,6 @@ def verify(dst: str | Path, observer: Observer | None = None) -> Verified:
             observer.advance(file.nbytes)
     finally:
         observer.end()
-    if not manifest.complete:
-        faults.append(f"only {len({f.rank for f in manifest.files})} of {manifest.world} ranks were made so far")
     if faults:
         raise DifferenceError("not as it was written:\n" + listed(faults), str(dst), "make it again from its source")
-    return Verified(len(manifest.files), sum(read))
+    return Verified(len(manifest.files), sum(read), len({f.rank for f in manifest.files}), manifest.world)

@@ -96,7 +96,7 @@ def catalog(files: Sequence[IndexedFile], strategy: Strategy | None) -> Catalog:
     if faults:
         raise CheckpointError(
             "the files do not fit their strategy:\n" + listed(faults) if strategy else listed(faults),
-            hint="is this the strategy that the checkpoint was saved with (--src-strategy)?" if strategy else "",
+            hint="is this the strategy that the checkpoint was saved with?" if strategy else "",
         )
     texts: dict[str, dict[int, str]] = {}
     notes: dict[str, str] = {}
@@ -152,7 +152,7 @@ def _stand_ins(files: Sequence[IndexedFile], strategy: Strategy | None) -> tuple
     if not absent:
         return ()
     ranks = ", ".join(f"rank_{r}" for r in absent[:8]) + (f" and {len(absent) - 8} more" if len(absent) > 8 else "")
-    return (f"no file of {ranks}: replicas on other ranks stand in",)
+    return (f"no file of {ranks}: what they hold is taken from replicas on other ranks, where there are any",)
 
 
 def _redundancy(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
-from reshard.errors import PlanError, ReshardError, listed
+from reshard.errors import PlanError, ReshardError, UsageError, listed
 from reshard.layout.tensor import Layout, Sharding
 from reshard.plan.catalog import Catalog, Tensor
 from reshard.plan.lora import LoraMerge
@@ -77,7 +77,7 @@ def decide(
             taken[renamed] = name
             continue
         if renamed in taken:
-            maker.faults.append(f"{taken[renamed]} and {name} would both be called {renamed}")
+            raise UsageError(f"{taken[renamed]} and {name} would both be called {renamed}", hint="check --rename")
         taken[renamed] = name
         maker.place(tensor, renamed)
     maker.account_for_absent(taken, rules)
@@ -163,7 +163,7 @@ class _Decider:
             if name in taken:
                 continue
             if is_state(name):
-                self.leave_out("absent", "optimizer states that the source does not hold", name)
+                self.leave_out("absent", "optimizer states and gradients that a strategy lists and no file holds", name)
             elif is_lora(name):
                 self.leave_out("absent", "LoRA weights that the source does not hold", name)
             else:

@@ -90,12 +90,18 @@ class FileForm:
 
 @dataclass(frozen=True, slots=True)
 class PlannedFile:
-    """A file to write, relative to the target folder; ``local_rank`` picks its boxes from the layouts."""
+    """A file to write, relative to the target folder.
+
+    Attributes:
+        local_rank: picks its boxes from the layouts.
+        group: files of one group hold much the same tensors, and are read for together.
+    """
 
     path: str
     rank: int
     local_rank: int
     form: int
+    group: int
 
 
 @dataclass(frozen=True, slots=True)

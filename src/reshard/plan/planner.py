@@ -124,6 +124,8 @@ class _Planner:
     def plan(self) -> Plan:
         ranks = sorted(self.target.ranks) if self.target.ranks is not None else range(self.target.world)
         self._prove_covered(ranks)
+        if not self.decisions.kept:
+            raise PlanError("no tensor is left to write", hint="check --include and --exclude")
         parts = self.target.parts
         files = self._parts(parts) if parts else [self._file(r) for r in ranks]
         return Plan(
@@ -241,7 +243,7 @@ class _Planner:
                 number = self._number(kept, self._source_rank(rank) if kept.varied else _ANY_RANK)
                 numbered.append((number, self.layouts.setdefault(layout, len(self.layouts))))
         path = self.target.single or f"rank_{rank}/{self.target.prefix}{rank}{self.target.format.suffix}"
-        return PlannedFile(path, rank, local, self._form(tuple(numbered), self._texts(rank)))
+        return PlannedFile(path, rank, local, self._form(tuple(numbered), self._texts(rank)), stage)
 
     def _keeps(self, stage: int, local: int, name: str) -> bool:
         keepers = self.keepers.get((stage, name))
@@ -289,11 +291,11 @@ class _Planner:
         files = []
         for i, (path, group) in enumerate(groups.items()):
             form = self._form(tuple(group), self._texts(0) if i == 0 else ())
-            files.append(PlannedFile(path, 0, 0, form))
+            files.append(PlannedFile(path, 0, 0, form, i))
         index = parts.index(where, sum(sizes.values()))
         if index:
             self.form_list.append(FileForm(len(index[1]), ((0, index[1]),), ()))
-            files.append(PlannedFile(index[0], 0, 0, len(self.form_list) - 1))
+            files.append(PlannedFile(index[0], 0, 0, len(self.form_list) - 1, len(groups)))
         return files
 
     def _of_strategy(self, *, extras: bool, parts: Parts) -> list[Kept]:
@@ -314,7 +316,8 @@ def _notes(source: Catalog, target: Target) -> dict[str, str]:
     """What a safetensors file says of itself: whether every rank's shards are all there."""
     if target.format.name != "safetensors":
         return {}
-    notes = {"format": source.notes.get("format", "ms")}
+    hugging_face = target.parts is not None and target.parts.names == "hf"
+    notes = {"format": source.notes.get("format", "pt" if hugging_face else "ms")}
     if target.drop_redundancy or "remove_redundancy" in source.notes:
         notes["remove_redundancy"] = str(target.drop_redundancy)
     return notes

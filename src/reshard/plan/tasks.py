@@ -25,12 +25,11 @@ def tasks(plan: Plan, *, link_replicas: bool = False) -> Iterator[Task]:
 
 
 def groups(plan: Plan, *, link_replicas: bool = False) -> list[list[Twins]]:
-    """Files by the tensors that they hold, up to MAX_FILES together; each the first of its twins."""
-    by_tensors: dict[tuple[str, ...], list[Twins]] = {}
-    names = [tuple(plan.tensors[s.tensor].name for s in form.slots) for form in plan.forms]
+    """The plan's groups, cut to MAX_FILES; each file with its twins."""
+    grouped: dict[int, list[Twins]] = {}
     for same in _twins(plan, link_replicas=link_replicas):
-        by_tensors.setdefault(names[same[0].form], []).append(same)
-    return [files[i : i + MAX_FILES] for files in by_tensors.values() for i in range(0, len(files), MAX_FILES)]
+        grouped.setdefault(same[0].group, []).append(same)
+    return [files[i : i + MAX_FILES] for files in grouped.values() for i in range(0, len(files), MAX_FILES)]
 
 
 def _twins(plan: Plan, *, link_replicas: bool) -> Iterable[Twins]:

@@ -13,6 +13,7 @@ from reshard import __version__
 from reshard.errors import CheckpointError, InputError, ReshardError
 from reshard.index import Extent
 from reshard.plan.plan import FileResult, Plan, Run
+from reshard.run.place import Place
 from reshard.run.storage import DiskFile, reported
 
 MANIFEST = "manifest.json"
@@ -78,13 +79,13 @@ def _complete(files: Iterable[ManifestFile], world: int) -> bool:
     return {f.rank for f in files} == set(range(world))
 
 
-def read_manifest(meta: Path) -> Manifest:
+def read_manifest(place: Place) -> Manifest:
     """Raises CheckpointError where there is none, InputError for one that we cannot read."""
-    path = meta / MANIFEST
+    path = place.meta / MANIFEST
     if not path.exists():
         raise CheckpointError(
             "no manifest: not made by reshard, or not finished",
-            str(meta.parent),
+            str(place.path),
             "compare with the source instead: reshard verify SRC DST",
         )
     with reported(path):
@@ -108,7 +109,7 @@ def file_faults(folder: Path, file: ManifestFile, read: list[int]) -> list[str]:
         if source.nbytes != file.nbytes:
             return [f"{file.path}: {source.nbytes} bytes, the manifest has {file.nbytes}"]
         faults = [f"{file.path}: bytes {run.offset} to {run.offset + run.nbytes} changed{_whose(file, run)}"
-                  for run in file.runs if run.xxh3 and _digest(source, run) != run.xxh3]  # fmt: skip
+                  for run in file.runs if _digest(source, run) != run.xxh3]  # fmt: skip
         read.append(source.nbytes)
         return faults
     finally:

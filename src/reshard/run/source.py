@@ -13,7 +13,6 @@ from reshard.formats.registry import format_of
 from reshard.plan.blocks import cut_extents
 from reshard.plan.catalog import Catalog, Held, IndexedFile, Tensor, catalog
 from reshard.run.discover import Found, Select, discover
-from reshard.run.probe import probe
 from reshard.run.storage import DiskFile
 from reshard.strategy.folder import read_strategy
 
@@ -44,7 +43,6 @@ def open_source(source: Source) -> Catalog:
     _check_lone_ranks(found, has_strategy=strategy is not None)
     files = index_files(found)
     made = catalog(files, strategy)
-    probe(made)
     return replace(made, warnings=(*found.warnings, *made.warnings))
 
 
@@ -55,7 +53,7 @@ def _check_lone_ranks(found: Found, *, has_strategy: bool) -> None:
     raise CheckpointError(
         f"{len(found.files)} rank folders and no strategy: nobody can know how the tensors were cut",
         found.path,
-        "give --src-strategy: the strategy file or folder that the job saved",
+        "give its strategy: the file or folder that the job saved (--src-strategy; diff: --a-strategy, --b-strategy)",
     )
 
 

@@ -11,7 +11,6 @@ import os
 import shutil
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -19,42 +18,11 @@ import msgspec
 from reshard.errors import StorageError, UsageError
 from reshard.plan.plan import FileResult, Plan
 from reshard.run.manifest import MANIFEST, Manifest, joined, read_manifest
+from reshard.run.place import Place
 from reshard.run.source import is_inside
 from reshard.run.storage import reported, write_whole
 
-META = ".reshard"
 JOURNAL = "journal.jsonl"
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where the target goes. ``folder`` is what planned paths are relative to, ``meta`` where our own files go."""
-
-    path: Path
-    folder: Path
-    meta: Path
-
-    @staticmethod
-    def of(path: str | Path, *, single: bool) -> Place:
-        path = Path(path)
-        if single:
-            return Place(path, path.parent, path.parent / META / path.name)
-        return Place(path, path, path / META)
-
-    @property
-    def single(self) -> bool:
-        return self.folder != self.path
-
-    def occupied_by_others(self) -> bool:
-        """Whether anything but our own files is there."""
-        with reported(self.path):
-            return self.path.exists() if self.single else any(p.name != META for p in self.path.iterdir())
-
-    def occupied(self) -> bool:
-        with reported(self.path):
-            if self.single:
-                return self.path.exists()
-            return self.path.is_file() or (self.path.is_dir() and any(self.path.iterdir()))
 
 
 class Filling:
@@ -91,7 +59,7 @@ class Filling:
         """Files that earlier runs finished and that are still as long. Raises UsageError if their plan was another."""
         noted: list[FileResult] = []
         if (self._place.meta / MANIFEST).exists():
-            manifest = read_manifest(self._place.meta)
+            manifest = read_manifest(self._place)
             self._check_identity(manifest.plan)
             noted += [FileResult(f.path, f.nbytes, f.runs) for f in manifest.files]
         path = self._place.meta / JOURNAL
@@ -134,7 +102,7 @@ class Filling:
     def publish(self, manifest: Manifest, *, fsync: bool) -> Manifest:
         """Write the manifest, joined with that of an earlier run that made other ranks. A complete one ends the job."""
         if (self._place.meta / MANIFEST).exists():
-            earlier = read_manifest(self._place.meta)
+            earlier = read_manifest(self._place)
             if earlier.plan == manifest.plan:
                 manifest = joined(manifest, earlier)
         write_whole(self._place.meta / MANIFEST, manifest.to_json(), fsync=fsync)
@@ -205,6 +173,13 @@ def check_room(place: Place, nbytes: int) -> None:
         raise StorageError("not allowed to write here", str(folder), "check owner and mode of the folder")
 
 
+def refuse_source(place: Place, sources: Iterable[str]) -> None:
+    """Raises UsageError where writing the target would replace a source."""
+    for source in sources:
+        if is_inside(source, place.path):
+            raise UsageError("the source lies inside the target", str(place.path), "choose another target")
+
+
 def refuse_occupied(place: Place) -> None:
     if place.occupied():
         raise UsageError("the target is not empty", str(place.path), "choose another, or give --overwrite or --resume")
@@ -213,11 +188,10 @@ def refuse_occupied(place: Place) -> None:
 class Replacement:
     """``--overwrite``: the new target is built beside the old one and takes its place by rename when it is complete."""
 
-    def __init__(self, place: Place, sources: Iterable[str]) -> None:
+    def __init__(self, place: Place) -> None:
+        if place.path.is_file():
+            raise UsageError("a file stands where a folder should go", str(place.path), "choose another target")
         self._old = place.path
-        for source in sources:
-            if is_inside(source, place.path):
-                raise UsageError("the source lies inside the target", str(place.path), "choose another target")
         self._new = self._beside("new")
         self.place = Place.of(self._new, single=False)
 
