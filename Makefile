@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 MS_VENV := .venv-mindspore
+NP1_VENV := .venv-numpy1
 BIN := $(VENV)/bin
 
 .PHONY: help setup demo test test-oracle test-numpy1 bench lint format clean
@@ -21,6 +22,12 @@ $(MS_VENV)/ready: Makefile
 	$(MS_VENV)/bin/python -m pip install -q mindspore==2.7.2 safetensors==0.5.3 'numpy<2' setuptools
 	touch $@
 
+$(NP1_VENV)/ready: pyproject.toml Makefile
+	$(PYTHON) -m venv $(NP1_VENV)
+	$(NP1_VENV)/bin/python -m pip install -q --upgrade pip
+	$(NP1_VENV)/bin/python -m pip install -q -e '.[dev]' 'numpy==1.24.*'
+	touch $@
+
 setup: $(VENV)/ready ## make .venv with reshard and its development tools
 
 demo: setup ## cut, re-cut and merge real weights, and prove the result
@@ -31,6 +38,9 @@ test: setup ## all tests that need neither MindSpore nor a network
 
 test-oracle: setup $(MS_VENV)/ready ## MindSpore judges what we write and read
 	$(BIN)/python -m pytest -m oracle tests/oracle --mindspore $(MS_VENV)/bin/python
+
+test-numpy1: $(NP1_VENV)/ready ## tests on the oldest NumPy, as MindSpore's process has it
+	$(NP1_VENV)/bin/python -m pytest tests/unit tests/property tests/golden
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff format --check .
@@ -45,4 +55,4 @@ bench: setup ## time conversions against cp
 	$(BIN)/python bench/run.py
 
 clean: ## remove what make made
-	rm -rf $(VENV) $(MS_VENV) demo/out bench/out
+	rm -rf $(VENV) $(MS_VENV) $(NP1_VENV) demo/out bench/out

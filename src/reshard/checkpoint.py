@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reshard.formats.registry import format_named
-from reshard.plan.catalog import Catalog, Tensor
-from reshard.plan.decide import Missing
-from reshard.plan.planner import Choices, Target, make_plan
-from reshard.plan.tasks import tasks
+from reshard.planning.catalog import Catalog, Tensor
+from reshard.planning.decide import Missing
+from reshard.planning.planner import Choices, Target, make_plan
+from reshard.planning.tasks import tasks
 from reshard.run.probe import probe
 from reshard.run.source import Source, agreements, open_source
 from reshard.strategy.folder import read_strategy

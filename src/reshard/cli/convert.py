@@ -14,8 +14,8 @@ from reshard.errors import UsageError
 if TYPE_CHECKING:
     from reshard.ops.convert import Conversion
     from reshard.ops.options import Options
-    from reshard.plan.bill import Bill
-    from reshard.plan.plan import Plan
+    from reshard.planning.bill import Bill
+    from reshard.planning.plan import Plan
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the bill and stop.")]
 

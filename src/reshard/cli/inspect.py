@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated
 
 import typer
@@ -28,11 +27,12 @@ def inspect(
     """
     from reshard.ops.inspect import inspect as look
     from reshard.ops.inspect import tensor_lines
+    from reshard.planning.names import compiled
     from reshard.run.discover import as_select
 
     found = look(path, strategy, as_select(select), suffix, rank=on_rank if on_rank >= 0 else None)
     if tensor:
-        found = found.only(re.compile(tensor))
+        found = found.only(compiled(tensor))
     warn(found.warnings)
     if json:
         say_json(found)

@@ -12,7 +12,7 @@ from reshard.cli.text import parse_nbytes, parse_ranks, parse_rename
 
 if TYPE_CHECKING:
     from reshard.ops.options import Options
-    from reshard.plan.names import NameRules
+    from reshard.planning.names import NameRules
 
 Source = Annotated[str, typer.Argument(metavar="SRC", help="Weight file, folder of files, or folder of rank_x/.")]
 Target = Annotated[str, typer.Argument(metavar="DST", help="New folder; or a file name, for one full checkpoint.")]
@@ -123,7 +123,7 @@ def takes_conversion_options(*without: str) -> Callable[[Callable[..., None]], C
 
 
 def name_rules(include: list[str] | None, exclude: list[str] | None, rename: list[str] | None) -> NameRules:
-    from reshard.plan.names import NameRules
+    from reshard.planning.names import NameRules
 
     return NameRules(tuple(include or ()), tuple(exclude or ()), tuple(map(parse_rename, rename or ())))
 

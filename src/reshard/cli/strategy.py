@@ -25,7 +25,7 @@ def show(
     reshard strategy show strategy/ --tensor wq
     """
     from reshard.ops.strategies import show as table
-    from reshard.plan.names import folded
+    from reshard.planning.names import folded
 
     shown = table(path, tensor)
     if json:
@@ -65,7 +65,7 @@ def diff(
     reshard strategy diff old/ new/
     """
     from reshard.ops.strategies import diff as compare
-    from reshard.plan.names import folded
+    from reshard.planning.names import folded
 
     differences = compare(a, b)
     if json:

@@ -20,7 +20,9 @@ from reshard.cli.params import (
     Suffix,
     name_rules,
 )
+from reshard.cli.progress import observer
 from reshard.cli.text import counted, shown_nbytes
+from reshard.errors import UsageError
 
 
 def verify(
@@ -45,19 +47,8 @@ def verify(
     reshard verify out
     reshard verify llama.ckpt out --dst-strategy strategy/
     """
-    from reshard.cli.progress import observer
-    from reshard.errors import UsageError
-
-    watch = observer(quiet=quiet or json)
     if len(paths) == 1:
-        from reshard.ops.verify import verify as against_manifest
-
-        done = against_manifest(paths[0], watch)
-        if json:
-            say_json(done)
-        elif not quiet:
-            partial = f"; {done.ranks} of {done.world} ranks were made so far" if done.ranks < done.world else ""
-            say(f"{paths[0]}: {counted(done.files, 'file')}, {shown_nbytes(done.nbytes)}, all as written{partial}")
+        _against_manifest(paths[0], json=json, quiet=quiet)
         return
     if len(paths) != 2:
         raise UsageError("give DST, or SRC and DST")
@@ -71,7 +62,7 @@ def verify(
         Source(paths[1], dst_strategy),
         name_rules(include, exclude, rename),
         ALIASES.get(dtype, dtype),
-        watch,
+        observer(quiet=quiet or json),
     )
     warn(result.warnings)
     if json:
@@ -79,3 +70,14 @@ def verify(
     elif not quiet:
         compared = f"{counted(result.tensors, 'tensor')}, {shown_nbytes(result.nbytes)}"
         say(f"{paths[1]} holds exactly {paths[0]}: {compared} compared, all equal")
+
+
+def _against_manifest(dst: str, *, json: bool, quiet: bool) -> None:
+    from reshard.ops.verify import verify as read_again
+
+    done = read_again(dst, observer(quiet=quiet or json))
+    if json:
+        say_json(done)
+    elif not quiet:
+        partial = f"; {done.ranks} of {done.world} ranks were made so far" if done.ranks < done.world else ""
+        say(f"{dst}: {counted(done.files, 'file')}, {shown_nbytes(done.nbytes)}, all as written{partial}")

@@ -71,6 +71,10 @@ class MindSporeCkpt:
         return Contents({tag: _stored(tag, found) for tag, found in values.items() if tag not in texts}, texts)
 
     def frame(self, tensors: Mapping[str, TensorSpec], texts: Mapping[str, str], notes: Mapping[str, str]) -> Frame:
+        if not tensors and not texts:
+            raise FormatError(
+                "a .ckpt without a tensor is an empty file, which nothing loads", hint="write safetensors"
+            )
         pieces: list[tuple[int, bytes]] = []
         holes: dict[str, tuple[Extent, ...]] = {}
         at = 0

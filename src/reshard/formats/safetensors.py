@@ -95,7 +95,10 @@ def _read_header(source: ByteRanges) -> tuple[dict[str, Any], int]:
             hint="not a safetensors file, or cut short: copy it again",
         )
     try:
-        header = json.loads(source.read(8, length), object_pairs_hook=_unique)
+        text = source.read(8, length).decode()
+        header = json.loads(text, object_pairs_hook=_unique)
+        if "\\u" in text:  # an escape may name half a character, which no file can hold
+            json.dumps(header, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise FormatError(f"the header is not JSON: {error}", hint="copy the file again") from None
     if not isinstance(header, dict):
@@ -122,7 +125,7 @@ def _stored(name: str, entry: Any, start: int, metadata: Mapping[str, str]) -> S
     if not _is_sizes(shape) or not _is_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise FormatError(f"tensor {name!r} has shape {shape} and data_offsets {offsets}")
     if not isinstance(code, str) or code not in _TYPES:
-        kind = "elements smaller than a byte" if code in _SUB_BYTE else "an unknown type"
+        kind = "elements smaller than a byte" if str(code) in _SUB_BYTE else "an unknown type"
         raise FormatError(f"tensor {name!r} is {code!r}: {kind}")
     int4 = code == "I8" and metadata.get(name) == _INT4
     spec = TensorSpec("int4x2" if int4 else _TYPES[code], tuple(shape))

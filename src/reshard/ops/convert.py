@@ -16,13 +16,13 @@ from reshard.formats.registry import format_named, format_of
 from reshard.ops.observer import Observer
 from reshard.ops.options import Options
 from reshard.ops.verify import verify
-from reshard.plan.bill import Bill, make_bill
-from reshard.plan.catalog import Catalog
-from reshard.plan.lora import LoraMerge
-from reshard.plan.parts import Parts
-from reshard.plan.plan import Plan
-from reshard.plan.planner import Choices, Target, make_plan
-from reshard.plan.tasks import tasks
+from reshard.planning.bill import Bill, make_bill
+from reshard.planning.catalog import Catalog
+from reshard.planning.lora import LoraMerge
+from reshard.planning.parts import Parts
+from reshard.planning.plan import Plan
+from reshard.planning.planner import Choices, Target, make_plan
+from reshard.planning.tasks import tasks
 from reshard.run.local import LocalExecutor
 from reshard.run.machine import auto_workers, paced
 from reshard.run.manifest import make_manifest
@@ -68,7 +68,7 @@ def plan_from(
         _refuse_replicas(source)
     if options.crc:
         _check_crcs(source)
-    probe(source)
+    source = replace(source, warnings=(*source.warnings, *probe(source)))
     single = names_file(dst)
     target = Target(
         read_strategy(options.dst_strategy) if options.dst_strategy else None,

@@ -13,10 +13,10 @@ from reshard.dtypes import FLOATING, ITEMSIZE, numpy_dtype
 from reshard.errors import DifferenceError, listed
 from reshard.layout.box import Box
 from reshard.ops.observer import Observer
-from reshard.plan.blocks import Access
-from reshard.plan.catalog import Catalog, Held, Tensor
-from reshard.plan.names import NameRules, is_state
-from reshard.plan.plan import Move, Piece, SourceFile
+from reshard.planning.blocks import Access
+from reshard.planning.catalog import Catalog, Held, Tensor
+from reshard.planning.names import NameRules, is_state
+from reshard.planning.plan import Move, Piece, SourceFile
 from reshard.run.mover import Mover, Scratch, Sources
 from reshard.run.source import Source, agreements, open_source
 from reshard.run.storage import Disk

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from reshard.errors import CheckpointError
-from reshard.plan.catalog import Catalog, IndexedFile, catalog
+from reshard.planning.catalog import Catalog, IndexedFile, catalog
 from reshard.run.discover import Select, discover
 from reshard.run.source import Source, index_files, open_source
 

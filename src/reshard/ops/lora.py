@@ -11,9 +11,9 @@ from reshard.ops.convert import Conversion, execute, plan_from
 from reshard.ops.observer import Observer
 from reshard.ops.options import Options
 from reshard.ops.scaling import AlphaRank, LoraConfig, parse_scaling, read_config
-from reshard.plan.catalog import Catalog, Held, Tensor
-from reshard.plan.lora import lora_name, pair_factors
-from reshard.plan.plan import Plan
+from reshard.planning.catalog import Catalog, Held, Tensor
+from reshard.planning.lora import lora_name, pair_factors
+from reshard.planning.plan import Plan
 from reshard.run.source import Source, open_source
 
 _PEFT_CONFIG = "adapter_config.json"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from reshard.errors import UsageError
-from reshard.plan.bill import BUFFERS_A_WORKER
-from reshard.plan.decide import Missing
-from reshard.plan.names import NameRules
+from reshard.planning.bill import BUFFERS_A_WORKER
+from reshard.planning.decide import Missing
+from reshard.planning.names import NameRules
 from reshard.run.discover import Select
 
 _MAX_BLOCK_NBYTES = 8 << 20

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from reshard.errors import StrategyError, UsageError
 from reshard.layout.tensor import Sharding
+from reshard.planning.names import compiled
 from reshard.run.storage import write_whole
 from reshard.strategy.folder import encode, merge_stages, read_strategy
 from reshard.strategy.strategy import Entry, Strategy
@@ -47,12 +47,13 @@ class Shown:
 
 
 def show(path: str, pattern: str = "") -> Shown:
+    wanted = compiled(pattern)
     strategy = read_strategy(path)
     rows = tuple(
         _row(name, stage, entry if isinstance(entry, Sharding) else entry.sharding)
         for stage, entries in enumerate(strategy.stages)
         for name, entry in sorted(entries.items())
-        if re.search(pattern, name)
+        if wanted.search(name)
     )
     return Shown(len(strategy.stages), strategy.devices, strategy.made, rows)
 

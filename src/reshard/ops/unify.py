@@ -8,8 +8,8 @@ from pathlib import Path
 from reshard.ops.convert import Conversion, execute, plan_from
 from reshard.ops.observer import Observer
 from reshard.ops.options import Options
-from reshard.plan.parts import Names, Parts
-from reshard.plan.plan import Plan
+from reshard.planning.parts import Names, Parts
+from reshard.planning.plan import Plan
 from reshard.run.source import Source, open_source
 
 _DEFAULT_NBYTES = 3 << 30

@@ -9,7 +9,7 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from reshard.plan.plan import FileResult, Task
+from reshard.planning.plan import FileResult, Task
 from reshard.run.storage import Disk, Storage
 from reshard.run.task import OnBytes, Settings, TaskRun
 

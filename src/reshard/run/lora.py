@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from reshard.errors import CheckpointError
 from reshard.layout.box import Box
-from reshard.plan.plan import LoraAdd
+from reshard.planning.plan import LoraAdd
 from reshard.run.cast import cast_into
 
 Array = npt.NDArray[Any]

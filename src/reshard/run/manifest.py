@@ -12,7 +12,7 @@ import xxhash
 from reshard import __version__
 from reshard.errors import CheckpointError, InputError, ReshardError
 from reshard.index import Extent
-from reshard.plan.plan import FileResult, Plan, Run
+from reshard.planning.plan import FileResult, Plan, Run
 from reshard.run.place import Place
 from reshard.run.storage import DiskFile, reported
 

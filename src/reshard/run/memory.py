@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from reshard.dtypes import numpy_dtype
-from reshard.plan.blocks import Blocks
-from reshard.plan.plan import Move, SourceFile
+from reshard.planning.blocks import Blocks
+from reshard.planning.plan import Move, SourceFile
 from reshard.run.mover import Scratch, Sources, collect
 from reshard.run.storage import Disk
 

@@ -14,8 +14,8 @@ from reshard.dtypes import numpy_dtype
 from reshard.errors import CheckpointError
 from reshard.index import Extent
 from reshard.layout.box import Box
-from reshard.plan.blocks import Access, Block, Blocks
-from reshard.plan.plan import Factor, LoraAdd, Move, Piece, SourceFile
+from reshard.planning.blocks import Access, Block, Blocks
+from reshard.planning.plan import Factor, LoraAdd, Move, Piece, SourceFile
 from reshard.run.cast import cast_into
 from reshard.run.lora import add_lora, check_finite, factor_boxes
 from reshard.run.storage import ReadFile, Storage

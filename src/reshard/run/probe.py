@@ -8,31 +8,45 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from reshard.errors import CheckpointError
-from reshard.plan.blocks import cut_extents
-from reshard.plan.catalog import Catalog, Held, Tensor
+from reshard.planning.blocks import cut_extents
+from reshard.planning.catalog import Catalog, Held, Tensor
 from reshard.run.storage import DiskFile
 
 _PROBE_NBYTES = 4096
 _TENSORS = 8
-_ENOUGH = 4
+_ENOUGH = 3
 _FEW_VALUES = 8
 _HINT = "is this the strategy of these files? if one rank's file is broken, move it away: its replicas stand in"
 
 
-def probe(source: Catalog) -> None:
-    """Raises CheckpointError where the strategy contradicts the bytes of one of the largest tensors."""
-    cut = distinct = 0
+def probe(source: Catalog) -> tuple[str, ...]:
+    """Raises CheckpointError where the strategy contradicts the bytes of most of the tensors that are looked at.
+
+    Gives a warning for a few that differ: states that each rank keeps for itself do.
+    """
+    replicated, unequal, cut, alike = 0, [], 0, 0
     for tensor in _sample(source):
-        for held in tensor.cells.values():
-            if len(held) > 1 and _start(source, held[0]) != _start(source, held[-1]):
-                ranks = " and ".join(str(source.files[h.file].rank) for h in (held[0], held[-1]))
-                raise _contradiction(source, f"ranks {ranks} hold the same of {tensor.name}, and they do not")
+        differing = _differing_replicas(source, tensor)
+        replicated += any(len(held) > 1 for held in tensor.cells.values())
+        if differing:
+            unequal.append(f"ranks {differing[0]} and {differing[1]} hold the same of {tensor.name}, and they do not")
         starts = {_start(source, held[0]) for held in tensor.cells.values()}
         if len(tensor.cells) > 1 and not any(map(_is_repeated, starts)):
             cut += 1
-            distinct += len(starts) == len(tensor.cells)
-    if cut >= _ENOUGH and not distinct:
+            alike += len(starts) < len(tensor.cells)
+    if len(unequal) >= _ENOUGH and 2 * len(unequal) > replicated:
+        raise _contradiction(source, unequal[0])
+    if cut >= _ENOUGH and cut == alike:
         raise _contradiction(source, "tensors are cut finer than they are: different shards hold the same bytes")
+    return tuple(f"by the strategy {u}: --check-replicas looks at all" for u in unequal[:1])
+
+
+def _differing_replicas(source: Catalog, tensor: Tensor) -> tuple[int, int] | None:
+    """Two ranks that should begin with the same bytes and do not."""
+    for held in tensor.cells.values():
+        if len(held) > 1 and _start(source, held[0]) != _start(source, held[-1]):
+            return source.files[held[0].file].rank, source.files[held[-1].file].rank
+    return None
 
 
 def _contradiction(source: Catalog, what: str) -> CheckpointError:

@@ -10,8 +10,8 @@ from pathlib import Path
 from reshard.dtypes import ITEMSIZE
 from reshard.errors import CheckpointError, FormatError, UsageError
 from reshard.formats.registry import format_of
-from reshard.plan.blocks import cut_extents
-from reshard.plan.catalog import Catalog, Held, IndexedFile, Tensor, catalog
+from reshard.planning.blocks import cut_extents
+from reshard.planning.catalog import Catalog, Held, IndexedFile, Tensor, catalog
 from reshard.run.discover import Found, Select, discover
 from reshard.run.storage import DiskFile
 from reshard.strategy.folder import read_strategy

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from reshard.errors import CheckpointError, ReshardError, StorageError
-from reshard.plan.plan import Link
+from reshard.planning.plan import Link
 
 PART = ".part"
 Buffer = bytearray | memoryview

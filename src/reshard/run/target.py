@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from reshard.errors import StorageError, UsageError
-from reshard.plan.plan import FileResult, Plan
+from reshard.planning.plan import FileResult, Plan
 from reshard.run.manifest import MANIFEST, Manifest, joined, read_manifest
 from reshard.run.place import Place
 from reshard.run.source import is_inside
@@ -53,6 +53,8 @@ class Filling:
             self._journal = self._open_journal(fresh=not (place.meta / JOURNAL).exists() or not resume)
         except BaseException:
             os.close(self._lock)
+            if self._made_meta:
+                shutil.rmtree(place.meta, ignore_errors=True)
             raise
 
     def _whole_files(self) -> dict[str, FileResult]:

@@ -13,8 +13,8 @@ import xxhash
 from reshard.dtypes import ITEMSIZE
 from reshard.errors import RunError
 from reshard.index import Seal
-from reshard.plan.blocks import Access
-from reshard.plan.plan import FileResult, Run, Task, check_runs
+from reshard.planning.blocks import Access
+from reshard.planning.plan import FileResult, Run, Task, check_runs
 from reshard.run.mover import Mover, Scratch, Sources
 from reshard.run.storage import NewFile, Storage
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 
 from reshard.errors import LayoutError, StrategyError
@@ -37,7 +38,7 @@ class Factored:
         whole_cut = [len(a) == 1 and matrix[len(matrix) - 1 - a[0]] == n for a, n in zip(axes, self.shape, strict=True)]
         found = []
         for ends in _compositions(len(axes), ndim):
-            groups = [range(a, b) for a, b in zip((0, *ends[:-1]), ends, strict=True)]
+            groups = [range(a, b) for a, b in pairwise((0, *ends))]
             if all(whole_cut[i] for group in groups for i in group[:-1]):
                 tensor_map = tuple(tuple(axis for i in group for axis in axes[i]) for group in groups)
                 found.append(Sharding(matrix, tensor_map, self.sharding.opt_shard))

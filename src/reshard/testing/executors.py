@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ import xxhash
 from reshard.errors import CheckpointError, RunError, StorageError
 from reshard.index import Extent, Seal
 from reshard.layout.box import Box
-from reshard.plan.plan import FileResult, Move, Piece, SourceFile, Task, TaskFile, check_runs
+from reshard.planning.plan import FileResult, Move, Piece, SourceFile, Task, TaskFile, check_runs
 from reshard.run.local import Executor
 from reshard.run.task import Settings
 from reshard.testing.sealed import Sealed
@@ -21,7 +21,6 @@ from reshard.testing.sealed import Sealed
 SHAPE = (24, 16)
 FULL = np.arange(24 * 16, dtype=np.uint32).reshape(SHAPE)
 HEAD = b"header"
-Made = Callable[[Settings], Executor]
 
 
 class Work:
@@ -106,6 +105,17 @@ class ExecutorTests(Sealed):
             content, wanted = (work.out / work.name(0, half)).read_bytes(), work.wanted(0, half)
             assert content == wanted + seal.bytes_for(zlib.crc32(wanted))
 
+    def test_twins_get_the_content_of_their_file(self, work: Work) -> None:
+        task = work.task(0)
+        twins = ("rank_5/a.bin", "rank_6/b.bin")
+        first = replace(task.files[0], twins=twins)
+        (results,) = self.executor(work.settings()).run([replace(task, files=(first, task.files[1]))])
+        assert {r.path for r in results} == {first.path, task.files[1].path, *twins}
+        for twin in twins:
+            assert (work.out / twin).read_bytes() == work.wanted(0, 0)
+        assert {r.path for r in results if r.link} == set(twins)
+        assert sum(r.read_nbytes for r in results) == 8 * SHAPE[1] * 4
+
     def test_a_task_s_files_are_there_when_its_result_is(self, work: Work) -> None:
         for results in self.executor(work.settings()).run([work.task(n) for n in range(3)]):
             assert all((work.out / r.path).is_file() for r in results)
@@ -156,9 +166,9 @@ class ExecutorTests(Sealed):
         bad = work.task(2)
         gone = Task(2, (SourceFile(str(work.source) + "x", 0, 0),), bad.files, bad.moves)
         whole: list[FileResult] = []
+        running = self.executor(work.settings()).run([work.task(0), work.task(1), gone])
         with pytest.raises(CheckpointError):
-            for results in self.executor(work.settings()).run([work.task(0), work.task(1), gone]):
-                whole += results
+            whole.extend(result for results in running for result in results)
         assert not [name for name in work.files() if name.endswith(".part")]
         assert {r.path for r in whole} <= set(work.files()) <= {work.name(n, half) for n in (0, 1) for half in (0, 1)}
         for name in work.files():

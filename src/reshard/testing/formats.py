@@ -127,7 +127,11 @@ class FormatTests(Sealed):
         self._there_and_back({"w": TensorSpec("float32", (2,))}, {"note": text, "备注": "x"})
 
     def test_no_tensors(self) -> None:
-        frame = self.format.frame({}, {}, {})
+        """A file of nothing is laid out whole, or refused where the format has none."""
+        try:
+            frame = self.format.frame({}, {}, {})
+        except FormatError:
+            return
         assert len(fill(frame)) == frame.nbytes
         assert not frame.holes
 

@@ -1,0 +1,155 @@
+"""A move → blocks: the byte ranges to read, and those to write from them.
+
+A block is a box of the full tensor: one index in each dim before the split dim, a range in it, everything after. So
+the part of
+any piece that lies in a block is consecutive in that piece, and going through blocks in order writes every piece
+from its first byte to its last.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+
+from reshard.dtypes import ITEMSIZE
+from reshard.index import Extent
+from reshard.layout.box import Box
+from reshard.planning.plan import Move, Piece
+from reshard.planning.tasks import hull_of
+
+_LORA_ITEMSIZE = 8
+"""A sum is computed in fp32, and so is the product that is added: blocks are as much smaller."""
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """``box`` of the tensor, consecutive in ``ranges`` of one file; ``piece`` counts the move's sources or targets."""
+
+    piece: int
+    file: int
+    box: Box
+    ranges: tuple[Extent, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """What to read and write for one box. A read may be wider than the block: its bytes lie together in the file."""
+
+    box: Box
+    reads: tuple[Access, ...]
+    writes: tuple[Access, ...]
+
+
+class Blocks:
+    """The blocks of a move, by number; none is larger than ``block_nbytes`` unless one row already is."""
+
+    def __init__(self, move: Move, block_nbytes: int) -> None:
+        self.move = move
+        self.source_itemsize = ITEMSIZE[move.source_dtype]
+        self.target_itemsize = ITEMSIZE[move.target_dtype]
+        self.hull = hull_of(move.targets)
+        self._sources = _Shelf(move.sources)
+        self._targets = _Shelf(move.targets)
+        wide = self.hull
+        for piece in move.sources:
+            wide = wide.hull(piece.box)
+        itemsize = max(self.source_itemsize, self.target_itemsize, _LORA_ITEMSIZE if move.lora else 1)
+        self.split, self._rows = _split(wide.shape, itemsize, block_nbytes)
+        outer = self.hull.shape[: self.split]
+        self._outer = outer
+        self._chunks = -(-self.hull.shape[self.split] // self._rows) if self.hull.shape else 1
+        self._count = prod(outer) * self._chunks if self.hull.size else 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, i: int) -> Block:
+        box = self._box(i)
+        reads = tuple(
+            a for n, p in self._sources.near(box) for a in _access(n, p, box, self.source_itemsize, self.split)
+        )
+        writes = tuple(
+            a for n, p in self._targets.near(box) for a in _access(n, p, box, self.target_itemsize, self.split)
+        )
+        return Block(box, reads, writes)
+
+    def _box(self, i: int) -> Box:
+        if not self.hull.shape:
+            return self.hull
+        outer, chunk = divmod(i, self._chunks)
+        start = list(self.hull.start)
+        stop = list(self.hull.stop)
+        for dim in reversed(range(self.split)):
+            outer, place = divmod(outer, self._outer[dim])
+            start[dim] = self.hull.start[dim] + place
+            stop[dim] = start[dim] + 1
+        start[self.split] = self.hull.start[self.split] + chunk * self._rows
+        stop[self.split] = min(start[self.split] + self._rows, self.hull.stop[self.split])
+        return Box(tuple(start), tuple(stop))
+
+
+def _split(shape: tuple[int, ...], itemsize: int, block_nbytes: int) -> tuple[int, int]:
+    """The first dim whose rows fit a block, and how many of them do.
+
+    >>> _split((100, 4, 8), 1, 64)
+    (0, 2)
+    >>> _split((100, 4, 8), 1, 16)
+    (1, 2)
+    """
+    for dim in range(len(shape)):
+        row = prod(shape[dim + 1 :]) * itemsize
+        if row <= block_nbytes:
+            return dim, max(block_nbytes // max(row, 1), 1)
+    return 0, 1
+
+
+class _Shelf:
+    """Pieces sorted by their first row, to find those near a box without looking at all."""
+
+    def __init__(self, pieces: tuple[Piece, ...]) -> None:
+        self._pieces = sorted(enumerate(pieces), key=lambda np: np[1].box.start)
+        self._starts = [p.box.start[0] if p.box.start else 0 for _, p in self._pieces]
+        self._height = max((p.box.shape[0] for p in pieces if p.box.shape), default=1)
+
+    def near(self, box: Box) -> Iterator[tuple[int, Piece]]:
+        if not box.start:
+            yield from self._pieces
+            return
+        first = bisect_left(self._starts, box.start[0] - self._height + 1)
+        last = bisect_left(self._starts, box.stop[0])
+        yield from self._pieces[first:last]
+
+
+def _access(number: int, piece: Piece, box: Box, itemsize: int, split: int) -> Iterator[Access]:
+    """The part of ``piece`` that lies in ``box``, widened after the split dim to what lies together in the file."""
+    part = piece.box & box
+    if not part.size:
+        return
+    inner = slice(split + 1, None)
+    wide = Box(part.start[: split + 1] + piece.box.start[inner], part.stop[: split + 1] + piece.box.stop[inner])
+    at = 0
+    for start, base, size in zip(wide.start, piece.box.start, piece.box.shape, strict=True):
+        at = at * size + start - base
+    yield Access(number, piece.file, wide, cut_extents(piece.extents, at * itemsize, wide.size * itemsize))
+
+
+def cut_extents(extents: tuple[Extent, ...], start: int, nbytes: int) -> tuple[Extent, ...]:
+    """Bytes ``start`` to ``start + nbytes`` of what the extents hold one after the other.
+
+    >>> cut_extents((Extent(100, 10), Extent(200, 10)), 8, 4)
+    (Extent(offset=108, nbytes=2), Extent(offset=200, nbytes=2))
+    """
+    out = []
+    for extent in extents:
+        if nbytes <= 0:
+            break
+        if start < extent.nbytes:
+            length = min(extent.nbytes - start, nbytes)
+            out.append(Extent(extent.offset + start, length))
+            nbytes -= length
+            start = 0
+        else:
+            start -= extent.nbytes
+    return tuple(out)

@@ -1,0 +1,178 @@
+"""What happens to each name: who knows it decides (docs/explanation/who-knows-a-name.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+from reshard.errors import PlanError, ReshardError, UsageError, listed
+from reshard.layout.tensor import Layout, Sharding
+from reshard.planning.catalog import Catalog, Tensor
+from reshard.planning.lora import LoraMerge
+from reshard.planning.names import NameRules, is_lora, is_state, layer_pattern, weight_of_state
+from reshard.planning.plan import LeftOut
+from reshard.strategy.strategy import Strategy, layout_of_full
+
+Missing = Literal["error", "drop"]
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A tensor that reaches the target.
+
+    Attributes:
+        name: what the target calls it.
+        layouts: for each target stage that gets it, how it is cut there.
+        varied: the ranks disagree on its one value; each target rank takes it from its own source rank.
+    """
+
+    tensor: Tensor
+    name: str
+    layouts: Mapping[int, Layout]
+    varied: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Decisions:
+    kept: tuple[Kept, ...]
+    left_out: tuple[LeftOut, ...]
+    warnings: tuple[str, ...]
+
+
+def decide(
+    source: Catalog,
+    target: Strategy | None,
+    rules: NameRules,
+    missing: Missing,
+    agreed: Mapping[str, bool],
+    lora: LoraMerge | None = None,
+) -> Decisions:
+    """Say of every name whether and how it reaches the target.
+
+    Args:
+        target: None for one full checkpoint.
+        agreed: for each of ``source.unlaid()``, whether all ranks hold the same bytes.
+        lora: what is added to weights; its factors and all optimizer states stay behind.
+
+    Raises:
+        PlanError: listing every name that nothing may be decided about.
+    """
+    maker = _Decider(source, target, missing, agreed)
+    if lora:
+        maker.faults += [
+            f"{n}: no strategy knows it and its ranks disagree" for n in lora.factors if not agreed.get(n, True)
+        ]
+    taken: dict[str, str] = {}
+    for name, tensor in source.tensors.items():
+        if not rules.takes(name):
+            maker.leave_out("dropped", "by --include / --exclude", name)
+            taken[rules.renamed(name)] = name
+            continue
+        renamed = rules.renamed(name)
+        if lora and (name in lora.factors or is_state(name)):
+            reason = "LoRA weights, added to their base" if name in lora.factors else "optimizer states of the training"
+            maker.leave_out("dropped", reason, name)
+            taken[renamed] = name
+            continue
+        if renamed in taken:
+            raise UsageError(f"{taken[renamed]} and {name} would both be called {renamed}", hint="check --rename")
+        taken[renamed] = name
+        maker.place(tensor, renamed)
+    maker.account_for_absent(taken, rules)
+    if maker.faults:
+        raise PlanError(
+            "nobody can know what these should be:\n" + listed(maker.faults),
+            hint="check both strategies; --missing drop leaves such tensors out",
+        )
+    left = tuple(LeftOut(fate, reason, tuple(n)) for (fate, reason), n in maker.left_out.items())
+    return Decisions(tuple(maker.kept), left, tuple(maker.warnings))
+
+
+class _Decider:
+    def __init__(self, source: Catalog, target: Strategy | None, missing: Missing, agreed: Mapping[str, bool]) -> None:
+        self.source = source
+        self.target = target
+        self.missing = missing
+        self.agreed = agreed
+        self.target_names = target.names() if target else frozenset()
+        self.target_patterns = {layer_pattern(n) for n in self.target_names}
+        self.kept: list[Kept] = []
+        self.faults: list[str] = []
+        self.warnings: list[str] = []
+        self.left_out: dict[tuple[Literal["dropped", "absent"], str], list[str]] = {}
+
+    def leave_out(self, fate: Literal["dropped", "absent"], reason: str, name: str) -> None:
+        self.left_out.setdefault((fate, reason), []).append(name)
+
+    def refuse(self, fate: Literal["dropped", "absent"], fault: str, name: str) -> None:
+        """A fault, or with ``--missing drop`` a name left out for that reason."""
+        if self.missing == "drop":
+            self.leave_out(fate, fault, name)
+        else:
+            self.faults.append(f"{name}: {fault}")
+
+    def place(self, tensor: Tensor, name: str) -> None:
+        """Decide about a tensor that the source holds."""
+        unlaid = self.source.strategy is not None and not tensor.laid_out
+        if self.target is not None and name not in self.target_names:
+            if tensor.laid_out:
+                if is_state(name):
+                    self.leave_out("dropped", "optimizer states that the target's strategy does not have", name)
+                else:
+                    self.refuse("dropped", "only the source's strategy has it", name)
+                return
+            if not unlaid and self._drops_unknown(name):
+                return
+        if unlaid and not self.agreed[tensor.name]:
+            if prod(tensor.spec.shape) != 1:
+                self.refuse("dropped", "no strategy knows it and its ranks disagree", name)
+                return
+            self.warnings.append(f"{name}: ranks hold different values; each target rank takes its source rank's")
+            self.kept.append(Kept(tensor, name, self._layouts(tensor, name), varied=True))
+            return
+        try:
+            self.kept.append(Kept(tensor, name, self._layouts(tensor, name)))
+        except ReshardError as error:
+            self.faults.append(f"{name}: {error.message}")
+
+    def _drops_unknown(self, name: str) -> bool:
+        """Whether a tensor of a full source, unknown to the target, stays behind."""
+        if is_state(name) and weight_of_state(name) in self.target_names:
+            self.leave_out("dropped", "optimizer states that the target's strategy does not have", name)
+            return True
+        if layer_pattern(name) != name and layer_pattern(name) in self.target_patterns:
+            self.refuse("dropped", "the target's strategy knows it for other layers only: it lacks a stage", name)
+            return True
+        return False
+
+    def _layouts(self, tensor: Tensor, name: str) -> dict[int, Layout]:
+        shape = tensor.spec.shape
+        if self.target is None:
+            return {0: Layout(shape, Sharding.whole(1, len(shape)))}
+        stages = self.target.stages_of(name)
+        if stages:
+            return {s: layout_of_full(self.target.stages[s][name], shape) for s in stages}
+        whole = Layout(shape, Sharding.whole(self.target.devices, len(shape)))
+        return dict.fromkeys(range(len(self.target.stages)), whole)
+
+    def account_for_absent(self, taken: Mapping[str, str], rules: NameRules) -> None:
+        """Decide about names that a strategy has and no source file holds."""
+        for name in self._expected(rules):
+            if name in taken:
+                continue
+            if is_state(name):
+                self.leave_out("absent", "optimizer states and gradients that a strategy lists and no file holds", name)
+            elif is_lora(name):
+                self.leave_out("absent", "LoRA weights that the source does not hold", name)
+            else:
+                self.refuse("absent", "no source file holds it", name)
+
+    def _expected(self, rules: NameRules) -> Iterator[str]:
+        if self.target is not None:
+            names = dict.fromkeys(name for stage in self.target.stages for name in stage)
+            yield from (name for name in names if rules.takes(name))
+        elif self.source.strategy is not None:
+            names = dict.fromkeys(name for stage in self.source.strategy.stages for name in stage)
+            yield from (rules.renamed(name) for name in names if rules.takes(name))

@@ -1,0 +1,100 @@
+"""What a tensor's name tells: optimizer state, accumulated gradient, LoRA, layer number."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from reshard.errors import UsageError
+
+_STATE = re.compile(
+    r"(?:(?:adam_[mv]|accu_grads|accum|moments?\d?|momentum|exp_avg\w*|max_exp_avg_sq|muon_m|v_?hat)\."
+    r"|exp_avg_(?:sq|insta)_(?:row_|col_)?)(.+)"
+)
+_LORA = re.compile(r"(?:^|[._])lora_[abAB](?:$|[._])|mindpet_delta_lora")
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+
+
+def is_state(name: str) -> bool:
+    """Whether the name is that of an optimizer state or accumulated gradient.
+
+    >>> is_state("adam_m.lm_head.weight"), is_state("exp_avg_sq_row_w"), is_state("lm_head.weight")
+    (True, True, False)
+    """
+    return _STATE.fullmatch(name) is not None
+
+
+def weight_of_state(name: str) -> str:
+    """The weight that a state belongs to; the name itself when it is no state.
+
+    >>> weight_of_state("adam_m.lm_head.weight")
+    'lm_head.weight'
+    """
+    found = _STATE.fullmatch(name)
+    return found[1] if found else name
+
+
+def is_lora(name: str) -> bool:
+    """
+    >>> is_lora("layers.0.wq.mindpet_delta_lora_a"), is_lora("explora_a.weight")
+    (True, False)
+    """
+    return _LORA.search(name) is not None
+
+
+def compiled(pattern: str) -> re.Pattern[str]:
+    """Raises UsageError for what is no regular expression."""
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise UsageError(f"{pattern!r} is not a regular expression: {error}") from None
+
+
+def layer_pattern(name: str) -> str:
+    """The name with its numbers replaced, so that layers of a kind look alike.
+
+    >>> layer_pattern("model.layers.7.wq.weight")
+    'model.layers.#.wq.weight'
+    """
+    return _NUMBER.sub("#", name)
+
+
+def folded(lines: Iterable[str]) -> list[str]:
+    """Lines that differ only in a layer's number as one, with how many they are.
+
+    >>> folded(["a.0.w: cut", "a.1.w: cut", "b: whole"])
+    ['a.#.w: cut  (2 layers)', 'b: whole']
+    """
+    kinds: dict[str, list[str]] = {}
+    for line in lines:
+        kinds.setdefault(layer_pattern(line), []).append(line)
+    return [same[0] if len(same) == 1 else f"{kind}  ({len(same)} layers)" for kind, same in kinds.items()]
+
+
+@dataclass(frozen=True, slots=True)
+class NameRules:
+    """Which tensors to take (``include``, ``exclude``: searched as regular expressions) and what to call them.
+
+    ``rename`` holds (regular expression, replacement) pairs, applied in order, as ``re.sub`` does.
+    """
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    rename: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        for pattern in (*self.include, *self.exclude, *(p for p, _ in self.rename)):
+            compiled(pattern)
+
+    def takes(self, name: str) -> bool:
+        included = not self.include or any(re.search(p, name) for p in self.include)
+        return included and not any(re.search(p, name) for p in self.exclude)
+
+    def renamed(self, name: str) -> str:
+        for pattern, replacement in self.rename:
+            try:
+                name = re.sub(pattern, replacement, name)
+            except (re.error, IndexError) as error:
+                raise UsageError(f"rename {pattern!r} => {replacement!r}: {error}") from None
+        return name

@@ -1,0 +1,98 @@
+"""A plan → read groups: files that the same source blocks feed, so that each block is read once for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+from reshard.layout.box import Box
+from reshard.planning.plan import LoraAdd, Move, Piece, Plan, PlannedFile, Task, TaskFile
+
+MAX_FILES = 128
+"""Files of one task: all are open at once."""
+
+Twins = tuple[PlannedFile, ...]
+"""Files of the same content, one of them or more."""
+
+
+def tasks(plan: Plan, *, link_replicas: bool = False) -> Iterator[Task]:
+    """The tasks of a plan, each made when asked for. Every file of the plan is in exactly one.
+
+    With ``link_replicas`` files of equal content are written once, the others named as its twins.
+    """
+    for number, files in enumerate(groups(plan, link_replicas=link_replicas)):
+        yield _task(plan, number, files)
+
+
+def groups(plan: Plan, *, link_replicas: bool = False) -> list[list[Twins]]:
+    """The plan's groups, cut to MAX_FILES; each file with its twins."""
+    grouped: dict[int, list[Twins]] = {}
+    for same in _twins(plan, link_replicas=link_replicas):
+        grouped.setdefault(same[0].group, []).append(same)
+    return [files[i : i + MAX_FILES] for files in grouped.values() for i in range(0, len(files), MAX_FILES)]
+
+
+def _twins(plan: Plan, *, link_replicas: bool) -> Iterable[Twins]:
+    if not link_replicas:
+        return [(file,) for file in plan.files]
+    by_content: dict[tuple[int, ...], list[PlannedFile]] = {}
+    for file in plan.files:
+        by_content.setdefault(plan.content_key(file), []).append(file)
+    return map(tuple, by_content.values())
+
+
+def _task(plan: Plan, number: int, twins: list[Twins]) -> Task:
+    files = [same[0] for same in twins]
+    targets: dict[int, list[Piece]] = {}
+    for i, file in enumerate(files):
+        for slot in plan.forms[file.form].slots:
+            targets.setdefault(slot.tensor, []).append(Piece(i, plan.box(file, slot), slot.extents))
+    used: dict[int, int] = {}
+    moves = []
+    for tensor, pieces in targets.items():
+        planned = plan.tensors[tensor]
+        sources = [Piece(used.setdefault(p.file, len(used)), p.box, p.extents) for p in _needed(planned.pieces, pieces)]
+        moves.append(
+            Move(
+                planned.name,
+                planned.spec.shape,
+                planned.source_dtype,
+                planned.spec.dtype,
+                tuple(sources),
+                tuple(pieces),
+                _lora(planned.lora, used),
+            )
+        )
+    made = tuple(_task_file(plan, *same) for same in twins)
+    return Task(number, tuple(plan.sources[i] for i in used), made, tuple(moves))
+
+
+def _task_file(plan: Plan, file: PlannedFile, *twins: PlannedFile) -> TaskFile:
+    form = plan.forms[file.form]
+    return TaskFile(file.path, form.nbytes, form.header, form.seal, tuple(t.path for t in twins))
+
+
+def _lora(lora: LoraAdd | None, used: dict[int, int]) -> LoraAdd | None:
+    """The step with its files counted as the task counts them."""
+    if lora is None:
+        return None
+    a, b = (
+        replace(f, pieces=tuple(replace(p, file=used.setdefault(p.file, len(used))) for p in f.pieces))
+        for f in (lora.a, lora.b)
+    )
+    return replace(lora, a=a, b=b)
+
+
+def _needed(sources: tuple[Piece, ...], targets: list[Piece]) -> Iterator[Piece]:
+    """Source pieces that meet the hull of the target boxes."""
+    hull = hull_of(targets)
+    for piece in sources:
+        if hull == piece.box or (piece.box & hull).size:
+            yield piece
+
+
+def hull_of(pieces: list[Piece] | tuple[Piece, ...]) -> Box:
+    hull = pieces[0].box
+    for piece in pieces[1:]:
+        hull = hull.hull(piece.box)
+    return hull

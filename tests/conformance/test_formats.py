@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import pytest
+
+from reshard.formats.mindspore_ckpt import MindSporeCkpt
+from reshard.formats.safetensors import Safetensors
+from reshard.testing import FormatTests
+
+CKPT_REFUSES = frozenset(
+    {"complex64", "float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu", "float8_e4m3fnuz", "float8_e5m2fnuz"}
+)
+
+
+class TestMindSporeCkpt(FormatTests):
+    format = MindSporeCkpt()
+    refused = CKPT_REFUSES
+
+
+class TestMindSporeCkptInSmallPieces(FormatTests):
+    format = MindSporeCkpt(slice_nbytes=100_000)
+    refused = CKPT_REFUSES
+
+
+class TestMindSporeCkptWithCrc(FormatTests):
+    format = MindSporeCkpt(crc=True)
+    refused = CKPT_REFUSES
+
+
+class TestSafetensors(FormatTests):
+    format = Safetensors()
+
+
+def test_no_check_may_be_overridden() -> None:
+    with pytest.raises(TypeError, match="overrides test_many_tensors"):
+
+        class TestLax(FormatTests):
+            format = Safetensors()
+
+            def test_many_tensors(self) -> None:
+                pass

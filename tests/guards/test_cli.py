@@ -1,0 +1,64 @@
+"""Every command explains itself with an example that exists, and help is quick."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import typer.main
+from typer.testing import CliRunner
+
+from reshard.cli.main import app
+
+
+def commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every command by its words. Click's own types are not named: newer releases of typer carry click inside."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, (*path, name))
+        else:
+            yield (*path, name), command
+
+
+ALL = dict(commands(typer.main.get_command(app)))
+
+
+def help_of(path: tuple[str, ...]) -> str:
+    result = CliRunner().invoke(app, [*path, "--help"], prog_name="reshard", env={"COLUMNS": "200"})
+    assert result.exit_code == 0
+    return result.output
+
+
+@pytest.mark.parametrize("path", ALL, ids=" ".join)
+def test_help_shows_an_example(path: tuple[str, ...]) -> None:
+    examples = re.findall(rf"^ +(reshard {' '.join(path)} .*)$", help_of(path), re.MULTILINE)
+    assert examples
+
+
+@pytest.mark.parametrize("path", ALL, ids=" ".join)
+def test_options_of_examples_exist(path: tuple[str, ...]) -> None:
+    known = {o for p in ALL[path].params for o in (*p.opts, *p.secondary_opts)}
+    examples = re.findall(r"^ +(reshard .*)$", help_of(path), re.MULTILINE)
+    assert set(re.findall(r"(?<= )--[a-z-]+", " ".join(examples))) <= known
+
+
+@pytest.mark.parametrize("path", ALL, ids=" ".join)
+def test_every_option_is_explained(path: tuple[str, ...]) -> None:
+    assert [p.name for p in ALL[path].params if p.param_type_name == "option" and not p.help] == []
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["convert", "--help"]])
+@pytest.mark.parametrize("module", ["numpy", "ml_dtypes"])
+def test_help_does_not_wait_for_heavy_imports(arguments: list[str], module: str) -> None:
+    code = (
+        f"import sys; from reshard.cli.main import main\n"
+        f"try: main({arguments!r})\n"
+        f"except SystemExit: sys.exit({module!r} in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "reshard" in done.stdout

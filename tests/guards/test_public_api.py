@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib import import_module
+from importlib.resources import files
+
+import pytest
+from source import MODULES, dotted
+
+import reshard
+
+
+@pytest.mark.parametrize("name", sorted(reshard._PLACES))
+def test_every_public_name_is_what_it_says_whatever_was_imported_before(name: str) -> None:
+    """A subpackage of the same name would hide it once anything imports the subpackage."""
+    place = import_module(reshard._PLACES[name])
+    for module in MODULES:
+        import_module(dotted(module))
+    assert getattr(reshard, name) is getattr(place, name)
+
+
+def test_all_names_are_said_to_be_public() -> None:
+    assert set(reshard._PLACES) | {"__version__"} == set(reshard.__all__)
+
+
+def test_unknown_names_are_refused_as_python_does() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = reshard.nothing
+
+
+@pytest.mark.parametrize("module", ["numpy", "ml_dtypes", "msgspec", "typer", "rich"])
+def test_importing_the_package_imports_little(module: str) -> None:
+    code = f"import reshard, sys; sys.exit({module!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=False).returncode == 0
+
+
+def test_the_package_is_typed() -> None:
+    assert files("reshard").joinpath("py.typed").is_file()

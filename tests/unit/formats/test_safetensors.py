@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import safetensors
+from bytes_in_memory import Bytes, held
+
+from making import array
+from reshard.errors import FormatError
+from reshard.formats.safetensors import Safetensors
+from reshard.index import Contents, TensorSpec
+
+FORM = Safetensors()
+W = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+
+
+def made(header: Any, nbytes: int = 0) -> bytes:
+    """A file of this header and so many bytes of data."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(nbytes)
+
+
+def read(data: bytes) -> Contents:
+    return FORM.read_index(Bytes(data))
+
+
+def test_what_the_official_library_writes() -> None:
+    w = array((3, 4))
+    raw = {
+        "w": {"dtype": "float32", "shape": [3, 4], "data": w.tobytes()},
+        "s": {"dtype": "bfloat16", "shape": [], "data": b"ab"},
+        "e": {"dtype": "int64", "shape": [0, 3], "data": b""},
+    }
+    data = safetensors.serialize(raw, {"format": "ms"})
+    found = read(data)
+    assert {n: s.spec for n, s in found.tensors.items()} == {
+        "w": TensorSpec("float32", (3, 4)),
+        "s": TensorSpec("bfloat16", ()),
+        "e": TensorSpec("int64", (0, 3)),
+    }
+    assert held(data, found) == {"w": w.tobytes(), "s": b"ab", "e": b""}
+
+
+def test_what_we_write_the_official_library_reads() -> None:
+    specs = {"e": TensorSpec("int64", (0, 3)), "w": TensorSpec("float32", (2,)), "b": TensorSpec("bool", (3,))}
+    frame = FORM.frame(specs, {"note": "é"}, {"format": "ms"})
+    data = bytearray(frame.nbytes)
+    for offset, piece in frame.pieces:
+        data[offset : offset + len(piece)] = piece
+    found = dict(safetensors.deserialize(bytes(data)))
+    assert {n: (e["dtype"], e["shape"]) for n, e in found.items()} == {
+        "e": ("I64", [0, 3]),
+        "w": ("F32", [2]),
+        "b": ("BOOL", [3]),
+    }
+
+
+def test_every_tensor_begins_at_a_multiple_of_its_element() -> None:
+    specs = {str(i): TensorSpec(d, (3,)) for i, d in enumerate(["int8", "float64", "float16", "bool", "float32"])}
+    frame = FORM.frame(specs, {}, {})
+    for name, (extent,) in frame.holes.items():
+        assert extent.offset % TensorSpec(specs[name].dtype, ()).nbytes == 0
+
+
+# --- metadata
+
+
+def test_notes_and_texts_are_told_apart() -> None:
+    metadata = {"format": "ms", "remove_redundancy": "True", "crc_num": "1", "author": "me"}
+    found = read(made({"__metadata__": metadata, "w": W}, 8))
+    assert found.notes == {"format": "ms", "remove_redundancy": "True", "crc_num": "1"}
+    assert found.texts == {"author": "me"}
+
+
+def test_packed_int4_there_and_back() -> None:
+    frame = FORM.frame({"w": TensorSpec("int4x2", (4,)), "v": TensorSpec("int8", (2,))}, {}, {})
+    data = frame.pieces[0][1] + bytes(6)
+    assert b'"I8"' in data
+    assert b'"w":"Int4"' in data
+    found = read(data)
+    assert {n: s.spec.dtype for n, s in found.tensors.items()} == {"w": "int4x2", "v": "int8"}
+    assert not found.texts
+
+
+@pytest.mark.parametrize("metadata", ["x", ["x"], {"a": 1}, {"a": None}])
+def test_metadata_that_is_no_map_of_strings(metadata: Any) -> None:
+    with pytest.raises(FormatError, match="__metadata__"):
+        read(made({"__metadata__": metadata, "w": W}, 8))
+
+
+def test_a_tensor_called_metadata_cannot_be_written() -> None:
+    with pytest.raises(FormatError, match="__metadata__"):
+        FORM.frame({"__metadata__": TensorSpec("int8", (1,))}, {}, {})
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize("code", ["F4", "F6_E2M3", "F6_E3M2"])
+def test_elements_smaller_than_a_byte_are_refused_by_name(code: str) -> None:
+    with pytest.raises(FormatError, match=f"tensor 'w' is '{code}': elements smaller than a byte"):
+        read(made({"w": {**W, "dtype": code}}, 8))
+
+
+@pytest.mark.parametrize("code", ["F128", "", "f32", None, 5, ["F32"]])
+def test_an_unknown_type_is_named(code: Any) -> None:
+    with pytest.raises(FormatError, match=r"tensor 'w' is .*: an unknown type"):
+        read(made({"w": {**W, "dtype": code}}, 8))
+
+
+def entry(begin: int, end: int) -> dict[str, Any]:
+    return {"dtype": "I8", "shape": [end - begin], "data_offsets": [begin, end]}
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "said"),
+    [
+        ((0, 4), (2, 8), "overlap at byte"),
+        ((0, 4), (0, 8), "overlap at byte"),
+        ((0, 3), (4, 8), "leave a hole at byte"),
+        ((1, 4), (4, 8), "leave a hole at byte"),
+        ((0, 4), (4, 7), "file has .* bytes, header describes"),
+        ((0, 4), (4, 9), "file has .* bytes, header describes"),
+    ],
+)
+def test_bytes_that_belong_to_none_or_to_two(a: tuple[int, int], b: tuple[int, int], said: str) -> None:
+    with pytest.raises(FormatError, match=said):
+        read(made({"a": entry(*a), "b": entry(*b)}, 8))
+
+
+def test_empty_tensors_share_a_place() -> None:
+    assert len(read(made({"a": entry(0, 0), "b": entry(0, 8), "c": entry(8, 8)}, 8)).tensors) == 3
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"shape": [3]},
+        {"shape": [-2]},
+        {"shape": [2.0]},
+        {"shape": [True, 2]},
+        {"shape": 2},
+        {"shape": [1 << 70]},
+        {"shape": [1 << 40, 1 << 40]},
+        {"data_offsets": [0]},
+        {"data_offsets": [0, 4, 8]},
+        {"data_offsets": [8, 0]},
+        {"data_offsets": [-8, 0]},
+        {"data_offsets": None},
+        {"extra": 1},
+    ],
+)
+def test_entries_that_lie(broken: dict[str, Any]) -> None:
+    with pytest.raises(FormatError, match="'w'"):
+        read(made({"w": {**W, **broken}}, 8))
+
+
+@pytest.mark.parametrize("header", [[], "x", 5, None, {"w": []}, {"w": {"dtype": "F32"}}])
+def test_headers_of_another_kind(header: Any) -> None:
+    with pytest.raises(FormatError):
+        read(made(header, 8))
+
+
+@pytest.mark.parametrize("header", [b"", b"{", b"\xff\xfe", b'{"w": 1e', b"[" * 100_000])
+def test_headers_that_are_not_json(header: bytes) -> None:
+    with pytest.raises(FormatError, match="not JSON"):
+        read(made(header))
+
+
+def test_a_name_that_stands_twice() -> None:
+    text = json.dumps(W)
+    with pytest.raises(FormatError, match="'w' appears twice"):
+        read(made(f'{{"w": {text}, "w": {text}}}'.encode(), 8))
+
+
+@pytest.mark.parametrize("length", [1 << 63, (1 << 64) - 1, 100_000_001, 1000])
+def test_absurd_header_lengths(length: int) -> None:
+    source = Bytes(length.to_bytes(8, "little") + bytes(100))
+    with pytest.raises(FormatError, match="is announced"):
+        FORM.read_index(source)
+    assert source.read_nbytes == 8
+
+
+def test_every_truncation_is_told() -> None:
+    frame = FORM.frame({"w": TensorSpec("float32", (2,)), "s": TensorSpec("int8", ())}, {"t": "x"}, {"format": "ms"})
+    data = frame.pieces[0][1] + bytes(9)
+    read(data)
+    for nbytes in range(len(data)):
+        with pytest.raises(FormatError):
+            read(data[:nbytes])
+
+
+def test_any_byte_changed_is_read_or_told_and_nothing_else() -> None:
+    frame = FORM.frame({"w": TensorSpec("float32", (2,)), "s": TensorSpec("int8", ())}, {"t": "x"}, {"format": "ms"})
+    data = frame.pieces[0][1] + bytes(9)
+    for at in range(len(data) - 9):
+        for byte in (0, ord('"'), ord("0"), 0xFF, data[at] ^ 1):
+            try:
+                found = read(data[:at] + bytes([byte]) + data[at + 1 :])
+            except FormatError:
+                continue
+            assert all(e.end <= len(data) for s in found.tensors.values() for e in s.extents)
+
+
+def test_a_name_that_no_encoding_holds() -> None:
+    with pytest.raises(FormatError):
+        read(made(b'{"\\ud800": ' + json.dumps(W).encode() + b"}", 8))
+
+
+def test_a_text_that_no_encoding_holds() -> None:
+    with pytest.raises(FormatError):
+        read(made(b'{"__metadata__": {"t": "\\ud800"}, "w": ' + json.dumps(W).encode() + b"}", 8))

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import reshard
+from making import array, counted, write_file, write_ranks, write_strategy
+from reshard.errors import DifferenceError
+from reshard.layout.tensor import Sharding
+from reshard.ops.diff import Comparison
+from reshard.planning.names import NameRules
+from reshard.run.source import Source
+
+FULL = {"a": array((4, 6), seed=1), "b": counted(8, 2)}
+
+
+@pytest.fixture
+def a(tmp_path: Path) -> Source:
+    return Source(str(write_file(tmp_path / "a.ckpt", FULL)))
+
+
+def against(a: Source, folder: Path, other: dict[str, np.ndarray], **more: object) -> Comparison:
+    return reshard.diff(a, Source(str(write_file(folder / "b.safetensors", other))), **more)  # type: ignore[arg-type]
+
+
+def changed(index: tuple[int, int], value: float) -> dict[str, np.ndarray]:
+    b = FULL["b"].copy()
+    b[index] = value
+    return {**FULL, "b": b}
+
+
+def test_equal_in_another_format(a: Source, tmp_path: Path) -> None:
+    found = against(a, tmp_path, FULL)
+    assert (found.equal, found.tensors, found.lines()) == (True, 2, [])
+
+
+def test_the_first_element_that_differs(a: Source, tmp_path: Path) -> None:
+    found = against(a, tmp_path, changed((5, 1), 0.5))
+    assert found.lines() == [f"b[5, 1]: 11.0 in A, 0.5 in {tmp_path}/b.safetensors"]
+
+
+def test_zeros_of_other_sign_differ(a: Source, tmp_path: Path) -> None:
+    (line,) = against(a, tmp_path, changed((0, 0), -0.0)).lines()
+    assert line.startswith("b[0, 0]: ")
+
+
+def test_nans_of_other_payload_differ_and_equal_ones_do_not(tmp_path: Path) -> None:
+    bits = np.array([0x7FC00000, 0x7FC00000], np.uint32)
+    a = Source(str(write_file(tmp_path / "a.ckpt", {"w": bits.view(np.float32)})))
+    assert against(a, tmp_path, {"w": bits.view(np.float32)}).equal
+    bits[1] += 1
+    (line,) = against(a, tmp_path, {"w": bits.view(np.float32)}).lines()
+    assert "0x7fc00000 in A, 0x7fc00001" in line
+
+
+def test_names_shapes_and_types(a: Source, tmp_path: Path) -> None:
+    found = against(a, tmp_path, {"a": FULL["a"].reshape(6, 4), "c": FULL["b"]})
+    assert sorted(found.lines()) == [
+        "a: type or shape: float32[4, 6] in A, float32[6, 4] in B",
+        "b: only in A",
+        "c: only in B",
+    ]
+
+
+def test_only_the_names_that_are_asked_for(a: Source, tmp_path: Path) -> None:
+    rules = NameRules(include=("^a$",), rename=(("a", "x"),))
+    assert against(a, tmp_path, {"x": FULL["a"], "zzz": FULL["b"]}, rules=rules).tensors == 1
+
+
+def test_a_replica_that_differs_is_found_by_verify(a: Source, tmp_path: Path) -> None:
+    stages = [dict.fromkeys(FULL, Sharding((2,), ((), ())))]
+    strategy = str(write_strategy(tmp_path / "s", stages))
+    out = write_ranks(tmp_path / "out", FULL, stages)
+    target = Source(str(out), strategy)
+    assert reshard.verify_content(a, target).nbytes == 2 * (96 + 64)
+    write_file(out / "rank_1" / "model_1.ckpt", changed((7, 1), 9.0))
+    assert reshard.diff(a, target).equal
+    with pytest.raises(DifferenceError, match=r"b\[7, 1\]: 15.0 in A, 9.0 in .*rank_1"):
+        reshard.verify_content(a, target)
+
+
+def test_a_missing_shard_is_no_equality(a: Source, tmp_path: Path) -> None:
+    stages = [dict.fromkeys(FULL, Sharding((2,), ((0,), ())))]
+    strategy = str(write_strategy(tmp_path / "s", stages))
+    out = write_ranks(tmp_path / "out", FULL, stages)
+    (out / "rank_1" / "model_1.ckpt").unlink()
+    assert sorted(reshard.diff(a, Source(str(out), strategy)).lines()) == ["a: incomplete", "b: incomplete"]
+
+
+def test_strings_are_compared(tmp_path: Path) -> None:
+    a = Source(str(write_file(tmp_path / "a.ckpt", FULL, {"note": "x"})))
+    b = Source(str(write_file(tmp_path / "b.ckpt", FULL, {"note": "y"})))
+    assert [d.name for d in reshard.diff(a, b).differences] == ["note"]
+    assert reshard.diff(a, a).equal
+
+
+def test_a_cast_is_checked_as_a_cast(a: Source, tmp_path: Path) -> None:
+    from reshard.ops.options import Options
+
+    target = tmp_path / "half.ckpt"
+    reshard.convert(a.path, target, Options(dtype="float16", fsync=False))
+    assert reshard.verify_content(a, Source(str(target)), dtype="float16").tensors == 2
+    with pytest.raises(DifferenceError, match="float32"):
+        reshard.verify_content(a, Source(str(target)))

@@ -1,0 +1,218 @@
+"""Plans of catalogs that lie on no disk: what is covered, what stays behind, how files are called."""
+
+from __future__ import annotations
+
+import pytest
+from catalogs import ROWS, WHOLE, file, full, ranks, strategy
+
+from reshard.errors import InputError, PlanError, RunError, UsageError
+from reshard.formats.mindspore_ckpt import MindSporeCkpt
+from reshard.formats.safetensors import Safetensors
+from reshard.layout.tensor import Sharding
+from reshard.planning import tasks as read_groups
+from reshard.planning.bill import make_bill
+from reshard.planning.catalog import Catalog, catalog
+from reshard.planning.decide import Missing
+from reshard.planning.plan import FileResult, Plan, Run, check_runs, plan_from_json
+from reshard.planning.planner import Choices, Target, make_plan
+from reshard.planning.tasks import groups, tasks
+from reshard.strategy.strategy import Strategy
+
+CKPT = MindSporeCkpt()
+
+
+def planned(source: Catalog, target: Strategy | None = None, choices: Choices | None = None) -> Plan:
+    return make_plan(source, Target(target, CKPT), choices or Choices())
+
+
+def two_stages() -> Plan:
+    source = full({"a": (4,), "b": (8,), "tied": (2,)})
+    return planned(source, strategy({"a": ROWS, "tied": WHOLE}, {"b": ROWS, "tied": ROWS}))
+
+
+# --- coverage
+
+
+@pytest.mark.parametrize("missing", ["error", "drop"])
+def test_a_slice_that_no_file_holds_is_never_excused(missing: Missing) -> None:
+    source = catalog([file(0, {"w": (2, 3)})], strategy({"w": Sharding((2,), ((0,), ()))}))
+    with pytest.raises(PlanError, match=r"w: 50% missing, from \[2, 0\] to \[4, 3\] of \[4, 3\]; rank 1"):
+        planned(source, None, Choices(missing=missing))
+
+
+def test_only_what_the_asked_ranks_need_must_be_there() -> None:
+    source = catalog([file(0, {"w": (2,)})], strategy({"w": ROWS}))
+    make_plan(source, Target(strategy({"w": ROWS}), CKPT, ranks=frozenset({0})), Choices())
+    with pytest.raises(PlanError, match="rank 1 should hold it"):
+        make_plan(source, Target(strategy({"w": ROWS}), CKPT, ranks=frozenset({1})), Choices())
+
+
+def test_missing_slices_of_all_tensors_are_told() -> None:
+    source = catalog([file(0, {"v": (2,), "w": (2,)})], strategy({"v": ROWS, "w": ROWS}))
+    with pytest.raises(PlanError) as caught:
+        planned(source)
+    assert [line.split(":")[0] for line in caught.value.message.splitlines()[1:]] == ["v", "w"]
+
+
+def test_replicas_take_turns() -> None:
+    names = [f"w{i}" for i in range(6)]
+    source = ranks(strategy(dict.fromkeys(names, WHOLE)), *[dict.fromkeys(names, (2,))] * 2)
+    plan = planned(source)
+    assert {p.file for t in plan.tensors for p in t.pieces} == {0, 1}
+
+
+# --- values that differ from rank to rank
+
+
+def test_a_varied_value_comes_from_the_rank_of_the_same_place() -> None:
+    cut = Sharding((4,), ((0,),))
+    source = ranks(strategy({"w": ROWS}), *[{"w": (4,), "step": ()}] * 2)
+    plan = planned(source, strategy({"w": cut}, devices=4), Choices(agreed={"step": False}))
+    held = [next(plan.tensors[s.tensor] for s in plan.forms[f.form].slots if s.layout) for f in plan.files]
+    assert [t.pieces[0].file for t in held] == [0, 1, 0, 1]
+    assert len(plan.warnings) == 1
+
+
+# --- files
+
+
+def test_names_of_files() -> None:
+    plan = two_stages()
+    assert [f.path for f in plan.files] == [f"rank_{r}/checkpoint_{r}.ckpt" for r in range(4)]
+    assert [(f.rank, f.local_rank) for f in plan.files] == [(0, 0), (1, 1), (2, 0), (3, 1)]
+
+
+def test_ranks_of_equal_shards_share_a_form() -> None:
+    plan = two_stages()
+    assert [f.form for f in plan.files] == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("prefix", ["a/b", "/", "\0"])
+def test_a_prefix_that_would_leave_its_folder(prefix: str) -> None:
+    with pytest.raises(UsageError, match="prefix"):
+        Target(None, CKPT, prefix=prefix)
+
+
+def test_ranks_that_the_target_does_not_have() -> None:
+    with pytest.raises(UsageError, match="rank 4 is not among the target's 4 ranks"):
+        Target(strategy({"a": ROWS}, {"b": ROWS}), CKPT, ranks=frozenset({1, 4}))
+
+
+def test_a_cast_leaves_states_and_integers_alone() -> None:
+    source = catalog([file(0, {"w": (2,), "adam_m.w": (2,)}), file(0, {"i": (2,)}, dtype="int32")], None)
+    plan = make_plan(source, Target(None, CKPT, dtype="bfloat16"), Choices())
+    assert {t.name: t.spec.dtype for t in plan.tensors} == {"w": "bfloat16", "adam_m.w": "float32", "i": "int32"}
+
+
+def test_strings_go_to_every_rank_and_are_warned_of_where_ranks_differ() -> None:
+    files = [file(r, {"w": (2,)}, {"same": "x", "own": str(r)}) for r in range(2)]
+    plan = planned(catalog(files, strategy({"w": ROWS})), strategy({"w": WHOLE}))
+    headers = [b"".join(p for _, p in plan.forms[f.form].header) for f in plan.files]
+    assert [(b"own" in h, "1".encode("utf-32-le") in h) for h in headers] == [(True, False), (True, True)]
+    assert len(plan.warnings) == 1
+    assert "own" in plan.warnings[0]
+
+
+def test_a_new_safetensors_says_that_nothing_was_dropped() -> None:
+    plan = make_plan(full({"w": (2,)}), Target(None, Safetensors()), Choices())
+    assert b'"format":"ms"' in plan.forms[0].header[0][1]
+
+
+# --- the plan is a value
+
+
+def test_plan_there_and_back_through_json() -> None:
+    plan = two_stages()
+    assert plan_from_json(plan.to_json()) == plan
+
+
+def test_the_same_call_gives_the_same_plan() -> None:
+    assert two_stages() == two_stages()
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b"[1]", b"\xff"])
+def test_what_is_no_plan(data: bytes) -> None:
+    with pytest.raises(InputError, match="not a plan"):
+        plan_from_json(data)
+
+
+def test_a_plan_of_another_release() -> None:
+    data = two_stages().to_json().replace(b'"schema":1', b'"schema":99')
+    with pytest.raises(InputError, match="schema 99"):
+        plan_from_json(data)
+
+
+def test_identity_leaves_out_which_ranks_are_made() -> None:
+    source, target = full({"w": (4,)}), strategy({"w": ROWS})
+    one = make_plan(source, Target(target, CKPT, ranks=frozenset({0})), Choices())
+    both = make_plan(source, Target(target, CKPT), Choices())
+    assert one.identity == both.identity
+    assert len(one.files) == 1
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        Target(strategy({"w": ROWS}), Safetensors()),
+        Target(strategy({"w": ROWS}), CKPT, prefix="x"),
+        Target(strategy({"w": WHOLE}), CKPT),
+        Target(strategy({"w": ROWS}), CKPT, dtype="float16"),
+        Target(strategy({"w": ROWS}), MindSporeCkpt(crc=True)),
+        Target(None, CKPT),
+    ],
+)
+def test_identity_tells_other_targets_apart(target: Target) -> None:
+    source = full({"w": (4,)})
+    assert make_plan(source, target, Choices()).identity != planned(source, strategy({"w": ROWS})).identity
+
+
+# --- read groups
+
+
+def test_every_file_is_in_one_group_and_files_of_the_same_tensors_together() -> None:
+    plan = two_stages()
+    assert [[f.rank for (f,) in g] for g in groups(plan)] == [[0, 1], [2, 3]]
+    assert [f.path for t in tasks(plan) for f in t.files] == [f.path for f in plan.files]
+
+
+def test_a_group_has_no_more_files_than_may_be_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    cut = Sharding((10,), ((0,),))
+    plan = planned(full({"w": (10,)}), strategy({"w": cut}, devices=10))
+    monkeypatch.setattr(read_groups, "MAX_FILES", 4)
+    assert [len(g) for g in groups(plan)] == [4, 4, 2]
+
+
+def test_a_task_reads_only_the_files_that_it_needs() -> None:
+    cut = Sharding((4,), ((0,),))
+    source = ranks(strategy({"w": cut}, devices=4), *[{"w": (2,)}] * 4)
+    plan = make_plan(source, Target(strategy({"w": ROWS}), CKPT, ranks=frozenset({1})), Choices())
+    (task,) = tasks(plan)
+    assert [s.path for s in task.sources] == ["rank_2/m.ckpt", "rank_3/m.ckpt"]
+    assert [p.file for p in task.moves[0].sources] == [0, 1]
+
+
+def test_bill() -> None:
+    bill = make_bill(two_stages(), 2, 1 << 20)
+    assert (bill.target_files, bill.tensors, bill.tasks) == (4, 3, 2)
+    assert bill.needed_nbytes == (4 + 8 + 2) * 4
+    assert bill.read_nbytes == (4 + 8 + 2 + 2) * 4  # the tied one for each stage
+    assert bill.written_nbytes == two_stages().nbytes
+    assert bill.smallest_file_nbytes <= bill.largest_file_nbytes
+
+
+# --- the last guard
+
+
+def result(*runs: tuple[int, int]) -> FileResult:
+    return FileResult("f", 10, tuple(Run(offset, nbytes, "") for offset, nbytes in runs))
+
+
+def test_every_byte_once() -> None:
+    check_runs(result((4, 6), (0, 4)))
+    check_runs(result((4, 6), (4, 0), (0, 4)))
+
+
+@pytest.mark.parametrize("runs", [[(0, 4)], [(0, 4), (5, 5)], [(0, 5), (4, 6)], [(1, 9)], [(0, 10), (0, 10)], []])
+def test_a_byte_never_or_twice(runs: list[tuple[int, int]]) -> None:
+    with pytest.raises(RunError):
+        check_runs(result(*runs))
