@@ -39,11 +39,15 @@ def test_help_shows_an_example(path: tuple[str, ...]) -> None:
     assert examples
 
 
-@pytest.mark.parametrize("path", ALL, ids=" ".join)
+PASSED_ON = {path for path, command in ALL.items() if command.context_settings.get("ignore_unknown_options")}
+"""Commands that hand their words to a parser of their own."""
+
+
+@pytest.mark.parametrize("path", [p for p in ALL if p not in PASSED_ON], ids=" ".join)
 def test_options_of_examples_exist(path: tuple[str, ...]) -> None:
     known = {o for p in ALL[path].params for o in (*p.opts, *p.secondary_opts)}
     examples = re.findall(r"^ +(reshard .*)$", help_of(path), re.MULTILINE)
-    assert set(re.findall(r"(?<= )--[a-z-]+", " ".join(examples))) <= known
+    assert set(re.findall(r"(?<= )--[a-z_-]+", " ".join(examples))) <= known
 
 
 @pytest.mark.parametrize("path", ALL, ids=" ".join)

@@ -128,17 +128,20 @@ def test_tensor_in_pieces(tmp_path: Path, ask: Any) -> None:
 
 
 def test_empty_tensors(tmp_path: Path, ask: Any) -> None:
-    """MindSpore stores no empty tensor in a .ckpt. It loads ours, but takes shape [0], which older releases wrote for
-    scalars, for a 0-d tensor, and makes up a zero. From safetensors it loads all.
+    """MindSpore stores no empty tensor in a .ckpt, and loads ours. Shape [0], which older releases wrote for scalars,
+    it takes for a 0-d tensor, and makes up a zero: that one we refuse to write there. From safetensors it loads all.
     """
-    shapes = {"before": (2,), "empty": (0,), "rows": (0, 4), "columns": (4, 0), "after": (2,)}
+    shapes = {"before": (2,), "rows": (0, 4), "columns": (4, 0), "after": (2,)}
     arrays = {name: array(shape) for name, shape in shapes.items()}
-    given = write_file(tmp_path / "given.safetensors", arrays)
-    for form in ("ckpt", "safetensors"):
-        convert(given, tmp_path / f"made.{form}")
+    odd = arrays | {"empty": array((0,))}
+    given, all_given = write_file(tmp_path / "given.safetensors", arrays), write_file(tmp_path / "odd.safetensors", odd)
+    convert(given, tmp_path / "made.ckpt")
+    convert(all_given, tmp_path / "made.safetensors")
     ckpt, safetensors = ask(
         [("load", {"path": str(tmp_path / f"made.{f}"), "format": f}) for f in ("ckpt", "safetensors")]
     )
-    expected = seen_arrays(arrays)
-    assert safetensors["loaded"] == expected
-    assert ckpt["loaded"] == expected | {"empty": seen("Float32", (), bytes(4))}
+    assert safetensors["loaded"] == seen_arrays(odd)
+    assert ckpt["loaded"] == seen_arrays(arrays)
+    refused = tmp_path / "refused.ckpt"
+    assert run_reshard(["convert", str(all_given), str(refused)]) == 3
+    assert not refused.exists()

@@ -26,7 +26,7 @@ from reshard.run.source import Source, open_source
 from reshard.strategy.folder import read_strategy
 
 EXAMPLES = settings(
-    max_examples=200, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+    max_examples=120, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )
 
 

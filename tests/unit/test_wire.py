@@ -42,7 +42,7 @@ def test_head_announces_the_content() -> None:
     [
         b"\x80",  # ends inside the tag
         b"\x08\x80",  # ends inside the value
-        b"\x08" + b"\xff" * 11,  # more than ten bytes
+        b"\x08" + b"\xff" * 10 + b"\x01",  # more than ten bytes
         b"\x0a\x05abc",  # announces five
         b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01",  # announces 2**64 - 1
         b"\x09abc",  # a fixed64 of three bytes

@@ -85,6 +85,11 @@ class MindSporeCkpt:
                     f"tensor {name!r} is {spec.dtype}, which .ckpt cannot hold",
                     hint="write safetensors (--format safetensors), or cast with --dtype",
                 )
+            if spec.shape == (0,):
+                raise FormatError(
+                    f"tensor {name!r} is {spec}, which MindSpore reads from a .ckpt as the number 0",
+                    hint="write safetensors, or leave it out with --exclude",
+                )
             extents = []
             for start in range(0, max(spec.nbytes, 1), self.slice_nbytes):
                 nbytes = min(self.slice_nbytes, spec.nbytes - start)

@@ -167,7 +167,14 @@ class _Decider:
             elif is_lora(name):
                 self.leave_out("absent", "LoRA weights that the source does not hold", name)
             else:
-                self.refuse("absent", "no source file holds it", name)
+                self.refuse("absent", self._held_by_none(), name)
+
+    def _held_by_none(self) -> str:
+        strategy = self.source.strategy
+        present = {f.rank for f in self.source.files}
+        absent = [r for r in range(strategy.world) if r not in present] if strategy else []
+        ranks = ", ".join(map(str, absent[:8])) + (" …" if len(absent) > 8 else "")
+        return "no source file holds it" + (f", and rank {ranks} has no file" if absent else "")
 
     def _expected(self, rules: NameRules) -> Iterator[str]:
         if self.target is not None:

@@ -85,10 +85,11 @@ def held(content: bytes, found: Contents) -> dict[str, bytes]:
 
 
 class FormatTests(Sealed):
-    """Subclass and set ``format``; ``refused`` names the dtypes that the format cannot hold."""
+    """Subclass and set ``format``; ``refused`` and ``refused_shapes`` are what the format cannot hold."""
 
     format: ClassVar[Format]
     refused: ClassVar[frozenset[str]] = frozenset()
+    refused_shapes: ClassVar[frozenset[tuple[int, ...]]] = frozenset()
 
     def _there_and_back(self, tensors: Mapping[str, TensorSpec], texts: Mapping[str, str]) -> Contents:
         content = fill(self.format.frame(tensors, texts, {}))
@@ -106,7 +107,7 @@ class FormatTests(Sealed):
     @pytest.mark.parametrize("dtype", DTYPES)
     def test_every_dtype_and_shape_there_and_back_or_refused_by_name(self, dtype: str, shape: tuple[int, ...]) -> None:
         tensors = {"odd": TensorSpec("uint8", (3,)), "it": TensorSpec(dtype, shape)}
-        if dtype in self.refused:
+        if dtype in self.refused or shape in self.refused_shapes:
             with pytest.raises(FormatError) as caught:
                 self.format.frame(tensors, {}, {})
             assert "'it'" in caught.value.message

@@ -95,6 +95,16 @@ def test_a_cast_of_any_bits_is_numpys_apart_from_the_payload_of_nans(tmp_path: P
     assert same(found[~nan], wanted[~nan])
 
 
+def test_halfway_between_two_values_rounds_to_the_even_one(tmp_path: Path) -> None:
+    high = np.arange(0, 0x10000, 37, dtype=np.uint32) << 16
+    bits = (high[:, None] | np.array([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], np.uint32)).reshape(-1)
+    values = bits.view(np.float32)[~np.isnan(bits.view(np.float32))]
+    write_file(tmp_path / "x.ckpt", {"w": values})
+    reshard.convert(tmp_path / "x.ckpt", tmp_path / "y.ckpt", replace(PLAIN, dtype="bfloat16"))
+    with np.errstate(over="ignore"):
+        assert same(read_file(tmp_path / "y.ckpt")["w"], values.astype(ml_dtypes.bfloat16))
+
+
 # --- names
 
 

@@ -212,7 +212,9 @@ def test_every_byte_once() -> None:
     check_runs(result((4, 6), (4, 0), (0, 4)))
 
 
-@pytest.mark.parametrize("runs", [[(0, 4)], [(0, 4), (5, 5)], [(0, 5), (4, 6)], [(1, 9)], [(0, 10), (0, 10)], []])
+@pytest.mark.parametrize(
+    "runs", [[(0, 4)], [(0, 4), (5, 5)], [(0, 5), (4, 6)], [(1, 9)], [(0, 10), (0, 10)], [(0, 4), (5, 6)], []]
+)
 def test_a_byte_never_or_twice(runs: list[tuple[int, int]]) -> None:
     with pytest.raises(RunError):
         check_runs(result(*runs))
