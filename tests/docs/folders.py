@@ -1,0 +1,130 @@
+"""What the pages' commands find in their folder, made from a BERT that is an eighth as wide as the demo's."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+from pages import ROOT
+
+import reshard
+from making import write_file
+from reshard.ops.options import Options
+
+LAYERS, HIDDEN, INTERMEDIATE, WORDS, PLACES = 6, 48, 192, 3810, 512
+LORA_RANK = 8
+# sizes that pages show → sizes of the small model
+SMALL_SIZES = {30522: WORDS, 15261: WORDS // 2, 1536: INTERMEDIATE, 768: 96, 384: HIDDEN, 192: 24}
+# words in commands that go by bytes: a file of the small model is a sixty-fourth as large
+SMALL_WORDS = {"seek=4000000": "seek=70000", "--max-shard-size 30MB": "--max-shard-size 468750"}
+
+
+def _demo() -> ModuleType:
+    """demo/demo.py, so that pages and demo cannot part."""
+    spec = importlib.util.spec_from_file_location("reshard_demo", ROOT / "demo/demo.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def bert() -> dict[str, np.ndarray]:
+    """Random weights with the names of all-MiniLM-L6-v2."""
+    shapes = {
+        "embeddings.word_embeddings.weight": (WORDS, HIDDEN),
+        "embeddings.position_embeddings.weight": (PLACES, HIDDEN),
+        "embeddings.token_type_embeddings.weight": (2, HIDDEN),
+        **_norm("embeddings.LayerNorm"),
+        **_dense("pooler.dense", HIDDEN, HIDDEN),
+    }
+    for layer in range(LAYERS):
+        place = f"encoder.layer.{layer}"
+        for name in ("self.query", "self.key", "self.value", "output.dense"):
+            shapes |= _dense(f"{place}.attention.{name}", HIDDEN, HIDDEN)
+        shapes |= _norm(f"{place}.attention.output.LayerNorm") | _norm(f"{place}.output.LayerNorm")
+        shapes |= _dense(f"{place}.intermediate.dense", INTERMEDIATE, HIDDEN)
+        shapes |= _dense(f"{place}.output.dense", HIDDEN, INTERMEDIATE)
+    random = np.random.default_rng(0)
+    made = {name: random.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+    return {"embeddings.position_ids": np.arange(PLACES)[None], **made}
+
+
+def _dense(name: str, rows: int, columns: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (rows, columns), f"{name}.bias": (rows,)}
+
+
+def _norm(name: str) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (HIDDEN,), f"{name}.bias": (HIDDEN,)}
+
+
+def _factors(a_ending: str, b_ending: str, prefix: str = "") -> dict[str, np.ndarray]:
+    random = np.random.default_rng(1)
+    names = [f"{prefix}encoder.layer.{i}.attention.self.{part}" for i in range(LAYERS) for part in ("query", "value")]
+    return {
+        name + ending: random.standard_normal(shape, np.float32)
+        for name in names
+        for ending, shape in ((a_ending, (LORA_RANK, HIDDEN)), (b_ending, (HIDDEN, LORA_RANK)))
+    }
+
+
+def make_demo(folder: Path) -> None:
+    """``demo/out`` as ``make demo`` leaves it."""
+    model = write_file(folder / "model.safetensors", bert(), {"format": "pt"})
+    _demo().write_strategies(model, folder / "strategy")
+    a, b, c = (str(folder / "strategy" / name) for name in ("dp2mp2pp2", "dp1mp4pp2", "dp1mp3pp2"))
+    reshard.convert(model, folder / "cut-8", Options(dst_strategy=a))
+    reshard.convert(folder / "cut-8", folder / "cut-mp4", Options(src_strategy=a, dst_strategy=b))
+    reshard.convert(folder / "cut-mp4", folder / "cut-6", Options(src_strategy=b, dst_strategy=c, format="ckpt"))
+    reshard.convert(folder / "cut-6", folder / "full.safetensors", Options(src_strategy=c))
+
+
+def make_job(folder: Path) -> None:
+    """What the README has: a full checkpoint, a job's ``rank_x`` folders, the strategies of two jobs."""
+    _job(folder, bert(), "old_strategy", "new_strategy")
+    reshard.convert(folder / "model.safetensors", folder / "llama.ckpt")
+
+
+def make_lora(folder: Path) -> None:
+    """A job that trained LoRA weights; a base and an adapter as PEFT saves it; a run's YAML."""
+    factors = _factors(".mindpet_delta_lora_a", ".mindpet_delta_lora_b")
+    _job(folder, {**bert(), **factors}, "strategy", "serve_strategy")
+    pet = f"lora_rank: {LORA_RANK}\n      lora_alpha: 16"
+    (folder / "run.yaml").write_text(f"model:\n  model_config:\n    pet_config:\n      pet_type: lora\n      {pet}\n")
+    write_file(folder / "base/model.safetensors", bert())
+    peft = _factors(".lora_A.weight", ".lora_B.weight", "base_model.model.")
+    write_file(folder / "adapter/adapter_model.safetensors", peft)
+    config = {"peft_type": "LORA", "r": LORA_RANK, "lora_alpha": 16, "target_modules": ["query", "value"]}
+    (folder / "adapter/adapter_config.json").write_text(json.dumps(config))
+
+
+def make_unify(folder: Path) -> None:
+    _job(folder, bert(), "strategy", "next_strategy")
+
+
+def _job(folder: Path, tensors: dict[str, np.ndarray], strategy: str, next_strategy: str) -> None:
+    """``ckpt`` with ``rank_r/llama_rank_r-1_10.ckpt``, as a training job leaves it."""
+    model = write_file(folder / "model.safetensors", tensors)
+    demo = _demo()
+    demo.write_strategy(model, folder / strategy, dp=2, mp=2)
+    demo.write_strategy(model, folder / next_strategy, dp=1, mp=4)
+    reshard.convert(model, folder / "ckpt", Options(dst_strategy=str(folder / strategy), format="ckpt"))
+    shutil.rmtree(folder / "ckpt/.reshard")
+    for path in (folder / "ckpt").glob("rank_*/*.ckpt"):
+        path.rename(path.with_name(f"llama_{path.parent.name}-1_10.ckpt"))
+
+
+MAKERS: dict[str, Callable[[Path], None]] = {
+    "README.md": make_job,
+    "README.zh.md": make_job,
+    "docs/how-to/lora.md": make_lora,
+    "docs/zh/how-to/lora.md": make_lora,
+    "docs/how-to/unify.md": make_unify,
+    "docs/zh/how-to/unify.md": make_unify,
+}
