@@ -1,4 +1,4 @@
-"""reshard strategy show, merge and diff."""
+"""reshard strategy show, merge, diff and make."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from reshard.cli.output import say, say_json
 from reshard.cli.params import Json
 from reshard.cli.text import counted
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at, merge and compare strategy files.")
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at, merge, compare and make strategy files.")
 
 
 @app.command()
@@ -76,3 +76,50 @@ def diff(
         say("they differ" if differences else "they mean the same")
     if differences:
         raise typer.Exit(1)
+
+
+@app.command()
+def make(
+    out: Annotated[str, typer.Option("-o", "--out", metavar="DIR", help="New folder for the files.")],
+    config: Annotated[str, typer.Option(metavar="YAML", help="The job's MindFormers configuration.")] = "",
+    rules: Annotated[str, typer.Option(metavar="YAML", help="Rules file, instead of the families known.")] = "",
+    checkpoint: Annotated[
+        str, typer.Option(metavar="SRC", help="One full checkpoint: its headers say names and shapes.")
+    ] = "",
+    mindformers_version: Annotated[
+        str, typer.Option(metavar="1.6.0", help="Release whose rules hold. Default: the newest.")
+    ] = "",
+    optimizer: Annotated[
+        str, typer.Option(metavar="NAME", help="Instead of the YAML's; none for the weights alone.")
+    ] = "",
+    dp: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Data parallel; this and the next without --config.")
+    ] = None,
+    mp: Annotated[int | None, typer.Option(min=1, metavar="N", help="Model (tensor) parallel.")] = None,
+    pp: Annotated[int | None, typer.Option(min=1, metavar="N", help="Pipeline stages.")] = None,
+    cp: Annotated[int | None, typer.Option(min=1, metavar="N", help="Context parallel.")] = None,
+    ep: Annotated[int | None, typer.Option(min=1, metavar="N", help="Expert parallel.")] = None,
+    optimizer_parallel: Annotated[
+        bool, typer.Option("--optimizer-parallel", help="Share weights among replicas; without --config.")
+    ] = False,
+    merged: Annotated[bool, typer.Option("--merged", help="One file of all stages.")] = False,
+    json_format: Annotated[bool, typer.Option("--json-format", help="Write .json instead of .ckpt.")] = False,
+) -> None:
+    """Make the strategy files of a job from its configuration: no accelerator, no compiling.
+
+    \b
+    reshard strategy make --config run.yaml -o strategy/
+    reshard strategy make --rules rules.yaml --dp 2 --mp 4 --checkpoint full/ -o strategy/
+    """
+    from reshard.ops.make_strategy import Making, make_strategy
+    from reshard.strategy.job import Sizes
+
+    given = {"dp": dp, "mp": mp, "pp": pp, "cp": cp, "ep": ep}
+    sizes = Sizes(**{axis: size or 1 for axis, size in given.items()}) if any(given.values()) else None
+    making = Making(config, rules, sizes, checkpoint, mindformers_version, optimizer, optimizer_parallel)
+    made = make_strategy(making, out, merged=merged, json_format=json_format)
+    stages = len(made.tensors)
+    say(
+        f"{out}: {counted(made.files, 'file')} by the rules of {made.family}: {counted(stages, 'stage')} of "
+        f"{counted(made.devices, 'rank')}, {counted(sum(made.tensors), 'tensor')}"
+    )

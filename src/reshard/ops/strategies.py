@@ -33,7 +33,8 @@ class Row:
         maps = [list(m) if len(m) > 1 else (m[0] if m else -1) for m in self.tensor_map]
         opt = f"  optimizer shard {self.opt_shard}" if self.opt_shard else ""
         cut = "×".join(map(str, self.parts)) if prod(self.parts) > 1 else "whole"
-        return f"stage {self.stage}  {self.name}  {cut}  {self.replicas} replica{'s' if self.replicas > 1 else ''}  {list(self.device_matrix)} {maps}{opt}"
+        replicas = f"{self.replicas} replica" + ("s" if self.replicas > 1 else "")
+        return f"stage {self.stage}  {self.name}  {cut}  {replicas}  {list(self.device_matrix)} {maps}{opt}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,6 +94,8 @@ def _ints(name: str, body: dict[str, Any], key: str) -> tuple[int, ...]:
 
 
 def _entry(name: str, body: Any) -> Entry:
+    if not name.isprintable() and any("\ud800" <= c <= "\udfff" for c in name):
+        raise StrategyError(f"{name!r} is not Unicode")
     if not isinstance(body, dict):
         raise StrategyError(f"tensor {name!r} is not described by a map")
     opt_shard = body.get("opt_weight_shard_size", 0)

@@ -1,0 +1,32 @@
+"""The families of models that are known without a rules file."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+
+from reshard.errors import StrategyError
+from reshard.strategy.job import Job
+from reshard.strategy.rules import Family, read_family
+
+
+@cache
+def built_in() -> tuple[Family, ...]:
+    folder = files("reshard.strategy") / "families"
+    found = sorted((entry for entry in folder.iterdir() if entry.name.endswith(".yaml")), key=lambda e: e.name)
+    return tuple(read_family(entry.read_text(encoding="utf-8"), entry.name) for entry in found)
+
+
+def family_of(job: Job) -> Family:
+    """The built-in family that a job's model belongs to. Raises StrategyError naming those that are known."""
+    for model in job.models:
+        fits = [f for f in built_in() if model in f.models]
+        of_core = [f for f in fits if job.mcore is None or f.mcore is job.mcore]
+        if of_core:
+            return of_core[0]
+    core = {True: " with use_legacy: False", False: " with use_legacy: True", None: ""}[job.mcore]
+    known = sorted(f"{m} ({f.name})" for f in built_in() for m in f.models)
+    raise StrategyError(
+        f"unknown family: model.arch.type / architectures {', '.join(job.models) or 'not given'}{core}",
+        hint=f"describe it in a rules file (--rules); known are {', '.join(known)}",
+    )
