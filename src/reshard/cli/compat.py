@@ -1,0 +1,88 @@
+"""reshard compat: the reference tools' command lines."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="The command lines of MindFormers' tools, option by option.",
+)
+_AS_GIVEN = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+@app.callback()
+def _compat() -> None:
+    """The command lines of MindFormers' tools, option by option."""
+
+
+def _hand_over(tool: str, context: typer.Context) -> None:
+    raise typer.Exit(import_module(f"reshard.compat.{tool}").main(context.args))
+
+
+@app.command("transform_checkpoint", context_settings=_AS_GIVEN)
+def transform_checkpoint(context: typer.Context) -> None:
+    """Convert .ckpt weights between parallel layouts, by one process or several.
+
+    \b
+    reshard compat transform_checkpoint \\
+      --src_checkpoint=llama.ckpt \\
+      --dst_checkpoint=out \\
+      --dst_strategy=strategy/
+    """
+    _hand_over("transform_checkpoint", context)
+
+
+@app.command("transform_ckpt", context_settings=_AS_GIVEN)
+def transform_ckpt(context: typer.Context) -> None:
+    """Convert rank folders of .ckpt weights between parallel layouts; the older tool.
+
+    \b
+    reshard compat transform_ckpt \\
+      --src_ckpt_strategy old/ \\
+      --src_ckpt_dir ckpt \\
+      --dst_ckpt_dir out
+    """
+    _hand_over("transform_ckpt", context)
+
+
+@app.command("transform_ckpt_lora", context_settings=_AS_GIVEN)
+def transform_ckpt_lora(context: typer.Context) -> None:
+    """Merge LoRA weights into their base.
+
+    \b
+    reshard compat transform_ckpt_lora \\
+      --src_ckpt_path_or_dir lora.ckpt \\
+      --dst_ckpt_dir out \\
+      --lora_scaling 16/8
+    """
+    _hand_over("transform_ckpt_lora", context)
+
+
+@app.command("unified_safetensors", context_settings=_AS_GIVEN)
+def unified_safetensors(context: typer.Context) -> None:
+    """Merge sliced safetensors into one full checkpoint.
+
+    \b
+    reshard compat unified_safetensors \\
+      --mindspore_ckpt_dir ckpt \\
+      --src_strategy_dirs strategy/ \\
+      --output_dir out
+    """
+    _hand_over("unified_safetensors", context)
+
+
+@app.command("convert_reversed", context_settings=_AS_GIVEN)
+def convert_reversed(context: typer.Context) -> None:
+    """Merge sliced safetensors into one full checkpoint; the documentation's name of unified_safetensors.
+
+    \b
+    reshard compat convert_reversed \\
+      --mindspore_ckpt_dir ckpt \\
+      --src_strategy_dirs strategy/ \\
+      --tmp_dir out
+    """
+    _hand_over("convert_reversed", context)

@@ -1,0 +1,91 @@
+"""What the command lines print: the log and progress lines that scripts look for, warnings, errors and exit codes."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from types import FrameType
+
+from reshard.errors import ReshardError
+from reshard.ops.observer import Observer
+
+_WIDTH = 50
+_INTERRUPTED = 130
+
+
+def log(text: str) -> None:
+    """A line on standard output, at once: these go to log files that people watch."""
+    print(text, flush=True)
+
+
+def banner(text: str) -> None:
+    """
+    >>> banner("Transform succeed!")
+    .........Transform succeed!.........
+    """
+    log(f".........{text}.........")
+
+
+def warn(warnings: Iterable[str]) -> None:
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr, flush=True)
+
+
+def progress_line(prefix: str, percent: int) -> str:
+    """
+    >>> progress_line("Transforming checkpoint", 4)
+    'Transforming checkpoint: |▮▮                                                |4%'
+    """
+    return f"{prefix}: |{'▮' * (_WIDTH * percent // 100):<{_WIDTH}}|{percent}%"
+
+
+class Progress(Observer):
+    """A progress line at every tenth part."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        self._lock = threading.Lock()
+
+    def start(self, what: str, nbytes: int) -> None:
+        self._total, self._done, self._said = nbytes, 0, 0
+        log(progress_line(self._prefix, 0))
+
+    def advance(self, nbytes: int) -> None:
+        with self._lock:
+            self._done += nbytes
+            percent = 100 * self._done // self._total if self._total else 100
+            if percent // 10 == self._said // 10 or percent >= 100:
+                return
+            self._said = percent
+            log(progress_line(self._prefix, percent))
+
+    def finish(self) -> None:
+        """All is in its place: the last line."""
+        log(progress_line(self._prefix, 100))
+
+
+def program(run: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str] | None], int]:
+    """A command line of a tool: arguments without the program's name (None: the process's) → exit code."""
+
+    def main(argv: Sequence[str] | None = None) -> int:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, _interrupt)
+        try:
+            run(sys.argv[1:] if argv is None else argv)
+        except ReshardError as error:
+            where = f"{error.where}: " if error.where else ""
+            hint = f"\n  hint: {error.hint}" if error.hint else ""
+            print(f"error: {where}{error.message}{hint}", file=sys.stderr, flush=True)
+            return error.exit_code
+        except KeyboardInterrupt:
+            print("interrupted: no file under its final name is partial", file=sys.stderr, flush=True)
+            return _INTERRUPTED
+        return 0
+
+    return main
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

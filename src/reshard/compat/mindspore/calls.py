@@ -1,0 +1,46 @@
+"""What all functions share: exceptions of the reference's types, checks of arguments, warnings."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from reshard.errors import InputError, ReshardError, RunError, StorageError, UsageError
+
+_LOG = logging.getLogger("reshard.compat")
+
+
+@contextmanager
+def reference_errors() -> Iterator[None]:
+    """Our errors as the reference's types: wrong input is a ValueError, trouble with a disk an OSError."""
+    try:
+        yield
+    except (InputError, UsageError) as error:
+        raise ValueError(str(error)) from error
+    except StorageError as error:
+        raise OSError(str(error)) from error
+    except (RunError, ReshardError) as error:
+        raise RuntimeError(str(error)) from error
+
+
+def warn(warnings: Iterable[str]) -> None:
+    for warning in warnings:
+        _LOG.warning(warning)
+
+
+def check_strategy_path(given: object, argument: str) -> None:
+    """A strategy is a path that exists, or None. Raises TypeError, ValueError."""
+    if given is None:
+        return
+    if not isinstance(given, (str, os.PathLike)):
+        raise TypeError(f"{argument} should be a str, but got {type(given).__name__}")
+    if not os.path.exists(given):
+        raise ValueError(f"{argument}: no such file: {given}")
+
+
+def check_type(given: object, kind: type, argument: str) -> None:
+    """Raises TypeError."""
+    if not isinstance(given, kind):
+        raise TypeError(f"The {argument} should be a {kind.__name__}, but got {type(given).__name__}.")

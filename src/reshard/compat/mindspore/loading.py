@@ -1,0 +1,129 @@
+"""``load_distributed_checkpoint``: what ranks of a target strategy hold, to disk, to the caller or into a network."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from reshard.checkpoint import Checkpoint
+from reshard.compat.mindspore.calls import check_strategy_path, reference_errors, warn
+from reshard.compat.mindspore.catalogs import chosen, of_files
+from reshard.compat.mindspore.parameters import as_parameters, load_into, this_rank
+from reshard.compat.placing import place_files, staged
+from reshard.ops.convert import execute, plan_from
+from reshard.ops.observer import Observer
+from reshard.ops.options import Options
+from reshard.planning.catalog import Catalog, Tensor
+from reshard.run.source import Source, open_source
+
+_FORMATS = ("safetensors", "ckpt")
+
+
+def load_distributed_checkpoint(
+    network: Any,
+    checkpoint_filenames: Sequence[str] | None = None,
+    predict_strategy: str | None = None,
+    train_strategy_filename: str | None = None,
+    strict_load: bool = False,
+    dec_key: bytes | None = None,
+    dec_mode: str = "AES-GCM",
+    format: str = "ckpt",
+    unified_safetensors_dir: str | None = None,
+    dst_safetensors_dir: str | None = None,
+    rank_id: int | None = None,
+    output_format: str = "safetensors",
+    name_map: Mapping[str, str] | None = None,
+    max_process_num: int = 64,
+    return_param_dict: bool = False,
+) -> Any:
+    """Cut a checkpoint for the strategy of prediction.
+
+    The source is ``unified_safetensors_dir``, or with ``format="ckpt"`` ``checkpoint_filenames`` in order of rank,
+    cut as ``train_strategy_filename`` says. Without a network the slices of ``rank_id``, or of all ranks, are written:
+    ``<dst>/rank_r/net.{output_format}``. Else this rank's parameters are returned or loaded into the network.
+    ``name_map`` goes from names in the target to names in the source; ``max_process_num`` is not used.
+
+    Returns:
+        True when files were written; the parameters by name; or what MindSpore's ``load_param_into_net`` gives.
+
+    Raises:
+        TypeError: a strategy that is not a path.
+        ValueError: arguments that contradict each other, files or strategies that are not right.
+        RuntimeError: a network is given and MindSpore is not installed.
+    """
+    _check_arguments(predict_strategy, dec_key, format, output_format)
+    target = str(predict_strategy or "")
+    if format == "ckpt":
+        source = _of_ranks(checkpoint_filenames, train_strategy_filename)
+        return _given_back(source, target, network, rank_id, strict=strict_load, parameters=return_param_dict)
+    if strict_load or dec_mode != "AES-GCM" or checkpoint_filenames is not None or train_strategy_filename is not None:
+        raise ValueError("strict_load, dec_mode and the names of .ckpt files are for format 'ckpt'.")
+    if network is None and dst_safetensors_dir is None and not return_param_dict:
+        raise ValueError("'dst_safetensors_dir' can not be None when network is None.")
+    source = _of_folder(unified_safetensors_dir, name_map or {})
+    if network is None and dst_safetensors_dir is not None:
+        _write(source, target, Path(dst_safetensors_dir), rank_id, output_format)
+        return True
+    return _given_back(source, target, network, rank_id, strict=False, parameters=return_param_dict)
+
+
+def _check_arguments(predict_strategy: object, dec_key: object, *formats: str) -> None:
+    if not set(formats) <= set(_FORMATS):
+        raise ValueError(f"'format' and 'output_format' must be 'ckpt' or 'safetensors', but got {formats}.")
+    if dec_key is not None:
+        raise ValueError("dec_key: encrypted checkpoints are not read")
+    check_strategy_path(predict_strategy, "predict_strategy")
+
+
+def _of_ranks(files: Sequence[str] | None, strategy: str | None) -> Catalog:
+    if not files:
+        raise ValueError("'checkpoint_filenames' must name the files of all ranks when format is 'ckpt'.")
+    check_strategy_path(strategy, "train_strategy_filename")
+    with reference_errors():
+        return of_files(dict(enumerate(map(str, files))), str(strategy or ""))
+
+
+def _of_folder(folder: str | None, name_map: Mapping[str, str]) -> Catalog:
+    if folder is None:
+        raise ValueError("'unified_safetensors_dir' can not be None when format is 'safetensors'.")
+    called = {old: new for new, old in name_map.items()}
+
+    def choose(tensor: Tensor) -> str:
+        return called.get(tensor.name, tensor.name)
+
+    with reference_errors():
+        return chosen(open_source(Source(str(folder))), choose)
+
+
+def _write(source: Catalog, strategy: str, dst: Path, rank: int | None, form: str) -> None:
+    """``rank_r/net.{form}`` of one rank or of all; without a strategy any rank gets everything."""
+    options = Options(
+        dst_strategy=strategy,
+        format=form,
+        ranks=frozenset({rank}) if rank is not None and strategy else None,
+        missing="drop",
+    )
+    with reference_errors():
+        ready = plan_from(source, str(dst), options)
+    warn(ready.warnings)
+    warn(f"{left.fate}: {len(left.names)}: {left.reason}" for left in ready.left_out)
+
+    def place(made: Path) -> Path:
+        folder = f"rank_{rank}" if rank is not None else made.parts[0]
+        return Path(folder, f"net.{form}")
+
+    with reference_errors(), staged(dst / f"rank_{rank}" if rank is not None else dst, str(os.getpid())) as folder:
+        execute(ready, folder, options, Observer())
+        place_files(folder, dst, place, (s.path for s in ready.sources))
+
+
+def _given_back(
+    source: Catalog, strategy: str, network: Any, rank: int | None, *, strict: bool, parameters: bool
+) -> Any:
+    """This rank's parameters, or what loading them into the network gives."""
+    with reference_errors():
+        arrays = Checkpoint(source, "").load(this_rank(rank) if strategy else 0, strategy or None, missing="drop")
+        made = as_parameters(arrays)
+    return made if parameters else load_into(network, made, strict=strict)

@@ -1,0 +1,137 @@
+"""``transform_checkpoints`` and ``transform_checkpoint_by_rank``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from reshard.compat.mindspore.calls import check_strategy_path, check_type, reference_errors, warn
+from reshard.compat.mindspore.catalogs import of_files
+from reshard.compat.placing import place_files, placed, staged
+from reshard.errors import PlanError, listed
+from reshard.ops.convert import execute, plan, plan_from
+from reshard.ops.observer import Observer
+from reshard.ops.options import Options
+from reshard.planning.names import is_lora, is_state
+from reshard.planning.plan import Plan
+from reshard.run.discover import Select
+from reshard.strategy.folder import read_strategy
+
+_FORMATS = ("ckpt", "safetensors")
+
+
+def transform_checkpoints(
+    src_checkpoints_dir: str,
+    dst_checkpoints_dir: str,
+    ckpt_prefix: str,
+    src_strategy_file: str | None = None,
+    dst_strategy_file: str | None = None,
+    process_num: int = 1,
+    output_format: str = "ckpt",
+) -> None:
+    """Convert a folder of ``rank_x`` to another strategy: ``<dst>/rank_r/{prefix}{r}.{format}``.
+
+    Of several files in a ``rank_x`` the last by name is taken, of safetensors that of the last (epoch, step). Where
+    the source's strategy knows only some of the parameters that the target's knows, without pipelines, files are
+    called ``{prefix}{r}_part0``, as the reference calls them. Files that are there already stay or are replaced.
+
+    Args:
+        process_num: not used: threads that suit the disks.
+
+    Raises:
+        TypeError, ValueError: arguments, strategies or files that are not right.
+    """
+    check_type(ckpt_prefix, str, "ckpt_prefix")
+    check_strategy_path(src_strategy_file, "src_strategy_file")
+    check_strategy_path(dst_strategy_file, "dst_strategy_file")
+    if output_format not in _FORMATS:
+        raise ValueError(f"output_format must be 'safetensors' or 'ckpt', but got {output_format}.")
+    named = any(Path(src_checkpoints_dir).glob("rank_*/*.ckpt"))
+    select: Select = "name" if named else "natural"
+    with reference_errors():
+        options = Options(
+            str(src_strategy_file or ""),
+            str(dst_strategy_file or ""),
+            format=output_format,
+            prefix=ckpt_prefix,
+            select=select,
+        )
+        ready = plan(src_checkpoints_dir, dst_checkpoints_dir, options)
+        warn(ready.warnings)
+        if named and _is_partial(options):
+            ready = _called_parts(ready)
+        with placed(dst_checkpoints_dir, (s.path for s in ready.sources)) as folder:
+            execute(ready, folder, options, Observer())
+
+
+def transform_checkpoint_by_rank(
+    rank_id: int,
+    checkpoint_files_map: Mapping[int, str],
+    save_checkpoint_file_name: str,
+    src_strategy_file: str | None = None,
+    dst_strategy_file: str | None = None,
+) -> None:
+    """Convert the files of ``rank_list_for_transform`` to what target rank ``rank_id`` holds, in one .ckpt file.
+
+    Raises:
+        TypeError: an argument of another type.
+        ValueError: a name that does not end in .ckpt, a file that is not there, strategies or files that do not fit.
+    """
+    if not isinstance(checkpoint_files_map, Mapping):
+        raise TypeError("The checkpoint_files_map should be a dict.")
+    check_type(rank_id, int, "rank_id")
+    check_type(save_checkpoint_file_name, str, "save_checkpoint_file_name")
+    if not save_checkpoint_file_name.endswith(".ckpt"):
+        raise ValueError(f"The save_checkpoint_file_name {save_checkpoint_file_name} should end with .ckpt")
+    check_strategy_path(src_strategy_file, "src_strategy_file")
+    check_strategy_path(dst_strategy_file, "dst_strategy_file")
+    for rank, file in checkpoint_files_map.items():
+        if not os.path.exists(file):
+            raise ValueError(f"Checkpoint file {file} in rank {rank} not exits: ")
+    target = Path(save_checkpoint_file_name)
+    with reference_errors():
+        options = Options(
+            dst_strategy=str(dst_strategy_file or ""),
+            format="ckpt",
+            ranks=frozenset({rank_id}),
+            missing="drop",  # files of one stage alone may be given; what this rank lacks is refused below
+        )
+        source = replace(of_files(checkpoint_files_map, str(src_strategy_file or "")), warnings=())
+        ready = plan_from(source, str(target.parent), options)
+        _refuse_gaps(ready, options, rank_id)
+        with staged(target, str(os.getpid())) as folder:
+            execute(ready, folder, options, Observer())
+            place_files(folder, target.parent, lambda _: Path(target.name), checkpoint_files_map.values())
+
+
+def _refuse_gaps(ready: Plan, options: Options, rank: int) -> None:
+    """Raises PlanError where the rank would lack a weight that its stage has, or a weight would be left out."""
+    mine = frozenset[str]()
+    if options.dst_strategy:
+        strategy = read_strategy(options.dst_strategy)
+        mine = frozenset(strategy.stages[rank // strategy.devices])
+    faults = [
+        f"{name}: {left.reason}"
+        for left in ready.left_out
+        for name in left.names
+        if not is_state(name) and (left.fate == "dropped" or (name in mine and not is_lora(name)))
+    ]
+    if faults:
+        raise PlanError("nobody can know what these should be:\n" + listed(faults))
+
+
+def _is_partial(options: Options) -> bool:
+    """Whether the reference would call the files parts: one stage each, the source's weights a part of the target's."""
+    if not options.src_strategy or not options.dst_strategy:
+        return False
+    source, target = read_strategy(options.src_strategy), read_strategy(options.dst_strategy)
+    ours, theirs = (frozenset(n for n in s.names() if not is_state(n)) for s in (source, target))
+    return len(source.stages) == len(target.stages) == 1 and ours < theirs
+
+
+def _called_parts(ready: Plan) -> Plan:
+    paths = (Path(f.path) for f in ready.files)
+    names = (str(p.with_stem(f"{p.stem}_part0")) for p in paths)
+    return replace(ready, files=tuple(replace(f, path=name) for f, name in zip(ready.files, names, strict=True)))

@@ -1,0 +1,280 @@
+"""``transform_checkpoint.py``: full or sliced .ckpt → another layout, by one process or by several."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from reshard.compat.arguments import parsed, parser, path, truth, whole
+from reshard.compat.console import Progress, banner, log, program, warn
+from reshard.compat.placing import place_folders, remove, staged
+from reshard.compat.strategies import merge_signals, prepared
+from reshard.errors import ReshardError, UsageError
+from reshard.ops.convert import execute, plan
+from reshard.ops.options import Options
+from reshard.planning.decide import Missing
+from reshard.run.discover import Select
+from reshard.run.source import is_inside
+from reshard.run.storage import reported
+from reshard.strategy.folder import read_strategy
+
+_SPELLINGS = {
+    "--src_ckpt_dir": "--src_checkpoint",
+    "--src_ckpt_path_or_dir": "--src_checkpoint",
+    "--dst_ckpt_dir": "--dst_checkpoint_dir",
+    "--src_strategy_path_or_dir": "--src_strategy",
+    "--src_ckpt_strategy": "--src_strategy",
+    "--dst_strategy_path_or_dir": "--dst_strategy",
+    "--dst_ckpt_strategy": "--dst_strategy",
+    "--process_num": "--transform_process_num",
+}
+_EXAMPLE = ("--src_checkpoint=llama.ckpt", "--dst_checkpoint=out", "--dst_strategy=strategy/")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What one process was asked to do.
+
+    Attributes:
+        rank_id: this process's number; it makes the target ranks from here to the next process's.
+        world_size: target ranks, of which ``processes`` processes make an equal share each.
+    """
+
+    src: str
+    dst: str
+    src_strategy: str
+    dst_strategy: str
+    prefix: str
+    rank_id: int
+    world_size: int
+    processes: int
+    by_rank: bool
+    missing: Missing
+
+    @property
+    def writers(self) -> range:
+        """The numbers of the processes that write."""
+        return range(0, self.world_size, self.world_size // self.processes)
+
+    @property
+    def select(self) -> Select:
+        """The reference's rule for several files in a ``rank_x``: the last by name, or by rank the last changed."""
+        return "mtime" if self.by_rank else "name"
+
+
+def _run(argv: Sequence[str]) -> None:
+    job = _job(argv)
+    log(f"rank_id: {job.rank_id}")
+    log(f"world_size: {job.world_size}")
+    log(f"transform_process_num: {job.processes}")
+    log(f"transform_rank_id_list: {list(job.writers)}")
+    if not job.src_strategy and not job.dst_strategy:
+        raise UsageError("`src_strategy` and `dst_strategy` cannot both be None!")
+    if job.rank_id not in job.writers:
+        log(f"rank_id {job.rank_id} is not in transform_rank_id_list: nothing to do")
+        return
+    main = job.rank_id == 0
+    sources = _sources(job.src)
+    transforms = [_Transform(job, source, Path(job.dst, name), len(sources)) for name, source in sources.items()]
+    for transform in transforms:
+        transform.refuse_inside()
+    try:
+        strategies = prepared(job.src_strategy, write=main), prepared(job.dst_strategy, write=main)
+        ranks = _ranks(job, strategies[1])
+        if len(sources) > 1:
+            _refuse_gaps(job, *strategies)
+    except ReshardError as error:
+        transforms[0].failed(error)
+        raise
+    with merge_signals([job.src_strategy, job.dst_strategy], main=main):
+        for transform in transforms:
+            transform.run(*strategies, ranks)
+    log("......Transform finished!......")
+
+
+main = program(_run)
+
+
+def _job(argv: Sequence[str]) -> Job:
+    options = parser("transform_checkpoint", "Convert MindSpore .ckpt weights between parallel layouts.", *_EXAMPLE)
+    add = options.add_argument
+    add("--src_checkpoint", default="", type=path, metavar="P", help="a .ckpt, a folder of them, or of rank_x/")
+    add("--dst_checkpoint_dir", default="", type=path, metavar="P", help="gets NAME/rank_r/{prefix}{r}.ckpt")
+    add("--src_strategy", default="", type=path, metavar="P", help="file or folder; none: a full checkpoint")
+    add("--dst_strategy", default="", type=path, metavar="P", help="file or folder; none: a full checkpoint")
+    add("--prefix", default="checkpoint_", help="beginning of the file names (default: %(default)s)")
+    add("--rank_id", default=None, type=whole, metavar="R", help="number of this process (default: env RANK_ID)")
+    add("--world_size", default=1, type=int, metavar="N", help="target ranks that the processes share")
+    add("--transform_process_num", default=1, type=int, metavar="N", help="processes, each started with its --rank_id")
+    add("--transform_by_rank", default=False, type=truth, metavar="BOOL", help="take the file last changed of a rank_x")
+    add("--missing", default="error", choices=["error", "drop"], help="ours: drop leaves out what nobody can know")
+    given = parsed(options, argv, _SPELLINGS)
+    if not given.src_checkpoint:
+        raise UsageError("--src_checkpoint must be given")
+    dst = given.dst_checkpoint_dir or os.path.join(os.getcwd(), "transformed_checkpoint")
+    if not given.dst_checkpoint_dir:
+        warn([f"`dst_checkpoint_dir` is set to {dst}"])
+    processes = _processes(given.transform_process_num, given.world_size)
+    return Job(
+        given.src_checkpoint.rstrip("/") or "/",
+        dst,
+        given.src_strategy,
+        given.dst_strategy,
+        given.prefix,
+        (given.rank_id or _environment_rank()) if given.world_size > 1 else 0,
+        given.world_size,
+        processes,
+        processes > 1 or (given.transform_by_rank and given.world_size > 1),
+        given.missing,
+    )
+
+
+def _environment_rank() -> int:
+    text = os.environ.get("RANK_ID", "") or "0"
+    if not text.isdigit():
+        raise UsageError(f"RANK_ID={text!r} is not a number")
+    return int(text)
+
+
+def _processes(asked: int, world: int) -> int:
+    if world < 1 or asked < 1:
+        raise UsageError(f"world_size {world} and transform_process_num {asked} should not be smaller than 1")
+    if asked > world:
+        warn([f"transform_process_num {asked} is bigger than world_size {world}: set to {world}"])
+        return world
+    if world % asked:
+        raise UsageError(f"transform_process_num {asked} does not divide world_size {world}")
+    return asked
+
+
+def _sources(src: str) -> dict[str, str]:
+    """For each folder of the target its source: the folder of ``rank_x``, or full files, each on its own."""
+    folder = Path(src)
+    if folder.is_dir():
+        files = sorted(folder.glob("*.ckpt"))
+        if any(folder.glob("rank_*")) or not files:
+            return {folder.resolve().name: src}
+    else:
+        real = folder.resolve()
+        files = [real if real.suffix == folder.suffix else folder]
+    stems = [p.name.split(".")[0] for p in files]
+    if len(set(stems)) < len(stems):
+        warn(["files of the same name up to the first dot: their folders are called by their whole names"])
+        stems = [p.stem for p in files]
+    return dict(zip(stems, map(str, files), strict=True))
+
+
+def _ranks(job: Job, dst_strategy: str) -> frozenset[int] | None:
+    """The target ranks that this process makes; None for all of them."""
+    world = read_strategy(dst_strategy).world if dst_strategy else 1
+    if job.processes == 1:
+        if job.world_size not in (1, world):
+            warn([f"world_size is {job.world_size}, the target has {world} ranks: all of them are made"])
+        return None
+    if not dst_strategy:
+        return frozenset({0} if job.rank_id == 0 else ())
+    if world != job.world_size:
+        raise UsageError(
+            f"world_size is {job.world_size}, the strategy has {world} ranks: some would be made by no process",
+            where=job.dst_strategy,
+            hint=f"--world_size {world}",
+        )
+    return frozenset(range(job.rank_id, job.rank_id + job.world_size // job.processes))
+
+
+def _refuse_gaps(job: Job, src_strategy: str, dst_strategy: str) -> None:
+    """Full files of one checkpoint are converted one by one; that they make a whole together is seen here."""
+    plan(job.src, job.dst, Options(src_strategy, dst_strategy, format="ckpt", missing=job.missing))
+
+
+class _Transform:
+    """One source into its folder of the target."""
+
+    def __init__(self, job: Job, source: str, target: Path, sources: int) -> None:
+        self._job = job
+        self._source = source
+        self._target = target
+        self._missing: Missing = job.missing if sources == 1 else "drop"
+
+    def run(self, src_strategy: str, dst_strategy: str, ranks: frozenset[int] | None) -> None:
+        job = self._job
+        options = Options(
+            src_strategy,
+            dst_strategy,
+            format="ckpt",
+            prefix=job.prefix,
+            select=job.select,
+            ranks=ranks,
+            missing=self._missing,
+            overwrite=True,
+        )
+        log(f"The transformed checkpoint will be saved under {self._target}.")
+        try:
+            self._clear()
+            if ranks is None or ranks:
+                self._convert(options)
+        except BaseException as error:
+            self.failed(error)
+            raise
+        with reported(self._target):
+            self._target.mkdir(parents=True, exist_ok=True)
+            self._signal("succeed").touch()
+        banner("Transform succeed!")
+        log(f"The transformed checkpoint was saved to {self._target}")
+
+    def _convert(self, options: Options) -> None:
+        job = self._job
+        banner("Transforming ckpt")
+        log(f"src_checkpoint: {self._source}")
+        log(f"src_strategy: {options.src_strategy or None}")
+        log(f"dst_checkpoint: {self._target}")
+        log(f"dst_strategy: {options.dst_strategy or None}")
+        progress = Progress("Transforming checkpoint")
+        made = plan(self._source, self._target, options)
+        warn(made.warnings)
+        log(f"checkpoint_file_map: {[s.path for s in made.sources]}")
+        if job.by_rank:
+            for file in made.files:
+                banner(f"Transforming Ckpt For Rank: {file.rank}")
+                log(f"save_checkpoint_path: {self._target / file.path}")
+        if job.processes == 1:
+            execute(made, self._target, options, progress)
+        else:
+            with staged(self._target, f"rank_{job.rank_id}") as folder:
+                execute(made, folder, options, progress)
+                place_folders(folder, self._target)
+        for left in made.left_out:
+            log(f"{left.fate}: {len(left.names)}: {left.reason}")
+        progress.finish()
+
+    def refuse_inside(self) -> None:
+        """Nothing that was given may lie in the folder whose content is replaced."""
+        for given in filter(None, (self._source, self._job.src_strategy, self._job.dst_strategy)):
+            if is_inside(given, self._target):
+                raise UsageError(f"{given} lies inside the target", str(self._target), "choose another target")
+
+    def _clear(self) -> None:
+        """What an earlier run left and this one does not replace: each process its own, the first what is nobody's."""
+        job = self._job
+        for outcome in ("succeed", "failed"):
+            remove(self._signal(outcome))
+        if job.processes == 1 or job.rank_id or not self._target.is_dir():
+            return
+        ranks = {f"rank_{r}" for r in range(job.world_size if job.dst_strategy else 1)}
+        signals = {self._signal(o, r).name for o in ("succeed", "failed") for r in job.writers}
+        with reported(self._target):
+            for path in sorted(self._target.iterdir()):
+                if path.name not in ranks | signals:
+                    remove(path)
+
+    def failed(self, error: BaseException) -> None:
+        banner(f"Transform failed due to: {error}")
+        with suppress(OSError):  # the error itself is what must be seen
+            self._target.mkdir(parents=True, exist_ok=True)
+            self._signal("failed").write_text(str(error) or type(error).__name__)
+
+    def _signal(self, outcome: str, rank: int | None = None) -> Path:
+        return self._target / f"transform_{outcome}_rank_{self._job.rank_id if rank is None else rank}.txt"

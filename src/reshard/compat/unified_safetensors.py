@@ -1,0 +1,101 @@
+"""``unified_safetensors.py``: sliced safetensors → ``<output>/<suffix>_ckpt_convert/unified_safe/``."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from reshard.compat.arguments import parsed, parser, path, required, truth
+from reshard.compat.console import Progress, log, program, warn
+from reshard.compat.strategies import prepared
+from reshard.ops.convert import execute
+from reshard.ops.options import Options
+from reshard.ops.strategies import merge
+from reshard.ops.unify import plan_unify
+from reshard.planning.names import NameRules
+from reshard.run.storage import reported
+
+_SPELLINGS = {
+    "--tmp_dir": "--output_dir",
+    "--src_strategy": "--src_strategy_dirs",
+    "--src_strategy_path_or_dir": "--src_strategy_dirs",
+}
+
+
+def unify(name: str, argv: Sequence[str], *, merge_in_place: bool) -> None:
+    """The command line, under the name of either tool.
+
+    Args:
+        merge_in_place: ``merged_ckpt_strategy.ckpt`` is written into the strategies' folder too.
+    """
+    given = _given(name, argv)
+    out = Path(given.output_dir, f"{given.file_suffix}_ckpt_convert")
+    if given.has_redundancy is not None:
+        warn(
+            [
+                f"has_redundancy={given.has_redundancy} is not used: what the files hold decides "
+                "(what the option means changed between releases)"
+            ]
+        )
+    log("Start merge strategy")
+    strategy = prepared(given.src_strategy_dirs, write=merge_in_place)
+    prefix = given.filter_out_param_prefix
+    options = Options(
+        strategy,
+        suffix=path(given.file_suffix),
+        names=NameRules(exclude=(f"^{re.escape(prefix)}",) if prefix else ()),
+        overwrite=True,
+    )
+    log("Start merge safetensor")
+    dst = out / "unified_safe"
+    plan = plan_unify(given.mindspore_ckpt_dir, dst, options)
+    warn(plan.warnings)
+    for left in plan.left_out:
+        log(f"{left.fate}: {len(left.names)}: {left.reason}")
+    _merged_strategy(given.src_strategy_dirs, out / "merge_strategy")
+    log("Merge strategy completed")
+    progress = Progress("Merging safetensors")
+    execute(plan, dst, options, progress)
+    progress.finish()
+    log("Merge safetensor completed")
+    log(f"merged safetensor path: {dst}")
+
+
+def _given(name: str, argv: Sequence[str]) -> argparse.Namespace:
+    example = ("--mindspore_ckpt_dir ckpt", "--src_strategy_dirs strategy/", "--output_dir out")
+    options = parser(name, "Merge sliced safetensors, de-duplicated or not, into one full checkpoint.", *example)
+    add = options.add_argument
+    add("--mindspore_ckpt_dir", default="", type=path, metavar="P", help="the folder of rank_x/")
+    add("--src_strategy_dirs", default="", type=path, metavar="P", help="strategy folder or file")
+    add("--output_dir", default="", type=path, metavar="P", help="gets SUFFIX_ckpt_convert/ (also --tmp_dir)")
+    add("--file_suffix", default="1_1", metavar="E_S", help="end of the file names (default: %(default)s)")
+    add("--format", default="safetensors", choices=["ckpt", "safetensors"], help="not used, as in the reference")
+    add("--has_redundancy", default=None, type=truth, metavar="BOOL", help="not used: what the files hold decides")
+    add("--filter_out_param_prefix", default="", type=path, metavar="S", help="leave out parameters that begin so")
+    add("--max_process_num", default=64, type=int, metavar="N", help="not used: threads that suit the disks")
+    given = parsed(options, argv, _SPELLINGS)
+    names = ("mindspore_ckpt_dir", "src_strategy_dirs", "output_dir")
+    required({f"--{n}": getattr(given, n) for n in names})
+    return given
+
+
+def _merged_strategy(given: str, folder: Path) -> None:
+    """The strategy as one file beside the result."""
+    suffix = next((p.suffix for p in sorted(Path(given).glob("*.*")) if p.suffix in (".ckpt", ".json")), ".ckpt")
+    with reported(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    if Path(given).is_dir():
+        merge(given, str(folder / f"merge_strategy{suffix}"), overwrite=True)
+    else:
+        with reported(given):
+            shutil.copyfile(given, folder / f"merge_strategy{Path(given).suffix}")
+
+
+def _run(argv: Sequence[str]) -> None:
+    unify("unified_safetensors", argv, merge_in_place=False)
+
+
+main = program(_run)

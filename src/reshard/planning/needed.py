@@ -1,0 +1,63 @@
+"""Which source ranks' files the conversion of one target rank needs, from strategies alone: no shape is known."""
+
+from __future__ import annotations
+
+from itertools import product
+
+from reshard.layout.tensor import Sharding
+from reshard.strategy.strategy import Entry, Strategy
+
+
+def needed_ranks(source: Strategy, target: Strategy | None, rank: int) -> tuple[int, ...]:
+    """Source ranks, ascending, whose files together hold what target ``rank`` gets; of replicas the one that stands
+    where ``rank`` stands.
+
+    Every source stage that has a tensor of the target rank's stage, or one that the target does not know, counts with
+    the ranks that any tensor needs.
+    """
+    devices = target.devices if target else 1
+    stage = rank // devices
+    known = target.names() if target else frozenset()
+    mine = target.stages[stage] if target and stage < len(target.stages) else {}
+    pairs: set[tuple[Sharding, Sharding]] = set()
+    stages: set[int] = set()
+    for number, entries in enumerate(source.stages):
+        for name, entry in entries.items():
+            if target is None or name in mine or name not in known:
+                stages.add(number)
+            cut = _sharding(entry)
+            if target is None:
+                pairs.add((cut, Sharding.whole(1, len(cut.parts))))
+            elif name in mine:
+                pairs.add((cut, _sharding(mine[name])))
+    needed = {r for ours, theirs in pairs for r in _holders(ours, theirs, rank)}
+    return tuple(sorted(s * source.devices + r for s in stages for r in needed))
+
+
+def _sharding(entry: Entry) -> Sharding:
+    return entry if isinstance(entry, Sharding) else entry.sharding
+
+
+def _holders(source: Sharding, target: Sharding, rank: int) -> set[int]:
+    """Local source ranks that hold what ``rank`` of ``target`` gets, one for each cell; in a dim in which some rank
+    would need more than it holds itself, all of the dim.
+    """
+    local = rank % target.devices if target.devices > 1 else rank
+    own = local % source.devices
+    cells, holders = source.cells(), source.holders()
+    turn = holders[cells[own]].index(own)
+    spans = [
+        (part,) if not _gathers(source, target, dim) else range(source.parts[dim])
+        for dim, part in enumerate(cells[own])
+    ]
+    return {group[turn % len(group)] for group in (holders[cell] for cell in product(*spans))}
+
+
+def _gathers(source: Sharding, target: Sharding, dim: int) -> bool:
+    """Whether some rank's part of a dim is not within the part that it holds in the source."""
+    n, m = source.parts[dim], target.parts[dim]
+    for rank in range(max(source.devices, target.devices)):
+        held, wanted = source.cells()[rank % source.devices][dim], target.cells()[rank % target.devices][dim]
+        if wanted * n < held * m or (wanted + 1) * n > (held + 1) * m:
+            return True
+    return False
