@@ -15,9 +15,13 @@ if TYPE_CHECKING:
     from reshard.errors import ReshardError
     from reshard.ops.convert import Conversion, convert, plan
     from reshard.ops.diff import diff, verify_content
-    from reshard.ops.lora import merge_lora
+    from reshard.ops.fingerprint import Fingerprint, fingerprint
+    from reshard.ops.lora import lora_config, merge_lora
+    from reshard.ops.options import Options
     from reshard.ops.unify import unify
     from reshard.ops.verify import verify
+    from reshard.planning.names import NameRules
+    from reshard.run.source import Source
 
 _PLACES = {
     "Checkpoint": "reshard.checkpoint",
@@ -27,6 +31,12 @@ _PLACES = {
     "convert": "reshard.ops.convert",
     "plan": "reshard.ops.convert",
     "diff": "reshard.ops.diff",
+    "Fingerprint": "reshard.ops.fingerprint",
+    "fingerprint": "reshard.ops.fingerprint",
+    "NameRules": "reshard.planning.names",
+    "Options": "reshard.ops.options",
+    "Source": "reshard.run.source",
+    "lora_config": "reshard.ops.lora",
     "merge_lora": "reshard.ops.lora",
     "unify": "reshard.ops.unify",
     "verify": "reshard.ops.verify",
@@ -36,10 +46,16 @@ _PLACES = {
 __all__ = [
     "Checkpoint",
     "Conversion",
+    "Fingerprint",
+    "NameRules",
+    "Options",
     "ReshardError",
+    "Source",
     "__version__",
     "convert",
     "diff",
+    "fingerprint",
+    "lora_config",
     "merge_lora",
     "open",
     "plan",

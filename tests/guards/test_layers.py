@@ -8,7 +8,7 @@ import pytest
 from source import MODULES, dotted, imports, parsed
 
 LEAVES = {"errors", "dtypes", "_version"}
-VALUES = {"layout", "index", "wire"}
+VALUES = {"layout", "index", "wire", "yaml_text"}
 HEADERS = {"formats", "strategy"}
 LIBRARY = LEAVES | VALUES | HEADERS | {"planning", "run", "ops"}
 ALLOWED = {
@@ -19,6 +19,7 @@ ALLOWED = {
     "layout": LEAVES,
     "index": LEAVES,
     "wire": LEAVES,
+    "yaml_text": LEAVES,
     "formats": LEAVES | {"index", "wire"},
     "strategy": LEAVES | VALUES,
     "planning": LEAVES | VALUES | {"strategy", "formats"},

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from reshard.cli import convert, diff, inspect, lora, plan, strategy, unify, verify
+from reshard.cli import compat, convert, diff, fingerprint, inspect, lora, plan, strategy, unify, verify
 from reshard.cli.output import say, say_error
 from reshard.errors import ReshardError, RunError
 
@@ -51,9 +51,11 @@ app.command()(plan.plan)
 app.command()(inspect.inspect)
 app.command()(verify.verify)
 app.command()(diff.diff)
+app.command()(fingerprint.fingerprint)
 app.command()(unify.unify)
 app.add_typer(lora.app, name="lora")
 app.add_typer(strategy.app, name="strategy")
+app.add_typer(compat.app, name="compat")
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -62,9 +64,20 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the program and leave with its exit code."""
+    try:
+        _main(list(sys.argv[1:] if argv is None else argv))
+    except KeyboardInterrupt:  # where click does not see it
+        _say_interrupted()
+        sys.exit(_INTERRUPTED)
+
+
+def _say_interrupted() -> None:
+    sys.stderr.write("interrupted: no file under its final name is partial; --resume goes on\n")
+
+
+def _main(args: list[str]) -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # workers are threads already; theirs would fight over the cores
     signal.signal(signal.SIGTERM, _interrupt)
-    args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
     args = [a for a in args if a != "--debug"]
     try:
@@ -76,7 +89,7 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(error.exit_code)
     except SystemExit as stop:
         if stop.code == _INTERRUPTED:
-            sys.stderr.write("interrupted: no file under its final name is partial; --resume goes on\n")
+            _say_interrupted()
         raise
     except Exception as error:
         if debug:

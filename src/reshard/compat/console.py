@@ -21,10 +21,7 @@ def log(text: str) -> None:
 
 
 def banner(text: str) -> None:
-    """
-    >>> banner("Transform succeed!")
-    .........Transform succeed!.........
-    """
+    """The line that marks a step of the reference tool, dots around the words: scripts look for it."""
     log(f".........{text}.........")
 
 

@@ -8,7 +8,7 @@ Source: github.com/huggingface/safetensors README ("Format"). MindSpore's additi
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -43,6 +43,7 @@ class Safetensors:
         metadata = header.pop(_METADATA, {})
         if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
             raise FormatError("__metadata__ is not a map of strings")
+        _check_unicode((*header, *metadata, *metadata.values()))
         tensors = {name: _stored(name, entry, start, metadata) for name, entry in header.items()}
         _check_tiling(tensors, start, source.nbytes)
         texts = {k: v for k, v in metadata.items() if k not in NOTES and k not in tensors}
@@ -112,6 +113,15 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         raise FormatError(f"{next(n for n in names if names.count(n) > 1)!r} appears twice in the header")
     return made
+
+
+def _check_unicode(texts: Iterable[str]) -> None:
+    """JSON can spell half of a surrogate pair, which no file could hold again. Raises FormatError."""
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise FormatError(f"{text[:64]!r} is not Unicode") from None
 
 
 def _is_sizes(value: Any) -> bool:

@@ -16,6 +16,10 @@ from math import prod
 from reshard.errors import LayoutError
 from reshard.layout.box import Box
 
+MAX_DEVICES = 1 << 17
+"""Ranks of a pipeline stage. A damaged file must not make us count to a billion."""
+
+_MAX_AXES = 64
 Cell = tuple[int, ...]
 """Which of the equal parts of each dim: ``(1, 0)`` is the second part of dim 0 and the first of dim 1."""
 
@@ -41,6 +45,10 @@ class Sharding:
         axes = [a for dim in self.tensor_map for a in dim]
         if any(n < 1 for n in self.device_matrix):
             raise LayoutError(f"device matrix {list(self.device_matrix)} has a size below 1")
+        if any(n > MAX_DEVICES for n in self.device_matrix) or len(self.device_matrix) > _MAX_AXES:
+            raise LayoutError(f"a device matrix of more than {MAX_DEVICES:,} ranks or {_MAX_AXES} axes")
+        if self.devices > MAX_DEVICES:
+            raise LayoutError(f"a device matrix of {self.devices:,} ranks, at most {MAX_DEVICES:,} are supported")
         if any(not 0 <= a < len(self.device_matrix) for a in axes):
             raise LayoutError(
                 f"tensor map {self.tensor_map} names an axis outside the device matrix {list(self.device_matrix)}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 import zlib
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ from reshard.planning.plan import Plan
 from reshard.planning.planner import Choices, Target, make_plan
 from reshard.planning.tasks import tasks
 from reshard.run.local import LocalExecutor
-from reshard.run.machine import auto_workers, paced
+from reshard.run.machine import allow_many_files, auto_workers, paced
 from reshard.run.manifest import make_manifest
 from reshard.run.place import Place
 from reshard.run.probe import probe
@@ -145,7 +144,7 @@ def _fill(
 ) -> tuple[int, int, int, tuple[str, ...]]:
     """Bytes written, bytes read, files that were there already, warnings."""
     check_room(place, 0 if options.resume or options.link_replicas else plan.nbytes)
-    _allow_many_files()
+    allow_many_files()
     filling = Filling(place, plan, resume=options.resume)
     on_bytes: OnBytes = observer.advance
     if options.max_rate_nbytes:
@@ -214,10 +213,3 @@ def _crc(disk: DiskFile, nbytes: int) -> int:
         disk.read_into(at, part)
         crc = zlib.crc32(part, crc)
     return crc
-
-
-def _allow_many_files() -> None:
-    """A merge of a thousand ranks has a thousand files open: use what the system allows this process."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65536) if hard > 0 else 65536, hard))

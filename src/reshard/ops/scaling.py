@@ -11,10 +11,9 @@ from math import sqrt
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from reshard.errors import InputError, UsageError
 from reshard.run.storage import reported
+from reshard.yaml_text import read_yaml
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +92,10 @@ def read_config(path: str | Path) -> LoraConfig:
     with reported(path):
         text = path.read_text(encoding="utf-8", errors="replace")
     try:
-        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise InputError(f"not a configuration: {error}", str(path)) from None
+        content = json.loads(text) if path.suffix == ".json" else read_yaml(text)
+    except (ValueError, RecursionError, InputError) as error:
+        said = error.message if isinstance(error, InputError) else error
+        raise InputError(f"not a configuration: {said}", str(path)) from None
     if path.suffix == ".json":
         return _peft(content, path)
     return _mindformers(content, path)

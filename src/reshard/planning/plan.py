@@ -4,7 +4,7 @@ travels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import msgspec
@@ -124,6 +124,7 @@ class Plan:
         world: ranks of the whole target.
         identity: names the conversion; runs of the same identity may fill one target together, whatever ranks each
             makes.
+        made_of: what the identity stands for, part by part: values, or hashes of what is long.
     """
 
     sources: tuple[SourceFile, ...]
@@ -135,6 +136,7 @@ class Plan:
     warnings: tuple[str, ...] = ()
     world: int = 1
     identity: str = ""
+    made_of: dict[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
 
     @property
@@ -166,7 +168,7 @@ def plan_from_json(data: bytes) -> Plan:
     """Raises InputError for anything that is not a plan of this schema."""
     try:
         plan = msgspec.json.decode(data, type=Plan)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"not a plan: {error}") from None
     if plan.schema != SCHEMA:
         raise InputError(f"plan of schema {plan.schema}, this release reads {SCHEMA}")
@@ -214,6 +216,10 @@ class Run:
     offset: int
     nbytes: int
     xxh3: str
+
+    def __post_init__(self) -> None:
+        if self.offset < 0 or self.nbytes < 0:
+            raise InputError(f"bytes {self.offset} to {self.offset + self.nbytes}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,6 +128,7 @@ class _Planner:
             raise PlanError("no tensor is left to write", hint="check --include and --exclude")
         parts = self.target.parts
         files = self._parts(parts) if parts else [self._file(r) for r in ranks]
+        made_of = self._made_of()
         return Plan(
             tuple(SourceFile(f.path, f.nbytes, f.mtime_ns) for f in self.source.files),
             tuple(self.layouts),
@@ -137,28 +138,28 @@ class _Planner:
             self.decisions.left_out,
             tuple(self.warnings),
             self.target.world,
-            self._identity(),
+            _hash([SCHEMA, made_of]),
+            made_of,
         )
 
-    def _identity(self) -> str:
-        """Of what is read, what becomes of each name and how files are laid out; not of which ranks are asked for."""
-        target = self.target
-        names = [
-            (
-                k.name,
-                k.tensor.name,
-                k.tensor.spec,
-                k.tensor.layout,
-                sorted(k.layouts.items()),
-                k.varied,
-                self._scaling(k),
-            )
-            for k in self.decisions.kept
-        ]
-        form = (target.prefix, target.single, target.parts, target.dtype, target.drop_redundancy, repr(target.format))
-        sources = [(f.path, f.nbytes, f.mtime_ns) for f in self.source.files]
-        body = (SCHEMA, sources, names, target.world, form)
-        return xxhash.xxh3_128_hexdigest(msgspec.json.encode(body))
+    def _made_of(self) -> dict[str, str]:
+        """What is read, what becomes of each name and how files are laid out; not which ranks are asked for."""
+        target, kept = self.target, self.decisions.kept
+        parts = (target.parts.max_nbytes, target.parts.names) if target.parts else ""
+        sources = [(f.path.encode("utf-8", "surrogateescape"), f.nbytes, f.mtime_ns) for f in self.source.files]
+        return {
+            "sources": _hash(sources),
+            "strategies": _hash([(k.name, k.tensor.layout, sorted(k.layouts.items())) for k in kept] + [target.world]),
+            "tensors taken": _hash([(k.name, k.tensor.name, k.tensor.spec, k.varied) for k in kept]),
+            "LoRA scaling": _hash([s for s in map(self._scaling, kept) if s]),
+            "prefix": target.prefix,
+            "file name": target.single,
+            "format": target.format.name,
+            "--crc": _hash(repr(target.format)),
+            "dtype": target.dtype,
+            "size of parts": str(parts),
+            "dropped redundancy": str(target.drop_redundancy),
+        }
 
     def _scaling(self, kept: Kept) -> tuple[str, str, float, bool] | None:
         pair = self.pairs.get(kept.tensor.name)
@@ -310,6 +311,10 @@ class _Planner:
 
 _ANY_RANK = -1
 _FormKey = tuple[tuple[tuple[int, int], ...], tuple[tuple[str, str], ...]]
+
+
+def _hash(content: object) -> str:
+    return xxhash.xxh3_128_hexdigest(msgspec.json.encode(content))
 
 
 def _notes(source: Catalog, target: Target) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -43,12 +43,13 @@ class ManifestFile:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """``complete`` is False where only some ranks were asked for."""
+    """``complete`` is False where only some ranks were asked for; ``made_of`` says what ``plan`` stands for."""
 
     plan: str
     world: int
     complete: bool
     files: tuple[ManifestFile, ...]
+    made_of: dict[str, str] = field(default_factory=dict)
     reshard: str = __version__
     schema: int = SCHEMA
 
@@ -65,7 +66,7 @@ def make_manifest(plan: Plan, results: dict[str, FileResult]) -> Manifest:
             tensor, box = plan.tensors[slot.tensor], plan.box(file, slot)
             shards[tensor.name] = Shard(tensor.spec.dtype, tensor.spec.shape, box.start, box.shape, slot.extents)
         files.append(ManifestFile(file.path, file.rank, result.nbytes, result.runs, shards))
-    return Manifest(plan.identity, plan.world, _complete(files, plan.world), tuple(files))
+    return Manifest(plan.identity, plan.world, _complete(files, plan.world), tuple(files), plan.made_of)
 
 
 def joined(manifest: Manifest, earlier: Manifest) -> Manifest:
@@ -92,7 +93,7 @@ def read_manifest(place: Place) -> Manifest:
         data = path.read_bytes()
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
-    except (msgspec.MsgspecError, ReshardError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ReshardError) as error:
         raise InputError(f"not a manifest: {error}", str(path)) from None
     if manifest.schema != SCHEMA:
         raise InputError(f"manifest of schema {manifest.schema}, this release reads {SCHEMA}", str(path))

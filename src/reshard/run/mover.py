@@ -24,6 +24,7 @@ Sink = Callable[[Access, memoryview], None]
 """Takes the bytes of one access to a target piece. They are valid during the call only."""
 
 Array = npt.NDArray[Any]
+_STILL = "start again when nothing writes it"
 _COLLECT_BLOCK_NBYTES = 8 << 20
 _PLAIN: dict[int, np.dtype[Any]] = {1: np.dtype("u1"), 2: np.dtype("u2"), 4: np.dtype("u4"), 8: np.dtype("u8")}
 
@@ -54,16 +55,19 @@ class Sources:
                 planned = self._files[number]
                 file = self._open[number] = self._storage.open(planned.path)
                 if (file.nbytes, file.mtime_ns) != (planned.nbytes, planned.mtime_ns):
-                    raise CheckpointError(
-                        "the file changed after it was planned",
-                        planned.path,
-                        "start again when nothing writes it",
-                    )
+                    raise CheckpointError("the file changed after it was planned", planned.path, _STILL)
             return file
 
     def check(self, number: int) -> None:
         """Raises CheckpointError where a file is not the one that was planned."""
         self._file(number)
+
+    def check_unchanged(self) -> None:
+        """Raises CheckpointError where a file was written to while it was read."""
+        with self._lock:
+            for number, file in self._open.items():
+                if file.changed():
+                    raise CheckpointError("the file changed while it was read", self._files[number].path, _STILL)
 
     def close(self) -> None:
         with self._lock:

@@ -5,11 +5,12 @@ A storage gives ranges of bytes of files that exist and makes new files that app
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -18,12 +19,14 @@ from reshard.planning.plan import Link
 
 PART = ".part"
 Buffer = bytearray | memoryview
+_AT_FDCWD = -100  # linux/fcntl.h
+_RENAME_EXCHANGE = 2  # linux/fs.h
 _FICLONE = 0x40049409  # linux/fs.h
 _IOV_MAX_NBYTES = 1 << 30  # Linux moves at most 2 GiB a call
 
 
 class ReadFile(Protocol):
-    """An open file to read, safe to use from several threads at once."""
+    """An open file to read, safe to use from several threads at once; size and time of change as when it was opened."""
 
     @property
     def nbytes(self) -> int: ...
@@ -35,6 +38,10 @@ class ReadFile(Protocol):
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill the buffer. Raises StorageError when the file ends before."""
+        ...
+
+    def changed(self) -> bool:
+        """Whether it was written to since it was opened."""
         ...
 
     def close(self) -> None: ...
@@ -105,6 +112,11 @@ class DiskFile:
     def read_into(self, offset: int, buffer: memoryview) -> None:
         read_all(self._fd, self.path, offset, buffer)
 
+    def changed(self) -> bool:
+        with reported(self.path):
+            status = os.fstat(self._fd)
+        return (status.st_size, status.st_mtime_ns) != (self.nbytes, self.mtime_ns)
+
     def close(self) -> None:
         os.close(self._fd)
 
@@ -132,6 +144,7 @@ class DiskNewFile:
     def __init__(self, path: str, nbytes: int) -> None:
         self.path = path
         self._part = path + PART
+        self._named = False
         with reported(self._part):
             os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
             self._fd = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
@@ -155,18 +168,23 @@ class DiskNewFile:
         with reported(self.path):
             if fsync:
                 os.fsync(self._fd)
-            os.close(self._fd)
-            self._fd = -1
+            self._close()
             os.rename(self._part, self.path)
+            self._named = True
             if fsync:
                 sync_folder(os.path.dirname(self.path) or ".")
 
     def abandon(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-            with reported(self._part):
+        with suppress(OSError):  # what made us give up is to be told, not that its traces stay
+            self._close()
+        if not self._named:
+            with suppress(OSError):
                 os.unlink(self._part)
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
 def _allocate(fd: int, nbytes: int) -> None:
@@ -187,6 +205,17 @@ def sync_folder(path: str) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def exchange(a: str, b: str) -> bool:
+    """Let two names of one folder change places in one step; False where the system cannot."""
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if call is None or call(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE) == 0:
+        return call is not None
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+        return False
+    raise OSError(number, os.strerror(number), a)
 
 
 class Disk:

@@ -104,6 +104,7 @@ class TaskRun:
             runs = tuple(sorted(self._runs[i], key=lambda r: (r.offset, r.nbytes)))
             results.append(FileResult(file.path, file.nbytes, runs, read))
             check_runs(results[-1])
+        self._sources.check_unchanged()
         self._sources.close()
         for new in self._files:
             new.commit(fsync=self._settings.fsync)

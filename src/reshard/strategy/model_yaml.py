@@ -7,20 +7,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from reshard.errors import StrategyError
+from reshard.errors import InputError, StrategyError
 from reshard.strategy.job import Job, Lora, Pipeline, Sizes, as_release
 from reshard.strategy.optimizer_shard import OptimizerParallel
 from reshard.strategy.optimizer_states import NONE
+from reshard.yaml_text import read_yaml
 
 
 def read_job(text: str, where: str, *, release: str = "") -> Job:
     """What a MindFormers YAML says; ``release`` is of MindFormers. Raises StrategyError naming the key."""
-    import yaml
-
     try:
-        content = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise StrategyError(f"not YAML: {error}", where) from None
+        content = read_yaml(text)
+    except InputError as error:
+        raise StrategyError(error.message, where) from None
     try:
         if not isinstance(content, dict):
             raise StrategyError("not a MindFormers configuration")

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from reshard.errors import StrategyError
+from reshard.errors import InputError, StrategyError
 from reshard.strategy.expression import parse
+from reshard.yaml_text import read_yaml
 
 Cut = tuple[tuple[str, ...], ...]
 """For each dim the axes that cut it, outermost first; ``()`` is uncut."""
@@ -101,12 +102,10 @@ class Family:
 
 def read_family(text: str, where: str) -> Family:
     """Raises StrategyError naming the entry."""
-    import yaml
-
     try:
-        content = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise StrategyError(f"not YAML: {error}", where) from None
+        content = read_yaml(text)
+    except InputError as error:
+        raise StrategyError(error.message, where) from None
     try:
         return _family(content)
     except StrategyError as error:

@@ -1,0 +1,57 @@
+"""reshard fingerprint."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from reshard.cli.output import say, say_json, warn
+from reshard.cli.params import Exclude, Include, Json, Quiet, Rename, Select, Suffix, name_rules
+from reshard.cli.text import counted, shown_nbytes
+
+
+def fingerprint(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="Weight file, folder of files, or folder of rank_x/.")],
+    strategy: Annotated[str, typer.Option(metavar="P", help="The strategy that it was saved with.")] = "",
+    tensors: Annotated[bool, typer.Option("--tensors", help="Also the number of every tensor.")] = False,
+    include: Include = None,
+    exclude: Exclude = None,
+    rename: Rename = None,
+    select: Select = "natural",
+    suffix: Suffix = "",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Give a number of the content: the same for any layout, format, number of ranks and replicas.
+
+    \b
+    reshard fingerprint ckpt --strategy strategy/
+    reshard fingerprint model.safetensors --tensors
+    """
+    from reshard.cli.progress import observer
+    from reshard.ops.fingerprint import fingerprint as number
+    from reshard.run.discover import as_select
+
+    rules = name_rules(include, exclude, rename)
+    found = number(path, strategy, rules, as_select(select), suffix, observer(quiet=quiet or json))
+    warn(found.warnings)
+    if json:
+        say_json(found)
+        return
+    if tensors:
+        width = max((len(t.name) for t in found.tensors), default=0)
+        for t in found.tensors:
+            say(f"{grouped(t.number)}  {t.name.ljust(width)}  {t.dtype}{list(t.shape)}")
+    say(f"{grouped(found.number)}  {path}: {counted(len(found.tensors), 'tensor')}, {shown_nbytes(found.nbytes)}")
+    if found.weights != found.number:
+        say(f"{grouped(found.weights)}  without optimizer states and gradients")
+
+
+def grouped(number: str) -> str:
+    """A number as one reads it out.
+
+    >>> grouped("0123456789abcdef")
+    '0123-4567-89ab-cdef'
+    """
+    return "-".join(number[i : i + 4] for i in range(0, len(number), 4))

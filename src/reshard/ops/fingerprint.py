@@ -1,0 +1,152 @@
+"""Fingerprint: a number of a checkpoint's content that does not depend on layout, format, ranks or replicas."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from reshard.dtypes import ITEMSIZE
+from reshard.errors import CheckpointError, UsageError, listed
+from reshard.index import Extent
+from reshard.layout.box import Box
+from reshard.ops.observer import Observer
+from reshard.planning.catalog import Catalog, Tensor
+from reshard.planning.names import NameRules, is_state
+from reshard.planning.plan import Move, Piece, SourceFile
+from reshard.run.discover import Select
+from reshard.run.fingerprint import VERSION, Portion, Sums, lots, number_of, number_of_all, portion_sums
+from reshard.run.machine import allow_many_files, auto_workers
+from reshard.run.mover import Scratch, Sources
+from reshard.run.probe import probe
+from reshard.run.source import Source, agreements, open_source
+from reshard.run.storage import Disk
+
+
+@dataclass(frozen=True, slots=True)
+class TensorPrint:
+    """The number of one tensor: of its name, dtype, shape and the bits of its values."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    number: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """Numbers of 128 bits, hexadecimal.
+
+    Attributes:
+        number: of all tensors.
+        weights: of those that are no optimizer states or gradients.
+        not_counted: strings, and tensors of which the ranks hold different values.
+        version: of the way in which numbers are made; only numbers of the same one can be compared.
+    """
+
+    number: str
+    weights: str
+    tensors: tuple[TensorPrint, ...]
+    nbytes: int
+    not_counted: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    version: int = VERSION
+
+
+def fingerprint(
+    path: str | Path,
+    strategy: str | Path = "",
+    rules: NameRules | None = None,
+    select: Select = "natural",
+    suffix: str = "",
+    observer: Observer | None = None,
+) -> Fingerprint:
+    """Read every value once and give its number. Equal numbers: the same tensors, however they are cut and stored.
+
+    Args:
+        path: a weight file, a folder of them, or a folder of ``rank_x``.
+        strategy: the strategy file or folder it was saved with; empty for one full checkpoint.
+        rules: which names to count, and what to call them.
+
+    Raises:
+        InputError: broken, incomplete or contradictory files.
+    """
+    rules = rules or NameRules()
+    source = open_source(Source(str(path), str(strategy), select, suffix))
+    probed = probe(source)
+    tensors = _named(source, rules)
+    agreed = agreements(source, (t for t in source.unlaid() if rules.takes(t.name)))
+    varied = [name for name, tensor in tensors.items() if not agreed.get(tensor.name, True)]
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in varied}
+    _check_whole(tensors.values())
+    sums = _sums(source, tensors, str(path), observer or Observer())
+    prints = tuple(
+        TensorPrint(name, t.spec.dtype, t.spec.shape, number_of(name, t.spec, sums[name]))
+        for name, t in tensors.items()
+    )
+    warnings = tuple(f"{name}: ranks hold different values; it is not counted" for name in varied)
+    return Fingerprint(
+        number_of_all(p.number for p in prints),
+        number_of_all(p.number for p in prints if not is_state(p.name)),
+        prints,
+        sum(t.spec.nbytes for t in tensors.values()),
+        (*varied, *(rules.renamed(n) for n in source.texts if rules.takes(n))),
+        (*source.warnings, *probed, *warnings),
+    )
+
+
+def _named(source: Catalog, rules: NameRules) -> dict[str, Tensor]:
+    """The tensors to count by the name that counts."""
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in source.tensors.items():
+        if rules.takes(name):
+            renamed = rules.renamed(name)
+            if renamed in tensors:
+                raise UsageError(f"{tensors[renamed].name} and {name} would both be called {renamed}")
+            tensors[renamed] = tensor
+    return tensors
+
+
+def _check_whole(tensors: Iterable[Tensor]) -> None:
+    faults = []
+    for tensor in tensors:
+        missing = tensor.missing()
+        if missing:
+            ranks = sorted({r for cell in missing for r in tensor.expected.get(cell, ())})
+            shown = ", ".join(map(str, ranks[:8])) + (" …" if len(ranks) > 8 else "")
+            faults.append(f"{tensor.name}: {len(missing)} shards missing; rank {shown} should hold them")
+    if faults:
+        raise CheckpointError("slices that no file holds:\n" + listed(faults), hint="bring the missing ranks' files")
+
+
+def _sums(source: Catalog, tensors: dict[str, Tensor], path: str, observer: Observer) -> dict[str, Sums]:
+    """What the bytes of each tensor add up to, each shard read once."""
+    allow_many_files()
+    sources = Sources(Disk(), tuple(SourceFile(f.path, f.nbytes, f.mtime_ns) for f in source.files))
+    scratch = Scratch()
+    totals = dict.fromkeys(tensors, Sums())
+
+    def add(lot: list[Portion]) -> list[tuple[str, Sums]]:
+        return [(p.move.name, portion_sums(p, sources, scratch, observer.advance)) for p in lot]
+
+    observer.start("reading", sum(t.spec.nbytes for t in tensors.values()))
+    try:
+        with ThreadPoolExecutor(auto_workers([path]), thread_name_prefix="reshard") as pool:
+            for found in pool.map(add, lots(_move(name, t) for name, t in tensors.items())):
+                for name, sums in found:
+                    totals[name] += sums
+        sources.check_unchanged()
+    finally:
+        sources.close()
+        observer.end()
+    return totals
+
+
+def _move(name: str, tensor: Tensor) -> Move:
+    """The reading of a whole tensor from one holder of each shard, as one run of bytes."""
+    held = sorted(tensor.cells.items())
+    pieces = tuple(Piece(h[0].file, tensor.layout.box_of(cell), h[0].stored.extents) for cell, h in held)
+    nbytes = Box.whole(tensor.spec.shape).size * ITEMSIZE[tensor.spec.dtype]
+    whole = Piece(0, Box.whole(tensor.spec.shape), (Extent(0, nbytes),))
+    return Move(name, tensor.spec.shape, tensor.spec.dtype, tensor.spec.dtype, pieces, (whole,))

@@ -1,0 +1,152 @@
+"""What reads files of strangers, as functions of the file's bytes; and what is expected of every one of them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import reshard
+from fuzz.mutate import mutate
+from reshard.errors import ReshardError
+from reshard.ops.inspect import inspect
+from reshard.ops.options import Options
+from reshard.ops.scaling import read_config
+from reshard.ops.strategies import show
+from reshard.planning.plan import plan_from_json
+from reshard.strategy.model_yaml import read_job
+from reshard.strategy.rules import read_family
+
+SEEDS = Path(__file__).parent / "seeds"
+MAX_NBYTES = 48 << 20
+MAX_S = 10
+
+Read = Callable[[Path], object]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """``name`` is that of the seed in ``seeds/``, ``place`` where in a copy of ``beside`` the file goes."""
+
+    name: str
+    read: Read
+    place: str = ""
+    beside: str = ""
+    as_json: bool = False
+
+    @property
+    def seed(self) -> bytes:
+        return (SEEDS / self.name).read_bytes()
+
+    def path(self, folder: Path) -> Path:
+        return folder / (self.place or self.name)
+
+
+def _weights(path: Path) -> None:
+    inspect(str(path))
+    reshard.fingerprint(path)
+    reshard.convert(path, path.parent / "out", Options(fsync=False, workers=1))
+
+
+def _with_strategy(path: Path) -> None:
+    show(str(path))
+    reshard.fingerprint(path.parent / "ranks", path)
+    reshard.plan(path.parent / "full.safetensors", path.parent / "out", Options(dst_strategy=str(path)))
+
+
+def _resumed(path: Path) -> None:
+    folder = path.parents[2]
+    options = Options(src_strategy=str(folder / "strategy.ckpt"), dst_strategy=str(folder / "strategy.ckpt"),
+                      fsync=False, workers=1, resume=True)  # fmt: skip
+    ours = reshard.plan(folder / "ranks", folder / "done", options).identity.encode()
+    theirs = json.loads((SEEDS / "journal.jsonl").read_bytes().split(b"\n")[0])["plan"].encode()
+    path.write_bytes(path.read_bytes().replace(theirs, ours))
+    reshard.convert(folder / "ranks", folder / "done", options)
+
+
+def _job(path: Path) -> object:
+    return read_job(path.read_text("utf-8", "replace"), str(path))
+
+
+def _family(path: Path) -> object:
+    return read_family(path.read_text("utf-8", "replace"), str(path))
+
+
+READERS = (
+    Reader("weights.ckpt", _weights),
+    Reader("weights.safetensors", _weights),
+    Reader("strategy.ckpt", _with_strategy, beside="tree"),
+    Reader("merged.ckpt", _with_strategy, beside="tree"),
+    Reader("strategy.json", _with_strategy, beside="tree", as_json=True),
+    Reader("plan.json", lambda path: plan_from_json(path.read_bytes()), as_json=True),
+    Reader("manifest.json", lambda path: reshard.verify(path.parents[1]), "done/.reshard/manifest.json", "tree", True),
+    Reader("journal.jsonl", _resumed, "done/.reshard/journal.jsonl", "tree", True),
+    Reader("model.safetensors.index.json", lambda path: inspect(str(path.parent)), "parts/model.safetensors.index.json",
+           "tree", True),
+    Reader("adapter_config.json", read_config, as_json=True),
+    Reader("run.yaml", read_config),
+    Reader("job.yaml", _job),
+    Reader("family.yaml", _family),
+)  # fmt: skip
+
+
+class Hang(BaseException):
+    pass
+
+
+@contextmanager
+def _in_time() -> Iterator[None]:
+    def stop(*_: object) -> None:
+        raise Hang
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(MAX_S)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def attempt(reader: Reader, data: bytes, folder: Path) -> str:
+    """What came of it: ``read``, or the name of our error. Everything else is raised."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if reader.beside:
+        shutil.copytree(SEEDS / reader.beside, folder)
+    path = reader.path(folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    tracemalloc.start()
+    try:
+        with _in_time():
+            reader.read(path)
+        said = "read"
+    except ReshardError as error:
+        said = type(error).__name__
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < MAX_NBYTES, f"{peak:,} bytes of memory for a file of {len(data):,}"
+    return said
+
+
+def mutated(reader: Reader, random: Random) -> bytes:
+    if reader.name.endswith(".safetensors") and random.random() < 0.7:  # the header alone, its length put right
+        header = mutate(reader.seed[8 : 8 + int.from_bytes(reader.seed[:8], "little")], random, as_json=True)
+        return len(header).to_bytes(8, "little") + header + reader.seed[8 + int.from_bytes(reader.seed[:8], "little") :]
+    return mutate(reader.seed, random, as_json=reader.as_json)
+
+
+def one(reader: Reader, random: Random, folder: Path) -> str:
+    return attempt(reader, mutated(reader, random), folder)
+
+
+def slug(text: str) -> str:
+    return re.sub(r"\W+", "-", text)[:60]

@@ -1,0 +1,75 @@
+"""Damaged and hostile files: our errors alone come out, in time, without more memory than such a file may ask for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from random import Random
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fuzz.readers import READERS, Reader, attempt, one
+
+BY_NAME = {reader.name: reader for reader in READERS}
+
+
+@pytest.mark.parametrize("reader", READERS, ids=lambda r: r.name)
+def test_the_seed_itself_is_read(reader: Reader, tmp_path: Path) -> None:
+    assert attempt(reader, reader.seed, tmp_path / "x") == "read"
+
+
+def changed(reader: Reader, path: tuple[str | int, ...], value: object) -> bytes:
+    content = node = json.loads(reader.seed)
+    for key in path[:-1]:
+        node = node[key]
+    node[path[-1]] = value
+    return json.dumps(content).encode()
+
+
+RUN = ("files", 0, "runs", 0)
+LAYOUT = ("parallel_layout_item", "w")
+BOMB = "a0: &a0 [x,x,x,x,x,x,x,x,x]\n" + "".join(f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9))
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "value", "said"),
+    [
+        ("manifest.json", (*RUN, "nbytes"), -1, "InputError"),
+        ("manifest.json", (*RUN, "nbytes"), 1 << 62, "StorageError"),
+        ("manifest.json", ("files", 0, "path"), "../../../../../../etc/passwd", "DifferenceError"),
+        ("manifest.json", ("files", 0, "path"), "a\0b", "DifferenceError"),
+        ("strategy.json", (*LAYOUT, "dev_matrix"), [1 << 40], "StrategyError"),
+        ("strategy.json", (*LAYOUT, "dev_matrix"), [1 << 10] * 4, "StrategyError"),
+        ("strategy.json", (*LAYOUT, "dev_matrix"), [1] * 100_000, "StrategyError"),
+        ("strategy.json", (*LAYOUT, "opt_weight_shard_size"), 1 << 60, "StrategyError"),
+        ("strategy.json", (*LAYOUT, "tensor_shape"), [1 << 62, 1 << 62], "read"),
+        ("strategy.json", ("parallel_layout_item", "\ud800"), {}, "StrategyError"),
+    ],
+)
+def test_numbers_that_are_too_large(
+    name: str, path: tuple[str | int, ...], value: object, said: str, tmp_path: Path
+) -> None:
+    assert attempt(BY_NAME[name], changed(BY_NAME[name], path, value), tmp_path / "x") == said
+
+
+@pytest.mark.parametrize("name", ["run.yaml", "job.yaml", "family.yaml"])
+@pytest.mark.parametrize(
+    "text",
+    [BOMB, "a: " + "[" * 3000, "a: " + "[" * 60, "- " * 3000, "a: 2026-13-45", "a: !!int x", "a: !!timestamp x",
+     "a: 1" + "0" * 5000, "a: !!python/object/apply:os.system [ls]", "? {a: b}\n: c", "a: &a [*a]", "a: .inf", "\0",
+     "a: \ud83d"],
+    ids=lambda text: text[:12],
+)  # fmt: skip
+def test_yaml_that_is_odd(name: str, text: str, tmp_path: Path) -> None:
+    attempt(BY_NAME[name], text.encode("utf-8", "surrogatepass"), tmp_path / "x")
+
+
+@pytest.mark.parametrize("reader", READERS, ids=lambda r: r.name)
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(st.integers(0, 1 << 64))
+def test_mutations(reader: Reader, seed: int) -> None:
+    with TemporaryDirectory() as folder:
+        one(reader, Random(seed), Path(folder, "x"))

@@ -1,0 +1,384 @@
+"""Faults of disks, files and workers: the right exit code, one message, and nothing of the user's harmed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from forks import Forks
+
+import reshard
+from making import array, read_rank, same, tree, write_file, write_ranks, write_strategy
+from reshard.cli.main import main
+from reshard.layout.tensor import Sharding
+from reshard.ops.options import Options
+from reshard.run.mover import Mover
+
+USAGE, INPUT, STORAGE, WORKER = 2, 3, 4, 5
+STAGES = 3
+OLD, NEW = Sharding((2,), ((), (0,))), Sharding((2,), ((0,), ()))
+FULL = {f"layers.{i}.{w}": array((8, 12), seed=10 * i + j) for i in range(STAGES) for j, w in enumerate("wb")}
+Run = Callable[..., tuple[int, str]]
+
+
+class Work:
+    """Three stages of two ranks, to be cut along the other dim: three read groups."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        old, new = ([{f"layers.{i}.{w}": cut for w in "wb"} for i in range(STAGES)] for cut in (OLD, NEW))
+        self.old = write_strategy(folder / "old", old)
+        self.new = write_strategy(folder / "new", new)
+        self.src = write_ranks(folder / "src", FULL, old)
+        self.out = folder / "out"
+        self.before = tree(self.src)
+
+    def command(self, *more: str | Path) -> tuple[str | Path, ...]:
+        return ("convert", self.src, self.out, "--src-strategy", self.old, "--dst-strategy", self.new, *more)
+
+    def assert_only_whole_files(self) -> None:
+        """What has its final name is right, and nothing else is left but our own notes."""
+        assert tree(self.src) == self.before
+        for name in tree(self.out) if self.out.exists() else ():
+            rank = int(name.split("/")[0][5:])
+            assert not name.endswith(".part")
+            self._assert_rank(rank)
+
+    def _assert_rank(self, rank: int) -> None:
+        found = read_rank(self.out, rank)
+        for name in (f"layers.{rank // 2}.w", f"layers.{rank // 2}.b"):
+            assert same(found[name], FULL[name][rank % 2 * 4 : rank % 2 * 4 + 4])
+
+    def assert_whole(self) -> None:
+        for rank in range(2 * STAGES):
+            self._assert_rank(rank)
+        reshard.verify(self.out)
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Work:
+    return Work(tmp_path)
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """The command line in this process, so that system calls can be made to fail."""
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def run(*args: str | Path) -> tuple[int, str]:
+        capfd.readouterr()
+        code: Any = 0
+        try:
+            main([str(a) for a in args])
+        except SystemExit as stop:
+            code = stop.code or 0
+        return code, capfd.readouterr().err
+
+    yield run
+    signal.signal(signal.SIGTERM, handler)
+
+
+def one_error(said: str) -> str:
+    lines = [line for line in said.splitlines() if not line.startswith(("  hint:", "warning:"))]
+    assert len(lines) == 1, said
+    assert lines[0].startswith("error: ")
+    return said
+
+
+# --- a system call fails
+
+
+class Failing:
+    """Fails the ``at``-th call of a function, or counts calls."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str, at: int = -1, number: int = errno.EIO) -> None:
+        self.calls = 0
+        self._real = getattr(os, name)
+        self._at, self._number = at, number
+        monkeypatch.setattr(os, name, self)
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        self.calls += 1
+        if self.calls - 1 == self._at:
+            raise OSError(self._number, os.strerror(self._number))
+        return self._real(*args, **options)
+
+
+CALLS = ("open", "preadv", "pwrite", "posix_fallocate", "fsync", "rename", "write", "makedirs", "statvfs")
+ALL = bool(os.environ.get("RESHARD_FAULTS"))
+ERRORS = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+injected: list[int] = []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def total() -> Iterator[None]:
+    yield
+    print(f"\n{len(injected)} failing system calls injected")
+
+
+@pytest.mark.parametrize("number", ERRORS if ALL else ERRORS[:2], ids=os.strerror)
+@pytest.mark.parametrize("name", CALLS)
+def test_a_system_call_that_fails(work: Work, run: Run, name: str, number: int) -> None:
+    """The first, the last and some between of the calls of a conversion; with RESHARD_FAULTS all of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        counting = Failing(patch, name)
+        assert run(*work.command("--workers", "1"))[0] == 0
+    calls = sorted({*range(0, counting.calls, 1 if ALL else max(counting.calls // 6, 1)), counting.calls - 1})
+    for at in calls:
+        shutil.rmtree(work.out)
+        with pytest.MonkeyPatch.context() as patch:
+            Failing(patch, name, at, number)
+            injected.append(at)
+            code, said = run(*work.command("--workers", "1"))
+        assert (code, bool(one_error(said))) == (STORAGE, True), (at, said)
+        work.assert_only_whole_files()
+        if (work.out / ".reshard" / "manifest.json").exists():
+            work.assert_whole()  # all was named, and then a folder could not be synced
+        assert run(*work.command(*["--resume"] * work.out.exists())) == (0, "")
+        work.assert_whole()
+    assert calls
+
+
+@pytest.mark.parametrize("name", ["preadv", "pwrite"])
+def test_short_reads_and_writes_are_gone_on_with(
+    work: Work, run: Run, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = getattr(os, name)
+
+    def short(fd: int, data: Any, offset: int) -> int:
+        if name == "preadv":
+            return int(real(fd, [data[0][: max(len(data[0]) // 2, 1)]], offset))
+        return int(real(fd, data[: max(len(data) // 2, 1)], offset))
+
+    monkeypatch.setattr(os, name, short)
+    assert run(*work.command()) == (0, "")
+    work.assert_whole()
+
+
+def test_a_journal_that_the_disk_took_half_of(work: Work, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: real(fd, data[: len(data) // 2]))
+    assert run(*work.command("--ranks", "0-3")) == (0, "")
+    monkeypatch.undo()
+    assert run(*work.command("--resume")) == (0, "")
+    work.assert_whole()
+
+
+def test_files_larger_than_a_quota_allows(tmp_path: Path, run: Run) -> None:
+    full = write_file(tmp_path / "full.ckpt", {"w": array((50_000,))})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        code, said = run("convert", full, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert code == STORAGE
+    assert "File too large" in one_error(said)
+    assert [p.name for p in tmp_path.iterdir()] == ["full.ckpt"]
+
+
+# --- the source changes while it is read
+
+
+def while_reading(patch: pytest.MonkeyPatch, change: Callable[[], None]) -> None:
+    """Do something to the source when the first tensor's bytes are read."""
+    real, done = Mover.run, []
+
+    def run(self: Mover, *args: Any) -> None:
+        real(self, *args)
+        if not done:
+            done.append(change())
+
+    patch.setattr(Mover, "run", run)
+
+
+def test_a_source_cut_short_while_it_is_read(work: Work, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    last = work.src / "rank_5" / "model_5.ckpt"
+    while_reading(monkeypatch, lambda: os.truncate(last, 30))
+    code, said = run(*work.command("--workers", "1"))
+    assert code == INPUT
+    assert f"{last}: the file changed after it was planned" in one_error(said)
+    assert set(tree(work.out)) == {f"rank_{r}/checkpoint_{r}.ckpt" for r in range(4)}
+
+
+def test_a_source_that_ends_while_it_is_read(work: Work, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = work.src / "rank_0" / "model_0.ckpt"
+    while_reading(monkeypatch, lambda: os.truncate(path, 30))
+    code, said = run(*work.command("--workers", "1"))
+    assert code == STORAGE
+    assert f"{path}: the file ends at byte" in one_error(said)
+    assert not work.out.exists() or tree(work.out) == {}
+
+
+def test_a_source_written_to_while_it_is_read(work: Work, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = work.src / "rank_0" / "model_0.ckpt"
+    while_reading(monkeypatch, lambda: path.write_bytes(bytes(path.stat().st_size)))
+    code, said = run(*work.command("--workers", "1"))
+    assert code == INPUT
+    assert f"{path}: the file changed while it was read" in one_error(said)
+    assert tree(work.out) == {} if work.out.exists() else True
+
+
+def test_a_source_replaced_while_it_is_read(work: Work, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file that was opened is read to its end; one that was not yet is another file than was planned."""
+
+    def replace() -> None:
+        for rank in (0, 4):
+            path = work.src / f"rank_{rank}" / f"model_{rank}.ckpt"
+            path.with_suffix(".new").write_bytes(bytes(path.stat().st_size))
+            path.with_suffix(".new").rename(path)
+
+    while_reading(monkeypatch, replace)
+    code, said = run(*work.command("--workers", "1"))
+    assert code == INPUT
+    assert "rank_4/model_4.ckpt: the file changed after it was planned" in one_error(said)
+    for rank in range(2):
+        work._assert_rank(rank)
+
+
+# --- a worker dies, two at once
+
+
+@pytest.mark.parametrize("error", [RuntimeError("boom"), MemoryError(), ZeroDivisionError("boom")], ids=repr)
+def test_a_worker_that_dies(work: Work, run: Run, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(self: Mover, *args: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(Mover, "run", die)
+    code, said = run(*work.command())
+    assert code == WORKER
+    assert type(error).__name__ in one_error(said)
+    work.assert_only_whole_files()
+    assert not (work.out / ".reshard").exists()
+
+
+def test_two_conversions_into_one_target(work: Work, run: Run) -> None:
+    forks = Forks()
+    try:
+        first = forks.start(*work.command("--max-rate", "1KiB/s", "--quiet"))
+        while not (work.out / ".reshard" / "journal.jsonl").exists():
+            time.sleep(0.005)
+        for more, said in [("--resume", "another conversion is writing here"), ("--quiet", "the target is not empty")]:
+            code, error = run(*work.command(more))
+            assert code == USAGE
+            assert said in one_error(error)
+        os.kill(first, signal.SIGINT)
+        assert forks.wait()[0] == 130
+    finally:
+        forks.close()
+    assert run(*work.command(*["--resume"] * work.out.exists())) == (0, "")
+    work.assert_whole()
+
+
+# --- resume refuses another job and says what changed
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--prefix", "x_"), "prefix ('checkpoint_' then, 'x_' now)"),
+        (("--dtype", "float16"), "dtype ('' then, 'float16' now)"),
+        (("--format", "safetensors"), "format ('ckpt' then, 'safetensors' now)"),
+        (("--crc",), "--crc"),
+        (("--exclude", "b$"), "tensors taken"),
+    ],
+)
+def test_resume_says_which_option_changed(work: Work, run: Run, more: tuple[str, ...], said: str) -> None:
+    assert run(*work.command("--ranks", "0-2"))[0] == 0
+    before = tree(work.out)
+    code, error = run(*work.command("--resume", "--missing", "drop", *more))
+    assert code == USAGE
+    assert f"strategies or options; what differs: {said}\n" in one_error(error).replace(", --crc\n", "\n")
+    assert tree(work.out) == before
+
+
+def test_resume_says_that_the_source_or_strategy_changed(work: Work, run: Run) -> None:
+    assert run(*work.command("--ranks", "0-2"))[0] == 0
+    other = write_strategy(work.folder / "other", [{f"layers.{i}.{w}": OLD for w in "wb"} for i in range(STAGES)])
+    command = [other if a == work.new else a for a in work.command("--resume")]
+    assert "what differs: strategies\n" in one_error(run(*command)[1])
+    os.utime(work.src / "rank_3" / "model_3.ckpt", (5, 5))
+    assert "what differs: sources\n" in one_error(run(*work.command("--resume"))[1])
+
+
+# --- odd but right
+
+
+def test_sources_that_nobody_may_write(work: Work, run: Run) -> None:
+    for path in work.src.rglob("*.ckpt"):
+        path.chmod(0o400)
+    assert run(*work.command()) == (0, "")
+    work.assert_whole()
+    assert {p.stat().st_mode & 0o777 for p in work.src.rglob("*.ckpt")} == {0o400}
+    assert all(p.stat().st_mode & 0o200 for p in work.out.rglob("*.ckpt"))
+
+
+def test_names_with_spaces_and_other_scripts(tmp_path: Path, run: Run) -> None:
+    work = Work(tmp_path / "权重 und ähnliches\n")
+    assert run(*work.command("--prefix", "检查 点_")) == (0, "")
+    work.assert_whole()
+    assert (work.out / "rank_0" / "检查 点_0.ckpt").exists()
+
+
+def test_names_that_are_not_unicode(tmp_path: Path, run: Run) -> None:
+    work = Work(tmp_path / os.fsdecode("\u6743\u91cd".encode("gbk")))
+    assert run(*work.command()) == (0, "")
+    work.assert_whole()
+
+
+def test_links_are_followed_and_stay(work: Work, run: Run) -> None:
+    real = work.folder / "elsewhere"
+    real.mkdir()
+    work.src.rename(real / "src")
+    work.src.symlink_to(real / "src")
+    (real / "out").mkdir()
+    work.out.symlink_to(real / "out")
+    assert run(*work.command()) == (0, "")
+    work.assert_whole()
+    assert run(*work.command("--overwrite")) == (0, "")
+    work.assert_whole()
+    assert work.out.is_symlink()
+    assert sorted(p.name for p in real.iterdir()) == ["out", "src"]
+
+
+def test_a_target_link_that_leads_into_the_source(work: Work, run: Run) -> None:
+    work.out.symlink_to(work.src)
+    code, said = run(*work.command("--overwrite"))
+    assert code == USAGE
+    assert "the source lies inside the target" in one_error(said)
+    assert tree(work.src) == work.before
+
+
+@pytest.mark.parametrize("prefix", ["../", "a/b", "/etc/x", "../../out_"])
+def test_a_prefix_that_leaves_its_folder(work: Work, run: Run, prefix: str) -> None:
+    code, said = run(*work.command("--prefix", prefix))
+    assert code == USAGE
+    assert "would leave its folder" in one_error(said)
+    assert not work.out.exists()
+
+
+@pytest.mark.parametrize("when", [0, 1, 4_000_000_000, 10_000_000_000])
+def test_clocks_that_were_wrong(work: Work, run: Run, when: int) -> None:
+    for path in work.src.rglob("*.ckpt"):
+        os.utime(path, (when, when))
+    assert run(*work.command("--ranks", "0"))[0] == 0
+    assert run(*work.command("--resume"))[0] == 0
+    work.assert_whole()
+
+
+def test_without_atomic_exchange_names_change_in_two_steps(
+    work: Work, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reshard.run.target.exchange", lambda a, b: False)
+    reshard.convert(work.src, work.out, Options(src_strategy=str(work.old), dst_strategy=str(work.old)))
+    assert run(*work.command("--overwrite")) == (0, "")
+    work.assert_whole()
+    assert sorted(p.name for p in work.folder.iterdir()) == ["new", "old", "out", "src"]
