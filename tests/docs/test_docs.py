@@ -40,6 +40,7 @@ END = "\x01"
 MASKS = tuple(
     (re.compile(pattern), mask)
     for pattern, mask in (
+        (r"\b[0-9a-f]{4}(-[0-9a-f]{4}){7}\b", "FINGERPRINT"),
         (r"\b\d+(\.\d+)? ?[KMGTP]?i?B\b", "SIZE"),
         (r"\b\d+(\.\d+)? bytes\b", "SIZE"),
         (r"\bin \d+(\.\d+)? s\b", "in TIME"),

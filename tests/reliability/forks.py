@@ -55,17 +55,23 @@ class Forks:
 
 
 def _child(args: list[str], ready: int, said: Path) -> None:
-    from reshard.cli.main import main
+    from reshard.cli import main as program
 
+    run = program._main
+
+    def told(args: list[str]) -> None:
+        os.write(ready, b"x")
+        run(args)
+
+    program._main = told
     sys.stdin = open(os.devnull)  # noqa: SIM115
     stderr = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(stderr, 2)
     os.dup2(stderr, 1)
     sys.stdout = sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
-    os.write(ready, b"x")
     code = 99
     try:
-        main(args)
+        program.main(args)
         code = 0
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)

@@ -71,7 +71,7 @@ def work(tmp_path: Path) -> Work:
 @pytest.fixture
 def run(capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
     """The command line in this process, so that system calls can be made to fail."""
-    handler = signal.getsignal(signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def run(*args: str | Path) -> tuple[int, str]:
         capfd.readouterr()
@@ -83,7 +83,8 @@ def run(capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
         return code, capfd.readouterr().err
 
     yield run
-    signal.signal(signal.SIGTERM, handler)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def one_error(said: str) -> str:

@@ -58,7 +58,11 @@ app.add_typer(strategy.app, name="strategy")
 app.add_typer(compat.app, name="compat")
 
 
+_signals: list[int] = []
+
+
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    _signals.append(number)
     raise KeyboardInterrupt
 
 
@@ -78,6 +82,7 @@ def _say_interrupted() -> None:
 def _main(args: list[str]) -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # workers are threads already; theirs would fight over the cores
     signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGINT, _interrupt)
     debug = "--debug" in args
     args = [a for a in args if a != "--debug"]
     try:
@@ -92,6 +97,8 @@ def _main(args: list[str]) -> None:
             _say_interrupted()
         raise
     except Exception as error:
+        if _signals:  # Python turns an interruption of some of its own steps into other errors
+            raise KeyboardInterrupt from error
         if debug:
             raise
         sys.stderr.write(f"error: {type(error).__name__}: {error}\n  hint: a bug in reshard; --debug shows where\n")

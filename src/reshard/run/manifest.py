@@ -10,9 +10,9 @@ import msgspec
 import xxhash
 
 from reshard import __version__
-from reshard.errors import CheckpointError, InputError, ReshardError
+from reshard.errors import CheckpointError, InputError, ReshardError, RunError
 from reshard.index import Extent
-from reshard.planning.plan import FileResult, Plan, Run
+from reshard.planning.plan import FileResult, Plan, Run, check_runs
 from reshard.run.place import Place
 from reshard.run.storage import DiskFile, reported
 
@@ -97,6 +97,11 @@ def read_manifest(place: Place) -> Manifest:
         raise InputError(f"not a manifest: {error}", str(path)) from None
     if manifest.schema != SCHEMA:
         raise InputError(f"manifest of schema {manifest.schema}, this release reads {SCHEMA}", str(path))
+    for file in manifest.files:
+        try:
+            check_runs(FileResult(file.path, file.nbytes, file.runs))
+        except RunError as error:
+            raise InputError(f"the manifest is damaged: of {file.path}, {error.message}", str(path)) from None
     return manifest
 
 
