@@ -92,13 +92,14 @@ def remove(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def run_case(case: Case, folder: Path, runs: int, mindspore: str) -> Row:
+def run_case(case: Case, inputs: Inputs, folder: Path, runs: int, mindspore: str) -> Row:
+    given = inputs.fill(case.argv)
     out, copy = folder / "out", folder / "copy"
     ours, theirs, peaks, done = [], [], [], {}
     for _ in range(runs):
         remove(out)
         os.sync()
-        argv = [RESHARD, *(a.replace("{out}", str(out)) for a in case.argv), "--json"]
+        argv = [RESHARD, *(a.replace("{out}", str(out)) for a in given), "--json"]
         if not case.fsync:
             argv.append("--no-fsync")
         seconds, peak, printed = measured(argv)
@@ -134,49 +135,72 @@ def _mindspore_env() -> dict[str, str]:
 
 
 def cases(folder: Path, model: Model) -> list[Case]:
-    """Make the inputs, and the jobs on them."""
-    made = []
+    """Make the strategies, and say the jobs."""
+    made: list[Case] = []
     strategies = {
         name: str(write_strategy(model, folder / "strategy" / name, *sizes)) for name, sizes in _LAYOUTS.items()
     }
     for form in ("ckpt", "safetensors"):
-        full = str(write_full(model, folder / f"full.{form}"))
-        sliced = {}
-        for name in ("mp8", "dp2mp2pp2", "dp8", "mp2pp3"):
-            target = folder / f"{form}-{name}"
-            subprocess.run(
-                [RESHARD, "split", full, str(target), "--dst-strategy", strategies[name], "--quiet", "--no-fsync"],
-                check=True,
-            )
-            sliced[name] = str(target)
-        made += _jobs(form, full, sliced, strategies)
-    lora = str(write_lora(model, folder / "adapter.safetensors"))
-    full = str(folder / "full.safetensors")
-    made.append(Case("LoRA qkvo r16", ("lora", "merge", full, "{out}", "--adapter", lora, "--scaling", "2")))
-    return made
+        made += _jobs(form, folder, strategies)
+    lora = ("lora", "merge", "{full.safetensors}", "{out}", "--adapter", "{adapter}", "--scaling", "2")
+    return [*made, Case("LoRA qkvo r16", lora)]
 
 
-def _jobs(form: str, full: str, sliced: dict[str, str], s: dict[str, str]) -> list[Case]:
-    def convert(name: str, src: str, a: str, b: str, *, fsync: bool = False, more: tuple[str, ...] = ()) -> Case:
+class Inputs:
+    """Checkpoints to read, made when a case first names them, and removed when the next case names others."""
+
+    def __init__(self, folder: Path, model: Model) -> None:
+        self._folder = folder
+        self._model = model
+        self._made: dict[str, Path] = {}
+
+    def fill(self, argv: tuple[str, ...]) -> list[str]:
+        """The arguments with ``{name}`` replaced by a path."""
+        names = {m for a in argv for m in re.findall(r"^\{(.+)\}$", a)} - {"out"}
+        for name in [n for n in self._made if n not in names]:
+            remove(self._made.pop(name))
+        for name in sorted(names):
+            if name not in self._made:
+                self._made[name] = self._make(name)
+        return [str(self._made[a[1:-1]]) if a[1:-1] in self._made else a for a in argv]
+
+    def _make(self, name: str) -> Path:
+        if name == "adapter":
+            return write_lora(self._model, self._folder / "adapter.safetensors")
+        if name.startswith("full."):
+            return write_full(self._model, self._folder / name)
+        form, layout = name.split("-")
+        full = write_full(self._model, self._folder / f"whole.{form}")
+        target = self._folder / name
+        argv = [RESHARD, "split", str(full), str(target), "--dst-strategy", str(self._folder / "strategy" / layout)]
+        subprocess.run([*argv, "--quiet", "--no-fsync", "--replicas", "link"], check=True)
+        remove(full)
+        return target
+
+
+def _jobs(form: str, folder: Path, s: dict[str, str]) -> list[Case]:
+    def convert(name: str, a: str, b: str, *more: str, fsync: bool = False) -> Case:
+        src = f"{{{form}-{a}}}" if a else f"{{full.{form}}}"
         argv = ["convert", src, "{out}", *more]
         argv += ["--src-strategy", s[a]] if a else []
         argv += ["--dst-strategy", s[b]] if b else []
-        folder = str(Path(src).parent)
-        ms = "" if form != "ckpt" or not a else _transform(src, s[a], s.get(b, ""))
-        if form == "ckpt" and not a:
-            ms = _transform_full(folder, s[b])
+        ms = ""
+        if form == "ckpt" and not fsync and not more:
+            ms = (
+                _transform(str(folder / f"{form}-{a}"), s[a], s.get(b, "")) if a else _transform_full(str(folder), s[b])
+            )
         return Case(f"{form} {name}", tuple(argv), fsync, ms)
 
     return [
-        convert("1 → mp8", full, "", "mp8"),
-        convert("mp8 → 1", sliced["mp8"], "mp8", ""),
-        convert("dp2mp2pp2 → dp1mp4pp2", sliced["dp2mp2pp2"], "dp2mp2pp2", "dp1mp4pp2"),
-        convert("dp8 → mp8", sliced["dp8"], "dp8", "mp8"),
-        convert("mp2pp3 → mp4 (6 → 4)", sliced["mp2pp3"], "mp2pp3", "mp4"),
-        convert("1 → mp8, synced", full, "", "mp8", fsync=True),
-        convert("mp8 → 1, synced", sliced["mp8"], "mp8", "", fsync=True),
-        convert("1 → dp8, linked", full, "", "dp8", more=("--replicas", "link")),
-        Case(f"{form} unify mp8", ("unify", sliced["mp8"], "{out}", "--src-strategy", s["mp8"])),
+        convert("1 → mp8", "", "mp8"),
+        convert("1 → mp8, synced", "", "mp8", fsync=True),
+        convert("1 → dp8, linked", "", "dp8", "--replicas", "link"),
+        convert("mp8 → 1", "mp8", ""),
+        convert("mp8 → 1, synced", "mp8", "", fsync=True),
+        Case(f"{form} unify mp8", ("unify", f"{{{form}-mp8}}", "{out}", "--src-strategy", s["mp8"])),
+        convert("dp2mp2pp2 → dp1mp4pp2", "dp2mp2pp2", "dp1mp4pp2"),
+        convert("dp8 → mp8", "dp8", "mp8"),
+        convert("mp2pp3 → mp4 (6 → 4)", "mp2pp3", "mp4"),
     ]
 
 
@@ -215,9 +239,11 @@ def main() -> None:
         "| job | s | GB/s | cp s | × cp | peak MiB | read ÷ needed | × MindSpore |\n|---|---|---|---|---|---|---|---|"
     )
     rows = []
-    for case in cases(args.dir, Model(layers=args.layers, dtype=args.dtype)):
+    model = Model(layers=args.layers, dtype=args.dtype)
+    inputs = Inputs(args.dir, model)
+    for case in cases(args.dir, model):
         if re.search(args.only, case.name):
-            row = run_case(case, args.dir, args.runs, args.mindspore)
+            row = run_case(case, inputs, args.dir, args.runs, args.mindspore)
             rows.append(row)
             other = f"{row.x_mindspore:.0f}" if row.x_mindspore else ""
             print(
