@@ -26,6 +26,7 @@ from reshard.cli.main import app
 
 NOT_RUN = {
     "make demo": "fetches the real model",
+    "make bench": "takes minutes and gigabytes",
     "make test": "would run this test again",
     "pip install .": "changes the environment",
     ". .venv/bin/activate": "the test has its environment already",

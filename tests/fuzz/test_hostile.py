@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
@@ -19,6 +21,12 @@ BY_NAME = {reader.name: reader for reader in READERS}
 @pytest.mark.parametrize("reader", READERS, ids=lambda r: r.name)
 def test_the_seed_itself_is_read(reader: Reader, tmp_path: Path) -> None:
     assert attempt(reader, reader.seed, tmp_path / "x") == "read"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_tracing_afterwards() -> Iterator[None]:
+    yield
+    tracemalloc.stop()
 
 
 def changed(reader: Reader, path: tuple[str | int, ...], value: object) -> bytes:

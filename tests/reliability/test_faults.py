@@ -21,6 +21,7 @@ from reshard.cli.main import main
 from reshard.layout.tensor import Sharding
 from reshard.ops.options import Options
 from reshard.run.mover import Mover
+from reshard.run.target import Filling
 
 USAGE, INPUT, STORAGE, WORKER = 2, 3, 4, 5
 STAGES = 3
@@ -276,6 +277,21 @@ def test_two_conversions_into_one_target(work: Work, run: Run) -> None:
     finally:
         forks.close()
     assert run(*work.command(*["--resume"] * work.out.exists())) == (0, "")
+    work.assert_whole()
+
+
+def test_an_interruption_between_naming_a_file_and_noting_it(
+    work: Work, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(self: Filling, *args: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Filling, "record", interrupted)
+    code, said = run(*work.command())
+    assert (code, said) == (130, "interrupted: no file under its final name is partial; --resume goes on\n")
+    work.assert_only_whole_files()
+    monkeypatch.undo()
+    assert run(*work.command("--resume")) == (0, "")
     work.assert_whole()
 
 
