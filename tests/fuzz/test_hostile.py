@@ -48,6 +48,7 @@ BOMB = "a0: &a0 [x,x,x,x,x,x,x,x,x]\n" + "".join(f"a{i}: &a{i} [{','.join([f'*a{
         ("manifest.json", (*RUN, "nbytes"), -1, "InputError"),
         ("manifest.json", (*RUN, "nbytes"), 1 << 62, "InputError"),
         ("manifest.json", ("files", 0, "runs"), [], "InputError"),
+        ("manifest.json", ("files", 0, "path"), "x" * 300, "StorageError"),
         ("manifest.json", ("files", 0, "path"), "../../../../../../etc/passwd", "DifferenceError"),
         ("manifest.json", ("files", 0, "path"), "a\0b", "DifferenceError"),
         ("strategy.json", (*LAYOUT, "dev_matrix"), [1 << 40], "StrategyError"),

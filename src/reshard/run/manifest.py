@@ -108,8 +108,9 @@ def read_manifest(place: Place) -> Manifest:
 def file_faults(folder: Path, file: ManifestFile, read: list[int]) -> list[str]:
     """Read a file again and compare with its manifest; ``read`` gains the number of bytes read."""
     path = folder / file.path
-    if not path.is_file():
-        return [f"{file.path}: missing"]
+    with reported(path):
+        if not path.is_file():
+            return [f"{file.path}: missing"]
     source = DiskFile(str(path))
     try:
         if source.nbytes != file.nbytes:

@@ -194,7 +194,10 @@ def _result(line: bytes) -> FileResult | None:
 
 
 def _length(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else -1
+    try:
+        return path.stat().st_size if path.is_file() else -1
+    except OSError:  # as a name that is too long
+        return -1
 
 
 def _absent_parents(place: Place, plan: Plan) -> list[Path]:
