@@ -65,6 +65,18 @@ def write_full(model: Model, path: Path, seed: int = 0) -> Path:
     return path
 
 
+def write_sparse(model: Model, path: Path) -> Path:
+    """As ``write_full``, header only: what would be data is a hole in the file."""
+    specs = {name: TensorSpec(model.dtype, shape) for name, (shape, _, _) in model.tensors().items()}
+    frame = format_named(path.suffix[1:]).frame(specs, {}, {})
+    with path.open("wb") as file:
+        file.truncate(frame.nbytes)
+        for offset, piece in frame.pieces:
+            file.seek(offset)
+            file.write(piece)
+    return path
+
+
 def write_random(specs: dict[str, TensorSpec], path: Path, seed: int = 0) -> None:
     frame = format_named(path.suffix[1:]).frame(specs, {}, {})
     rng = np.random.default_rng(seed)

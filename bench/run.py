@@ -1,19 +1,22 @@
-"""Time conversions against cp of the bytes that they write, in one run, alternating, and print medians and ratios.
+"""Time the jobs of cases.py against cp of the bytes that they write, in one run, alternating.
 
-    python bench/run.py [--dir DIR] [--runs 5] [--only REGEX] [--layers 24] [--mindspore PYTHON] [--json FILE]
+    python bench/run.py [--dir DIR] [--runs 5] [--only REGEX] [--layers 24] [--cold] [--pairs] [--mindspore PYTHON]
 
-Columns: seconds of reshard; GB written a second; × cp is seconds ÷ seconds of `cp -r --reflink=never` of the result
-(then `sync` too where reshard synchronises); peak anonymous memory (sampled RssAnon); bytes read ÷ bytes needed;
-× MindSpore is its seconds ÷ ours for the same job, where its environment is given. The page cache is warm.
+Columns: seconds of reshard (median); GB a second; GB a second of processor time, over all threads; × cp is the median
+of the pairs' ratios, seconds ÷ seconds of `cp -r --reflink=never` of what was written (then `sync` too where reshard
+synchronises; of what was read for jobs that write nothing); peak anonymous memory (sampled RssAnon); bytes read ÷ bytes
+needed; × MindSpore is its seconds ÷ ours for the same job, where its Python is given. The page cache is warm, or, with
+--cold, without the files that are read.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import mmap
 import os
 import re
-import shutil
+import resource
 import statistics
 import subprocess
 import sys
@@ -22,30 +25,10 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from checkpoints import Model, write_full, write_lora, write_strategy
+import numpy as np
 
-RESHARD = str(Path(sys.executable).with_name("reshard"))
-
-
-_LAYOUTS = {
-    "mp8": (1, 8, 1),
-    "dp8": (8, 1, 1),
-    "dp2mp2pp2": (2, 2, 2),
-    "dp1mp4pp2": (1, 4, 2),
-    "mp2pp3": (1, 2, 3),
-    "mp4": (1, 4, 1),
-}
-"""Name → (dp, mp, pp)."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """``argv`` after ``reshard``; ``{out}`` is the target. ``fsync`` compares the default with cp and sync."""
-
-    name: str
-    argv: tuple[str, ...]
-    fsync: bool = False
-    mindspore: str = ""
+from cases import RESHARD, Case, Inputs, cases, remove
+from checkpoints import Model
 
 
 @dataclass(frozen=True)
@@ -53,16 +36,39 @@ class Row:
     name: str
     seconds: float
     gigabytes_s: float
+    gigabytes_cpu_s: float
     cp_seconds: float
     x_cp: float
     peak_mib: float
-    amplification: float
+    amplification: float | None
     x_mindspore: float | None
 
+    def __str__(self) -> str:
+        read = "" if self.amplification is None else f"{self.amplification:.2f}"
+        other = "" if self.x_mindspore is None else f"{self.x_mindspore:.0f}"
+        return (
+            f"| {self.name} | {self.seconds:.2f} | {self.gigabytes_s:.2f} | {self.gigabytes_cpu_s:.2f} "
+            f"| {self.cp_seconds:.2f} | **{self.x_cp:.2f}** | {self.peak_mib:.0f} | {read} | {other} |"
+        )
 
-def measured(argv: list[str]) -> tuple[float, float, str]:
-    """Seconds, peak RssAnon in MiB, and what was printed. Raises CalledProcessError."""
-    began = time.monotonic()
+
+HEAD = (
+    "| job | s | GB/s | GB/s per core | cp s | × cp | peak MiB | read ÷ needed | × MindSpore |\n"
+    "|---|---|---|---|---|---|---|---|---|"
+)
+
+
+@dataclass(frozen=True)
+class Timing:
+    seconds: float
+    cpu_seconds: float
+    peak_mib: float
+    printed: str
+
+
+def measured(argv: list[str]) -> Timing:
+    """Raises CalledProcessError."""
+    began, cpu = time.monotonic(), _children_seconds()
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
     peak = [0]
     watch = threading.Thread(target=_watch, args=(process, peak))
@@ -72,7 +78,12 @@ def measured(argv: list[str]) -> tuple[float, float, str]:
     watch.join()
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, argv)
-    return seconds, peak[0] / 1024, printed
+    return Timing(seconds, _children_seconds() - cpu, peak[0] / 1024, printed)
+
+
+def _children_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _watch(process: subprocess.Popen[str], peak: list[int]) -> None:
@@ -88,140 +99,75 @@ def _watch(process: subprocess.Popen[str], peak: list[int]) -> None:
         time.sleep(0.01)
 
 
-def remove(path: Path) -> None:
-    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+def copied(source: Path, copy: Path, *, fsync: bool) -> float:
+    """Seconds of cp."""
+    began = time.monotonic()
+    subprocess.run(["cp", "-r", "--reflink=never", str(source), str(copy)], check=True)
+    if fsync:
+        subprocess.run(["sync"], check=True)
+    return time.monotonic() - began
 
 
-def run_case(case: Case, inputs: Inputs, folder: Path, runs: int, mindspore: str) -> Row:
+def settle(reads: list[Path], *, cold: bool) -> None:
+    """Let no write of before go on; with ``cold`` drop what will be read from the page cache.
+
+    A virtual machine gives free memory back to its host and pays when it takes it again: touched first, it costs
+    nobody.
+    """
+    os.sync()
+    with mmap.mmap(-1, max(2 * sum(p.stat().st_size for path in reads for p in _files(path)), 1 << 20)) as memory:
+        np.frombuffer(memory, np.uint8)[:: mmap.PAGESIZE] = 1
+    for path in reads if cold else ():
+        for file in _files(path):
+            with open(file, "rb") as opened:
+                os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def run_case(case: Case, inputs: Inputs, folder: Path, args: argparse.Namespace) -> Row:
     given = inputs.fill(case.argv)
     out, copy = folder / "out", folder / "copy"
-    ours, theirs, peaks, done = [], [], [], {}
-    for _ in range(runs):
-        remove(out)
-        os.sync()
-        argv = [RESHARD, *(a.replace("{out}", str(out)) for a in given), "--json"]
-        if not case.fsync:
-            argv.append("--no-fsync")
-        seconds, peak, printed = measured(argv)
-        ours.append(seconds)
-        peaks.append(peak)
-        done = json.loads(printed)
+    read = list(inputs.made.values())
+    argv = [RESHARD, *(a.replace("{out}", str(out)) for a in given), "--json"]
+    argv += [] if case.fsync or not case.writes else ["--no-fsync"]
+    ours: list[Timing] = []
+    theirs: list[float] = []
+    for _ in range(args.runs):
+        remove(out)  # right before each of the two, so that both get pages that were freed just now
+        settle(read, cold=args.cold)
+        ours.append(measured(argv))
+        like = out if case.writes else read[0]
         remove(copy)
-        os.sync()
-        began = time.monotonic()
-        subprocess.run(["cp", "-r", "--reflink=never", str(out), str(copy)], check=True)
-        if case.fsync:
-            subprocess.run(["sync"], check=True)
-        theirs.append(time.monotonic() - began)
-        remove(copy)
-    needed = done["bill"]["needed_nbytes"]
-    seconds, cp_seconds = statistics.median(ours), statistics.median(theirs)
-    other = None
-    if mindspore and case.mindspore:
-        remove(out)
-        began = time.monotonic()
-        subprocess.run([mindspore, "-c", case.mindspore.replace("{out}", str(out))], check=True, env=_mindspore_env())
-        other = (time.monotonic() - began) / seconds
-    remove(out)
-    ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
-    written = done["written_nbytes"] / 1e9
+        settle([like], cold=args.cold)
+        theirs.append(copied(like, copy, fsync=case.fsync))
+    remove(copy)
+    if args.pairs:
+        print(*(f"{a.seconds:.2f}:{b:.2f}" for a, b in zip(ours, theirs, strict=True)), file=sys.stderr)
+    done = json.loads(ours[-1].printed)
+    nbytes = done["written_nbytes"] if case.writes else sum(p.stat().st_size for p in _files(read[0]))
+    seconds = statistics.median(t.seconds for t in ours)
     return Row(
-        case.name, seconds, written / seconds, cp_seconds, ratio, max(peaks), done["read_nbytes"] / needed, other
+        case.name,
+        seconds,
+        nbytes / 1e9 / seconds,
+        nbytes / 1e9 / statistics.median(t.cpu_seconds for t in ours),
+        statistics.median(theirs),
+        statistics.median(a.seconds / b for a, b in zip(ours, theirs, strict=True)),
+        max(t.peak_mib for t in ours),
+        done["read_nbytes"] / done["bill"]["needed_nbytes"] if case.writes else None,
+        _mindspore_seconds(case, out, args.mindspore) / seconds if case.mindspore and args.mindspore else None,
     )
 
 
-def _mindspore_env() -> dict[str, str]:
-    return {**os.environ, "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "python", "GLOG_v": "3"}
+def _files(path: Path) -> list[Path]:
+    return [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
 
 
-def cases(folder: Path, model: Model) -> list[Case]:
-    """Make the strategies, and say the jobs."""
-    made: list[Case] = []
-    strategies = {
-        name: str(write_strategy(model, folder / "strategy" / name, *sizes)) for name, sizes in _LAYOUTS.items()
-    }
-    for form in ("ckpt", "safetensors"):
-        made += _jobs(form, folder, strategies)
-    lora = ("lora", "merge", "{full.safetensors}", "{out}", "--adapter", "{adapter}", "--scaling", "2")
-    return [*made, Case("LoRA qkvo r16", lora)]
-
-
-class Inputs:
-    """Checkpoints to read, made when a case first names them, and removed when the next case names others."""
-
-    def __init__(self, folder: Path, model: Model) -> None:
-        self._folder = folder
-        self._model = model
-        self._made: dict[str, Path] = {}
-
-    def fill(self, argv: tuple[str, ...]) -> list[str]:
-        """The arguments with ``{name}`` replaced by a path."""
-        names = {m for a in argv for m in re.findall(r"^\{(.+)\}$", a)} - {"out"}
-        for name in [n for n in self._made if n not in names]:
-            remove(self._made.pop(name))
-        for name in sorted(names):
-            if name not in self._made:
-                self._made[name] = self._make(name)
-        return [str(self._made[a[1:-1]]) if a[1:-1] in self._made else a for a in argv]
-
-    def _make(self, name: str) -> Path:
-        if name == "adapter":
-            return write_lora(self._model, self._folder / "adapter.safetensors")
-        if name.startswith("full."):
-            return write_full(self._model, self._folder / name)
-        form, layout = name.split("-")
-        full = write_full(self._model, self._folder / f"whole.{form}")
-        target = self._folder / name
-        argv = [RESHARD, "split", str(full), str(target), "--dst-strategy", str(self._folder / "strategy" / layout)]
-        subprocess.run([*argv, "--quiet", "--no-fsync", "--replicas", "link"], check=True)
-        remove(full)
-        return target
-
-
-def _jobs(form: str, folder: Path, s: dict[str, str]) -> list[Case]:
-    def convert(name: str, a: str, b: str, *more: str, fsync: bool = False) -> Case:
-        src = f"{{{form}-{a}}}" if a else f"{{full.{form}}}"
-        argv = ["convert", src, "{out}", *more]
-        argv += ["--src-strategy", s[a]] if a else []
-        argv += ["--dst-strategy", s[b]] if b else []
-        ms = ""
-        if form == "ckpt" and not fsync and not more:
-            ms = (
-                _transform(str(folder / f"{form}-{a}"), s[a], s.get(b, "")) if a else _transform_full(str(folder), s[b])
-            )
-        return Case(f"{form} {name}", tuple(argv), fsync, ms)
-
-    return [
-        convert("1 → mp8", "", "mp8"),
-        convert("1 → mp8, synced", "", "mp8", fsync=True),
-        convert("1 → dp8, linked", "", "dp8", "--replicas", "link"),
-        convert("mp8 → 1", "mp8", ""),
-        convert("mp8 → 1, synced", "mp8", "", fsync=True),
-        Case(f"{form} unify mp8", ("unify", f"{{{form}-mp8}}", "{out}", "--src-strategy", s["mp8"])),
-        convert("dp2mp2pp2 → dp1mp4pp2", "dp2mp2pp2", "dp1mp4pp2"),
-        convert("dp8 → mp8", "dp8", "mp8"),
-        convert("mp2pp3 → mp4 (6 → 4)", "mp2pp3", "mp4"),
-    ]
-
-
-def _transform(src: str, a: str, b: str) -> str:
-    return (
-        "import mindspore as ms, os; from glob import glob\n"
-        "def merged(d, n):\n"
-        "    p = '{out}.' + n + '.ckpt'; ms.merge_pipeline_strategys(d, p); return p\n"
-        f"ms.transform_checkpoints({src!r}, '{{out}}', 'checkpoint_', merged({a!r}, 'a'), "
-        + (f"merged({b!r}, 'b'))" if b else "None)")
-    )
-
-
-def _transform_full(folder: str, b: str) -> str:
-    return (
-        "import mindspore as ms, os, tempfile\n"
-        "d = tempfile.mkdtemp(); os.mkdir(d + '/rank_0')\n"
-        f"os.symlink({folder!r} + '/full.ckpt', d + '/rank_0/full.ckpt')\n"
-        f"ms.merge_pipeline_strategys({b!r}, d + '/b.ckpt')\n"
-        "ms.transform_checkpoints(d, '{out}', 'checkpoint_', None, d + '/b.ckpt')"
-    )
+def _mindspore_seconds(case: Case, out: Path, python: str) -> float:
+    remove(out)
+    environment = {**os.environ, "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "python", "GLOG_v": "3"}
+    began = time.monotonic()
+    subprocess.run([python, "-c", case.mindspore.replace("{out}", str(out))], check=True, env=environment)
+    return time.monotonic() - began
 
 
 def main() -> None:
@@ -231,26 +177,21 @@ def main() -> None:
     options.add_argument("--only", default="")
     options.add_argument("--layers", type=int, default=24)
     options.add_argument("--dtype", default="bfloat16")
+    options.add_argument("--cold", action="store_true")
+    options.add_argument("--pairs", action="store_true", help="print every pair of seconds, reshard:cp")
     options.add_argument("--mindspore", default="")
     options.add_argument("--json", type=Path)
     args = options.parse_args()
     args.dir.mkdir(parents=True, exist_ok=True)
-    print(
-        "| job | s | GB/s | cp s | × cp | peak MiB | read ÷ needed | × MindSpore |\n|---|---|---|---|---|---|---|---|"
-    )
+    print(HEAD)
     rows = []
     model = Model(layers=args.layers, dtype=args.dtype)
     inputs = Inputs(args.dir, model)
     for case in cases(args.dir, model):
         if re.search(args.only, case.name):
-            row = run_case(case, inputs, args.dir, args.runs, args.mindspore)
-            rows.append(row)
-            other = f"{row.x_mindspore:.0f}" if row.x_mindspore else ""
-            print(
-                f"| {row.name} | {row.seconds:.2f} | {row.gigabytes_s:.2f} | {row.cp_seconds:.2f} | **{row.x_cp:.2f}** "
-                f"| {row.peak_mib:.0f} | {row.amplification:.2f} | {other} |",
-                flush=True,
-            )
+            rows.append(run_case(case, inputs, args.dir, args))
+            remove(args.dir / "out")
+            print(rows[-1], flush=True)
     if args.json:
         args.json.write_text(json.dumps([asdict(r) for r in rows], indent=1))
 

@@ -33,7 +33,12 @@ def load(request: Request) -> Answer:
     import mindspore as ms
     import numpy as np
 
-    loaded = ms.load_checkpoint(request["path"], format=request["format"], crc_check=request.get("crc", False))
+    loaded = ms.load_checkpoint(
+        request["path"],
+        format=request["format"],
+        crc_check=request.get("crc", False),
+        remove_redundancy=request.get("thinned", False),
+    )
     if not request.get("into_net", False):
         return {"loaded": _seen(loaded)}
     net = ms.nn.Cell()
@@ -88,6 +93,21 @@ def merge(request: Request) -> Answer:
     return {}
 
 
+def cut(request: Request) -> Answer:
+    """``load_distributed_checkpoint`` of a unified folder, written as the files of all ranks."""
+    import mindspore as ms
+
+    ms.load_distributed_checkpoint(
+        None,
+        predict_strategy=request["strategy"],
+        format="safetensors",
+        unified_safetensors_dir=request["unified"],
+        dst_safetensors_dir=request["target"],
+        max_process_num=2,
+    )
+    return {}
+
+
 def rank_lists(request: Request) -> Answer:
     """``rank_list_for_transform`` of each rank."""
     import mindspore as ms
@@ -96,7 +116,7 @@ def rank_lists(request: Request) -> Answer:
     return [sorted(map(int, ms.rank_list_for_transform(rank, *pair))) for rank in range(request["ranks"])]
 
 
-QUESTIONS = {f.__name__: f for f in (load, save, transform, strategy, merge, rank_lists)}
+QUESTIONS = {f.__name__: f for f in (load, save, transform, strategy, merge, cut, rank_lists)}
 
 
 def answered(question: str, request: Request) -> Answer:

@@ -145,3 +145,42 @@ def test_empty_tensors(tmp_path: Path, ask: Any) -> None:
     refused = tmp_path / "refused.ckpt"
     assert run_reshard(["convert", str(all_given), str(refused)]) == 3
     assert not refused.exists()
+
+
+def test_unified_folder_is_cut_by_mindspore(tmp_path: Path, ask: Any) -> None:
+    """``load_distributed_checkpoint`` cuts for every rank what ``reshard unify`` put together."""
+    case = unpack("full_to_dp2mp2pp2", tmp_path / "case")
+    strategy, unified = case.folder / "dst_strategy", tmp_path / "unified"
+    ranks = tmp_path / "ranks"
+    convert(case.folder / "src", ranks, "--format", "safetensors", "--dst-strategy", strategy)
+    assert run_reshard(["unify", str(ranks), str(unified), "--src-strategy", str(strategy), "--quiet"]) == 0
+    assert run_reshard(["strategy", "merge", str(strategy), str(tmp_path / "merged.ckpt")]) == 0
+    request = {"unified": str(unified), "strategy": str(tmp_path / "merged.ckpt"), "target": str(tmp_path / "cut")}
+    (answer,) = ask([("cut", request)])
+    assert answer == {}
+    compared = 0
+    for rank in range(8):
+        theirs, ours = (read_weights(weight_files(folder / f"rank_{rank}")[0]) for folder in (tmp_path / "cut", ranks))
+        assert theirs == ours
+        compared += len(ours)
+    assert compared > 100
+
+
+@pytest.mark.parametrize("form", ["ckpt", "safetensors"])
+def test_thinned_ranks_are_filled_by_mindspore(form: str, tmp_path: Path, ask: Any) -> None:
+    """What ``--drop-redundancy`` leaves to a rank, ``load_checkpoint(remove_redundancy=True)`` takes for a rank's."""
+    case = unpack("full_to_dp2mp2pp2", tmp_path / "case")
+    strategy = ("--dst-strategy", case.folder / "dst_strategy")
+    convert(case.folder / "src", tmp_path / "thin", "--format", form, "--drop-redundancy", *strategy)
+    files = [weight_files(tmp_path / "thin" / f"rank_{rank}")[0] for rank in range(8)]
+    answers = ask([("load", {"path": str(f), "format": form, "thinned": True}) for f in files])
+    kept: dict[str, int] = {}
+    for rank, answer in enumerate(answers):
+        (whole,) = weight_files(case.expected / f"rank_{rank}")
+        expected = {name: seen(*value) for name, value in read_weights(whole).items()}
+        assert answer["loaded"].items() <= expected.items()
+        for name in answer["loaded"]:
+            kept[name] = kept.get(name, 0) + 1
+    full = {name for rank in range(8) for name in read_weights(weight_files(case.expected / f"rank_{rank}")[0])}
+    assert kept.keys() == full
+    assert sum(kept.values()) < sum(len(read_weights(weight_files(case.expected / f"rank_{r}")[0])) for r in range(8))

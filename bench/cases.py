@@ -1,0 +1,143 @@
+"""The jobs that are timed, and the checkpoints that they read."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from checkpoints import Model, write_full, write_lora, write_strategy
+
+RESHARD = str(Path(sys.executable).with_name("reshard"))
+
+_LAYOUTS = {
+    "mp8": (1, 8, 1),
+    "dp8": (8, 1, 1),
+    "dp2mp2pp2": (2, 2, 2),
+    "dp1mp4pp2": (1, 4, 2),
+    "mp2pp3": (1, 2, 3),
+    "mp4": (1, 4, 1),
+}
+"""Name → (dp, mp, pp)."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """``argv`` after ``reshard``; ``{out}`` is the target, ``{name}`` an input.
+
+    ``mindspore`` is Python that does the same; ``fsync`` compares the default with cp and sync, else neither waits
+    for the disk.
+    """
+
+    name: str
+    argv: tuple[str, ...]
+    fsync: bool = False
+    mindspore: str = ""
+
+    @property
+    def writes(self) -> bool:
+        return "{out}" in self.argv
+
+
+class Inputs:
+    """Checkpoints to read, made when a case first names them, and removed when the next case names others."""
+
+    def __init__(self, folder: Path, model: Model) -> None:
+        self._folder = folder
+        self._model = model
+        self.made: dict[str, Path] = {}
+
+    def fill(self, argv: tuple[str, ...]) -> list[str]:
+        """The arguments with ``{name}`` replaced by a path."""
+        names = {m for a in argv for m in re.findall(r"^\{(.+)\}$", a)} - {"out"}
+        for name in [n for n in self.made if n not in names]:
+            remove(self.made.pop(name))
+        for name in sorted(names):
+            if name not in self.made:
+                self.made[name] = self._make(name)
+        return [str(self.made[a[1:-1]]) if a[1:-1] in self.made else a for a in argv]
+
+    def _make(self, name: str) -> Path:
+        if name == "adapter":
+            return write_lora(self._model, self._folder / "adapter.safetensors")
+        if name.startswith("full."):
+            return write_full(self._model, self._folder / name)
+        form, layout = name.split("-")
+        full = write_full(self._model, self._folder / f"whole.{form}")
+        target = self._folder / name
+        argv = [RESHARD, "split", str(full), str(target), "--dst-strategy", str(self._folder / "strategy" / layout)]
+        subprocess.run([*argv, "--quiet", "--no-fsync", "--replicas", "link"], check=True)
+        remove(full)
+        return target
+
+
+def remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def cases(folder: Path, model: Model) -> list[Case]:
+    """Make the strategies, and say the jobs."""
+    strategies = {
+        name: str(write_strategy(model, folder / "strategy" / name, *sizes)) for name, sizes in _LAYOUTS.items()
+    }
+    made = [case for form in ("ckpt", "safetensors") for case in _conversions(form, folder, strategies)]
+    lora = ("lora", "merge", "{full.safetensors}", "{out}", "--adapter", "{adapter}", "--scaling", "2")
+    return [
+        *made,
+        Case("LoRA merge, qkvo, rank 16", lora),
+        Case("verify", ("verify", "{safetensors-mp8}")),
+        Case("fingerprint", ("fingerprint", "{full.safetensors}")),
+    ]
+
+
+def _conversions(form: str, folder: Path, s: dict[str, str]) -> list[Case]:
+    def convert(name: str, a: str, b: str, *more: str, fsync: bool = False) -> Case:
+        src = f"{{{form}-{a}}}" if a else f"{{full.{form}}}"
+        argv = ["convert", src, "{out}", *more]
+        argv += ["--src-strategy", s[a]] if a else []
+        argv += ["--dst-strategy", s[b]] if b else []
+        ms = ""
+        if form == "ckpt" and a != "dp8" and not fsync and not more:  # of dp8 MindSpore takes eight times the memory
+            ms = _transform(str(folder / f"{form}-{a}"), s[a], s.get(b, "")) if a else _transform_full(folder, s[b])
+        return Case(f"{form} {name}", tuple(argv), fsync, ms)
+
+    unify = ("unify", f"{{{form}-mp8}}", "{out}", "--src-strategy", s["mp8"])
+    unified = _unified(str(folder / f"{form}-mp8"), s["mp8"]) if form == "safetensors" else ""
+    return [
+        convert("1 → mp8", "", "mp8"),
+        convert("1 → mp8, synced", "", "mp8", fsync=True),
+        convert("1 → dp8, linked", "", "dp8", "--replicas", "link"),
+        convert("mp8 → 1", "mp8", ""),
+        convert("mp8 → 1, synced", "mp8", "", fsync=True),
+        Case(f"{form} unify mp8", unify, mindspore=unified),
+        convert("dp2mp2pp2 → dp1mp4pp2", "dp2mp2pp2", "dp1mp4pp2"),
+        convert("dp8 → mp8", "dp8", "mp8"),
+        convert("mp2pp3 → mp4 (6 → 4)", "mp2pp3", "mp4"),
+    ]
+
+
+_MERGED = (
+    "import mindspore as ms, os, tempfile\n"
+    "def merged(d):\n"
+    "    p = tempfile.mkdtemp() + '/s.ckpt'; ms.merge_pipeline_strategys(d, p); return p\n"
+)
+
+
+def _transform(src: str, a: str, b: str) -> str:
+    target = f"merged({b!r})" if b else "None"
+    return _MERGED + f"ms.transform_checkpoints({src!r}, '{{out}}', 'checkpoint_', merged({a!r}), {target})"
+
+
+def _transform_full(folder: Path, b: str) -> str:
+    return (
+        _MERGED + "d = tempfile.mkdtemp(); os.mkdir(d + '/rank_0')\n"
+        f"os.symlink({str(folder.resolve() / 'full.ckpt')!r}, d + '/rank_0/full.ckpt')\n"
+        f"ms.transform_checkpoints(d, '{{out}}', 'checkpoint_', None, merged({b!r}))"
+    )
+
+
+def _unified(src: str, strategy: str) -> str:
+    return _MERGED + f"ms.unified_safetensors({src!r}, merged({strategy!r}), '{{out}}')"

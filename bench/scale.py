@@ -1,0 +1,269 @@
+"""Plans of a 671B mixture of experts at full scale, from sparse files that hold headers alone.
+
+    python bench/scale.py [RANKS ...]
+
+A DeepSeek-V3-like model as MindFormers names it (stacked experts, with Adam states) on 64, 256 and 1,024 ranks, and as one
+full checkpoint of 91 thousand tensors as Hugging Face names them. For each it makes the bill and one share of 16. Nothing
+is read but headers.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from reshard.formats.registry import format_named
+from reshard.index import TensorSpec
+from reshard.layout.tensor import Layout, Sharding
+from reshard.strategy.protobuf import encode_layout, encode_made, write_protobuf
+
+LAYERS, DENSE, EXPERTS = 61, 3, 256
+HIDDEN, FFN, MOE_FFN, VOCAB, HEADS = 7168, 18432, 2048, 129280, 128
+Q_LORA, KV_LORA, NOPE, ROPE = 1536, 512, 128, 64
+SHARES = 16
+HF_PARTS = 163
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """``ep`` ranks of each stage share the experts; what replicas remain share the optimizer."""
+
+    dp: int
+    tp: int
+    pp: int
+    ep: int
+
+    @property
+    def devices(self) -> int:
+        return self.dp * self.tp
+
+    @property
+    def world(self) -> int:
+        return self.devices * self.pp
+
+    def stage(self, layer: int) -> int:
+        return min(max(layer, 0), LAYERS - 1) * self.pp // LAYERS
+
+    def sharding(self, shape: Shape, kind: str) -> Sharding:
+        """Kinds: column, row, whole, norm, experts."""
+        if kind == "experts":
+            return Sharding((self.devices // self.ep, self.ep), ((0,), *((),) * (len(shape) - 1)))
+        cut = {"column": 0, "row": len(shape) - 1}.get(kind, -1)
+        tensor_map = tuple((0,) if dim == cut else () for dim in range(len(shape)))
+        shared = Sharding((self.dp, self.tp), tensor_map, 0 if kind == "norm" else -1)
+        divides = all(size % parts == 0 for size, parts in zip(shape, shared.parts, strict=True))
+        return shared if divides else Sharding((self.dp, self.tp), tensor_map)
+
+
+LAYOUTS = {
+    64: Parallel(dp=4, tp=4, pp=4, ep=16),
+    128: Parallel(dp=16, tp=4, pp=2, ep=64),
+    256: Parallel(dp=4, tp=8, pp=8, ep=32),
+    512: Parallel(dp=32, tp=4, pp=4, ep=128),
+    1024: Parallel(dp=8, tp=8, pp=16, ep=64),
+    2048: Parallel(dp=64, tp=4, pp=8, ep=128),
+}
+
+
+def mindformers() -> Iterator[tuple[str, Shape, str, int]]:
+    """Name, shape, kind of cut and layer of every weight and its Adam states."""
+    for name, shape, kind, layer in _weights():
+        yield name, shape, kind, layer
+        yield f"adam_m.{name}", shape, kind, layer
+        yield f"adam_v.{name}", shape, kind, layer
+
+
+def _weights() -> Iterator[tuple[str, Shape, str, int]]:
+    yield "model.tok_embeddings.embedding_weight", (VOCAB, HIDDEN), "column", -1
+    for i in range(LAYERS):
+        at = f"model.layers.{i}."
+        yield f"{at}attention.q2l_proj.weight", (Q_LORA, HIDDEN), "whole", i
+        yield f"{at}attention.lq_norm.weight", (Q_LORA,), "norm", i
+        yield f"{at}attention.l2q_nope_proj.weight", (HEADS * NOPE, Q_LORA), "column", i
+        yield f"{at}attention.l2q_pe_proj.weight", (HEADS * ROPE, Q_LORA), "column", i
+        yield f"{at}attention.kv2l_k_pe.weight", (ROPE, HIDDEN), "whole", i
+        yield f"{at}attention.kv2l_latent_kv.weight", (KV_LORA, HIDDEN), "whole", i
+        yield f"{at}attention.lkv_norm.weight", (KV_LORA,), "norm", i
+        yield f"{at}attention.lkv2kv_k_nope.weight", (HEADS * NOPE, KV_LORA), "column", i
+        yield f"{at}attention.lkv2kv_v.weight", (HEADS * NOPE, KV_LORA), "column", i
+        yield f"{at}attention.wo.weight", (HIDDEN, HEADS * NOPE), "row", i
+        yield from ((f"{at}{norm}.weight", (HIDDEN,), "norm", i) for norm in ("attention_norm", "ffn_norm"))
+        shared, inner = ("", FFN) if i < DENSE else ("shared_experts.", MOE_FFN)
+        yield from ((f"{at}feed_forward.{shared}{w}.weight", (inner, HIDDEN), "column", i) for w in ("w1", "w3"))
+        yield f"{at}feed_forward.{shared}w2.weight", (HIDDEN, inner), "row", i
+        if i >= DENSE:
+            routed = f"{at}feed_forward.routed_experts."
+            yield from ((f"{routed}ffn.{w}.weight", (EXPERTS, HIDDEN, MOE_FFN), "experts", i) for w in ("w1", "w3"))
+            yield f"{routed}ffn.w2.weight", (EXPERTS, MOE_FFN, HIDDEN), "experts", i
+            yield f"{routed}router.dense.weight", (EXPERTS, HIDDEN), "whole", i
+            yield f"{routed}router.e_score_correction_bias", (EXPERTS,), "norm", i
+    yield "model.norm_out.weight", (HIDDEN,), "norm", LAYERS
+    yield "lm_head.weight", (VOCAB, HIDDEN), "column", LAYERS
+
+
+def hugging_face() -> Iterator[tuple[str, Shape, str, int]]:
+    """As the model was published: fp8 weights, each with the scales of its blocks."""
+    yield "model.embed_tokens.weight", (VOCAB, HIDDEN), "column", -1
+    for i in range(LAYERS):
+        at = f"model.layers.{i}."
+        matrices: dict[str, tuple[Shape, str]] = {
+            "self_attn.q_a_proj": ((Q_LORA, HIDDEN), "whole"),
+            "self_attn.q_b_proj": ((HEADS * (NOPE + ROPE), Q_LORA), "column"),
+            "self_attn.kv_a_proj_with_mqa": ((KV_LORA + ROPE, HIDDEN), "whole"),
+            "self_attn.kv_b_proj": ((HEADS * 2 * NOPE, KV_LORA), "column"),
+            "self_attn.o_proj": ((HIDDEN, HEADS * NOPE), "row"),
+        }
+        for mlp, inner in [("mlp", FFN)] if i < DENSE else _experts():
+            matrices |= {f"{mlp}.{w}_proj": ((inner, HIDDEN), "column") for w in ("gate", "up")}
+            matrices[f"{mlp}.down_proj"] = ((HIDDEN, inner), "row")
+        for name, (shape, kind) in matrices.items():
+            yield f"{at}{name}.weight", shape, kind, i
+            yield f"{at}{name}.weight_scale_inv", (-(-shape[0] // 128), -(-shape[1] // 128)), "norm", i
+        if i >= DENSE:
+            yield f"{at}mlp.gate.weight", (EXPERTS, HIDDEN), "whole", i
+            yield f"{at}mlp.gate.e_score_correction_bias", (EXPERTS,), "norm", i
+        norms = {"input_layernorm": HIDDEN, "post_attention_layernorm": HIDDEN,
+                 "self_attn.q_a_layernorm": Q_LORA, "self_attn.kv_a_layernorm": KV_LORA}  # fmt: skip
+        yield from ((f"{at}{name}.weight", (size,), "norm", i) for name, size in norms.items())
+    yield "model.norm.weight", (HIDDEN,), "norm", LAYERS
+    yield "lm_head.weight", (VOCAB, HIDDEN), "column", LAYERS
+
+
+def _experts() -> list[tuple[str, int]]:
+    return [("mlp.shared_experts", MOE_FFN), *((f"mlp.experts.{e}", MOE_FFN) for e in range(EXPERTS))]
+
+
+def _dtype(name: str, *, hf: bool) -> str:
+    if not hf:
+        return "float32" if name.startswith("adam") else "bfloat16"
+    return "float32" if name.endswith(("scale_inv", "bias")) else "float8_e4m3fn" if "proj" in name else "bfloat16"
+
+
+def write_sparse(path: Path, tensors: dict[str, TensorSpec], suffix: str) -> None:
+    """A weight file whose tensors are holes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frame = format_named(suffix).frame(tensors, {}, {})
+    with path.open("wb") as file:
+        for offset, piece in frame.pieces:
+            file.seek(offset)
+            file.write(piece)
+        file.truncate(frame.nbytes)
+
+
+def write_strategy(path: Path, parallel: Parallel, *, hf: bool) -> Path:
+    """One file for each rank, as a job leaves them."""
+    path.mkdir(parents=True)
+    stages: list[dict[str, bytes]] = [{} for _ in range(parallel.pp)]
+    for name, shape, kind, layer in hugging_face() if hf else mindformers():
+        stages[parallel.stage(layer)][name] = encode_layout(parallel.sharding(shape, kind))
+    for number, layouts in enumerate(stages):
+        content = write_protobuf([encode_made(number)], layouts, 1)
+        for rank in range(number * parallel.devices, (number + 1) * parallel.devices):
+            (path / f"ckpt_strategy_rank_{rank}.ckpt").write_bytes(content)
+    return path
+
+
+def write_ranks(path: Path, parallel: Parallel, suffix: str) -> Path:
+    """The weight files of all ranks; those of a stage have the same header."""
+    stages: list[dict[str, TensorSpec]] = [{} for _ in range(parallel.pp)]
+    for name, shape, kind, layer in mindformers():
+        shard = Layout(shape, parallel.sharding(shape, kind)).shard_shape
+        stages[parallel.stage(layer)][name] = TensorSpec(_dtype(name, hf=False), shard)
+    for rank in range(parallel.world):
+        name = f"rank_{rank}/deepseek_rank_{rank}-1_100.{suffix}"
+        write_sparse(path / name, stages[rank // parallel.devices], suffix)
+    return path
+
+
+def write_full(path: Path) -> Path:
+    """The parts of one full checkpoint."""
+    tensors = {name: TensorSpec(_dtype(name, hf=True), shape) for name, shape, _, _ in hugging_face()}
+    names = list(tensors)
+    size = -(-len(names) // HF_PARTS)
+    for i in range(0, len(names), size):
+        part = {name: tensors[name] for name in names[i : i + size]}
+        write_sparse(path / f"model-{i // size + 1:05d}-of-{HF_PARTS:05d}.safetensors", part, "safetensors")
+    return path
+
+
+@dataclass(frozen=True)
+class Case:
+    what: str
+    src: str
+    src_strategy: str
+    dst_strategy: str
+
+
+def measure(what: str, src: str, src_strategy: str, dst_strategy: str) -> dict[str, float | str]:
+    """In this process: its own time and memory."""
+    from reshard.ops.convert import bill_of, plan
+    from reshard.ops.options import Options
+    from reshard.planning.shares import Share
+
+    options = Options(src_strategy=src_strategy, dst_strategy=dst_strategy, format="safetensors")
+    began = time.monotonic()
+    if what == "bill":
+        made = plan(src, "out", options)
+        bill = bill_of(made, "out", options)
+        seconds = time.monotonic() - began
+        found: dict[str, float | str] = {"files": bill.source_files, "tensors": bill.tensors, "written": bill.written_nbytes}
+        found |= {"read": bill.read_nbytes / bill.needed_nbytes, "json": len(made.to_json())}
+    else:
+        from dataclasses import replace
+
+        made = plan(src, "out", replace(options, share=Share(SHARES // 2, SHARES)))
+        bill = bill_of(made, "out", options)
+        seconds = time.monotonic() - began
+        found = {"json": len(made.to_json())}
+    return {**found, "seconds": seconds, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10}
+
+
+def run(what: str, case: Case) -> dict[str, float | str]:
+    arguments = [sys.executable, __file__, "--measure", what, case.src, case.src_strategy, case.dst_strategy]
+    done = subprocess.run(arguments, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout)
+
+
+def main(ranks: list[int], suffix: str) -> None:
+    folder = Path(tempfile.mkdtemp(prefix="reshard-scale-"))
+    try:
+        full = str(write_full(folder / "full"))
+        print("| what | files | tensors | bill | peak | plan | read | a share of 16 | its peak | its plan |")
+        print("|---|---|---|---|---|---|---|---|---|---|")
+        for n in ranks:
+            src = str(write_ranks(folder / f"src{n}", LAYOUTS[n], suffix))
+            old, new = (str(write_strategy(folder / f"s{m}", LAYOUTS[m], hf=False)) for m in (n, 2 * n))
+            hf = str(write_strategy(folder / f"hf{n}", LAYOUTS[n], hf=True))
+            for case in (
+                Case(f"{n:,} → {2 * n:,}", src, old, new),
+                Case(f"{n:,} → 1", src, old, ""),
+                Case(f"1 → {n:,}", full, "", hf),
+            ):
+                bill, share = run("bill", case), run("share", case)
+                print(f"| {case.what} | {bill['files']:,} | {bill['tensors']:,} | {bill['seconds']:.1f} s | {_mib(bill['peak'])} "
+                      f"| {_mib(bill['json'])} | {bill['read']:.2f} × | {share['seconds']:.2f} s | {_mib(share['peak'])} "
+                      f"| {_mib(share['json'])} |", flush=True)  # fmt: skip
+            shutil.rmtree(src)
+    finally:
+        shutil.rmtree(folder)
+
+
+def _mib(nbytes: float | str) -> str:
+    return f"{float(nbytes) / (1 << 20):,.1f} MiB"
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--measure"]:
+        print(json.dumps(measure(*sys.argv[2:])))
+    else:
+        main([int(n) for n in sys.argv[1:] if n.isdigit()] or [64, 256, 1024], "ckpt" if "ckpt" in sys.argv else "safetensors")
