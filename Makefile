@@ -5,7 +5,7 @@ MS_VENV := .venv-mindspore
 NP1_VENV := .venv-numpy1
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo test test-oracle test-numpy1 bench lint format clean
+.PHONY: help setup demo test test-oracle test-browser test-numpy1 bench lint format clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/'
@@ -13,7 +13,7 @@ help:
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
-	$(BIN)/python -m pip install -q -e '.[dev]'
+	$(BIN)/python -m pip install -q -e '.[dev,ray]'
 	touch $@
 
 $(MS_VENV)/ready: Makefile
@@ -38,6 +38,10 @@ test: setup ## all tests that need neither MindSpore nor a network
 
 test-oracle: setup $(MS_VENV)/ready ## MindSpore judges what we write and read
 	$(BIN)/python -m pytest -m oracle tests/oracle --mindspore $(MS_VENV)/bin/python
+
+test-browser: setup ## reports in a real Chromium; installs one on Debian and its like where there is none
+	command -v chromedriver >/dev/null || { apt-get update -q && apt-get install -qy chromium chromium-driver; }
+	$(BIN)/python -m pytest -m browser tests/browser --browser
 
 test-numpy1: $(NP1_VENV)/ready ## tests on the oldest NumPy, as MindSpore's process has it
 	$(NP1_VENV)/bin/python -m pytest tests/unit tests/property tests/golden

@@ -1,4 +1,4 @@
-"""What all tests share: the option that names MindSpore's interpreter."""
+"""What all tests share: the options that let the oracle and the browser take part."""
 
 from __future__ import annotations
 
@@ -7,13 +7,18 @@ import pytest
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--mindspore", metavar="PYTHON", help="interpreter that has MindSpore; runs the oracle tests")
+    parser.addoption("--browser", action="store_true", help="chromium and chromedriver are there; runs their tests")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without ``--mindspore`` the oracle has no voice."""
-    if config.getoption("--mindspore"):
-        return
-    silent = pytest.mark.skip(reason="no --mindspore PYTHON was given; make test-oracle gives it")
+    """Without ``--mindspore`` the oracle has no voice, without ``--browser`` nothing is looked at."""
+    reasons = {
+        "oracle": ""
+        if config.getoption("--mindspore")
+        else "no --mindspore PYTHON was given; make test-oracle gives it",
+        "browser": "" if config.getoption("--browser") else "no --browser was given; make test-browser gives it",
+    }
     for item in items:
-        if item.get_closest_marker("oracle"):
-            item.add_marker(silent)
+        for name, reason in reasons.items():
+            if reason and item.get_closest_marker(name):
+                item.add_marker(pytest.mark.skip(reason=reason))

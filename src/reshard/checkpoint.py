@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 from reshard.formats.registry import format_named
 from reshard.planning.catalog import Catalog, Tensor
 from reshard.planning.decide import Missing
-from reshard.planning.planner import Choices, Target, make_plan
+from reshard.planning.planner import make_plan
+from reshard.planning.show import catalog_html, tensor_html
+from reshard.planning.target import Choices, Target
 from reshard.planning.tasks import tasks
 from reshard.run.probe import probe
 from reshard.run.source import Source, agreements, open_source
-from reshard.strategy.folder import read_strategy
+from reshard.run.strategies import read_strategy
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -56,6 +58,9 @@ class TensorView:
     def __repr__(self) -> str:
         return f"<{self.name}: {self.dtype}{list(self.shape)} in {list(self.parts)} parts>"
 
+    def _repr_html_(self) -> str:
+        return self._checkpoint._html_of(self.name)
+
 
 class Checkpoint(Mapping[str, TensorView]):
     """Tensors by name. ``len``, ``in``, iteration and shapes read no values."""
@@ -77,6 +82,13 @@ class Checkpoint(Mapping[str, TensorView]):
     def __repr__(self) -> str:
         ranks = len({f.rank for f in self._source.files})
         return f"<checkpoint {self.path}: {len(self)} tensors on {ranks} ranks>"
+
+    def _repr_html_(self) -> str:
+        return catalog_html(repr(self).strip("<>"), self._source)
+
+    def _html_of(self, name: str) -> str:
+        """How one tensor is cut, as a picture for a page."""
+        return tensor_html(self._source, self._source.tensors[name])
 
     @property
     def texts(self) -> dict[str, str]:

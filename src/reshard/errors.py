@@ -17,6 +17,8 @@ Built-in exceptions that reach the user are bugs.
 
 from __future__ import annotations
 
+DOCS = "docs/{page}.md"  # the pages lie beside the code; the address of the site goes here once it has one
+
 
 class ReshardError(Exception):
     """Root of the tree: what was seen and expected, where, and what to do next."""
@@ -28,6 +30,11 @@ class ReshardError(Exception):
         self.message = message
         self.where = where
         self.hint = hint
+
+    @property
+    def docs(self) -> str:
+        """Where the documentation tells of errors of this class."""
+        return f"{DOCS.format(page='reference/errors')}#{type(self).__name__.lower()}"
 
     def __str__(self) -> str:
         text = f"{self.where}: {self.message}" if self.where else self.message

@@ -22,6 +22,7 @@ import typer.main
 from folders import MAKERS, SMALL_SIZES, SMALL_WORDS, make_demo
 from pages import ROOT, Shown, Step, anchors, links, pages, sections, shown_steps, text_of
 
+from reshard import errors
 from reshard.cli.main import app
 
 NOT_RUN = {
@@ -36,6 +37,7 @@ PAGES = pages()
 STEPS = {page: shown_steps(text_of(page)) for page in PAGES}
 RUN = {page: tuple(s for s in steps if s.step.text not in NOT_RUN) for page, steps in STEPS.items()}
 END = "\x01"
+ERRORS = {name.lower(): found for name, found in vars(errors).items() if name.endswith("Error")}
 
 # What differs between the demo's model and machine and those of the test, most special first.
 MASKS = tuple(
@@ -85,11 +87,13 @@ def agrees(shown: tuple[str, ...], got: list[str]) -> bool:
 
 
 def expected_code(shown: Shown) -> int:
-    """1 where a comparison shows its error or a difference, 3 where an input is refused, else 0."""
-    refused = any(line.startswith("error: ") for line in shown.lines)
-    if shown.step.kind == "console" and re.match(r"reshard (\w+ )?(verify|diff)\b", shown.step.text):
-        return int(refused or any(re.search(r"\b[1-9]\d* differ$", line) for line in shown.lines))
-    return 3 if refused else 0
+    """That of the error whose page is named; 1 where a comparison shows a difference, 3 where an input is refused."""
+    named = re.search(r"^  docs: .*errors\.md#(\w+)$", "\n".join(shown.lines), re.MULTILINE)
+    if named:
+        return ERRORS[named[1]].exit_code
+    if re.match(r"reshard (\w+ )?(verify|diff)\b", shown.step.text):
+        return int(any(re.search(r"\b[1-9]\d* differ$", line) for line in shown.lines))
+    return 3 if any(line.startswith("error: ") for line in shown.lines) else 0
 
 
 def run(folder: Path, steps: tuple[Step, ...], scripts: Path) -> list[tuple[int, list[str]]]:

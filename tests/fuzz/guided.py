@@ -6,6 +6,7 @@ brought anything but our errors ends that reader's run and is kept as ``fuzz-REA
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -43,7 +44,8 @@ def main(seconds: str, names: list[str]) -> int:
         print(f"== {name}", flush=True)
         if subprocess.run([sys.executable, "-m", "tests.fuzz.guided", "--one", name, seconds]).returncode:
             failed.append(name)
-    print("faults:", ", ".join(failed) or "none")
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(f"{(used.ru_utime + used.ru_stime) / 60:.1f} CPU-minutes; faults:", ", ".join(failed) or "none")
     return int(bool(failed))
 
 

@@ -57,7 +57,7 @@ def _merged(seeds: Path) -> None:
 
 
 def _run(seeds: Path, tree: Path) -> None:
-    """A target, its manifest and journal, and the plan that made it."""
+    """A target, its manifest and the notes of a run under way, and the plan that made it."""
     strategy = str(tree / "strategy.ckpt")
     options = Options(src_strategy=strategy, dst_strategy=strategy, fsync=False)
     (seeds / "plan.json").write_bytes(
@@ -66,9 +66,8 @@ def _run(seeds: Path, tree: Path) -> None:
     reshard.convert(tree / "ranks", tree / "done", options)
     meta = tree / "done" / ".reshard"
     manifest = json.loads((meta / "manifest.json").read_text())
-    lines = [{"plan": manifest["plan"], "made_of": manifest["made_of"]}]
-    lines += [{"path": f["path"], "nbytes": f["nbytes"], "runs": f["runs"]} for f in manifest["files"][:2]]
-    (seeds / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (seeds / "begun.json").write_text(json.dumps({"plan": manifest["plan"], "made_of": manifest["made_of"]}))
+    (seeds / "0.json").write_text(json.dumps(manifest["files"][0]))
     (meta / "manifest.json").rename(seeds / "manifest.json")
     shutil.rmtree(meta)
 

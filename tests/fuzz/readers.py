@@ -62,12 +62,16 @@ def _with_strategy(path: Path) -> None:
 
 
 def _resumed(path: Path) -> None:
-    folder = path.parents[2]
+    """A run goes on from these notes; the identity of its plan, which has times in it, is put where the seed has its."""
+    folder = next(up for up in path.parents if (up / "done").is_dir() and (up / "ranks").is_dir())
+    meta = folder / "done" / ".reshard"
     options = Options(src_strategy=str(folder / "strategy.ckpt"), dst_strategy=str(folder / "strategy.ckpt"),
                       fsync=False, workers=1, resume=True)  # fmt: skip
     ours = reshard.plan(folder / "ranks", folder / "done", options).identity.encode()
-    theirs = json.loads((SEEDS / "journal.jsonl").read_bytes().split(b"\n")[0])["plan"].encode()
-    path.write_bytes(path.read_bytes().replace(theirs, ours))
+    seed = (SEEDS / "begun.json").read_bytes()
+    begun = meta / "begun.json"
+    content = begun.read_bytes() if begun.exists() else seed
+    begun.write_bytes(content.replace(json.loads(seed)["plan"].encode(), ours))
     reshard.convert(folder / "ranks", folder / "done", options)
 
 
@@ -87,7 +91,8 @@ READERS = (
     Reader("strategy.json", _with_strategy, beside="tree", as_json=True),
     Reader("plan.json", lambda path: plan_from_json(path.read_bytes()), as_json=True),
     Reader("manifest.json", lambda path: reshard.verify(path.parents[1]), "done/.reshard/manifest.json", "tree", True),
-    Reader("journal.jsonl", _resumed, "done/.reshard/journal.jsonl", "tree", True),
+    Reader("begun.json", _resumed, "done/.reshard/begun.json", "tree", True),
+    Reader("0.json", _resumed, "done/.reshard/done/0.json", "tree", True),
     Reader("model.safetensors.index.json", lambda path: inspect(str(path.parent)), "parts/model.safetensors.index.json",
            "tree", True),
     Reader("adapter_config.json", read_config, as_json=True),

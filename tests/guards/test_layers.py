@@ -7,13 +7,15 @@ import ast
 import pytest
 from source import MODULES, dotted, imports, parsed
 
-LEAVES = {"errors", "dtypes", "_version"}
+LEAVES = {"errors", "dtypes", "closest", "drawing", "_version"}
 VALUES = {"layout", "index", "wire", "yaml_text"}
 HEADERS = {"formats", "strategy"}
 LIBRARY = LEAVES | VALUES | HEADERS | {"planning", "run", "ops"}
 ALLOWED = {
     "errors": set(),
     "dtypes": set(),
+    "closest": set(),
+    "drawing": set(),
     "_version": set(),
     "__init__": LIBRARY | {"checkpoint"},  # names only, imported when used
     "layout": LEAVES,

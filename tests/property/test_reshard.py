@@ -21,7 +21,8 @@ from reshard.ops.convert import execute
 from reshard.ops.observer import Observer
 from reshard.ops.options import Options
 from reshard.planning.bill import make_bill
-from reshard.planning.planner import Choices, Target, make_plan
+from reshard.planning.planner import make_plan
+from reshard.planning.target import Choices, Target
 from reshard.run.source import Source, open_source
 from reshard.strategy.folder import read_strategy
 

@@ -49,10 +49,9 @@ class Work:
         return ("convert", self.src, self.out, *self.strategies, "--quiet", "--max-rate", "400KiB/s", *more)
 
     def noted(self) -> dict[str, int]:
-        """The inode of every file that the journal calls whole."""
-        journal = self.out / ".reshard" / "journal.jsonl"
-        lines = journal.read_text().split("\n")[1:] if journal.exists() else []
-        paths = [json.loads(line)["path"] for line in lines if line.endswith("}")]
+        """The inode of every file that is noted as whole."""
+        records = (self.out / ".reshard" / "done").glob("[0-9].json")
+        paths = [json.loads(record.read_bytes())["path"] for record in records]
         return {path: (self.out / path).stat().st_ino for path in paths}
 
     def finished(self) -> bool:

@@ -23,7 +23,9 @@ def _hand_over(tool: str, context: typer.Context) -> None:
     raise typer.Exit(import_module(f"reshard.compat.{tool}").main(context.args))
 
 
-@app.command("transform_checkpoint", context_settings=_AS_GIVEN)
+@app.command(
+    "transform_checkpoint", short_help="Convert .ckpt weights, by one process or several.", context_settings=_AS_GIVEN
+)
 def transform_checkpoint(context: typer.Context) -> None:
     """Convert .ckpt weights between parallel layouts, by one process or several.
 
@@ -36,7 +38,7 @@ def transform_checkpoint(context: typer.Context) -> None:
     _hand_over("transform_checkpoint", context)
 
 
-@app.command("transform_ckpt", context_settings=_AS_GIVEN)
+@app.command("transform_ckpt", short_help="Convert rank folders of .ckpt; the older tool.", context_settings=_AS_GIVEN)
 def transform_ckpt(context: typer.Context) -> None:
     """Convert rank folders of .ckpt weights between parallel layouts; the older tool.
 
@@ -62,7 +64,7 @@ def transform_ckpt_lora(context: typer.Context) -> None:
     _hand_over("transform_ckpt_lora", context)
 
 
-@app.command("unified_safetensors", context_settings=_AS_GIVEN)
+@app.command("unified_safetensors", short_help="Merge sliced safetensors into one.", context_settings=_AS_GIVEN)
 def unified_safetensors(context: typer.Context) -> None:
     """Merge sliced safetensors into one full checkpoint.
 
@@ -75,7 +77,9 @@ def unified_safetensors(context: typer.Context) -> None:
     _hand_over("unified_safetensors", context)
 
 
-@app.command("convert_reversed", context_settings=_AS_GIVEN)
+@app.command(
+    "convert_reversed", short_help="The name that the documentation gives unified_safetensors.", context_settings=_AS_GIVEN
+)
 def convert_reversed(context: typer.Context) -> None:
     """Merge sliced safetensors into one full checkpoint; the documentation's name of unified_safetensors.
 

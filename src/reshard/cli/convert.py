@@ -8,6 +8,8 @@ import typer
 
 from reshard.cli.output import say, say_json, warn
 from reshard.cli.params import Json, Quiet, Source, Target, conversion_options, takes_conversion_options
+from reshard.cli.progress import observer, waiting
+from reshard.cli.reporting import Reporting, ReportPage, planned
 from reshard.cli.text import counted, shown_nbytes, shown_seconds
 from reshard.errors import UsageError
 
@@ -27,6 +29,7 @@ def convert(
     dry_run: DryRun = False,
     json: Json = False,
     quiet: Quiet = False,
+    report: ReportPage = "",
     **options: Any,
 ) -> None:
     """Cut, merge or re-cut a checkpoint: N ranks to M, either format.
@@ -35,7 +38,7 @@ def convert(
     reshard convert llama.ckpt out --dst-strategy strategy/              1 → N
     reshard convert ckpt out --src-strategy old/ --dst-strategy new/     N → M
     """
-    run(src, dst, options, dry_run=dry_run, json=json, quiet=quiet)
+    run(src, dst, options, report, dry_run=dry_run, json=json, quiet=quiet)
 
 
 @takes_conversion_options("dst_strategy", "ranks", "drop_redundancy")
@@ -45,6 +48,7 @@ def merge(
     dry_run: DryRun = False,
     json: Json = False,
     quiet: Quiet = False,
+    report: ReportPage = "",
     **options: Any,
 ) -> None:
     """Merge the slices of all ranks into one full checkpoint.
@@ -55,7 +59,7 @@ def merge(
     """
     if not options["src_strategy"]:
         raise UsageError("merge needs --src-strategy", hint="the strategy that the checkpoint was saved with")
-    run(src, dst, options, dry_run=dry_run, json=json, quiet=quiet)
+    run(src, dst, options, report, dry_run=dry_run, json=json, quiet=quiet)
 
 
 @takes_conversion_options("src_strategy", "max_shard_size")
@@ -65,6 +69,7 @@ def split(
     dry_run: DryRun = False,
     json: Json = False,
     quiet: Quiet = False,
+    report: ReportPage = "",
     **options: Any,
 ) -> None:
     """Cut one full checkpoint into the slices of N ranks.
@@ -74,32 +79,47 @@ def split(
     """
     if not options["dst_strategy"]:
         raise UsageError("split needs --dst-strategy", hint="the strategy of the job that will load the slices")
-    run(src, dst, options, dry_run=dry_run, json=json, quiet=quiet)
+    run(src, dst, options, report, dry_run=dry_run, json=json, quiet=quiet)
 
 
-def run(src: str, dst: str, given: dict[str, Any], *, dry_run: bool, json: bool, quiet: bool) -> None:
-    from reshard.ops.convert import plan
-
+def run(src: str, dst: str, given: dict[str, Any], report: str, *, dry_run: bool, json: bool, quiet: bool) -> None:
     options = conversion_options(given)
-    carry_out(plan(src, dst, options), dst, options, dry_run=dry_run, json=json, quiet=quiet)
+    with waiting("reading headers", quiet=quiet or json):
+        made, reporting = planned(src, dst, options, report)
+    carry_out(made, dst, options, reporting, dry_run=dry_run, json=json, quiet=quiet)
 
 
-def carry_out(made: Plan, dst: str, options: Options, *, dry_run: bool, json: bool, quiet: bool) -> None:
-    """Show the bill of a plan, or execute it and say what was done."""
-    from reshard.cli.progress import observer
+def carry_out(
+    made: Plan,
+    dst: str,
+    options: Options,
+    reporting: Reporting | None = None,
+    *,
+    dry_run: bool,
+    json: bool,
+    quiet: bool,
+) -> None:
+    """Show the bill of a plan, or execute it and say what was done; write the report of either."""
     from reshard.ops.convert import bill_of, execute
 
     warn(made.warnings)
     if dry_run:
         bill = bill_of(made, dst, options)
         say_json(bill) if json else say("\n".join(bill_lines(bill)))
+        if reporting:
+            reporting.write(made, options, bill)
         return
-    done = execute(made, dst, options, observer(quiet=quiet or json))
+    shown = observer(quiet=quiet or json)
+    done = execute(made, dst, options, reporting.listening(shown) if reporting else shown)
+    if reporting:
+        reporting.write(made, options, done.bill, done)
     warn(done.warnings)
     if json:
         say_json(done)
     elif not quiet:
         say("\n".join(summary(done)))
+        if options.share and done.missing_files:
+            say(f"share {options.share}: {counted(done.missing_files, 'file')} of others still to be made")
 
 
 def bill_lines(bill: Bill) -> list[str]:
@@ -121,6 +141,7 @@ def bill_lines(bill: Bill) -> list[str]:
 
 
 def summary(done: Conversion) -> list[str]:
+    """Three lines: what there is now, what it took, and what is not in it."""
     bill = done.bill
     rate = done.written_nbytes / done.seconds if done.seconds else 0
     kept = f", {done.skipped_files} were whole already" if done.skipped_files else ""
@@ -131,8 +152,5 @@ def summary(done: Conversion) -> list[str]:
         f"{shown_nbytes(done.read_nbytes)} read, {shown_nbytes(done.written_nbytes)} written "
         f"in {shown_seconds(done.seconds)} ({shown_nbytes(rate)}/s)",
     ]
-    if left:
-        lines.append("left out: " + "; ".join(left))
-    if done.verified_nbytes:
-        lines.append(f"verified: {shown_nbytes(done.verified_nbytes)} read again, all as written")
-    return lines
+    read_again = f"; verified: {shown_nbytes(done.verified_nbytes)} read again, all as written"
+    return [*lines, "left out: " + ("; ".join(left) or "nothing") + (read_again if done.verified_nbytes else "")]

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from reshard.cli.fingerprint import grouped
 from reshard.cli.output import say, say_json, warn
 from reshard.cli.params import Json, Select, Suffix
+from reshard.cli.reporting import page_path, write_page
 from reshard.cli.text import counted, shown_nbytes
+from reshard.errors import UsageError
+
+if TYPE_CHECKING:
+    from reshard.ops.inspect import Inspection
 
 
 def inspect(
@@ -18,29 +24,62 @@ def inspect(
     tensor: Annotated[str, typer.Option(metavar="RE", help="Only tensors whose name matches.")] = "",
     select: Select = "natural",
     suffix: Suffix = "",
+    html: Annotated[
+        str, typer.Option("--html", metavar="out.html", help="Write a report: one page to look at, mail and print.")
+    ] = "",
+    fingerprint: Annotated[
+        bool, typer.Option("--fingerprint", help="Also compute its fingerprint; reads every value.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Say what a checkpoint holds: tensors, shapes, dtypes, how each is cut, what is missing. Reads headers only.
 
     \b
     reshard inspect ckpt --strategy strategy/ --tensor lm_head
+    reshard inspect ckpt --strategy strategy/ --html ckpt.html
     """
-    from reshard.ops.inspect import inspect as look
-    from reshard.ops.inspect import tensor_lines
-    from reshard.planning.names import compiled
+    from dataclasses import replace
+
+    from reshard.cli.progress import observer
+    from reshard.ops.fingerprint import fingerprint as number
+    from reshard.ops.inspect import inspection, only, opened
+    from reshard.planning.names import NameRules, compiled
+    from reshard.report.make import checkpoint_report
+    from reshard.report.values import Print
     from reshard.run.discover import as_select
 
-    found = look(path, strategy, as_select(select), suffix, rank=on_rank if on_rank >= 0 else None)
+    if fingerprint and on_rank >= 0:
+        raise UsageError("--fingerprint is of a whole checkpoint, --on-rank of one rank", hint="give one of them")
+    page = page_path(html) if html else None
+    source = opened(path, strategy, as_select(select), suffix, rank=on_rank if on_rank >= 0 else None)
     if tensor:
-        found = found.only(compiled(tensor))
+        source = only(source, compiled(tensor))
+    found = inspection(source)
+    if fingerprint:
+        rules = NameRules(include=(tensor,) if tensor else ())
+        numbers = number(path, strategy, rules, as_select(select), suffix, observer(quiet=json))
+        found = replace(found, fingerprint=numbers.number, weights_fingerprint=numbers.weights)
+    if page:
+        prints = (Print(found.fingerprint, found.weights_fingerprint),) if fingerprint else ()
+        write_page(page, checkpoint_report(source, path, prints))
     warn(found.warnings)
     if json:
         say_json(found)
-        return
-    say(
+    else:
+        say("\n".join(_lines(path, found, html)))
+
+
+def _lines(path: str, found: Inspection, html: str) -> list[str]:
+    """One line and the tensors; these are in the report where there is one."""
+    from reshard.ops.inspect import tensor_lines
+
+    stages = f", {found.stages} stages" if found.stages > 1 else ""
+    lines = [
         f"{path}: {counted(found.files, 'file')}, {shown_nbytes(found.nbytes)}, {counted(found.ranks, 'rank')}"
-        f"{f', {found.stages} stages' if found.stages > 1 else ''}; {counted(len(found.tensors), 'tensor')}, "
-        f"{found.parameters:,} elements"
-    )
-    for line in tensor_lines(found):
-        say(line)
+        f"{stages}; {counted(len(found.tensors), 'tensor')}, {found.parameters:,} elements",
+        *([f"report: {html}"] if html else tensor_lines(found)),
+    ]
+    if found.fingerprint:
+        numbers = grouped(found.fingerprint), grouped(found.weights_fingerprint)
+        lines.append("fingerprint {}, of the weights alone {}".format(*numbers))
+    return lines

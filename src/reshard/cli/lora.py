@@ -8,6 +8,7 @@ import typer
 
 from reshard.cli.convert import DryRun, carry_out
 from reshard.cli.params import Json, Quiet, Source, Target, conversion_options, takes_conversion_options
+from reshard.cli.reporting import Reporting, ReportPage, page_path
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Merge LoRA adapters into their base weights.")
 
@@ -17,7 +18,7 @@ def _lora() -> None:
     """Merge LoRA adapters into their base weights."""
 
 
-@app.command()
+@app.command(short_help="Add LoRA weights to their base, into any layout.")
 @takes_conversion_options()
 def merge(
     src: Source,
@@ -33,6 +34,7 @@ def merge(
     dry_run: DryRun = False,
     json: Json = False,
     quiet: Quiet = False,
+    report: ReportPage = "",
     **options: Any,
 ) -> None:
     """Add LoRA weights to their base: W + (B @ A) * scaling, from slices or full, to one checkpoint or any layout.
@@ -43,11 +45,14 @@ def merge(
     """
     from dataclasses import replace
 
-    from reshard.ops.lora import lora_config, plan_lora
+    from reshard.ops.lora import lora_config, open_with_adapter, plan_lora_of
 
     made = conversion_options(options)
     how = lora_config(scaling, lora_alpha, lora_rank, config, adapter)
     if fan_in_fan_out:
         how = replace(how, transposed=True)
-    plan = plan_lora(src, dst, how, made, adapter)
-    carry_out(plan, dst, made, dry_run=dry_run, json=json, quiet=quiet)
+    page = page_path(report) if report else None
+    source = open_with_adapter(src, made, adapter)
+    plan = plan_lora_of(source, dst, how, made)
+    reporting = Reporting(page, source, (src, dst)) if page else None
+    carry_out(plan, dst, made, reporting, dry_run=dry_run, json=json, quiet=quiet)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import gc
 import signal
 import sys
 from types import FrameType
@@ -10,8 +10,24 @@ from typing import Annotated
 
 import typer
 
-from reshard.cli import compat, convert, diff, fingerprint, inspect, lora, plan, strategy, unify, verify
-from reshard.cli.output import say, say_error
+from reshard.cli import (
+    auto,
+    compat,
+    convert,
+    diff,
+    doctor,
+    explain,
+    fingerprint,
+    inspect,
+    lora,
+    plan,
+    strategy,
+    unify,
+    verify,
+)
+from reshard.cli.environment import suit_workers
+from reshard.cli.output import on_terminal, say, say_error
+from reshard.cli.usage import CommandLineError, say_wrong_words
 from reshard.errors import ReshardError, RunError
 
 _INTERRUPTED = 130
@@ -44,15 +60,22 @@ def _reshard(
     """Cut, merge and re-cut the weight files of large models between parallel layouts."""
 
 
-app.command()(convert.convert)
+app.command(short_help="Re-cut a checkpoint: any N ranks to any M, either format.")(convert.convert)
 app.command()(convert.merge)
 app.command()(convert.split)
-app.command()(plan.plan)
-app.command()(inspect.inspect)
-app.command()(verify.verify)
-app.command()(diff.diff)
-app.command()(fingerprint.fingerprint)
-app.command()(unify.unify)
+app.command(short_help="What a conversion would read, write and need.")(plan.plan)
+app.command(short_help="What a checkpoint holds, from its headers.")(inspect.inspect)
+app.command(short_help="Where a tensor lies, and how each slice is made.")(explain.explain)
+app.command(short_help="Prove that DST is as written, or holds exactly SRC.")(verify.verify)
+app.command(short_help="Compare two checkpoints tensor by tensor.")(diff.diff)
+app.command(short_help="A number of the content, whatever the layout.")(fingerprint.fingerprint)
+app.command(short_help="Merge rank folders into full safetensors parts.")(unify.unify)
+app.command(
+    cls=auto.AutoCommand,
+    short_help="The start of a job: its weights in its layout.",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)(auto.auto)
+app.command(short_help="Versions, file systems, limits: what may stand in the way.")(doctor.doctor)
 app.add_typer(lora.app, name="lora")
 app.add_typer(strategy.app, name="strategy")
 app.add_typer(compat.app, name="compat")
@@ -76,26 +99,29 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _say_interrupted() -> None:
-    sys.stderr.write("interrupted: no file under its final name is partial; --resume goes on\n")
+    cursor = "\r\x1b[K\x1b[?25h" if on_terminal() else ""  # a bar that was drawn just now has hidden it
+    sys.stderr.write(f"{cursor}interrupted: no file under its final name is partial; --resume goes on\n")
 
 
 def _main(args: list[str]) -> None:
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # workers are threads already; theirs would fight over the cores
+    gc.set_threshold(100_000, 20, 100)  # plans are many small objects and no cycles: a quarter of their time
+    suit_workers()
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGINT, _interrupt)
-    debug = "--debug" in args
-    args = [a for a in args if a != "--debug"]
+    ours = args.index("--") if "--" in args else len(args)  # what comes after is another program's
+    debug = "--debug" in args[:ours]
+    args = [a for i, a in enumerate(args) if i >= ours or a != "--debug"]
     try:
-        app(args, prog_name="reshard")
+        code = app(args, prog_name="reshard", standalone_mode=False)
     except ReshardError as error:
         if debug:
             raise
         say_error(error)
         sys.exit(error.exit_code)
-    except SystemExit as stop:
-        if stop.code == _INTERRUPTED:
-            _say_interrupted()
-        raise
+    except CommandLineError as error:
+        sys.exit(say_wrong_words(error))
+    except typer.Abort:  # what typer makes of an interruption, in some releases
+        raise KeyboardInterrupt from None
     except Exception as error:
         if _signals:  # Python turns an interruption of some of its own steps into other errors
             raise KeyboardInterrupt from error
@@ -103,3 +129,6 @@ def _main(args: list[str]) -> None:
             raise
         sys.stderr.write(f"error: {type(error).__name__}: {error}\n  hint: a bug in reshard; --debug shows where\n")
         sys.exit(RunError.exit_code)
+    if code == _INTERRUPTED:  # what it makes of one in others
+        raise KeyboardInterrupt
+    sys.exit(code)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
+from reshard.closest import closest, did_you_mean
 from reshard.errors import ReshardError
+
+_RED, _YELLOW = "31", "33"
 
 
 def say(text: str) -> None:
@@ -19,13 +24,40 @@ def say_json(value: Any) -> None:
     sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
 
 
+def on_terminal() -> bool:
+    """Whether standard error is a terminal that understands more than plain lines."""
+    return sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+
+
+def _coloured(word: str, colour: str) -> str:
+    return f"\x1b[1;{colour}m{word}\x1b[0m" if on_terminal() and not os.environ.get("NO_COLOR") else word
+
+
 def warn(warnings: Iterable[str]) -> None:
     for warning in warnings:
-        sys.stderr.write(f"warning: {warning}\n")
+        sys.stderr.write(f"{_coloured('warning:', _YELLOW)} {warning}\n")
+
+
+def complain(message: str, hints: Iterable[str], docs: str) -> None:
+    """An error: what is wrong, what to do about it, and where to read on."""
+    lines = [f"{_coloured('error:', _RED)} {message}", *(f"  hint: {hint}" for hint in hints if hint)]
+    sys.stderr.write("\n".join([*lines, *([f"  docs: {docs}"] if docs else [])]) + "\n")
 
 
 def say_error(error: ReshardError) -> None:
     where = f"{error.where}: " if error.where else ""
-    sys.stderr.write(f"error: {where}{error.message}\n")
-    if error.hint:
-        sys.stderr.write(f"  hint: {error.hint}\n")
+    complain(f"{where}{error.message}", (error.hint, _meant_path(error.where)), error.docs)
+
+
+def _meant_path(where: str) -> str:
+    """What a path that leads nowhere may have meant: the nearest names in the deepest folder that is there."""
+    path = Path(where)
+    try:
+        if not where or "\n" in where or "://" in where or path.exists():
+            return ""
+        while not path.parent.exists():
+            path = path.parent
+        names = [found.name for found in path.parent.iterdir()]
+    except (OSError, ValueError):  # not a path, or one that we may not look at
+        return ""
+    return did_you_mean(str(path.parent / near) for near in closest(path.name, names))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from reshard.cli.completion import one_of
+from reshard.cli.sharing import parse_share, read_nodes
 from reshard.cli.text import parse_nbytes, parse_ranks, parse_rename
 
 if TYPE_CHECKING:
@@ -26,7 +29,14 @@ DstStrategy = Annotated[
     str,
     typer.Option("--dst-strategy", metavar="P", help="Strategy of DST: file or folder. None: one full checkpoint."),
 ]
-Select = Annotated[str, typer.Option(help="Which file of a rank_x with several: natural, name, mtime or step.")]
+Select = Annotated[
+    str,
+    typer.Option(
+        metavar="RULE",
+        help="Which file of a rank_x with several: natural, name, mtime or step.",
+        autocompletion=one_of("natural", "name", "mtime", "step"),
+    ),
+]
 Suffix = Annotated[str, typer.Option(metavar="E_S", help="Only files whose name ends so, as 1_10.")]
 Include = Annotated[list[str] | None, typer.Option(metavar="RE", help="Only tensors whose name matches; repeatable.")]
 Exclude = Annotated[
@@ -36,22 +46,50 @@ Rename = Annotated[
     list[str] | None,
     typer.Option(metavar="'RE=>NAME'", help="Rename tensors, as re.sub does; repeatable."),
 ]
-Dtype = Annotated[str, typer.Option(metavar="D", help="Cast floating weights (bfloat16, float16, float32 …).")]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        metavar="D",
+        help="Cast floating weights (bfloat16, float16, float32 …).",
+        autocompletion=one_of("bfloat16", "float16", "float32", "float64"),
+    ),
+]
 
 _CONVERSION: dict[str, tuple[Any, Any]] = {
     "src_strategy": (SrcStrategy, ""),
     "dst_strategy": (DstStrategy, ""),
-    "format": (Annotated[str, typer.Option(metavar="F", help="ckpt or safetensors. Default: as SRC.")], ""),
+    "format": (
+        Annotated[
+            str,
+            typer.Option(
+                metavar="F",
+                help="ckpt or safetensors. Default: as SRC.",
+                autocompletion=one_of("ckpt", "safetensors"),
+            ),
+        ],
+        "",
+    ),
     "prefix": (Annotated[str, typer.Option(help="Files are rank_r/{prefix}{r}.")], "checkpoint_"),
     "dtype": (Dtype, ""),
     "rename": (Rename, None),
     "include": (Include, None),
     "exclude": (Exclude, None),
     "ranks": (Annotated[str, typer.Option(metavar="0-7,12", help="Make only these target ranks.")], ""),
+    "share": (
+        Annotated[str, typer.Option(metavar="i/n|auto", help="Make only this share; others make theirs, anywhere.")],
+        "",
+    ),
     "select": (Select, "natural"),
     "suffix": (Suffix, ""),
     "missing": (
-        Annotated[str, typer.Option(metavar="error|drop", help="drop: leave out what nobody can know.")],
+        Annotated[
+            str,
+            typer.Option(
+                metavar="error|drop",
+                help="drop: leave out what nobody can know.",
+                autocompletion=one_of("error", "drop"),
+            ),
+        ],
         "error",
     ),
     "max_shard_size": (
@@ -70,18 +108,47 @@ _CONVERSION: dict[str, tuple[Any, Any]] = {
         Annotated[bool, typer.Option("--crc", help="Check CRC tails of .ckpt sources, write them to .ckpt.")],
         False,
     ),
-    "checksum": (Annotated[str, typer.Option(metavar="xxh3|off", help="Hash what is written.")], "xxh3"),
+    "checksum": (
+        Annotated[
+            str, typer.Option(metavar="xxh3|off", help="Hash what is written.", autocompletion=one_of("xxh3", "off"))
+        ],
+        "xxh3",
+    ),
     "no_fsync": (
         Annotated[bool, typer.Option("--no-fsync", help="Faster; a power cut may lose files.")],
         False,
     ),
     "replicas": (
-        Annotated[str, typer.Option(metavar="copy|link", help="link: write equal files once, link the others.")],
+        Annotated[
+            str,
+            typer.Option(
+                metavar="copy|link",
+                help="link: write equal files once, link the others.",
+                autocompletion=one_of("copy", "link"),
+            ),
+        ],
         "copy",
     ),
     "max_rate": (Annotated[str, typer.Option(metavar="500MiB/s", help="Write no faster.")], ""),
     "workers": (Annotated[str, typer.Option(metavar="N|auto", help="Threads.")], "auto"),
     "max_memory": (Annotated[str, typer.Option(metavar="2GiB", help="Stay below.")], ""),
+    "engine": (
+        Annotated[
+            str,
+            typer.Option(
+                metavar="local|ray", help="ray: let a Ray cluster work.", autocompletion=one_of("local", "ray")
+            ),
+        ],
+        "local",
+    ),
+    "address": (
+        Annotated[str, typer.Option(metavar="A", help="The Ray cluster: auto, local, host:port or ray://host:port.")],
+        "auto",
+    ),
+    "nodes_local": (
+        Annotated[str, typer.Option(metavar="MAP", help="File: which node writes which ranks, to its own disk.")],
+        "",
+    ),
     "resume": (
         Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")],
         False,
@@ -154,6 +221,7 @@ def conversion_options(given: dict[str, Any]) -> Options:
         select=as_select(given["select"]),
         suffix=given["suffix"],
         ranks=parse_ranks(ranks) if ranks else None,
+        share=parse_share(given["share"], os.environ) if given.get("share") else None,
         missing=given["missing"],
         names=name_rules(given["include"], given["exclude"], given["rename"]),
         dtype=given["dtype"],
@@ -167,6 +235,9 @@ def conversion_options(given: dict[str, Any]) -> Options:
         max_rate_nbytes=parse_nbytes(max_rate) if max_rate else None,
         link_replicas=given["replicas"] == "link",
         max_memory_nbytes=parse_nbytes(max_memory) if max_memory else None,
+        engine=given.get("engine", "local"),
+        address=given.get("address", "auto"),
+        nodes_local=read_nodes(given["nodes_local"]) if given.get("nodes_local") else (),
         resume=given["resume"],
         overwrite=given["overwrite"],
         verify=given["verify"],

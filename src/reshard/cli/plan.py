@@ -10,6 +10,9 @@ import typer
 from reshard.cli.convert import bill_lines
 from reshard.cli.output import say, say_json, warn
 from reshard.cli.params import Json, Source, conversion_options, takes_conversion_options
+from reshard.cli.progress import waiting
+from reshard.cli.reporting import ReportPage, planned
+from reshard.cli.text import shown_nbytes
 
 
 @takes_conversion_options("resume", "overwrite", "verify", "no_fsync", "checksum")
@@ -18,6 +21,7 @@ def plan(
     dst: Annotated[str, typer.Argument(metavar="[DST]", help="Where it would go; its free space is compared.")] = ".",
     full: Annotated[bool, typer.Option("--full", help="Print the whole plan as JSON, every byte run.")] = False,
     json: Json = False,
+    report: ReportPage = "",
     **options: Any,
 ) -> None:
     """Say what a conversion would read, write and need; nothing is written.
@@ -26,23 +30,25 @@ def plan(
     reshard plan ckpt --src-strategy old/ --dst-strategy new/
     """
     from reshard.ops.convert import bill_of
-    from reshard.ops.convert import plan as make
     from reshard.run.place import Place
-    from reshard.run.target import free_nbytes
+    from reshard.run.room import free_nbytes
 
     absent = {"resume": False, "overwrite": False, "verify": False, "no_fsync": False, "checksum": "xxh3"}
     settings = conversion_options({**options, **absent})
-    made = make(src, dst, settings)
+    with waiting("reading headers", quiet=json or full):
+        made, reporting = planned(src, dst, settings, report)
+    bill = bill_of(made, dst, settings)
+    if reporting:
+        reporting.write(made, settings, bill)
     if full:
         sys.stdout.write(made.to_json().decode() + "\n")
         return
-    bill = bill_of(made, dst, settings)
     if json:
         say_json(bill)
         return
     warn(made.warnings)
     free = free_nbytes(Place.of(dst, single=False))
-    verdict = "enough" if free >= bill.written_nbytes else "NOT ENOUGH"
-    from reshard.cli.text import shown_nbytes
-
-    say("\n".join([*bill_lines(bill), f"disk     {shown_nbytes(free)} free: {verdict}"]))
+    say("\n".join(bill_lines(bill)))
+    if free is not None:
+        verdict = "enough" if free >= bill.written_nbytes else "NOT ENOUGH"
+        say(f"disk     {shown_nbytes(free)} free: {verdict}")

@@ -37,7 +37,7 @@ def show(
         say(f"  {line}")
 
 
-@app.command()
+@app.command(short_help="Merge the strategies of all stages into one file.")
 def merge(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder of per-rank strategy files.")],
     out: Annotated[str, typer.Argument(metavar="OUT", help="The merged file to write.")],
@@ -53,7 +53,7 @@ def merge(
     say(write(folder, out, overwrite=overwrite))
 
 
-@app.command()
+@app.command(short_help="Compare two strategies by meaning.")
 def diff(
     a: Annotated[str, typer.Argument(metavar="A")],
     b: Annotated[str, typer.Argument(metavar="B")],
@@ -78,7 +78,7 @@ def diff(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(short_help="Make the strategy files of a job from its configuration.")
 def make(
     out: Annotated[str, typer.Option("-o", "--out", metavar="DIR", help="New folder for the files.")],
     config: Annotated[str, typer.Option(metavar="YAML", help="The job's MindFormers configuration.")] = "",

@@ -6,8 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
+from reshard.cli.completion import one_of
 from reshard.cli.convert import DryRun, carry_out
 from reshard.cli.params import Json, Quiet, Source, Target, conversion_options, takes_conversion_options
+from reshard.cli.reporting import Reporting, ReportPage, page_path
 from reshard.errors import UsageError
 
 
@@ -15,10 +17,18 @@ from reshard.errors import UsageError
 def unify(
     src: Source,
     dst: Target,
-    names: Annotated[str, typer.Option(metavar="mindspore|hf", help="How parts and index are called.")] = "mindspore",
+    names: Annotated[
+        str,
+        typer.Option(
+            metavar="mindspore|hf",
+            help="How parts and index are called.",
+            autocompletion=one_of("mindspore", "hf"),
+        ),
+    ] = "mindspore",
     dry_run: DryRun = False,
     json: Json = False,
     quiet: Quiet = False,
+    report: ReportPage = "",
     **options: Any,
 ) -> None:
     """Merge rank folders, de-duplicated or not, into full safetensors parts with an index.
@@ -26,13 +36,15 @@ def unify(
     \b
     reshard unify ckpt out --src-strategy strategy/ --suffix 1_10
     """
-    from reshard.ops.unify import plan_unify
+    from reshard.ops.unify import plan_unify_of
+    from reshard.run.source import Source as Opened
+    from reshard.run.source import open_source
 
     made = conversion_options(options)
-    if names == "mindspore":
-        plan = plan_unify(src, dst, made, "mindspore")
-    elif names == "hf":
-        plan = plan_unify(src, dst, made, "hf")
-    else:
+    if names not in ("mindspore", "hf"):
         raise UsageError(f"--names {names!r}", hint="mindspore or hf")
-    carry_out(plan, dst, made, dry_run=dry_run, json=json, quiet=quiet)
+    page = page_path(report) if report else None
+    source = open_source(Opened(src, made.src_strategy, made.select, made.suffix))
+    plan = plan_unify_of(source, dst, made, "hf" if names == "hf" else "mindspore")
+    reporting = Reporting(page, source, (src, dst)) if page else None
+    carry_out(plan, dst, made, reporting, dry_run=dry_run, json=json, quiet=quiet)

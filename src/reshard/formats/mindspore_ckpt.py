@@ -32,6 +32,7 @@ _SEAL = Seal(b"crc_num", 10)
 _MAX_DIMS = 64
 _MAX_NAME_NBYTES = 65536
 _WINDOW_NBYTES = 16384
+_WIDEST_WINDOW_NBYTES = 1 << 20
 
 
 def stored_crc(source: ByteRanges) -> tuple[int, int] | None:
@@ -137,7 +138,11 @@ class _Value:
 
 
 class _Cursor:
-    """A place in a file that reads small fields through a window and passes over large ones."""
+    """A place in a file that reads small fields through a window and passes over large ones.
+
+    The window widens while small tensors follow one another, for each read may cost a round trip; after a large one
+    it is narrow again.
+    """
 
     def __init__(self, source: ByteRanges, end: int) -> None:
         self.source = source
@@ -145,12 +150,15 @@ class _Cursor:
         self.at = 0
         self._window = b""
         self._base = 0
+        self._ahead = _WINDOW_NBYTES // 2
 
     def _need(self, nbytes: int) -> int:
         """Have ``nbytes`` from here in the window, or as many as the file has; gives the place in the window."""
         place = self.at - self._base
         if place < 0 or place + nbytes > len(self._window):
-            length = min(max(nbytes, _WINDOW_NBYTES), self.end - self.at)
+            passed = place - len(self._window)
+            self._ahead = min(2 * self._ahead, _WIDEST_WINDOW_NBYTES) if passed < self._ahead else _WINDOW_NBYTES
+            length = min(max(nbytes, self._ahead), self.end - self.at)
             self._window, self._base = self.source.read(self.at, length), self.at
             return 0
         return place

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -27,6 +28,8 @@ _TYPES = {
 _CODES = {dtype: code for code, dtype in _TYPES.items()} | {"int4x2": "I8"}
 _SUB_BYTE = frozenset({"F4", "F6_E2M3", "F6_E3M2"})
 _MAX_HEADER_NBYTES = 100_000_000  # the official library's limit
+_WINDOW_NBYTES = 65536
+_COMMON_HEADER_NBYTES = 1 << 20
 _METADATA = "__metadata__"
 _INT4 = "Int4"
 NOTES = frozenset({"format", "remove_redundancy", "crc_num"})
@@ -39,15 +42,9 @@ class Safetensors:
     suffix: str = ".safetensors"
 
     def read_index(self, source: ByteRanges) -> Contents:
-        header, start = _read_header(source)
-        metadata = header.pop(_METADATA, {})
-        if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-            raise FormatError("__metadata__ is not a map of strings")
-        _check_unicode((*header, *metadata, *metadata.values()))
-        tensors = {name: _stored(name, entry, start, metadata) for name, entry in header.items()}
-        _check_tiling(tensors, start, source.nbytes)
-        texts = {k: v for k, v in metadata.items() if k not in NOTES and k not in tensors}
-        return Contents(tensors, texts, {k: v for k, v in metadata.items() if k in NOTES})
+        header = _read_header(source)
+        read = _read_again if len(header) <= _COMMON_HEADER_NBYTES else _contents
+        return read(header, source.nbytes)
 
     def frame(self, tensors: Mapping[str, TensorSpec], texts: Mapping[str, str], notes: Mapping[str, str]) -> Frame:
         if _METADATA in tensors:
@@ -85,18 +82,40 @@ class Safetensors:
         return Frame(len(head) + at, ((0, head),), holes)
 
 
-def _read_header(source: ByteRanges) -> tuple[dict[str, Any], int]:
-    """The header's entries and the byte where tensors begin."""
+def _contents(content: bytes, nbytes: int) -> Contents:
+    """What a header says of a file of so many bytes."""
+    header, start = _entries(content), 8 + len(content)
+    metadata = header.pop(_METADATA, {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise FormatError("__metadata__ is not a map of strings")
+    _check_unicode((*header, *metadata, *metadata.values()))
+    tensors = {name: _stored(name, entry, start, metadata) for name, entry in header.items()}
+    _check_tiling(tensors, start, nbytes)
+    texts = {k: v for k, v in metadata.items() if k not in NOTES and k not in tensors}
+    return Contents(tensors, texts, {k: v for k, v in metadata.items() if k in NOTES})
+
+
+_read_again = lru_cache(maxsize=32)(_contents)
+"""The ranks of a pipeline stage have the same header: it is understood once."""
+
+
+def _read_header(source: ByteRanges) -> bytes:
     if source.nbytes < 8:
         raise FormatError(f"file has {source.nbytes} bytes, a header needs 8", hint="copy the file again")
-    length = int.from_bytes(source.read(0, 8), "little")
+    start = source.read(0, min(source.nbytes, _WINDOW_NBYTES))  # the whole header of most files
+    length = int.from_bytes(start[:8], "little")
     if length > min(source.nbytes - 8, _MAX_HEADER_NBYTES):
         raise FormatError(
             f"a header of {length:,} bytes is announced, the file has {source.nbytes:,}",
             hint="not a safetensors file, or cut short: copy it again",
         )
+    rest = 8 + length - len(start)
+    return start[8 : 8 + length] + (source.read(len(start), rest) if rest > 0 else b"")
+
+
+def _entries(content: bytes) -> dict[str, Any]:
     try:
-        text = source.read(8, length).decode()
+        text = content.decode()
         header = json.loads(text, object_pairs_hook=_unique)
         if "\\u" in text:  # an escape may name half a character, which no file can hold
             json.dumps(header, ensure_ascii=False).encode()
@@ -104,7 +123,7 @@ def _read_header(source: ByteRanges) -> tuple[dict[str, Any], int]:
         raise FormatError(f"the header is not JSON: {error}", hint="copy the file again") from None
     if not isinstance(header, dict):
         raise FormatError("the header is not a JSON object")
-    return header, 8 + length
+    return header
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 from math import prod
 
+from reshard.drawing import svg
 from reshard.errors import LayoutError
 from reshard.layout.box import Box
 
@@ -64,6 +66,7 @@ class Sharding:
             raise LayoutError("optimizer shard of a 0-d tensor")
 
     @staticmethod
+    @lru_cache(maxsize=256)
     def whole(devices: int, ndim: int) -> Sharding:
         """Every one of ``devices`` ranks holds the whole tensor."""
         return Sharding((devices,), ((),) * ndim)
@@ -133,7 +136,13 @@ def _holders(sharding: Sharding) -> Mapping[Cell, tuple[int, ...]]:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A tensor of ``shape`` cut by ``sharding``. Raises LayoutError where a cut does not divide a dim."""
+    """A tensor of ``shape`` cut by ``sharding``. Raises LayoutError where a cut does not divide a dim.
+
+    A notebook shows it as a picture.
+
+    >>> Layout((4, 6), Sharding((2, 3), ((1,), (0,))))
+    <layout: [4, 6] in [2, 3] parts on 6 ranks>
+    """
 
     shape: tuple[int, ...]
     sharding: Sharding
@@ -145,6 +154,14 @@ class Layout:
         for dim, (size, n) in enumerate(zip(self.shape, parts, strict=True)):
             if size % n:
                 raise LayoutError(f"dim {dim} of {list(self.shape)} has {size}, not divisible into {n} parts")
+
+    def __repr__(self) -> str:
+        return f"<layout: {list(self.shape)} in {list(self.sharding.parts)} parts on {self.sharding.devices} ranks>"
+
+    def _repr_html_(self) -> str:
+        sharding = self.sharding
+        holders = [sharding.holders().get(cell, ()) for cell in product(*map(range, sharding.parts))]
+        return svg(self.shape, sharding.parts, sharding.opt_parts if self.shape else 1, holders)
 
     @property
     def shard_shape(self) -> tuple[int, ...]:
@@ -160,3 +177,12 @@ class Layout:
     def box(self, rank: int) -> Box:
         """What ``rank`` of the stage holds."""
         return self.box_of(self.sharding.cells()[rank])
+
+    def boxes(self) -> Mapping[Cell, Box]:
+        """The box of every cell; of equal layouts the same objects."""
+        return _boxes(self)
+
+
+@lru_cache(maxsize=1024)
+def _boxes(layout: Layout) -> Mapping[Cell, Box]:
+    return {cell: layout.box_of(cell) for cell in sorted(layout.sharding.holders())}

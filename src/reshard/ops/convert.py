@@ -12,31 +12,35 @@ from reshard.errors import CheckpointError, DifferenceError, UsageError, listed
 from reshard.formats.base import Format
 from reshard.formats.mindspore_ckpt import MindSporeCkpt, stored_crc
 from reshard.formats.registry import format_named, format_of
+from reshard.ops.budget import budget_of
+from reshard.ops.fill import fill, fill_on_nodes, workers_for
 from reshard.ops.observer import Observer
 from reshard.ops.options import Options
-from reshard.ops.verify import verify
 from reshard.planning.bill import Bill, make_bill
 from reshard.planning.catalog import Catalog
 from reshard.planning.lora import LoraMerge
 from reshard.planning.parts import Parts
 from reshard.planning.plan import Plan
-from reshard.planning.planner import Choices, Target, make_plan
-from reshard.planning.tasks import tasks
-from reshard.run.local import LocalExecutor
-from reshard.run.machine import allow_many_files, auto_workers, paced
-from reshard.run.manifest import make_manifest
+from reshard.planning.planner import make_plan
+from reshard.planning.target import Choices, Target
 from reshard.run.place import Place
 from reshard.run.probe import probe
+from reshard.run.replacement import Replacement
+from reshard.run.room import refuse_occupied, refuse_source
 from reshard.run.source import Source, agreements, open_source, replica_faults
-from reshard.run.storage import DiskFile
-from reshard.run.target import Filling, Replacement, check_room, refuse_occupied, refuse_source
-from reshard.run.task import OnBytes, Settings
-from reshard.strategy.folder import read_strategy
+from reshard.run.storage import ReadFile, is_url
+from reshard.run.stores import storage_of
+from reshard.run.strategies import read_strategy
 
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """What a conversion did. ``skipped_files`` were whole already when it was resumed."""
+    """What a conversion did.
+
+    Attributes:
+        skipped_files: were whole already when it began.
+        missing_files: of the target, that others still have to make.
+    """
 
     target: str
     bill: Bill
@@ -45,6 +49,7 @@ class Conversion:
     skipped_files: int
     seconds: float
     verified_nbytes: int = 0
+    missing_files: int = 0
     warnings: tuple[str, ...] = ()
 
 
@@ -67,13 +72,15 @@ def plan_from(
         _refuse_replicas(source)
     if options.crc:
         _check_crcs(source)
-    source = replace(source, warnings=(*source.warnings, *probe(source)))
+    idle = options.names.idle((*source.tensors, *source.texts))
+    source = replace(source, warnings=(*source.warnings, *probe(source), *idle))
     single = names_file(dst)
     target = Target(
         read_strategy(options.dst_strategy) if options.dst_strategy else None,
         _target_format(dst if single else "", source, options),
         prefix=options.prefix,
         ranks=options.ranks,
+        share=options.share,
         single=Path(dst).name if single else "",
         parts=parts,
         drop_redundancy=options.drop_redundancy,
@@ -102,72 +109,55 @@ def execute(plan: Plan, dst: str | Path, options: Options, observer: Observer) -
     began = time.monotonic()
     place = Place.of(dst, single=names_file(dst))
     replacement: Replacement | None = None
-    if place.occupied() and not options.resume:
+    if not options.nodes_local and place.occupied() and (options.overwrite or not options.joins):
         if not options.overwrite:
             refuse_occupied(place)
         refuse_source(place, (s.path for s in plan.sources))
         if not place.single:
             replacement = Replacement(place)
             place = replacement.place
-    workers = workers_for(plan, dst, options)
     bill = bill_of(plan, dst, options)
     try:
-        written, read, skipped, warnings = _fill(plan, place, options, workers, observer)
+        done = (fill_on_nodes if options.nodes_local else fill)(plan, place, options, observer)
     except BaseException:
         if replacement:
             replacement.abandon()
         raise
-    verified = verify(place.path, observer).nbytes if options.verify else 0
     if replacement:
         replacement.swap()
-    return Conversion(str(dst), bill, written, read, skipped, time.monotonic() - began, verified, warnings)
+    told = (
+        f"{done.hard_links} files are hard links of equal ones: chmod or a change in place of one reaches all of them"
+    )
+    return Conversion(
+        str(dst),
+        bill,
+        done.written_nbytes,
+        done.read_nbytes,
+        len(plan.files) - done.made_files,
+        time.monotonic() - began,
+        done.verified_nbytes,
+        done.missing_files,
+        (told,) if done.hard_links else (),
+    )
 
 
 def names_file(dst: str | Path) -> bool:
     """Whether a target is one weight file rather than a folder, by its name and by what is there."""
-    return format_of(str(dst)) is not None and not Path(dst).is_dir()
-
-
-def workers_for(plan: Plan, dst: str | Path, options: Options) -> int:
-    """The workers asked for, or what suits the disks of source and target."""
-    return options.workers or auto_workers([str(dst), *(s.path for s in plan.sources[:1])])
+    return format_of(str(dst)) is not None and (is_url(str(dst)) or not Path(dst).is_dir())
 
 
 def bill_of(plan: Plan, dst: str | Path, options: Options) -> Bill:
     """What executing the plan with these options will read, write and need."""
-    workers = workers_for(plan, dst, options)
-    return make_bill(plan, workers, options.block_nbytes(workers), link_replicas=options.link_replicas)
-
-
-def _fill(
-    plan: Plan, place: Place, options: Options, workers: int, observer: Observer
-) -> tuple[int, int, int, tuple[str, ...]]:
-    """Bytes written, bytes read, files that were there already, warnings."""
-    check_room(place, 0 if options.resume or options.link_replicas else plan.nbytes)
-    allow_many_files()
-    filling = Filling(place, plan, resume=options.resume)
-    on_bytes: OnBytes = observer.advance
-    if options.max_rate_nbytes:
-        on_bytes = paced(on_bytes, options.max_rate_nbytes)
-    try:
-        todo = replace(plan, files=tuple(f for f in plan.files if f.path not in filling.done))
-        settings = Settings(str(place.folder), options.block_nbytes(workers), options.fsync, options.checksum)
-        executor = LocalExecutor(settings, workers, on_bytes)
-        observer.start("writing", todo.tensor_nbytes)
-        made = []
-        try:
-            for results in executor.run(tasks(todo, link_replicas=options.link_replicas)):
-                filling.record(results, fsync=options.fsync)
-                made += results
-        finally:
-            observer.end()
-        filling.publish(make_manifest(plan, filling.done), fsync=options.fsync)
-    finally:
-        filling.close()
-    written, read = sum(r.nbytes for r in made if not r.link), sum(r.read_nbytes for r in made)
-    hard = sum(r.link == "hardlink" for r in made)
-    warning = f"{hard} files are hard links of equal ones: chmod or a change in place of one reaches all of them"
-    return written, read, len(plan.files) - len(made), (warning,) if hard else ()
+    workers = workers_for(plan, str(dst), options)
+    budget = budget_of(plan, str(dst), workers, options)
+    return make_bill(
+        plan,
+        workers,
+        budget.block_nbytes,
+        link_replicas=options.link_replicas,
+        max_files=budget.max_files,
+        uploads_nbytes=budget.uploads_nbytes,
+    )
 
 
 def _target_format(single: str, source: Catalog, options: Options) -> Format:
@@ -194,22 +184,22 @@ def _check_crcs(source: Catalog) -> None:
     for file in source.files:
         if file.format != "ckpt":
             continue
-        disk = DiskFile(file.path)
+        opened = storage_of(file.path).open(file.path)
         try:
-            stated = stored_crc(disk)
-            if stated is not None and stated[0] != _crc(disk, stated[1]):
+            stated = stored_crc(opened)
+            if stated is not None and stated[0] != _crc(opened, stated[1]):
                 faults.append(file.path)
         finally:
-            disk.close()
+            opened.close()
     if faults:
         raise CheckpointError("the CRC-32 does not fit the content:\n" + listed(faults), hint="copy these files again")
 
 
-def _crc(disk: DiskFile, nbytes: int) -> int:
+def _crc(file: ReadFile, nbytes: int) -> int:
     crc = 0
     buffer = memoryview(bytearray(min(8 << 20, max(nbytes, 1))))
     for at in range(0, nbytes, len(buffer)):
         part = buffer[: min(len(buffer), nbytes - at)]
-        disk.read_into(at, part)
+        file.read_into(at, part)
         crc = zlib.crc32(part, crc)
     return crc

@@ -10,19 +10,20 @@ import numpy as np
 import numpy.typing as npt
 
 from reshard.dtypes import FLOATING, ITEMSIZE, numpy_dtype
-from reshard.errors import DifferenceError, listed
+from reshard.errors import DifferenceError, UsageError, listed
 from reshard.layout.box import Box
 from reshard.ops.observer import Observer
 from reshard.planning.blocks import Access
 from reshard.planning.catalog import Catalog, Held, Tensor
 from reshard.planning.names import NameRules, is_state
 from reshard.planning.plan import Move, Piece, SourceFile
+from reshard.run.machine import auto_workers
 from reshard.run.mover import Mover, Scratch, Sources
 from reshard.run.source import Source, agreements, open_source
-from reshard.run.storage import Disk
+from reshard.run.storage import is_url
 
 _BLOCK_NBYTES = 4 << 20
-_THREADS = 4
+_DISK_THREADS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,10 @@ def verify_content(
 def _compare(
     a: Catalog, b: Catalog, rules: NameRules, dtype: str, observer: Observer, *, every_copy: bool
 ) -> Comparison:
+    idle = rules.idle({*a.tensors, *a.texts, *b.tensors, *b.texts})
     ours = {rules.renamed(t.name): t for t in a.tensors.values() if rules.takes(t.name)}
+    if a.tensors and not ours:
+        raise UsageError("\n".join(("no tensor is left to compare", *idle)), hint="check --include and --exclude")
     theirs = {n: t for n, t in b.tensors.items() if not (rules.include or rules.exclude) or n in ours}
     differences = [Difference(n, "only in A") for n in ours if n not in theirs]
     differences += [Difference(n, "only in B") for n in theirs if n not in ours]
@@ -135,12 +139,18 @@ def _compare(
     nbytes = sum(_nbytes(m) for m in moves)
     observer.start("comparing", nbytes)
     try:
-        with ThreadPoolExecutor(_THREADS) as pool:
+        with ThreadPoolExecutor(_threads(a, b)) as pool:
             compared = pool.map(lambda move: _values(move, a, b, observer), moves)
             differences += [d for d in compared if d is not None]
     finally:
         observer.end()
-    return Comparison(len(moves), nbytes, tuple(differences), (*a.warnings, *b.warnings))
+    return Comparison(len(moves), nbytes, tuple(differences), (*a.warnings, *b.warnings, *idle))
+
+
+def _threads(*sides: Catalog) -> int:
+    """Few on a disk, which the comparison itself keeps up with."""
+    paths = [f.path for side in sides for f in side.files[:1]]
+    return auto_workers(paths) if any(map(is_url, paths)) else _DISK_THREADS
 
 
 def _nbytes(move: Move) -> int:
@@ -178,7 +188,7 @@ def _varied(a: Catalog, tensor: Tensor, b: Catalog, other: Tensor) -> list[Diffe
 
 
 def _all_values(source: Catalog, tensor: Tensor) -> set[bytes]:
-    files = Sources(Disk(), _files(source))
+    files = Sources(_files(source))
     try:
         return {_bytes(files, h) for held in tensor.cells.values() for h in held}
     finally:
@@ -193,7 +203,7 @@ def _bytes(files: Sources, held: Held) -> bytes:
 
 
 def _values(move: Move, a: Catalog, b: Catalog, observer: Observer) -> Difference | None:
-    ours, theirs = Sources(Disk(), _files(a)), Sources(Disk(), _files(b))
+    ours, theirs = Sources(_files(a)), Sources(_files(b))
     scratch = Scratch()
     found: list[Difference] = []
 

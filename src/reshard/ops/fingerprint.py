@@ -21,7 +21,6 @@ from reshard.run.machine import allow_many_files, auto_workers
 from reshard.run.mover import Scratch, Sources
 from reshard.run.probe import probe
 from reshard.run.source import Source, agreements, open_source
-from reshard.run.storage import Disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +73,11 @@ def fingerprint(
     """
     rules = rules or NameRules()
     source = open_source(Source(str(path), str(strategy), select, suffix))
-    probed = probe(source)
+    probed = (*probe(source), *rules.idle((*source.tensors, *source.texts)))
     tensors = _named(source, rules)
+    if source.tensors and not tensors:
+        idle = rules.idle((*source.tensors, *source.texts))
+        raise UsageError("\n".join(("no tensor is left to count", *idle)), hint="check --include and --exclude")
     agreed = agreements(source, (t for t in source.unlaid() if rules.takes(t.name)))
     varied = [name for name, tensor in tensors.items() if not agreed.get(tensor.name, True)]
     tensors = {name: tensor for name, tensor in tensors.items() if name not in varied}
@@ -123,7 +125,7 @@ def _check_whole(tensors: Iterable[Tensor]) -> None:
 def _sums(source: Catalog, tensors: dict[str, Tensor], path: str, observer: Observer) -> dict[str, Sums]:
     """What the bytes of each tensor add up to, each shard read once."""
     allow_many_files()
-    sources = Sources(Disk(), tuple(SourceFile(f.path, f.nbytes, f.mtime_ns) for f in source.files))
+    sources = Sources(tuple(SourceFile(f.path, f.nbytes, f.mtime_ns) for f in source.files))
     scratch = Scratch()
     totals = dict.fromkeys(tensors, Sums())
 

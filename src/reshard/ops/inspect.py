@@ -6,8 +6,9 @@ import re
 from dataclasses import dataclass, replace
 from math import prod
 
-from reshard.errors import CheckpointError
+from reshard.errors import CheckpointError, UsageError
 from reshard.planning.catalog import Catalog, IndexedFile, catalog
+from reshard.planning.names import no_match
 from reshard.run.discover import Select, discover
 from reshard.run.source import Source, index_files, open_source
 
@@ -28,6 +29,8 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
+    """What a checkpoint holds. The fingerprints are empty where they were not computed."""
+
     files: int
     nbytes: int
     ranks: int
@@ -35,34 +38,32 @@ class Inspection:
     tensors: tuple[Row, ...]
     texts: dict[str, str]
     warnings: tuple[str, ...]
+    fingerprint: str = ""
+    weights_fingerprint: str = ""
 
     @property
     def parameters(self) -> int:
         """Elements of all tensors."""
         return sum(prod(row.shape) for row in self.tensors)
 
-    def only(self, pattern: re.Pattern[str]) -> Inspection:
-        return replace(self, tensors=tuple(r for r in self.tensors if pattern.search(r.name)))
 
-
-def inspect(
+def opened(
     path: str, strategy: str = "", select: Select = "natural", suffix: str = "", rank: int | None = None
-) -> Inspection:
-    """Read headers and say what is there. Without the strategy of rank folders, shapes are those of one rank's shards.
+) -> Catalog:
+    """Read headers. Without the strategy of rank folders, the tensors are one rank's shards.
 
     Args:
         rank: only the shards that this rank's file holds.
     """
     if rank is None and strategy:
-        return _of_catalog(open_source(Source(path, strategy, select, suffix)))
+        return open_source(Source(path, strategy, select, suffix))
     found = discover(path, select, suffix)
     if not found.distributed:
-        return _of_catalog(open_source(Source(path, "", select, suffix)))
-    files = index_files(found)
-    return _of_rank(files, rank, path)
+        return open_source(Source(path, "", select, suffix))
+    return _of_rank(index_files(found), rank, path)
 
 
-def _of_rank(files: list[IndexedFile], rank: int | None, path: str) -> Inspection:
+def _of_rank(files: list[IndexedFile], rank: int | None, path: str) -> Catalog:
     warnings: tuple[str, ...] = ()
     if rank is None:
         rank = files[0].rank
@@ -72,11 +73,26 @@ def _of_rank(files: list[IndexedFile], rank: int | None, path: str) -> Inspectio
     if not mine:
         there = ", ".join(str(f.rank) for f in files[:16]) + (" …" if len(files) > 16 else "")
         raise CheckpointError(f"no file of rank {rank}", path, f"ranks {there} are there")
-    shown = _of_catalog(catalog([replace(f, rank=0) for f in mine], None))
-    return replace(shown, files=len(files), nbytes=sum(f.nbytes for f in files), ranks=len(files), warnings=warnings)
+    others = (f for f in files if f.rank != rank)
+    return replace(catalog(mine, None), files=(*mine, *others), warnings=warnings)
 
 
-def _of_catalog(source: Catalog) -> Inspection:
+def inspect(
+    path: str, strategy: str = "", select: Select = "natural", suffix: str = "", rank: int | None = None
+) -> Inspection:
+    """Read headers and say what is there; arguments as of ``opened``."""
+    return inspection(opened(path, strategy, select, suffix, rank))
+
+
+def only(source: Catalog, pattern: re.Pattern[str]) -> Catalog:
+    """The checkpoint without tensors whose names do not match. Raises UsageError where none matches."""
+    if unmatched := no_match(pattern.pattern, source.tensors):
+        raise UsageError(unmatched, hint="without --tensor all names are listed")
+    return replace(source, tensors={name: t for name, t in source.tensors.items() if pattern.search(name)})
+
+
+def inspection(source: Catalog) -> Inspection:
+    """What a checkpoint holds, as a table."""
     rows = []
     for tensor in source.tensors.values():
         copies = min((len(held) for held in tensor.cells.values()), default=0)

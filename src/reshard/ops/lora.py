@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from reshard.errors import PlanError, UsageError, listed
+from reshard.formats.registry import format_of
 from reshard.ops.convert import Conversion, execute, plan_from
 from reshard.ops.observer import Observer
 from reshard.ops.options import Options
@@ -15,6 +16,8 @@ from reshard.planning.catalog import Catalog, Held, Tensor
 from reshard.planning.lora import lora_name, pair_factors
 from reshard.planning.plan import Plan
 from reshard.run.source import Source, open_source
+from reshard.run.storage import join
+from reshard.run.stores import storage_of
 
 _PEFT_CONFIG = "adapter_config.json"
 
@@ -35,9 +38,9 @@ def lora_config(
         if alpha is None or rank is None or rank < 1:
             raise UsageError("--lora-alpha and --lora-rank go together, the rank above 0")
         return LoraConfig(AlphaRank(alpha, rank))
-    own = Path(adapter, _PEFT_CONFIG) if adapter and Path(adapter).is_dir() else None
-    if config or (own is not None and own.is_file()):
-        return read_config(config or str(own))
+    own = join(adapter, _PEFT_CONFIG) if adapter and format_of(adapter) is None else ""
+    if config or (own and storage_of(own).entry(own) is not None):
+        return read_config(config or own)
     raise UsageError(
         "no scaling was given, and a wrong one makes a wrong model",
         hint="--scaling alpha/rank, as 16/8; or --lora-alpha and --lora-rank; or --config adapter_config.json",
@@ -53,9 +56,17 @@ def plan_lora(
         PlanError: A without B or base, shapes that do not fit, slices that no file holds: all that is wrong.
     """
     options = options or Options()
+    return plan_lora_of(open_with_adapter(src, options, adapter), dst, config, options)
+
+
+def open_with_adapter(src: str | Path, options: Options, adapter: str | Path = "") -> Catalog:
+    """The base, and the adapter's factors with it. Raises InputError."""
     source = open_source(Source(str(src), options.src_strategy, options.select, options.suffix))
-    if adapter:
-        source = _joined(source, open_source(Source(str(adapter))))
+    return _joined(source, open_source(Source(str(adapter)))) if adapter else source
+
+
+def plan_lora_of(source: Catalog, dst: str | Path, config: LoraConfig, options: Options) -> Plan:
+    """As ``plan_lora``, of what is open already."""
     merge = pair_factors(source.tensors, config.scaling.of, transposed=config.transposed)
     return plan_from(source, str(dst), options, merge)
 

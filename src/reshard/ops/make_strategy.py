@@ -11,8 +11,9 @@ from typing import Any
 from reshard.errors import StrategyError, UsageError
 from reshard.index import TensorSpec
 from reshard.planning.names import is_lora, is_state
+from reshard.run.disk import Disk
 from reshard.run.source import Source, open_source
-from reshard.run.storage import reported, write_whole
+from reshard.run.storage import reported
 from reshard.strategy.families import family_of
 from reshard.strategy.job import Job, Sizes, as_release
 from reshard.strategy.made import made_files
@@ -67,7 +68,7 @@ def make_strategy(making: Making, out: str, *, merged: bool = False, json_format
     with reported(folder):
         folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        write_whole(folder / name, content, fsync=False)
+        Disk().write_whole(str(folder / name), content, fsync=False)
     return Made(out, len(files), family.name, job.sizes.devices, tuple(len(stage) for stage in stages))
 
 

@@ -12,5 +12,11 @@ class Observer:
     def advance(self, nbytes: int) -> None:
         """So many more bytes are done."""
 
+    def start_files(self, count: int) -> None:
+        """The job that began is of so many files."""
+
+    def finish_files(self, count: int) -> None:
+        """So many more of them are done."""
+
     def end(self) -> None:
         """The job is over, well or not."""

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from reshard.errors import UsageError
 from reshard.planning.bill import BUFFERS_A_WORKER
 from reshard.planning.decide import Missing
 from reshard.planning.names import NameRules
+from reshard.planning.shares import Share
 from reshard.run.discover import Select
 
 _MAX_BLOCK_NBYTES = 8 << 20
 _MIN_BLOCK_NBYTES = 64 << 10
 _RESERVED_NBYTES = 96 << 20
+
+Engine = Literal["local", "ray"]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRanks:
+    """Target ranks that are written on one node, named by its address, host name or Ray's id."""
+
+    ranks: frozenset[int]
+    node: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +35,7 @@ class Options:
         src_strategy, dst_strategy: a strategy file or folder; empty for one full checkpoint.
         format: ``ckpt`` or ``safetensors``; empty for what the target's name or else the source says.
         ranks: make only these target ranks; None for all.
+        share: make only this part of the target, as others make theirs; None for all.
         missing: ``drop`` leaves out tensors of which nobody can know what they should be.
         names: which tensors to take and what to call them.
         dtype: cast floating weights to this; optimizer states stay as they are.
@@ -35,6 +48,8 @@ class Options:
         max_rate_nbytes: write at most so many bytes a second.
         link_replicas: write equal files once and link the others.
         max_memory_nbytes: what the process may take; None for the default block size.
+        engine: ``ray`` lets the nodes of a Ray cluster do the work; ``address`` says which cluster.
+        nodes_local: each node writes its own ranks, to its own disk; empty where all nodes see the target.
     """
 
     src_strategy: str = ""
@@ -44,6 +59,7 @@ class Options:
     select: Select = "natural"
     suffix: str = ""
     ranks: frozenset[int] | None = None
+    share: Share | None = None
     missing: Missing = "error"
     names: NameRules = field(default_factory=NameRules)
     dtype: str = ""
@@ -57,6 +73,9 @@ class Options:
     max_rate_nbytes: int | None = None
     link_replicas: bool = False
     max_memory_nbytes: int | None = None
+    engine: Engine = "local"
+    address: str = "auto"
+    nodes_local: tuple[NodeRanks, ...] = ()
     resume: bool = False
     overwrite: bool = False
     verify: bool = False
@@ -64,15 +83,38 @@ class Options:
     def __post_init__(self) -> None:
         if self.resume and self.overwrite:
             raise UsageError("--resume and --overwrite contradict each other")
+        if self.share and self.overwrite:
+            raise UsageError("--share and --overwrite contradict each other", hint="remove the old target first")
+        if self.share and self.ranks is not None:
+            raise UsageError("--share and --ranks contradict each other", hint="a share is of all ranks")
+        if self.engine not in ("local", "ray"):
+            raise UsageError(f"--engine {self.engine!r}", hint="one of: local, ray")
+        if self.engine == "ray" and self.max_rate_nbytes and not self.nodes_local:
+            raise UsageError("--max-rate is of one process, and --engine ray has many")
+        if self.nodes_local and (self.engine != "ray" or self.overwrite):
+            raise UsageError("--nodes-local needs --engine ray and a target that is not there yet")
         if self.missing not in ("error", "drop"):
             raise UsageError(f"--missing {self.missing!r}", hint="one of: error, drop")
 
-    def block_nbytes(self, workers: int) -> int:
-        """The largest block that keeps the promise of ``max_memory_nbytes``. Raises UsageError when none does."""
+    @property
+    def joins(self) -> bool:
+        """Whether this run may go on with a target that others of the same identity began."""
+        return self.resume or self.ranks is not None or self.share is not None
+
+    @property
+    def spare_nbytes(self) -> int:
+        """What ``max_memory_nbytes`` leaves beside the program itself; without it, no bound that matters."""
+        return (self.max_memory_nbytes or 1 << 62) - _RESERVED_NBYTES
+
+    def block_nbytes(self, workers: int, others_nbytes: int = 0) -> int:
+        """The largest block that keeps the promise of ``max_memory_nbytes``, beside buffers of ``others_nbytes``.
+
+        Raises UsageError when none does.
+        """
         if self.max_memory_nbytes is None:
             return _MAX_BLOCK_NBYTES
-        block = (self.max_memory_nbytes - _RESERVED_NBYTES) // (workers * BUFFERS_A_WORKER)
+        block = (self.spare_nbytes - others_nbytes) // (workers * BUFFERS_A_WORKER)
         if block < _MIN_BLOCK_NBYTES:
-            least = _RESERVED_NBYTES + workers * BUFFERS_A_WORKER * _MIN_BLOCK_NBYTES
+            least = _RESERVED_NBYTES + others_nbytes + workers * BUFFERS_A_WORKER * _MIN_BLOCK_NBYTES
             raise UsageError(f"--max-memory of {self.max_memory_nbytes:,} bytes is below the {least:,} needed")
         return min(block, _MAX_BLOCK_NBYTES)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from reshard.errors import InputError, UsageError
-from reshard.run.storage import reported
+from reshard.run.stores import content_of
 from reshard.yaml_text import read_yaml
 
 
@@ -88,34 +88,33 @@ def parse_scaling(text: str) -> Fixed:
 
 def read_config(path: str | Path) -> LoraConfig:
     """From a PEFT ``adapter_config.json`` or a MindFormers YAML with ``pet_config``. Raises InputError."""
-    path = Path(path)
-    with reported(path):
-        text = path.read_text(encoding="utf-8", errors="replace")
+    path = str(path)
+    text = content_of(path).decode(errors="replace")
     try:
-        content = json.loads(text) if path.suffix == ".json" else read_yaml(text)
+        content = json.loads(text) if path.endswith(".json") else read_yaml(text)
     except (ValueError, RecursionError, InputError) as error:
         said = error.message if isinstance(error, InputError) else error
-        raise InputError(f"not a configuration: {said}", str(path)) from None
-    if path.suffix == ".json":
+        raise InputError(f"not a configuration: {said}", path) from None
+    if path.endswith(".json"):
         return _peft(content, path)
     return _mindformers(content, path)
 
 
-def _peft(content: Any, path: Path) -> LoraConfig:
+def _peft(content: Any, path: str) -> LoraConfig:
     rank, alpha = _number(content, "r", path), _number(content, "lora_alpha", path)
     if content.get("use_dora"):
-        raise InputError("use_dora: DoRA adapters cannot be merged", str(path))
+        raise InputError("use_dora: DoRA adapters cannot be merged", path)
     patterns = [content.get(key) or {} for key in ("rank_pattern", "alpha_pattern")]
     if not all(isinstance(p, dict) and all(type(v) in (int, float) for v in p.values()) for p in patterns):
-        raise InputError("rank_pattern and alpha_pattern are maps of numbers", str(path))
+        raise InputError("rank_pattern and alpha_pattern are maps of numbers", path)
     scaling = AlphaRank(alpha, int(rank), bool(content.get("use_rslora")), patterns[0], patterns[1])
     return LoraConfig(scaling, bool(content.get("fan_in_fan_out")))
 
 
-def _mindformers(content: Any, path: Path) -> LoraConfig:
+def _mindformers(content: Any, path: str) -> LoraConfig:
     found = _find(content, "pet_config", depth=8)
     if not isinstance(found, dict):
-        raise InputError("no pet_config", str(path), "give --scaling, or --lora-alpha and --lora-rank")
+        raise InputError("no pet_config", path, "give --scaling, or --lora-alpha and --lora-rank")
     rank, alpha = _number(found, "lora_rank", path), _number(found, "lora_alpha", path)
     return LoraConfig(AlphaRank(alpha, int(rank)))
 
@@ -128,8 +127,8 @@ def _find(content: Any, key: str, depth: int) -> Any:
     return next((f for v in content.values() if (f := _find(v, key, depth - 1)) is not None), None)
 
 
-def _number(content: Any, key: str, path: Path) -> float:
+def _number(content: Any, key: str, path: str) -> float:
     value = content.get(key) if isinstance(content, dict) else None
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
-        raise InputError(f"{key} is {value!r}, expected a number above 0", str(path))
+        raise InputError(f"{key} is {value!r}, expected a number above 0", path)
     return float(value)

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from reshard.errors import StrategyError, UsageError
 from reshard.layout.tensor import Sharding
-from reshard.planning.names import compiled
-from reshard.run.storage import write_whole
-from reshard.strategy.folder import encode, merge_stages, read_strategy
+from reshard.planning.names import compiled, no_match
+from reshard.run.disk import Disk
+from reshard.run.strategies import merge_stages, read_strategy
+from reshard.strategy.folder import encode
 from reshard.strategy.strategy import Entry, Strategy
 
 
@@ -48,6 +49,8 @@ class Shown:
 def show(path: str, pattern: str = "") -> Shown:
     wanted = compiled(pattern)
     strategy = read_strategy(path)
+    if pattern and (unmatched := no_match(pattern, strategy.names())):
+        raise UsageError(unmatched, hint="without --tensor all names are listed")
     rows = tuple(
         _row(name, stage, entry if isinstance(entry, Sharding) else entry.sharding)
         for stage, entries in enumerate(strategy.stages)
@@ -69,7 +72,7 @@ def merge(folder: str, out: str, *, overwrite: bool = False) -> str:
     merged = merge_stages(folder)
     if Path(out).suffix != "." + merged.kind:
         raise StrategyError(f"the strategies are .{merged.kind}", out, f"name the merged file *.{merged.kind}")
-    write_whole(Path(out), encode(merged, current_stage=1))
+    Disk().write_whole(str(out), encode(merged, current_stage=1), fsync=True)
     stages = {name.split("-", 1)[0] for name in merged.layouts}
     return f"{out}: {len(merged.layouts)} tensors of {len(stages)} stages"
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
 from reshard.ops.convert import Conversion, execute, plan_from
 from reshard.ops.observer import Observer
 from reshard.ops.options import Options
+from reshard.planning.catalog import Catalog
 from reshard.planning.parts import Names, Parts
 from reshard.planning.plan import Plan
 from reshard.run.source import Source, open_source
@@ -19,7 +21,13 @@ _ACCUMULATED = r"^accu_grads"
 def plan_unify(src: str | Path, dst: str | Path, options: Options, names: Names = "mindspore") -> Plan:
     """Make the plan; accumulated gradients are left out, as the reference does. Raises InputError."""
     source = open_source(Source(str(src), options.src_strategy, options.select, options.suffix))
-    rules = replace(options.names, exclude=(*options.names.exclude, _ACCUMULATED))
+    return plan_unify_of(source, dst, options, names)
+
+
+def plan_unify_of(source: Catalog, dst: str | Path, options: Options, names: Names = "mindspore") -> Plan:
+    """As ``plan_unify``, of a source that is open already."""
+    gathered = (_ACCUMULATED,) if any(re.search(_ACCUMULATED, name) for name in source.tensors) else ()
+    rules = replace(options.names, exclude=(*options.names.exclude, *gathered))
     options = replace(options, format="safetensors", names=rules)
     return plan_from(source, str(dst), options, parts=Parts(options.max_shard_nbytes or _DEFAULT_NBYTES, names))
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from reshard.errors import CheckpointError, DifferenceError, listed
 from reshard.ops.observer import Observer
+from reshard.run.machine import auto_workers
 from reshard.run.manifest import file_faults, read_manifest
 from reshard.run.place import Place
+from reshard.run.stores import storage_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +30,10 @@ def verify(dst: str | Path, observer: Observer | None = None) -> Verified:
     Raises CheckpointError without a manifest, or where it has no checksums.
     """
     observer = observer or Observer()
-    if not Path(dst).exists():
+    there = storage_of(str(dst)).entry(str(dst))
+    if there is None:
         raise CheckpointError("no such file or folder", str(dst))
-    place = Place.of(dst, single=Path(dst).is_file())
+    place = Place.of(dst, single=not there.folder)
     manifest = read_manifest(place)
     if any(not run.xxh3 for file in manifest.files for run in file.runs):
         raise CheckpointError(
@@ -37,13 +41,16 @@ def verify(dst: str | Path, observer: Observer | None = None) -> Verified:
             str(dst),
             "compare with the source instead: reshard verify SRC DST",
         )
-    observer.start("verifying", sum(f.nbytes for f in manifest.files))
     faults: list[str] = []
     read: list[int] = []
+    observer.start("verifying", sum(f.nbytes for f in manifest.files))
+    observer.start_files(len(manifest.files))
     try:
-        for file in manifest.files:
-            faults += file_faults(place.folder, file, read)
-            observer.advance(file.nbytes)
+        with ThreadPoolExecutor(1 if place.local else auto_workers([place.path])) as pool:
+            for file in manifest.files:
+                faults += file_faults(place, file, read, pool)
+                observer.advance(file.nbytes)
+                observer.finish_files(1)
     finally:
         observer.end()
     if faults:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 
 from reshard.dtypes import ITEMSIZE
 from reshard.planning.blocks import Blocks
-from reshard.planning.plan import Move, Plan, Task
-from reshard.planning.tasks import tasks
+from reshard.planning.plan import Move, Piece, Plan, PlannedFile
+from reshard.planning.tasks import MAX_FILES, groups, needed
 
 _BASE_MEMORY_NBYTES = 96 << 20
 BUFFERS_A_WORKER = 3
@@ -47,16 +47,20 @@ class Bill:
     warnings: tuple[str, ...]
 
 
-def make_bill(plan: Plan, workers: int, block_nbytes: int, *, link_replicas: bool = False) -> Bill:
+def make_bill(
+    plan: Plan,
+    workers: int,
+    block_nbytes: int,
+    *,
+    link_replicas: bool = False,
+    max_files: int = MAX_FILES,
+    uploads_nbytes: int = 0,
+) -> Bill:
+    """``uploads_nbytes``: what parts of files on their way to object storage take in memory."""
     sizes = [plan.forms[f.form].nbytes for f in plan.files]
-    groups = 0
-    read = 0
-    linked = linked_nbytes = 0
-    for task in tasks(plan, link_replicas=link_replicas):
-        groups += 1
-        linked += sum(len(f.twins) for f in task.files)
-        linked_nbytes += sum(len(f.twins) * f.nbytes for f in task.files)
-        read += task_read_nbytes(task, block_nbytes)
+    made = groups(plan, link_replicas=link_replicas, max_files=max_files)
+    linked = [(len(same) - 1, plan.forms[same[0].form].nbytes) for group in made for same in group]
+    counting = ReadCount(plan, block_nbytes)
     left: dict[str, dict[str, int]] = {"dropped": {}, "absent": {}}
     for out in plan.left_out:
         left[out.fate][out.reason] = len(out.names)
@@ -64,27 +68,78 @@ def make_bill(plan: Plan, workers: int, block_nbytes: int, *, link_replicas: boo
         source_files=len(plan.sources),
         source_nbytes=sum(s.nbytes for s in plan.sources),
         target_files=len(plan.files),
-        tensors=len(plan.tensors),
-        needed_nbytes=sum(prod(t.spec.shape) * ITEMSIZE[t.source_dtype] for t in plan.tensors),
-        read_nbytes=read,
-        written_nbytes=plan.nbytes - linked_nbytes,
-        linked_files=linked,
+        tensors=len({slot.tensor for form in {f.form for f in plan.files} for slot in plan.forms[form].slots}),
+        needed_nbytes=counting.needed(),
+        read_nbytes=sum(counting.of([same[0] for same in group]) for group in made),
+        written_nbytes=plan.nbytes - sum(twins * nbytes for twins, nbytes in linked),
+        linked_files=sum(twins for twins, _ in linked),
         largest_file_nbytes=max(sizes, default=0),
         smallest_file_nbytes=min(sizes, default=0),
-        tasks=groups,
+        tasks=len(made),
         workers=workers,
-        memory_nbytes=_BASE_MEMORY_NBYTES + workers * BUFFERS_A_WORKER * block_nbytes,
+        memory_nbytes=_BASE_MEMORY_NBYTES + workers * BUFFERS_A_WORKER * block_nbytes + uploads_nbytes,
         dropped=left["dropped"],
         absent=left["absent"],
         warnings=plan.warnings,
     )
 
 
-def task_read_nbytes(task: Task, block_nbytes: int) -> int:
-    return sum(n for move in task.moves for n in _reads(move, block_nbytes))
+class ReadCount:
+    """Counts what read groups of a plan read, once for all tensors that lie alike and are cut alike: layers repeat."""
+
+    def __init__(self, plan: Plan, block_nbytes: int) -> None:
+        self._plan = plan
+        self._block_nbytes = block_nbytes
+        self._known: dict[object, int] = {}
+        self._boxes = [tuple(piece.box for piece in tensor.pieces) for tensor in plan.tensors]
+
+    def of(self, files: Iterable[PlannedFile]) -> int:
+        """Bytes that a task of these files reads."""
+        return sum(self._of_tensor(tensor, tuple(at)) for tensor, at in self._places(files).items())
+
+    def needed(self) -> int:
+        """Bytes of source tensors that all files of the plan depend on, each counted once."""
+        total = 0
+        for number, places in self._places(self._plan.files).items():
+            tensor = self._plan.tensors[number]
+            elements = min(prod(tensor.spec.shape), sum(self._covered(*place) for place in places))
+            total += elements * ITEMSIZE[tensor.source_dtype]
+        return total
+
+    def _covered(self, layout: int, ranks: tuple[int, ...]) -> int:
+        """Elements that some of these ranks hold."""
+        key = (layout, ranks)
+        if key not in self._known:
+            cut = self._plan.layouts[layout]
+            cells = cut.sharding.cells()
+            self._known[key] = len({cells[rank] for rank in ranks}) * prod(cut.shard_shape)
+        return self._known[key]
+
+    def _places(self, files: Iterable[PlannedFile]) -> dict[int, list[tuple[int, tuple[int, ...]]]]:
+        """For each tensor the layouts and ranks by which files hold it."""
+        places: dict[int, list[tuple[int, tuple[int, ...]]]] = {}
+        ranks: dict[int, list[int]] = {}
+        for file in files:
+            ranks.setdefault(file.form, []).append(file.local_rank)
+        for form, local_ranks in ranks.items():
+            together = tuple(local_ranks)
+            for slot in self._plan.forms[form].slots:
+                places.setdefault(slot.tensor, []).append((slot.layout, together))
+        return places
+
+    def _of_tensor(self, number: int, places: tuple[tuple[int, tuple[int, ...]], ...]) -> int:
+        tensor = self._plan.tensors[number]
+        key = (self._boxes[number], places, tensor.source_dtype, tensor.spec.dtype, tensor.lora is None)
+        if key not in self._known:
+            boxes = [self._plan.layouts[layout].box(rank) for layout, ranks in places for rank in ranks]
+            targets = tuple(Piece(0, box, ()) for box in dict.fromkeys(boxes))
+            sources = tuple(needed(tensor.pieces, targets))
+            move = Move("", tensor.spec.shape, tensor.source_dtype, tensor.spec.dtype, sources, targets, tensor.lora)
+            self._known[key] = sum(reads(move, self._block_nbytes))
+        return self._known[key]
 
 
-def _reads(move: Move, block_nbytes: int) -> Iterator[int]:
+def reads(move: Move, block_nbytes: int) -> Iterator[int]:
     """Bytes read from each source piece: its rows within the hull of the targets, as wide as they lie together in
     the file.
     """

@@ -9,14 +9,20 @@ from reshard.errors import CheckpointError, ReshardError, listed
 from reshard.index import Contents, Stored, TensorSpec
 from reshard.layout.tensor import Cell, Layout, Sharding
 from reshard.planning.names import layer_pattern
-from reshard.strategy.strategy import Strategy, layout_of_shard
+from reshard.strategy.strategy import Strategy, layout_of_full, layout_of_shard
 
 
 @dataclass(frozen=True, slots=True)
 class IndexedFile:
-    """A weight file of which the headers were read. ``rank`` is 0 for all files of a full checkpoint."""
+    """A weight file of which the headers were read.
+
+    Attributes:
+        name: its path below the checkpoint's folder.
+        rank: 0 for all files of a full checkpoint.
+    """
 
     path: str
+    name: str
     nbytes: int
     mtime_ns: int
     rank: int
@@ -193,8 +199,9 @@ def _laid_out(
         spec = _agreed_spec({r: by_rank[r] for r in ranks}, files)
         layout = layout_of_shard(strategy.stages[stage][name], spec.shape)
         cells: dict[Cell, list[Held]] = {}
+        of_rank = layout.sharding.cells()
         for rank in sorted(ranks):
-            cells.setdefault(layout.sharding.cells()[rank - first], []).append(by_rank[rank])
+            cells.setdefault(of_rank[rank - first], []).append(by_rank[rank])
         expected = {cell: tuple(first + r for r in local) for cell, local in layout.sharding.holders().items()}
         full = TensorSpec(spec.dtype, layout.shape)
         found.append(Tensor(name, full, layout, {c: tuple(h) for c, h in cells.items()}, True, expected))
@@ -221,7 +228,7 @@ def _whole(name: str, by_rank: Mapping[int, Held], files: Sequence[IndexedFile])
         spec = _agreed_spec(by_rank, files)
     except CheckpointError as error:
         raise CheckpointError(f"no strategy knows it and {error.message}", hint="leave it out with --exclude") from None
-    layout = Layout(spec.shape, Sharding.whole(1, len(spec.shape)))
+    layout = layout_of_full(Sharding.whole(1, len(spec.shape)), spec.shape)
     cell = (0,) * len(spec.shape)
     return Tensor(name, spec, layout, {cell: tuple(by_rank[r] for r in sorted(by_rank))})
 

@@ -96,7 +96,11 @@ class _Decider:
         self.target = target
         self.missing = missing
         self.agreed = agreed
-        self.target_names = target.names() if target else frozenset()
+        self.target_stages: dict[str, list[int]] = {}
+        for stage, entries in enumerate(target.stages if target else ()):
+            for name in entries:
+                self.target_stages.setdefault(name, []).append(stage)
+        self.target_names = self.target_stages.keys()
         self.target_patterns = {layer_pattern(n) for n in self.target_names}
         self.kept: list[Kept] = []
         self.faults: list[str] = []
@@ -150,11 +154,11 @@ class _Decider:
     def _layouts(self, tensor: Tensor, name: str) -> dict[int, Layout]:
         shape = tensor.spec.shape
         if self.target is None:
-            return {0: Layout(shape, Sharding.whole(1, len(shape)))}
-        stages = self.target.stages_of(name)
+            return {0: layout_of_full(Sharding.whole(1, len(shape)), shape)}
+        stages = self.target_stages.get(name)
         if stages:
             return {s: layout_of_full(self.target.stages[s][name], shape) for s in stages}
-        whole = Layout(shape, Sharding.whole(self.target.devices, len(shape)))
+        whole = layout_of_full(Sharding.whole(self.target.devices, len(shape)), shape)
         return dict.fromkeys(range(len(self.target.stages)), whole)
 
     def account_for_absent(self, taken: Mapping[str, str], rules: NameRules) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
+from reshard.closest import closest_pattern, did_you_mean
 from reshard.errors import UsageError
 
 _STATE = re.compile(
@@ -51,6 +52,18 @@ def compiled(pattern: str) -> re.Pattern[str]:
         raise UsageError(f"{pattern!r} is not a regular expression: {error}") from None
 
 
+def no_match(pattern: str, names: Collection[str]) -> str:
+    """What to say of a regular expression that matches no name; "" where it matches one.
+
+    >>> no_match("querry", ["layers.0.query.weight"])
+    "'querry' matches none of 1 names; did you mean 'query'?"
+    """
+    if any(re.search(pattern, name) for name in names):
+        return ""
+    meant = closest_pattern(pattern, names)
+    return f"{pattern!r} matches none of {len(names):,} names" + (f"; {did_you_mean([meant])}" if meant else "")
+
+
 def layer_pattern(name: str) -> str:
     """The name with its numbers replaced, so that layers of a kind look alike.
 
@@ -58,6 +71,15 @@ def layer_pattern(name: str) -> str:
     'model.layers.#.wq.weight'
     """
     return _NUMBER.sub("#", name)
+
+
+def layer_numbers(name: str) -> list[str]:
+    """The numbers that ``layer_pattern`` replaces, as they are written.
+
+    >>> layer_numbers("model.layers.7.experts.12.w")
+    ['7', '12']
+    """
+    return _NUMBER.findall(name)
 
 
 def folded(lines: Iterable[str]) -> list[str]:
@@ -90,6 +112,12 @@ class NameRules:
     def takes(self, name: str) -> bool:
         included = not self.include or any(re.search(p, name) for p in self.include)
         return included and not any(re.search(p, name) for p in self.exclude)
+
+    def idle(self, names: Collection[str]) -> tuple[str, ...]:
+        """A warning for each pattern that matches no name: it does not do what somebody wrote it for."""
+        given = [("--include", p) for p in self.include] + [("--exclude", p) for p in self.exclude]
+        given += [("--rename", p) for p, _ in self.rename]
+        return tuple(f"{option}: {no_match(p, names)}" for option, p in given if no_match(p, names))
 
     def renamed(self, name: str) -> str:
         for pattern, replacement in self.rename:

@@ -4,6 +4,7 @@ travels.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -12,7 +13,9 @@ import msgspec
 from reshard.errors import InputError, RunError
 from reshard.index import Extent, Seal, TensorSpec
 from reshard.layout.box import Box
-from reshard.layout.tensor import Layout
+from reshard.layout.tensor import Cell, Layout
+from reshard.planning.names import layer_pattern
+from reshard.planning.show import Holders, Row, cells_of, table
 
 SCHEMA = 1
 Fate = Literal["dropped", "absent"]
@@ -80,12 +83,17 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class FileForm:
-    """What files of one kind consist of: header pieces and slots, which cover ``nbytes`` exactly once."""
+    """What files of one kind consist of: header pieces and slots, which cover ``nbytes`` exactly once.
+
+    ``texts`` and ``notes`` are what the header says besides its tensors.
+    """
 
     nbytes: int
     header: tuple[tuple[int, bytes], ...]
     slots: tuple[Slot, ...]
     seal: Seal | None = None
+    texts: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +101,12 @@ class PlannedFile:
     """A file to write, relative to the target folder.
 
     Attributes:
+        number: counts the files of the whole target, planned or not.
         local_rank: picks its boxes from the layouts.
         group: files of one group hold much the same tensors, and are read for together.
     """
 
+    number: int
     path: str
     rank: int
     local_rank: int
@@ -122,6 +132,7 @@ class Plan:
             source rank.
         files: those of the target ranks that were asked for.
         world: ranks of the whole target.
+        total: files of the whole target.
         identity: names the conversion; runs of the same identity may fill one target together, whatever ranks each
             makes.
         made_of: what the identity stands for, part by part: values, or hashes of what is long.
@@ -135,9 +146,44 @@ class Plan:
     left_out: tuple[LeftOut, ...] = ()
     warnings: tuple[str, ...] = ()
     world: int = 1
+    total: int = 1
     identity: str = ""
     made_of: dict[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
+
+    def __repr__(self) -> str:
+        files = f"{len(self.files):,} files of {self.world:,} ranks from {len(self.sources):,} files"
+        return f"<plan: {len(self.tensors):,} tensors, {self.nbytes:,} bytes to {files}>"
+
+    def _repr_html_(self) -> str:
+        return table(repr(self).strip("<>"), self._rows())
+
+    def _rows(self) -> Iterator[Row]:
+        """The target's tensors for a notebook; of one that stages cut differently, the first stage's cut."""
+        files: dict[int, list[PlannedFile]] = {}
+        for file in self.files:
+            files.setdefault(file.form, []).append(file)
+        places: dict[tuple[int, int], list[int]] = {}
+        for number, form in enumerate(self.forms):
+            for slot in form.slots:
+                places.setdefault((slot.tensor, slot.layout), []).append(number)
+        shown: set[int] = set()
+        known: dict[tuple[int, tuple[int, ...]], Holders] = {}
+        for (number, at), forms in places.items():
+            if number not in shown:
+                shown.add(number)
+                key = (at, tuple(forms))
+                if key not in known:
+                    known[key] = self._holders(self.layouts[at], (f for form in forms for f in files.get(form, ())))
+                tensor = self.tensors[number]
+                yield Row(layer_pattern(tensor.name), tensor.spec.dtype, self.layouts[at], known[key])
+
+    @staticmethod
+    def _holders(layout: Layout, files: Iterable[PlannedFile]) -> Holders:
+        held: dict[Cell, list[int]] = {}
+        for file in files:
+            held.setdefault(layout.sharding.cells()[file.local_rank], []).append(file.rank)
+        return tuple(tuple(held.get(cell, ())) for cell in cells_of(layout))
 
     @property
     def nbytes(self) -> int:
@@ -153,12 +199,6 @@ class Plan:
     def box(self, file: PlannedFile, slot: Slot) -> Box:
         """The box of a slot's tensor that a file holds."""
         return self.layouts[slot.layout].box(file.local_rank)
-
-    def content_key(self, file: PlannedFile) -> tuple[int, ...]:
-        """Equal for files of the same bytes: their form, and the cell of every layout in it."""
-        layouts = dict.fromkeys(slot.layout for slot in self.forms[file.form].slots)
-        cells = [self.layouts[n].sharding.cells()[file.local_rank] for n in layouts]
-        return (file.form, *(i for cell in cells for i in cell))
 
     def to_json(self) -> bytes:
         return msgspec.json.encode(self)

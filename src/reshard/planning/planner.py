@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from math import prod
 
-import msgspec
-import xxhash
-
 from reshard.dtypes import FLOATING
-from reshard.errors import PlanError, UsageError, listed
-from reshard.formats.base import Format
+from reshard.errors import PlanError, listed
 from reshard.index import TensorSpec
 from reshard.layout.box import Box
 from reshard.layout.tensor import Cell, Layout
 from reshard.planning.catalog import Catalog, Tensor
-from reshard.planning.decide import Decisions, Kept, Missing, decide
-from reshard.planning.lora import LoraMerge
-from reshard.planning.names import NameRules, is_state
+from reshard.planning.decide import Decisions, Kept, decide
+from reshard.planning.identity import identity_of, parts_of_identity
+from reshard.planning.names import is_state
 from reshard.planning.parts import EXTRAS_NAME, Parts, split_parts
 from reshard.planning.plan import (
-    SCHEMA,
     Factor,
     FileForm,
     LoraAdd,
@@ -33,70 +27,8 @@ from reshard.planning.plan import (
     SourceFile,
 )
 from reshard.planning.redundancy import keepers
-from reshard.strategy.strategy import Strategy
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """What to write.
-
-    Attributes:
-        strategy: None for one full checkpoint.
-        prefix: files are called ``rank_r/{prefix}{r}{suffix}``.
-        ranks: only these target ranks; None for all.
-        single: the name of the one file of a full checkpoint, in place of ``rank_0/{prefix}0{suffix}``.
-        parts: a full checkpoint in several files with an index of names.
-        drop_redundancy: of equal shards one rank alone keeps its own.
-        dtype: floating weights are cast to this.
-    """
-
-    strategy: Strategy | None
-    format: Format
-    prefix: str = "checkpoint_"
-    ranks: frozenset[int] | None = None
-    single: str = ""
-    parts: Parts | None = None
-    drop_redundancy: bool = False
-    dtype: str = ""
-
-    def __post_init__(self) -> None:
-        if "/" in self.prefix or "\0" in self.prefix:
-            raise UsageError(f"prefix {self.prefix!r} would leave its folder")
-        if self.dtype and self.dtype not in FLOATING:
-            raise UsageError(f"cannot cast to {self.dtype!r}", hint=f"one of: {', '.join(sorted(FLOATING))}")
-        if self.parts and (self.strategy or self.format.name != "safetensors"):
-            raise UsageError("only one full safetensors checkpoint is written in parts of a largest size")
-        if self.single and (self.strategy or self.parts):
-            raise UsageError(f"{self.single!r} names a file, the target is a folder of several", hint="name a folder")
-        if self.drop_redundancy and self.strategy is None:
-            raise UsageError(
-                "one full checkpoint has no replicas to drop", hint="--drop-redundancy needs --dst-strategy"
-            )
-        beyond = sorted(r for r in self.ranks or () if not 0 <= r < self.world)
-        if beyond:
-            raise UsageError(f"rank {beyond[0]} is not among the target's {self.world} ranks")
-
-    @property
-    def world(self) -> int:
-        return self.strategy.world if self.strategy else 1
-
-    @property
-    def devices(self) -> int:
-        return self.strategy.devices if self.strategy else 1
-
-    @property
-    def stages(self) -> int:
-        return len(self.strategy.stages) if self.strategy else 1
-
-
-@dataclass(frozen=True, slots=True)
-class Choices:
-    """How the user wants names treated, and what was learnt of tensors that no strategy knows."""
-
-    rules: NameRules = field(default_factory=NameRules)
-    missing: Missing = "error"
-    agreed: Mapping[str, bool] = field(default_factory=dict)
-    lora: LoraMerge | None = None
+from reshard.planning.shares import Group, Share, divided
+from reshard.planning.target import Choices, Target
 
 
 def make_plan(source: Catalog, target: Target, choices: Choices) -> Plan:
@@ -110,6 +42,7 @@ class _Planner:
         self.source = source
         self.target = target
         self.decisions = decisions
+        self.choices = choices
         self.rules = choices.rules
         self.pairs = choices.lora.pairs if choices.lora else {}
         self.layouts: dict[Layout, int] = {}
@@ -119,16 +52,27 @@ class _Planner:
         self.form_list: list[FileForm] = []
         self.warnings: dict[str, None] = dict.fromkeys((*source.warnings, *decisions.warnings))
         self.notes = _notes(source, target)
+        self.kept_in: dict[int, list[Kept]] = {}
+        for kept in decisions.kept:
+            for stage in kept.layouts:
+                self.kept_in.setdefault(stage, []).append(kept)
+        self.varied = frozenset(stage for kept in decisions.kept if kept.varied for stage in kept.layouts)
+        self.texts = self._all_texts()
+        self.forms_of_ranks: dict[tuple[object, ...], int] = {}
         self.keepers = self._keepers() if target.drop_redundancy else {}
 
     def plan(self) -> Plan:
-        ranks = sorted(self.target.ranks) if self.target.ranks is not None else range(self.target.world)
+        ranks = self._ranks()
         self._prove_covered(ranks)
         if not self.decisions.kept:
-            raise PlanError("no tensor is left to write", hint="check --include and --exclude")
+            idle = self.choices.rules.idle((*self.source.tensors, *self.source.texts))
+            raise PlanError("\n".join(("no tensor is left to write", *idle)), hint="check --include and --exclude")
         parts = self.target.parts
         files = self._parts(parts) if parts else [self._file(r) for r in ranks]
-        made_of = self._made_of()
+        total = len(files) if parts else self.target.world
+        if parts and self.target.share:
+            files = self._of_share(files, self.target.share)
+        made_of = parts_of_identity(self.source, self.target, self.choices)
         return Plan(
             tuple(SourceFile(f.path, f.nbytes, f.mtime_ns) for f in self.source.files),
             tuple(self.layouts),
@@ -138,42 +82,48 @@ class _Planner:
             self.decisions.left_out,
             tuple(self.warnings),
             self.target.world,
-            _hash([SCHEMA, made_of]),
+            total,
+            identity_of(made_of),
             made_of,
         )
 
-    def _made_of(self) -> dict[str, str]:
-        """What is read, what becomes of each name and how files are laid out; not which ranks are asked for."""
-        target, kept = self.target, self.decisions.kept
-        parts = (target.parts.max_nbytes, target.parts.names) if target.parts else ""
-        sources = [(f.path.encode("utf-8", "surrogateescape"), f.nbytes, f.mtime_ns) for f in self.source.files]
-        return {
-            "sources": _hash(sources),
-            "strategies": _hash([(k.name, k.tensor.layout, sorted(k.layouts.items())) for k in kept] + [target.world]),
-            "tensors taken": _hash([(k.name, k.tensor.name, k.tensor.spec, k.varied) for k in kept]),
-            "LoRA scaling": _hash([s for s in map(self._scaling, kept) if s]),
-            "prefix": target.prefix,
-            "file name": target.single,
-            "format": target.format.name,
-            "--crc": _hash(repr(target.format)),
-            "dtype": target.dtype,
-            "size of parts": str(parts),
-            "dropped redundancy": str(target.drop_redundancy),
-        }
+    def _ranks(self) -> Sequence[int]:
+        """The target ranks to make."""
+        target = self.target
+        if target.ranks is not None:
+            return sorted(target.ranks)
+        if target.share is None or target.parts:
+            return range(target.world)
+        groups = [self._group(stage) for stage in range(target.stages)]
+        mine = divided(groups, target.share.count)[target.share.index]
+        return [stage * target.devices + local for stage, local in mine]
 
-    def _scaling(self, kept: Kept) -> tuple[str, str, float, bool] | None:
-        pair = self.pairs.get(kept.tensor.name)
-        return (pair.a.name, pair.b.name, pair.scaling, pair.transposed) if pair else None
+    def _group(self, stage: int) -> Group:
+        """What the ranks of a stage write and read, from the sizes of shards."""
+        written = [0] * self.target.devices
+        everywhere = read = 0
+        for kept in self.kept_in.get(stage, ()):
+            spec, layout = kept.tensor.spec, kept.layouts[stage]
+            nbytes = spec.nbytes // prod(layout.sharding.parts)
+            read += spec.nbytes
+            keepers = self.keepers.get((stage, kept.name))
+            if keepers is None:
+                everywhere += nbytes
+            for rank in keepers or ():
+                written[rank] += nbytes
+        return Group(tuple(everywhere + nbytes for nbytes in written), read)
+
+    def _of_share(self, files: list[PlannedFile], share: Share) -> list[PlannedFile]:
+        """Parts hold different tensors: each is a group of its own."""
+        sizes = [self.form_list[file.form].nbytes for file in files]
+        mine = divided([Group((nbytes,), nbytes) for nbytes in sizes], share.count)[share.index]
+        return [files[group] for group, _ in mine]
 
     def _keepers(self) -> dict[tuple[int, str], frozenset[int]]:
         """For each stage and tensor of the target's strategy, the local ranks that keep it."""
         kept = {}
         for stage, entries in enumerate(self.target.strategy.stages if self.target.strategy else ()):
-            shardings = {
-                k.name: k.layouts[stage].sharding
-                for k in self.decisions.kept
-                if stage in k.layouts and k.name in entries
-            }
+            shardings = {k.name: k.layouts[stage].sharding for k in self.kept_in.get(stage, ()) if k.name in entries}
             kept.update({(stage, name): ranks for name, ranks in keepers(shardings).items()})
         return kept
 
@@ -221,10 +171,12 @@ class _Planner:
 
     def _pieces(self, tensor: Tensor, source_rank: int) -> Iterable[Piece]:
         """One holder of each cell, in row-major order; replicas take turns, so that no file is read for all."""
+        boxes = tensor.layout.boxes()
         for cell, held in sorted(tensor.cells.items()):
-            wanted = [h for h in held if self.source.files[h.file].rank == source_rank]
-            chosen = wanted[0] if wanted else held[len(self.tensors) % len(held)]
-            yield Piece(chosen.file, tensor.layout.box_of(cell), chosen.stored.extents)
+            chosen = held[len(self.tensors) % len(held)]
+            if source_rank != _ANY_RANK:
+                chosen = next((h for h in held if self.source.files[h.file].rank == source_rank), chosen)
+            yield Piece(chosen.file, boxes[cell], chosen.stored.extents)
 
     def _source_rank(self, rank: int) -> int:
         """The rank from which the reference takes a value that differs from rank to rank."""
@@ -237,14 +189,26 @@ class _Planner:
 
     def _file(self, rank: int) -> PlannedFile:
         stage, local = divmod(rank, self.target.devices)
-        numbered = []
-        for kept in self.decisions.kept:
-            layout = kept.layouts.get(stage)
-            if layout is not None and self._keeps(stage, local, kept.name):
-                number = self._number(kept, self._source_rank(rank) if kept.varied else _ANY_RANK)
-                numbered.append((number, self.layouts.setdefault(layout, len(self.layouts))))
         path = self.target.single or f"rank_{rank}/{self.target.prefix}{rank}{self.target.format.suffix}"
-        return PlannedFile(path, rank, local, self._form(tuple(numbered), self._texts(rank)), stage)
+        return PlannedFile(rank, path, rank, local, self._form_of_rank(stage, local), stage)
+
+    def _form_of_rank(self, stage: int, local: int) -> int:
+        """Thousands of ranks have the form of their stage: it is looked for among names only where they may differ."""
+        rank = stage * self.target.devices + local
+        texts = self._texts(rank)
+        source_rank = self._source_rank(rank) if stage in self.varied else _ANY_RANK
+        key = (stage, local if self.keepers else _ANY_RANK, source_rank, texts)
+        if key not in self.forms_of_ranks:
+            numbered = tuple(
+                (
+                    self._number(kept, source_rank if kept.varied else _ANY_RANK),
+                    self.layouts.setdefault(kept.layouts[stage], len(self.layouts)),
+                )
+                for kept in self.kept_in.get(stage, ())
+                if self._keeps(stage, local, kept.name)
+            )
+            self.forms_of_ranks[key] = self._form(numbered, texts)
+        return self.forms_of_ranks[key]
 
     def _keeps(self, stage: int, local: int, name: str) -> bool:
         keepers = self.keepers.get((stage, name))
@@ -262,19 +226,23 @@ class _Planner:
             frame = self.target.format.frame(specs, dict(texts), self.notes)
             slots = tuple(Slot(t, n, frame.holes[self.tensors[t].name]) for t, n in numbered)
             self.forms[key] = len(self.form_list)
-            self.form_list.append(FileForm(frame.nbytes, frame.pieces, slots, frame.seal))
+            self.form_list.append(FileForm(frame.nbytes, frame.pieces, slots, frame.seal, dict(texts), self.notes))
         return self.forms[key]
 
     def _texts(self, rank: int) -> tuple[tuple[str, str], ...]:
         """Strings go to every rank; where ranks disagree each takes its source rank's."""
+        source_rank = self._source_rank(rank)
+        return tuple((name, by_rank.get(source_rank, fallback)) for name, by_rank, fallback in self.texts)
+
+    def _all_texts(self) -> tuple[tuple[str, Mapping[int, str], str], ...]:
+        """Each string's name, its values by rank, and the first of them."""
         texts = []
         for name, by_rank in self.source.texts.items():
-            if not self.rules.takes(name):
-                continue
-            if len(set(by_rank.values())) > 1:
-                self.warnings[f"{name}: ranks hold different strings; each target rank takes its source rank's"] = None
-            fallback = next(iter(by_rank.values()))
-            texts.append((self.rules.renamed(name), by_rank.get(self._source_rank(rank), fallback)))
+            if self.rules.takes(name):
+                if len(set(by_rank.values())) > 1:
+                    told = f"{name}: ranks hold different strings; each target rank takes its source rank's"
+                    self.warnings[told] = None
+                texts.append((self.rules.renamed(name), by_rank, next(iter(by_rank.values()))))
         return tuple(texts)
 
     def _parts(self, parts: Parts) -> list[PlannedFile]:
@@ -292,11 +260,11 @@ class _Planner:
         files = []
         for i, (path, group) in enumerate(groups.items()):
             form = self._form(tuple(group), self._texts(0) if i == 0 else ())
-            files.append(PlannedFile(path, 0, 0, form, i))
+            files.append(PlannedFile(i, path, 0, 0, form, i))
         index = parts.index(where, sum(sizes.values()))
         if index:
             self.form_list.append(FileForm(len(index[1]), ((0, index[1]),), ()))
-            files.append(PlannedFile(index[0], 0, 0, len(self.form_list) - 1, len(groups)))
+            files.append(PlannedFile(len(groups), index[0], 0, 0, len(self.form_list) - 1, len(groups)))
         return files
 
     def _of_strategy(self, *, extras: bool, parts: Parts) -> list[Kept]:
@@ -311,10 +279,6 @@ class _Planner:
 
 _ANY_RANK = -1
 _FormKey = tuple[tuple[tuple[int, int], ...], tuple[tuple[str, str], ...]]
-
-
-def _hash(content: object) -> str:
-    return xxhash.xxh3_128_hexdigest(msgspec.json.encode(content))
 
 
 def _notes(source: Catalog, target: Target) -> dict[str, str]:

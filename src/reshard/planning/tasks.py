@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import chain
 
 from reshard.layout.box import Box
 from reshard.planning.plan import LoraAdd, Move, Piece, Plan, PlannedFile, Task, TaskFile
@@ -15,43 +16,55 @@ Twins = tuple[PlannedFile, ...]
 """Files of the same content, one of them or more."""
 
 
-def tasks(plan: Plan, *, link_replicas: bool = False) -> Iterator[Task]:
+def tasks(
+    plan: Plan, *, link_replicas: bool = False, max_files: int = MAX_FILES, largest_first: bool = False
+) -> Iterator[Task]:
     """The tasks of a plan, each made when asked for. Every file of the plan is in exactly one.
 
     With ``link_replicas`` files of equal content are written once, the others named as its twins.
     """
-    for number, files in enumerate(groups(plan, link_replicas=link_replicas)):
+    made = groups(plan, link_replicas=link_replicas, max_files=max_files)
+    if largest_first:
+        made.sort(key=lambda group: -sum(plan.forms[same[0].form].nbytes for same in group))
+    for number, files in enumerate(made):
         yield _task(plan, number, files)
 
 
-def groups(plan: Plan, *, link_replicas: bool = False) -> list[list[Twins]]:
-    """The plan's groups, cut to MAX_FILES; each file with its twins."""
+def groups(plan: Plan, *, link_replicas: bool = False, max_files: int = MAX_FILES) -> list[list[Twins]]:
+    """The plan's groups, cut to ``max_files``; each file with its twins."""
     grouped: dict[int, list[Twins]] = {}
     for same in _twins(plan, link_replicas=link_replicas):
         grouped.setdefault(same[0].group, []).append(same)
-    return [files[i : i + MAX_FILES] for files in grouped.values() for i in range(0, len(files), MAX_FILES)]
+    return [files[i : i + max_files] for files in grouped.values() for i in range(0, len(files), max_files)]
 
 
 def _twins(plan: Plan, *, link_replicas: bool) -> Iterable[Twins]:
+    """Files of equal bytes are of one form and hold the same cell of every layout in it."""
     if not link_replicas:
         return [(file,) for file in plan.files]
+    layouts = [tuple(dict.fromkeys(slot.layout for slot in form.slots)) for form in plan.forms]
     by_content: dict[tuple[int, ...], list[PlannedFile]] = {}
     for file in plan.files:
-        by_content.setdefault(plan.content_key(file), []).append(file)
+        cells = (plan.layouts[n].sharding.cells()[file.local_rank] for n in layouts[file.form])
+        by_content.setdefault((file.form, *chain.from_iterable(cells)), []).append(file)
     return map(tuple, by_content.values())
 
 
 def _task(plan: Plan, number: int, twins: list[Twins]) -> Task:
     files = [same[0] for same in twins]
     targets: dict[int, list[Piece]] = {}
+    boxes: dict[tuple[int, int], Box] = {}
     for i, file in enumerate(files):
         for slot in plan.forms[file.form].slots:
-            targets.setdefault(slot.tensor, []).append(Piece(i, plan.box(file, slot), slot.extents))
+            key = (slot.layout, file.local_rank)
+            if key not in boxes:
+                boxes[key] = plan.box(file, slot)
+            targets.setdefault(slot.tensor, []).append(Piece(i, boxes[key], slot.extents))
     used: dict[int, int] = {}
     moves = []
     for tensor, pieces in targets.items():
         planned = plan.tensors[tensor]
-        sources = [Piece(used.setdefault(p.file, len(used)), p.box, p.extents) for p in _needed(planned.pieces, pieces)]
+        sources = [Piece(used.setdefault(p.file, len(used)), p.box, p.extents) for p in needed(planned.pieces, pieces)]
         moves.append(
             Move(
                 planned.name,
@@ -83,7 +96,7 @@ def _lora(lora: LoraAdd | None, used: dict[int, int]) -> LoraAdd | None:
     return replace(lora, a=a, b=b)
 
 
-def _needed(sources: tuple[Piece, ...], targets: list[Piece]) -> Iterator[Piece]:
+def needed(sources: tuple[Piece, ...], targets: list[Piece] | tuple[Piece, ...]) -> Iterator[Piece]:
     """Source pieces that meet the hull of the target boxes."""
     hull = hull_of(targets)
     for piece in sources:

@@ -2,31 +2,63 @@
 
 from __future__ import annotations
 
-import json
 import re
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from reshard.errors import CheckpointError, FormatError, UsageError, listed
 from reshard.formats.registry import format_of, suffixes
-from reshard.run.storage import reported
+from reshard.run.named import parts_named, read_named
+from reshard.run.storage import Entry, is_url, join
+from reshard.run.stores import storage_of
 
 Select = Literal["natural", "name", "mtime", "step"]
 SELECTS: tuple[Select, ...] = ("natural", "name", "mtime", "step")
 _RANK = re.compile(r"rank_(\d+)")
 _STEP = re.compile(r"(\d+)_(\d+)\.[^.]+$")
 _INDEX = ("model.safetensors.index.json", "param_name_map.json")
+_LISTINGS_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Files with the rank that each belongs to; all of rank 0 where ``distributed`` is False."""
+    """Files with the rank that each belongs to; all of rank 0 where ``distributed`` is False.
+
+    ``newest_ns`` is when the last of them changed.
+    """
 
     path: str
     files: tuple[tuple[int, str], ...]
     distributed: bool
     warnings: tuple[str, ...] = ()
+    newest_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A file of a folder."""
+
+    folder: str
+    entry: Entry
+
+    @property
+    def name(self) -> str:
+        return self.entry.name
+
+    @property
+    def path(self) -> str:
+        return join(self.folder, self.name)
+
+    @property
+    def stem(self) -> str:
+        return self.name.rpartition(".")[0]
+
+    @property
+    def suffix(self) -> str:
+        return self.name.rpartition(".")[2]
 
 
 def discover(path: str | Path, select: Select = "natural", suffix: str = "") -> Found:
@@ -40,81 +72,92 @@ def discover(path: str | Path, select: Select = "natural", suffix: str = "") -> 
     Raises:
         CheckpointError: nothing there, several formats in one rank, a rank twice.
     """
-    path = Path(path)
-    with reported(path):
-        if path.is_file():
-            _format_suffix(path)
-            return Found(str(path), ((0, str(path)),), distributed=False)
-        if not path.exists():
-            raise CheckpointError("no such file or folder", str(path))
-        entries = sorted(path.iterdir())
-    folders = [p for p in entries if p.is_dir() and _RANK.fullmatch(p.name)]
-    files = [p for p in entries if p.is_file() and p.name.endswith(tuple(suffixes()))]
+    path = str(path).rstrip("/") if is_url(str(path)) else str(Path(path))
+    if path.endswith(".json"):
+        return _named(path)
+    storage = storage_of(path)
+    there = storage.entry(path)
+    if there is None:
+        raise CheckpointError("no such file or folder", path)
+    if not there.folder:
+        _format_suffix(path)
+        return Found(path, ((0, path),), distributed=False, newest_ns=there.mtime_ns)
+    entries = storage.entries(path)
+    folders = [join(path, e.name) for e in entries if e.folder and _RANK.fullmatch(e.name)]
+    files = _weights(path, entries)
     if folders:
         beside = (f"{path} holds weight files beside its rank folders: the rank folders are used",) if files else ()
         return _ranks(path, folders, select, suffix, beside)
     if not files:
         raise CheckpointError(
             f"no weight files ({' or '.join(sorted(suffixes()))}) and no rank_x folders",
-            str(path),
+            path,
             "give a weight file, a folder of them, or the folder that holds rank_0, rank_1, …",
         )
-    return _full(path, files, suffix)
+    return _full(path, files, suffix, {e.name for e in entries})
 
 
-def _format_suffix(path: Path) -> None:
-    if format_of(path.name) is None:
+def _named(path: str) -> Found:
+    """The files that an index or a manifest names, where no folder can be listed or others lie beside."""
+    named = read_named(path)
+    storage = storage_of(path)
+    with ThreadPoolExecutor(_LISTINGS_AT_ONCE) as pool:
+        entries = list(pool.map(storage.entry, (file for _, file in named.files)))
+    absent = [file for (_, file), entry in zip(named.files, entries, strict=True) if entry is None]
+    if absent:
+        raise CheckpointError("files that it names are missing:\n" + listed(absent), path, "bring them, too")
+    newest = max((entry.mtime_ns for entry in entries if entry), default=0)
+    return Found(named.folder, named.files, named.distributed, newest_ns=newest)
+
+
+def _weights(folder: str, entries: Iterable[Entry]) -> list[_File]:
+    return [_File(folder, e) for e in entries if not e.folder and e.name.endswith(tuple(suffixes()))]
+
+
+def _format_suffix(path: str) -> None:
+    if format_of(path) is None:
         raise FormatError(
             f"not a weight file by its name; expected {' or '.join(sorted(suffixes()))}",
-            str(path),
+            path,
             "rename it",
         )
 
 
-def _full(path: Path, files: list[Path], suffix: str) -> Found:
+def _full(path: str, files: list[_File], suffix: str, there: set[str]) -> Found:
     files = _with_suffix(path, files, suffix)
-    if len({p.suffix for p in files}) > 1:
+    if len({f.suffix for f in files}) > 1:
         raise CheckpointError(
-            "full weight files of two formats in one folder", str(path), "name one file, or keep one format"
+            "full weight files of two formats in one folder", path, "name one file, or keep one format"
         )
-    warnings = tuple(w for name in _INDEX if (path / name).is_file() for w in _check_index(path / name, files))
-    return Found(str(path), tuple((0, str(p)) for p in files), distributed=False, warnings=warnings)
+    warnings = tuple(w for name in _INDEX if name in there for w in _check_index(join(path, name), files))
+    newest = max(f.entry.mtime_ns for f in files)
+    return Found(path, tuple((0, f.path) for f in files), distributed=False, warnings=warnings, newest_ns=newest)
 
 
-def _check_index(index: Path, files: list[Path]) -> tuple[str, ...]:
+def _check_index(index: str, files: list[_File]) -> tuple[str, ...]:
     """Every part that an index names must be there. Which tensors each holds, the headers say."""
-    with reported(index):
-        text = index.read_bytes()
-    try:
-        content = json.loads(text)
-        names = set((content.get("weight_map", content)).values())
-    except (ValueError, RecursionError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"not an index of weight files: {error}", str(index)) from None
-    absent = sorted(str(n) for n in names - {p.name for p in files})
+    names = parts_named(index)
+    absent = sorted(names - {f.name for f in files})
     if absent:
         raise CheckpointError(
-            "parts that the index names are missing:\n" + listed(absent),
-            str(index),
-            "download the checkpoint again",
+            "parts that the index names are missing:\n" + listed(absent), index, "download the checkpoint again"
         )
-    extra = sorted(p.name for p in files if p.name not in names and p.name != "hyper_param.safetensors")
+    extra = sorted(f.name for f in files if f.name not in names and f.name != "hyper_param.safetensors")
     return (f"{index}: does not name {', '.join(extra[:4])}, whose tensors are taken too",) if extra else ()
 
 
-def _with_suffix(path: Path, files: list[Path], suffix: str) -> list[Path]:
+def _with_suffix(path: str, files: list[_File], suffix: str) -> list[_File]:
     """Files whose name ends in ``suffix`` before its extension; a number in the name is not cut in two."""
     if not suffix:
         return files
     cut = r"(?<!\d)" if suffix[0].isdigit() else ""
     found = [p for p in files if re.search(rf"{cut}{re.escape(suffix)}$", p.stem)]
     if not found:
-        raise CheckpointError(
-            f"no file whose name ends in {suffix!r} (of {len(files)} files)", str(path), "check --suffix"
-        )
+        raise CheckpointError(f"no file whose name ends in {suffix!r} (of {len(files)} files)", path, "check --suffix")
     return found
 
 
-def _closest(folder: Path, files: list[Path], suffix: str) -> list[Path]:
+def _closest(folder: str, files: list[_File], suffix: str) -> list[_File]:
     """Of several files that end in ``suffix`` the one that MindSpore would have called so: the separator that it puts
     before, then the shortest name. Raises CheckpointError where that leaves several.
     """
@@ -127,47 +170,58 @@ def _closest(folder: Path, files: list[Path], suffix: str) -> list[Path]:
     if len(shortest) != 1:
         raise CheckpointError(
             f"{len(files)} files end in {suffix!r}: {', '.join(p.name for p in files[:4])}",
-            str(folder),
+            folder,
             "give a longer --suffix",
         )
     return shortest
 
 
-def _ranks(path: Path, folders: list[Path], select: Select, suffix: str, warnings: tuple[str, ...]) -> Found:
-    chosen: dict[int, Path] = {}
-    differing: list[str] = []
-    for folder in folders:
-        rank = int(folder.name[5:])
-        if rank in chosen:
-            raise CheckpointError(f"{folder.name} and {chosen[rank].parent.name} are the same rank", str(path))
-        with reported(folder):
-            files = sorted(p for p in folder.iterdir() if p.is_file() and p.name.endswith(tuple(suffixes())))
-        if not files:
-            continue
-        files = _with_suffix(folder, files, suffix)
-        if len({p.suffix for p in files}) > 1:
-            raise CheckpointError(
-                "weight files of two formats in one rank folder",
-                str(folder),
-                "keep one format, or give --suffix",
-            )
-        files = _closest(folder, files, suffix)
-        chosen[rank] = _pick(files, select)
-        if len({_pick(files, rule) for rule in SELECTS}) > 1:
-            differing.append(folder.name)
+def _ranks(path: str, folders: list[str], select: Select, suffix: str, warnings: tuple[str, ...]) -> Found:
+    chosen: dict[int, _File] = {}
+    differing: list[int] = []
+    with ThreadPoolExecutor(_LISTINGS_AT_ONCE) as pool:
+        listings = pool.map(storage_of(path).entries, folders)
+        for folder, entries in zip(folders, listings, strict=True):
+            files = _weights(folder, entries)
+            rank = _rank(folder)
+            if rank in chosen:
+                raise CheckpointError(f"{_name(folder)} and {_name(chosen[rank].folder)} are the same rank", path)
+            if files:
+                chosen[rank], agree = _of_rank(folder, files, select, suffix)
+                differing += [] if agree else [rank]
     if not chosen:
-        raise CheckpointError("the rank_x folders hold no weight files", str(path))
+        raise CheckpointError("the rank_x folders hold no weight files", path)
     if differing:
-        example = chosen[int(differing[0][5:])].name
+        example = chosen[differing[0]]
         warnings += (
             f"{len(differing)} rank folders hold several files and the rules of --select differ: "
-            f"by {select!r} {differing[0]} gives {example}",
+            f"by {select!r} {_name(example.folder)} gives {example.name}",
         )
-    steps = {_step(p) for p in chosen.values()}
+    steps = {_step(f.name) for f in chosen.values()}
     if len(steps) > 1:
         warnings += (f"ranks are at different steps: {', '.join(map(str, sorted(steps)[:4]))}",)
-    files_by_rank = tuple((rank, str(chosen[rank])) for rank in sorted(chosen))
-    return Found(str(path), files_by_rank, distributed=True, warnings=warnings)
+    files_by_rank = tuple((rank, chosen[rank].path) for rank in sorted(chosen))
+    newest = max(f.entry.mtime_ns for f in chosen.values())
+    return Found(path, files_by_rank, distributed=True, warnings=warnings, newest_ns=newest)
+
+
+def _of_rank(folder: str, files: list[_File], select: Select, suffix: str) -> tuple[_File, bool]:
+    """The file of a rank, and whether all rules choose it."""
+    files = _with_suffix(folder, files, suffix)
+    if len({f.suffix for f in files}) > 1:
+        raise CheckpointError(
+            "weight files of two formats in one rank folder", folder, "keep one format, or give --suffix"
+        )
+    files = _closest(folder, files, suffix)
+    return _pick(files, select), len({_pick(files, rule) for rule in SELECTS}) == 1
+
+
+def _name(folder: str) -> str:
+    return folder.rpartition("/")[2]
+
+
+def _rank(folder: str) -> int:
+    return int(_name(folder)[5:])
 
 
 def as_select(text: str) -> Select:
@@ -178,19 +232,19 @@ def as_select(text: str) -> Select:
     raise UsageError(f"--select {text!r}", hint=f"one of: {', '.join(SELECTS)}")
 
 
-def _pick(files: list[Path], select: Select) -> Path:
+def _pick(files: list[_File], select: Select) -> _File:
     if select == "name":
         return files[-1]
     if select == "mtime":
-        return max(files, key=lambda p: (p.stat().st_mtime_ns, p.name))
+        return max(files, key=lambda f: (f.entry.mtime_ns, f.name))
     if select == "step":
-        return max(files, key=lambda p: (_step(p)[1], natural(p.name)))
-    return max(files, key=lambda p: (_step(p), natural(p.name)))
+        return max(files, key=lambda f: (_step(f.name)[1], natural(f.name)))
+    return max(files, key=lambda f: (_step(f.name), natural(f.name)))
 
 
-def _step(path: Path) -> tuple[int, int]:
+def _step(name: str) -> tuple[int, int]:
     """(epoch, step) in the name of a file that training saved; (-1, -1) without."""
-    found = _STEP.search(path.name)
+    found = _STEP.search(name)
     return (int(found[1]), int(found[2])) if found else (-1, -1)
 
 

@@ -10,17 +10,20 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from reshard.planning.plan import FileResult, Task
-from reshard.run.storage import Disk, Storage
+from reshard.run.disk import Disk
+from reshard.run.storage import Storage
 from reshard.run.task import OnBytes, Settings, TaskRun
 
-_TASKS_AT_ONCE = 2
+TASKS_AT_ONCE = 2
 
 
 class Executor(Protocol):
     """A parallel map over tasks, and nothing else."""
 
     def run(self, tasks: Iterable[Task]) -> Iterator[list[FileResult]]:
-        """Give the results of each task when its files are whole. The first error stops all and is raised."""
+        """Give the results of each task when its files are whole, in any order. The first error stops all and is
+        raised.
+        """
         ...
 
 
@@ -44,7 +47,7 @@ class LocalExecutor:
                 run = TaskRun(task, self.storage, self.settings, self.on_bytes)
                 under_way.append((run, []))
                 under_way[-1][1].extend(pool.submit(run.job, lot, stopped) for lot in run.jobs())
-                if len(under_way) == _TASKS_AT_ONCE:
+                if len(under_way) == TASKS_AT_ONCE:
                     yield self._finish(under_way)
             while under_way:
                 yield self._finish(under_way)

@@ -9,15 +9,57 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from reshard.run.storage import is_url
+
 _NETWORK = frozenset({"nfs", "nfs4", "lustre", "ceph", "fuse.ceph", "glusterfs", "beegfs", "gpfs", "dpc", "cifs", "9p"})
 _NETWORK_WORKERS = 16
+_REMOTE_WORKERS = 32
 _MOST_LOCAL_WORKERS = 8
 
 
+def filesystem(path: str | Path) -> str:
+    """The type of the file system that a path lies on or would lie on, as ``ext4``; "" where nothing tells."""
+    return _filesystem(Path(path), _mounts())
+
+
+def is_network(kind: str) -> bool:
+    """Whether a file system of this type is reached through a network."""
+    return kind in _NETWORK
+
+
+def memory_limit_nbytes() -> int | None:
+    """What the control groups of this process let it take, the strictest of them; None without a limit."""
+    limits = [_number(file) for file in _control_files("memory.max", "memory/memory.limit_in_bytes")]
+    return min((limit for limit in limits if limit is not None and limit < 1 << 60), default=None)
+
+
+def _control_files(name: str, old_name: str) -> list[Path]:
+    """A file of this process's control group and of all groups around it."""
+    root = Path("/sys/fs/cgroup")
+    try:
+        groups = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    own = next((line.split(":", 2)[2] for line in groups if line.startswith("0::")), "/").lstrip("/")
+    folder = root / own
+    return [root / old_name, *(parent / name for parent in (folder, *folder.parents) if parent.is_relative_to(root))]
+
+
+def _number(file: Path) -> int | None:
+    try:
+        text = file.read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
+
+
 def auto_workers(paths: Iterable[str]) -> int:
-    """Threads that suit where the paths lie: one a core on a local disk, from two to eight, and sixteen on a network,
-    where a request waits more than it works.
+    """Threads that suit where the paths lie: one a core on a local disk, from two to eight; sixteen on a network, where
+    a request waits more than it works; and thirty-two in object storage, where it waits longest.
     """
+    paths = list(paths)
+    if any(map(is_url, paths)):
+        return _REMOTE_WORKERS
     mounts = _mounts()
     if any(_filesystem(Path(p), mounts) in _NETWORK for p in paths):
         return _NETWORK_WORKERS

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from functools import partial
 
 import msgspec
 import xxhash
 
 from reshard import __version__
-from reshard.errors import CheckpointError, InputError, ReshardError, RunError
+from reshard.errors import CheckpointError, FormatError, InputError, RunError
 from reshard.index import Extent
-from reshard.planning.plan import FileResult, Plan, Run, check_runs
+from reshard.planning.plan import FileResult, Plan, PlannedFile, Run, check_runs
 from reshard.run.place import Place
-from reshard.run.storage import DiskFile, reported
+from reshard.run.storage import ReadFile, Storage, join
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
 _BLOCK_NBYTES = 8 << 20
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, FormatError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +36,15 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class ManifestFile:
+    """``texts`` and ``notes`` are what its header says besides its tensors; None where that was not noted."""
+
     path: str
     rank: int
     nbytes: int
     runs: tuple[Run, ...]
     tensors: dict[str, Shard]
+    texts: dict[str, str] | None = None
+    notes: dict[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,74 +55,119 @@ class Manifest:
     world: int
     complete: bool
     files: tuple[ManifestFile, ...]
+    made_of: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A manifest as it lies on disk, its files not yet looked into."""
+
+    plan: str
+    world: int
+    complete: bool
+    files: tuple[msgspec.Raw, ...]
     made_of: dict[str, str] = field(default_factory=dict)
     reshard: str = __version__
     schema: int = SCHEMA
 
-    def to_json(self) -> bytes:
-        return msgspec.json.encode(self)
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """A file that is whole, and all that was noted of it."""
+
+    path: str
+    rank: int
+    nbytes: int
+    raw: msgspec.Raw
 
 
-def make_manifest(plan: Plan, results: dict[str, FileResult]) -> Manifest:
-    files = []
-    for file in plan.files:
-        result = results[file.path]
-        shards = {}
-        for slot in plan.forms[file.form].slots:
-            tensor, box = plan.tensors[slot.tensor], plan.box(file, slot)
-            shards[tensor.name] = Shard(tensor.spec.dtype, tensor.spec.shape, box.start, box.shape, slot.extents)
-        files.append(ManifestFile(file.path, file.rank, result.nbytes, result.runs, shards))
-    return Manifest(plan.identity, plan.world, _complete(files, plan.world), tuple(files), plan.made_of)
+def manifest_file(plan: Plan, file: PlannedFile, result: FileResult) -> ManifestFile:
+    """What is to be known of a file of the plan, now that it is whole."""
+    form = plan.forms[file.form]
+    shards = {}
+    for slot in form.slots:
+        tensor, box = plan.tensors[slot.tensor], plan.box(file, slot)
+        shards[tensor.name] = Shard(tensor.spec.dtype, tensor.spec.shape, box.start, box.shape, slot.extents)
+    return ManifestFile(file.path, file.rank, result.nbytes, result.runs, shards, form.texts, form.notes)
 
 
-def joined(manifest: Manifest, earlier: Manifest) -> Manifest:
-    """The manifest of both, for runs of one plan that made different ranks."""
-    new = {f.path for f in manifest.files}
-    files = (*(f for f in earlier.files if f.path not in new), *manifest.files)
-    return replace(manifest, files=files, complete=_complete(files, manifest.world))
+def encode_manifest(plan: Plan, files: Iterable[Whole], *, complete: bool) -> bytes:
+    """The manifest as it is written, from files as they were noted: a target of thousands need not be taken apart."""
+    raw = tuple(file.raw for file in files)
+    return msgspec.json.encode(Published(plan.identity, plan.world, complete, raw, plan.made_of))
 
 
-def _complete(files: Iterable[ManifestFile], world: int) -> bool:
-    return {f.rank for f in files} == set(range(world))
+def decode_published(content: bytes, where: str) -> Published:
+    """Raises InputError for what is no manifest of this schema."""
+    try:
+        found = msgspec.json.decode(content, type=Published)
+    except _UNREADABLE as error:
+        raise InputError(f"not a manifest: {error}", where) from None
+    if found.schema != SCHEMA:
+        raise InputError(f"manifest of schema {found.schema}, this release reads {SCHEMA}", where)
+    return found
+
+
+def whole(raw: bytes | msgspec.Raw) -> Whole:
+    """What was noted of a file. Raises InputError where it is damaged."""
+    file = _file(raw)
+    return Whole(file.path, file.rank, file.nbytes, msgspec.Raw(raw))
+
+
+def _file(raw: bytes | msgspec.Raw) -> ManifestFile:
+    try:
+        file = msgspec.json.decode(raw, type=ManifestFile)
+    except _UNREADABLE as error:
+        raise InputError(f"not a manifest: {error}") from None
+    try:
+        check_runs(FileResult(file.path, file.nbytes, file.runs))
+    except RunError as error:
+        raise InputError(f"the manifest is damaged: of {file.path}, {error.message}") from None
+    return file
 
 
 def read_manifest(place: Place) -> Manifest:
     """Raises CheckpointError where there is none, InputError for one that we cannot read."""
-    path = place.meta / MANIFEST
-    if not path.exists():
+    path = join(place.meta, MANIFEST)
+    content = read_whole(place.storage, path)
+    if content is None:
         raise CheckpointError(
             "no manifest: not made by reshard, or not finished",
-            str(place.path),
+            place.path,
             "compare with the source instead: reshard verify SRC DST",
         )
-    with reported(path):
-        data = path.read_bytes()
+    found = decode_published(content, path)
     try:
-        manifest = msgspec.json.decode(data, type=Manifest)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ReshardError) as error:
-        raise InputError(f"not a manifest: {error}", str(path)) from None
-    if manifest.schema != SCHEMA:
-        raise InputError(f"manifest of schema {manifest.schema}, this release reads {SCHEMA}", str(path))
-    for file in manifest.files:
-        try:
-            check_runs(FileResult(file.path, file.nbytes, file.runs))
-        except RunError as error:
-            raise InputError(f"the manifest is damaged: of {file.path}, {error.message}", str(path)) from None
-    return manifest
+        files = tuple(map(_file, found.files))
+    except InputError as error:
+        raise InputError(error.message, path) from None
+    return Manifest(found.plan, found.world, found.complete, files, found.made_of)
 
 
-def file_faults(folder: Path, file: ManifestFile, read: list[int]) -> list[str]:
-    """Read a file again and compare with its manifest; ``read`` gains the number of bytes read."""
-    path = folder / file.path
-    with reported(path):
-        if not path.is_file():
-            return [f"{file.path}: missing"]
-    source = DiskFile(str(path))
+def read_whole(storage: Storage, path: str) -> bytes | None:
+    """The content of a small file; None where there is none."""
+    if storage.entry(path) is None:
+        return None
+    file = storage.open(path)
+    try:
+        return file.read(0, file.nbytes)
+    finally:
+        file.close()
+
+
+def file_faults(place: Place, file: ManifestFile, read: list[int], pool: Executor) -> list[str]:
+    """Read a file again, runs of it at once, and compare with its manifest; ``read`` gains the bytes read."""
+    path = join(place.folder, file.path)
+    there = place.storage.entry(path)
+    if there is None or there.folder:
+        return [f"{file.path}: missing"]
+    source = place.storage.open(path)
     try:
         if source.nbytes != file.nbytes:
             return [f"{file.path}: {source.nbytes} bytes, the manifest has {file.nbytes}"]
+        digests = pool.map(partial(_digest, source), file.runs)
         faults = [f"{file.path}: bytes {run.offset} to {run.offset + run.nbytes} changed{_whose(file, run)}"
-                  for run in file.runs if _digest(source, run) != run.xxh3]  # fmt: skip
+                  for run, digest in zip(file.runs, digests, strict=True) if digest != run.xxh3]  # fmt: skip
         read.append(source.nbytes)
         return faults
     finally:
@@ -132,7 +183,7 @@ def _whose(file: ManifestFile, run: Run) -> str:
     return f" ({', '.join(names[:3])})" if names else " (header)"
 
 
-def _digest(source: DiskFile, run: Run) -> str:
+def _digest(source: ReadFile, run: Run) -> str:
     digest = xxhash.xxh3_128()
     buffer = memoryview(bytearray(min(_BLOCK_NBYTES, run.nbytes)))
     for at in range(0, run.nbytes, _BLOCK_NBYTES):

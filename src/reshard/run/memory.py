@@ -12,7 +12,7 @@ from reshard.dtypes import numpy_dtype
 from reshard.planning.blocks import Blocks
 from reshard.planning.plan import Move, SourceFile
 from reshard.run.mover import Scratch, Sources, collect
-from reshard.run.storage import Disk
+from reshard.run.storage import is_url
 
 _WHOLE = 1 << 62
 Array = npt.NDArray[Any]
@@ -34,9 +34,9 @@ def _mapped(move: Move, files: tuple[SourceFile, ...]) -> Array | None:
         return None
     (read, *others) = blocks[0].reads
     box = move.targets[0].box
-    if others or read.box != box or len(read.ranges) != 1:
+    if others or read.box != box or len(read.ranges) != 1 or is_url(files[read.file].path):
         return None
-    sources = Sources(Disk(), files)
+    sources = Sources(files)
     try:
         sources.check(read.file)
     finally:
@@ -51,7 +51,7 @@ def _mapped(move: Move, files: tuple[SourceFile, ...]) -> Array | None:
 
 
 def _read(move: Move, files: tuple[SourceFile, ...]) -> Array:
-    sources = Sources(Disk(), files)
+    sources = Sources(files)
     try:
         return collect(move, sources, Scratch())
     finally:

@@ -18,7 +18,8 @@ from reshard.planning.blocks import Access, Block, Blocks
 from reshard.planning.plan import Factor, LoraAdd, Move, Piece, SourceFile
 from reshard.run.cast import cast_into
 from reshard.run.lora import add_lora, check_finite, factor_boxes
-from reshard.run.storage import ReadFile, Storage
+from reshard.run.storage import ReadFile
+from reshard.run.stores import storage_of
 
 Sink = Callable[[Access, memoryview], None]
 """Takes the bytes of one access to a target piece. They are valid during the call only."""
@@ -32,8 +33,7 @@ _PLAIN: dict[int, np.dtype[Any]] = {1: np.dtype("u1"), 2: np.dtype("u2"), 4: np.
 class Sources:
     """The source files of a task, each opened when first read, and checked to be the file that was planned."""
 
-    def __init__(self, storage: Storage, files: tuple[SourceFile, ...]) -> None:
-        self._storage = storage
+    def __init__(self, files: tuple[SourceFile, ...]) -> None:
         self._files = files
         self._open: dict[int, ReadFile] = {}
         self._lock = threading.Lock()
@@ -51,12 +51,17 @@ class Sources:
     def _file(self, number: int) -> ReadFile:
         with self._lock:
             file = self._open.get(number)
-            if file is None:
-                planned = self._files[number]
-                file = self._open[number] = self._storage.open(planned.path)
-                if (file.nbytes, file.mtime_ns) != (planned.nbytes, planned.mtime_ns):
-                    raise CheckpointError("the file changed after it was planned", planned.path, _STILL)
+        if file is not None:
             return file
+        planned = self._files[number]
+        file = storage_of(planned.path).open(planned.path)  # not under the lock: a store is far away
+        with self._lock:
+            kept = self._open.setdefault(number, file)
+        if kept is not file:
+            file.close()
+        if (kept.nbytes, kept.mtime_ns) != (planned.nbytes, planned.mtime_ns):
+            raise CheckpointError("the file changed after it was planned", planned.path, _STILL)
+        return kept
 
     def check(self, number: int) -> None:
         """Raises CheckpointError where a file is not the one that was planned."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from reshard.run.storage import reported
+from reshard.run.storage import Storage, is_url, join
+from reshard.run.stores import storage_of
 
 META = ".reshard"
 
@@ -14,28 +16,37 @@ META = ".reshard"
 class Place:
     """Where the target goes. ``folder`` is what planned paths are relative to, ``meta`` where our own files go."""
 
-    path: Path
-    folder: Path
-    meta: Path
+    path: str
+    folder: str
+    meta: str
 
     @staticmethod
     def of(path: str | Path, *, single: bool) -> Place:
-        path = Path(path)
+        path = str(path).rstrip("/") if is_url(str(path)) else str(Path(path))
         if single:
-            return Place(path, path.parent, path.parent / META / path.name)
-        return Place(path, path, path / META)
+            folder, name = os.path.split(path)
+            return Place(path, folder or ".", join(folder or ".", META, name))
+        return Place(path, path, join(path, META))
 
     @property
     def single(self) -> bool:
         return self.folder != self.path
 
+    @property
+    def storage(self) -> Storage:
+        return storage_of(self.path)
+
+    @property
+    def local(self) -> bool:
+        """Whether it lies on a disk, which has folders, locks and free space."""
+        return not is_url(self.path)
+
     def occupied_by_others(self) -> bool:
         """Whether anything but our own files is there."""
-        with reported(self.path):
-            return self.path.exists() if self.single else any(p.name != META for p in self.path.iterdir())
+        if self.single:
+            return self.storage.entry(self.path) is not None
+        return any(entry.name != META for entry in self.storage.entries(self.path))
 
     def occupied(self) -> bool:
-        with reported(self.path):
-            if self.single:
-                return self.path.exists()
-            return self.path.is_file() or (self.path.is_dir() and any(self.path.iterdir()))
+        there = self.storage.entry(self.path)
+        return there is not None and (self.single or not there.folder or bool(self.storage.entries(self.path)))

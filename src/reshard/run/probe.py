@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from reshard.errors import CheckpointError
 from reshard.planning.blocks import cut_extents
 from reshard.planning.catalog import Catalog, Held, Tensor
-from reshard.run.storage import DiskFile
+from reshard.run.stores import storage_of
 
 _PROBE_NBYTES = 4096
 _TENSORS = 8
@@ -69,7 +69,8 @@ def _sample(source: Catalog) -> Iterator[Tensor]:
 
 
 def _start(source: Catalog, held: Held) -> bytes:
-    file = DiskFile(source.files[held.file].path)
+    path = source.files[held.file].path
+    file = storage_of(path).open(path)
     try:
         nbytes = min(_PROBE_NBYTES, held.stored.spec.nbytes)
         return b"".join(file.read(e.offset, e.nbytes) for e in cut_extents(held.stored.extents, 0, nbytes))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,11 +13,14 @@ from reshard.errors import CheckpointError, FormatError, UsageError
 from reshard.formats.registry import format_of
 from reshard.planning.blocks import cut_extents
 from reshard.planning.catalog import Catalog, Held, IndexedFile, Tensor, catalog
+from reshard.run.beside import Told, told_by_manifest
 from reshard.run.discover import Found, Select, discover
-from reshard.run.storage import DiskFile
-from reshard.strategy.folder import read_strategy
+from reshard.run.storage import ReadFile, is_url
+from reshard.run.stores import storage_of
+from reshard.run.strategies import read_strategy
 
 _THREADS = 8
+_REMOTE_THREADS = 48
 _BLOCK_NBYTES = 8 << 20
 
 
@@ -59,22 +63,25 @@ def _check_lone_ranks(found: Found, *, has_strategy: bool) -> None:
 
 def index_files(found: Found) -> list[IndexedFile]:
     """The headers of all files, read by several threads. Raises FormatError naming the file."""
-    with ThreadPoolExecutor(_THREADS) as pool:
-        return list(pool.map(lambda ranked: _index(*ranked), found.files))
+    told = told_by_manifest(found)
+    with ThreadPoolExecutor(_REMOTE_THREADS if is_url(found.path) else _THREADS) as pool:
+        return list(pool.map(lambda ranked: _index(ranked[0], ranked[1], found.path, told), found.files))
 
 
-def _index(rank: int, path: str) -> IndexedFile:
+def _index(rank: int, path: str, root: str, told: Mapping[str, Told]) -> IndexedFile:
     form = format_of(path)
     if form is None:
         raise FormatError("not a weight file by its name", path)
-    file = DiskFile(path)
+    file = storage_of(path).open(path)
     try:
-        contents = form.read_index(file)
+        known = told.get(path)
+        contents = known.contents if known and known.nbytes == file.nbytes else form.read_index(file)
     except FormatError as error:
         raise FormatError(error.message, path, error.hint) from error
     finally:
         file.close()
-    return IndexedFile(path, file.nbytes, file.mtime_ns, rank, form.name, contents)
+    name = path.removeprefix(root).lstrip("/") or os.path.basename(path)
+    return IndexedFile(path, name, file.nbytes, file.mtime_ns, rank, form.name, contents)
 
 
 def agreements(source: Catalog, names: Iterable[Tensor]) -> dict[str, bool]:
@@ -88,7 +95,7 @@ def _equal(source: Catalog, held: tuple[Held, ...]) -> bool:
 
 def first_difference(source: Catalog, a: Held, b: Held) -> int | None:
     """The first byte at which two equally long shards differ; None when they are equal."""
-    left, right = DiskFile(source.files[a.file].path), DiskFile(source.files[b.file].path)
+    left, right = (storage_of(path).open(path) for path in (source.files[h.file].path for h in (a, b)))
     try:
         for start in range(0, a.stored.spec.nbytes, _BLOCK_NBYTES):
             nbytes = min(_BLOCK_NBYTES, a.stored.spec.nbytes - start)
@@ -102,7 +109,7 @@ def first_difference(source: Catalog, a: Held, b: Held) -> int | None:
         right.close()
 
 
-def _read(file: DiskFile, held: Held, start: int, nbytes: int) -> bytes:
+def _read(file: ReadFile, held: Held, start: int, nbytes: int) -> bytes:
     extents = cut_extents(held.stored.extents, start, nbytes)
     return b"".join(file.read(e.offset, e.nbytes) for e in extents)
 
@@ -123,5 +130,7 @@ def replica_faults(source: Catalog) -> list[str]:
 
 def is_inside(path: str | Path, folder: str | Path) -> bool:
     """Whether a path lies in a folder or is the folder, links followed."""
+    if is_url(str(path)) or is_url(str(folder)):
+        return f"{str(path).rstrip('/')}/".startswith(f"{str(folder).rstrip('/')}/")
     resolved, outer = Path(path).resolve(), Path(folder).resolve()
     return resolved == outer or outer in resolved.parents

@@ -1,36 +1,45 @@
-"""The target folder: refused when it holds anything, locked while it is filled, its journal and at last its manifest.
+"""A target being filled, by one process or by several on many machines; its notes, and at last its manifest.
 
-``DST/.reshard/`` holds ``lock``, ``journal.jsonl`` (what is whole so far) and ``manifest.json`` (written last: with
-it, the target is complete). For a target that is one file they lie in ``.reshard/<file name>/`` beside it.
+``DST/.reshard/`` holds ``begun.json`` (what is made, and of what), ``done/k.json`` (file k of the target is whole),
+``lock`` and ``manifest.json`` (written last: with it, the target is complete). For a target that is one file they
+lie in ``.reshard/<file name>/`` beside it.
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
-from reshard.errors import InputError, StorageError, UsageError
+from reshard.errors import InputError, UsageError
 from reshard.planning.plan import FileResult, Plan
-from reshard.run.manifest import MANIFEST, Manifest, joined, read_manifest
+from reshard.run.disk import sync_folder
+from reshard.run.locks import Locks
+from reshard.run.manifest import (
+    MANIFEST,
+    Published,
+    Whole,
+    decode_published,
+    encode_manifest,
+    manifest_file,
+    read_whole,
+    whole,
+)
 from reshard.run.place import Place
-from reshard.run.source import is_inside
-from reshard.run.storage import exchange, reported, sync_folder, write_whole
+from reshard.run.storage import join, reported
 
-JOURNAL = "journal.jsonl"
+BEGUN = "begun.json"
+DONE = "done"
 _SHORT = 24  # hashes are longer
-_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, InputError)
 
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """The first line of a journal: the identity of the plan and what it stands for."""
+    """The identity of the plan that a target is filled by, and what it stands for."""
 
     plan: str
     made_of: dict[str, str] = field(default_factory=dict)
@@ -47,128 +56,186 @@ class Begun:
             if then != now:
                 short = max(len(then), len(now)) <= _SHORT
                 changed.append(f"{part} ({then!r} then, {now!r} now)" if short else part)
-        if "tensors taken" in changed and "strategies" in changed:  # other tensors have other layouts
-            changed.remove("strategies")
         return changed
 
 
 class Filling:
-    """A target being filled: holds its lock; ``record`` what is whole; ``publish`` at the end; ``close`` in any case.
+    """A target being filled: ``record`` what is whole; ``publish`` at the end; ``close`` in any case.
 
-    ``done`` are the files that are whole. Where nothing was, ``close`` leaves nothing behind.
+    ``done`` are those of the plan's files that were whole already. Where nothing was, ``close`` leaves nothing behind.
+
+    Args:
+        join: go on with what others of the same identity began or are making just now. Raises UsageError for another
+            identity. Without it, notes of earlier runs count for nothing.
     """
 
-    def __init__(self, place: Place, plan: Plan, *, resume: bool) -> None:
+    def __init__(self, place: Place, plan: Plan, *, join: bool) -> None:
         self._place = place
+        self._storage = place.storage
+        self._plan = plan
         self._begun = Begun(plan.identity, plan.made_of)
-        self._made_folders = _absent_parents(place, plan)
-        self._made_meta = not place.meta.exists()
-        with reported(place.meta):
-            place.meta.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(place.meta / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        self.done: dict[str, FileResult] = {}
-        if not _locked(self._lock, place.meta / "lock"):
-            os.close(self._lock)
-            raise UsageError(
-                "another conversion is writing here", str(place.path), "wait for it to end, or choose another target"
-            )
+        self._numbers = {file.path: number for number, file in enumerate(plan.files)}
+        self._recorded = False
+        self._made_folders = _absent_parents(place, plan) if place.local else []
+        made_meta = Path(place.meta) in self._made_folders
+        self._locks = Locks(self._path("lock")) if place.local else None
+        self.done: frozenset[str] = frozenset()
         try:
-            if resume:
-                self.done = self._whole_files()
-            self._journal = self._open_journal(fresh=not (place.meta / JOURNAL).exists() or not resume)
+            self._take_files(join=join)
+            self._begin(join=join)
+            if join:
+                self.done = frozenset(self._whole_files())
         except BaseException:
-            os.close(self._lock)
-            if self._made_meta:
-                shutil.rmtree(place.meta, ignore_errors=True)
+            if self._locks:
+                if made_meta and self._locks.alone():
+                    self._remove_meta()
+                self._locks.close()
             raise
 
-    def _whole_files(self) -> dict[str, FileResult]:
-        """Files that earlier runs finished and that are still as long. Raises UsageError if their plan was another."""
-        noted: list[FileResult] = []
-        if (self._place.meta / MANIFEST).exists():
-            manifest = read_manifest(self._place)
-            self._check_begun(Begun(manifest.plan, manifest.made_of))
-            noted += [FileResult(f.path, f.nbytes, f.runs) for f in manifest.files]
-        path = self._place.meta / JOURNAL
-        if path.exists():
-            with reported(path):
-                first, *lines = path.read_bytes().split(b"\n")
-            self._check_begun(_begun(first))
-            noted += [r for r in map(_result, lines) if r is not None]
-        elif not noted and self._place.occupied_by_others():
-            self._check_begun(Begun(""))
-        return {r.path: r for r in noted if _length(self._place.folder / r.path) == r.nbytes}
+    def _path(self, *names: str) -> str:
+        return join(self._place.meta, *names)
 
-    def _check_begun(self, earlier: Begun) -> None:
-        if earlier.plan != self._begun.plan:
-            changed = self._begun.changes_from(earlier)
+    def _take_files(self, *, join: bool) -> None:
+        """Those of the plan; all of the target when it is begun anew."""
+        numbers = [f.number for f in self._plan.files] if join else range(self._plan.total)
+        held = self._locks.take(numbers) if self._locks else None
+        if held is not None:
+            what = next((f.path for f in self._plan.files if f.number == held), "other files")
             raise UsageError(
-                "the target was begun from other sources, strategies or options"
-                + (f"; what differs: {', '.join(changed)}" if changed else ""),
-                str(self._place.path),
-                "give the same command again to resume it, or --overwrite to start anew",
+                f"another conversion is writing here: {what}",
+                self._place.path,
+                "wait for it to end, or choose another target",
             )
 
-    def _open_journal(self, *, fresh: bool) -> int:
-        path = self._place.meta / JOURNAL
-        with reported(path):
-            if fresh:
-                write_whole(path, msgspec.json.encode(self._begun) + b"\n")
-            journal = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
-            if not fresh:
-                os.write(journal, b"\n")
-            return journal
+    def _begin(self, *, join: bool) -> None:
+        content = msgspec.json.encode(self._begun)
+        if not join and self._locks:  # whoever began before is gone, for we hold all locks
+            self._forget_records()
+            self._storage.write_whole(self._path(BEGUN), content, fsync=True)
+            return
+        earlier = self._earlier()
+        if earlier is None and not self._storage.create_whole(self._path(BEGUN), content, fsync=True):
+            earlier = _decoded(read_whole(self._storage, self._path(BEGUN)) or b"")
+        if earlier is not None and earlier.plan != self._begun.plan:
+            self._refuse(earlier)
 
-    def record(self, results: Iterable[FileResult], *, fsync: bool) -> None:
-        """Note files that are whole and named."""
-        with reported(self._place.meta / JOURNAL):
-            for result in results:
-                self.done[result.path] = result
-                os.write(self._journal, msgspec.json.encode(result) + b"\n")
+    def _earlier(self) -> Begun | None:
+        """What was begun here, or is complete. Raises UsageError where others put their files."""
+        occupied = (
+            self._place.occupied_by_others()
+        )  # asked first: one who begins just now has noted it before his files
+        content = read_whole(self._storage, self._path(BEGUN))
+        if content is not None:
+            return _decoded(content)
+        manifest = self._manifest()
+        if manifest is not None:
+            return Begun(manifest.plan, manifest.made_of)
+        if occupied:
+            raise UsageError(
+                "the target is not empty, and this conversion did not begin it",
+                self._place.path,
+                "choose another, or give --overwrite",
+            )
+        return None
+
+    def _refuse(self, earlier: Begun) -> None:
+        changed = self._begun.changes_from(earlier)
+        raise UsageError(
+            "the target was begun from other sources, strategies or options"
+            + (f"; what differs: {', '.join(changed)}" if changed else ""),
+            self._place.path,
+            "give the same command again to resume it, or --overwrite to start anew",
+        )
+
+    def _manifest(self) -> Published | None:
+        content = read_whole(self._storage, self._path(MANIFEST))
+        return None if content is None else decode_published(content, self._path(MANIFEST))
+
+    def _files(self) -> list[Whole]:
+        """Files that are whole, in order of their ranks, as a manifest of this plan and the records tell."""
+        manifest = self._manifest()
+        told = list(map(whole, manifest.files)) if manifest and manifest.plan == self._begun.plan else []
+        files = {file.path: file for file in (*told, *self._records())}
+        return sorted(files.values(), key=lambda file: file.rank)
+
+    def _records(self) -> Iterator[Whole]:
+        """One that a power cut spoilt counts for none."""
+        entries = [e for e in self._storage.entries(self._path(DONE)) if e.name.removesuffix(".json").isdigit()]
+        for entry in sorted(entries, key=lambda e: int(e.name.removesuffix(".json"))):
+            content = read_whole(self._storage, self._path(DONE, entry.name))
+            with suppress(InputError):
+                yield whole(content or b"")
+
+    def _whole_files(self) -> Iterator[str]:
+        """Files of the plan that are noted and still as long."""
+        for file in self._files():
+            if file.path in self._numbers:
+                there = self._storage.entry(join(self._place.folder, file.path))
+                if there is not None and not there.folder and there.nbytes == file.nbytes:
+                    yield file.path
+
+    def record(self, results: Iterable[FileResult]) -> None:
+        """Note files that are whole and named. A note lost in a power cut costs making its file again, no more."""
+        for result in results:
+            file = self._plan.files[self._numbers[result.path]]
+            content = msgspec.json.encode(manifest_file(self._plan, file, result))
+            self._storage.write_whole(self._path(DONE, f"{file.number}.json"), content, fsync=False)
+            self._recorded = True
+
+    def publish(self, *, partial: bool, fsync: bool) -> int:
+        """Write the manifest if all files of the target are whole, whoever made them. Gives the number still missing.
+
+        Args:
+            partial: also write one when files are missing, of those that are there. Object storage cannot keep two
+                such writers apart: there it is the complete one or none.
+        """
+        with self._locks.publishing() if self._locks else nullcontext():
+            files = self._files()
+            missing = self._plan.total - len(files)
+            if missing and not (partial and self._locks):
+                ended = self._manifest()  # on object storage by another, that removed the records while we read
+                return 0 if ended and ended.complete and ended.plan == self._begun.plan else missing
             if fsync:
-                os.fsync(self._journal)
+                self._sync_folders()
+            manifest = encode_manifest(self._plan, files, complete=not missing)
+            self._storage.write_whole(self._path(MANIFEST), manifest, fsync=fsync)
+            self._recorded = True
+            self._forget_records()
+            if not missing:
+                self._storage.remove(self._path(BEGUN))
+            return missing
 
-    def publish(self, manifest: Manifest, *, fsync: bool) -> Manifest:
-        """Write the manifest, joined with that of an earlier run that made other ranks. A complete one ends the job."""
-        if (self._place.meta / MANIFEST).exists():
-            earlier = read_manifest(self._place)
-            if earlier.plan == manifest.plan:
-                manifest = joined(manifest, earlier)
-        if fsync:
-            self._sync_folders()
-        write_whole(self._place.meta / MANIFEST, manifest.to_json(), fsync=fsync)
-        if manifest.complete:
-            with reported(self._place.meta):
-                (self._place.meta / JOURNAL).unlink()
-        return manifest
+    def _forget_records(self) -> None:
+        for entry in self._storage.entries(self._path(DONE)):
+            self._storage.remove(self._path(DONE, entry.name))
 
     def _sync_folders(self) -> None:
         """Files are durable in their folders; so must the folders be in theirs."""
-        for folder in {self._place.folder, *(made.parent for made in self._made_folders if made.exists())}:
-            with reported(folder):
-                sync_folder(str(folder))
+        if self._place.local:
+            for folder in {Path(self._place.folder), *(made.parent for made in self._made_folders if made.exists())}:
+                with reported(folder):
+                    sync_folder(str(folder))
 
     def close(self) -> None:
-        os.close(self._journal)
-        if not self.done and self._made_meta:
-            self._leave_nothing()
-        os.close(self._lock)
-
-    def _leave_nothing(self) -> None:
-        """Remove what this run made, unless a file got its name that could not be noted any more."""
-        _remove_empty(self._made_folders)
-        if not self._place.occupied_by_others():
-            shutil.rmtree(self._place.meta, ignore_errors=True)
+        if not self._locks:
+            return
+        if not self._recorded and self._locks.alone():
             _remove_empty(self._made_folders)
+            if not self._place.occupied_by_others() and not self._files():
+                self._remove_meta()
+        self._locks.close()
+
+    def _remove_meta(self) -> None:
+        shutil.rmtree(self._place.meta, ignore_errors=True)
+        _remove_empty(self._made_folders)
 
 
-def _locked(lock: int, path: Path) -> bool:
-    """Take the lock, unless another holds it, or removed the file between our opening and our locking it."""
+def _decoded(content: bytes) -> Begun:
+    """Of no plan where it cannot be read."""
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return os.path.samestat(os.fstat(lock), path.stat())
-    except (BlockingIOError, FileNotFoundError):
-        return False
+        return msgspec.json.decode(content, type=Begun)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return Begun("")
 
 
 def _remove_empty(folders: list[Path]) -> None:
@@ -177,109 +244,8 @@ def _remove_empty(folders: list[Path]) -> None:
             folder.rmdir()
 
 
-def _begun(line: bytes) -> Begun:
-    """The first line of a journal; of no plan where it cannot be read."""
-    try:
-        return msgspec.json.decode(line, type=Begun)
-    except _UNREADABLE:
-        return Begun("")
-
-
-def _result(line: bytes) -> FileResult | None:
-    """A line of the journal; None for one that a crash cut short: its file is made again."""
-    try:
-        return msgspec.json.decode(line, type=FileResult)
-    except _UNREADABLE:
-        return None
-
-
-def _length(path: Path) -> int:
-    try:
-        return path.stat().st_size if path.is_file() else -1
-    except OSError:  # as a name that is too long
-        return -1
-
-
 def _absent_parents(place: Place, plan: Plan) -> list[Path]:
     """Folders that this run will make, innermost first."""
-    folders = {(place.folder / f.path).parent for f in plan.files} | {place.meta.parent}
+    folders = {Path(place.folder, f.path).parent for f in plan.files} | {Path(place.meta)}
     absent = {up for folder in folders for up in (folder, *folder.parents) if not up.exists()}
     return sorted(absent, key=lambda folder: len(folder.parts), reverse=True)
-
-
-def free_nbytes(place: Place) -> int:
-    """Bytes free where the target goes."""
-    folder = _existing(place.folder)
-    with reported(folder):
-        status = os.statvfs(folder)
-    return status.f_bavail * status.f_frsize
-
-
-def _existing(folder: Path) -> Path:
-    folder = folder.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    return folder
-
-
-def check_room(place: Place, nbytes: int) -> None:
-    """Raises StorageError before anything is written when the disk cannot hold ``nbytes`` more or may not be
-    written.
-    """
-    free = free_nbytes(place)
-    if free < nbytes:
-        raise StorageError(
-            f"the target needs {nbytes:,} bytes, {free:,} are free",
-            str(place.path),
-            "free some space, or choose another disk",
-        )
-    folder = _existing(place.folder)
-    if not folder.is_dir():
-        raise StorageError("a file stands where a folder should be", str(folder), "choose another target")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise StorageError("not allowed to write here", str(folder), "check owner and mode of the folder")
-
-
-def refuse_source(place: Place, sources: Iterable[str]) -> None:
-    """Raises UsageError where writing the target would replace a source."""
-    for source in sources:
-        if is_inside(source, place.path):
-            raise UsageError("the source lies inside the target", str(place.path), "choose another target")
-
-
-def refuse_occupied(place: Place) -> None:
-    if place.occupied():
-        raise UsageError("the target is not empty", str(place.path), "choose another, or give --overwrite or --resume")
-
-
-class Replacement:
-    """``--overwrite``: the new target is built beside the old one and takes its place by rename when it is complete."""
-
-    def __init__(self, place: Place) -> None:
-        if place.path.is_file():
-            raise UsageError("a file stands where a folder should go", str(place.path), "choose another target")
-        self._old = place.path.resolve()  # a link to the target stays, what it leads to is replaced
-        self._new = self._beside("new")
-        self.place = Place.of(self._new, single=False)
-
-    def _beside(self, what: str) -> Path:
-        return self._old.parent / f".{self._old.name}.reshard-{what}-{os.getpid()}"
-
-    def swap(self) -> None:
-        """The old one is removed once the new one has its name; where the system can, names change in one step."""
-        with reported(self._old):
-            aside = self._beside("old")
-            if exchange(str(self._new), str(self._old)):
-                os.rename(self._new, aside)
-            else:
-                os.rename(self._old, aside)
-                try:
-                    os.rename(self._new, self._old)
-                except OSError:
-                    os.rename(aside, self._old)
-                    raise
-            sync_folder(str(self._old.parent))
-            shutil.rmtree(aside)
-
-    def abandon(self) -> None:
-        shutil.rmtree(self._new, ignore_errors=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import xxhash
 
@@ -16,20 +16,28 @@ from reshard.index import Seal
 from reshard.planning.blocks import Access
 from reshard.planning.plan import FileResult, Run, Task, check_runs
 from reshard.run.mover import Mover, Scratch, Sources
-from reshard.run.storage import NewFile, Storage
+from reshard.run.storage import NewFile, Storage, join
+from reshard.run.turns import Turns, in_file_order
 
 _JOB_NBYTES = 64 << 20
+_CREATORS = 8
 OnBytes = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How tasks are carried out, wherever they run. ``folder`` is what file names are relative to."""
+    """How tasks are carried out, wherever they run.
+
+    Attributes:
+        folder: what file names are relative to.
+        upload_nbytes: what the new files of a task may keep in memory together, where they are uploaded.
+    """
 
     folder: str
     block_nbytes: int = 8 << 20
     fsync: bool = True
     checksum: bool = True
+    upload_nbytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,26 +57,45 @@ class TaskRun:
         self._storage = storage
         self._settings = settings
         self._on_bytes = on_bytes
-        self._sources = Sources(storage, task.sources)
+        self._sources = Sources(task.sources)
         scratch = Scratch()
-        self._movers = [Mover(m, self._sources, scratch, settings.block_nbytes) for m in task.moves]
+        moves = in_file_order(task.moves) if storage.front_to_back else task.moves
+        self._movers = [Mover(m, self._sources, scratch, settings.block_nbytes) for m in moves]
         self._runs: list[list[Run]] = [[] for _ in task.files]
         self._lock = threading.Lock()
-        self._files: list[NewFile] = []
+        self._files: dict[int, NewFile] = {}
+        self._turns: dict[int, Turns] = {}
         try:
-            for file in task.files:
-                path = str(Path(settings.folder, file.path))
-                self._files.append(storage.create(path, file.nbytes))
-                for offset, piece in file.header:
-                    self._write(len(self._files) - 1, offset, memoryview(piece))
+            self._create_files()
         except BaseException:
             self.abandon()
             raise
 
+    def _create_files(self) -> None:
+        """Several at once: to take the space of a file costs time on some file systems, and a round trip on others."""
+        with ThreadPoolExecutor(_CREATORS) as pool:
+            for made in [pool.submit(self._create, number) for number in range(len(self._task.files))]:
+                made.result()
+
+    def _create(self, number: int) -> None:
+        file = self._task.files[number]
+        buffer_nbytes = self._settings.upload_nbytes // len(self._task.files)
+        new = self._storage.create(join(self._settings.folder, file.path), file.nbytes, buffer_nbytes=buffer_nbytes)
+        self._files[number] = new
+        if self._storage.front_to_back:
+            self._turns[number] = Turns(file, new, checksum=self._settings.checksum)
+            return
+        for offset, piece in file.header:
+            self._write(number, offset, memoryview(piece))
+
     def jobs(self) -> Iterator[list[Job]]:
-        """All the work, in lots of about 64 MiB: a large tensor in several, many small ones in one."""
+        """All the work, in lots of about 64 MiB: a large tensor in several, many small ones in one.
+
+        Of files that are written front to back a lot is a block, so that many threads read for what is written next.
+        """
         lot: list[Job] = []
-        room = _JOB_NBYTES
+        lot_nbytes = self._settings.block_nbytes if self._storage.front_to_back else _JOB_NBYTES
+        room = lot_nbytes
         for number, mover in enumerate(self._movers):
             blocks = len(mover.blocks)
             block_nbytes = max(mover.blocks.hull.size * ITEMSIZE[mover.blocks.move.source_dtype] // max(blocks, 1), 1)
@@ -80,14 +107,14 @@ class TaskRun:
                 start = stop
                 if room < block_nbytes:
                     yield lot
-                    lot, room = [], _JOB_NBYTES
+                    lot, room = [], lot_nbytes
         if lot:
             yield lot
 
     def job(self, lot: list[Job], stopped: threading.Event) -> None:
         """Carry out one lot; gives up early when ``stopped`` is set."""
         for job in lot:
-            sink = _HashingSink(self)
+            sink = _SinkInTurn(self, stopped) if self._storage.front_to_back else _HashingSink(self)
             for number in range(job.start, job.stop):
                 if stopped.is_set():
                     return
@@ -98,7 +125,10 @@ class TaskRun:
         """Check that every byte was written once, then name the files. Raises RunError."""
         results = []
         for i, file in enumerate(self._task.files):
-            if file.seal:
+            if i in self._turns:
+                self._finish_turns(self._turns[i], file.seal)
+                self._runs[i] = self._turns[i].runs
+            elif file.seal:
                 self._write_seal(i, file.seal)
             read = self._sources.read_nbytes if i == 0 else 0
             runs = tuple(sorted(self._runs[i], key=lambda r: (r.offset, r.nbytes)))
@@ -106,23 +136,30 @@ class TaskRun:
             check_runs(results[-1])
         self._sources.check_unchanged()
         self._sources.close()
-        for new in self._files:
-            new.commit(fsync=self._settings.fsync)
+        with ThreadPoolExecutor(_CREATORS if self._storage.front_to_back else 1) as pool:
+            for done in [pool.submit(new.commit, fsync=self._settings.fsync) for new in self._files.values()]:
+                done.result()
         return [*results, *self._link_twins(results)]
 
     def _link_twins(self, results: list[FileResult]) -> Iterator[FileResult]:
         """Give every file's twins its content, now that it has its name."""
         for file, result in zip(self._task.files, results, strict=True):
             for twin in file.twins:
-                paths = (str(Path(self._settings.folder, p)) for p in (file.path, twin))
+                paths = (join(self._settings.folder, p) for p in (file.path, twin))
                 kind = self._storage.link(*paths, fsync=self._settings.fsync)
                 yield replace(result, path=twin, read_nbytes=0, link=kind)
 
     def abandon(self) -> None:
         """Remove what was begun."""
         self._sources.close()
-        for file in self._files:
+        for file in self._files.values():
             file.abandon()
+
+    @staticmethod
+    def _finish_turns(turns: Turns, seal: Seal | None) -> None:
+        crc = turns.finish()
+        if seal:
+            turns.seal(seal.bytes_for(crc))
 
     def _write_seal(self, number: int, seal: Seal) -> None:
         """Read back what the file holds by now and vouch for it."""
@@ -143,10 +180,15 @@ class TaskRun:
         with self._lock:
             self._runs[file] += runs
 
-    def put(self, access: Access, data: memoryview) -> None:
+    def put(self, access: Access, data: memoryview, stopped: threading.Event | None = None) -> None:
+        """``stopped`` ends the wait for a turn, where there are turns."""
         at = 0
         for extent in access.ranges:
-            self._files[access.file].write(extent.offset, data[at : at + extent.nbytes])
+            part = data[at : at + extent.nbytes]
+            if stopped:
+                self._turns[access.file].put(extent.offset, part, stopped)
+            else:
+                self._files[access.file].write(extent.offset, part)
             at += extent.nbytes
         if at != len(data):
             raise RunError(f"{len(data)} bytes for a place of {at}", self._task.files[access.file].path)
@@ -155,6 +197,20 @@ class TaskRun:
     @property
     def hashes(self) -> bool:
         return self._settings.checksum
+
+
+class _SinkInTurn:
+    """Hands on what it is given when its turn has come; there it is hashed, too."""
+
+    def __init__(self, run: TaskRun, stopped: threading.Event) -> None:
+        self._run = run
+        self._stopped = stopped
+
+    def __call__(self, access: Access, data: memoryview) -> None:
+        self._run.put(access, data, self._stopped)
+
+    def close(self) -> None:
+        pass
 
 
 class _HashingSink:

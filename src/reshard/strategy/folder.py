@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Protocol
 
 from reshard.errors import StorageError, StrategyError, listed
 from reshard.layout.tensor import Sharding
@@ -14,11 +15,28 @@ from reshard.strategy.protobuf import read_protobuf, write_protobuf
 from reshard.strategy.strategy import Entry, Strategy
 
 _RANK = re.compile(r"_rank_(\d+)\.(?:ckpt|json)$")
+SUFFIXES = (".ckpt", ".json")
 
 
-def read_strategy(path: str | Path) -> Strategy:
+class AnyPath(Protocol):
+    """What reading needs of a path; ``pathlib.Path`` has it, and so may what lies elsewhere."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def suffix(self) -> str: ...
+
+    def is_dir(self) -> bool: ...
+
+    def iterdir(self) -> Iterator[AnyPath]: ...
+
+    def read_bytes(self) -> bytes: ...
+
+
+def read_strategy(path: str | AnyPath) -> Strategy:
     """Read a strategy file (.ckpt or .json) or a folder of per-rank files. Raises StrategyError, StorageError."""
-    path = Path(path)
+    path = Path(path) if isinstance(path, str) else path
     if path.is_dir():
         return _from_stages(stage_files(path), str(path))
     file = _read_file(path)
@@ -33,9 +51,9 @@ def read_strategy(path: str | Path) -> Strategy:
     return _from_stages({0: file}, str(path))
 
 
-def merge_stages(folder: str | Path) -> StrategyFile:
+def merge_stages(folder: str | AnyPath) -> StrategyFile:
     """The per-rank files of a folder as one file of all stages, names as ``0-name``. Raises StrategyError."""
-    stages = stage_files(Path(folder))
+    stages = stage_files(Path(folder) if isinstance(folder, str) else folder)
     _from_stages(stages, str(folder))
     layouts: dict[str, LayoutItem] = {}
     operators: dict[str, Operator] = {}
@@ -51,11 +69,11 @@ def encode(file: StrategyFile, current_stage: int) -> bytes:
     return write(file.operators, file.layouts, current_stage)
 
 
-def stage_files(folder: Path) -> Mapping[int, StrategyFile]:
+def stage_files(folder: AnyPath) -> Mapping[int, StrategyFile]:
     """One file for each stage, by what the files say; equal ones and an old merged one are passed over."""
     if not folder.is_dir():
         raise StrategyError("no such folder", where=str(folder))
-    paths = sorted(p for p in folder.iterdir() if p.suffix == ".ckpt" or is_strategy_json(p))
+    paths = sorted((p for p in folder.iterdir() if p.suffix == ".ckpt" or is_strategy_json(p)), key=lambda p: p.name)
     if not paths:
         raise StrategyError("no strategy file (.ckpt or .json) in the folder", where=str(folder))
     if len({p.suffix for p in paths}) > 1:
@@ -79,12 +97,12 @@ def stage_files(folder: Path) -> Mapping[int, StrategyFile]:
     return dict(sorted(stages.items()))
 
 
-def is_strategy_json(path: Path) -> bool:
+def is_strategy_json(path: AnyPath) -> bool:
     """Whether a file is a JSON strategy and not any other JSON that lies beside."""
     return path.suffix == ".json" and b'"parallel_layout_item"' in _read_bytes(path)
 
 
-def _distinct(paths: Iterable[Path]) -> Iterable[StrategyFile]:
+def _distinct(paths: Iterable[AnyPath]) -> Iterable[StrategyFile]:
     """Files of equal bytes are read once: the ranks of a stage write the same."""
     seen: set[bytes] = set()
     for path in paths:
@@ -95,7 +113,7 @@ def _distinct(paths: Iterable[Path]) -> Iterable[StrategyFile]:
 
 
 def _check_ranks(
-    folder: Path, paths: list[Path], files: list[StrategyFile], stages: Mapping[int, StrategyFile]
+    folder: AnyPath, paths: list[AnyPath], files: list[StrategyFile], stages: Mapping[int, StrategyFile]
 ) -> None:
     """A file named for rank r must describe the stage that r is in, else the files are of two jobs."""
     devices = _devices(stages[min(stages)])
@@ -117,7 +135,7 @@ def _check_ranks(
         )
 
 
-def _mixed(folder: Path, paths: list[str]) -> StrategyError:
+def _mixed(folder: AnyPath, paths: list[str]) -> StrategyError:
     names = " and ".join(Path(p).name for p in paths)
     return StrategyError(
         f"two strategies are mixed: {names} contradict each other",
@@ -126,7 +144,7 @@ def _mixed(folder: Path, paths: list[str]) -> StrategyError:
     )
 
 
-def _read_bytes(path: Path) -> bytes:
+def _read_bytes(path: AnyPath) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
@@ -135,11 +153,11 @@ def _read_bytes(path: Path) -> bytes:
         raise StorageError(error.strerror or str(error), where=str(path)) from error
 
 
-def _read_file(path: Path) -> StrategyFile:
+def _read_file(path: AnyPath) -> StrategyFile:
     return _decode(_read_bytes(path), path)
 
 
-def _decode(data: bytes, path: Path) -> StrategyFile:
+def _decode(data: bytes, path: AnyPath) -> StrategyFile:
     return (read_json if path.suffix == ".json" else read_protobuf)(data, str(path))
 
 

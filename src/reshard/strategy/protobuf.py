@@ -24,6 +24,7 @@ def read_protobuf(data: bytes, path: str) -> StrategyFile:
     """Raises StrategyError."""
     operators: list[Operator] = []
     layouts: dict[str, LayoutItem] = {}
+    known: dict[bytes, Sharding] = {}  # thousands of tensors are cut in a few ways
     try:
         for number, value in fields(data):
             if number == 2 and isinstance(value, bytes):
@@ -32,7 +33,9 @@ def read_protobuf(data: bytes, path: str) -> StrategyFile:
                 name, body = _named(value)
                 if name in layouts:
                     raise StrategyError(f"tensor {name!r} stands there twice", where=path)
-                layouts[name] = LayoutItem(_sharding(name, body), body)
+                if body not in known:
+                    known[body] = _sharding(name, body)
+                layouts[name] = LayoutItem(known[body], body)
             elif number not in (1, 4, 5, 6):  # later releases add items that say nothing of weights
                 raise StrategyError(f"unknown field {number}", where=path, hint=_HINT)
     except (FormatError, LayoutError) as error:

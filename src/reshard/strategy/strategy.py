@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from math import prod
 
@@ -63,6 +64,7 @@ def _compositions(factors: int, dims: int) -> Iterator[tuple[int, ...]]:
             yield (*ends, factors)
 
 
+@lru_cache(maxsize=4096)
 def layout_of_full(entry: Entry, shape: tuple[int, ...]) -> Layout:
     """The layout of a tensor of this full shape. Raises LayoutError or StrategyError."""
     if isinstance(entry, Sharding):
@@ -71,6 +73,7 @@ def layout_of_full(entry: Entry, shape: tuple[int, ...]) -> Layout:
     return _only(candidates, entry, shape)
 
 
+@lru_cache(maxsize=4096)
 def layout_of_shard(entry: Entry, shard_shape: tuple[int, ...]) -> Layout:
     """The layout of a tensor whose shards have this shape. Raises LayoutError or StrategyError."""
     shardings = (entry,) if isinstance(entry, Sharding) else entry.groupings(len(shard_shape))

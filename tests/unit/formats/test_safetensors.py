@@ -175,12 +175,12 @@ def test_a_name_that_stands_twice() -> None:
         read(made(f'{{"w": {text}, "w": {text}}}'.encode(), 8))
 
 
-@pytest.mark.parametrize("length", [1 << 63, (1 << 64) - 1, 100_000_001, 1000])
+@pytest.mark.parametrize("length", [1 << 63, (1 << 64) - 1, 100_000_001, 200_000])
 def test_absurd_header_lengths(length: int) -> None:
-    source = Bytes(length.to_bytes(8, "little") + bytes(100))
+    source = Bytes(length.to_bytes(8, "little") + bytes(100_000))
     with pytest.raises(FormatError, match="is announced"):
         FORM.read_index(source)
-    assert source.read_nbytes == 8
+    assert source.read_nbytes == 65536
 
 
 def test_every_truncation_is_told() -> None:

@@ -27,7 +27,8 @@ def file(rank: int, shapes: Shapes, texts: Mapping[str, str] | None = None, dtyp
         spec = TensorSpec(dtype, shape)
         tensors[name] = Stored(spec, (Extent(at, spec.nbytes),))
         at += spec.nbytes
-    return IndexedFile(f"rank_{rank}/m.ckpt", at, 0, rank, "ckpt", Contents(tensors, texts or {}))
+    name = f"rank_{rank}/m.ckpt"
+    return IndexedFile(name, name, at, 0, rank, "ckpt", Contents(tensors, texts or {}))
 
 
 def full(shapes: Shapes) -> Catalog:

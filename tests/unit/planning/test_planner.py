@@ -14,7 +14,8 @@ from reshard.planning.bill import make_bill
 from reshard.planning.catalog import Catalog, catalog
 from reshard.planning.decide import Missing
 from reshard.planning.plan import FileResult, Plan, Run, check_runs, plan_from_json
-from reshard.planning.planner import Choices, Target, make_plan
+from reshard.planning.planner import make_plan
+from reshard.planning.target import Choices, Target
 from reshard.planning.tasks import groups, tasks
 from reshard.strategy.strategy import Strategy
 

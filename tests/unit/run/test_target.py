@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +18,14 @@ from reshard.errors import CheckpointError, StorageError, UsageError
 from reshard.layout.tensor import Sharding
 from reshard.ops.convert import plan
 from reshard.ops.options import Options
-from reshard.planning.plan import FileResult, Task
+from reshard.planning.plan import FileResult, Plan, Task
+from reshard.planning.tasks import tasks
 from reshard.run.local import LocalExecutor
-from reshard.run.manifest import read_manifest
+from reshard.run.manifest import MANIFEST, read_manifest
 from reshard.run.place import META, Place
-from reshard.run.target import JOURNAL, Filling, check_room
+from reshard.run.room import check_room
+from reshard.run.target import BEGUN, DONE, Filling
+from reshard.run.task import Settings
 
 CUT = Sharding((4,), ((0,),))
 W = array((8,))
@@ -36,8 +42,13 @@ class Job:
     def run(self, **changed: object) -> reshard.Conversion:
         return reshard.convert(self.src, self.out, replace(self.options, **changed))  # type: ignore[arg-type]
 
-    def filling(self, *, resume: bool = False) -> Filling:
-        return Filling(Place.of(self.out, single=False), plan(self.src, self.out, self.options), resume=resume)
+    def filling(self, *ranks: int, join: bool = True) -> Filling:
+        options = replace(self.options, ranks=frozenset(ranks) if ranks else None)
+        return Filling(Place.of(self.out, single=False), plan(self.src, self.out, options), join=join)
+
+    def notes(self) -> list[str]:
+        """Our own files that are there."""
+        return sorted(str(p.relative_to(self.out / META)) for p in (self.out / META).rglob("*") if p.is_file())
 
     def assert_whole(self) -> None:
         for rank in range(4):
@@ -96,9 +107,10 @@ def test_a_file_where_the_folder_goes(job: Job) -> None:
 def test_a_second_run_meanwhile(job: Job) -> None:
     first = job.filling()
     with pytest.raises(UsageError, match="another conversion is writing here"):
-        job.filling(resume=True)
+        job.filling()
     first.close()
     job.filling().close()
+    assert not job.out.exists()
 
 
 def test_more_bytes_than_are_free(job: Job) -> None:
@@ -122,7 +134,7 @@ def test_resume_makes_what_lacks_and_only_that(
     with pytest.raises(Interrupted):
         job.run()
     assert list(tree(job.out)) == ["rank_0/checkpoint_0.ckpt"]
-    assert (job.out / META / JOURNAL).exists()
+    assert job.notes() == [BEGUN, f"{DONE}/0.json", "lock"]
     with pytest.raises(CheckpointError, match="no manifest"):
         reshard.verify(job.out)
     kept = (job.out / "rank_0" / "checkpoint_0.ckpt").stat().st_ino
@@ -130,7 +142,7 @@ def test_resume_makes_what_lacks_and_only_that(
     done = job.run(resume=True)
     assert done.skipped_files == 1
     assert (job.out / "rank_0" / "checkpoint_0.ckpt").stat().st_ino == kept
-    assert not (job.out / META / JOURNAL).exists()
+    assert job.notes() == ["lock", MANIFEST]
     job.assert_whole()
 
 
@@ -145,11 +157,11 @@ def test_a_file_that_is_not_as_long_as_noted_is_made_again(
     job.assert_whole()
 
 
-def test_a_journal_cut_short_by_a_crash(job: Job, stop_after_first: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_record_cut_short_by_a_crash(job: Job, stop_after_first: None, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Interrupted):
         job.run()
-    journal = job.out / META / JOURNAL
-    journal.write_bytes(journal.read_bytes()[:-10])
+    record = job.out / META / DONE / "0.json"
+    record.write_bytes(record.read_bytes()[:-10])
     monkeypatch.undo()
     assert job.run(resume=True).skipped_files == 0
     job.assert_whole()
@@ -211,8 +223,78 @@ def test_runs_of_other_ranks_fill_one_target_and_the_last_completes_it(job: Job)
     place = Place.of(job.out, single=False)
     assert not read_manifest(place).complete
     assert (reshard.verify(job.out).ranks, reshard.verify(job.out).world) == (2, 4)
-    job.run(ranks=frozenset({0, 3}), resume=True)
+    job.run(ranks=frozenset({0, 3}))
     assert read_manifest(place).complete
+    job.assert_whole()
+
+
+def test_runs_that_fill_one_target_at_once_know_of_each_other(job: Job) -> None:
+    first, second = job.filling(0, 1), job.filling(2, 3)
+    with pytest.raises(UsageError, match=r"another conversion is writing here: rank_1/checkpoint_1\.ckpt"):
+        job.filling(1)
+    with pytest.raises(UsageError, match="another conversion is writing here"):
+        job.filling(join=False)
+    first.close()
+    assert job.notes() == [BEGUN, "lock"]  # the second goes on
+    second.close()
+    assert list(job.out.iterdir()) == []
+
+
+def test_of_two_that_end_at_once_one_writes_the_whole_manifest(job: Job) -> None:
+    """Each made its ranks and noted them; whoever publishes last sees all, whatever came between."""
+    for order in ((0, 1), (1, 0)):
+        runs = [job.filling(0, 1), job.filling(2, 3)]
+        for number, run in enumerate(runs):
+            results = LocalExecutor(Settings(str(job.out), fsync=False)).run(tasks(_part(job, 2 * number)))
+            run.record(r for made in results for r in made)
+        assert [runs[i].publish(partial=False, fsync=False) for i in order] == [0, 0]
+        for run in runs:
+            run.close()
+        assert job.notes() == ["lock", MANIFEST]
+        job.assert_whole()
+        shutil.rmtree(job.out)
+
+
+def _part(job: Job, first: int) -> Plan:
+    return plan(job.src, job.out, replace(job.options, ranks=frozenset({first, first + 1})))
+
+
+def test_a_run_of_all_does_not_publish_what_lacks_a_file(job: Job) -> None:
+    filling = job.filling(0, 1)
+    for results in LocalExecutor(Settings(str(job.out), fsync=False)).run(tasks(_part(job, 0))):
+        filling.record(results)
+    assert filling.publish(partial=False, fsync=False) == 2
+    filling.close()
+    assert job.notes() == [BEGUN, f"{DONE}/0.json", f"{DONE}/1.json", "lock"]
+
+
+def test_ranks_into_a_folder_of_others_are_refused(job: Job) -> None:
+    job.out.mkdir()
+    (job.out / "mine.txt").write_text("x")
+    with pytest.raises(UsageError, match="not empty, and this conversion did not begin it"):
+        job.run(ranks=frozenset({0}))
+    assert [p.name for p in job.out.iterdir()] == ["mine.txt"]
+
+
+def test_copies_of_the_source_fill_one_target_together(job: Job, tmp_path: Path) -> None:
+    job.run(ranks=frozenset({0, 1}))
+    copied = tmp_path / "elsewhere" / job.src.name
+    copied.parent.mkdir()
+    shutil.copy2(job.src, copied)
+    reshard.convert(copied, job.out, replace(job.options, ranks=frozenset({2, 3})))
+    job.assert_whole()
+    os.utime(copied, (5, 5))
+    with pytest.raises(UsageError, match="what differs: sources"):
+        reshard.convert(copied, job.out, replace(job.options, ranks=frozenset({2, 3})))
+
+
+def test_a_file_system_without_locks_is_no_obstacle(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*args: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(fcntl, "fcntl", no_locks)
+    job.run(ranks=frozenset({0, 1}))
+    job.run(ranks=frozenset({2, 3}))
     job.assert_whole()
 
 

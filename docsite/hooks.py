@@ -1,0 +1,56 @@
+"""What the site does beyond MkDocs: pages made from the program, and two languages that do not see each other."""
+
+from __future__ import annotations
+
+import importlib.util
+from copy import copy
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.nav import Navigation, Section
+from mkdocs.structure.pages import Page
+
+_CHINESE = "中文"
+_NAMES = {"en": "English", "zh": _CHINESE}
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add the generated pages."""
+    spec = importlib.util.spec_from_file_location("generated", Path(__file__).with_name("generated.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    generated = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generated)
+    for path, text in generated.pages().items():
+        files.append(File.generated(config, path, content=text))
+    return files
+
+
+def on_page_context(context: dict[str, Any], page: Page, config: Any, nav: Navigation) -> dict[str, Any]:
+    """Give a page the words of its language, the navigation of its language, and the way to its twin."""
+    language = _language(page)
+    config.theme["language"] = language
+    config.extra["alternate"] = [{"name": _NAMES[to], "lang": to, "link": _twin(page, to, nav)} for to in _NAMES]
+    chinese = next(item for item in nav.items if isinstance(item, Section) and item.title == _CHINESE)
+    own = copy(nav)
+    own.items = chinese.children if language == "zh" else [item for item in nav.items if item is not chinese]
+    own.homepage = next(p for p in nav.pages if p.file.src_uri == ("zh/index.md" if language == "zh" else "index.md"))
+    for side in ("previous_page", "next_page"):
+        beside = getattr(page, side)
+        if beside and _language(beside) != language:
+            setattr(page, side, None)
+    return {**context, "nav": own}
+
+
+def _language(page: Page) -> str:
+    return "zh" if page.file.src_uri.startswith("zh/") else "en"
+
+
+def _twin(page: Page, language: str, nav: Navigation) -> str:
+    """Where the page is in a language; the first page where it is not."""
+    plain = page.file.src_uri.removeprefix("zh/")
+    english = {plain, f"explanation/{plain}"}
+    wanted = {f"zh/{plain}", f"zh/{plain.removeprefix('explanation/')}"} if language == "zh" else english
+    found = [p.url for p in nav.pages if p.file.src_uri in wanted]
+    return found[0] if found else ("zh/index.html" if language == "zh" else "index.html")

@@ -1,0 +1,90 @@
+"""Which files the job loads from, by MindFormers' rules."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from reshard.auto.settings import Settings
+from reshard.errors import CheckpointError
+from reshard.run.discover import Found, discover
+from reshard.run.source import Source, is_inside
+from reshard.run.storage import Entry, is_url, join
+from reshard.run.stores import storage_of
+from reshard.run.strategies import read_strategy
+from reshard.strategy.strategy import Strategy
+
+_RANK_FOLDER = re.compile(r"rank_\d+")
+_AFTER_RANK = re.compile(r"rank_\d+(?P<rest>[-_].+)")
+_STEP = re.compile(r"(?P<epoch>\d+)_(?P<step>\d+)\.(ckpt|safetensors)$")
+
+
+@dataclass(frozen=True, slots=True)
+class JobSource:
+    """The source as it is here: how to open it, its files, its strategy."""
+
+    source: Source
+    found: Found
+    strategy: Strategy | None
+
+
+def job_source(settings: Settings) -> JobSource:
+    """Raises InputError for a source that is not there, or a strategy that is not one."""
+    path = settings.load_checkpoint
+    suffix = _suffix(settings)
+    found = discover(path, settings.select, suffix)
+    strategy = settings.src_strategy or (_beside(settings) if found.distributed else "")
+    source = Source(path, strategy, settings.select, suffix)
+    return JobSource(source, found, read_strategy(strategy) if strategy else None)
+
+
+def refuse_unknown_cut(source: JobSource) -> None:
+    """Raises CheckpointError for slices of which no strategy says how they were cut."""
+    ranks = [rank for rank, _ in source.found.files]
+    if source.found.distributed and source.strategy is None and ranks != [0]:
+        raise CheckpointError(
+            f"{len(ranks)} rank folders ({', '.join(f'rank_{r}' for r in ranks[:4])} …) and no strategy: "
+            "nobody can know how they were cut",
+            source.found.path,
+            "set src_strategy_path_or_dir to the strategy that they were saved with",
+        )
+
+
+def _beside(settings: Settings) -> str:
+    """MindFormers looks for the strategy of safetensors weights in ``strategy`` beside their folder."""
+    if settings.format != "safetensors" or is_url(settings.load_checkpoint):
+        return ""
+    beside = Path(settings.load_checkpoint).absolute().parent / "strategy"
+    return str(beside) if beside.is_dir() and not is_inside(beside, settings.output_dir) else ""
+
+
+def _suffix(settings: Settings) -> str:
+    """The end of the names of the files to resume from; "" to take the last of each rank."""
+    if not settings.resume:
+        return ""
+    if isinstance(settings.resume, str):
+        stem = settings.resume.rpartition("/")[2].removesuffix(".ckpt").removesuffix(".safetensors")
+        found = _AFTER_RANK.search(stem)
+        return found["rest"] if found else stem
+    return _newest_of_all(settings.load_checkpoint)
+
+
+def _newest_of_all(path: str) -> str:
+    """The newest epoch and step that every rank has: a run that was killed leaves some ranks a step ahead."""
+    storage = storage_of(path)
+    folders = [e for e in storage.entries(path) if e.folder and _RANK_FOLDER.fullmatch(e.name)]
+    steps = [_steps(storage.entries(join(path, folder.name))) for folder in folders]
+    if not steps or max(map(len, steps)) < 2:
+        return ""
+    common = set.intersection(*steps)
+    if not common:
+        raise CheckpointError(
+            "resume_training: no step that all ranks have", path, "name the file: resume_training: NAME-1_10.ckpt"
+        )
+    return "{}_{}".format(*max(common))
+
+
+def _steps(entries: list[Entry]) -> set[tuple[int, int]]:
+    found = (_STEP.search(entry.name) for entry in entries if not entry.folder)
+    return {(int(m["epoch"]), int(m["step"])) for m in found if m}

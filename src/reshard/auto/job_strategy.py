@@ -1,0 +1,188 @@
+"""How the job that starts will cut its weights: by the strategy that it wrote, or by its YAML."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import yaml
+
+from reshard.auto.config import Config
+from reshard.auto.settings import Settings
+from reshard.errors import InputError, ReshardError, StrategyError
+from reshard.ops.make_strategy import Making, made_stages
+from reshard.run.source import is_inside
+from reshard.run.storage import is_url
+from reshard.run.strategies import read_strategy
+from reshard.strategy.made import made_files
+from reshard.strategy.placing import Stages
+from reshard.strategy.strategy import Entry, Factored, Strategy
+
+
+@dataclass(frozen=True, slots=True)
+class JobStrategy:
+    """The strategy of the job, one of three.
+
+    Attributes:
+        strategy: None for one full checkpoint.
+        path: where it lies; "" where it was made just now.
+        stages: the same with shapes, where the YAML gives them.
+        why: how it was found, for people.
+    """
+
+    strategy: Strategy | None
+    path: str = ""
+    stages: Stages = ()
+    why: str = ""
+    warnings: tuple[str, ...] = ()
+
+    def files(self, *, merged: bool) -> Mapping[str, bytes]:
+        """What is to be written of one that was made."""
+        assert self.strategy is not None
+        return made_files(self.stages, self.strategy.devices, merged=merged, json_format=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Where to look for the job's strategy.
+
+    Attributes:
+        given: a strategy file or folder that is said to be it.
+        mindformers_version: whose rules a strategy is made by.
+        world: ranks of the job.
+    """
+
+    world: int
+    given: str = ""
+    mindformers_version: str = ""
+
+
+def job_strategy(config: Config, settings: Settings, wanted: Wanted) -> JobStrategy:
+    """The one given, else that in ``output/strategy`` if it is of this job, else one made from the YAML.
+
+    Raises StrategyError where there is none, or where it is of another number of ranks.
+    """
+    if not settings.parallel:
+        return JobStrategy(None, why="one full checkpoint")
+    if wanted.given:
+        given = read_strategy(wanted.given)
+        if given.world != wanted.world:
+            raise _of_another_world(given, wanted)
+        return JobStrategy(given, wanted.given, why=f"strategy {wanted.given}")
+    written, left = _written(settings, wanted)
+    try:
+        made = _made(config, settings, wanted)
+    except InputError as error:
+        if written is None:
+            raise _with_hint(error, left) from None
+        return JobStrategy(written, written.where, why=f"strategy {written.where}")
+    if written is not None and not left:
+        left = _contradiction(written, made)
+    if written is None or left:
+        return replace(made, warnings=(left,) if left else ())
+    return JobStrategy(written, written.where, made.stages, why=f"strategy {written.where}")
+
+
+def _written(settings: Settings, wanted: Wanted) -> tuple[Strategy | None, str]:
+    """What a run of the framework left in ``output/strategy``; and why it is passed over."""
+    folder = Path(settings.output_dir, "strategy")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return None, ""
+    if settings.src_strategy and not is_url(settings.src_strategy) and is_inside(settings.src_strategy, folder):
+        return None, ""  # it is the source's
+    try:
+        found = read_strategy(folder)
+    except StrategyError as error:
+        return None, f"{folder} is passed over: {error.message}"
+    if found.made:
+        return None, ""  # ours, of an earlier run: made anew it is the same, or the YAML has changed
+    if found.world != wanted.world:
+        return None, f"{folder} is passed over: it is of {found.world} ranks, the job has {wanted.world}"
+    return found, ""
+
+
+def _made(config: Config, settings: Settings, wanted: Wanted) -> JobStrategy:
+    """From the YAML; where that lacks the model's settings, with names and shapes of a full source."""
+    text = yaml.safe_dump({**config.content, "use_parallel": True}, sort_keys=False)
+    with tempfile.TemporaryDirectory(prefix="reshard-") as folder:
+        path = Path(folder, "run.yaml")
+        path.write_text(text, encoding="utf-8")
+        making = Making(config=str(path), mindformers_version=wanted.mindformers_version)
+        try:
+            _, job, stages = made_stages(making)
+        except InputError as error:
+            if settings.src_strategy:
+                raise _at(error, str(path), config) from None
+            try:
+                _, job, stages = made_stages(replace(making, checkpoint=settings.load_checkpoint))
+            except ReshardError:
+                raise _at(error, str(path), config) from None
+    devices = job.sizes.devices
+    strategy = Strategy(
+        tuple({name: layout.sharding for name, layout in stage.items()} for stage in stages),
+        devices,
+        config.where,
+        made=True,
+    )
+    if strategy.world != wanted.world:
+        raise _of_another_world(strategy, wanted)
+    return JobStrategy(strategy, stages=stages, why=f"strategy made from {config.where}")
+
+
+def _at(error: ReshardError, path: str, config: Config) -> ReshardError:
+    return type(error)(error.message, config.where if error.where == path else error.where, error.hint)
+
+
+def _with_hint(error: ReshardError, left: str) -> ReshardError:
+    """An error of making a strategy, with what else could be done."""
+    more = "or give --dst-strategy, or let the job write its own with only_save_strategy"
+    hint = "; ".join(filter(None, (left, error.hint, more)))
+    return type(error)(error.message, error.where, hint)
+
+
+def _of_another_world(strategy: Strategy, wanted: Wanted) -> StrategyError:
+    return StrategyError(
+        f"the strategy is of {strategy.world} ranks, the job has {wanted.world}",
+        strategy.where,
+        "check parallel_config, --dst-strategy and the number of processes",
+    )
+
+
+def _contradiction(written: Strategy, made: JobStrategy) -> str:
+    """Where the written strategy cuts a tensor in another way than the YAML says: it is of an earlier job."""
+    assert made.strategy is not None
+    where = written.where
+    if (len(written.stages), written.devices) != (len(made.strategy.stages), made.strategy.devices):
+        return f"{where} is passed over: it has {len(written.stages)} pipeline stages, the YAML {len(made.stages)}"
+    differing = different(written, made.strategy)
+    if differing is None:
+        raise StrategyError(
+            "it has no tensor that the YAML's model has",
+            where,
+            "if it is of an earlier job, move it away; if it is of this one, say so: --dst-strategy",
+        )
+    return f"{where} is passed over: it cuts {differing} in another way than the YAML says" if differing else ""
+
+
+def different(a: Strategy, b: Strategy) -> str | None:
+    """The first tensor of both that two strategies cut differently; "" for none, None where they share no tensor."""
+    shared = False
+    for ours, theirs in zip(a.stages, b.stages, strict=True):
+        for name in ours.keys() & theirs.keys():
+            shared = True
+            if not same_cut(ours[name], theirs[name]):
+                return name
+    return "" if shared else None
+
+
+def same_cut(a: Entry, b: Entry) -> bool:
+    """Whether every rank holds the same part. Of an entry that JSON flattened, by any cut that it may stand for."""
+    if isinstance(a, Factored):
+        if isinstance(b, Factored):
+            return a.sharding == b.sharding
+        return any(same_cut(sharding, b) for sharding in a.groupings(len(b.parts)))
+    if isinstance(b, Factored):
+        return same_cut(b, a)
+    return a.parts == b.parts and a.cells() == b.cells()

@@ -1,0 +1,87 @@
+"""Whether the weights lie already as the job will load them: then there is nothing to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from reshard.auto.job_strategy import JobStrategy, different
+from reshard.errors import CheckpointError
+from reshard.formats.registry import format_of
+from reshard.index import TensorSpec
+from reshard.planning.names import is_state
+from reshard.run.discover import Found
+from reshard.run.source import index_files
+from reshard.strategy.strategy import Strategy
+
+
+@dataclass(frozen=True, slots=True)
+class Here:
+    """What this machine sees of the source: on machines without a shared disk each may have its own ranks only."""
+
+    found: Found
+    strategy: Strategy | None
+    rank: int
+    per_node: int
+
+
+def match(here: Here, job: JobStrategy, wanted_format: str) -> str:
+    """How it was seen that nothing is to be done; "" where the weights must be converted."""
+    found = here.found
+    if wanted_format and any(format_of(path) != format_of(f"x.{wanted_format}") for _, path in found.files):
+        return ""
+    if job.strategy is None:
+        whole = not found.distributed or (here.strategy is None and [r for r, _ in found.files] == [0])
+        return "one full checkpoint, as the job loads it" if whole else ""
+    if not found.distributed or not _ranks_are_here(here, job.strategy.world):
+        return ""
+    if here.strategy is not None:
+        return _same(here.strategy, job.strategy)
+    return _fits(here, job)
+
+
+def _ranks_are_here(here: Here, world: int) -> bool:
+    """Whether the rank folders are those of whole machines, this one among them. All that see one folder agree."""
+    ranks = {rank for rank, _ in here.found.files}
+    per_node = min(here.per_node, world)
+    nodes = {rank // per_node for rank in ranks}
+    return ranks == {r for n in nodes for r in range(n * per_node, min((n + 1) * per_node, world))} and (
+        here.rank // per_node in nodes
+    )
+
+
+def _same(source: Strategy, target: Strategy) -> str:
+    """The strategies are of one cut, and the source has all weights that the target knows."""
+    if (len(source.stages), source.devices) != (len(target.stages), target.devices) or different(source, target):
+        return ""
+    for ours, theirs in zip(source.stages, target.stages, strict=True):
+        if any(name not in ours and not is_state(name) for name in theirs):
+            return ""
+    return "the strategy that the weights were saved with is the job's"
+
+
+def _fits(here: Here, job: JobStrategy) -> str:
+    """Without the source's strategy: what is in this rank's file is what the job's strategy gives this rank."""
+    assert job.strategy is not None
+    if not job.stages:
+        return ""
+    mine = tuple(ranked for ranked in here.found.files if ranked[0] == here.rank)
+    (file,) = index_files(Found(here.found.path, mine, distributed=True))
+    wanted = {
+        name: layout.shard_shape
+        for name, layout in job.stages[here.rank // job.strategy.devices].items()
+        if not is_state(name)
+    }
+    held: dict[str, TensorSpec] = {name: stored.spec for name, stored in file.contents.tensors.items()}
+    wrong = [name for name, shape in wanted.items() if name not in held or held[name].shape != shape]
+    if not wrong:
+        return f"names and shapes in rank_{here.rank} are those that the job's strategy gives it"
+    raise CheckpointError(
+        f"{len(here.found.files)} rank folders and no strategy: they are not cut as the job wants them "
+        f"({wrong[0]} is {_shown(held.get(wrong[0]))}, wanted {list(wanted[wrong[0]])}), nobody can know how they are",
+        here.found.path,
+        "set src_strategy_path_or_dir to the strategy that they were saved with",
+    )
+
+
+def _shown(spec: TensorSpec | None) -> str:
+    return "absent" if spec is None else str(list(spec.shape))

@@ -1,0 +1,68 @@
+"""A copy of the results at ``remote_save_url``: each rank sends its own folder, the first of a machine the rest."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from reshard.auto.results import Results
+from reshard.run.disk import DiskFile
+from reshard.run.place import META
+from reshard.run.storage import join, reported
+from reshard.run.stores import storage_of
+
+_BLOCK_NBYTES = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Mirror:
+    """What goes where. ``url`` may be a folder on a disk too."""
+
+    results: Results
+    url: str
+
+    def send_rank(self, rank: int) -> None:
+        """The weights of one rank, below ``<url>/transformed_checkpoint/<name>``."""
+        folder = self.results.root / self.results.name / f"rank_{rank}"
+        if folder.is_dir():
+            self._send(folder)
+
+    def send_rest(self, folders: list[Path]) -> None:
+        """Strategies, and the signs beside the rank folders that the conversion succeeded, which come last."""
+        for folder in folders:
+            self._send(folder)
+        target = self.results.root / self.results.name
+        with reported(target):
+            signs = [p for p in sorted(target.iterdir()) if p.is_file()]
+        for sign in signs:
+            self._send_file(sign)
+
+    def _send(self, folder: Path) -> None:
+        with reported(folder):
+            files = list(_files(folder))
+        for path in files:
+            self._send_file(path)
+
+    def _send_file(self, path: Path) -> None:
+        target = join(self.url, *path.relative_to(self.results.output).parts)
+        file = DiskFile(str(path))
+        try:
+            new = storage_of(target).create(target, file.nbytes)
+            try:
+                for start in range(0, file.nbytes, _BLOCK_NBYTES):
+                    nbytes = min(_BLOCK_NBYTES, file.nbytes - start)
+                    new.write(start, memoryview(file.read(start, nbytes)))
+                new.commit(fsync=False)
+            except BaseException:
+                new.abandon()
+                raise
+        finally:
+            file.close()
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for where, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if name != META)
+        yield from (Path(where, name) for name in sorted(names))

@@ -1,0 +1,230 @@
+"""What every rank calls when a job starts: afterwards the weights lie as the job loads them, and its YAML says so."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import xxhash
+
+from reshard.auto.config import SRC_STRATEGY, Config, read_config
+from reshard.auto.converting import Job, Outcome, convert_together, replaced
+from reshard.auto.handover import handed_over
+from reshard.auto.job_source import JobSource, job_source, refuse_unknown_cut
+from reshard.auto.job_strategy import JobStrategy, Wanted, job_strategy
+from reshard.auto.launch import Launch, launch_of
+from reshard.auto.matching import Here, match
+from reshard.auto.meeting import Hello
+from reshard.auto.mirroring import Mirror
+from reshard.auto.results import HANDED_OVER, Results, forget, save_strategy, write_if_other
+from reshard.auto.session import Session
+from reshard.auto.settings import Settings, read_settings
+from reshard.auto.shares import Part, parts
+from reshard.errors import UsageError
+from reshard.ops.observer import Observer
+from reshard.ops.options import Options
+
+MEETING = ".reshard-auto"
+Action = Literal["converted", "matches", "nothing", "on load", "strategy", "scheduler"]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """How a rank takes part.
+
+    Attributes:
+        changes: settings by dotted key that win over the YAML.
+        dst_strategy: the job's strategy, where it is neither in ``output/strategy`` nor to be made from the YAML.
+        mindformers_version: whose rules a strategy is made by.
+        per_node: each machine makes the files of its own ranks on its own disk.
+        peer_timeout_s: how long another rank may be silent.
+        hello_port: where rank 0 listens on the launcher's master address; None for one derived from the launcher's.
+        limits: workers, memory, rate and the like of the conversion.
+    """
+
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    dst_strategy: str = ""
+    mindformers_version: str = ""
+    per_node: bool = False
+    peer_timeout_s: float = 120.0
+    hello_port: int | None = None
+    limits: Options = field(default_factory=Options)
+
+    def __post_init__(self) -> None:
+        if not self.peer_timeout_s > 0:
+            raise UsageError(f"a peer timeout of {self.peer_timeout_s} s", hint="--peer-timeout takes seconds above 0")
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """How the job goes on.
+
+    Attributes:
+        config: the YAML for the framework that starts next.
+        load_checkpoint: what it loads.
+        action: what was done.
+        said: the same in words, a line each.
+    """
+
+    config: str
+    load_checkpoint: str
+    action: Action
+    said: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+    outcome: Outcome | None = None
+
+
+def prepare(
+    config: str | Path | Mapping[str, Any],
+    *,
+    rank: int | None = None,
+    world_size: int | None = None,
+    call: Call | None = None,
+    observer: Observer | None = None,
+) -> Prepared:
+    """Bring a job's weights into its layout, together with its other ranks.
+
+    Every rank calls it. The result is in ``output/transformed_checkpoint`` (``unified_checkpoint`` for safetensors) and
+    the YAML to start with in ``output/reshard_run.yaml``.
+
+    Args:
+        config: the job's YAML, or its settings as a mapping.
+        rank, world_size: None for what the launcher's environment says.
+
+    Raises:
+        UsageError: a setting is wrong, or the ranks do not share ``output_dir``; nothing was written.
+        InputError: the source cannot become the job's layout.
+        RunError: another rank failed or did not come; the error says which and why.
+    """
+    call = call or Call()
+    launch = launch_of(os.environ, rank, world_size)
+    if launch.scheduler:
+        return Prepared(str(config) if isinstance(config, str | Path) else "", "", "scheduler",
+                        ("a MindSpore scheduler: it has no rank and takes no part",))  # fmt: skip
+    read = read_config(config, call.changes)
+    settings = read_settings(read, launch, os.environ)
+    return _Start(read, settings, launch, call).run(observer or Observer())
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """One rank at the start of a job."""
+
+    config: Config
+    settings: Settings
+    launch: Launch
+    call: Call
+
+    def run(self, observer: Observer) -> Prepared:
+        settings = self.settings
+        if settings.only_save_strategy:
+            return self._strategy_alone()
+        if not settings.load_checkpoint:
+            return self._as_it_is("nothing", "load_checkpoint is empty: there are no weights to load")
+        if not settings.auto_trans:
+            return self._as_it_is("nothing", "auto_trans_ckpt is not True: the weights are loaded as they are")
+        source = job_source(settings)
+        wanted = Wanted(self.launch.world, self.call.dst_strategy, self.call.mindformers_version)
+        strategy = job_strategy(self.config, settings, wanted)
+        here = Here(source.found, source.strategy, self.launch.rank, settings.per_node)
+        matched = match(here, strategy, settings.format)
+        if matched:
+            return self._as_it_is("matches", f"nothing to convert: {matched}", strategy.warnings)
+        if settings.on_load:
+            said = "transform: on_load: nothing is converted; the script loads with reshard.auto.load"
+            return self._as_it_is("on load", said, strategy.warnings)
+        return self._convert(source, strategy, observer)
+
+    def _convert(self, source: JobSource, strategy: JobStrategy, observer: Observer) -> Prepared:
+        settings = self.settings
+        refuse_unknown_cut(source)
+        form = settings.format or Path(source.found.files[0][1]).suffix.removeprefix(".")
+        results = Results.of(settings, form)
+        results.refuse_inside(settings, replaced(results, strategy, form))
+        job = Job(settings, source, strategy, results, self._parts(strategy), form, self.call.limits)
+        with self._session(results.output) as session:
+            session.join()
+            session.refuse_neighbours()
+            outcome = convert_together(session, job, observer)
+            if settings.remote_save_url:
+                self._mirror(session, results, strategy, form)
+            path = self._hand_over(outcome.load_checkpoint)
+            if session.leads:
+                for place in replaced(results, strategy, form):
+                    forget(place, "old")
+        said = (
+            f"{outcome.load_checkpoint}: {outcome.done.files} files for {self.launch.world} ranks, by {strategy.why}",
+            *outcome.notes,
+        )
+        warnings = (*settings.warnings, *outcome.warnings)
+        return Prepared(path, outcome.load_checkpoint, "converted", said, warnings, outcome)
+
+    def _mirror(self, session: Session, results: Results, strategy: JobStrategy, form: str) -> None:
+        """Send the results away; the signs of success last, when all ranks have sent theirs."""
+        mirror = Mirror(results, self.settings.remote_save_url)
+        mirror.send_rank(self.launch.rank)
+        session.tell(f"sent_{self.launch.rank}", True)
+        if session.leads:
+            for rank in session.members:
+                session.wait(lambda rank=rank: session.told(f"sent_{rank}", bool))  # type: ignore[misc]
+            mirror.send_rest([folder for folder in replaced(results, strategy, form) if folder != results.root])
+            session.tell("mirrored", True)
+        session.wait(lambda: session.told("mirrored", bool))
+
+    def _members(self) -> tuple[int, ...]:
+        """The ranks that convert together: all of the job, or those of this machine."""
+        if not (self.call.per_node or self.settings.alone):
+            return tuple(range(self.launch.world))
+        per_node = min(self.settings.per_node, self.launch.world)
+        first = self.launch.rank // per_node * per_node
+        return tuple(range(first, min(first + per_node, self.launch.world)))
+
+    def _parts(self, strategy: JobStrategy) -> dict[int, Part]:
+        members, writers = self._members(), self.settings.writers
+        ranks = members if strategy.strategy is not None else (0,)
+        if len(members) == self.launch.world:
+            return parts(members, ranks, writers, by_bytes=writers == 0)
+        by_node = writers * len(members) // self.launch.world if writers else len(members)
+        return parts(members, ranks, max(1, by_node), by_bytes=False)
+
+    def _session(self, output: Path) -> Session:
+        folder = output / MEETING
+        members = self._members()
+        port = self.launch.port if self.call.hello_port is None else self.call.hello_port
+        whole = len(members) == self.launch.world > 1
+        meeting = Hello(folder, 0, (self.launch.address, port)) if whole and self.launch.address and port else None
+        return Session(folder, self.launch.rank, members, self._about(), self.call.peer_timeout_s, meeting)
+
+    def _about(self) -> str:
+        """What all ranks must have been told alike. Paths may differ where machines mount disks in other places."""
+        paths = ("output_dir", "load_checkpoint", *SRC_STRATEGY)
+        content = {key: value for key, value in self.config.content.items() if key not in paths}
+        return xxhash.xxh3_64_hexdigest(repr((self.launch.world, len(self._members()), content)).encode())
+
+    def _as_it_is(self, action: Action, said: str, warnings: tuple[str, ...] = ()) -> Prepared:
+        load = self.settings.load_checkpoint
+        return Prepared(self._hand_over(load), load, action, (said,), (*self.settings.warnings, *warnings))
+
+    def _hand_over(self, load_checkpoint: str) -> str:
+        path = Path(self.settings.output_dir).absolute() / HANDED_OVER
+        write_if_other(path, handed_over(self.config, load_checkpoint))
+        return str(path)
+
+    def _strategy_alone(self) -> Prepared:
+        """``only_save_strategy``: rank 0 writes the files of all ranks, nothing is started."""
+        settings = self.settings
+        wanted = Wanted(self.launch.world, self.call.dst_strategy, self.call.mindformers_version)
+        strategy = job_strategy(self.config, settings, wanted)
+        folder = Path(settings.output_dir).absolute() / "strategy"
+        if strategy.strategy is None:
+            said = "only_save_strategy: a job of one full checkpoint has no strategy"
+        elif strategy.path:
+            said = f"only_save_strategy: it is there already: {strategy.path}"
+        else:
+            said = f"only_save_strategy: {folder}, {strategy.why}"
+            if self.launch.rank == 0:
+                save_strategy(folder, strategy, settings)
+        return Prepared("", settings.load_checkpoint, "strategy", (said,), (*settings.warnings, *strategy.warnings))

@@ -1,0 +1,58 @@
+"""Processes by what tells them apart for good, and whether one of this machine still lives."""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process.
+
+    Attributes:
+        host: the machine's name, for messages.
+        space: the machine since it was started and the process numbers that can be seen in it; "" where unknown.
+        began: the machine's clock when the process began: a number may be given again.
+    """
+
+    host: str
+    space: str
+    pid: int
+    began: str
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+
+def this_process() -> Process:
+    status = _status(os.getpid())
+    return Process(socket.gethostname(), _space() if status else "", os.getpid(), status[1] if status else "")
+
+
+def is_dead(process: Process) -> bool:
+    """Whether a process is known to be over; of another machine, or one that sees other processes, nobody knows."""
+    if not process.space or process.space != _space():
+        return False
+    status = _status(process.pid)
+    return status is None or status[0] in "ZX" or status[1] != process.began
+
+
+def _space() -> str:
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/pid')}"
+    return ""
+
+
+def _status(pid: int) -> tuple[str, str] | None:
+    """State and time of beginning of a process; None where there is none."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return None
+    fields = text.rpartition(")")[2].split()
+    return fields[0], fields[19]

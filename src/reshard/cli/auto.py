@@ -1,0 +1,134 @@
+"""reshard auto."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from reshard.cli.environment import original
+from reshard.cli.output import say, say_json, warn
+from reshard.cli.params import Json, Quiet
+from reshard.cli.text import parse_nbytes
+from reshard.errors import UsageError
+
+if TYPE_CHECKING:
+    from reshard.ops.options import Options
+
+_COMMAND = "reshard.command"
+_CONFIG = "{config}"
+
+
+class AutoCommand(TyperCommand):
+    """Keeps what comes after ``--``, the job's own command, apart."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if "--" in args:
+            at = args.index("--")
+            ctx.meta[_COMMAND], args = args[at + 1 :], args[:at]
+        return super().parse_args(ctx, args)
+
+
+def auto(
+    context: typer.Context,
+    config: Annotated[str, typer.Option("--config", metavar="run.yaml", help="The job's MindFormers YAML.")],
+    rank: Annotated[int | None, typer.Option(metavar="R", help="This process. Default: as the launcher says.")] = None,
+    world_size: Annotated[
+        int | None, typer.Option(metavar="N", help="Processes. Default: as the launcher says.")
+    ] = None,
+    dst_strategy: Annotated[
+        str,
+        typer.Option(
+            "--dst-strategy", metavar="P", help="The job's strategy. Default: output/strategy, or the YAML's."
+        ),
+    ] = "",
+    mindformers_version: Annotated[
+        str, typer.Option("--mindformers-version", metavar="1.6.0", help="Whose rules; the newest.")
+    ] = "",
+    per_node: Annotated[
+        bool, typer.Option("--per-node", help="Each machine makes the files of its own ranks, on its own disk.")
+    ] = False,
+    peer_timeout: Annotated[float, typer.Option(metavar="S", help="How long another rank may be silent.")] = 120.0,
+    hello_port: Annotated[
+        int | None, typer.Option(metavar="PORT", help="Of rank 0, to ask whether the disk is shared; 0: do not ask.")
+    ] = None,
+    workers: Annotated[str, typer.Option(metavar="N|auto", help="Threads of each process that writes.")] = "auto",
+    max_memory: Annotated[str, typer.Option(metavar="2GiB", help="Each process that writes stays below.")] = "",
+    max_rate: Annotated[str, typer.Option(metavar="500MiB/s", help="Each process writes no faster.")] = "",
+    no_fsync: Annotated[bool, typer.Option("--no-fsync", help="Faster; a power cut may lose files.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Start a job: its weights become each rank's own, then its command runs.
+
+    Every rank calls it, under any launcher. --KEY VALUE sets a key of the YAML, as ModelArts passes hyper-parameters.
+
+    \b
+    reshard auto --config run.yaml -- python train.py --config {config}
+    reshard auto --config run.yaml --rank 3 --world-size 8
+    """
+    from reshard.auto.config import parse_changes
+    from reshard.auto.preparing import Call, prepare
+    from reshard.cli.progress import observer
+
+    command = _command(context.meta.get(_COMMAND))
+    call = Call(
+        changes=parse_changes(context.args),
+        dst_strategy=dst_strategy,
+        mindformers_version=mindformers_version,
+        per_node=per_node,
+        peer_timeout_s=peer_timeout,
+        hello_port=hello_port,
+        limits=_limits(workers, max_memory, max_rate, fsync=not no_fsync),
+    )
+    shown = observer(quiet=quiet or json)
+    done = prepare(config, rank=rank, world_size=world_size, call=call, observer=shown)
+    warn(done.warnings)
+    if json:
+        say_json(done)
+    elif not quiet:
+        say("\n".join((*done.said, *[f"start with {done.config}"] * bool(done.config))))
+    if command and done.action != "strategy":
+        _become([word.replace(_CONFIG, done.config) for word in command])
+
+
+def _command(words: list[str] | None) -> list[str]:
+    """The job's command, checked before anything is written. Raises UsageError."""
+    if words is None:
+        return []
+    if not words:
+        raise UsageError("no command after --", hint="reshard auto … -- python train.py --config {config}")
+    if shutil.which(words[0]) is None:
+        raise UsageError(
+            f"{words[0]!r}: no such command", hint="what comes after -- is started once the weights are there"
+        )
+    if not any(_CONFIG in word for word in words):
+        warn([f"the command after -- does not say {_CONFIG}: see that it starts with output_dir/reshard_run.yaml"])
+    return words
+
+
+def _limits(workers: str, max_memory: str, max_rate: str, *, fsync: bool) -> Options:
+    from reshard.ops.options import Options
+
+    if workers != "auto" and not (workers.isdigit() and 0 < int(workers) <= 1024):
+        raise UsageError(f"--workers {workers!r}", hint="a number from 1 to 1024, or auto")
+    return Options(
+        workers=0 if workers == "auto" else int(workers),
+        max_memory_nbytes=parse_nbytes(max_memory) if max_memory else None,
+        max_rate_nbytes=parse_nbytes(max_rate.removesuffix("/s")) if max_rate else None,
+        fsync=fsync,
+    )
+
+
+def _become(command: list[str]) -> None:
+    """The job takes this process's place: signals reach it, and its exit code is the process's."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    try:
+        os.execvpe(command[0], command, original())
+    except OSError as error:
+        raise UsageError(f"{command[0]!r} cannot be started: {error.strerror}") from None

@@ -1,0 +1,84 @@
+"""reshard doctor."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from reshard.cli.output import say, say_json
+from reshard.cli.params import Json
+from reshard.cli.text import counted, shown_nbytes
+
+if TYPE_CHECKING:
+    from reshard.ops.doctor import Folder, Health, Machine
+
+
+def doctor(
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[PATH]...", help="Where files lie or shall go. Default: the current folder."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Say what this machine and its file systems offer, and what stands in the way. Exit code 1 where something does.
+
+    \b
+    reshard doctor
+    reshard doctor /data/ckpt s3://bucket/model
+    """
+    from reshard.ops.doctor import examine
+
+    found = examine(paths or ["."])
+    if json:
+        say_json(found)
+    else:
+        say("\n".join(lines(found)))
+    if found.problems:
+        raise typer.Exit(1)
+
+
+def lines(found: Health) -> list[str]:
+    from reshard.ops.doctor import extra_of
+
+    packages = ", ".join(f"{name} {version or 'ABSENT'}" for name, version in found.packages.items())
+    extras = (
+        f"{name} {v}" if v else f"{name} absent (pip install '{extra_of(name)}')" for name, v in found.extras.items()
+    )
+    out = [
+        f"reshard   {found.reshard}",
+        f"python    {found.python}",
+        f"packages  {packages or 'not installed: run from a tree'}",
+        f"extras    {', '.join(extras)}",
+        *_machine(found.machine),
+    ]
+    for folder in found.folders:
+        out += ["", *_folder(folder)]
+    for store in found.stores:
+        out += ["", store.path, f"  object store, {'does not answer' if store.fault else 'answers'}"]
+    return [*out, "", *([f"problem: {problem}" for problem in found.problems] or ["no problem found"])]
+
+
+def _machine(machine: Machine) -> list[str]:
+    available, limit = machine.memory_available_nbytes, machine.memory_limit_nbytes
+    memory = [shown_nbytes(machine.memory_nbytes)]
+    memory += [f"{shown_nbytes(available)} available"] if available is not None else []
+    memory += [f"limited to {shown_nbytes(limit)}"] if limit is not None else ["no limit"]
+    most = "any number" if machine.most_open_files < 0 else f"{machine.most_open_files:,}"
+    return [
+        f"system    {machine.system}",
+        f"cores     {machine.cores}; {counted(machine.workers, 'worker')} unless --workers says otherwise",
+        f"memory    {', '.join(memory)}; pages of {shown_nbytes(machine.page_nbytes)}",
+        f"files     {machine.open_files:,} open at once, raised to {most} when needed",
+    ]
+
+
+def _folder(folder: Folder) -> list[str]:
+    here = "" if folder.path == folder.looked_at or folder.path == "." else f" (looked at {folder.looked_at})"
+    kind = f"{folder.filesystem or 'unknown file system'}, {'network' if folder.network else 'local'}"
+    space = f"{shown_nbytes(folder.free_nbytes)} free of {shown_nbytes(folder.nbytes)}"
+    if not folder.writable:
+        return [f"{folder.path}{here}", f"  {kind}; {space}; not writable: good for a source only"]
+    links = {"reflink": "reflinks", "hardlink": "hard links, no reflinks"}.get(folder.links or "", "no links")
+    swap = "names change places in one step" if folder.exchanges else "names do not change places in one step"
+    return [f"{folder.path}{here}", f"  {kind}; {space}; writable", f"  {links}; {swap}"]

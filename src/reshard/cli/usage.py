@@ -1,0 +1,64 @@
+"""What is wrong with the words of a command, said as all other errors are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import typer
+
+from reshard.cli.output import complain
+from reshard.closest import closest, did_you_mean
+from reshard.errors import DOCS
+
+# typer before 0.26 takes click's classes, later releases carry their own: so by what they are, not by name
+CommandLineError: type[Exception] = next(c for c in reversed(typer.BadParameter.__mro__) if hasattr(c, "show"))
+_DOCS = DOCS.format(page="reference/cli")
+
+
+def say_wrong_words(error: Any) -> int:
+    """Tell of an error in the words of a command. Gives the exit code."""
+    context = getattr(error, "ctx", None)
+    message = re.split(r" \(?(?:Did you mean|Possible options)", error.format_message())[0].rstrip(".")
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+    elif context is None:
+        complain(_lowered(message), ["reshard --help lists all"], _DOCS)
+    else:
+        complain(_lowered(message), _hints(error, context, message), _docs(context))
+    return int(error.exit_code)
+
+
+def _lowered(message: str) -> str:
+    return message[:1].lower() + message[1:]
+
+
+def _docs(context: Any) -> str:
+    words = context.command_path.split()[1:]
+    return f"{_DOCS}#{'-'.join(words)}" if words and not hasattr(context.command, "commands") else _DOCS
+
+
+def _hints(error: Any, context: Any, message: str) -> Iterator[str]:
+    unknown = re.match(r"No such command '(.*)'", message)
+    if unknown:
+        yield did_you_mean(_commands_like(unknown[1], context))
+    elif hasattr(error, "possibilities"):
+        options = [word for p in context.command.params for word in (*p.opts, *p.secondary_opts)]
+        yield did_you_mean(closest(error.option_name, options))
+    else:
+        yield _usage(context)
+    yield f"{context.command_path} --help lists all"
+
+
+def _commands_like(word: str, context: Any) -> list[str]:
+    """Commands of this group called nearly so; else those of its subgroups, with the words that lead to them."""
+    commands = context.command.commands
+    below = {name: f"{group} {name}" for group, c in commands.items() if hasattr(c, "commands") for name in c.commands}
+    return closest(word, commands) or [below[name] for name in closest(word, below)]
+
+
+def _usage(context: Any) -> str:
+    arguments = [p for p in context.command.params if p.param_type_name == "argument"]
+    words = (p.metavar or p.name.upper() for p in arguments)
+    return f"{context.command_path} {' '.join(words)} [options]" if arguments else ""

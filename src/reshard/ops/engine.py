@@ -1,0 +1,50 @@
+"""Who carries tasks out: threads of this process, or the workers of a Ray cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from reshard.errors import UsageError, listed
+from reshard.ops.budget import budget_of
+from reshard.ops.options import NodeRanks, Options
+from reshard.planning.plan import FileResult, Plan
+from reshard.planning.tasks import tasks
+from reshard.run.local import LocalExecutor
+from reshard.run.stores import storage_of
+from reshard.run.task import OnBytes, Settings
+
+_RAY_THREADS = 2
+_TASKS_A_WORKER = 2
+
+
+def carried_out(
+    plan: Plan, options: Options, settings: Settings, workers: int, on_bytes: OnBytes
+) -> Iterable[list[FileResult]]:
+    """The results of a plan's tasks, as they come."""
+    most = budget_of(plan, settings.folder, workers, options).max_files
+    if options.engine == "local":
+        executor = LocalExecutor(settings, workers, on_bytes, storage_of(settings.folder))
+        return executor.run(tasks(plan, link_replicas=options.link_replicas, max_files=most))
+    from reshard.run.ray import Cluster, RayExecutor
+
+    cluster = Cluster(options.address)
+    fair = -(-len(plan.files) // max(_TASKS_A_WORKER * cluster.workers(), 1))
+    records = tasks(plan, link_replicas=options.link_replicas, max_files=max(1, min(fair, most)), largest_first=True)
+    return RayExecutor(settings, cluster, options.workers or _RAY_THREADS, on_bytes).run(records)
+
+
+def node_of_each(plan: Plan, mapped: tuple[NodeRanks, ...], nodes: dict[str, str]) -> dict[str, frozenset[int]]:
+    """Ranks of the plan by the id of the node that writes them. Raises UsageError listing what does not fit."""
+    faults = [f"no living node {m.node!r}" for m in mapped if m.node not in nodes]
+    by_rank: dict[int, str] = {}
+    for each in mapped:
+        faults += [f"rank {r} is on {by_rank[r]} and on {each.node}" for r in sorted(each.ranks) if r in by_rank]
+        by_rank.update(dict.fromkeys(each.ranks, each.node))
+    faults += [f"rank {f.rank} is on no node" for f in plan.files if f.rank not in by_rank]
+    if faults:
+        known = ", ".join(sorted(nodes)[:8])
+        raise UsageError("the map of nodes does not fit:\n" + listed(faults), hint=f"nodes of the cluster: {known}")
+    made: dict[str, set[int]] = {}
+    for file in plan.files:
+        made.setdefault(nodes[by_rank[file.rank]], set()).add(file.rank)
+    return {node: frozenset(ranks) for node, ranks in made.items()}

@@ -1,0 +1,252 @@
+"""Explain: where one tensor lies, and from which bytes of which files each target rank's slice of it is made."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from math import prod
+from pathlib import Path
+
+from reshard.dtypes import ITEMSIZE
+from reshard.errors import PlanError, UsageError
+from reshard.index import Extent
+from reshard.layout.box import Box
+from reshard.layout.tensor import Layout
+from reshard.ops.convert import plan_from
+from reshard.ops.options import Options
+from reshard.planning.blocks import cut_extents
+from reshard.planning.catalog import Catalog, Tensor
+from reshard.planning.names import NameRules
+from reshard.planning.plan import Piece, Plan, PlannedTensor
+from reshard.run.source import Source, open_source
+
+_CLOSE = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a file holds a part: its bytes are those of ``extents``, one after the other."""
+
+    rank: int
+    path: str
+    extents: tuple[Extent, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One box of the tensor. ``held`` lists all that hold it: replicas; none where it is missing.
+
+    ``expected`` are the ranks that the strategy names.
+    """
+
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
+    held: tuple[Place, ...]
+    expected: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What is read of one source file for a part of the target: ``runs`` pieces of ``run_nbytes``, the first from
+    ``offset``; they end before ``end``.
+    """
+
+    rank: int
+    path: str
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
+    offset: int
+    run_nbytes: int
+    runs: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A part of the target, the files that get it, and what it is made of."""
+
+    part: Part
+    taken: tuple[Taken, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How a tensor is cut: parts in each dim; ``opt_parts``: how many of those of dim 0 the optimizer shard makes."""
+
+    parts: tuple[int, ...]
+    opt_parts: int
+    stages: tuple[int, ...]
+    of_stages: int
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The target of one tensor; ``cut`` is that of the first stage that has it."""
+
+    name: str
+    dtype: str
+    cut: Cut
+    made: tuple[Made, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """All about one tensor.
+
+    Attributes:
+        targets: one where there is a target that gets it, else none.
+        fate: why the target does not get it; empty where it does or there is no target.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    cut: Cut
+    parts: tuple[Part, ...]
+    targets: tuple[Target, ...]
+    fate: str
+    warnings: tuple[str, ...]
+
+
+def explain(name: str, src: str | Path, options: Options, *, rank: int | None = None) -> Explanation:
+    """Say where a tensor lies in the source and, with a target strategy, how each rank's slice of it is made.
+
+    Args:
+        name: what the source or, after renaming, the target calls it.
+        rank: only this target rank's slice.
+
+    Raises:
+        UsageError: no tensor is called so; with the closest names.
+    """
+    source = open_source(Source(str(src), options.src_strategy, options.select, options.suffix))
+    tensor = _found(name, source, options.names)
+    warnings = source.warnings
+    targets: tuple[Target, ...] = ()
+    fate = ""
+    if options.dst_strategy:
+        plan = _plan(source, tensor, options)
+        warnings = plan.warnings
+        planned = [i for i, t in enumerate(plan.tensors) if t.source_name == tensor.name]
+        if planned:
+            targets = (_target(source, plan, planned, rank),)
+        else:
+            known = options.names.renamed(tensor.name)
+            fate = next((f"{o.fate}: {o.reason}" for o in plan.left_out if {known, tensor.name} & {*o.names}), "")
+    spec = tensor.spec
+    return Explanation(
+        tensor.name,
+        spec.dtype,
+        spec.shape,
+        spec.nbytes,
+        _source_cut(source, tensor),
+        tuple(_parts(source, tensor)),
+        targets,
+        fate,
+        warnings,
+    )
+
+
+def _found(name: str, source: Catalog, rules: NameRules) -> Tensor:
+    if name in source.tensors:
+        return source.tensors[name]
+    renamed = {rules.renamed(n): n for n in source.tensors}
+    if name in renamed:
+        return source.tensors[renamed[name]]
+    close = get_close_matches(name, [*source.tensors, *renamed], n=_CLOSE, cutoff=0.5)
+    parts = [n for n in source.tensors if name in n]
+    shown = list(dict.fromkeys([*close, *parts]))[:_CLOSE]
+    raise UsageError(
+        f"no tensor is called {name!r}",
+        hint=f"did you mean {' or '.join(shown)}?" if shown else "reshard inspect lists all names",
+    )
+
+
+def _plan(source: Catalog, tensor: Tensor, options: Options) -> Plan:
+    """The plan of the whole, or where that is refused of this tensor alone; replicas may then be chosen otherwise."""
+    try:
+        return plan_from(source, "", options)
+    except PlanError as error:
+        alone = replace(source, tensors={tensor.name: tensor}, texts={})
+        only = replace(options, names=replace(options.names, include=(f"^{re.escape(tensor.name)}$",)))
+        made = plan_from(alone, "", only)
+        return replace(made, warnings=(*made.warnings, f"the whole conversion is refused: {error.message}"))
+
+
+def _source_cut(source: Catalog, tensor: Tensor) -> Cut:
+    strategy = source.strategy
+    ranks = {source.files[h.file].rank for held in tensor.cells.values() for h in held}
+    ranks |= {r for named in tensor.expected.values() for r in named}
+    devices, stages = (strategy.devices, len(strategy.stages)) if strategy else (1, 1)
+    return _cut(tensor.layout, sorted({r // devices for r in ranks}) if strategy else [0], stages)
+
+
+def _cut(layout: Layout, stages: Iterable[int], of_stages: int) -> Cut:
+    sharding = layout.sharding
+    return Cut(sharding.parts, sharding.opt_parts if sharding.parts else 1, tuple(stages), of_stages)
+
+
+def _parts(source: Catalog, tensor: Tensor) -> Iterator[Part]:
+    """In row-major order."""
+    for cell in sorted({*tensor.layout.sharding.holders(), *tensor.cells}):
+        box = tensor.layout.box_of(cell)
+        held = (
+            Place(source.files[h.file].rank, source.files[h.file].path, h.stored.extents)
+            for h in tensor.cells.get(cell, ())
+        )
+        yield Part(box.start, box.shape, tuple(held), tuple(tensor.expected.get(cell, ())))
+
+
+def _target(source: Catalog, plan: Plan, numbers: list[int], rank: int | None) -> Target:
+    """The parts of one tensor in row-major order; ranks whose values differ have parts of their own."""
+    made: dict[tuple[int, Box], list[Place]] = {}
+    layouts: dict[int, Layout] = {}
+    devices = plan.layouts[0].sharding.devices
+    for file in plan.files:
+        for slot in plan.forms[file.form].slots:
+            if slot.tensor in numbers:
+                layouts.setdefault(file.rank // devices, plan.layouts[slot.layout])
+                if rank is None or rank == file.rank:
+                    place = Place(file.rank, file.path, slot.extents)
+                    made.setdefault((slot.tensor, plan.box(file, slot)), []).append(place)
+    if rank is not None and not made:
+        raise UsageError(f"target rank {rank} does not get {plan.tensors[numbers[0]].name}")
+    first = plan.tensors[numbers[0]]
+    cut = _cut(next(iter(layouts.values())), sorted(layouts), plan.world // devices)
+    parts = (
+        Made(Part(box.start, box.shape, tuple(places)), tuple(_taken(source, plan.tensors[number], box)))
+        for (number, box), places in sorted(made.items(), key=lambda item: (item[0][1], item[0][0]))
+    )
+    return Target(first.name, first.spec.dtype, cut, tuple(parts))
+
+
+def _taken(source: Catalog, tensor: PlannedTensor, box: Box) -> Iterator[Taken]:
+    for piece in tensor.pieces:
+        part = piece.box & box
+        if part.size:
+            offset, run_nbytes, runs, end = byte_runs(piece, part, ITEMSIZE[tensor.source_dtype])
+            file = source.files[piece.file]
+            yield Taken(file.rank, file.path, part.start, part.shape, offset, run_nbytes, runs, end)
+
+
+def byte_runs(piece: Piece, part: Box, itemsize: int) -> tuple[int, int, int, int]:
+    """Where a part of a piece lies in its file: first byte, bytes that lie together, how many such runs, last byte + 1.
+
+    >>> piece = Piece(0, Box((0, 0), (4, 8)), (Extent(100, 128),))
+    >>> byte_runs(piece, Box((1, 0), (3, 8)), 4), byte_runs(piece, Box((1, 4), (3, 8)), 4)
+    ((132, 64, 1, 196), (148, 16, 2, 196))
+    """
+    shape, whole = part.shape, piece.box.shape
+    dim = len(shape)
+    while dim > 1 and shape[dim - 1] == whole[dim - 1]:
+        dim -= 1
+    together = prod(shape[dim - 1 :])
+    first = last = 0
+    for start, stop, base, size in zip(part.start, part.stop, piece.box.start, whole, strict=True):
+        first = first * size + start - base
+        last = last * size + stop - 1 - base
+    begin = cut_extents(piece.extents, first * itemsize, itemsize)[0].offset
+    end = cut_extents(piece.extents, last * itemsize, itemsize)[0].end
+    return begin, together * itemsize, prod(shape) // together, end

@@ -1,0 +1,130 @@
+"""Filling a target by a plan, here or on the nodes that will use it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from reshard.ops.budget import budget_of
+from reshard.ops.engine import carried_out, node_of_each
+from reshard.ops.observer import Observer
+from reshard.ops.options import Options
+from reshard.ops.verify import verify
+from reshard.planning.plan import Plan
+from reshard.run.machine import allow_many_files, auto_workers, paced
+from reshard.run.place import Place
+from reshard.run.room import check_room
+from reshard.run.target import Filling
+from reshard.run.task import OnBytes, Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """What was done; ``missing`` files of the target are left to others."""
+
+    written_nbytes: int = 0
+    read_nbytes: int = 0
+    made_files: int = 0
+    missing_files: int = 0
+    hard_links: int = 0
+    verified_nbytes: int = 0
+
+    def __add__(self, other: Filled) -> Filled:
+        return Filled(
+            self.written_nbytes + other.written_nbytes,
+            self.read_nbytes + other.read_nbytes,
+            self.made_files + other.made_files,
+            self.missing_files + other.missing_files,
+            self.hard_links + other.hard_links,
+            self.verified_nbytes + other.verified_nbytes,
+        )
+
+
+def fill(plan: Plan, place: Place, options: Options, observer: Observer) -> Filled:
+    """Make the plan's files that are not whole yet, then the manifest."""
+    check_room(place, 0 if options.joins or options.link_replicas else plan.nbytes)
+    allow_many_files()
+    workers = workers_for(plan, place.path, options)
+    filling = Filling(place, plan, join=options.joins)
+    on_bytes: OnBytes = observer.advance
+    if options.max_rate_nbytes:
+        on_bytes = paced(on_bytes, options.max_rate_nbytes)
+    done = Filled()
+    try:
+        todo = replace(plan, files=tuple(f for f in plan.files if f.path not in filling.done))
+        budget = budget_of(todo, place.path, workers, options)
+        settings = Settings(place.folder, budget.block_nbytes, options.fsync, options.checksum, budget.upload_nbytes)
+        try:
+            observer.start("writing", todo.tensor_nbytes)
+            observer.start_files(len(todo.files))
+            for results in carried_out(todo, options, settings, workers, on_bytes):
+                filling.record(results)
+                observer.finish_files(len(results))
+                done += Filled(
+                    sum(r.nbytes for r in results if not r.link),
+                    sum(r.read_nbytes for r in results),
+                    len(results),
+                    hard_links=sum(r.link == "hardlink" for r in results),
+                )
+        finally:
+            observer.end()
+        missing = filling.publish(partial=options.ranks is not None, fsync=options.fsync)
+    finally:
+        filling.close()
+    whole = not missing or options.share is None
+    verified = verify(place.path, observer).nbytes if options.verify and whole else 0
+    return replace(done, missing_files=missing, verified_nbytes=verified)
+
+
+def workers_for(plan: Plan, dst: str, options: Options) -> int:
+    """The workers asked for, or what suits the disks of source and target."""
+    return options.workers or auto_workers([dst, *(s.path for s in plan.sources[:1])])
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What one node makes of a target: the ranks that are its own, on its own disk."""
+
+    plan: Plan
+    place: Place
+    options: Options
+
+
+def fill_on_nodes(plan: Plan, place: Place, options: Options, observer: Observer) -> Filled:
+    """Let each node of a Ray cluster make its own ranks where ``place`` is there, with a partial manifest."""
+    from reshard.run.ray import Call, Cluster
+
+    cluster = Cluster(options.address)
+    calls = []
+    for number, (node, ranks) in enumerate(node_of_each(plan, options.nodes_local, cluster.nodes()).items()):
+        part = replace(plan, files=tuple(f for f in plan.files if f.rank in ranks))
+        here = replace(options, engine="local", nodes_local=(), ranks=ranks)
+        calls.append(Call(number, _Part(part, place, here), node))
+    done = Filled()
+    try:
+        observer.start("writing", plan.tensor_nbytes)
+        observer.start_files(len(plan.files))
+        for made in cluster.run(_fill_part, calls, observer.advance):
+            observer.finish_files(made.made_files)
+            done += made
+    finally:
+        observer.end()
+    return replace(done, missing_files=0)
+
+
+def _fill_part(part: _Part, on_bytes: OnBytes) -> Filled:
+    return fill(part.plan, part.place, part.options, _Passing(on_bytes))
+
+
+class _Passing(Observer):
+    """Passes on what is written, not what is verified."""
+
+    def __init__(self, on_bytes: OnBytes) -> None:
+        self._on_bytes = on_bytes
+        self._writing = False
+
+    def start(self, what: str, nbytes: int) -> None:
+        self._writing = what == "writing"
+
+    def advance(self, nbytes: int) -> None:
+        if self._writing:
+            self._on_bytes(nbytes)

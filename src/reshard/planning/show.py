@@ -1,0 +1,75 @@
+"""Checkpoints and plans as a notebook shows them: a table of tensors, layers folded, each with a picture of its cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from html import escape
+from itertools import product
+
+from reshard.drawing import svg
+from reshard.layout.tensor import Cell, Layout
+from reshard.planning.catalog import Catalog, Tensor
+from reshard.planning.names import layer_pattern
+
+_MOST_ROWS = 60
+Holders = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Tensors that look alike; ``holders``: the ranks that hold each part, in row-major order."""
+
+    pattern: str
+    dtype: str
+    layout: Layout
+    holders: Holders
+
+
+def tensor_html(source: Catalog, tensor: Tensor) -> str:
+    """How one tensor of a checkpoint is cut, with the global ranks whose files hold each part."""
+    sharding = tensor.layout.sharding
+    title = f"{tensor.name}: {tensor.spec}"
+    drawn = svg(tensor.spec.shape, sharding.parts, _opt_parts(tensor.layout), _held(source, tensor))
+    return f"<div><b>{escape(title)}</b>{drawn}</div>"
+
+
+def catalog_html(title: str, source: Catalog) -> str:
+    rows = (Row(layer_pattern(t.name), t.spec.dtype, t.layout, _held(source, t)) for t in source.tensors.values())
+    return table(title, rows)
+
+
+def cells_of(layout: Layout) -> Iterable[Cell]:
+    """All cells of a layout in row-major order."""
+    return product(*map(range, layout.sharding.parts))
+
+
+def _held(source: Catalog, tensor: Tensor) -> Holders:
+    cells = tensor.cells
+    return tuple(tuple(source.files[h.file].rank for h in cells.get(cell, ())) for cell in cells_of(tensor.layout))
+
+
+def _opt_parts(layout: Layout) -> int:
+    return layout.sharding.opt_parts if layout.shape else 1
+
+
+def table(title: str, rows: Iterable[Row]) -> str:
+    """A page's part: the title and a line for each kind of tensor, up to sixty."""
+    counts: dict[Row, int] = {}
+    for row in rows:
+        counts[row] = counts.get(row, 0) + 1
+    lines = [_line(row, count) for row, count in list(counts.items())[:_MOST_ROWS]]
+    if len(counts) > _MOST_ROWS:
+        lines.append(f'<tr><td colspan="4">and {len(counts) - _MOST_ROWS:,} more kinds of tensors</td></tr>')
+    heads = "".join(f"<th>{head}</th>" for head in ("tensor", "dtype", "shape", "cut"))
+    return f"<div><b>{escape(title)}</b><table><tr>{heads}</tr>{''.join(lines)}</table></div>"
+
+
+def _line(row: Row, count: int) -> str:
+    layout = row.layout
+    name = escape(row.pattern) + (f" × {count:,}" if count > 1 else "")
+    cut = "×".join(map(str, layout.sharding.parts)) if len(row.holders) > 1 else "whole"
+    drawn = svg(layout.shape, layout.sharding.parts, _opt_parts(layout), row.holders)
+    shape = "×".join(map(str, layout.shape)) or "scalar"
+    picture = f"<details><summary>{cut}</summary>{drawn}</details>"
+    return f"<tr><td>{name}</td><td>{row.dtype}</td><td>{shape}</td><td>{picture}</td></tr>"

@@ -1,0 +1,1 @@
+"""The report: a checkpoint, a plan or a run as one self-contained page. Pure."""

@@ -1,0 +1,133 @@
+"""Loading without writing: every rank's arrays, straight from the source's files."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from jobs import golden, source_of, write_model, write_yaml
+from ranks import Ranks
+
+import reshard.auto
+from making import read_file, read_rank, same, tree, write_file
+from reshard.auto import Call, load, prepare
+from reshard.errors import CheckpointError, UsageError
+
+WORLD = 8
+
+
+@pytest.fixture(autouse=True)
+def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith(("RANK", "WORLD_SIZE", "OMPI_", "SLURM_", "MS_", "MASTER_")):
+            monkeypatch.delenv(name)
+
+
+def equal(ours: Any, theirs: dict[str, np.ndarray]) -> bool:
+    return ours.keys() == theirs.keys() and all(same(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [("full_to_dp2mp4", "dp2mp4"), ("dp2mp2pp2_to_dp1mp4pp2", "dp1mp4pp2"), ("st_dp2mp2pp2_to_dp2mp4", "dp2mp4")],
+)
+def test_every_rank_of_a_golden_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, layout: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    case = golden(name, tmp_path / "case")
+    strategy = case.strategy("src")
+    keys = {"src_strategy": str(strategy)} if strategy else {}
+    config = write_yaml(
+        tmp_path / "run.yaml", layout, load_checkpoint=str(source_of(case)), transform="on_load", **keys
+    )
+    before = tree(tmp_path)
+    for rank in range(WORLD):
+        wanted = read_rank(case.expected, rank)
+        ours = load(config, rank=rank, world_size=WORLD)
+        wanted = {n: a for n, a in wanted.items() if n in ours or not n.startswith("accu_grads")}
+        assert equal(ours, wanted)
+    assert tree(tmp_path) == before
+
+
+def test_many_to_one_and_the_launchers_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = golden("dp2mp2pp2_to_full", tmp_path / "case")
+    settings = {
+        "load_checkpoint": str(source_of(case)),
+        "src_strategy": str(case.strategy("src")),
+        "use_parallel": False,
+    }
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert equal(load(settings), read_rank(case.expected, 0))
+
+
+def test_arrays_are_mapped_where_bytes_lie_together(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "llama.safetensors", write_yaml(tmp_path / "any.yaml", "dp2mp4"))
+    config = write_yaml(tmp_path / "run.yaml", "dp2mp4", load_checkpoint=str(model))
+    ours = load(config, rank=0, world_size=WORLD)
+    kinds = {name: isinstance(ours[name], np.memmap) for name in ours}
+    assert kinds["model.layers.0.attention.wq.weight"]  # cut by rows
+    assert not kinds["model.layers.0.attention.wo.weight"]  # cut by columns
+    one = ours["model.layers.0.attention.wq.weight"]
+    one[:] = 0
+    assert not same(one, ours["model.layers.0.attention.wq.weight"])  # the caller's own
+
+
+def test_slices_that_match_without_a_strategy_are_this_ranks_own_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranks: Ranks
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = write_model(tmp_path / "llama.ckpt", write_yaml(tmp_path / "any.yaml", "dp2mp4"))
+    config = write_yaml(tmp_path / "run.yaml", "dp2mp4", load_checkpoint=str(model))
+    assert {e.code for e in ranks.run(WORLD, "--config", config, cwd=tmp_path)} == {0}
+    made = tmp_path / "output/transformed_checkpoint/llama"
+    for rank in range(WORLD):  # from what is handed over, and from the model itself: the same
+        wanted = read_file(made / f"rank_{rank}/checkpoint_{rank}.ckpt")
+        assert equal(load("output/reshard_run.yaml", rank=rank, world_size=WORLD), wanted)
+        assert equal(load(config, rank=rank, world_size=WORLD), wanted)
+
+
+def test_on_load_converts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    case = golden("full_to_dp2mp4", tmp_path / "case")
+    config = write_yaml(tmp_path / "run.yaml", "dp2mp4", load_checkpoint=str(source_of(case)))
+    done = prepare(config, rank=2, world_size=WORLD, call=Call(changes={"transform": "on_load"}))
+    assert (done.action, done.load_checkpoint) == ("on load", str(source_of(case)))
+    assert [p.name for p in (tmp_path / "output").iterdir()] == ["reshard_run.yaml"]
+    assert equal(load(done.config, rank=2, world_size=WORLD), read_rank(case.expected, 2))
+
+
+def test_prepare_in_a_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One process alone, settings as a mapping: the whole checkpoint from its slices."""
+    monkeypatch.chdir(tmp_path)
+    case = golden("dp2mp2pp2_to_full", tmp_path / "case")
+    settings = {
+        "auto_trans_ckpt": True, "load_checkpoint": str(source_of(case)), "src_strategy": str(case.strategy("src")),
+        "use_parallel": False,
+    }  # fmt: skip
+    done = reshard.auto.prepare(settings)
+    assert done.action == "converted"
+    assert equal(read_file(Path(done.load_checkpoint)), read_rank(case.expected, 0))
+
+
+def test_what_cannot_be_loaded(tmp_path: Path) -> None:
+    case = golden("dp2mp2pp2_to_full", tmp_path / "case")
+    with pytest.raises(UsageError, match="load_checkpoint is empty"):
+        load({})
+    with pytest.raises(CheckpointError, match="no strategy"):
+        load({"load_checkpoint": str(source_of(case)), "use_parallel": False})
+    model = write_file(tmp_path / "a.ckpt", {"w": np.zeros(2, np.float32)})
+    with pytest.raises(UsageError, match="arrays as 'jax'"):
+        load({"load_checkpoint": str(model)}, arrays_as="jax")  # type: ignore[arg-type]
+    monkeypatched = "mindspore" if "mindspore" not in sys.modules else "torch"
+    with pytest.raises(UsageError, match="is not installed"):
+        load({"load_checkpoint": str(model)}, arrays_as=monkeypatched)  # type: ignore[arg-type]
+
+
+def test_nothing_of_a_framework_is_imported(tmp_path: Path) -> None:
+    model = write_file(tmp_path / "a.ckpt", {"w": np.zeros(2, np.float32)})
+    load({"load_checkpoint": str(model)})
+    assert not {"torch", "mindspore"} & set(sys.modules)

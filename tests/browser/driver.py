@@ -1,0 +1,130 @@
+"""A small client of chromedriver: the W3C WebDriver protocol over HTTP, as much of it as the tests need."""
+
+from __future__ import annotations
+
+import base64
+import json
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+_ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
+_FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--hide-scrollbars",
+)  # fmt: skip
+KEYS = {"Enter": "\ue007", "Escape": "\ue00c", "Left": "\ue012", "Up": "\ue013", "Right": "\ue014", "Down": "\ue015"}
+
+
+class Browser:
+    """One window of Chromium. ``requests`` and ``faults`` are what happened since they were last asked for."""
+
+    def __init__(self, port: int, profile: Path, language: str) -> None:
+        self._root = f"http://127.0.0.1:{port}"
+        flags = [*_FLAGS, f"--user-data-dir={profile}", "--window-size=1360,1000", f"--lang={language}"]
+        capabilities = {
+            "browserName": "chrome",
+            "goog:chromeOptions": {"args": flags, "prefs": {"intl.accept_languages": language}},
+            "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
+        }
+        made = self._call("POST", "/session", {"capabilities": {"alwaysMatch": capabilities}})
+        self._session = f"/session/{made['sessionId']}"
+
+    def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        data = json.dumps(body or {}).encode() if method == "POST" else None
+        request = urllib.request.Request(self._root + path, data, {"Content-Type": "application/json"}, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=120) as answer:
+                return json.load(answer)["value"]
+        except urllib.error.HTTPError as error:
+            raise AssertionError(json.load(error)["value"]["message"]) from None
+
+    def open(self, page: Path) -> None:
+        """Leaves what was open, so that what is asked for from now on is this page's doing."""
+        self._call("POST", f"{self._session}/url", {"url": "about:blank"})
+        self.requests()
+        self._call("POST", f"{self._session}/url", {"url": page.resolve().as_uri()})
+
+    def js(self, script: str, *arguments: Any) -> Any:
+        """What the body of a function gives."""
+        return self._call("POST", f"{self._session}/execute/sync", {"script": script, "args": list(arguments)})
+
+    def _find(self, css: str) -> str:
+        found = self._call("POST", f"{self._session}/element", {"using": "css selector", "value": css})
+        return f"{self._session}/element/{found[_ELEMENT]}"
+
+    def click(self, css: str) -> None:
+        """As a person does: what is hidden or covered is no target."""
+        self._call("POST", f"{self._find(css)}/click")
+
+    def type(self, css: str, text: str) -> None:
+        self._call("POST", f"{self._find(css)}/value", {"text": text})
+
+    def press(self, *keys: str) -> None:
+        """Keys where the focus is."""
+        codes = [KEYS.get(key, key) for key in keys]
+        actions = [{"type": kind, "value": code} for code in codes for kind in ("keyDown", "keyUp")]
+        self._call("POST", f"{self._session}/actions", {"actions": [{"type": "key", "id": "keys", "actions": actions}]})
+
+    def text(self, css: str) -> str:
+        return str(self._call("GET", f"{self._find(css)}/text"))
+
+    def texts(self, css: str) -> list[str]:
+        return list(self.js("return [...document.querySelectorAll(arguments[0])].map((e) => e.textContent)", css))
+
+    def screenshot(self, path: Path) -> None:
+        path.write_bytes(base64.b64decode(self._call("GET", f"{self._session}/screenshot")))
+
+    def print_pdf(self) -> bytes:
+        return base64.b64decode(self._call("POST", f"{self._session}/print", {"background": True}))
+
+    def cdp(self, command: str, **parameters: Any) -> Any:
+        """A command of Chromium's own protocol."""
+        return self._call("POST", f"{self._session}/goog/cdp/execute", {"cmd": command, "params": parameters})
+
+    def faults(self) -> list[str]:
+        """Errors and warnings of the console."""
+        log = self._call("POST", f"{self._session}/se/log", {"type": "browser"})
+        return [entry["message"] for entry in log if entry["level"] in ("SEVERE", "WARNING")]
+
+    def requests(self) -> list[str]:
+        """Addresses that the page asked for."""
+        log = self._call("POST", f"{self._session}/se/log", {"type": "performance"})
+        events = [json.loads(entry["message"])["message"] for entry in log]
+        return [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+
+    def close(self) -> None:
+        self._call("DELETE", self._session)
+
+
+@contextmanager
+def browser(profile: Path, language: str = "en-US") -> Iterator[Browser]:
+    """Starts chromedriver and a window; ends both."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with subprocess.Popen(["chromedriver", f"--port={port}"], stdout=subprocess.DEVNULL) as driver:
+        try:
+            _wait(port)
+            window = Browser(port, profile, language)
+            try:
+                yield window
+            finally:
+                window.close()
+        finally:
+            driver.terminate()
+
+
+def _wait(port: int) -> None:
+    for _ in range(200):
+        with socket.socket() as door:
+            if door.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.05)
+    raise AssertionError("chromedriver does not answer")

@@ -1,0 +1,333 @@
+"""Servers on loopback that tests read from and write to: S3 by moto, a proxy that spoils answers, and plain files."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from reshard.cli.main import main
+
+Kind = Literal["500", "503", "403", "cut", "cut-early", "slow"]
+_SIGNED = "AWS4-HMAC-SHA256 Credential=key/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
+_HOP = {"connection", "transfer-encoding", "content-length", "keep-alive"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked; ``number`` counts all requests of a proxy from 1."""
+
+    number: int
+    method: str
+    path: str
+    range: str
+    nbytes: int
+
+    @property
+    def key(self) -> str:
+        return self.path.partition("?")[0]
+
+
+Spoil = Callable[[Request], "Kind | None"]
+
+
+@dataclass(frozen=True)
+class Said:
+    code: int
+    out: str
+    err: str
+
+
+def told(capsys: pytest.CaptureFixture[str], *words: object) -> Said:
+    """Run the program in this process."""
+    capsys.readouterr()
+    try:
+        main([str(word) for word in words])
+        code = 0
+    except SystemExit as left:
+        code = int(left.code or 0)
+    captured = capsys.readouterr()
+    return Said(code, captured.out, captured.err)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def moto() -> Iterator[int]:
+    """A server that speaks S3; gives its port."""
+    port = free_port()
+    command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(600):
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            if server.poll() is not None:
+                raise RuntimeError("moto did not start")
+            time.sleep(0.05)
+        yield port
+    finally:
+        server.kill()
+        server.wait()
+
+
+def ask(port: int, method: str, path: str, body: bytes | None = None) -> bytes:
+    content = body if body is not None or method != "PUT" else b""
+    headers = {"Content-Type": "application/octet-stream", "Authorization": _SIGNED}
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data=content, method=method, headers=headers)
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        found: bytes = answer.read()
+        return found
+
+
+@dataclass
+class Proxy:
+    """Stands before a server, notes every request, and spoils the answers that ``spoil`` picks."""
+
+    target: int
+    requests: list[Request] = field(default_factory=list)
+    spoil: Spoil = lambda request: None
+    slow_s: float = 0.0
+    most_at_once: int = 0
+    port: int = 0
+
+    def __post_init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._server = _Server(self._handler())
+        self.port = self._server.server_address[1]
+
+    def entered(self, more: int) -> None:
+        with self._lock:
+            self._inside += more
+            self.most_at_once = max(self.most_at_once, self._inside)
+
+    def note(self, method: str, path: str, range_: str, nbytes: int) -> Request:
+        with self._lock:
+            self.requests.append(Request(len(self.requests) + 1, method, path, range_, nbytes))
+            return self.requests[-1]
+
+    def count(self, method: str, part: str = "") -> int:
+        return sum(r.method == method and part in r.path for r in self.requests)
+
+    def close(self) -> None:
+        self._server.end()
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        proxy = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+            def handle_all(self) -> None:
+                proxy.entered(1)
+                try:
+                    self.handle_this()
+                finally:
+                    proxy.entered(-1)
+
+            def handle_this(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                request = proxy.note(self.command, self.path, self.headers.get("Range", ""), len(body))
+                kind = proxy.spoil(request)
+                if kind == "slow":
+                    time.sleep(proxy.slow_s)
+                if kind in ("500", "503", "403"):
+                    self.answer(int(kind), [], b"<Error><Code>Spoilt</Code><Message>by the test</Message></Error>")
+                    return
+                if kind == "cut-early":
+                    self.close_connection = True
+                    self.connection.close()
+                    return
+                onward = http.client.HTTPConnection("127.0.0.1", proxy.target, timeout=60)
+                try:
+                    onward.request(self.command, self.path, body, dict(self.headers.items()))
+                    got = onward.getresponse()
+                    self.answer(got.status, got.getheaders(), got.read(), cut=kind == "cut", length=got.length)
+                finally:
+                    onward.close()
+
+            def answer(
+                self, status: int, headers: list[tuple[str, str]], body: bytes, cut: bool = False, length: object = None
+            ) -> None:
+                self.send_response_only(status)
+                for name, value in headers:
+                    if name.lower() not in _HOP:
+                        self.send_header(name, value)
+                said = next((v for n, v in headers if n.lower() == "content-length"), str(len(body)))
+                self.send_header("Content-Length", said)
+                self.end_headers()
+                self.wfile.write(body[: len(body) // 2] if cut else body)
+                if cut:
+                    self.wfile.flush()
+                    self.close_connection = True
+                    self.connection.shutdown(socket.SHUT_RDWR)
+
+            do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = handle_all
+
+        return Handler
+
+
+@dataclass
+class S3:
+    """A bucket behind a proxy."""
+
+    bucket: str
+    server: int
+    proxy: Proxy
+
+    @property
+    def url(self) -> str:
+        return f"s3://{self.bucket}"
+
+    def put(self, folder: Path, below: str) -> str:
+        """Copy a local folder or file; gives its URL."""
+        files = [folder] if folder.is_file() else [p for p in sorted(folder.rglob("*")) if p.is_file()]
+        for path in files:
+            name = below if folder.is_file() else f"{below}/{path.relative_to(folder)}"
+            self.put_bytes(name, path.read_bytes())
+        return f"{self.url}/{below}"
+
+    def put_bytes(self, key: str, content: bytes) -> None:
+        ask(self.server, "PUT", f"/{self.bucket}/{key}", content)
+
+    def get(self, key: str) -> bytes:
+        return ask(self.server, "GET", f"/{self.bucket}/{key}")
+
+    def keys(self, below: str = "") -> list[str]:
+        text = ask(self.server, "GET", f"/{self.bucket}?list-type=2&prefix={below}").decode()
+        return sorted(part.partition("</Key>")[0] for part in text.split("<Key>")[1:])
+
+    def uploads(self) -> int:
+        """Multipart uploads that were begun, and neither completed nor aborted."""
+        return ask(self.server, "GET", f"/{self.bucket}?uploads").decode().count("<Upload>")
+
+
+@dataclass
+class Files:
+    """A plain file server: content by path, ranges, HEAD; it lists nothing. ``etags`` may be switched off."""
+
+    content: dict[str, bytes] = field(default_factory=dict)
+    ranges: bool = True
+    etags: bool = True
+    cut_next: int = 0
+    moved: dict[str, str] = field(default_factory=dict)
+    requests: list[Request] = field(default_factory=list)
+    port: int = 0
+
+    def __post_init__(self) -> None:
+        self._server = _Server(self._handler())
+        self.port = self._server.server_address[1]
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def close(self) -> None:
+        self._server.end()
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        files = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+            def do_GET(self) -> None:
+                asked = self.headers.get("Range", "")
+                files.requests.append(Request(len(files.requests) + 1, self.command, self.path, asked, 0))
+                if self.path in files.moved:
+                    self.send_response_only(302)
+                    self.send_header("Location", files.moved[self.path])
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+                    return
+                content = files.content.get(self.path)
+                if content is None:
+                    self.send_response_only(404)
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+                    return
+                start, stop = 0, len(content)
+                if asked and files.ranges:
+                    first, _, last = asked.removeprefix("bytes=").partition("-")
+                    start, stop = int(first), min(int(last) + 1, len(content))
+                    self.send_response_only(206)
+                    self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(content)}")
+                else:
+                    self.send_response_only(200)
+                if files.etags:
+                    self.send_header("ETag", f'"{hash(content)}"')
+                self.send_header("Last-Modified", "Tue, 24 Nov 2026 10:00:00 GMT")
+                self.send_header("Content-Length", str(stop - start))
+                self.end_headers()
+                if self.command == "GET":
+                    self.send(content[start:stop])
+
+            do_HEAD = do_GET
+
+            def send(self, body: bytes) -> None:
+                if files.cut_next and len(body) > 1000:
+                    files.cut_next -= 1
+                    self.wfile.write(body[: len(body) // 2])
+                    self.wfile.flush()
+                    self.close_connection = True
+                    self.connection.shutdown(socket.SHUT_RDWR)
+                else:
+                    self.wfile.write(body)
+
+        return Handler
+
+
+class _Server(ThreadingHTTPServer):
+    """Ends the connections that clients keep, so that no thread outlives it."""
+
+    daemon_threads = False
+    request_queue_size = 128
+
+    def __init__(self, handler: type[BaseHTTPRequestHandler]) -> None:
+        super().__init__(("127.0.0.1", 0), handler)
+        self._connections: set[socket.socket] = set()
+        self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05})
+        self._thread.start()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._connections.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self._connections.discard(request)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        pass  # a client that a test made to give up
+
+    def end(self) -> None:
+        self.shutdown()
+        self._thread.join()
+        for connection in list(self._connections):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        self.server_close()

@@ -1,0 +1,176 @@
+"""Stores that fail: what may pass is tried again, what may not is told with its exit code, nothing half-done stays."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from servers import S3, Kind, Request, told
+
+from making import array, tree, write_file, write_ranks, write_strategy
+from reshard.layout.tensor import Sharding
+
+FULL = {f"w{i}": array((512, 1024), seed=i) for i in range(12)}  # 24 MiB
+PROGRAM = str(Path(sys.executable).with_name("reshard"))
+OLD, NEW = Sharding((2,), ((0,), ())), Sharding((2,), ((), (0,)))
+
+
+class Job:
+    """From two ranks there to two others there, in parts, and what it makes on a disk."""
+
+    def __init__(self, folder: Path) -> None:
+        self.ranks = write_ranks(folder / "ranks", FULL, [dict.fromkeys(FULL, OLD)], ".safetensors")
+        self.old = write_strategy(folder / "old", [dict.fromkeys(FULL, OLD)])
+        self.new = write_strategy(folder / "new", [dict.fromkeys(FULL, NEW)])
+        self.out = folder / "out"
+
+    def words(self, source: object, target: object) -> tuple[object, ...]:
+        return ("convert", source, target, "--src-strategy", self.old, "--dst-strategy", self.new)
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    made = Job(tmp_path_factory.mktemp("job"))
+    words = map(str, made.words(made.ranks, made.out))
+    subprocess.run([PROGRAM, *words, "--no-fsync", "--quiet"], check=True)
+    return made
+
+
+@pytest.mark.parametrize("kind", ["500", "503", "cut", "cut-early", "slow"])
+def test_what_passes_is_tried_again(
+    job: Job, s3: S3, kind: Kind, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every fifth request of each kind is spoilt once; the bytes are those of the local engine."""
+    source = s3.put(job.ranks, "ranks")
+    seen: set[tuple[str, str, str]] = set()
+
+    def spoil(request: Request) -> Kind | None:
+        what = (request.method, request.path, request.range)
+        if what in seen or len(seen) % 5 == 4 and request.number % 2:
+            return None
+        seen.add(what)
+        # of what makes something, only a part may lose its answer: whether the rest was done nobody can know
+        once = request.method in ("PUT", "POST") and "partNumber" not in request.path and kind.startswith("cut")
+        return kind if len(seen) % 5 == 0 and not once else None
+
+    s3.proxy.spoil, s3.proxy.slow_s = spoil, 0.3
+    said = told(capsys, *job.words(source, f"{s3.url}/out"))
+    assert said.code == 0, said.err
+    s3.proxy.spoil = lambda request: None
+    assert {k: s3.get(f"out/{k}") for k in tree(job.out)} == tree(job.out)
+    assert s3.uploads() == 0
+
+
+@pytest.mark.parametrize(("method", "part"), [("PUT", "partNumber"), ("POST", "uploadId"), ("GET", "ranks/rank_1")])
+def test_a_fault_that_stays_ends_the_job_and_leaves_nothing_half_done(
+    job: Job, s3: S3, method: str, part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = s3.put(job.ranks, "ranks")
+    reading = method == "GET"
+
+    def spoil(request: Request) -> Kind | None:
+        there = request.method == method and part in request.path
+        return "403" if there and not (reading and request.range.startswith("bytes=0-")) else None
+
+    s3.proxy.spoil = spoil
+    began = time.monotonic()
+    said = told(capsys, *job.words(source, f"{s3.url}/out"))
+    assert said.code == 4, said.err
+    assert "not allowed: by the test (Spoilt)" in said.err
+    assert "AWS_ACCESS_KEY_ID" in said.err
+    assert time.monotonic() - began < 60  # it ends: a bound of waiting, not a measure
+    assert s3.uploads() == 0
+    assert not [k for k in s3.keys("out") if k.endswith(("manifest.json", ".safetensors"))]
+    s3.proxy.spoil = lambda request: None
+    assert told(capsys, *job.words(source, f"{s3.url}/out"), "--resume").code == 0
+    assert {k: s3.get(f"out/{k}") for k in tree(job.out)} == tree(job.out)
+
+
+def test_a_killed_upload_is_gone_on_with(job: Job, s3: S3, capsys: pytest.CaptureFixture[str]) -> None:
+    """Killed when one file is whole and the next is under way, the rest is made and the whole file is not."""
+    source = s3.put(job.ranks, "ranks")
+    words = [*map(str, job.words(source, f"{s3.url}/out")), "--max-memory", "144MiB", "--workers", "2", "--quiet"]
+    process = subprocess.Popen([PROGRAM, *words], env=dict(os.environ))
+    for _ in range(6000):
+        if s3.proxy.count("PUT", ".reshard/done/") or process.poll() is not None:
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    whole = [k for k in s3.keys("out") if k.endswith(".safetensors")]
+    assert len(whole) == 1
+    assert not [k for k in s3.keys("out") if k.endswith("manifest.json")]
+    before = len(s3.proxy.requests)
+    assert told(capsys, *job.words(source, f"{s3.url}/out"), "--resume").code == 0
+    assert not [r for r in s3.proxy.requests[before:] if r.method in ("PUT", "POST") and whole[0] in r.path]
+    assert {k: s3.get(f"out/{k}") for k in tree(job.out)} == tree(job.out)
+
+
+def test_a_source_that_changes_while_it_is_read_is_refused(
+    job: Job, s3: S3, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = s3.put(job.ranks, "ranks")
+    changed: list[int] = []
+
+    def spoil(request: Request) -> Kind | None:
+        if request.method == "GET" and "rank_1" in request.path and not request.range.startswith("bytes=0-"):
+            if not changed:
+                changed.append(request.number)
+                content = (job.ranks / "rank_1" / "model_1.safetensors").read_bytes()
+                s3.put_bytes("ranks/rank_1/model_1.safetensors", content[:-1] + b"x")
+        return None
+
+    s3.proxy.spoil = spoil
+    said = told(capsys, *job.words(source, f"{s3.url}/out"))
+    assert (said.code, "rank_1/model_1.safetensors: the file changed" in said.err) == (3, True), said.err
+    assert not [k for k in s3.keys("out") if k.endswith("manifest.json")]
+
+
+# --- what a user gets wrong
+
+
+def test_wrong_buckets_keys_and_credentials(s3: S3, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    full = write_file(tmp_path / "full.ckpt", {"w": array((4, 4))})
+    for url, code, says in (
+        ("s3://no-such-bucket/x", 3, "no such"),
+        (f"{s3.url}/nothing/here", 3, "no such file or folder"),
+        (f"{s3.url}/nothing.ckpt", 3, "no such file or folder"),
+        ("ftp://host/x.ckpt", 2, "ftp:// is not supported"),
+        ("s3:///x.ckpt", 2, "names no bucket"),
+    ):
+        said = told(capsys, "inspect", url)
+        assert (said.code, says in said.err) == (code, True), said.err
+        assert "hint:" in said.err or "no such" in says
+    said = told(capsys, "convert", full, "s3://no-such-bucket/out.ckpt")
+    assert (said.code, "no such bucket" in said.err) == (3, True), said.err
+    s3.put(full, "full.ckpt")
+    s3.proxy.spoil = lambda request: "403"
+    said = told(capsys, "inspect", f"{s3.url}/full.ckpt")
+    assert (said.code, "AWS_ACCESS_KEY_ID" in said.err) == (4, True), said.err
+    said = told(capsys, "convert", full, f"{s3.url}/out.ckpt")
+    assert (said.code, "not allowed" in said.err) == (4, True), said.err
+
+
+def test_a_server_that_is_not_there_ends_in_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reshard.run.bucket._RETRIES", 1)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    said = told(capsys, "inspect", "s3://bucket/x.ckpt")
+    assert (said.code, "check endpoint and network" in said.err) == (4, True), said.err
+
+
+def test_without_obstore_the_extra_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "obstore.store", None)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    said = told(capsys, "inspect", "s3://another-bucket/x.ckpt")
+    assert (said.code, "pip install 'reshard[cloud]'" in said.err) == (2, True), said.err

@@ -1,0 +1,181 @@
+"""Sources in object storage: every command that takes a checkpoint takes a URL, and says what it says of a disk."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from servers import S3, Request, told
+
+import reshard
+from making import array, same, tree, write_file, write_ranks, write_strategy
+from reshard.layout.tensor import Sharding
+from reshard.ops.options import Options
+from reshard.run.source import Source, open_source
+
+ROWS, COLUMNS, BOTH = Sharding((2,), ((0,), ())), Sharding((2,), ((), (0,))), Sharding((2, 2), ((1,), (0,)))
+FULL = {f"layers.{i}.{w}": array((16, 24), seed=10 * i + j) for i in range(3) for j, w in enumerate("ab")}
+SUFFIXES = (".ckpt", ".safetensors")
+
+
+class Work:
+    """One checkpoint of two ranks and one full one, here and there."""
+
+    def __init__(self, folder: Path, s3: S3, suffix: str) -> None:
+        self.folder, self.s3, self.suffix = folder, s3, suffix
+        cuts = dict.fromkeys(FULL, ROWS)
+        self.ranks = write_ranks(folder / "ranks", FULL, [cuts], suffix)
+        self.strategy = write_strategy(folder / "old", [cuts])
+        self.new = write_strategy(folder / "new", [dict.fromkeys(FULL, COLUMNS)])
+        self.full = write_file(folder / f"full{suffix}", FULL)
+        for path in (self.ranks, self.strategy, self.new, self.full):
+            s3.put(path, path.name)
+
+    def there(self, path: Path) -> str:
+        return f"{self.s3.url}/{path.name}"
+
+
+@pytest.fixture(params=SUFFIXES)
+def work(tmp_path: Path, s3: S3, request: pytest.FixtureRequest) -> Work:
+    return Work(tmp_path, s3, request.param)
+
+
+def test_every_command_reads_a_url_as_it_reads_a_disk(work: Work, capsys: pytest.CaptureFixture[str]) -> None:
+    ranks, full, old, new = work.ranks, work.full, work.strategy, work.new
+    commands: list[tuple[object, ...]] = [
+        ("inspect", ranks, "--strategy", old),
+        ("inspect", ranks, "--on-rank", "1"),
+        ("inspect", full),
+        ("diff", full, ranks, "--b-strategy", old),
+        ("fingerprint", ranks, "--strategy", old),
+        ("strategy", "show", old),
+        ("strategy", "diff", old, new),
+        ("verify", full, ranks, "--dst-strategy", old),
+        ("plan", ranks, "out", "--src-strategy", old, "--dst-strategy", new, "--workers", "4"),
+        ("convert", ranks, "out", "--src-strategy", old, "--dst-strategy", new, "--dry-run", "--workers", "4"),
+    ]
+    for words in commands:
+        here = told(capsys, *words)
+        there = told(capsys, *(work.there(w) if isinstance(w, Path) else w for w in words))
+        assert (there.code, there.err) == (here.code, here.err), words
+        assert there.out.replace(work.s3.url, str(work.folder)) == here.out, words
+        assert here.code == 0 or words[:2] == ("strategy", "diff")
+
+
+@pytest.mark.parametrize("more", [("--crc",), ("--dtype", "bfloat16"), ("--check-replicas",), ()])
+def test_conversions_from_a_url_give_the_same_bytes(
+    work: Work, more: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (*more, "--max-shard-size", "2KiB") if work.suffix == ".safetensors" and not more else more
+    jobs: list[tuple[object, ...]] = [
+        ("convert", work.ranks, "--src-strategy", work.strategy, "--dst-strategy", work.new, *more),
+        ("merge", work.ranks, "--src-strategy", work.strategy, *words),
+        ("split", work.full, "--dst-strategy", work.new, *more),
+        ("unify", work.ranks, "--src-strategy", work.strategy),
+    ]
+    for number, (command, *rest) in enumerate(jobs):
+        here, there = work.folder / f"here{number}", work.folder / f"there{number}"
+        for out, place in ((here, lambda p: p), (there, work.there)):
+            source, *others = (place(w) if isinstance(w, Path) else w for w in rest)
+            assert told(capsys, command, source, out, *others, "--no-fsync", "--quiet").code == 0
+        assert tree(there) == tree(here)
+        assert tree(here)
+
+
+def test_a_lora_merge_from_urls(tmp_path: Path, s3: S3, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(3)
+    base = write_file(tmp_path / "base.safetensors", {"w.weight": rng.standard_normal((8, 6)).astype(np.float32)})
+    factors = {
+        "base_model.model.w.lora_A.weight": rng.standard_normal((2, 6)).astype(np.float32),
+        "base_model.model.w.lora_B.weight": rng.standard_normal((8, 2)).astype(np.float32),
+    }
+    write_file(tmp_path / "adapter" / "adapter_model.safetensors", factors)
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({"r": 2, "lora_alpha": 4}))
+    urls = s3.put(base, base.name), s3.put(tmp_path / "adapter", "adapter")
+    made = []
+    for source, adapter in ((base, tmp_path / "adapter"), urls):
+        out = tmp_path / f"out{len(made)}.safetensors"
+        said = told(capsys, "lora", "merge", source, out, "--adapter", adapter, "--quiet")
+        assert said.code == 0, said.err
+        made.append(out.read_bytes())
+    assert made[0] == made[1]
+
+
+def test_python_reads_a_url(work: Work) -> None:
+    checkpoint = reshard.open(work.there(work.ranks), work.there(work.strategy))
+    assert all(same(checkpoint[name].read(), full) for name, full in FULL.items())
+    assert same(checkpoint.load(1, work.there(work.new))["layers.0.a"], np.ascontiguousarray(FULL["layers.0.a"][:, 12:]))
+
+
+# --- requests
+
+
+def gets(s3: S3, part: str = "") -> list[Request]:
+    return [r for r in s3.proxy.requests if r.method == "GET" and part in r.path and "list-type" not in r.path]
+
+
+def opened(s3: S3, path: str, strategy: str = "") -> None:
+    s3.proxy.requests.clear()
+    open_source(Source(path, strategy))
+
+
+@pytest.mark.parametrize("tensors", [3, 3000])
+def test_a_header_of_safetensors_takes_two_reads_at_most(s3: S3, tmp_path: Path, tensors: int) -> None:
+    arrays = {f"model.layers.{i}.mlp.weight": np.zeros((64,), np.float32) for i in range(tensors)}
+    for part in range(5):
+        write_file(tmp_path / "m" / f"p{part}.safetensors", {f"{part}.{n}": a for n, a in arrays.items()})
+    opened(s3, s3.put(tmp_path / "m", "m"))
+    reads = gets(s3, "/m/")
+    assert len(reads) == (5 if tensors == 3 else 10)
+    assert s3.proxy.count("HEAD") <= 2  # what is there, and whether a manifest is: files are known from the listing
+
+
+def test_a_ckpt_takes_a_read_for_each_large_tensor_and_few_for_small_ones(s3: S3, tmp_path: Path) -> None:
+    large = {f"large.{i}": np.zeros((300, 1000), np.float32) for i in range(6)}
+    small = {f"small.{i}": np.zeros((100,), np.float32) for i in range(2000)}
+    opened(s3, s3.put(write_file(tmp_path / "large.ckpt", large), "large.ckpt"))
+    assert len(gets(s3)) <= len(large) + 3
+    assert sum(_range_nbytes(r) for r in gets(s3)) < 200_000
+    opened(s3, s3.put(write_file(tmp_path / "small.ckpt", small), "small.ckpt"))
+    assert len(gets(s3)) <= 9  # the window doubles: 16 KiB to 512 KiB are 1 MiB
+
+
+def _range_nbytes(request: Request) -> int:
+    first, _, last = request.range.removeprefix("bytes=").partition("-")
+    return int(last) - int(first) + 1
+
+
+def test_many_ranks_are_listed_and_read_at_once(s3: S3, tmp_path: Path) -> None:
+    cuts = [dict.fromkeys(FULL, Sharding((8,), ((0,), ())))]
+    source = s3.put(write_ranks(tmp_path / "r", FULL, cuts), "r")
+    strategy = s3.put(write_strategy(tmp_path / "s", cuts), "s")
+    s3.proxy.spoil, s3.proxy.slow_s = (lambda request: "slow"), 0.05
+    opened(s3, source, strategy)
+    assert s3.proxy.most_at_once >= 8
+
+
+def test_where_a_manifest_lies_beside_no_header_is_read(work: Work) -> None:
+    out = work.folder / "made"
+    options = Options(dst_strategy=str(work.new), format="safetensors", fsync=False)
+    reshard.convert(work.full, out, options)
+    url = work.s3.put(out, "made")
+    work.s3.put(out / ".reshard" / "manifest.json", "made/.reshard/manifest.json")
+    opened(work.s3, url, str(work.new))
+    assert not gets(work.s3, "rank_")
+    a, b = open_source(Source(url, str(work.new))), open_source(Source(str(out), str(work.new)))
+    assert (a.tensors, a.texts, a.notes) == (b.tensors, b.texts, b.notes)
+
+
+def test_a_manifest_older_than_a_file_is_not_believed(work: Work) -> None:
+    out = work.folder / "made"
+    reshard.convert(work.full, out, Options(dst_strategy=str(work.new), format="safetensors", fsync=False))
+    work.s3.put(out / ".reshard" / "manifest.json", "made/.reshard/manifest.json")
+    time.sleep(1.1)  # a store counts in seconds
+    for rank in (0, 1):
+        name = f"rank_{rank}/checkpoint_{rank}.safetensors"
+        work.s3.put(out / name, f"made/{name}")
+    opened(work.s3, f"{work.s3.url}/made", str(work.new))
+    assert len(gets(work.s3, "rank_")) == 2

@@ -1,0 +1,167 @@
+"""Targets in object storage: the local engine's bytes, in parts, visible when whole, the manifest last."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from servers import S3, told
+
+from making import array, tree, write_file, write_ranks, write_strategy
+from reshard.layout.tensor import Sharding
+
+ROWS, COLUMNS, BOTH = Sharding((2,), ((0,), ())), Sharding((2,), ((), (0,))), Sharding((2, 2), ((1,), (0,)))
+FULL = {f"layers.{i}.{w}": array((16, 24), seed=10 * i + j) for i in range(3) for j, w in enumerate("ab")}
+FULL |= {"scalar": array((), seed=99), "flag": array((5,), "bool", 7), "half": array((16, 24), "bfloat16", 8)}
+SUFFIXES = (".ckpt", ".safetensors")
+
+
+class Work:
+    def __init__(self, folder: Path, s3: S3, suffix: str) -> None:
+        self.folder, self.s3, self.suffix = folder, s3, suffix
+        old = {n: ROWS if a.ndim == 2 else Sharding((2,), tuple(() for _ in a.shape)) for n, a in FULL.items()}
+        new = {n: BOTH if a.ndim == 2 else Sharding((2, 2), tuple(() for _ in a.shape)) for n, a in FULL.items()}
+        self.ranks = write_ranks(folder / "ranks", FULL, [old], suffix)
+        self.old = write_strategy(folder / "old", [old])
+        self.new = write_strategy(folder / "new", [new])
+        self.full = write_file(folder / f"full{suffix}", FULL)
+        s3.put(self.ranks, "ranks")
+
+    def there(self, below: str) -> dict[str, bytes]:
+        """What lies below a folder of the bucket, apart from our own notes."""
+        keys = [k for k in self.s3.keys(below + "/") if ".reshard" not in k]
+        return {k.removeprefix(below + "/"): self.s3.get(k) for k in keys}
+
+    def jobs(self) -> dict[str, tuple[object, ...]]:
+        return {
+            "split": ("split", self.full, "--dst-strategy", self.new),
+            "merge": ("merge", self.ranks, "--src-strategy", self.old),
+            "recut": ("convert", self.ranks, "--src-strategy", self.old, "--dst-strategy", self.new),
+            "unify": ("unify", self.ranks, "--src-strategy", self.old),
+        }
+
+
+@pytest.fixture(params=SUFFIXES)
+def work(tmp_path: Path, s3: S3, request: pytest.FixtureRequest) -> Work:
+    return Work(tmp_path, s3, request.param)
+
+
+@pytest.mark.parametrize("job", ["split", "merge", "recut", "unify"])
+def test_a_target_there_holds_the_bytes_of_one_here(work: Work, job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    command, source, *more = work.jobs()[job]
+    assert told(capsys, command, source, work.folder / "out", *more, "--no-fsync").code == 0
+    said = told(capsys, command, source, f"{work.s3.url}/out", *more, "--verify")
+    assert said.code == 0, said.err
+    assert work.there("out") == tree(work.folder / "out")
+    assert ".reshard/manifest.json" in work.s3.keys("out/.reshard")[0]
+    assert work.s3.uploads() == 0
+    assert told(capsys, "verify", f"{work.s3.url}/out").code == 0
+
+
+@pytest.mark.parametrize(
+    "more", [("--crc",), ("--checksum", "off"), ("--dtype", "bfloat16"), ("--replicas", "link"), ("--workers", "1")]
+)
+def test_options_make_the_same_bytes_there(
+    tmp_path: Path, s3: S3, more: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = Work(tmp_path, s3, ".ckpt")
+    words = ("--dst-strategy", work.new, *more)
+    assert told(capsys, "split", work.full, tmp_path / "out", *words).code == 0
+    said = told(capsys, "split", work.full, f"{s3.url}/out", *words)
+    assert said.code == 0, said.err
+    assert work.there("out") == tree(tmp_path / "out")
+
+
+def test_replicas_are_copied_by_the_store(tmp_path: Path, s3: S3, capsys: pytest.CaptureFixture[str]) -> None:
+    full = write_file(tmp_path / "full.safetensors", {"w": array((64, 64))})
+    strategy = write_strategy(tmp_path / "dp4", [{"w": Sharding((4,), ((), ()))}])
+    said = told(capsys, "split", full, f"{s3.url}/out", "--dst-strategy", strategy, "--replicas", "link")
+    assert said.code == 0, said.err
+    weights = [r for r in s3.proxy.requests if r.method == "PUT" and "rank_" in r.path]
+    assert sorted(r.nbytes > 0 for r in weights) == [False, False, False, True]
+    contents = {s3.get(f"out/rank_{rank}/checkpoint_{rank}.safetensors") for rank in range(4)}
+    assert len(contents) == 1
+
+
+def test_a_replica_too_large_to_be_copied_passes_through(
+    tmp_path: Path, s3: S3, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reshard.run.object_store._LARGEST_COPY_NBYTES", 1000)
+    test_replicas_are_copied_bytes = write_file(tmp_path / "full.safetensors", {"w": array((64, 64))})
+    strategy = write_strategy(tmp_path / "dp2", [{"w": Sharding((2,), ((), ()))}])
+    words = ("--dst-strategy", strategy, "--replicas", "link", "--quiet")
+    assert told(capsys, "split", test_replicas_are_copied_bytes, f"{s3.url}/out", *words).code == 0
+    assert s3.get("out/rank_0/checkpoint_0.safetensors") == s3.get("out/rank_1/checkpoint_1.safetensors")
+
+
+def test_one_file_is_a_target(tmp_path: Path, s3: S3, capsys: pytest.CaptureFixture[str]) -> None:
+    work = Work(tmp_path, s3, ".safetensors")
+    words = ("--src-strategy", work.old)
+    url = f"{s3.url}/one/full.ckpt"
+    assert told(capsys, "merge", f"{s3.url}/ranks", tmp_path / "full.ckpt", *words).code == 0
+    assert told(capsys, "merge", f"{s3.url}/ranks", url, *words, "--verify").code == 0
+    assert s3.get("one/full.ckpt") == (tmp_path / "full.ckpt").read_bytes()
+    assert told(capsys, "verify", url).code == 0
+    again = told(capsys, "merge", f"{s3.url}/ranks", url, *words)
+    assert (again.code, "not empty" in again.err) == (2, True)
+    assert told(capsys, "merge", f"{s3.url}/ranks", url, *words, "--overwrite").code == 0
+
+
+def test_a_target_that_holds_something_is_refused(
+    tmp_path: Path, s3: S3, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = Work(tmp_path, s3, ".ckpt")
+    s3.put_bytes("out/notes.txt", b"mine")
+    words = ("split", work.full, f"{s3.url}/out", "--dst-strategy", work.new)
+    for more, code in (((), 2), (("--overwrite",), 2), (("--resume",), 2)):
+        said = told(capsys, *words, *more)
+        assert said.code == code, said.err
+    assert s3.keys("out") == ["out/notes.txt"]
+
+
+# --- parts
+
+
+class Large:
+    """A checkpoint of 40 MiB on four ranks: files of several parts."""
+
+    def __init__(self, folder: Path) -> None:
+        self.full = {f"w{i}": array((1024, 1280), seed=i) for i in range(8)}
+        old = [dict.fromkeys(self.full, Sharding((4,), ((0,), ())))]
+        new = [dict.fromkeys(self.full, Sharding((2,), ((), (0,))))]
+        self.ranks = write_ranks(folder / "ranks", self.full, old, ".safetensors")
+        self.old, self.new = write_strategy(folder / "old", old), write_strategy(folder / "new", new)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Large:
+    return Large(tmp_path_factory.mktemp("large"))
+
+
+@pytest.mark.parametrize("to", ["one", "two"])
+def test_large_files_go_up_in_parts_of_one_size(
+    large: Large, to: str, tmp_path: Path, s3: S3, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words: tuple[object, ...] = ("--src-strategy", large.old, *(("--dst-strategy", large.new) if to == "two" else ()))
+    said = told(capsys, "convert", large.ranks, f"{s3.url}/out", *words, "--workers", "16")
+    assert said.code == 0, said.err
+    assert told(capsys, "convert", large.ranks, tmp_path / "out", *words, "--no-fsync").code == 0
+    assert {k: s3.get(f"out/{k}") for k in tree(tmp_path / "out")} == tree(tmp_path / "out")
+    parts = [r.nbytes for r in s3.proxy.requests if "partNumber" in r.path]
+    files = 1 if to == "one" else 2
+    assert len(parts) >= 5
+    assert sum(n == 8 << 20 for n in parts) == len(parts) - files  # all but the last of each file
+    assert s3.uploads() == 0
+
+
+def test_the_manifest_comes_last_and_no_file_before_it_is_whole(
+    large: Large, s3: S3, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--src-strategy", large.old, "--dst-strategy", large.new)
+    assert told(capsys, "convert", large.ranks, f"{s3.url}/out", *words).code == 0
+    written = [r for r in s3.proxy.requests if r.method in ("PUT", "POST")]
+    completed = [r.number for r in written if r.method == "POST" and "uploadId" in r.path]
+    (manifest,) = [r.number for r in written if r.key.endswith("manifest.json")]
+    assert len(completed) == 2
+    assert max(completed) < manifest
+    assert not [r for r in written if r.number > manifest and "rank_" in r.path]

@@ -1,0 +1,282 @@
+"""A real Ray cluster of three nodes on this machine: the suite of executors, lost nodes, ranks of nodes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import reshard
+from making import array, tree, write_ranks, write_strategy
+from reshard import Options
+from reshard.cli.main import main
+from reshard.errors import RunError, StorageError, UsageError
+from reshard.layout.tensor import Sharding
+from reshard.ops.observer import Observer
+from reshard.ops.options import NodeRanks
+from reshard.run.ray import Call, Cluster, RayExecutor
+from reshard.run.task import OnBytes, Settings
+from reshard.testing import ExecutorTests
+
+ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'reshard[ray]'")
+cluster_utils = pytest.importorskip("ray.cluster_utils", reason="this Ray has no cluster for tests")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+STORE_NBYTES = 80 << 20
+OLD, NEW = Sharding((2, 2), ((0,), ())), Sharding((4, 2), ((), (0,)), -1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nodes() -> Iterator[Any]:
+    """A head and two nodes of one core each; the driver belongs to the head."""
+    os.environ["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
+    made = cluster_utils.Cluster(
+        initialize_head=True,
+        head_node_args={
+            "num_cpus": 1,
+            "object_store_memory": STORE_NBYTES,
+            "include_dashboard": False,
+            "_system_config": {"health_check_period_ms": 300, "health_check_timeout_ms": 300},
+        },
+    )
+    for _ in range(2):
+        made.add_node(num_cpus=1, object_store_memory=STORE_NBYTES)
+    ray.init(made.address, log_to_driver=False, logging_level="error")
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+@pytest.fixture(scope="module")
+def cluster(nodes: Any) -> Cluster:
+    return Cluster()
+
+
+class TestRayExecutor(ExecutorTests):
+    def executor(self, settings: Settings) -> RayExecutor:
+        return RayExecutor(settings, Cluster(), 2, lambda nbytes: None)
+
+
+class Work:
+    """Three stages of four ranks, to become three of eight."""
+
+    def __init__(self, folder: Path) -> None:
+        full = {f"layers.{i}.{w}": array((16, 8), seed=3 * i + j) for i in range(3) for j, w in enumerate("abc")}
+        stages = [[n for n in full if n.startswith(f"layers.{i}.")] for i in range(3)]
+        old, new = ([dict.fromkeys(names, cut) for names in stages] for cut in (OLD, NEW))
+        self.src = write_ranks(folder / "src", full, old)
+        self.out = folder / "out"
+        strategies = (str(write_strategy(folder / "old", old)), str(write_strategy(folder / "new", new)))
+        self.options = Options(src_strategy=strategies[0], dst_strategy=strategies[1], fsync=False, engine="ray")
+        reshard.convert(self.src, folder / "wanted", replace(self.options, engine="local"))
+        self.wanted = tree(folder / "wanted")
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Work:
+    return Work(tmp_path)
+
+
+def test_the_same_bytes_as_here(work: Work) -> None:
+    done = reshard.convert(work.src, work.out, replace(work.options, verify=True))
+    assert tree(work.out) == work.wanted
+    assert done.written_nbytes == sum(map(len, work.wanted.values()))
+    again = reshard.convert(work.src, work.out, replace(work.options, resume=True))
+    assert (again.written_nbytes, again.skipped_files) == (0, 24)
+
+
+def test_progress_adds_up(work: Work) -> None:
+    class Heard(Observer):
+        nbytes = 0
+
+        def advance(self, nbytes: int) -> None:
+            self.nbytes += nbytes
+
+    heard = Heard()
+    reshard.convert(work.src, work.out, work.options, heard)
+    assert heard.nbytes == reshard.plan(work.src, work.out, work.options).tensor_nbytes
+
+
+def test_an_error_comes_back_as_it_was_and_is_not_tried_again(cluster: Cluster, tmp_path: Path) -> None:
+    tries = tmp_path / "tries"
+
+    def full_disk(argument: str, on_bytes: OnBytes) -> None:
+        with tries.open("a") as file:
+            file.write("x")
+        raise StorageError("no space: it is full", argument, "free some")
+
+    with pytest.raises(StorageError) as caught:
+        list(cluster.run(full_disk, [Call(0, "/somewhere")], lambda nbytes: None))
+    error = caught.value
+    assert (error.message, error.where, error.hint, error.exit_code) == (
+        "no space: it is full",
+        "/somewhere",
+        "free some",
+        4,
+    )
+    assert tries.read_text() == "x"
+
+
+def test_a_worker_that_dies_is_replaced(cluster: Cluster, tmp_path: Path) -> None:
+    def dies_once(path: str, on_bytes: OnBytes) -> str:
+        if not Path(path).exists():
+            Path(path).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return "done"
+
+    assert list(cluster.run(dies_once, [Call(0, str(tmp_path / "died"))], lambda nbytes: None)) == ["done"]
+
+
+def test_a_call_that_kills_every_worker_is_given_up(cluster: Cluster) -> None:
+    def dies(argument: None, on_bytes: OnBytes) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(RunError, match="a task was lost with its worker"):
+        list(cluster.run(dies, [Call(0, None)], lambda nbytes: None))
+
+
+def test_where_no_worker_is_free_the_wait_has_an_end(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(argument: None, on_bytes: OnBytes) -> None:
+        raise AssertionError
+
+    def hold() -> None:
+        time.sleep(60)
+
+    holding = [ray.remote(num_cpus=1)(hold).remote() for _ in range(3)]
+    monkeypatch.setattr("reshard.run.ray._PATIENCE_S", 2.0)
+    try:
+        time.sleep(1)
+        with pytest.raises(RunError, match="no worker of the cluster did anything for 2 s; it has 3 cores"):
+            list(cluster.run(slow, [Call(0, None)], lambda nbytes: None))
+    finally:
+        for reference in holding:
+            ray.cancel(reference, force=True)
+
+
+def test_a_node_killed_midway_changes_nothing(
+    work: Work, nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task that is half written there is written again elsewhere, over what lies beside its files' names."""
+    doomed = nodes.add_node(num_cpus=1, object_store_memory=STORE_NBYTES)
+    half_done = tmp_path / "half done"
+
+    def stalls(chore: Any, on_bytes: OnBytes) -> Any:
+        import ray
+
+        if ray.get_runtime_context().get_node_id() == doomed.node_id:
+            path = Path(chore.settings.folder, chore.task.files[0].path + ".part")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"half" * 1000)
+            half_done.touch()
+            time.sleep(600)
+        from reshard.run.ray import _carry_out_task
+
+        return _carry_out_task(chore, on_bytes)
+
+    def kill() -> None:
+        while not half_done.exists():
+            time.sleep(0.01)
+        nodes.remove_node(doomed, allow_graceful=False)
+
+    monkeypatch.setattr("reshard.run.ray._carry_out_task", stalls)
+    killing = threading.Thread(target=kill)
+    killing.start()
+    reshard.convert(work.src, work.out, work.options)
+    killing.join()
+    assert half_done.exists()
+    assert tree(work.out) == work.wanted
+    reshard.verify(work.out)
+
+
+def test_each_node_writes_its_own_ranks(work: Work, cluster: Cluster) -> None:
+    alive = sorted(set(cluster.nodes().values()))[:3]
+    mapped = tuple(NodeRanks(frozenset(range(8 * i, 8 * i + 8)), node) for i, node in enumerate(alive))
+    done = reshard.convert(work.src, work.out, replace(work.options, nodes_local=mapped, verify=True))
+    assert tree(work.out) == work.wanted
+    assert done.verified_nbytes >= done.written_nbytes == sum(map(len, work.wanted.values()))
+    assert reshard.verify(work.out).ranks == 24
+
+
+def test_a_call_of_a_node_runs_there_and_nowhere_else(cluster: Cluster) -> None:
+    def where(argument: None, on_bytes: OnBytes) -> str:
+        import ray
+
+        return str(ray.get_runtime_context().get_node_id())
+
+    alive = sorted(set(cluster.nodes().values()))
+    found = list(cluster.run(where, [Call(i, None, node) for i, node in enumerate(alive)], lambda nbytes: None))
+    assert sorted(found) == alive
+    with pytest.raises(RunError, match="a task was lost on node aaaaaaaa with its worker"):
+        list(cluster.run(where, [Call(0, None, "a" * 56)], lambda nbytes: None))
+
+
+def test_a_map_that_does_not_fit_is_told_whole(work: Work, cluster: Cluster) -> None:
+    node = sorted(cluster.nodes())[0]
+    mapped = (NodeRanks(frozenset(range(12)), node), NodeRanks(frozenset({11}), "10.9.9.9"))
+    with pytest.raises(UsageError) as caught:
+        reshard.convert(work.src, work.out, replace(work.options, nodes_local=mapped))
+    assert "no living node '10.9.9.9'" in caught.value.message
+    assert f"rank 11 is on {node} and on 10.9.9.9" in caught.value.message
+    assert "rank 12 is on no node" in caught.value.message
+    assert not work.out.exists()
+
+
+def test_the_command_line(work: Work, cluster: Cluster, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    strategies = ["--src-strategy", work.options.src_strategy, "--dst-strategy", work.options.dst_strategy]
+    address = ray.get_runtime_context().gcs_address
+    _program("convert", str(work.src), str(work.out), *strategies, "--engine", "ray", "--address", address)
+    assert tree(work.out) == work.wanted
+    node = sorted(cluster.nodes())[0]
+    (tmp_path / "map").write_text(f"# all on one\n0-23 {node}\n")
+    _program("convert", str(work.src), str(tmp_path / "local"), *strategies, "--engine", "ray", "--nodes-local",
+             str(tmp_path / "map"))  # fmt: skip
+    assert tree(tmp_path / "local") == work.wanted
+    assert "24 files of 9 tensors" in capsys.readouterr().out
+
+
+def _program(*argv: str) -> None:
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        with suppress(SystemExit):
+            main(list(argv))
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def test_without_ray_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UsageError, match="Ray is not installed") as caught:
+        Cluster()
+    assert "reshard[ray]" in caught.value.hint
+
+
+def test_without_a_cluster_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_cluster(*args: object, **options: object) -> None:
+        raise ConnectionError("could not find any running Ray instance")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", no_cluster)
+    with pytest.raises(UsageError, match="no Ray cluster at 'auto'") as caught:
+        Cluster()
+    assert "ray start --head" in caught.value.hint
+
+
+@pytest.mark.parametrize("wrong", [{"engine": "spark"}, {"nodes_local": (NodeRanks(frozenset({0}), "a"),)},
+                                   {"engine": "ray", "max_rate_nbytes": 5}])  # fmt: skip
+def test_options_that_do_not_fit(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        Options(**wrong)
