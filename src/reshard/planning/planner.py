@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 
@@ -60,6 +61,7 @@ class _Planner:
         self.texts = self._all_texts()
         self.forms_of_ranks: dict[tuple[object, ...], int] = {}
         self.keepers = self._keepers() if target.drop_redundancy else {}
+        self.read_nbytes: Counter[int] = Counter()
 
     def plan(self) -> Plan:
         ranks = self._ranks()
@@ -170,12 +172,13 @@ class _Planner:
         return LoraAdd(a, b, pair.scaling, pair.transposed)
 
     def _pieces(self, tensor: Tensor, source_rank: int) -> Iterable[Piece]:
-        """One holder of each cell, in row-major order; replicas take turns, so that no file is read for all."""
+        """One holder of each cell, in row-major order; of replicas the one whose file is read least so far."""
         boxes = tensor.layout.boxes()
         for cell, held in sorted(tensor.cells.items()):
-            chosen = held[len(self.tensors) % len(held)]
+            chosen = held[0] if len(held) == 1 else min(held, key=lambda h: self.read_nbytes[h.file])
             if source_rank != _ANY_RANK:
                 chosen = next((h for h in held if self.source.files[h.file].rank == source_rank), chosen)
+            self.read_nbytes[chosen.file] += chosen.stored.spec.nbytes
             yield Piece(chosen.file, boxes[cell], chosen.stored.extents)
 
     def _source_rank(self, rank: int) -> int:
