@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 MS_VENV := .venv-mindspore
 NP1_VENV := .venv-numpy1
+DOCS_VENV := .venv-docs
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo test test-oracle test-browser test-numpy1 bench lint format clean
+.PHONY: help setup demo test test-oracle test-browser test-numpy1 docs bench lint format clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/'
@@ -13,19 +14,25 @@ help:
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
-	$(BIN)/python -m pip install -q -e '.[dev,ray]'
+	$(BIN)/python -m pip install -q -e '.[dev,cloud,ray]'
 	touch $@
 
 $(MS_VENV)/ready: Makefile
 	$(PYTHON) -m venv $(MS_VENV)
 	$(MS_VENV)/bin/python -m pip install -q --upgrade pip
-	$(MS_VENV)/bin/python -m pip install -q mindspore==2.7.2 safetensors==0.5.3 'numpy<2' setuptools
+	$(MS_VENV)/bin/python -m pip install -q mindspore==2.7.2 safetensors==0.5.3 'numpy<2' setuptools -e .
 	touch $@
 
 $(NP1_VENV)/ready: pyproject.toml Makefile
 	$(PYTHON) -m venv $(NP1_VENV)
 	$(NP1_VENV)/bin/python -m pip install -q --upgrade pip
 	$(NP1_VENV)/bin/python -m pip install -q -e '.[dev]' 'numpy==1.24.*'
+	touch $@
+
+$(DOCS_VENV)/ready: pyproject.toml
+	$(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/python -m pip install -q --upgrade pip
+	$(DOCS_VENV)/bin/python -m pip install -q -e '.[docs]'
 	touch $@
 
 setup: $(VENV)/ready ## make .venv with reshard and its development tools
@@ -55,8 +62,11 @@ format: setup ## let ruff rewrite
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+docs: $(DOCS_VENV)/ready ## the documentation as a site in site/; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict --quiet
+
 bench: setup ## time conversions against cp
 	$(BIN)/python bench/run.py
 
 clean: ## remove what make made
-	rm -rf $(VENV) $(MS_VENV) $(NP1_VENV) demo/out bench/out
+	rm -rf $(VENV) $(MS_VENV) $(NP1_VENV) $(DOCS_VENV) site demo/out bench/out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from mkdocs.structure.nav import Navigation, Section
 from mkdocs.structure.pages import Page
 
 _CHINESE = "中文"
+_HAN = "\u3000-\u303f\u4e00-\u9fff\uff00-\uffef"
 _NAMES = {"en": "English", "zh": _CHINESE}
 
 
@@ -25,6 +27,11 @@ def on_files(files: Files, config: Any) -> Files:
     for path, text in generated.pages().items():
         files.append(File.generated(config, path, content=text))
     return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> str:
+    """Chinese has no spaces: a line that goes on in the next does so without one."""
+    return re.sub(rf"(?<=[{_HAN}])\n *(?=[{_HAN}])", "", markdown) if _language(page) == "zh" else markdown
 
 
 def on_page_context(context: dict[str, Any], page: Page, config: Any, nav: Navigation) -> dict[str, Any]:

@@ -66,6 +66,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "auto":  # a package of its own names
+        return import_module("reshard.auto")
     if name not in _PLACES:
         raise AttributeError(f"module 'reshard' has no attribute {name!r}")
     return getattr(import_module(_PLACES[name]), name)

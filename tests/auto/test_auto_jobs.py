@@ -129,3 +129,47 @@ def test_no_strategy_and_another_cut_is_refused(tmp_path: Path, ranks: Ranks) ->
     assert_all(ended, 3)
     assert "src_strategy_path_or_dir" in ended[0].said
     assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize(
+    ("left", "why"),
+    [("dp8", "cuts lm_head.weight in another way"), ("dp2mp2pp2", "2 pipeline stages"), ("16", "16 ranks")],
+)
+def test_a_strategy_of_an_earlier_job_is_passed_over(tmp_path: Path, ranks: Ranks, left: str, why: str) -> None:
+    case = golden("full_to_dp2mp4", tmp_path / "case")
+    earlier = {"dp8": "dp2mp4_to_dp8", "dp2mp2pp2": "full_to_dp2mp2pp2", "16": "full_to_dp2mp4pp2_16ranks"}[left]
+    written_by_job(golden(earlier, tmp_path / "earlier"), tmp_path / "output")
+    config = write_yaml(tmp_path / "run.yaml", "dp2mp4", load_checkpoint=str(source_of(case)))
+    ended = ranks.run(WORLD, "--config", config, cwd=tmp_path)
+    assert_all(ended)
+    assert "output/strategy is passed over" in ended[0].said
+    assert why in ended[0].said
+    assert judge_ranks(case, Path(handed_over(tmp_path)["load_checkpoint"])) == []
+    assert (tmp_path / "output/strategy/ckpt_strategy_rank_7.ckpt").is_file()
+
+
+def test_a_model_of_no_known_family(tmp_path: Path, ranks: Ranks) -> None:
+    """The job's own strategy is taken; without it the job is refused, and told what to do."""
+    case = golden("full_to_dp2mp4", tmp_path / "case")
+    config = write_yaml(tmp_path / "run.yaml", "dp2mp4", load_checkpoint=str(source_of(case)))
+    config.write_text(config.read_text().replace("Llama", "Novel"))
+    ended = ranks.run(WORLD, "--config", config, cwd=tmp_path)
+    assert_all(ended, 3)
+    assert "give --dst-strategy" in ended[0].said
+    assert not (tmp_path / "output").exists()
+    assert_all(ranks.run(WORLD, "--config", config, "--dst-strategy", str(case.strategy("dst")), cwd=tmp_path))
+    assert judge_ranks(case, Path(handed_over(tmp_path)["load_checkpoint"])) == []
+    written_by_job(case, tmp_path / "output")
+    assert_all(ranks.run(WORLD, "--config", config, cwd=tmp_path))
+    assert judge_ranks(case, Path(handed_over(tmp_path)["load_checkpoint"])) == []
+
+
+def test_a_strategy_that_differs_a_little_is_refused(tmp_path: Path, ranks: Ranks) -> None:
+    """Here by ``vocab_emb_dp`` alone: it may be an earlier job's, or of a release with other rules."""
+    case = golden("full_to_dp2mp4", tmp_path / "case")
+    written_by_job(golden("dp2mp4_to_vocabembdp", tmp_path / "other"), tmp_path / "output")
+    config = write_yaml(tmp_path / "run.yaml", "dp2mp4", load_checkpoint=str(source_of(case)))
+    ended = ranks.run(WORLD, "--config", config, cwd=tmp_path)
+    assert_all(ended, 3)
+    assert "cuts lm_head.weight in another way" in ended[0].said
+    assert sorted(p.name for p in (tmp_path / "output").iterdir()) == ["strategy"]

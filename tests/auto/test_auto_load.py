@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from jobs import golden, source_of, write_model, write_yaml
 from ranks import Ranks
 
 import reshard.auto
-from making import read_file, read_rank, same, tree, write_file
+from making import array, read_file, read_rank, same, tree, write_file
 from reshard.auto import Call, load, prepare
 from reshard.errors import CheckpointError, UsageError
 
@@ -113,6 +115,13 @@ def test_prepare_in_a_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert equal(read_file(Path(done.load_checkpoint)), read_rank(case.expected, 0))
 
 
+@pytest.mark.skipif(find_spec("mindspore") is not None, reason="MindSpore is installed here")
+def test_a_framework_that_is_absent(tmp_path: Path) -> None:
+    model = write_file(tmp_path / "a.ckpt", {"w": np.zeros(2, np.float32)})
+    with pytest.raises(UsageError, match="mindspore is not installed"):
+        load({"load_checkpoint": str(model)}, arrays_as="mindspore")
+
+
 def test_what_cannot_be_loaded(tmp_path: Path) -> None:
     case = golden("dp2mp2pp2_to_full", tmp_path / "case")
     with pytest.raises(UsageError, match="load_checkpoint is empty"):
@@ -122,12 +131,32 @@ def test_what_cannot_be_loaded(tmp_path: Path) -> None:
     model = write_file(tmp_path / "a.ckpt", {"w": np.zeros(2, np.float32)})
     with pytest.raises(UsageError, match="arrays as 'jax'"):
         load({"load_checkpoint": str(model)}, arrays_as="jax")  # type: ignore[arg-type]
-    monkeypatched = "mindspore" if "mindspore" not in sys.modules else "torch"
-    with pytest.raises(UsageError, match="is not installed"):
-        load({"load_checkpoint": str(model)}, arrays_as=monkeypatched)  # type: ignore[arg-type]
 
 
 def test_nothing_of_a_framework_is_imported(tmp_path: Path) -> None:
-    model = write_file(tmp_path / "a.ckpt", {"w": np.zeros(2, np.float32)})
-    load({"load_checkpoint": str(model)})
-    assert not {"torch", "mindspore"} & set(sys.modules)
+    write_file(tmp_path / "a.ckpt", {"w": np.zeros(2, np.float32)})
+    code = """if True:
+        import sys, reshard.auto
+        reshard.auto.load({"load_checkpoint": "a.ckpt"})["w"]
+        sys.exit(bool({"torch", "mindspore"} & set(sys.modules)))
+    """
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False).returncode == 0
+
+
+KINDS = ("float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2", "float64", "int64", "int8", "uint16", "bool")
+
+
+def test_torch_tensors(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    arrays = {kind: array((4, 6), kind, seed=seed) for seed, kind in enumerate(KINDS)}
+    arrays |= {"scalar": np.array(7.5, np.float32), "empty": np.zeros((0, 3), np.float32)}
+    model = write_file(tmp_path / "a.safetensors", arrays)
+    tensors = load({"load_checkpoint": str(model)}, arrays_as="torch")
+    assert tensors.keys() == arrays.keys()
+    for name, tensor in tensors.items():
+        wanted = arrays[name]
+        assert str(tensor.dtype) == f"torch.{wanted.dtype.name}"
+        assert tuple(tensor.shape) == wanted.shape
+        assert tensor.reshape(-1).view(torch.uint8).numpy().tobytes() == wanted.tobytes()
+    tensors["float32"][0, 0] = 1  # the caller's own
+    assert same(read_file(model)["float32"], arrays["float32"])

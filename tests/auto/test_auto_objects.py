@@ -21,7 +21,9 @@ WORLD = 8
 def bucket() -> Iterator[S3]:
     with moto() as port:
         ask(port, "PUT", "/weights")
-        yield S3("weights", port, Proxy(port))
+        proxy = Proxy(port)
+        yield S3("weights", port, proxy)
+        proxy.close()
 
 
 @pytest.fixture

@@ -71,6 +71,12 @@ def test_an_error_says_what_may_have_been_meant(
     assert docs in error.splitlines()[-1]
 
 
+@pytest.mark.parametrize("name", ["full.pt", "full.bin"])
+def test_a_target_named_as_a_file_of_another_kind_is_refused(run: Callable[[str], tuple[int, str]], name: str) -> None:
+    code, said = run(f"convert llama.safetensors {name}")
+    assert (code, "hint: end it in .ckpt or .safetensors" in said) == (2, True)
+
+
 MISSED = [
     ("convert llama.safetensors out --exclude querry", "--exclude: 'querry' matches none of 6 names"),
     ("convert llama.safetensors out --rename modell=>m", "--rename: 'modell' matches none of 6 names"),

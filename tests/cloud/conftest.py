@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import pytest
 from servers import S3, Files, Proxy, ask, moto
 
-pytest.importorskip("obstore", reason="object storage needs the extra 'cloud', which this environment leaves out")
 _NUMBERS = itertools.count(1)
 _VARIABLES = ("AWS_", "OBS_", "S3_", "ACCESS_KEY", "SECRET_ACCESS", "GOOGLE_", "AZURE_")
 

@@ -111,7 +111,7 @@ class Proxy:
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
         self._inside = 0
-        self._server = _Server(self._handler())
+        self._server = _Server(_Spoiling, self)
         self.port = self._server.server_address[1]
 
     def entered(self, more: int) -> None:
@@ -130,62 +130,63 @@ class Proxy:
     def close(self) -> None:
         self._server.end()
 
-    def _handler(self) -> type[BaseHTTPRequestHandler]:
-        proxy = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
+class _Spoiling(BaseHTTPRequestHandler):
+    """Passes a request on, and its answer back, unless the proxy spoils it."""
 
-            def log_message(self, *args: object) -> None:
-                pass
+    protocol_version = "HTTP/1.1"
+    server: _Server
 
-            def handle_all(self) -> None:
-                proxy.entered(1)
-                try:
-                    self.handle_this()
-                finally:
-                    proxy.entered(-1)
+    @property
+    def proxy(self) -> Proxy:
+        assert isinstance(self.server.owner, Proxy)
+        return self.server.owner
 
-            def handle_this(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                request = proxy.note(self.command, self.path, self.headers.get("Range", ""), len(body))
-                kind = proxy.spoil(request)
-                if kind == "slow":
-                    time.sleep(proxy.slow_s)
-                if kind in ("500", "503", "403"):
-                    self.answer(int(kind), [], b"<Error><Code>Spoilt</Code><Message>by the test</Message></Error>")
-                    return
-                if kind == "cut-early":
-                    self.close_connection = True
-                    self.connection.close()
-                    return
-                onward = http.client.HTTPConnection("127.0.0.1", proxy.target, timeout=60)
-                try:
-                    onward.request(self.command, self.path, body, dict(self.headers.items()))
-                    got = onward.getresponse()
-                    self.answer(got.status, got.getheaders(), got.read(), cut=kind == "cut", length=got.length)
-                finally:
-                    onward.close()
+    def log_message(self, *args: object) -> None:
+        pass
 
-            def answer(
-                self, status: int, headers: list[tuple[str, str]], body: bytes, cut: bool = False, length: object = None
-            ) -> None:
-                self.send_response_only(status)
-                for name, value in headers:
-                    if name.lower() not in _HOP:
-                        self.send_header(name, value)
-                said = next((v for n, v in headers if n.lower() == "content-length"), str(len(body)))
-                self.send_header("Content-Length", said)
-                self.end_headers()
-                self.wfile.write(body[: len(body) // 2] if cut else body)
-                if cut:
-                    self.wfile.flush()
-                    self.close_connection = True
-                    self.connection.shutdown(socket.SHUT_RDWR)
+    def do_any(self) -> None:
+        self.proxy.entered(1)
+        try:
+            self.pass_on()
+        finally:
+            self.proxy.entered(-1)
 
-            do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = handle_all
+    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = do_any
 
-        return Handler
+    def pass_on(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        kind = self.proxy.spoil(self.proxy.note(self.command, self.path, self.headers.get("Range", ""), len(body)))
+        if kind == "slow":
+            time.sleep(self.proxy.slow_s)
+        if kind in ("500", "503", "403"):
+            self.answer(int(kind), [], b"<Error><Code>Spoilt</Code><Message>by the test</Message></Error>")
+        elif kind == "cut-early":
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+        else:
+            onward = http.client.HTTPConnection("127.0.0.1", self.proxy.target, timeout=60)
+            try:
+                onward.request(self.command, self.path, body, dict(self.headers.items()))
+                got = onward.getresponse()
+                self.answer(got.status, got.getheaders(), got.read(), cut=kind == "cut")
+            finally:
+                onward.close()
+
+    def answer(self, status: int, headers: list[tuple[str, str]], body: bytes, *, cut: bool = False) -> None:
+        self.send_response_only(status)
+        for name, value in headers:
+            if name.lower() not in _HOP:
+                self.send_header(name, value)
+        # of an answer to HEAD the length is not that of its body
+        length = next((value for name, value in headers if name.lower() == "content-length"), str(len(body)))
+        self.send_header("Content-Length", length)
+        self.end_headers()
+        self.wfile.write(body[: len(body) // 2] if cut else body)
+        if cut:
+            self.wfile.flush()
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
 
 
 @dataclass
@@ -236,7 +237,7 @@ class Files:
     port: int = 0
 
     def __post_init__(self) -> None:
-        self._server = _Server(self._handler())
+        self._server = _Server(_Giving, self)
         self.port = self._server.server_address[1]
 
     @property
@@ -246,59 +247,62 @@ class Files:
     def close(self) -> None:
         self._server.end()
 
-    def _handler(self) -> type[BaseHTTPRequestHandler]:
-        files = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
+class _Giving(BaseHTTPRequestHandler):
+    """Answers for Files."""
 
-            def log_message(self, *args: object) -> None:
-                pass
+    protocol_version = "HTTP/1.1"
+    server: _Server
 
-            def do_GET(self) -> None:
-                asked = self.headers.get("Range", "")
-                files.requests.append(Request(len(files.requests) + 1, self.command, self.path, asked, 0))
-                if self.path in files.moved:
-                    self.send_response_only(302)
-                    self.send_header("Location", files.moved[self.path])
-                    self.send_header("Content-Length", "0")
-                    self.end_headers()
-                    return
-                content = files.content.get(self.path)
-                if content is None:
-                    self.send_response_only(404)
-                    self.send_header("Content-Length", "0")
-                    self.end_headers()
-                    return
-                start, stop = 0, len(content)
-                if asked and files.ranges:
-                    first, _, last = asked.removeprefix("bytes=").partition("-")
-                    start, stop = int(first), min(int(last) + 1, len(content))
-                    self.send_response_only(206)
-                    self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(content)}")
-                else:
-                    self.send_response_only(200)
-                if files.etags:
-                    self.send_header("ETag", f'"{hash(content)}"')
-                self.send_header("Last-Modified", "Tue, 24 Nov 2026 10:00:00 GMT")
-                self.send_header("Content-Length", str(stop - start))
-                self.end_headers()
-                if self.command == "GET":
-                    self.send(content[start:stop])
+    @property
+    def files(self) -> Files:
+        assert isinstance(self.server.owner, Files)
+        return self.server.owner
 
-            do_HEAD = do_GET
+    def log_message(self, *args: object) -> None:
+        pass
 
-            def send(self, body: bytes) -> None:
-                if files.cut_next and len(body) > 1000:
-                    files.cut_next -= 1
-                    self.wfile.write(body[: len(body) // 2])
-                    self.wfile.flush()
-                    self.close_connection = True
-                    self.connection.shutdown(socket.SHUT_RDWR)
-                else:
-                    self.wfile.write(body)
+    def do_GET(self) -> None:
+        files, asked = self.files, self.headers.get("Range", "")
+        files.requests.append(Request(len(files.requests) + 1, self.command, self.path, asked, 0))
+        content = files.content.get(self.path)
+        if content is not None:
+            self.give(content, asked if files.ranges else "")
+            return
+        moved = files.moved.get(self.path)
+        self.send_response_only(302 if moved else 404)
+        if moved:
+            self.send_header("Location", moved)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
 
-        return Handler
+    do_HEAD = do_GET
+
+    def give(self, content: bytes, asked: str) -> None:
+        start, stop = 0, len(content)
+        if asked:
+            first, _, last = asked.removeprefix("bytes=").partition("-")
+            start, stop = int(first), min(int(last) + 1, len(content))
+        self.send_response_only(206 if asked else 200)
+        if asked:
+            self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(content)}")
+        if self.files.etags:
+            self.send_header("ETag", f'"{hash(content)}"')
+        self.send_header("Last-Modified", "Tue, 24 Nov 2026 10:00:00 GMT")
+        self.send_header("Content-Length", str(stop - start))
+        self.end_headers()
+        if self.command == "GET":
+            self.send(content[start:stop])
+
+    def send(self, body: bytes) -> None:
+        if self.files.cut_next and len(body) > 1000:
+            self.files.cut_next -= 1
+            self.wfile.write(body[: len(body) // 2])
+            self.wfile.flush()
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+        else:
+            self.wfile.write(body)
 
 
 class _Server(ThreadingHTTPServer):
@@ -307,7 +311,8 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = False
     request_queue_size = 128
 
-    def __init__(self, handler: type[BaseHTTPRequestHandler]) -> None:
+    def __init__(self, handler: type[BaseHTTPRequestHandler], owner: Proxy | Files) -> None:
+        self.owner = owner
         super().__init__(("127.0.0.1", 0), handler)
         self._connections: set[socket.socket] = set()
         self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05})

@@ -49,7 +49,7 @@ def nodes() -> Iterator[Any]:
             "num_cpus": 1,
             "object_store_memory": STORE_NBYTES,
             "include_dashboard": False,
-            "_system_config": {"health_check_period_ms": 300, "health_check_timeout_ms": 300},
+            "_system_config": {"health_check_period_ms": 1000, "health_check_failure_threshold": 3},
         },
     )
     for _ in range(2):
@@ -171,17 +171,19 @@ def test_a_node_killed_midway_changes_nothing(
 ) -> None:
     """A task that is half written there is written again elsewhere, over what lies beside its files' names."""
     doomed = nodes.add_node(num_cpus=1, object_store_memory=STORE_NBYTES)
-    half_done = tmp_path / "half done"
+    its_id, half_done = doomed.node_id, tmp_path / "half done"
 
     def stalls(chore: Any, on_bytes: OnBytes) -> Any:
         import ray
 
-        if ray.get_runtime_context().get_node_id() == doomed.node_id:
+        if ray.get_runtime_context().get_node_id() == its_id:
             path = Path(chore.settings.folder, chore.task.files[0].path + ".part")
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(b"half" * 1000)
             half_done.touch()
             time.sleep(600)
+        while not half_done.exists():  # the others leave it a task
+            time.sleep(0.01)
         from reshard.run.ray import _carry_out_task
 
         return _carry_out_task(chore, on_bytes)
@@ -192,11 +194,12 @@ def test_a_node_killed_midway_changes_nothing(
         nodes.remove_node(doomed, allow_graceful=False)
 
     monkeypatch.setattr("reshard.run.ray._carry_out_task", stalls)
-    killing = threading.Thread(target=kill)
+    killing = threading.Thread(target=kill, daemon=True)
     killing.start()
     reshard.convert(work.src, work.out, work.options)
-    killing.join()
-    assert half_done.exists()
+    killing.join(30)
+    while its_id in Cluster().nodes():
+        time.sleep(0.1)
     assert tree(work.out) == work.wanted
     reshard.verify(work.out)
 

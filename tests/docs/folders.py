@@ -15,10 +15,24 @@ from pages import ROOT
 
 import reshard
 from making import write_file
+from reshard.ops.make_strategy import Making, made_stages
 from reshard.ops.options import Options
 
 LAYERS, HIDDEN, INTERMEDIATE, WORDS, PLACES = 6, 48, 192, 3810, 512
 LORA_RANK = 8
+AUTO = """\
+run_mode: train
+use_parallel: True
+load_checkpoint: llama.ckpt
+auto_trans_ckpt: True  # convert
+parallel_config: {data_parallel: 2, model_parallel: 2, pipeline_stage: 2}
+parallel: {parallel_mode: 1}
+optimizer: {type: AdamW}
+model:
+  arch: {type: LlamaForCausalLM}
+  model_config:
+    {type: LlamaConfig, hidden_size: 64, num_layers: 4, num_heads: 8, n_kv_heads: 4, vocab_size: 512, multiple_of: 32}
+"""
 # sizes that pages show → sizes of the small model
 SMALL_SIZES = {30522: WORDS, 15261: WORDS // 2, 1536: INTERMEDIATE, 768: 96, 384: HIDDEN, 192: 24}
 # words in commands that go by bytes: a file of the small model is a sixty-fourth as large
@@ -104,6 +118,14 @@ def make_lora(folder: Path) -> None:
     (folder / "adapter/adapter_config.json").write_text(json.dumps(config))
 
 
+def make_auto(folder: Path) -> None:
+    """A job's YAML and the full checkpoint of its model."""
+    (folder / "run.yaml").write_text(AUTO)
+    _, _, stages = made_stages(Making(config=str(folder / "run.yaml"), optimizer="none"))
+    shapes = {name: layout.shape for stage in stages for name, layout in stage.items()}
+    write_file(folder / "llama.ckpt", {name: np.zeros(shape, np.float32) for name, shape in shapes.items()})
+
+
 def make_unify(folder: Path) -> None:
     _job(folder, bert(), "strategy", "next_strategy")
 
@@ -125,6 +147,12 @@ MAKERS: dict[str, Callable[[Path], None]] = {
     "README.zh.md": make_job,
     "docs/how-to/lora.md": make_lora,
     "docs/zh/how-to/lora.md": make_lora,
+    "docs/how-to/auto.md": make_auto,
+    "docs/zh/how-to/auto.md": make_auto,
+    "docs/how-to/auto-several-machines.md": make_auto,
+    "docs/zh/how-to/auto-several-machines.md": make_auto,
+    "docs/how-to/load-without-writing.md": make_auto,
+    "docs/zh/how-to/load-without-writing.md": make_auto,
     "docs/how-to/unify.md": make_unify,
     "docs/zh/how-to/unify.md": make_unify,
 }

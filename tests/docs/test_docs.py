@@ -188,7 +188,7 @@ def commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]
 
 PROGRAM = typer.main.get_command(app)
 COMMANDS = dict(commands(PROGRAM))
-REFERENCE = sections(text_of("docs/reference/cli.md"))
+REFERENCES = {page: sections(text_of(page)) for page in ("docs/reference/cli.md", "docs/zh/reference/cli.md")}
 
 
 def options(command: Any) -> set[str]:
@@ -199,23 +199,25 @@ def options(command: Any) -> set[str]:
     return {word for p in command.params for word in (*p.opts, *p.secondary_opts) if word.startswith("--")}
 
 
-def told_of(name: str) -> str:
+def told_of(name: str, reference: dict[str, str]) -> str:
     """The reference's section of a command, or of its group where that names the command; else nothing."""
     group, _, word = name.rpartition(" ")
-    return REFERENCE.get(name) or (REFERENCE.get(group, "") if f"{word}`" in REFERENCE.get(group, "") else "")
+    return reference.get(name) or (reference.get(group, "") if f"{word}`" in reference.get(group, "") else "")
 
 
+@pytest.mark.parametrize("page", REFERENCES)
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_reference_has_every_command_and_option(name: str) -> None:
+def test_the_reference_has_every_command_and_option(name: str, page: str) -> None:
     """An option is told in a table or usage line of the command's section, or of ``convert``'s: others point there."""
-    own = told_of(name)
-    assert own, f"docs/reference/cli.md has no section '## {name}'"
-    told = re.findall(r"^\|[^|]*|`reshard [^`]*`", own + REFERENCE["convert"], re.MULTILINE)
+    own = told_of(name, REFERENCES[page])
+    assert own, f"{page} has no section '## {name}'"
+    told = re.findall(r"^\|[^|]*|`reshard [^`]*`", own + REFERENCES[page]["convert"], re.MULTILINE)
     assert options(COMMANDS[name]) - set(re.findall(r"--[a-z0-9_-]+", " ".join(told))) == set()
 
 
-def test_the_reference_has_the_options_of_the_program() -> None:
-    assert [word for word in options(PROGRAM) if f"`{word}`" not in REFERENCE["Program options"]] == []
+@pytest.mark.parametrize("page", REFERENCES)
+def test_the_reference_has_the_options_of_the_program(page: str) -> None:
+    assert [word for word in options(PROGRAM) if f"`{word}`" not in text_of(page)] == []
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -32,6 +32,7 @@ ALLOWED = {
     "auto": LIBRARY | {"checkpoint", "report"},
     "compat": LIBRARY | {"checkpoint", "report", "auto"},
     "cli": LIBRARY | {"checkpoint", "report", "auto", "compat"},
+    "__main__": {"cli"},
     "testing": LIBRARY,
 }
 # plan knows strategies as values and formats as a promise, not how any file is read

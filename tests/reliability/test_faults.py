@@ -89,7 +89,7 @@ def run(capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
 
 
 def one_error(said: str) -> str:
-    lines = [line for line in said.splitlines() if not line.startswith(("  hint:", "warning:"))]
+    lines = [line for line in said.splitlines() if not line.startswith(("  hint:", "  docs:", "warning:"))]
     assert len(lines) == 1, said
     assert lines[0].startswith("error: ")
     return said

@@ -12,7 +12,9 @@ import yaml
 from reshard.auto.config import Config
 from reshard.auto.settings import Settings
 from reshard.errors import InputError, ReshardError, StrategyError
+from reshard.layout.tensor import Sharding
 from reshard.ops.make_strategy import Making, made_stages
+from reshard.planning.names import is_state
 from reshard.run.source import is_inside
 from reshard.run.storage import is_url
 from reshard.run.strategies import read_strategy
@@ -151,30 +153,52 @@ def _of_another_world(strategy: Strategy, wanted: Wanted) -> StrategyError:
 
 
 def _contradiction(written: Strategy, made: JobStrategy) -> str:
-    """Where the written strategy cuts a tensor in another way than the YAML says: it is of an earlier job."""
+    """Why the written strategy is of an earlier job: it cuts most tensors in another way than the YAML says.
+
+    Raises StrategyError where few differ, or none is shared: nobody can know which of the two is right.
+    """
     assert made.strategy is not None
     where = written.where
     if (len(written.stages), written.devices) != (len(made.strategy.stages), made.strategy.devices):
         return f"{where} is passed over: it has {len(written.stages)} pipeline stages, the YAML {len(made.stages)}"
-    differing = different(written, made.strategy)
-    if differing is None:
+    comparison = compared(written, made.strategy)
+    differing = comparison.differing
+    if 2 * len(differing) > comparison.cut > 0:
+        return f"{where} is passed over: it cuts {differing[0]} in another way than the YAML says"
+    if differing or not comparison.shared:
+        what = f"cuts {differing[0]} in another way than" if differing else "has no tensor of"
         raise StrategyError(
-            "it has no tensor that the YAML's model has",
+            f"it {what} the YAML's model, and nobody can know which is right",
             where,
-            "if it is of an earlier job, move it away; if it is of this one, say so: --dst-strategy",
+            "if it is of an earlier job, move it away; if it is of this one, say so with --dst-strategy "
+            "(--mindformers-version tells whose rules the YAML is read by)",
         )
-    return f"{where} is passed over: it cuts {differing} in another way than the YAML says" if differing else ""
+    return ""
 
 
-def different(a: Strategy, b: Strategy) -> str | None:
-    """The first tensor of both that two strategies cut differently; "" for none, None where they share no tensor."""
-    shared = False
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """Tensors of two strategies: how many both have, how many either cuts, which they cut differently."""
+
+    shared: int
+    cut: int
+    differing: tuple[str, ...]
+
+
+def compared(a: Strategy, b: Strategy) -> Compared:
+    shared = cut = 0
+    differing = []
     for ours, theirs in zip(a.stages, b.stages, strict=True):
-        for name in ours.keys() & theirs.keys():
-            shared = True
+        for name in (n for n in ours if n in theirs):
+            shared += 1
+            cut += any(map(_cuts, (ours[name], theirs[name])))
             if not same_cut(ours[name], theirs[name]):
-                return name
-    return "" if shared else None
+                differing.append(name)
+    return Compared(shared, cut, tuple(sorted(differing, key=lambda name: (is_state(name), name))))
+
+
+def _cuts(entry: Entry) -> bool:
+    return any(n > 1 for n in (entry if isinstance(entry, Sharding) else entry.sharding).parts)
 
 
 def same_cut(a: Entry, b: Entry) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from reshard.auto.job_strategy import JobStrategy, different
+from reshard.auto.job_strategy import JobStrategy, compared
 from reshard.errors import CheckpointError
 from reshard.formats.registry import format_of
 from reshard.index import TensorSpec
@@ -51,7 +51,9 @@ def _ranks_are_here(here: Here, world: int) -> bool:
 
 def _same(source: Strategy, target: Strategy) -> str:
     """The strategies are of one cut, and the source has all weights that the target knows."""
-    if (len(source.stages), source.devices) != (len(target.stages), target.devices) or different(source, target):
+    if (len(source.stages), source.devices) != (len(target.stages), target.devices):
+        return ""
+    if compared(source, target).differing:
         return ""
     for ours, theirs in zip(source.stages, target.stages, strict=True):
         if any(name not in ours and not is_state(name) for name in theirs):

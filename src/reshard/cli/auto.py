@@ -23,6 +23,27 @@ _COMMAND = "reshard.command"
 _CONFIG = "{config}"
 
 
+Config = Annotated[str, typer.Option("--config", metavar="run.yaml", help="The job's MindFormers YAML.")]
+Rank = Annotated[int | None, typer.Option(metavar="R", help="This process. Default: as the launcher says.")]
+World = Annotated[int | None, typer.Option(metavar="N", help="Processes. Default: as the launcher says.")]
+DstStrategy = Annotated[
+    str,
+    typer.Option("--dst-strategy", metavar="P", help="The job's strategy. Default: output/strategy, or the YAML's."),
+]
+Version = Annotated[str, typer.Option("--mindformers-version", metavar="1.6.0", help="Whose rules; the newest.")]
+PerNode = Annotated[
+    bool, typer.Option("--per-node", help="Each machine makes the files of its own ranks, on its own disk.")
+]
+PeerTimeout = Annotated[float, typer.Option(metavar="S", help="How long another rank may be silent.")]
+HelloPort = Annotated[
+    int | None, typer.Option(metavar="PORT", help="Of rank 0, to ask whether the disk is shared; 0: do not ask.")
+]
+Workers = Annotated[str, typer.Option(metavar="N|auto", help="Threads of each process that writes.")]
+MaxMemory = Annotated[str, typer.Option(metavar="2GiB", help="Each process that writes stays below.")]
+MaxRate = Annotated[str, typer.Option(metavar="500MiB/s", help="Each process writes no faster.")]
+NoFsync = Annotated[bool, typer.Option("--no-fsync", help="Faster; a power cut may lose files.")]
+
+
 class AutoCommand(TyperCommand):
     """Keeps what comes after ``--``, the job's own command, apart."""
 
@@ -35,31 +56,18 @@ class AutoCommand(TyperCommand):
 
 def auto(
     context: typer.Context,
-    config: Annotated[str, typer.Option("--config", metavar="run.yaml", help="The job's MindFormers YAML.")],
-    rank: Annotated[int | None, typer.Option(metavar="R", help="This process. Default: as the launcher says.")] = None,
-    world_size: Annotated[
-        int | None, typer.Option(metavar="N", help="Processes. Default: as the launcher says.")
-    ] = None,
-    dst_strategy: Annotated[
-        str,
-        typer.Option(
-            "--dst-strategy", metavar="P", help="The job's strategy. Default: output/strategy, or the YAML's."
-        ),
-    ] = "",
-    mindformers_version: Annotated[
-        str, typer.Option("--mindformers-version", metavar="1.6.0", help="Whose rules; the newest.")
-    ] = "",
-    per_node: Annotated[
-        bool, typer.Option("--per-node", help="Each machine makes the files of its own ranks, on its own disk.")
-    ] = False,
-    peer_timeout: Annotated[float, typer.Option(metavar="S", help="How long another rank may be silent.")] = 120.0,
-    hello_port: Annotated[
-        int | None, typer.Option(metavar="PORT", help="Of rank 0, to ask whether the disk is shared; 0: do not ask.")
-    ] = None,
-    workers: Annotated[str, typer.Option(metavar="N|auto", help="Threads of each process that writes.")] = "auto",
-    max_memory: Annotated[str, typer.Option(metavar="2GiB", help="Each process that writes stays below.")] = "",
-    max_rate: Annotated[str, typer.Option(metavar="500MiB/s", help="Each process writes no faster.")] = "",
-    no_fsync: Annotated[bool, typer.Option("--no-fsync", help="Faster; a power cut may lose files.")] = False,
+    config: Config,
+    rank: Rank = None,
+    world_size: World = None,
+    dst_strategy: DstStrategy = "",
+    mindformers_version: Version = "",
+    per_node: PerNode = False,
+    peer_timeout: PeerTimeout = 120.0,
+    hello_port: HelloPort = None,
+    workers: Workers = "auto",
+    max_memory: MaxMemory = "",
+    max_rate: MaxRate = "",
+    no_fsync: NoFsync = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:

@@ -78,7 +78,9 @@ def unified_safetensors(context: typer.Context) -> None:
 
 
 @app.command(
-    "convert_reversed", short_help="The name that the documentation gives unified_safetensors.", context_settings=_AS_GIVEN
+    "convert_reversed",
+    short_help="The name that the documentation gives unified_safetensors.",
+    context_settings=_AS_GIVEN,
 )
 def convert_reversed(context: typer.Context) -> None:
     """Merge sliced safetensors into one full checkpoint; the documentation's name of unified_safetensors.

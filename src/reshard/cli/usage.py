@@ -24,7 +24,7 @@ def say_wrong_words(error: Any) -> int:
     if type(error).__name__ == "NoArgsIsHelpError":
         error.show()
     elif context is None:
-        complain(_lowered(message), ["reshard --help lists all"], _DOCS)
+        complain(_lowered(message), ["--help after the command lists all"], _DOCS)
     else:
         complain(_lowered(message), _hints(error, context, message), _docs(context))
     return int(error.exit_code)

@@ -17,6 +17,7 @@ from math import prod
 
 from reshard.dtypes import ITEMSIZE
 from reshard.errors import FormatError
+from reshard.formats.alike import Kinds
 from reshard.formats.base import ByteRanges
 from reshard.index import Contents, Extent, Frame, Seal, Stored, TensorSpec
 from reshard.wire import BYTES, VARINT, bytes_field, bytes_head, read_varint, signed, varint_field
@@ -56,6 +57,9 @@ class MindSporeCkpt:
     def read_index(self, source: ByteRanges) -> Contents:
         if source.nbytes == 0:
             raise FormatError("the file is empty", hint="copy the file again")
+        known = _KINDS.find(source)
+        if known is not None:
+            return known
         _refuse_encrypted(source)
         sealed = stored_crc(source)
         end = sealed[1] if sealed else source.nbytes
@@ -69,7 +73,10 @@ class MindSporeCkpt:
             values.setdefault(value.tag, []).append(value)
             last = value.tag
         texts = {tag: _text(cursor, found) for tag, found in values.items() if found[0].dtype == "str"}
-        return Contents({tag: _stored(tag, found) for tag, found in values.items() if tag not in texts}, texts)
+        contents = Contents({tag: _stored(tag, found) for tag, found in values.items() if tag not in texts}, texts)
+        if not texts:
+            _remember([v for found in values.values() for v in found], source.nbytes, contents)
+        return contents
 
     def frame(self, tensors: Mapping[str, TensorSpec], texts: Mapping[str, str], notes: Mapping[str, str]) -> Frame:
         if not tensors and not texts:
@@ -128,13 +135,28 @@ def _refuse_encrypted(source: ByteRanges) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Value:
-    """One stored value: a whole tensor, or a piece of one."""
+    """One stored value: a whole tensor, or a piece of one. ``head`` are its bytes without the content."""
 
     at: int
+    head: bytes
     tag: str
     dims: tuple[int, ...]
     dtype: str
     content: Extent
+
+
+_KINDS = Kinds()
+
+
+def _remember(values: list[_Value], nbytes: int, contents: Contents) -> None:
+    """A file of plain values alone, each with its content last, as all writers lay them out."""
+    at = 0
+    for value in values:
+        if value.at != at or value.content.offset != at + len(value.head):
+            return
+        at = value.content.end
+    if at == nbytes:
+        _KINDS.add(nbytes, tuple((value.at, value.head) for value in values), contents)
 
 
 class _Cursor:
@@ -151,6 +173,7 @@ class _Cursor:
         self._window = b""
         self._base = 0
         self._ahead = _WINDOW_NBYTES // 2
+        self._taken: list[bytes] = []
 
     def _need(self, nbytes: int) -> int:
         """Have ``nbytes`` from here in the window, or as many as the file has; gives the place in the window."""
@@ -167,7 +190,14 @@ class _Cursor:
         place = self._need(min(10, self.end - self.at))
         value, after = read_varint(self._window, place)
         self.at += after - place
+        self._taken.append(self._window[place:after])
         return value
+
+    def taken(self) -> bytes:
+        """What was read since this was asked last."""
+        taken = b"".join(self._taken)
+        self._taken.clear()
+        return taken
 
     def length(self, end: int) -> int:
         """The length of a field that must end by ``end``."""
@@ -182,7 +212,8 @@ class _Cursor:
     def bytes(self, nbytes: int) -> bytes:
         place = self._need(nbytes)
         self.at += nbytes
-        return self._window[place : place + nbytes]
+        self._taken.append(self._window[place : place + nbytes])
+        return self._taken[-1]
 
     def text(self, end: int) -> str:
         nbytes = self.length(end)
@@ -199,7 +230,7 @@ def _read_value(cursor: _Cursor) -> _Value:
     if cursor.varint() != (1 << 3 | BYTES):
         raise FormatError(
             f"no tensor where one should begin, at byte {at}",
-            hint="is this a MindSpore checkpoint? a damaged one: copy it again",
+            hint="is this a MindSpore checkpoint, or a strategy? a damaged one: copy it again",
         )
     length = cursor.length(cursor.end)
     end = cursor.at + length
@@ -218,7 +249,7 @@ def _read_value(cursor: _Cursor) -> _Value:
             raise FormatError(f"unknown field {key >> 3} in the value at byte {at}")
     if not tag or tensor is None or cursor.at != end:
         raise FormatError(f"the value at byte {at} lacks a name or a tensor", hint="copy the file again")
-    return _Value(at, tag, *tensor)
+    return _Value(at, cursor.taken(), tag, *tensor)
 
 
 def _read_tensor(cursor: _Cursor, end: int) -> tuple[tuple[int, ...], str, Extent]:

@@ -6,39 +6,61 @@ from dataclasses import dataclass
 
 from reshard.errors import UsageError
 from reshard.ops.options import Options
+from reshard.planning.bill import BUFFERS_A_WORKER
 from reshard.planning.plan import Plan
 from reshard.planning.tasks import MAX_FILES
 from reshard.run.local import TASKS_AT_ONCE
+from reshard.run.machine import auto_workers
 from reshard.run.storage import is_url
 
 _UPLOAD_NBYTES = 512 << 20
+_WORTH_A_REQUEST_NBYTES = 2 << 20
+
+
+_CONNECTION_NBYTES = 4 << 20
+"""What a request that is being answered takes beside its block, as measured."""
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """``upload_nbytes`` are those of one task, ``uploads_nbytes`` of all that are under way at once."""
+    """``upload_nbytes`` are those of one task; ``others_nbytes`` all that is taken beside blocks."""
 
     block_nbytes: int
     max_files: int = MAX_FILES
     upload_nbytes: int = 0
-
-    @property
-    def uploads_nbytes(self) -> int:
-        return self.upload_nbytes * TASKS_AT_ONCE
+    others_nbytes: int = 0
 
 
 def budget_of(plan: Plan, dst: str, workers: int, options: Options) -> Budget:
     """Half of what ``--max-memory`` leaves goes to parts. Raises UsageError where not one file could be uploaded."""
-    if not is_url(dst):
+    uploading = is_url(dst)
+    if not uploading and not any(is_url(s.path) for s in plan.sources[:1]):
         return Budget(options.block_nbytes(workers))
+    connections = workers * _CONNECTION_NBYTES
+    if not uploading:
+        return Budget(options.block_nbytes(workers, connections), others_nbytes=connections)
     from reshard.run.object_store import most_files, part_nbytes
 
-    uploads = min(_UPLOAD_NBYTES, options.spare_nbytes // 2)
+    spare = options.spare_nbytes - connections
+    uploads = min(_UPLOAD_NBYTES, spare // 2)
     largest = max((plan.forms[f.form].nbytes for f in plan.files), default=0)
     files = min(most_files(largest, uploads // TASKS_AT_ONCE), MAX_FILES)
-    if not files:
+    if files < 1:
         least = 2 * TASKS_AT_ONCE * part_nbytes(largest, 0)
         raise UsageError(
-            f"--max-memory leaves {uploads:,} bytes for uploads, which need {least:,}", dst, "give --max-memory more"
+            f"--max-memory leaves {max(uploads, 0):,} bytes for uploads, which need {least:,}",
+            dst,
+            "give --max-memory more, or fewer --workers",
         )
-    return Budget(options.block_nbytes(workers, uploads), files, uploads // TASKS_AT_ONCE)
+    block = options.block_nbytes(workers, connections + uploads)
+    return Budget(block, files, uploads // TASKS_AT_ONCE, connections + uploads)
+
+
+def workers_for(plan: Plan, dst: str, options: Options) -> int:
+    """The workers asked for, or what suits where source and target lie."""
+    paths = [dst, *(s.path for s in plan.sources[:1])]
+    suited = auto_workers(paths)
+    if any(map(is_url, paths)):  # few large requests rather than many small ones, which cost as long
+        each = BUFFERS_A_WORKER * _WORTH_A_REQUEST_NBYTES + _CONNECTION_NBYTES
+        suited = max(2, min(suited, options.spare_nbytes // 2 // each))
+    return options.workers or suited

@@ -12,8 +12,8 @@ from reshard.errors import CheckpointError, DifferenceError, UsageError, listed
 from reshard.formats.base import Format
 from reshard.formats.mindspore_ckpt import MindSporeCkpt, stored_crc
 from reshard.formats.registry import format_named, format_of
-from reshard.ops.budget import budget_of
-from reshard.ops.fill import fill, fill_on_nodes, workers_for
+from reshard.ops.budget import budget_of, workers_for
+from reshard.ops.fill import fill, fill_on_nodes
 from reshard.ops.observer import Observer
 from reshard.ops.options import Options
 from reshard.planning.bill import Bill, make_bill
@@ -31,6 +31,8 @@ from reshard.run.source import Source, agreements, open_source, replica_faults
 from reshard.run.storage import ReadFile, is_url
 from reshard.run.stores import storage_of
 from reshard.run.strategies import read_strategy
+
+_OTHERS_FILES = (".pt", ".pth", ".bin", ".npz", ".gguf", ".onnx")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +144,13 @@ def execute(plan: Plan, dst: str | Path, options: Options, observer: Observer) -
 
 
 def names_file(dst: str | Path) -> bool:
-    """Whether a target is one weight file rather than a folder, by its name and by what is there."""
+    """Whether a target is one weight file rather than a folder, by its name and by what is there. Raises UsageError for
+    the name of a weight file of a kind that is not written.
+    """
+    if str(dst).endswith(_OTHERS_FILES) and not Path(dst).is_dir():
+        raise UsageError(
+            f"{str(dst)!r} is named as a file that we do not write", hint="end it in .ckpt or .safetensors"
+        )
     return format_of(str(dst)) is not None and (is_url(str(dst)) or not Path(dst).is_dir())
 
 
@@ -156,7 +164,7 @@ def bill_of(plan: Plan, dst: str | Path, options: Options) -> Bill:
         budget.block_nbytes,
         link_replicas=options.link_replicas,
         max_files=budget.max_files,
-        uploads_nbytes=budget.uploads_nbytes,
+        others_nbytes=budget.others_nbytes,
     )
 
 

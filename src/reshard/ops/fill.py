@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from reshard.ops.budget import budget_of
+from reshard.ops.budget import budget_of, workers_for
 from reshard.ops.engine import carried_out, node_of_each
 from reshard.ops.observer import Observer
 from reshard.ops.options import Options
 from reshard.ops.verify import verify
 from reshard.planning.plan import Plan
-from reshard.run.machine import allow_many_files, auto_workers, paced
+from reshard.run.machine import allow_many_files, paced
 from reshard.run.place import Place
 from reshard.run.room import check_room
 from reshard.run.target import Filling
@@ -73,11 +73,6 @@ def fill(plan: Plan, place: Place, options: Options, observer: Observer) -> Fill
     whole = not missing or options.share is None
     verified = verify(place.path, observer).nbytes if options.verify and whole else 0
     return replace(done, missing_files=missing, verified_nbytes=verified)
-
-
-def workers_for(plan: Plan, dst: str, options: Options) -> int:
-    """The workers asked for, or what suits the disks of source and target."""
-    return options.workers or auto_workers([dst, *(s.path for s in plan.sources[:1])])
 
 
 @dataclass(frozen=True, slots=True)

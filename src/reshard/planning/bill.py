@@ -54,9 +54,9 @@ def make_bill(
     *,
     link_replicas: bool = False,
     max_files: int = MAX_FILES,
-    uploads_nbytes: int = 0,
+    others_nbytes: int = 0,
 ) -> Bill:
-    """``uploads_nbytes``: what parts of files on their way to object storage take in memory."""
+    """``others_nbytes``: what connections to object storage, and parts on their way there, take in memory."""
     sizes = [plan.forms[f.form].nbytes for f in plan.files]
     made = groups(plan, link_replicas=link_replicas, max_files=max_files)
     linked = [(len(same) - 1, plan.forms[same[0].form].nbytes) for group in made for same in group]
@@ -77,7 +77,7 @@ def make_bill(
         smallest_file_nbytes=min(sizes, default=0),
         tasks=len(made),
         workers=workers,
-        memory_nbytes=_BASE_MEMORY_NBYTES + workers * BUFFERS_A_WORKER * block_nbytes + uploads_nbytes,
+        memory_nbytes=_BASE_MEMORY_NBYTES + workers * BUFFERS_A_WORKER * block_nbytes + others_nbytes,
         dropped=left["dropped"],
         absent=left["absent"],
         warnings=plan.warnings,

@@ -49,7 +49,9 @@ def compiled(pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
     except re.error as error:
-        raise UsageError(f"{pattern!r} is not a regular expression: {error}") from None
+        raise UsageError(
+            f"{pattern!r} is not a regular expression: {error}", hint="a \\ before [ ( + * means the character itself"
+        ) from None
 
 
 def no_match(pattern: str, names: Collection[str]) -> str:

@@ -10,7 +10,7 @@ from reshard.dtypes import FLOATING
 from reshard.errors import PlanError, listed
 from reshard.index import TensorSpec
 from reshard.layout.box import Box
-from reshard.layout.tensor import Cell, Layout
+from reshard.layout.tensor import Cell, Layout, Sharding
 from reshard.planning.catalog import Catalog, Tensor
 from reshard.planning.decide import Decisions, Kept, decide
 from reshard.planning.identity import identity_of, parts_of_identity
@@ -96,24 +96,32 @@ class _Planner:
             return sorted(target.ranks)
         if target.share is None or target.parts:
             return range(target.world)
-        groups = [self._group(stage) for stage in range(target.stages)]
-        mine = divided(groups, target.share.count)[target.share.index]
-        return [stage * target.devices + local for stage, local in mine]
+        stages = [self._group(stage) for stage in range(target.stages)]
+        mine = divided([group for _, group in stages], target.share.count)[target.share.index]
+        return sorted(stage * target.devices + stages[stage][0][place] for stage, place in mine)
 
-    def _group(self, stage: int) -> Group:
-        """What the ranks of a stage write and read, from the sizes of shards."""
+    def _group(self, stage: int) -> tuple[list[int], Group]:
+        """The ranks of a stage, those next to each other that hold the same of most of its bytes; what they write
+        and read, from the sizes of shards.
+        """
         written = [0] * self.target.devices
         everywhere = read = 0
+        weights: Counter[Sharding] = Counter()
         for kept in self.kept_in.get(stage, ()):
             spec, layout = kept.tensor.spec, kept.layouts[stage]
             nbytes = spec.nbytes // prod(layout.sharding.parts)
             read += spec.nbytes
+            weights[layout.sharding] += nbytes
             keepers = self.keepers.get((stage, kept.name))
             if keepers is None:
                 everywhere += nbytes
             for rank in keepers or ():
                 written[rank] += nbytes
-        return Group(tuple(everywhere + nbytes for nbytes in written), read)
+        ranks = list(range(self.target.devices))
+        if weights:
+            cells = weights.most_common(1)[0][0].cells()
+            ranks.sort(key=lambda rank: (cells[rank], rank))
+        return ranks, Group(tuple(everywhere + written[rank] for rank in ranks), read)
 
     def _of_share(self, files: list[PlannedFile], share: Share) -> list[PlannedFile]:
         """Parts hold different tensors: each is a group of its own."""

@@ -56,7 +56,9 @@ class Target:
             )
         beyond = sorted(r for r in self.ranks or () if not 0 <= r < self.world)
         if beyond:
-            raise UsageError(f"rank {beyond[0]} is not among the target's {self.world} ranks")
+            raise UsageError(
+                f"rank {beyond[0]} is not among the target's {self.world} ranks", hint="ranks count from 0"
+            )
 
     @property
     def world(self) -> int:

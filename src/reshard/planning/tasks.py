@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import chain
 
 from reshard.layout.box import Box
+from reshard.layout.tensor import Cell
 from reshard.planning.plan import LoraAdd, Move, Piece, Plan, PlannedFile, Task, TaskFile
 
 MAX_FILES = 128
@@ -35,7 +37,23 @@ def groups(plan: Plan, *, link_replicas: bool = False, max_files: int = MAX_FILE
     grouped: dict[int, list[Twins]] = {}
     for same in _twins(plan, link_replicas=link_replicas):
         grouped.setdefault(same[0].group, []).append(same)
-    return [files[i : i + max_files] for files in grouped.values() for i in range(0, len(files), max_files)]
+    made: list[list[Twins]] = []
+    for files in grouped.values():
+        if len(files) > max_files:
+            files.sort(key=_near(plan, files[0][0]))
+        made += [files[i : i + max_files] for i in range(0, len(files), max_files)]
+    return made
+
+
+def _near(plan: Plan, file: PlannedFile) -> Callable[[Twins], tuple[Cell, int]]:
+    """An order that puts files next to each other that hold the same of most of their bytes, or neighbours of it: they
+    are best read for together.
+    """
+    nbytes: Counter[int] = Counter()
+    for slot in plan.forms[file.form].slots:
+        nbytes[slot.layout] += sum(extent.nbytes for extent in slot.extents)
+    heaviest = [plan.layouts[layout].sharding.cells() for layout, _ in nbytes.most_common(1)]
+    return lambda same: (heaviest[0][same[0].local_rank] if heaviest else (), same[0].number)
 
 
 def _twins(plan: Plan, *, link_replicas: bool) -> Iterable[Twins]:

@@ -99,7 +99,9 @@ class Bucket:
         import obstore
 
         with self.told(folder):
-            listed: Sequence[object] = _again(lambda: next(iter(obstore.list(self._store, folder or None, chunk_size=1)), []))
+            listed: Sequence[object] = _again(
+                lambda: next(iter(obstore.list(self._store, folder or None, chunk_size=1)), [])
+            )
             return len(listed) > 0
 
     def put(self, key: str, content: bytes) -> None:
@@ -155,20 +157,22 @@ class Bucket:
         if isinstance(error, FileNotFoundError) or any(code in said for code in _NO_STORE):
             gone = any(code in said for code in _NO_STORE)
             return CheckpointError("no such bucket" if gone else "no such object", url, "check the URL")
+        if "169.254." in said or "redential" in said:  # the last place where they are looked for
+            return StorageError(f"no credentials: {said}", url, self._credentials())
         refused = isinstance(error, PermissionDeniedError | UnauthenticatedError | PermissionError)
         if refused or _REFUSED.search(str(error)):  # an upload tells by words alone
             return StorageError(f"not allowed: {said}", url, self._credentials())
-        if "non-partial" in said:
+        if "non-partial" in said or "Range request not supported" in said:
             return StorageError("the server does not give ranges of a file", url, "download the file first")
         if "redirect" in said:
             return StorageError(f"the bucket is elsewhere: {said}", url, "export AWS_REGION, the region of the bucket")
-        if "169.254." in said or "redential" in said:
-            return StorageError(f"no credentials: {said}", url, self._credentials())
         return StorageError(said, url, "check endpoint and network; what is whole stays, run again with --resume")
 
     def _credentials(self) -> str:
         names = _CREDENTIALS.get(self._address.scheme)
-        return f"check the environment: {names}" if names else "the server wants credentials, which http(s):// has not"
+        return (
+            f"look at the environment: {names}" if names else "the server wants credentials, which http(s):// has not"
+        )
 
 
 class Upload:
@@ -265,8 +269,9 @@ def _store(settings: Settings) -> ObjectStore:
             config["credential_provider"] = _provider(settings.keys)
         return S3Store(settings.name, client_options=client, retry_config=retry, **config)
     except (BaseError, ValueError, OSError) as error:
-        where = f"{settings.scheme}://{settings.name}"
-        raise StorageError(f"the environment does not say how to reach it: {_said(error)}", where) from error
+        where, names = f"{settings.scheme}://{settings.name}", _CREDENTIALS.get(settings.scheme, "")
+        message = f"the environment does not say how to reach it: {_said(error)}"
+        raise StorageError(message, where, f"look at {names}" if names else "") from error
 
 
 def _provider(keys: Keys) -> Callable[[], S3Credential]:

@@ -119,7 +119,9 @@ def _format_suffix(path: str) -> None:
         raise FormatError(
             f"not a weight file by its name; expected {' or '.join(sorted(suffixes()))}",
             path,
-            "rename it",
+            "a .pt or .bin file of PyTorch has to be saved as safetensors first"
+            if path.endswith((".pt", ".pth", ".bin"))
+            else "rename it, if it is one",
         )
 
 
@@ -190,7 +192,8 @@ def _ranks(path: str, folders: list[str], select: Select, suffix: str, warnings:
                 chosen[rank], agree = _of_rank(folder, files, select, suffix)
                 differing += [] if agree else [rank]
     if not chosen:
-        raise CheckpointError("the rank_x folders hold no weight files", path)
+        endings = " or ".join(sorted(suffixes()))
+        raise CheckpointError("the rank_x folders hold no weight files", path, f"weight files end in {endings}")
     if differing:
         example = chosen[differing[0]]
         warnings += (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 from reshard.errors import CheckpointError, RunError, StorageError, UsageError
+from reshard.formats.registry import format_of
 from reshard.planning.plan import Link
 from reshard.run.bucket import Bucket, Meta, Upload
 from reshard.run.bucket_settings import READ_ONLY, Address, address_of
@@ -66,23 +67,28 @@ class ObjectFile:
 class ObjectNewFile:
     """An object that is uploaded in parts; bytes come front to back."""
 
-    def __init__(self, upload: Upload, url: str, part_nbytes: int) -> None:
+    def __init__(self, upload: Upload, url: str, nbytes: int, part_nbytes: int) -> None:
         self._upload = upload
         self._url = url
+        self._nbytes = nbytes
         self._part_nbytes = part_nbytes
         self._part = bytearray()
+        self._filled = 0
         self._at = 0
 
     def write(self, offset: int, data: memoryview) -> None:
         if offset != self._at:
             raise RunError(f"bytes from {offset} came where those from {self._at} should", self._url)
-        self._at += len(data)
         while len(data):
-            room = self._part_nbytes - len(self._part)
-            self._part += data[:room]
-            data = data[room:]
-            if len(self._part) == self._part_nbytes:
-                part, self._part = self._part, bytearray()
+            if not self._part:  # the next one, at its full size: one that grows takes more than it holds
+                self._part = bytearray(min(self._part_nbytes, self._nbytes - self._at))
+            taken = data[: len(self._part) - self._filled]
+            self._part[self._filled : self._filled + len(taken)] = taken
+            self._filled += len(taken)
+            self._at += len(taken)
+            data = data[len(taken) :]
+            if self._filled == len(self._part):
+                part, self._part, self._filled = self._part, bytearray(), 0
                 self._upload.add(part)
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
@@ -90,8 +96,8 @@ class ObjectNewFile:
 
     def commit(self, *, fsync: bool) -> None:
         """``fsync`` has no meaning here: a store that says it has an object has it."""
-        if self._part:
-            self._upload.add(self._part)
+        if self._at != self._nbytes:
+            raise RunError(f"{self._at} of {self._nbytes} bytes came", self._url)
         self._upload.finish()
 
     def abandon(self) -> None:
@@ -119,7 +125,7 @@ class ObjectStore:
         part = part_nbytes(nbytes, buffer_nbytes)
         at_once = max(buffer_nbytes // part - 1, 1)  # one more is being filled
         upload = self._bucket.upload(address_of(path).key, part, at_once)
-        return ObjectNewFile(upload, path, part)
+        return ObjectNewFile(upload, path, nbytes, part)
 
     def link(self, path: str, twin: str, *, fsync: bool) -> Link:
         """A copy that the store makes; a large object passes through here, which no store copies in one request."""
@@ -149,7 +155,7 @@ class ObjectStore:
             if key:
                 return _entry(self._looked_at(key))
         except CheckpointError:
-            if self._read_only:
+            if self._read_only and (path.endswith(".json") or format_of(path)):
                 return None
         if self._read_only:
             raise UsageError("a folder cannot be listed over http(s)", path, _LIST_HINT)

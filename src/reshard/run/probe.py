@@ -5,7 +5,9 @@ Shapes cannot tell dp2·mp4 from dp4·mp2, nor dp8 from mp8. The first bytes of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from reshard.errors import CheckpointError
 from reshard.planning.blocks import cut_extents
@@ -14,6 +16,7 @@ from reshard.run.stores import storage_of
 
 _PROBE_NBYTES = 4096
 _TENSORS = 8
+_READS_AT_ONCE = 32  # in object storage each is a round trip
 _ENOUGH = 3
 _FEW_VALUES = 8
 _HINT = "is this the strategy of these files? if one rank's file is broken, move it away: its replicas stand in"
@@ -25,12 +28,14 @@ def probe(source: Catalog) -> tuple[str, ...]:
     Gives a warning for a few that differ: states that each rank keeps for itself do.
     """
     replicated, unequal, cut, alike = 0, [], 0, 0
-    for tensor in _sample(source):
-        differing = _differing_replicas(source, tensor)
+    sample = list(_sample(source))
+    start_of = _starts(source, sample)
+    for tensor in sample:
+        differing = _differing_replicas(source, tensor, start_of)
         replicated += any(len(held) > 1 for held in tensor.cells.values())
         if differing:
             unequal.append(f"ranks {differing[0]} and {differing[1]} hold the same of {tensor.name}, and they do not")
-        starts = {_start(source, held[0]) for held in tensor.cells.values()}
+        starts = {start_of[held[0]] for held in tensor.cells.values()}
         if len(tensor.cells) > 1 and not any(map(_is_repeated, starts)):
             cut += 1
             alike += len(starts) < len(tensor.cells)
@@ -41,10 +46,10 @@ def probe(source: Catalog) -> tuple[str, ...]:
     return tuple(f"by the strategy {u}: --check-replicas looks at all" for u in unequal[:1])
 
 
-def _differing_replicas(source: Catalog, tensor: Tensor) -> tuple[int, int] | None:
+def _differing_replicas(source: Catalog, tensor: Tensor, start_of: Mapping[Held, bytes]) -> tuple[int, int] | None:
     """Two ranks that should begin with the same bytes and do not."""
     for held in tensor.cells.values():
-        if len(held) > 1 and _start(source, held[0]) != _start(source, held[-1]):
+        if len(held) > 1 and start_of[held[0]] != start_of[held[-1]]:
             return source.files[held[0].file].rank, source.files[held[-1].file].rank
     return None
 
@@ -66,6 +71,13 @@ def _sample(source: Catalog) -> Iterator[Tensor]:
     kinds = {t.layout.sharding: t for t in reversed(cut)}
     chosen = {t.name: t for t in (*list(kinds.values())[:_TENSORS], *cut[:_TENSORS])}
     yield from chosen.values()
+
+
+def _starts(source: Catalog, tensors: Iterable[Tensor]) -> Mapping[Held, bytes]:
+    """The first bytes of each shard of some tensors, as the first and the last of its holders have them."""
+    wanted = list({held: None for t in tensors for held in (h for c in t.cells.values() for h in (c[0], c[-1]))})
+    with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
+        return dict(zip(wanted, pool.map(partial(_start, source), wanted), strict=True))
 
 
 def _start(source: Catalog, held: Held) -> bytes:

@@ -27,6 +27,7 @@ _ENDING_S = 30.0
 _PATIENCE_S = 120.0
 _MADE_AGAIN = 3
 _LOCAL_STORE_NBYTES = 100 << 20
+_NOBODY_WAITS = "stopped: nobody waits for the result any more"
 
 A = TypeVar("A")
 R = TypeVar("R")
@@ -41,10 +42,6 @@ class Call(Generic[A]):
     number: int
     argument: A
     node: str = ""
-
-
-class _Stopped(RunError):
-    """Nobody waits for the result any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +219,7 @@ def _carry_out(version: str, work: Work[A, R], call: Call[A], board: Any) -> tup
     try:
         return work(call.argument, teller.on_bytes), teller.nbytes
     except KeyboardInterrupt:
-        return _Failed(_Stopped("stopped")), 0
+        return _Failed(RunError(_NOBODY_WAITS)), 0
     except ReshardError as error:
         return _Failed(error), 0
     except Exception as error:
@@ -248,7 +245,7 @@ class _Teller:
         with self._lock:
             self.nbytes += nbytes
         if self._stopped:
-            raise _Stopped("stopped")
+            raise RunError(_NOBODY_WAITS)
 
     def _tell(self) -> None:
         import ray

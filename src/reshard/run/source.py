@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from reshard.dtypes import ITEMSIZE
@@ -22,6 +23,8 @@ from reshard.run.strategies import read_strategy
 _THREADS = 8
 _REMOTE_THREADS = 48
 _BLOCK_NBYTES = 8 << 20
+_REMOTE_COMPARISONS = 16  # each with two blocks
+_REMOTE_BLOCK_NBYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,19 +89,27 @@ def _index(rank: int, path: str, root: str, told: Mapping[str, Told]) -> Indexed
 
 def agreements(source: Catalog, names: Iterable[Tensor]) -> dict[str, bool]:
     """Whether all ranks that hold a tensor hold the same bytes, by reading them."""
-    return {tensor.name: all(_equal(source, held) for held in tensor.cells.values()) for tensor in names}
+    with ThreadPoolExecutor(_comparing_at_once(source)) as pool:
+        tensors = list(names)
+        return {t.name: same for t, same in zip(tensors, pool.map(partial(_agree, source), tensors), strict=True)}
 
 
-def _equal(source: Catalog, held: tuple[Held, ...]) -> bool:
-    return all(first_difference(source, held[0], other) is None for other in held[1:])
+def _comparing_at_once(source: Catalog) -> int:
+    return _REMOTE_COMPARISONS if any(is_url(f.path) for f in source.files[:1]) else 1
+
+
+def _agree(source: Catalog, tensor: Tensor) -> bool:
+    pairs = ((held[0], other) for held in tensor.cells.values() for other in held[1:])
+    return all(first_difference(source, a, b) is None for a, b in pairs)
 
 
 def first_difference(source: Catalog, a: Held, b: Held) -> int | None:
     """The first byte at which two equally long shards differ; None when they are equal."""
+    block_nbytes = _REMOTE_BLOCK_NBYTES if is_url(source.files[a.file].path) else _BLOCK_NBYTES
     left, right = (storage_of(path).open(path) for path in (source.files[h.file].path for h in (a, b)))
     try:
-        for start in range(0, a.stored.spec.nbytes, _BLOCK_NBYTES):
-            nbytes = min(_BLOCK_NBYTES, a.stored.spec.nbytes - start)
+        for start in range(0, a.stored.spec.nbytes, block_nbytes):
+            nbytes = min(block_nbytes, a.stored.spec.nbytes - start)
             one = _read(left, a, start, nbytes)
             two = _read(right, b, start, nbytes)
             if one != two:
@@ -116,15 +127,20 @@ def _read(file: ReadFile, held: Held, start: int, nbytes: int) -> bytes:
 
 def replica_faults(source: Catalog) -> list[str]:
     """One line for each shard of which two ranks hold different bytes: tensor, ranks, first element that differs."""
+    with ThreadPoolExecutor(_comparing_at_once(source)) as pool:
+        found = pool.map(partial(_faults_of, source), source.tensors.values())
+        return [fault for faults in found for fault in faults]
+
+
+def _faults_of(source: Catalog, tensor: Tensor) -> list[str]:
     faults = []
-    for tensor in source.tensors.values():
-        for held in tensor.cells.values():
-            for other in held[1:]:
-                at = first_difference(source, held[0], other)
-                if at is not None:
-                    ranks = [source.files[h.file].rank for h in (held[0], other)]
-                    element = at // ITEMSIZE[tensor.spec.dtype]
-                    faults.append(f"{tensor.name}: rank {ranks[0]} and rank {ranks[1]} differ at element {element}")
+    for held in tensor.cells.values():
+        for other in held[1:]:
+            at = first_difference(source, held[0], other)
+            if at is not None:
+                ranks = [source.files[h.file].rank for h in (held[0], other)]
+                element = at // ITEMSIZE[tensor.spec.dtype]
+                faults.append(f"{tensor.name}: rank {ranks[0]} and rank {ranks[1]} differ at element {element}")
     return faults
 
 

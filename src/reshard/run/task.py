@@ -16,11 +16,14 @@ from reshard.index import Seal
 from reshard.planning.blocks import Access
 from reshard.planning.plan import FileResult, Run, Task, check_runs
 from reshard.run.mover import Mover, Scratch, Sources
-from reshard.run.storage import NewFile, Storage, join
+from reshard.run.storage import NewFile, Storage, is_url, join
 from reshard.run.turns import Turns, in_file_order
 
 _JOB_NBYTES = 64 << 20
 _CREATORS = 8
+_REMOTE_LOTS = 128  # of a task, at least, where it is as large
+_REMOTE_JOBS = 4  # of a lot: each waits for an answer or more
+_MANY = 1 << 62
 OnBytes = Callable[[int], None]
 
 
@@ -92,9 +95,15 @@ class TaskRun:
         """All the work, in lots of about 64 MiB: a large tensor in several, many small ones in one.
 
         Of files that are written front to back a lot is a block, so that many threads read for what is written next.
+        Where reading waits, lots are small enough that many threads wait at once.
         """
         lot: list[Job] = []
-        lot_nbytes = self._settings.block_nbytes if self._storage.front_to_back else _JOB_NBYTES
+        lot_nbytes, most_jobs = _JOB_NBYTES, _MANY
+        if any(is_url(source.path) for source in self._task.sources):
+            few = sum(file.nbytes for file in self._task.files) // _REMOTE_LOTS
+            lot_nbytes, most_jobs = min(max(few, self._settings.block_nbytes), _JOB_NBYTES), _REMOTE_JOBS
+        if self._storage.front_to_back:
+            lot_nbytes = self._settings.block_nbytes
         room = lot_nbytes
         for number, mover in enumerate(self._movers):
             blocks = len(mover.blocks)
@@ -105,7 +114,7 @@ class TaskRun:
                 lot.append(Job(number, start, stop))
                 room -= (stop - start) * block_nbytes
                 start = stop
-                if room < block_nbytes:
+                if room < block_nbytes or len(lot) >= most_jobs:
                     yield lot
                     lot, room = [], lot_nbytes
         if lot:

@@ -75,7 +75,11 @@ def stage_files(folder: AnyPath) -> Mapping[int, StrategyFile]:
         raise StrategyError("no such folder", where=str(folder))
     paths = sorted((p for p in folder.iterdir() if p.suffix == ".ckpt" or is_strategy_json(p)), key=lambda p: p.name)
     if not paths:
-        raise StrategyError("no strategy file (.ckpt or .json) in the folder", where=str(folder))
+        raise StrategyError(
+            "no strategy file (.ckpt or .json) in the folder",
+            where=str(folder),
+            hint="a job leaves its ckpt_strategy_rank_x.ckpt in output/strategy",
+        )
     if len({p.suffix for p in paths}) > 1:
         raise StrategyError(
             "both .ckpt and .json strategies in the folder",

@@ -1,0 +1,37 @@
+"""What --help shows: nothing is cut off, every argument is explained."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from typing import Any
+
+import pytest
+import typer.main
+from terminal import PROGRAM
+
+from reshard.cli.main import app
+
+
+def groups(command: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    below = {k: v for name, c in getattr(command, "commands", {}).items() for k, v in groups(c, (*path, name)).items()}
+    return {path: command, **below}
+
+
+ALL = groups(typer.main.get_command(app))
+
+
+def help_of(path: tuple[str, ...]) -> str:
+    return subprocess.run([str(PROGRAM), *path, "--help"], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("path", [p for p, c in ALL.items() if hasattr(c, "commands")], ids=" ".join)
+def test_no_line_of_a_list_of_commands_is_cut(path: tuple[str, ...]) -> None:
+    assert "..." not in help_of(path).partition("Commands:")[2]
+
+
+@pytest.mark.parametrize("path", [("convert",), ("verify",), ("inspect",), ("strategy", "merge")], ids=" ".join)
+def test_every_argument_is_explained(path: tuple[str, ...]) -> None:
+    told = re.split(r"Arguments:|Options:", help_of(path))[1].strip()
+    assert not re.search(r"^ *\S+  \[required\]", told, re.MULTILINE), told
+    assert re.search(r"  [A-Z]\w+ ", told)
