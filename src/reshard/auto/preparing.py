@@ -156,7 +156,7 @@ class _Start:
                 for place in replaced(results, strategy, form):
                     forget(place, "old")
         said = (
-            f"{outcome.load_checkpoint}: {outcome.done.files} files for {self.launch.world} ranks, by {strategy.why}",
+            f"{outcome.load_checkpoint}: {_counted(outcome.done.files, 'file')}, {strategy.why}",
             *outcome.notes,
         )
         warnings = (*settings.warnings, *outcome.warnings)
@@ -228,3 +228,7 @@ class _Start:
             if self.launch.rank == 0:
                 save_strategy(folder, strategy, settings)
         return Prepared("", settings.load_checkpoint, "strategy", (said,), (*settings.warnings, *strategy.warnings))
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

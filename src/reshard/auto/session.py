@@ -20,7 +20,9 @@ _POLL_S = 0.05
 _SLOWEST_POLL_S = 1.0
 _BEAT_S = 1.0
 _LOOK_S = 1.0
-_STALLS = 5  # times the timeout: how long a rank that lives may get nothing done
+_FEW_RANKS = 64  # of more, beats are rarer: each is some requests to a file server
+_BEATS_A_TIMEOUT = 16
+_STALL_S = 600.0  # how long a rank that lives may get nothing done; planning and syncing large files take their time
 
 
 class Meeting(Protocol):
@@ -63,6 +65,8 @@ class Session:
         self.rank, self.members, self.leader = rank, members, members[0]
         self._folder = Folder(path)
         self._timeout_s = timeout_s
+        often_s = min(_BEAT_S, timeout_s / 4)
+        self._beat_s = often_s if len(members) <= _FEW_RANKS else max(often_s, timeout_s / _BEATS_A_TIMEOUT)
         self._meeting = meeting
         self._word = Word(rank, secrets.token_hex(8), this_process(), about)
         self._lock = threading.Lock()
@@ -305,7 +309,7 @@ class Session:
         seen.word = word
         if now - seen.beat_at > self._timeout_s:
             return f"gave no sign of life for {now - seen.beat_at:.0f} s"
-        if now - seen.progress_at > _STALLS * self._timeout_s:
+        if now - seen.progress_at > max(_STALL_S, self._timeout_s):
             return f"lives, and got nothing done for {now - seen.progress_at:.0f} s"
         return ""
 
@@ -315,7 +319,7 @@ class Session:
         """Tell the others how this rank ended."""
         self._over.set()
         if self._beating:
-            self._beating.join(_BEAT_S)
+            self._beating.join(_BEAT_S)  # one that hangs on a dead disk must not hold us
         try:
             if error and self._generation and error is not self._heard:
                 self._folder.fail(self._name, Failure.of(self.rank, error))
@@ -331,7 +335,7 @@ class Session:
             self._folder.say(self._word)
 
     def _beat(self) -> None:
-        while not self._over.wait(_BEAT_S):
+        while not self._over.wait(self._beat_s):
             try:
                 current = self._folder.word(self.rank)
                 if current and current.nonce != self._word.nonce:
