@@ -1,10 +1,10 @@
 """Plans of a 671B mixture of experts at full scale, from sparse files that hold headers alone.
 
-    python bench/scale.py [RANKS ...]
+    python bench/scale.py [RANKS ...] [ckpt]
 
-A DeepSeek-V3-like model as MindFormers names it (stacked experts, with Adam states) on 64, 256 and 1,024 ranks, and as one
-full checkpoint of 91 thousand tensors as Hugging Face names them. For each it makes the bill and one share of 16. Nothing
-is read but headers.
+A DeepSeek-V3-like model as MindFormers names it (stacked experts, with Adam states) on 64, 256 and 1,024 ranks, and as
+one full checkpoint of 90 thousand tensors as Hugging Face names them. For each it makes the bill and one share of 16.
+Nothing is read but headers.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from math import prod
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from reshard.formats.registry import format_named
@@ -30,6 +29,7 @@ LAYERS, DENSE, EXPERTS = 61, 3, 256
 HIDDEN, FFN, MOE_FFN, VOCAB, HEADS = 7168, 18432, 2048, 129280, 128
 Q_LORA, KV_LORA, NOPE, ROPE = 1536, 512, 128, 64
 SHARES = 16
+PART_NBYTES = 5 << 30
 HF_PARTS = 163
 Shape = tuple[int, ...]
 
@@ -198,72 +198,81 @@ def write_full(path: Path) -> Path:
 
 @dataclass(frozen=True)
 class Case:
-    what: str
     src: str
     src_strategy: str
     dst_strategy: str
 
 
-def measure(what: str, src: str, src_strategy: str, dst_strategy: str) -> dict[str, float | str]:
+def measure(what: str, case: Case) -> dict[str, float]:
     """In this process: its own time and memory."""
-    from reshard.ops.convert import bill_of, plan
+    from reshard.ops.convert import bill_of, plan, plan_from
     from reshard.ops.options import Options
     from reshard.planning.shares import Share
+    from reshard.run.source import Source, open_source
 
-    options = Options(src_strategy=src_strategy, dst_strategy=dst_strategy, format="safetensors")
+    options = Options(src_strategy=case.src_strategy, dst_strategy=case.dst_strategy, format="safetensors")
+    if not case.dst_strategy:
+        options = replace(options, max_shard_nbytes=PART_NBYTES)
+    shares = [replace(options, share=Share(i, SHARES)) for i in range(SHARES)]
     began = time.monotonic()
+    made = plan(case.src, "out", shares[SHARES // 2] if what == "share" else options)
+    bill = bill_of(made, "out", options)
+    seconds = time.monotonic() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    found = {"seconds": seconds, "peak": peak, "json": len(made.to_json())}
     if what == "bill":
-        made = plan(src, "out", options)
-        bill = bill_of(made, "out", options)
-        seconds = time.monotonic() - began
-        found: dict[str, float | str] = {"files": bill.source_files, "tensors": bill.tensors, "written": bill.written_nbytes}
-        found |= {"read": bill.read_nbytes / bill.needed_nbytes, "json": len(made.to_json())}
-    else:
-        from dataclasses import replace
-
-        made = plan(src, "out", replace(options, share=Share(SHARES // 2, SHARES)))
-        bill = bill_of(made, "out", options)
-        seconds = time.monotonic() - began
-        found = {"json": len(made.to_json())}
-    return {**found, "seconds": seconds, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10}
+        found |= {"files": bill.source_files, "tensors": bill.tensors, "read": bill.read_nbytes / bill.needed_nbytes}
+        source = open_source(Source(case.src, case.src_strategy))
+        bills = [bill_of(plan_from(source, "out", share), "out", share) for share in shares]
+        moved = [b.read_nbytes + b.written_nbytes for b in bills]
+        found["balance"] = max(moved) * SHARES / sum(moved)
+    return found
 
 
-def run(what: str, case: Case) -> dict[str, float | str]:
+def run(what: str, case: Case) -> dict[str, float]:
+    """Measure in a process of its own."""
     arguments = [sys.executable, __file__, "--measure", what, case.src, case.src_strategy, case.dst_strategy]
-    done = subprocess.run(arguments, check=True, capture_output=True, text=True)
-    return json.loads(done.stdout)
+    done = subprocess.run(arguments, check=True, stdout=subprocess.PIPE, text=True)
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
 
 
 def main(ranks: list[int], suffix: str) -> None:
     folder = Path(tempfile.mkdtemp(prefix="reshard-scale-"))
     try:
         full = str(write_full(folder / "full"))
-        print("| what | files | tensors | bill | peak | plan | read | a share of 16 | its peak | its plan |")
-        print("|---|---|---|---|---|---|---|---|---|---|")
+        print(
+            "| what | files | tensors | bill | peak | plan | reads | one share | peak | plan | largest / mean share |"
+        )
+        print("|---|---|---|---|---|---|---|---|---|---|---|")
         for n in ranks:
             src = str(write_ranks(folder / f"src{n}", LAYOUTS[n], suffix))
-            old, new = (str(write_strategy(folder / f"s{m}", LAYOUTS[m], hf=False)) for m in (n, 2 * n))
+            old, new = (str(write_strategy(folder / f"s{n}-{m}", LAYOUTS[m], hf=False)) for m in (n, 2 * n))
             hf = str(write_strategy(folder / f"hf{n}", LAYOUTS[n], hf=True))
-            for case in (
-                Case(f"{n:,} → {2 * n:,}", src, old, new),
-                Case(f"{n:,} → 1", src, old, ""),
-                Case(f"1 → {n:,}", full, "", hf),
-            ):
-                bill, share = run("bill", case), run("share", case)
-                print(f"| {case.what} | {bill['files']:,} | {bill['tensors']:,} | {bill['seconds']:.1f} s | {_mib(bill['peak'])} "
-                      f"| {_mib(bill['json'])} | {bill['read']:.2f} × | {share['seconds']:.2f} s | {_mib(share['peak'])} "
-                      f"| {_mib(share['json'])} |", flush=True)  # fmt: skip
+            show(f"{n:,} → {2 * n:,}", Case(src, old, new))
+            show(f"{n:,} → 1, in parts", Case(src, old, ""))
+            show(f"1 → {n:,}", Case(full, "", hf))
             shutil.rmtree(src)
     finally:
         shutil.rmtree(folder)
 
 
-def _mib(nbytes: float | str) -> str:
-    return f"{float(nbytes) / (1 << 20):,.1f} MiB"
+def show(what: str, case: Case) -> None:
+    """A line of the table."""
+    bill, share = run("bill", case), run("share", case)
+    cells = [what, f"{bill['files']:,}", f"{bill['tensors']:,}", f"{bill['seconds']:.1f} s", _mib(bill["peak"])]
+    cells += [_mib(bill["json"]), f"{bill['read']:.2f} ×", f"{share['seconds']:.1f} s", _mib(share["peak"])]
+    cells += [_mib(share["json"]), f"{bill['balance']:.2f}"]
+    print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def _mib(nbytes: float) -> str:
+    return f"{nbytes / (1 << 20):,.1f} MiB"
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--measure"]:
-        print(json.dumps(measure(*sys.argv[2:])))
+        print(json.dumps(measure(sys.argv[2], Case(*sys.argv[3:]))))
     else:
-        main([int(n) for n in sys.argv[1:] if n.isdigit()] or [64, 256, 1024], "ckpt" if "ckpt" in sys.argv else "safetensors")
+        counts = [int(n) for n in sys.argv[1:] if n.isdigit()]
+        main(counts or [64, 256, 1024], "ckpt" if "ckpt" in sys.argv else "safetensors")

@@ -8,12 +8,16 @@ from copy import copy
 from pathlib import Path
 from typing import Any
 
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.nav import Navigation, Section
 from mkdocs.structure.pages import Page
+from mkdocs.utils import get_relative_url
 
 _CHINESE = "中文"
 _HAN = "\u3000-\u303f\u4e00-\u9fff\uff00-\uffef"
+_WORKER = "assets/javascripts/worker.js"
+_FETCHED = "https://unpkg.com/iframe-worker/shim"
 _NAMES = {"en": "English", "zh": _CHINESE}
 
 
@@ -26,6 +30,7 @@ def on_files(files: Files, config: Any) -> Files:
     spec.loader.exec_module(generated)
     for path, text in generated.pages().items():
         files.append(File.generated(config, path, content=text))
+    files.append(File.generated(config, _WORKER, content=Path(__file__).with_name("worker.js").read_text("utf-8")))
     return files
 
 
@@ -48,6 +53,20 @@ def on_page_context(context: dict[str, Any], page: Page, config: Any, nav: Navig
         if beside and _language(beside) != language:
             setattr(page, side, None)
     return {**context, "nav": own}
+
+
+def on_post_page(output: str, page: Page, config: Any) -> str:
+    """The theme would fetch a script from another server. Raises PluginError for whatever else comes from one."""
+    output = output.replace(_FETCHED, get_relative_url(_WORKER, page.url))
+    if found := re.search(
+        r"""(?:src|href)="(https?://[^"]*\.(?:js|css|woff2?|png|svg)|https?://fonts[^"]*)\"""", output
+    ):
+        raise PluginError(f"{page.file.src_uri} fetches {found[1]}")
+    return output
+
+
+def on_post_template(output_content: str, template_name: str, config: Any) -> str:
+    return output_content.replace(_FETCHED, f"/{_WORKER}")
 
 
 def _language(page: Page) -> str:

@@ -77,6 +77,11 @@ def test_a_target_named_as_a_file_of_another_kind_is_refused(run: Callable[[str]
     assert (code, "hint: end it in .ckpt or .safetensors" in said) == (2, True)
 
 
+def test_where_nothing_is_near_it_says_what_is_there(run: Callable[[str], tuple[int, str]]) -> None:
+    code, said = run("inspect zzzz")
+    assert (code, "holds llama.safetensors, strategy\n" in said) == (3, True), said
+
+
 MISSED = [
     ("convert llama.safetensors out --exclude querry", "--exclude: 'querry' matches none of 6 names"),
     ("convert llama.safetensors out --rename modell=>m", "--rename: 'modell' matches none of 6 names"),

@@ -27,13 +27,14 @@ _HOP = {"connection", "transfer-encoding", "content-length", "keep-alive"}
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked; ``number`` counts all requests of a proxy from 1."""
+    """What was asked; ``number`` counts all requests of a proxy from 1, ``at_once`` those under way when it came."""
 
     number: int
     method: str
     path: str
     range: str
     nbytes: int
+    at_once: int = 0
 
     @property
     def key(self) -> str:
@@ -121,7 +122,7 @@ class Proxy:
 
     def note(self, method: str, path: str, range_: str, nbytes: int) -> Request:
         with self._lock:
-            self.requests.append(Request(len(self.requests) + 1, method, path, range_, nbytes))
+            self.requests.append(Request(len(self.requests) + 1, method, path, range_, nbytes, self._inside))
             return self.requests[-1]
 
     def count(self, method: str, part: str = "") -> int:
@@ -155,7 +156,11 @@ class _Spoiling(BaseHTTPRequestHandler):
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = do_any
 
     def pass_on(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        length = int(self.headers.get("Content-Length") or 0)
+        body = self.rfile.read(length)
+        if len(body) < length:  # who asked was killed
+            self.close_connection = True
+            return
         kind = self.proxy.spoil(self.proxy.note(self.command, self.path, self.headers.get("Range", ""), len(body)))
         if kind == "slow":
             time.sleep(self.proxy.slow_s)

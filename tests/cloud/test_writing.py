@@ -29,7 +29,7 @@ class Work:
 
     def there(self, below: str) -> dict[str, bytes]:
         """What lies below a folder of the bucket, apart from our own notes."""
-        keys = [k for k in self.s3.keys(below + "/") if ".reshard" not in k]
+        keys = [k for k in self.s3.keys(below + "/") if ".reshard" not in k and not k.endswith("/")]
         return {k.removeprefix(below + "/"): self.s3.get(k) for k in keys}
 
     def jobs(self) -> dict[str, tuple[object, ...]]:
@@ -53,6 +53,7 @@ def work(tmp_path: Path, s3: S3, request: pytest.FixtureRequest) -> Work:
 )
 def test_a_target_there_holds_the_bytes_of_one_here(work: Work, job: str, capsys: pytest.CaptureFixture[str]) -> None:
     command, source, *more = work.jobs()[job]
+    work.s3.put_bytes("out/", b"")  # as consoles make a folder: it is empty all the same
     assert told(capsys, command, source, work.folder / "out", *more, "--no-fsync").code == 0
     said = told(capsys, command, source, f"{work.s3.url}/out", *more, "--verify")
     assert said.code == 0, said.err
@@ -91,11 +92,13 @@ def test_a_replica_too_large_to_be_copied_passes_through(
     tmp_path: Path, s3: S3, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("reshard.run.object_store._LARGEST_COPY_NBYTES", 1000)
-    test_replicas_are_copied_bytes = write_file(tmp_path / "full.safetensors", {"w": array((64, 64))})
+    full = write_file(tmp_path / "full.safetensors", {"w": array((64, 64))})
     strategy = write_strategy(tmp_path / "dp2", [{"w": Sharding((2,), ((), ()))}])
     words = ("--dst-strategy", strategy, "--replicas", "link", "--quiet")
-    assert told(capsys, "split", test_replicas_are_copied_bytes, f"{s3.url}/out", *words).code == 0
+    assert told(capsys, "split", full, f"{s3.url}/out", *words).code == 0
     assert s3.get("out/rank_0/checkpoint_0.safetensors") == s3.get("out/rank_1/checkpoint_1.safetensors")
+    weights = [r for r in s3.proxy.requests if r.method == "PUT" and "rank_" in r.path]
+    assert [r.nbytes > 0 for r in weights] == [True, True]
 
 
 def test_one_file_is_a_target(tmp_path: Path, s3: S3, capsys: pytest.CaptureFixture[str]) -> None:
@@ -166,3 +169,15 @@ def test_the_manifest_comes_last_and_no_file_before_it_is_whole(
     assert len(completed) == 2
     assert max(completed) < manifest
     assert not [r for r in written if r.number > manifest and "rank_" in r.path]
+
+
+def test_threads_read_ahead_of_what_is_written(tmp_path: Path, s3: S3, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every request takes a while: many are under way at once although files are written front to back."""
+    full = {f"w{i}": array((64, 64), seed=i) for i in range(64)}
+    old = [dict.fromkeys(full, Sharding((2,), ((0,), ())))]
+    source = s3.put(write_ranks(tmp_path / "r", full, old, ".safetensors"), "ranks")
+    s3.proxy.spoil, s3.proxy.slow_s = (lambda request: "slow"), 0.05
+    words = ("--src-strategy", write_strategy(tmp_path / "s", old))
+    assert told(capsys, "merge", source, f"{s3.url}/out", *words).code == 0
+    reads = [r for r in s3.proxy.requests if r.method == "GET" and "/ranks/rank_" in r.path][-2 * len(full) :]
+    assert sorted(r.at_once for r in reads)[len(full)] >= 6

@@ -119,3 +119,17 @@ def test_what_a_part_of_the_ranks_needs_is_no_more_than_it_reads(tmp_path: Path)
 
 def _fields(options: Options) -> dict[str, Any]:
     return {"src_strategy": options.src_strategy, "dst_strategy": options.dst_strategy}
+
+
+def test_replicas_share_a_task_where_a_group_is_cut(tmp_path: Path) -> None:
+    """Rank r and rank r + 4 hold the same; in tasks of four files each shard is read once all the same."""
+    from reshard.planning.tasks import groups
+
+    full = {"w": array((8, 8)), "norm": array((4,), seed=1)}
+    cuts = {"w": Sharding((2, 4), ROWS), "norm": Sharding((2, 4), ((),))}
+    source = write_file(tmp_path / "full.safetensors", full)
+    plan = reshard.plan(source, "out", Options(dst_strategy=str(write_strategy(tmp_path / "new", [cuts]))))
+    made = groups(plan, max_files=4)
+    assert [sorted(same[0].rank for same in group) for group in made] == [[0, 1, 4, 5], [2, 3, 6, 7]]
+    counting = bill.ReadCount(plan, 8 << 20)
+    assert sum(counting.of([same[0] for same in group]) for group in made) == full["w"].nbytes + 2 * full["norm"].nbytes

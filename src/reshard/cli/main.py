@@ -26,7 +26,7 @@ from reshard.cli import (
     verify,
 )
 from reshard.cli.environment import suit_workers
-from reshard.cli.output import on_terminal, say, say_error
+from reshard.cli.output import complain, on_terminal, say, say_error
 from reshard.cli.usage import CommandLineError, say_wrong_words
 from reshard.errors import ReshardError, RunError
 
@@ -127,7 +127,7 @@ def _main(args: list[str]) -> None:
             raise KeyboardInterrupt from error
         if debug:
             raise
-        sys.stderr.write(f"error: {type(error).__name__}: {error}\n  hint: a bug in reshard; --debug shows where\n")
+        complain(f"{type(error).__name__}: {error}", ["a bug in reshard; --debug shows where"], RunError("").docs)
         sys.exit(RunError.exit_code)
     if code == _INTERRUPTED:  # what it makes of one in others
         raise KeyboardInterrupt

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from reshard.closest import closest, did_you_mean
-from reshard.errors import ReshardError
+from reshard.errors import InputError, ReshardError
 
 _RED, _YELLOW = "31", "33"
+_SOME = 6
 
 
 def say(text: str) -> None:
@@ -46,18 +47,23 @@ def complain(message: str, hints: Iterable[str], docs: str) -> None:
 
 def say_error(error: ReshardError) -> None:
     where = f"{error.where}: " if error.where else ""
-    complain(f"{where}{error.message}", (error.hint, _meant_path(error.where)), error.docs)
+    meant = _meant_path(error.where) if isinstance(error, InputError) else ""
+    complain(f"{where}{error.message}", (error.hint, meant), error.docs)
 
 
 def _meant_path(where: str) -> str:
-    """What a path that leads nowhere may have meant: the nearest names in the deepest folder that is there."""
+    """What a path that leads nowhere may have meant: the nearest names in the deepest folder that is there, or else
+    some of what it holds.
+    """
     path = Path(where)
     try:
         if not where or "\n" in where or "://" in where or path.exists():
             return ""
         while not path.parent.exists():
             path = path.parent
-        names = [found.name for found in path.parent.iterdir()]
+        names = sorted(found.name for found in path.parent.iterdir() if not found.name.startswith("."))
     except (OSError, ValueError):  # not a path, or one that we may not look at
         return ""
-    return did_you_mean(str(path.parent / near) for near in closest(path.name, names))
+    near = did_you_mean(str(path.parent / name) for name in closest(path.name, names))
+    some = ", ".join(names[:_SOME]) + (", …" if len(names) > _SOME else "")
+    return near or f"{path.parent if path.parent.name else path.parent.resolve()} holds {some or 'nothing'}"

@@ -23,6 +23,7 @@ from reshard.planning.parts import Parts
 from reshard.planning.plan import Plan
 from reshard.planning.planner import make_plan
 from reshard.planning.target import Choices, Target
+from reshard.run.machine import uncollected
 from reshard.run.place import Place
 from reshard.run.probe import probe
 from reshard.run.replacement import Replacement
@@ -64,6 +65,7 @@ def plan(src: str | Path, dst: str | Path, options: Options | None = None) -> Pl
     return plan_from(source, str(dst), options)
 
 
+@uncollected()
 def plan_from(
     source: Catalog, dst: str, options: Options, lora: LoraMerge | None = None, parts: Parts | None = None
 ) -> Plan:

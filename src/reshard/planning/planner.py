@@ -104,19 +104,20 @@ class _Planner:
         """The ranks of a stage, those next to each other that hold the same of most of its bytes; what they write
         and read, from the sizes of shards.
         """
+        alike = Counter(
+            (kept.layouts[stage], kept.tensor.spec.nbytes, self.keepers.get((stage, kept.name)))
+            for kept in self.kept_in.get(stage, ())
+        )
+        everywhere = 0
         written = [0] * self.target.devices
-        everywhere = read = 0
         weights: Counter[Sharding] = Counter()
-        for kept in self.kept_in.get(stage, ()):
-            spec, layout = kept.tensor.spec, kept.layouts[stage]
-            nbytes = spec.nbytes // prod(layout.sharding.parts)
-            read += spec.nbytes
+        for (layout, full_nbytes, keeping), count in alike.items():
+            nbytes = count * full_nbytes // prod(layout.sharding.parts)
             weights[layout.sharding] += nbytes
-            keepers = self.keepers.get((stage, kept.name))
-            if keepers is None:
-                everywhere += nbytes
-            for rank in keepers or ():
+            everywhere += nbytes if keeping is None else 0
+            for rank in keeping or ():
                 written[rank] += nbytes
+        read = sum(full_nbytes * count for (_, full_nbytes, _), count in alike.items())
         ranks = list(range(self.target.devices))
         if weights:
             cells = weights.most_common(1)[0][0].cells()

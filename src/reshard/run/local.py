@@ -31,6 +31,24 @@ def _ignore(nbytes: int) -> None:
     pass
 
 
+class _Work:
+    """The lots of a task, in order, to any number of threads that call it: no more of them exist than are in hand."""
+
+    def __init__(self, run: TaskRun, stopped: threading.Event) -> None:
+        self._run = run
+        self._stopped = stopped
+        self._lots = run.jobs()
+        self._lock = threading.Lock()
+
+    def __call__(self) -> None:
+        while not self._stopped.is_set():
+            with self._lock:
+                lot = next(self._lots, None)
+            if lot is None:
+                return
+            self._run.job(lot, self._stopped)
+
+
 @dataclass(frozen=True, slots=True)
 class LocalExecutor:
     settings: Settings
@@ -46,7 +64,8 @@ class LocalExecutor:
             for task in tasks:
                 run = TaskRun(task, self.storage, self.settings, self.on_bytes)
                 under_way.append((run, []))
-                under_way[-1][1].extend(pool.submit(run.job, lot, stopped) for lot in run.jobs())
+                work = _Work(run, stopped)
+                under_way[-1][1].extend(pool.submit(work) for _ in range(self.workers))
                 if len(under_way) == TASKS_AT_ONCE:
                     yield self._finish(under_way)
             while under_way:

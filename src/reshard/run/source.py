@@ -16,6 +16,7 @@ from reshard.planning.blocks import cut_extents
 from reshard.planning.catalog import Catalog, Held, IndexedFile, Tensor, catalog
 from reshard.run.beside import Told, told_by_manifest
 from reshard.run.discover import Found, Select, discover
+from reshard.run.machine import uncollected
 from reshard.run.storage import ReadFile, is_url
 from reshard.run.stores import storage_of
 from reshard.run.strategies import read_strategy
@@ -37,6 +38,7 @@ class Source:
     suffix: str = ""
 
 
+@uncollected()
 def open_source(source: Source) -> Catalog:
     """Read headers and strategy. Raises InputError with what is missing or contradictory."""
     found = discover(source.path, source.select, source.suffix)

@@ -122,13 +122,31 @@ class TaskRun:
 
     def job(self, lot: list[Job], stopped: threading.Event) -> None:
         """Carry out one lot; gives up early when ``stopped`` is set."""
+        if self._storage.front_to_back:
+            self._job_in_turn(lot, stopped)
+            return
         for job in lot:
-            sink = _SinkInTurn(self, stopped) if self._storage.front_to_back else _HashingSink(self)
+            sink = _HashingSink(self)
             for number in range(job.start, job.stop):
                 if stopped.is_set():
                     return
                 self._movers[job.move].run((number,), sink)
             sink.close()
+
+    def _job_in_turn(self, lot: list[Job], stopped: threading.Event) -> None:
+        """Several blocks are all read before the first waits for its turn: else each would be read in its turn only."""
+        blocks = [(self._movers[job.move], number) for job in lot for number in range(job.start, job.stop)]
+        if len(blocks) == 1:
+            mover, number = blocks[0]
+            mover.run((number,), lambda access, data: self.put(access, data, stopped))
+            return
+        held: list[tuple[Access, bytes]] = []
+        for mover, number in blocks:
+            if stopped.is_set():
+                return
+            mover.run((number,), lambda access, data: held.append((access, bytes(data))))
+        for access, data in held:
+            self.put(access, memoryview(data), stopped)
 
     def commit(self) -> list[FileResult]:
         """Check that every byte was written once, then name the files. Raises RunError."""
@@ -206,20 +224,6 @@ class TaskRun:
     @property
     def hashes(self) -> bool:
         return self._settings.checksum
-
-
-class _SinkInTurn:
-    """Hands on what it is given when its turn has come; there it is hashed, too."""
-
-    def __init__(self, run: TaskRun, stopped: threading.Event) -> None:
-        self._run = run
-        self._stopped = stopped
-
-    def __call__(self, access: Access, data: memoryview) -> None:
-        self._run.put(access, data, self._stopped)
-
-    def close(self) -> None:
-        pass
 
 
 class _HashingSink:
