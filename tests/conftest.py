@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+collect_ignore_glob = ["conftest.py", "*/conftest.py", "oracle/auto_worker.py"]
+"""Modules without tests that cannot be imported as such: of one name, or for MindSpore's environment."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--mindspore", metavar="PYTHON", help="interpreter that has MindSpore; runs the oracle tests")

@@ -74,7 +74,7 @@ def program(run: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str] | N
         except ReshardError as error:
             where = f"{error.where}: " if error.where else ""
             hint = f"\n  hint: {error.hint}" if error.hint else ""
-            print(f"error: {where}{error.message}{hint}", file=sys.stderr, flush=True)
+            print(f"error: {where}{error.message}{hint}\n  docs: {error.docs}", file=sys.stderr, flush=True)
             return error.exit_code
         except KeyboardInterrupt:
             print("interrupted: no file under its final name is partial", file=sys.stderr, flush=True)

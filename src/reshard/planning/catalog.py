@@ -144,7 +144,7 @@ def _check_ranks(files: Sequence[IndexedFile], strategy: Strategy) -> None:
     if beyond:
         raise CheckpointError(
             f"rank_{beyond[0]} to rank_{beyond[-1]} are beyond the {strategy.world} ranks of the strategy "
-            f"({len(strategy.stages)} stages of {strategy.devices})",
+            f"(stages: {len(strategy.stages)}, ranks in each: {strategy.devices})",
             where=strategy.where,
             hint="the strategy is of another job, or of one pipeline stage: give the folder of all stages",
         )
