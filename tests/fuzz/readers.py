@@ -62,7 +62,7 @@ def _with_strategy(path: Path) -> None:
 
 
 def _resumed(path: Path) -> None:
-    """A run goes on from these notes; where the seed has its plan's identity, that of this plan is put: it has times."""
+    """A run goes on from these notes; the identity of its plan, which has times, is put where the seed has its own."""
     folder = next(up for up in path.parents if (up / "done").is_dir() and (up / "ranks").is_dir())
     meta = folder / "done" / ".reshard"
     options = Options(src_strategy=str(folder / "strategy.ckpt"), dst_strategy=str(folder / "strategy.ckpt"),
