@@ -49,7 +49,7 @@ def nodes() -> Iterator[Any]:
             "num_cpus": 1,
             "object_store_memory": STORE_NBYTES,
             "include_dashboard": False,
-            "_system_config": {"health_check_period_ms": 1000, "health_check_failure_threshold": 3},
+            "_system_config": {"health_check_period_ms": 1000, "health_check_failure_threshold": 15},
         },
     )
     for _ in range(2):
