@@ -78,9 +78,10 @@ class Reporting:
 
     def write(self, plan: Plan, options: Options, bill: Bill, done: Conversion | None = None) -> None:
         """The page of the plan, and where it was carried out of what was done."""
+        from reshard.ops.budget import budget_of
         from reshard.report.make import Cost, plan_report
 
-        block = options.block_nbytes(bill.workers)
+        block = budget_of(plan, self._paths[1], bill.workers, options).block_nbytes
         runs = (self._run(done, options),) if done else ()
         cost = Cost(bill, block, options.link_replicas)
         write_page(self._page, plan_report(self._source, plan, self._paths, cost, runs))
