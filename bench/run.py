@@ -115,7 +115,8 @@ def settle(reads: list[Path], *, cold: bool) -> None:
     nobody.
     """
     os.sync()
-    with mmap.mmap(-1, max(2 * sum(p.stat().st_size for path in reads for p in _files(path)), 1 << 20)) as memory:
+    nbytes = 2 * sum({p.stat().st_ino: p.stat().st_size for path in reads for p in _files(path)}.values())  # links once
+    with mmap.mmap(-1, max(nbytes, 1 << 20)) as memory:
         np.frombuffer(memory, np.uint8)[:: mmap.PAGESIZE] = 1
     for path in reads if cold else ():
         for file in _files(path):
