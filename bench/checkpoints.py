@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from reshard.formats.registry import format_named
-from reshard.index import TensorSpec
+from reshard.index import Frame, TensorSpec
 from reshard.layout.tensor import Sharding
 from reshard.strategy.protobuf import encode_layout, encode_made, write_protobuf
 
@@ -42,6 +42,9 @@ class Model:
         made["lm_head.weight"] = ((self.vocab, h), column, self.layers)
         return made
 
+    def specs(self) -> dict[str, TensorSpec]:
+        return {name: TensorSpec(self.dtype, shape) for name, (shape, _, _) in self.tensors().items()}
+
 
 def write_strategy(model: Model, folder: Path, dp: int, mp: int, pp: int) -> Path:
     """The strategy files of all ranks of dp·mp·pp."""
@@ -60,31 +63,25 @@ def write_strategy(model: Model, folder: Path, dp: int, mp: int, pp: int) -> Pat
 
 def write_full(model: Model, path: Path, seed: int = 0) -> Path:
     """One full checkpoint of random small values, in the format of the file's name."""
-    specs = {name: TensorSpec(model.dtype, shape) for name, (shape, _, _) in model.tensors().items()}
-    write_random(specs, path, seed)
+    write_random(model.specs(), path, seed)
     return path
 
 
-def write_sparse(model: Model, path: Path) -> Path:
-    """As ``write_full``, header only: what would be data is a hole in the file."""
-    specs = {name: TensorSpec(model.dtype, shape) for name, (shape, _, _) in model.tensors().items()}
+def write_sparse(specs: dict[str, TensorSpec], path: Path) -> Frame:
+    """The header alone, in the format of the file's name: what would be data is a hole in the file."""
     frame = format_named(path.suffix[1:]).frame(specs, {}, {})
     with path.open("wb") as file:
         file.truncate(frame.nbytes)
         for offset, piece in frame.pieces:
             file.seek(offset)
             file.write(piece)
-    return path
+    return frame
 
 
 def write_random(specs: dict[str, TensorSpec], path: Path, seed: int = 0) -> None:
-    frame = format_named(path.suffix[1:]).frame(specs, {}, {})
+    frame = write_sparse(specs, path)
     rng = np.random.default_rng(seed)
-    with path.open("wb") as file:
-        file.truncate(frame.nbytes)
-        for offset, piece in frame.pieces:
-            file.seek(offset)
-            file.write(piece)
+    with path.open("r+b") as file:
         for name, extents in frame.holes.items():
             for extent in extents:
                 file.seek(extent.offset)

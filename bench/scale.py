@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from reshard.formats.registry import format_named
+from checkpoints import write_sparse
 from reshard.index import TensorSpec
 from reshard.layout.tensor import Layout, Sharding
 from reshard.strategy.protobuf import encode_layout, encode_made, write_protobuf
@@ -149,17 +149,6 @@ def _dtype(name: str, *, hf: bool) -> str:
     return "float32" if name.endswith(("scale_inv", "bias")) else "float8_e4m3fn" if "proj" in name else "bfloat16"
 
 
-def write_sparse(path: Path, tensors: dict[str, TensorSpec], suffix: str) -> None:
-    """A weight file whose tensors are holes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    frame = format_named(suffix).frame(tensors, {}, {})
-    with path.open("wb") as file:
-        for offset, piece in frame.pieces:
-            file.seek(offset)
-            file.write(piece)
-        file.truncate(frame.nbytes)
-
-
 def write_strategy(path: Path, parallel: Parallel, *, hf: bool) -> Path:
     """One file for each rank, as a job leaves them."""
     path.mkdir(parents=True)
@@ -180,8 +169,9 @@ def write_ranks(path: Path, parallel: Parallel, suffix: str) -> Path:
         shard = Layout(shape, parallel.sharding(shape, kind)).shard_shape
         stages[parallel.stage(layer)][name] = TensorSpec(_dtype(name, hf=False), shard)
     for rank in range(parallel.world):
-        name = f"rank_{rank}/deepseek_rank_{rank}-1_100.{suffix}"
-        write_sparse(path / name, stages[rank // parallel.devices], suffix)
+        folder = path / f"rank_{rank}"
+        folder.mkdir(parents=True)
+        write_sparse(stages[rank // parallel.devices], folder / f"deepseek_rank_{rank}-1_100.{suffix}")
     return path
 
 
@@ -190,9 +180,10 @@ def write_full(path: Path) -> Path:
     tensors = {name: TensorSpec(_dtype(name, hf=True), shape) for name, shape, _, _ in hugging_face()}
     names = list(tensors)
     size = -(-len(names) // HF_PARTS)
+    path.mkdir(parents=True)
     for i in range(0, len(names), size):
         part = {name: tensors[name] for name in names[i : i + size]}
-        write_sparse(path / f"model-{i // size + 1:05d}-of-{HF_PARTS:05d}.safetensors", part, "safetensors")
+        write_sparse(part, path / f"model-{i // size + 1:05d}-of-{HF_PARTS:05d}.safetensors")
     return path
 
 

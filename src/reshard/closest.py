@@ -5,18 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-_MOST = 3
 
-
-def closest(word: str, known: Iterable[str]) -> list[str]:
-    """The known words nearest to one that is not known, the nearest first; none where none is near.
+def closest(word: str, known: Iterable[str], *, most: int = 3, likeness: float = 0.6) -> list[str]:
+    """The known words nearest to one that is not known, the nearest first; none that is less alike (0 to 1).
 
     >>> closest("convrt", ["convert", "inspect"])
     ['convert']
     """
     from difflib import get_close_matches
 
-    return get_close_matches(word, list(known), _MOST)
+    return get_close_matches(word, list(known), most, likeness)
 
 
 def did_you_mean(words: Iterable[str]) -> str:

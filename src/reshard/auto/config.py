@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from reshard.closest import closest
 from reshard.errors import InputError, UsageError
 from reshard.run.storage import reported
 from reshard.yaml_text import read_yaml
@@ -105,7 +105,7 @@ def _check_known(key: str, content: Mapping[str, Any]) -> None:
     first = key.split(".")[0]
     known = (*KEYS, *_OTHER_KEYS, *map(str, content))
     if first not in known:
-        close = get_close_matches(first, known, 1)
+        close = closest(first, known, most=1)
         raise UsageError(
             f"--{key}: no such key", hint=f"did you mean --{close[0]}?" if close else "the YAML does not have it either"
         )

@@ -12,6 +12,7 @@ from reshard.run.disk import DiskFile
 from reshard.run.place import META
 from reshard.run.storage import join, reported
 from reshard.run.stores import storage_of
+from reshard.run.whole_file import copy_file
 
 _BLOCK_NBYTES = 8 << 20
 
@@ -49,15 +50,7 @@ class Mirror:
         target = join(self.url, *path.relative_to(self.results.output).parts)
         file = DiskFile(str(path))
         try:
-            new = storage_of(target).create(target, file.nbytes)
-            try:
-                for start in range(0, file.nbytes, _BLOCK_NBYTES):
-                    nbytes = min(_BLOCK_NBYTES, file.nbytes - start)
-                    new.write(start, memoryview(file.read(start, nbytes)))
-                new.commit(fsync=False)
-            except BaseException:
-                new.abandon()
-                raise
+            copy_file(file, storage_of(target).create(target, file.nbytes), _BLOCK_NBYTES)
         finally:
             file.close()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import signal
 import sys
 from types import FrameType
@@ -104,7 +103,6 @@ def _say_interrupted() -> None:
 
 
 def _main(args: list[str]) -> None:
-    gc.set_threshold(100_000, 20, 100)  # plans are many small objects and no cycles: a quarter of their time
     suit_workers()
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGINT, _interrupt)

@@ -58,9 +58,11 @@ def budget_of(plan: Plan, dst: str, workers: int, options: Options) -> Budget:
 
 def workers_for(plan: Plan, dst: str, options: Options) -> int:
     """The workers asked for, or what suits where source and target lie."""
+    if options.workers:
+        return options.workers
     paths = [dst, *(s.path for s in plan.sources[:1])]
     suited = auto_workers(paths)
     if any(map(is_url, paths)):  # few large requests rather than many small ones, which cost as long
         each = BUFFERS_A_WORKER * _WORTH_A_REQUEST_NBYTES + _CONNECTION_NBYTES
         suited = max(2, min(suited, options.spare_nbytes // 2 // each))
-    return options.workers or suited
+    return suited

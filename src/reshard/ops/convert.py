@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,10 +28,12 @@ from reshard.run.probe import probe
 from reshard.run.replacement import Replacement
 from reshard.run.room import refuse_occupied, refuse_source
 from reshard.run.source import Source, agreements, open_source, replica_faults
-from reshard.run.storage import ReadFile, is_url
+from reshard.run.storage import is_url
 from reshard.run.stores import storage_of
 from reshard.run.strategies import read_strategy
+from reshard.run.whole_file import crc32_of
 
+_CRC_BLOCK_NBYTES = 8 << 20
 _OTHERS_FILES = (".pt", ".pth", ".bin", ".npz", ".gguf", ".onnx")
 
 
@@ -197,19 +198,9 @@ def _check_crcs(source: Catalog) -> None:
         opened = storage_of(file.path).open(file.path)
         try:
             stated = stored_crc(opened)
-            if stated is not None and stated[0] != _crc(opened, stated[1]):
+            if stated is not None and stated[0] != crc32_of(opened, stated[1], _CRC_BLOCK_NBYTES):
                 faults.append(file.path)
         finally:
             opened.close()
     if faults:
         raise CheckpointError("the CRC-32 does not fit the content:\n" + listed(faults), hint="copy these files again")
-
-
-def _crc(file: ReadFile, nbytes: int) -> int:
-    crc = 0
-    buffer = memoryview(bytearray(min(8 << 20, max(nbytes, 1))))
-    for at in range(0, nbytes, len(buffer)):
-        part = buffer[: min(len(buffer), nbytes - at)]
-        file.read_into(at, part)
-        crc = zlib.crc32(part, crc)
-    return crc

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from math import prod
 from pathlib import Path
 
+from reshard.closest import closest
 from reshard.dtypes import ITEMSIZE
 from reshard.errors import PlanError, UsageError
 from reshard.index import Extent
@@ -155,7 +155,7 @@ def _found(name: str, source: Catalog, rules: NameRules) -> Tensor:
     renamed = {rules.renamed(n): n for n in source.tensors}
     if name in renamed:
         return source.tensors[renamed[name]]
-    close = get_close_matches(name, [*source.tensors, *renamed], n=_CLOSE, cutoff=0.5)
+    close = closest(name, [*source.tensors, *renamed], most=_CLOSE, likeness=0.5)
     parts = [n for n in source.tensors if name in n]
     shown = list(dict.fromkeys([*close, *parts]))[:_CLOSE]
     raise UsageError(

@@ -10,6 +10,7 @@ from reshard.planning.plan import Link
 from reshard.run.bucket import Bucket, Meta, Upload
 from reshard.run.bucket_settings import READ_ONLY, Address, address_of
 from reshard.run.storage import Entry, NewFile, ReadFile
+from reshard.run.whole_file import copy_file
 
 _PART_NBYTES = 8 << 20
 _SMALLEST_PART_NBYTES = 5 << 20  # that S3 takes
@@ -135,19 +136,8 @@ class ObjectStore:
         if file.nbytes <= _LARGEST_COPY_NBYTES:
             self._bucket.copy(key, other)
         else:
-            self._pass_through(file, twin)
+            copy_file(file, self.create(twin, file.nbytes), _PART_NBYTES)
         return "reflink"
-
-    def _pass_through(self, file: ReadFile, twin: str) -> None:
-        new = self.create(twin, file.nbytes)
-        try:
-            for start in range(0, file.nbytes, _PART_NBYTES):
-                nbytes = min(_PART_NBYTES, file.nbytes - start)
-                new.write(start, memoryview(file.read(start, nbytes)))
-            new.commit(fsync=False)
-        except BaseException:
-            new.abandon()
-            raise
 
     def entry(self, path: str) -> Entry | None:
         key = address_of(path).key

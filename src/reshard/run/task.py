@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from reshard.planning.plan import FileResult, Run, Task, check_runs
 from reshard.run.mover import Mover, Scratch, Sources
 from reshard.run.storage import NewFile, Storage, is_url, join
 from reshard.run.turns import Turns, in_file_order
+from reshard.run.whole_file import crc32_of
 
 _JOB_NBYTES = 64 << 20
 _CREATORS = 8
@@ -191,12 +191,7 @@ class TaskRun:
     def _write_seal(self, number: int, seal: Seal) -> None:
         """Read back what the file holds by now and vouch for it."""
         content = self._task.files[number].nbytes - seal.nbytes
-        buffer = memoryview(bytearray(min(self._settings.block_nbytes, max(content, 1))))
-        crc = 0
-        for at in range(0, content, len(buffer)):
-            part = buffer[: min(len(buffer), content - at)]
-            self._files[number].read_into(at, part)
-            crc = zlib.crc32(part, crc)
+        crc = crc32_of(self._files[number], content, self._settings.block_nbytes)
         self._write(number, content, memoryview(seal.bytes_for(crc)))
 
     def _write(self, file: int, offset: int, data: memoryview) -> None:
