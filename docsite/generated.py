@@ -12,7 +12,7 @@ import typer.main
 from typer.testing import CliRunner
 
 import reshard
-from reshard.cli.main import app
+from reshard.cli.commands import app_for
 
 _SECTIONS = ("Args", "Attributes", "Raises", "Returns")
 _HELP = {
@@ -37,8 +37,8 @@ def pages() -> dict[str, str]:
 
 def _helps() -> Iterator[str]:
     runner = CliRunner()
-    for words in ((), *_commands(typer.main.get_command(app))):
-        said = runner.invoke(app, [*words, "--help"], prog_name="reshard", env={"COLUMNS": "100"})
+    for words in ((), *_commands(typer.main.get_command(app_for()))):
+        said = runner.invoke(app_for(), [*words, "--help"], prog_name="reshard", env={"COLUMNS": "100"})
         yield f"## reshard {' '.join(words)}\n\n```text\n{said.output.strip()}\n```\n"
 
 

@@ -12,13 +12,13 @@ from sparse import experts, llama, stages_of, write_sparse, write_sparse_ranks
 from typer.testing import CliRunner
 
 from making import counted, write_file, write_strategy
-from reshard.cli.main import app
+from reshard.cli.commands import app_for
 
 pytestmark = pytest.mark.browser
 
 
 def reshard(*words: str | Path) -> None:
-    result = CliRunner().invoke(app, [str(w) for w in words])
+    result = CliRunner().invoke(app_for(), [str(w) for w in words])
     assert result.exit_code == 0, result.output
 
 

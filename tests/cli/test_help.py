@@ -10,7 +10,7 @@ import pytest
 import typer.main
 from terminal import PROGRAM
 
-from reshard.cli.main import app
+from reshard.cli.commands import app_for
 
 
 def groups(command: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
@@ -18,7 +18,7 @@ def groups(command: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], An
     return {path: command, **below}
 
 
-ALL = groups(typer.main.get_command(app))
+ALL = groups(typer.main.get_command(app_for()))
 
 
 def help_of(path: tuple[str, ...]) -> str:

@@ -23,7 +23,7 @@ from folders import MAKERS, SMALL_SIZES, SMALL_WORDS, make_demo
 from pages import ROOT, Shown, Step, anchors, links, pages, sections, shown_steps, text_of
 
 from reshard import errors
-from reshard.cli.main import app
+from reshard.cli.commands import app_for
 
 NOT_RUN = {
     "make demo": "fetches the real model",
@@ -186,7 +186,7 @@ def commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]
             yield " ".join((*path, name)), command
 
 
-PROGRAM = typer.main.get_command(app)
+PROGRAM = typer.main.get_command(app_for())
 COMMANDS = dict(commands(PROGRAM))
 REFERENCES = {page: sections(text_of(page)) for page in ("docs/reference/cli.md", "docs/zh/reference/cli.md")}
 

@@ -12,7 +12,7 @@ import pytest
 import typer.main
 from typer.testing import CliRunner
 
-from reshard.cli.main import app
+from reshard.cli.commands import app_for
 
 
 def commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -24,11 +24,11 @@ def commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
             yield (*path, name), command
 
 
-ALL = dict(commands(typer.main.get_command(app)))
+ALL = dict(commands(typer.main.get_command(app_for())))
 
 
-def help_of(path: tuple[str, ...]) -> str:
-    result = CliRunner().invoke(app, [*path, "--help"], prog_name="reshard", env={"COLUMNS": "200"})
+def help_of(path: tuple[str, ...], called: tuple[str, ...] = ()) -> str:
+    result = CliRunner().invoke(app_for(called), [*path, "--help"], prog_name="reshard", env={"COLUMNS": "200"})
     assert result.exit_code == 0
     return result.output
 
@@ -37,6 +37,15 @@ def help_of(path: tuple[str, ...]) -> str:
 def test_help_shows_an_example(path: tuple[str, ...]) -> None:
     examples = re.findall(rf"^ +(reshard {' '.join(path)} .*)$", help_of(path), re.MULTILINE)
     assert examples
+
+
+@pytest.mark.parametrize("path", ALL, ids=" ".join)
+def test_a_command_alone_is_what_it_is_among_all(path: tuple[str, ...]) -> None:
+    assert help_of(path, path) == help_of(path)
+
+
+def test_an_unknown_command_is_looked_for_among_all() -> None:
+    assert help_of((), ("konvert", "--help")) == help_of(())
 
 
 PASSED_ON = {path for path, command in ALL.items() if command.context_settings.get("ignore_unknown_options")}
@@ -56,7 +65,7 @@ def test_every_option_is_explained(path: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["convert", "--help"]])
-@pytest.mark.parametrize("module", ["numpy", "ml_dtypes"])
+@pytest.mark.parametrize("module", ["numpy", "ml_dtypes", "importlib.metadata"])
 def test_help_does_not_wait_for_heavy_imports(arguments: list[str], module: str) -> None:
     code = (
         f"import sys; from reshard.cli.main import main\n"
@@ -66,3 +75,14 @@ def test_help_does_not_wait_for_heavy_imports(arguments: list[str], module: str)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert "reshard" in done.stdout
+
+
+def test_a_command_does_not_wait_for_others() -> None:
+    code = (
+        "import sys; from reshard.cli.main import main\n"
+        "try: main(['plan', '--help'])\n"
+        "except SystemExit: print(sorted(m for m in sys.modules if m.startswith('reshard.cli.')))"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "'reshard.cli.plan'" in said
+    assert not {"auto", "compat", "lora", "strategy", "unify"} & set(re.findall(r"reshard\.cli\.(\w+)", said))

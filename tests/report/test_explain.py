@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from golden.cases import unpack
 from golden.readers import weight_files
 from making import counted, shard_of, write_file, write_ranks, write_strategy
-from reshard.cli.main import app
+from reshard.cli.commands import app_for
 from reshard.errors import CheckpointError, UsageError
 from reshard.layout.tensor import Sharding
 from reshard.ops.explain import explain
@@ -44,7 +44,7 @@ def job(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 
 def told(*words: str | Path) -> str:
-    result = CliRunner().invoke(app, ["explain", *map(str, words)])
+    result = CliRunner().invoke(app_for(), ["explain", *map(str, words)])
     assert result.exit_code == 0, result.output
     return result.stdout
 
@@ -105,7 +105,7 @@ def test_it_names_the_sources_that_the_conversion_takes(job: Path, tmp_path: Pat
         content[taken["offset"] : taken["offset"] + 4] = np.float32(77).tobytes()
         path.write_bytes(content)
     words = [str(w) for w in words_of(job)]
-    CliRunner().invoke(app, ["convert", words[0], str(tmp_path / "out"), *words[1:], "--quiet"])
+    CliRunner().invoke(app_for(), ["convert", words[0], str(tmp_path / "out"), *words[1:], "--quiet"])
     made = {p["rank"]: p for m in found["targets"][0]["made"] for p in m["part"]["held"]}
     for place in made.values():
         here = read_extents({**place, "path": str(tmp_path / "out" / place["path"])})
@@ -164,7 +164,7 @@ def test_a_missing_slice_is_shown_and_why_the_whole_is_refused(job: Path, tmp_pa
     assert "| MISSING |" in shown
     assert "rank 2 should hold it" in shown
     words = [tmp_path / "ckpt", "--src-strategy", job / "old", "--dst-strategy", job / "new"]
-    result = CliRunner().invoke(app, ["explain", "layers.0.bias", *map(str, words)])
+    result = CliRunner().invoke(app_for(), ["explain", "layers.0.bias", *map(str, words)])
     assert result.exit_code == 0
     assert "the whole conversion is refused" in result.stderr
 
@@ -187,7 +187,7 @@ def test_a_golden_case_is_explained_and_reported(name: str, tmp_path: Path) -> N
             assert sum(prod(t.shape) for t in made.taken) == prod(made.part.shape)
     page = tmp_path / "case.html"
     words = [w for side, path in (("src", src), ("dst", dst)) if path for w in (f"--{side}-strategy", path)]
-    result = CliRunner().invoke(app, ["plan", given, *words, "--missing", "drop", "--report", str(page)])
+    result = CliRunner().invoke(app_for(), ["plan", given, *words, "--missing", "drop", "--report", str(page)])
     assert result.exit_code == 0, result.output
     report = report_of(page)
     assert {n for k in report["kinds"] for same in k["names"] for n in unfolded(same)} <= {*names}

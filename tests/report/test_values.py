@@ -17,7 +17,7 @@ from reading_back import expand, names_of, report_of, unfolded, values_of
 from typer.testing import CliRunner
 
 from making import counted, shard_of, write_file, write_ranks, write_strategy
-from reshard.cli.main import app
+from reshard.cli.commands import app_for
 from reshard.errors import StorageError
 from reshard.layout.tensor import Sharding
 from reshard.ops.convert import bill_of, plan_from
@@ -57,7 +57,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(*words: str | Path) -> None:
-    result = CliRunner().invoke(app, [str(w) for w in words])
+    result = CliRunner().invoke(app_for(), [str(w) for w in words])
     assert result.exit_code == 0, result.output
 
 
@@ -201,14 +201,14 @@ def test_merged_weights_and_parts(tmp_path: Path) -> None:
 def test_where_no_report_can_be_is_told_before_the_work(job: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     words = [job / "ckpt", tmp_path / "out", "--src-strategy", job / "old", "--report", tmp_path / "file/deep/x.html"]
-    result = CliRunner().invoke(app, ["convert", *map(str, words)])
+    result = CliRunner().invoke(app_for(), ["convert", *map(str, words)])
     assert isinstance(result.exception, StorageError)
     assert not (tmp_path / "out").exists()
 
 
 def test_inspect_with_a_report_leaves_the_table_to_it(job: Path, tmp_path: Path) -> None:
     words = ["inspect", job / "ckpt", "--strategy", job / "old", "--html", tmp_path / "x.html"]
-    shown = CliRunner().invoke(app, [str(w) for w in words]).stdout.splitlines()
+    shown = CliRunner().invoke(app_for(), [str(w) for w in words]).stdout.splitlines()
     assert len(shown) == 2
     assert shown[1] == f"report: {tmp_path / 'x.html'}"
 
@@ -259,7 +259,7 @@ def test_a_page_is_named_html(job: Path, tmp_path: Path, command: str, name: str
     precious = tmp_path / name
     precious.write_bytes(b"weights")
     words = {"plan": ["--report"], "convert": [str(tmp_path / "dst"), "--report"], "inspect": ["--html"]}[command]
-    result = CliRunner().invoke(app, [command, str(job / "ckpt"), *words, str(precious)])
+    result = CliRunner().invoke(app_for(), [command, str(job / "ckpt"), *words, str(precious)])
     assert result.exception is not None
     assert "does not name a page" in str(result.exception)
     assert precious.read_bytes() == b"weights"

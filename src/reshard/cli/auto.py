@@ -54,6 +54,12 @@ class AutoCommand(TyperCommand):
         return super().parse_args(ctx, args)
 
 
+SETTINGS = {
+    "cls": AutoCommand,
+    "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True},
+}
+
+
 def auto(
     context: typer.Context,
     config: Config,

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
 
 from reshard.errors import UsageError
 from reshard.formats.base import Format
@@ -17,9 +16,11 @@ _BUILT_IN = {
 
 
 @cache
-def _named() -> Mapping[str, str]:
-    others = {point.name: point.value for point in entry_points(group="reshard.formats")}
-    return {**others, **_BUILT_IN}
+def _others() -> Mapping[str, str]:
+    """Looked for only where no built-in format fits: to read what is installed costs every start dear."""
+    from importlib.metadata import entry_points
+
+    return {point.name: point.value for point in entry_points(group="reshard.formats") if point.name not in _BUILT_IN}
 
 
 @cache
@@ -29,20 +30,26 @@ def format_named(name: str) -> Format:
     >>> format_named("ckpt").suffix
     '.ckpt'
     """
-    if name not in _named():
-        raise UsageError(f"no format {name!r}", hint=f"one of: {', '.join(sorted(_named()))}")
-    module, _, attribute = _named()[name].partition(":")
+    place = _BUILT_IN.get(name) or _others().get(name)
+    if place is None:
+        raise UsageError(f"no format {name!r}", hint=f"one of: {', '.join(sorted(_names()))}")
+    module, _, attribute = place.partition(":")
     made: Format = getattr(import_module(module), attribute)()
     return made
 
 
-@cache
+def _names() -> Iterator[str]:
+    yield from _BUILT_IN
+    yield from _others()
+
+
 def suffixes() -> Mapping[str, str]:
     """File name suffix → format name, for the formats known."""
-    return {format_named(name).suffix: name for name in _named()}
+    return {format_named(name).suffix: name for name in _names()}
 
 
 def format_of(path: str) -> Format | None:
-    """The format that the file's name says, or None where it says none."""
-    name = next((n for suffix, n in suffixes().items() if path.endswith(suffix)), None)
-    return format_named(name) if name else None
+    """The format that the file's name says, a built-in one first, or None where it says none."""
+    if "." not in path.rpartition("/")[2]:
+        return None
+    return next((form for form in map(format_named, _names()) if path.endswith(form.suffix)), None)

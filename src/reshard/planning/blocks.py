@@ -19,9 +19,6 @@ from reshard.layout.box import Box
 from reshard.planning.plan import Move, Piece
 from reshard.planning.tasks import hull_of
 
-_LORA_ITEMSIZE = 8
-"""A sum is computed in fp32, and so is the product that is added: blocks are as much smaller."""
-
 
 @dataclass(frozen=True, slots=True)
 class Access:
@@ -55,7 +52,7 @@ class Blocks:
         wide = self.hull
         for piece in move.sources:
             wide = wide.hull(piece.box)
-        itemsize = max(self.source_itemsize, self.target_itemsize, _LORA_ITEMSIZE if move.lora else 1)
+        itemsize = max(self.source_itemsize, self.target_itemsize)
         self.split, self._rows = _split(wide.shape, itemsize, block_nbytes)
         outer = self.hull.shape[: self.split]
         self._outer = outer

@@ -111,7 +111,7 @@ def _named(path: str) -> Found:
 
 
 def _weights(folder: str, entries: Iterable[Entry]) -> list[_File]:
-    return [_File(folder, e) for e in entries if not e.folder and e.name.endswith(tuple(suffixes()))]
+    return [_File(folder, e) for e in entries if not e.folder and format_of(e.name)]
 
 
 def _format_suffix(path: str) -> None:

@@ -9,16 +9,17 @@ import os
 import stat
 from contextlib import suppress
 from pathlib import Path
-from secrets import token_hex
 
 from reshard.errors import CheckpointError, StorageError
 from reshard.planning.plan import Link
+from reshard.run.machine import filesystem
 from reshard.run.storage import PART, Entry, NewFile, ReadFile, reported
 
 _AT_FDCWD = -100  # linux/fcntl.h
 _RENAME_EXCHANGE = 2  # linux/fs.h
 _FICLONE = 0x40049409  # linux/fs.h
 _IOV_MAX_NBYTES = 1 << 30  # Linux moves at most 2 GiB a call
+_IN_MEMORY = ("tmpfs", "ramfs")  # to take space there is to fill it with zeros, which costs as much as to write it
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
@@ -67,7 +68,7 @@ def read_all(fd: int, path: str, offset: int, buffer: memoryview) -> None:
 
 class DiskNewFile:
     """A local file that lies at ``path.part`` until it is whole. Its space is taken at once, so a full disk shows
-    early. Where another process begins the same file, the first one cannot give it its name any more.
+    early, but in memory. Where another process begins the same file, the first one cannot give it its name any more.
     """
 
     def __init__(self, path: str, nbytes: int) -> None:
@@ -81,7 +82,7 @@ class DiskNewFile:
             self._status = os.fstat(self._fd)
         try:
             with reported(self._part):
-                _allocate(self._fd, nbytes)
+                _allocate(self._fd, self._part, nbytes)
         except BaseException:
             self.abandon()
             raise
@@ -127,8 +128,11 @@ class DiskNewFile:
             os.close(fd)
 
 
-def _allocate(fd: int, nbytes: int) -> None:
+def _allocate(fd: int, path: str, nbytes: int) -> None:
     if not nbytes:
+        return
+    if filesystem(os.path.realpath(path)) in _IN_MEMORY:
+        os.truncate(fd, nbytes)
         return
     try:
         os.posix_fallocate(fd, 0, nbytes)
@@ -229,7 +233,7 @@ class Disk:
 def _written_beside(path: str, content: bytes, *, fsync: bool) -> str:
     """A small new file in the folder of ``path``, under a name that no other process uses."""
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    beside = f"{path}.{token_hex(4)}{PART}"
+    beside = f"{path}.{os.urandom(4).hex()}{PART}"
     try:
         _write_new(beside, content, fsync=fsync)
     except BaseException:

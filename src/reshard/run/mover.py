@@ -157,7 +157,7 @@ class Mover:
         )
         weight = self._gather(block).view(self._source)
         made = self._scratch.take("sum", weight.size * self._target.itemsize).view(self._target).reshape(weight.shape)
-        cast_into(made, add_lora(lora, weight, a, b))
+        add_lora(lora, made, weight, a, b)
         check_finite(self.blocks.move.name, lora, block.box, (weight, a, b), made)
         return made.view(_PLAIN[self._target.itemsize])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -88,8 +88,7 @@ class TaskRun:
         if self._storage.front_to_back:
             self._turns[number] = Turns(file, new, checksum=self._settings.checksum)
             return
-        for offset, piece in file.header:
-            self._write(number, offset, memoryview(piece))
+        self._write(number, file.header)
 
     def jobs(self) -> Iterator[list[Job]]:
         """All the work, in lots of about 64 MiB: a large tensor in several, many small ones in one.
@@ -192,11 +191,15 @@ class TaskRun:
         """Read back what the file holds by now and vouch for it."""
         content = self._task.files[number].nbytes - seal.nbytes
         crc = crc32_of(self._files[number], content, self._settings.block_nbytes)
-        self._write(number, content, memoryview(seal.bytes_for(crc)))
+        self._write(number, [(content, seal.bytes_for(crc))])
 
-    def _write(self, file: int, offset: int, data: memoryview) -> None:
-        self._files[file].write(offset, data)
-        self.record(file, [Run(offset, len(data), xxhash.xxh3_128_hexdigest(data))])
+    def _write(self, file: int, pieces: Iterable[tuple[int, bytes]]) -> None:
+        """What is no tensor's."""
+        runs = []
+        for offset, piece in pieces:
+            self._files[file].write(offset, memoryview(piece))
+            runs.append(Run(offset, len(piece), xxhash.xxh3_128_hexdigest(piece)))
+        self.record(file, runs)
 
     def record(self, file: int, runs: list[Run]) -> None:
         with self._lock:

@@ -1,0 +1,75 @@
+"""The commands of the program, each imported when it is called: all of them only where all are to be listed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib import import_module
+from typing import Annotated
+
+import typer
+
+from reshard.cli.output import say
+
+_COMMANDS = {
+    "convert": "Re-cut a checkpoint: any N ranks to any M, either format.",
+    "merge": "",
+    "split": "",
+    "plan": "What a conversion would read, write and need.",
+    "inspect": "What a checkpoint holds, from its headers.",
+    "explain": "Where a tensor lies, and how each slice is made.",
+    "verify": "Prove that DST is as written, or holds exactly SRC.",
+    "diff": "Compare two checkpoints tensor by tensor.",
+    "fingerprint": "A number of the content, whatever the layout.",
+    "unify": "Merge rank folders into full safetensors parts.",
+    "auto": "The start of a job: its weights in its layout.",
+    "doctor": "Versions, file systems, limits: what may stand in the way.",
+    "lora": "",
+    "strategy": "",
+    "compat": "",
+}
+"""Name → its line in the list of commands; that of its docstring where there is none."""
+
+_MODULES = {"merge": "convert", "split": "convert"}
+
+
+def _version(value: bool) -> None:
+    if value:
+        from reshard import __version__
+
+        say(f"reshard {__version__}")
+        raise typer.Exit
+
+
+def _reshard(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Cut, merge and re-cut the weight files of large models between parallel layouts."""
+
+
+def app_for(words: Iterable[str] = ()) -> typer.Typer:
+    """The program as these words need it: with the command that they call, or with all where they call none."""
+    app = typer.Typer(
+        name="reshard",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        add_completion=True,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback(
+        epilog="Exit codes: 0 done, 1 a difference was found, 2 usage, 3 input is wrong, 4 I/O, 5 a worker failed."
+    )(_reshard)
+    called = next((word for word in words if not word.startswith("-")), "")
+    for name in [called] if called in _COMMANDS else _COMMANDS:
+        _add(app, name)
+    return app
+
+
+def _add(app: typer.Typer, name: str) -> None:
+    module = import_module(f"reshard.cli.{_MODULES.get(name, name)}")
+    if hasattr(module, "app"):
+        app.add_typer(module.app, name=name)
+    else:
+        settings = getattr(module, "SETTINGS", {})
+        app.command(short_help=_COMMANDS[name] or None, **settings)(getattr(module, name))
