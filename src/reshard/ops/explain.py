@@ -205,12 +205,12 @@ def _target(source: Catalog, plan: Plan, numbers: list[int], rank: int | None) -
     layouts: dict[int, Layout] = {}
     devices = plan.layouts[0].sharding.devices
     for file in plan.files:
-        for slot in plan.forms[file.form].slots:
+        for slot, box in plan.slots(file):
             if slot.tensor in numbers:
                 layouts.setdefault(file.rank // devices, plan.layouts[slot.layout])
                 if rank is None or rank == file.rank:
                     place = Place(file.rank, file.path, slot.extents)
-                    made.setdefault((slot.tensor, plan.box(file, slot)), []).append(place)
+                    made.setdefault((slot.tensor, box), []).append(place)
     if rank is not None and not made:
         raise UsageError(f"target rank {rank} does not get {plan.tensors[numbers[0]].name}")
     first = plan.tensors[numbers[0]]

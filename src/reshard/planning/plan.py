@@ -196,9 +196,13 @@ class Plan:
         sizes = [sum(e.nbytes for slot in form.slots for e in slot.extents) for form in self.forms]
         return sum(sizes[f.form] for f in self.files)
 
-    def box(self, file: PlannedFile, slot: Slot) -> Box:
-        """The box of a slot's tensor that a file holds."""
-        return self.layouts[slot.layout].box(file.local_rank)
+    def slots(self, file: PlannedFile) -> Iterator[tuple[Slot, Box]]:
+        """What a file holds, each with its box of the full tensor. Layers repeat: a box is computed once a layout."""
+        boxes: dict[int, Box] = {}
+        for slot in self.forms[file.form].slots:
+            if slot.layout not in boxes:
+                boxes[slot.layout] = self.layouts[slot.layout].box(file.local_rank)
+            yield slot, boxes[slot.layout]
 
     def to_json(self) -> bytes:
         return msgspec.json.encode(self)

@@ -71,13 +71,9 @@ def _twins(plan: Plan, *, link_replicas: bool) -> Iterable[Twins]:
 def _task(plan: Plan, number: int, twins: list[Twins]) -> Task:
     files = [same[0] for same in twins]
     targets: dict[int, list[Piece]] = {}
-    boxes: dict[tuple[int, int], Box] = {}
     for i, file in enumerate(files):
-        for slot in plan.forms[file.form].slots:
-            key = (slot.layout, file.local_rank)
-            if key not in boxes:
-                boxes[key] = plan.box(file, slot)
-            targets.setdefault(slot.tensor, []).append(Piece(i, boxes[key], slot.extents))
+        for slot, box in plan.slots(file):
+            targets.setdefault(slot.tensor, []).append(Piece(i, box, slot.extents))
     used: dict[int, int] = {}
     moves = []
     for tensor, pieces in targets.items():

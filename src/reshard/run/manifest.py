@@ -85,8 +85,8 @@ def manifest_file(plan: Plan, file: PlannedFile, result: FileResult) -> Manifest
     """What is to be known of a file of the plan, now that it is whole."""
     form = plan.forms[file.form]
     shards = {}
-    for slot in form.slots:
-        tensor, box = plan.tensors[slot.tensor], plan.box(file, slot)
+    for slot, box in plan.slots(file):
+        tensor = plan.tensors[slot.tensor]
         shards[tensor.name] = Shard(tensor.spec.dtype, tensor.spec.shape, box.start, box.shape, slot.extents)
     return ManifestFile(file.path, file.rank, result.nbytes, result.runs, shards, form.texts, form.notes)
 

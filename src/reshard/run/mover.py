@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from reshard.dtypes import numpy_dtype
+from reshard.dtypes import ITEMSIZE, numpy_dtype
 from reshard.errors import CheckpointError
 from reshard.index import Extent
 from reshard.layout.box import Box
@@ -120,9 +120,10 @@ class Mover:
         self.blocks = Blocks(move, block_nbytes)
         self._sources = sources
         self._scratch = scratch
-        self._source = numpy_dtype(move.source_dtype)
-        self._target = numpy_dtype(move.target_dtype)
-        self._plain: np.dtype[Any] = _PLAIN[self._source.itemsize]
+        self._plain: np.dtype[Any] = _PLAIN[ITEMSIZE[move.source_dtype]]
+        self._source = self._target = self._plain
+        if move.lora or move.source_dtype != move.target_dtype:
+            self._source, self._target = numpy_dtype(move.source_dtype), numpy_dtype(move.target_dtype)
 
     def run(self, numbers: Iterable[int], sink: Sink) -> None:
         """Give ``sink`` the bytes of these blocks. In rising order they reach each target piece from front to back."""
