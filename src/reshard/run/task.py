@@ -19,9 +19,9 @@ from reshard.run.storage import NewFile, Storage, is_url, join
 from reshard.run.turns import Turns, in_file_order
 from reshard.run.whole_file import crc32_of
 
-_JOB_NBYTES = 64 << 20
+_LOT_NBYTES = 64 << 20
 _CREATORS = 8
-_REMOTE_LOTS = 128  # of a task, at least, where it is as large
+_LOTS = 128  # of a task, at least, where it is as large
 _REMOTE_JOBS = 4  # of a lot: each waits for an answer or more
 _MANY = 1 << 62
 OnBytes = Callable[[int], None]
@@ -91,16 +91,16 @@ class TaskRun:
         self._write(number, file.header)
 
     def jobs(self) -> Iterator[list[Job]]:
-        """All the work, in lots of about 64 MiB: a large tensor in several, many small ones in one.
+        """All the work, in lots of at most 64 MiB: a large tensor in several, many small ones in one. There are enough
+        of them that threads end at about the same time.
 
         Of files that are written front to back a lot is a block, so that many threads read for what is written next.
-        Where reading waits, lots are small enough that many threads wait at once.
+        Where reading waits, lots have few jobs, so that many threads wait at once.
         """
         lot: list[Job] = []
-        lot_nbytes, most_jobs = _JOB_NBYTES, _MANY
-        if any(is_url(source.path) for source in self._task.sources):
-            few = sum(file.nbytes for file in self._task.files) // _REMOTE_LOTS
-            lot_nbytes, most_jobs = min(max(few, self._settings.block_nbytes), _JOB_NBYTES), _REMOTE_JOBS
+        fair = sum(file.nbytes for file in self._task.files) // _LOTS
+        lot_nbytes = min(max(fair, self._settings.block_nbytes), _LOT_NBYTES)
+        most_jobs = _REMOTE_JOBS if any(is_url(source.path) for source in self._task.sources) else _MANY
         if self._storage.front_to_back:
             lot_nbytes = self._settings.block_nbytes
         room = lot_nbytes
