@@ -99,6 +99,17 @@ def test_calls_and_bytes_of_a_cut(
     assert len([n for n in written if n >= MIB]) == writes
 
 
+def test_a_copy_does_not_wait_for_what_only_casts_need(tmp_path: Path) -> None:
+    source = sparse_file(tmp_path / "full.safetensors", {"a": TensorSpec("bfloat16", (64, 64))})
+    code = (
+        "import sys; from reshard.cli.main import main\n"
+        f"try: main(['convert', {str(source)!r}, {str(tmp_path / 'out')!r}, '--quiet'])\n"
+        "except SystemExit as end: sys.exit(end.code or 'ml_dtypes' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert list(tmp_path.glob("out/rank_0/*.safetensors"))
+
+
 def test_a_plan_grows_as_its_tensors_and_not_as_its_copies(tmp_path: Path) -> None:
     sizes = []
     for layers in (10, 40, 160):
