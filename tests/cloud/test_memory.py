@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 import time
@@ -39,3 +40,22 @@ def test_peak_memory(tmp_path: Path, s3: S3, workers: tuple[str, ...], monkeypat
     assert 30 < peak_mib("convert", source, f"{s3.url}/out", *words, *workers) < BOUND_MIB
     back = "--src-strategy", tmp_path / "n"
     assert 30 < peak_mib("merge", f"{s3.url}/out", tmp_path / "full.safetensors", *back, *workers) < BOUND_MIB
+
+
+def test_nothing_is_staged_on_the_disk(tmp_path: Path, s3: S3) -> None:
+    """From a store to a store in a process that may not write a byte to any file."""
+    full = {f"w{i}": array((1024, 2048), seed=i) for i in range(4)}  # 32 MiB, in parts
+    old, new = ([dict.fromkeys(full, Sharding((2,), cut))] for cut in (((0,), ()), ((), (0,))))
+    source = s3.put(write_ranks(tmp_path / "r", full, old, ".ckpt"), "r")
+    words = "--src-strategy", write_strategy(tmp_path / "o", old), "--dst-strategy", write_strategy(tmp_path / "n", new)
+    argv = [PROGRAM, "convert", source, f"{s3.url}/out", *map(str, words), "--verify", "--quiet"]
+
+    def no_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+    subprocess.run(argv, check=True, preexec_fn=no_files)
+    assert s3.uploads() == 0
+    to_disk = subprocess.run(
+        [*argv[:3], str(tmp_path / "out"), *argv[4:]], preexec_fn=no_files, capture_output=True, check=False
+    )
+    assert to_disk.returncode == 4  # the limit works

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from servers import S3, Kind, Request, told
+from servers import S3, Kind, Request, ask, told
 
 from making import array, tree, write_file, write_ranks, write_strategy
 from reshard.layout.tensor import Sharding
@@ -64,6 +64,56 @@ def test_what_passes_is_tried_again(
     s3.proxy.spoil = lambda request: None
     assert {k: s3.get(f"out/{k}") for k in tree(job.out)} == tree(job.out)
     assert s3.uploads() == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "part"),
+    [
+        *(("slow", *what) for what in (("GET", "ranks/rank_1"), ("GET", "list-type"), ("PUT", "partNumber"))),
+        *(
+            ("slow", *what)
+            for what in (("PUT", "begun"), ("PUT", "manifest"), ("DELETE", "done"), ("POST", "uploadId"))
+        ),
+        ("cut", "POST", "uploadId"),
+    ],
+)
+def test_answers_that_do_not_come_are_asked_for_again(
+    job: Job,
+    s3: S3,
+    kind: Kind,
+    method: str,
+    part: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Twice a store is silent, or does what it was asked for and cannot say so."""
+    monkeypatch.setattr("reshard.run.bucket._SILENCE_S", 1)
+    source = s3.put(job.ranks, "ranks")
+    spoilt: list[Request] = []
+
+    def spoil(request: Request) -> Kind | None:
+        if request.method != method or part not in request.path or len(spoilt) == 2:
+            return None
+        spoilt.append(request)
+        return kind
+
+    s3.proxy.spoil, s3.proxy.slow_s = spoil, 3
+    said = told(capsys, *job.words(source, f"{s3.url}/out"))
+    assert said.code == 0, said.err
+    assert len(spoilt) == 2
+    assert {k: s3.get(f"out/{k}") for k in tree(job.out)} == tree(job.out)
+    assert told(capsys, "verify", f"{s3.url}/out").code == 0
+
+
+def test_an_upload_that_somebody_takes_back_is_told(job: Job, s3: S3, capsys: pytest.CaptureFixture[str]) -> None:
+    def spoil(request: Request) -> None:
+        if request.method == "POST" and "uploadId" in request.path:
+            ask(s3.server, "DELETE", request.path)
+
+    s3.proxy.spoil = spoil
+    said = told(capsys, *job.words(job.ranks, f"{s3.url}/out"))
+    assert (said.code, "does not know the upload any more" in said.err) == (4, True), said.err
+    assert not [k for k in s3.keys("out") if k.endswith("manifest.json")]
 
 
 @pytest.mark.parametrize(("method", "part"), [("PUT", "partNumber"), ("POST", "uploadId"), ("GET", "ranks/rank_1")])

@@ -101,6 +101,22 @@ def test_a_replica_too_large_to_be_copied_passes_through(
     assert [r.nbytes > 0 for r in weights] == [True, True]
 
 
+def test_shares_fill_a_target_there(tmp_path: Path, s3: S3, capsys: pytest.CaptureFixture[str]) -> None:
+    """The last one to finish publishes; a share that is done has nothing to do."""
+    work = Work(tmp_path, s3, ".safetensors")
+    command, source, *more = work.jobs()["recut"]
+    assert told(capsys, command, source, tmp_path / "out", *more, "--no-fsync").code == 0
+    missing = []
+    for share in ("2/3", "0/3", "2/3", "1/3"):
+        said = told(capsys, command, source, f"{s3.url}/out", *more, "--share", share)
+        assert said.code == 0, said.err
+        missing.append("of others still to be made" in said.out)
+        assert ("out/.reshard/manifest.json" in s3.keys("out")) != missing[-1]
+    assert missing == [True, True, True, False]
+    assert work.there("out") == tree(tmp_path / "out")
+    assert told(capsys, "verify", f"{s3.url}/out").code == 0
+
+
 def test_one_file_is_a_target(tmp_path: Path, s3: S3, capsys: pytest.CaptureFixture[str]) -> None:
     work = Work(tmp_path, s3, ".safetensors")
     words = ("--src-strategy", work.old)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import socket
+import subprocess
 import sys
 import threading
 import time
@@ -19,8 +22,9 @@ import reshard
 from making import array, tree, write_ranks, write_strategy
 from reshard import Options
 from reshard.cli.main import main
-from reshard.errors import RunError, StorageError, UsageError
+from reshard.errors import CheckpointError, RunError, StorageError, UsageError
 from reshard.layout.tensor import Sharding
+from reshard.ops.convert import bill_of
 from reshard.ops.observer import Observer
 from reshard.ops.options import NodeRanks
 from reshard.run.ray import Call, Cluster, RayExecutor
@@ -36,24 +40,44 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 STORE_NBYTES = 80 << 20
+OWN_DISK = "/proc/self/cwd"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+CLIENT_PORT = free_port()
+PROGRAM = str(Path(sys.executable).with_name("reshard"))
 OLD, NEW = Sharding((2, 2), ((0,), ())), Sharding((4, 2), ((), (0,)), -1)
 
 
+@pytest.fixture(scope="module")
+def disks() -> dict[str, Path]:
+    """By node: the folder that it was started in, which is its own disk for whoever writes to ``OWN_DISK``."""
+    return {}
+
+
 @pytest.fixture(scope="module", autouse=True)
-def nodes() -> Iterator[Any]:
+def nodes(disks: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A head and two nodes of one core each; the driver belongs to the head."""
     os.environ["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
-    made = cluster_utils.Cluster(
-        initialize_head=True,
-        head_node_args={
-            "num_cpus": 1,
-            "object_store_memory": STORE_NBYTES,
-            "include_dashboard": False,
-            "_system_config": {"health_check_period_ms": 1000, "health_check_failure_threshold": 15},
-        },
-    )
-    for _ in range(2):
-        made.add_node(num_cpus=1, object_store_memory=STORE_NBYTES)
+    here = Path.cwd()
+    made = cluster_utils.Cluster()
+    head = {
+        "include_dashboard": False,
+        "ray_client_server_port": CLIENT_PORT,
+        "_system_config": {"health_check_period_ms": 1000, "health_check_failure_threshold": 15},
+    }
+    try:
+        for number, arguments in enumerate((head, {}, {})):
+            disk = tmp_path_factory.mktemp(f"node{number}")
+            os.chdir(disk)
+            disks[made.add_node(num_cpus=1, object_store_memory=STORE_NBYTES, **arguments).node_id] = disk
+    finally:
+        os.chdir(here)
     ray.init(made.address, log_to_driver=False, logging_level="error")
     yield made
     ray.shutdown()
@@ -204,13 +228,53 @@ def test_a_node_killed_midway_changes_nothing(
     reshard.verify(work.out)
 
 
-def test_each_node_writes_its_own_ranks(work: Work, cluster: Cluster) -> None:
-    alive = sorted(set(cluster.nodes().values()))[:3]
-    mapped = tuple(NodeRanks(frozenset(range(8 * i, 8 * i + 8)), node) for i, node in enumerate(alive))
-    done = reshard.convert(work.src, work.out, replace(work.options, nodes_local=mapped, verify=True))
-    assert tree(work.out) == work.wanted
+def test_each_node_writes_its_own_ranks_on_its_own_disk(work: Work, disks: dict[str, Path]) -> None:
+    mapped = tuple(NodeRanks(frozenset(range(8 * i, 8 * i + 8)), node) for i, node in enumerate(disks))
+    done = reshard.convert(work.src, f"{OWN_DISK}/own", replace(work.options, nodes_local=mapped, verify=True))
     assert done.verified_nbytes >= done.written_nbytes == sum(map(len, work.wanted.values()))
-    assert reshard.verify(work.out).ranks == 24
+    for each in mapped:
+        out = disks[each.node] / "own"
+        its = {path: content for path, content in work.wanted.items() if int(path.split("/")[0][5:]) in each.ranks}
+        assert tree(out) == its
+        assert reshard.verify(out).ranks == 8
+    shutil.rmtree(disks[mapped[1].node] / "own" / "rank_8")
+    again = reshard.convert(work.src, f"{OWN_DISK}/own", replace(work.options, nodes_local=mapped))
+    assert again.skipped_files == 23
+    assert (disks[mapped[1].node] / "own" / "rank_8").exists()
+
+
+def test_a_target_that_nodes_do_not_share_is_no_success(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reshard.run.ray._SEEN_S", 0.5)
+    monkeypatch.chdir(work.src.parent)
+    with pytest.raises(RunError, match="a worker wrote it, and it is not seen here") as caught:
+        reshard.convert(work.src, f"{OWN_DISK}/out", work.options)
+    assert "--nodes-local" in caught.value.hint
+    assert not (work.out / ".reshard" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_relative_paths_are_those_of_the_driver(
+    work: Work, cluster: Cluster, own: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(work.src.parent)
+    (node, *_) = cluster.nodes().values()
+    mapped = (NodeRanks(frozenset(range(24)), node),) if own else ()
+    reshard.convert("src", "out", replace(work.options, nodes_local=mapped))
+    assert tree(work.out) == work.wanted
+
+
+def test_a_source_that_a_node_does_not_see_is_told_with_its_node(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(work.src.parent)
+    with pytest.raises(CheckpointError, match="no such file") as caught:
+        reshard.convert(f"{OWN_DISK}/src", work.out, work.options)
+    assert f"on node {socket.gethostname()}: every node must see the source" in caught.value.hint
+
+
+def test_the_bill_counts_the_groups_of_the_cluster(work: Work) -> None:
+    plan = reshard.plan(work.src, work.out, work.options)
+    assert bill_of(plan, work.out, replace(work.options, engine="local")).tasks == 3
+    bill = bill_of(plan, work.out, work.options)
+    assert (bill.tasks, bill.workers) == (6, 2)  # of at most 24 files by 3 cores, twice
 
 
 def test_a_call_of_a_node_runs_there_and_nowhere_else(cluster: Cluster) -> None:
@@ -258,6 +322,26 @@ def _program(*argv: str) -> None:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def test_a_cluster_far_away(work: Work) -> None:
+    """A driver that belongs to no node of it."""
+    words = ("--src-strategy", work.options.src_strategy, "--dst-strategy", work.options.dst_strategy)
+    far = ("--engine", "ray", "--address", f"ray://127.0.0.1:{CLIENT_PORT}")
+    said = subprocess.run(
+        [PROGRAM, "convert", work.src, work.out, *words, *far], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert said.returncode == 0, said.stderr
+    assert tree(work.out) == work.wanted
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}"])
+def test_an_address_where_nobody_listens(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray itself would try for many minutes."""
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", None)
+    with pytest.raises(UsageError, match=r"no Ray cluster at .*127\.0\.0\.1:.*refused"):
+        Cluster(address.format(free_port()))
 
 
 def test_without_ray_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:

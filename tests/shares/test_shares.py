@@ -168,6 +168,38 @@ def test_what_is_no_share(text: str) -> None:
         parse_share(text, {})
 
 
+ARRAY = {"SLURM_ARRAY_TASK_ID": "6", "SLURM_ARRAY_TASK_MIN": "2", "SLURM_ARRAY_TASK_MAX": "8"}
+BATCH = {"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}  # what the script of a batch job sees
+
+
+@pytest.mark.parametrize(
+    ("environment", "share"),
+    [
+        ({"RANK_ID": "1", "MS_WORKER_NUM": "8"}, Share(1, 8)),
+        ({"RANK": "3", "WORLD_SIZE": "4"}, Share(3, 4)),
+        ({"OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_SIZE": "3"}, Share(2, 3)),
+        ({"PMI_RANK": "2", "PMI_SIZE": "3", **BATCH}, Share(2, 3)),
+        ({"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "6"}, Share(5, 6)),
+        (ARRAY, Share(4, 7)),
+        ({**ARRAY, "SLURM_PROCID": "0"}, Share(4, 7)),
+        ({**ARRAY, **BATCH}, Share(4, 7)),
+        ({**ARRAY, "SLURM_ARRAY_TASK_STEP": "2", "SLURM_ARRAY_TASK_COUNT": "4"}, Share(2, 4)),
+        ({**ARRAY, **BATCH, "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3"}, Share(4 * 4 + 3, 7 * 4)),
+        ({**ARRAY, **BATCH, "OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}, Share(4 * 2 + 1, 7 * 2)),
+    ],
+)
+def test_what_launchers_say(environment: dict[str, str], share: Share) -> None:
+    assert parse_share("auto", environment) == share
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"SLURM_ARRAY_TASK_COUNT": "3"}, {"SLURM_ARRAY_TASK_STEP": "3"}, {"SLURM_ARRAY_TASK_ID": "9"}]
+)
+def test_an_array_with_holes_is_refused(wrong: dict[str, str]) -> None:
+    with pytest.raises(UsageError):
+        parse_share("auto", {**ARRAY, **wrong})
+
+
 @pytest.mark.parametrize("contradiction", [{"overwrite": True}, {"ranks": frozenset({0})}])
 def test_what_a_share_cannot_be_combined_with(contradiction: dict[str, object]) -> None:
     with pytest.raises(UsageError, match="contradict each other"):

@@ -59,6 +59,7 @@ _LAUNCHERS = (
     ),
     _Launcher("torchrun", "RANK", ("WORLD_SIZE",), ("LOCAL_WORLD_SIZE",)),
     _Launcher("Open MPI", "OMPI_COMM_WORLD_RANK", ("OMPI_COMM_WORLD_SIZE",), ("OMPI_COMM_WORLD_LOCAL_SIZE",)),
+    _Launcher("MPICH", "PMI_RANK", ("PMI_SIZE",), ("MPI_LOCALNRANKS",)),
     _Launcher("Slurm", "SLURM_PROCID", ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"), ()),
 )
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from reshard.planning.shares import Share
 
 _HINT = "i/n with i from 0 to n - 1, as --share 0/4; or auto, in a process of msrun, torchrun, mpirun or Slurm"
+_STEP = "SLURM_STEP_NUM_TASKS"
+_BATCH = ("SLURM_PROCID", "SLURM_NTASKS")
 
 
 def parse_share(text: str, environment: Mapping[str, str]) -> Share:
@@ -24,7 +26,8 @@ def parse_share(text: str, environment: Mapping[str, str]) -> Share:
     Share(index=1, count=4)
     >>> parse_share("auto", {"SLURM_PROCID": "2", "SLURM_NTASKS": "8"})
     Share(index=2, count=8)
-    >>> parse_share("auto", {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_MAX": "8"})
+    >>> parse_share("auto", {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_MAX": "8",
+    ...                      "SLURM_PROCID": "0"})
     Share(index=4, count=8)
     """
     from reshard.planning.shares import Share
@@ -41,13 +44,29 @@ def _of_launcher(environment: Mapping[str, str]) -> Share:
     from reshard.auto.launch import launch_of
     from reshard.planning.shares import Share
 
+    job, jobs = _place_in_array(environment)
+    if jobs and _STEP not in environment:  # a batch script is called process 0 of tasks that nobody began
+        environment = {name: text for name, text in environment.items() if name not in _BATCH}
     launch = launch_of(environment)
-    if launch.world > 1:
-        return Share(launch.rank, launch.world)
-    first, last, own = (environment.get(f"SLURM_ARRAY_TASK_{what}", "") for what in ("MIN", "MAX", "ID"))
-    if all(map(str.isdigit, (first, last, own))):
-        return Share(int(own) - int(first), int(last) - int(first) + 1)
-    raise UsageError("--share auto: no launcher with several processes started this one", hint=_HINT)
+    if not jobs and launch.world == 1:
+        raise UsageError("--share auto: no launcher with several processes started this one", hint=_HINT)
+    return Share(job * launch.world + launch.rank, max(jobs, 1) * launch.world)
+
+
+def _place_in_array(environment: Mapping[str, str]) -> tuple[int, int]:
+    """Which of how many jobs of a Slurm array this is; of 0 where it is none. Raises UsageError."""
+    said = {what: environment.get(f"SLURM_ARRAY_TASK_{what}", "") for what in ("ID", "MIN", "MAX", "STEP", "COUNT")}
+    if not all(said[what].isdigit() for what in ("ID", "MIN", "MAX")):
+        return 0, 0
+    own, first, last = (int(said[what]) for what in ("ID", "MIN", "MAX"))
+    step = int(said["STEP"] or 1)
+    jobs = (last - first) // step + 1
+    if (own - first) % step or int(said["COUNT"] or jobs) != jobs:
+        raise UsageError(
+            f"--share auto: this array of jobs is not all of {first} to {last}",
+            hint="sbatch --array 0-15 for 16 shares; to run one of them again, name it: --share 3/16",
+        )
+    return (own - first) // step, jobs
 
 
 def read_nodes(path: str) -> tuple[NodeRanks, ...]:

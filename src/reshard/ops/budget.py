@@ -15,7 +15,8 @@ from reshard.run.storage import is_url
 
 _UPLOAD_NBYTES = 512 << 20
 _WORTH_A_REQUEST_NBYTES = 2 << 20
-
+_RAY_THREADS = 2  # of a task; a node has one on each core
+_RAY_REMOTE_THREADS = 8
 
 _CONNECTION_NBYTES = 4 << 20
 """What a request that is being answered takes beside its block, as measured."""
@@ -61,8 +62,10 @@ def workers_for(plan: Plan, dst: str, options: Options) -> int:
     if options.workers:
         return options.workers
     paths = [dst, *(s.path for s in plan.sources[:1])]
-    suited = auto_workers(paths)
-    if any(map(is_url, paths)):  # few large requests rather than many small ones, which cost as long
+    suited, remote = auto_workers(paths), any(map(is_url, paths))
+    if options.engine == "ray" and not options.nodes_local:
+        suited = min(suited, _RAY_REMOTE_THREADS if remote else _RAY_THREADS)
+    if remote:  # few large requests rather than many small ones, which cost as long
         each = BUFFERS_A_WORKER * _WORTH_A_REQUEST_NBYTES + _CONNECTION_NBYTES
         suited = max(2, min(suited, options.spare_nbytes // 2 // each))
     return suited

@@ -12,6 +12,7 @@ from reshard.formats.base import Format
 from reshard.formats.mindspore_ckpt import MindSporeCkpt, stored_crc
 from reshard.formats.registry import format_named, format_of
 from reshard.ops.budget import budget_of, workers_for
+from reshard.ops.engine import most_files
 from reshard.ops.fill import fill, fill_on_nodes
 from reshard.ops.observer import Observer
 from reshard.ops.options import Options
@@ -166,7 +167,7 @@ def bill_of(plan: Plan, dst: str | Path, options: Options) -> Bill:
         workers,
         budget.block_nbytes,
         link_replicas=options.link_replicas,
-        max_files=budget.max_files,
+        max_files=most_files(plan, str(dst), workers, options),
         others_nbytes=budget.others_nbytes,
     )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
+from dataclasses import replace
 
 from reshard.errors import UsageError, listed
 from reshard.ops.budget import budget_of
@@ -10,27 +12,46 @@ from reshard.ops.options import NodeRanks, Options
 from reshard.planning.plan import FileResult, Plan
 from reshard.planning.tasks import tasks
 from reshard.run.local import LocalExecutor
+from reshard.run.storage import is_url
 from reshard.run.stores import storage_of
 from reshard.run.task import OnBytes, Settings
 
-_RAY_THREADS = 2
 _TASKS_A_WORKER = 2
+
+
+def seen_by_all(plan: Plan) -> Plan:
+    """The plan with paths that mean the same in processes that began in other folders."""
+    return replace(plan, sources=tuple(replace(s, path=absolute(s.path)) for s in plan.sources))
+
+
+def absolute(path: str) -> str:
+    return path if is_url(path) else os.path.abspath(path)
+
+
+def most_files(plan: Plan, folder: str, workers: int, options: Options) -> int:
+    """Files of one task at most: what memory allows, and on a cluster so few that every core has its part."""
+    most = budget_of(plan, folder, workers, options).max_files
+    if options.engine == "local" or options.nodes_local:
+        return most
+    from reshard.run.ray import Cluster
+
+    fair = -(-len(plan.files) // max(_TASKS_A_WORKER * Cluster(options.address).workers(), 1))
+    return max(1, min(fair, most))
 
 
 def carried_out(
     plan: Plan, options: Options, settings: Settings, workers: int, on_bytes: OnBytes
 ) -> Iterable[list[FileResult]]:
     """The results of a plan's tasks, as they come."""
-    most = budget_of(plan, settings.folder, workers, options).max_files
+    most = most_files(plan, settings.folder, workers, options)
     if options.engine == "local":
         executor = LocalExecutor(settings, workers, on_bytes, storage_of(settings.folder))
         return executor.run(tasks(plan, link_replicas=options.link_replicas, max_files=most))
     from reshard.run.ray import Cluster, RayExecutor
 
-    cluster = Cluster(options.address)
-    fair = -(-len(plan.files) // max(_TASKS_A_WORKER * cluster.workers(), 1))
-    records = tasks(plan, link_replicas=options.link_replicas, max_files=max(1, min(fair, most)), largest_first=True)
-    return RayExecutor(settings, cluster, options.workers or _RAY_THREADS, on_bytes).run(records)
+    records = tasks(seen_by_all(plan), link_replicas=options.link_replicas, max_files=most, largest_first=True)
+    there = replace(settings, folder=absolute(settings.folder))
+    return RayExecutor(there, Cluster(options.address), workers, on_bytes).run(records)
 
 
 def node_of_each(plan: Plan, mapped: tuple[NodeRanks, ...], nodes: dict[str, str]) -> dict[str, frozenset[int]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from reshard.ops.budget import budget_of, workers_for
-from reshard.ops.engine import carried_out, node_of_each
+from reshard.ops.engine import absolute, carried_out, node_of_each, seen_by_all
 from reshard.ops.observer import Observer
 from reshard.ops.options import Options
 from reshard.ops.verify import verify
@@ -89,6 +89,7 @@ def fill_on_nodes(plan: Plan, place: Place, options: Options, observer: Observer
     from reshard.run.ray import Call, Cluster
 
     cluster = Cluster(options.address)
+    plan, place = seen_by_all(plan), Place.of(absolute(place.path), single=place.single)
     calls = []
     for number, (node, ranks) in enumerate(node_of_each(plan, options.nodes_local, cluster.nodes()).items()):
         part = replace(plan, files=tuple(f for f in plan.files if f.rank in ranks))

@@ -29,7 +29,11 @@ _RETRIES = 8
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 10.0
 _CHUNK_NBYTES = 1 << 20
-_BROKEN_OFF = re.compile(r"body error|decoding response|IncompleteMessage|response body", re.IGNORECASE)
+_BROKEN_OFF = re.compile(
+    r"body error|decoding response|IncompleteMessage|response body"
+    r"| in \S+ - HTTP error: error sending request",  # without "after 8 retries": of what makes or removes something
+    re.IGNORECASE,
+)
 _CODE = re.compile(r"<Code>([^<]*)</Code>")
 _MESSAGE = re.compile(r"<Message>([^<]*)</Message>")
 _REFUSED = re.compile(r"status code: 40[13]")
@@ -111,13 +115,13 @@ class Bucket:
             obstore.put(self._store, key, content, use_multipart=False)
 
     def put_new(self, key: str, content: bytes) -> bool:
-        """False where the key is taken."""
+        """False where the key is taken, be it by an earlier try of ours whose answer was lost."""
         import obstore
         from obstore.exceptions import AlreadyExistsError
 
         with self.told(key):
             try:
-                obstore.put(self._store, key, content, mode="create")
+                _again(lambda: obstore.put(self._store, key, content, mode="create"))
             except AlreadyExistsError:
                 return False
         return True
@@ -126,20 +130,20 @@ class Bucket:
         import obstore
 
         with self.told(key):
-            obstore.copy(self._store, key, twin)
+            _again(lambda: obstore.copy(self._store, key, twin))
 
     def remove(self, key: str) -> None:
         import obstore
 
         with self.told(key), suppress(FileNotFoundError):
-            obstore.delete(self._store, key)
+            _again(lambda: obstore.delete(self._store, key))
 
-    def upload(self, key: str, part_nbytes: int, parts_at_once: int) -> Upload:
+    def upload(self, key: str, nbytes: int, part_nbytes: int, parts_at_once: int) -> Upload:
         import obstore
 
         with self.told(key):
             made = obstore.open_writer(self._store, key, buffer_size=part_nbytes, max_concurrency=parts_at_once)
-        return Upload(self, key, made)
+        return Upload(self, key, nbytes, made)
 
     @contextmanager
     def told(self, key: str) -> Iterator[None]:
@@ -178,9 +182,10 @@ class Bucket:
 class Upload:
     """An object on its way, part by part; nobody sees it before ``finish``."""
 
-    def __init__(self, bucket: Bucket, key: str, writer: WritableFile) -> None:
+    def __init__(self, bucket: Bucket, key: str, nbytes: int, writer: WritableFile) -> None:
         self._bucket = bucket
         self._key = key
+        self._nbytes = nbytes
         self._writer: WritableFile | None = writer
 
     def add(self, part: bytearray) -> None:
@@ -193,7 +198,21 @@ class Upload:
         writer, self._writer = self._writer, None
         assert writer is not None
         with self._bucket.told(self._key):
-            writer.close()
+            try:
+                writer.close()
+            except FileNotFoundError:
+                self._check_completed()
+
+    def _check_completed(self) -> None:
+        """The store knows no such upload: it was completed and the answer was lost, or somebody took it back."""
+        with suppress(CheckpointError):
+            if self._bucket.head(self._key).nbytes == self._nbytes:
+                return
+        raise StorageError(
+            "the store does not know the upload any more",
+            self._bucket.url(self._key),
+            "does a rule of the bucket remove uploads so soon? run again with --resume",
+        )
 
     def abort(self) -> None:
         """Take back the parts; what made us give up is to be told, not that they stay."""

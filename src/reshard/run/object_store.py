@@ -125,7 +125,7 @@ class ObjectStore:
         self._check_writable(path)
         part = part_nbytes(nbytes, buffer_nbytes)
         at_once = max(buffer_nbytes // part - 1, 1)  # one more is being filled
-        upload = self._bucket.upload(address_of(path).key, part, at_once)
+        upload = self._bucket.upload(address_of(path).key, nbytes, part, at_once)
         return ObjectNewFile(upload, path, nbytes, part)
 
     def link(self, path: str, twin: str, *, fsync: bool) -> Link:

@@ -7,6 +7,7 @@ tensors never pass through it. This is the one module that imports it.
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -16,9 +17,10 @@ from itertools import islice
 from typing import Any, Generic, TypeVar
 
 from reshard._version import __version__
-from reshard.errors import ReshardError, RunError, UsageError
+from reshard.errors import CheckpointError, ReshardError, RunError, UsageError
 from reshard.planning.plan import FileResult, Task
 from reshard.run.local import LocalExecutor
+from reshard.run.storage import is_url, join
 from reshard.run.stores import storage_of
 from reshard.run.task import OnBytes, Settings
 
@@ -26,6 +28,9 @@ _HEARD_EVERY_S = 1.0
 _ENDING_S = 30.0
 _PATIENCE_S = 120.0
 _MADE_AGAIN = 3
+_ANSWER_S = 10.0
+_SEEN_S = 90.0  # network file systems remember for a minute that a file was not there
+_LOOK_S = 0.5
 _LOCAL_STORE_NBYTES = 100 << 20
 _NOBODY_WAITS = "stopped: nobody waits for the result any more"
 
@@ -85,6 +90,7 @@ class Cluster:
             self._connect(address)
 
     def _connect(self, address: str) -> None:
+        _check_answers(address)
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
         if address == "local":
@@ -92,10 +98,7 @@ class Cluster:
         try:
             self._ray.init(address, **options)
         except (ConnectionError, OSError, RuntimeError, ValueError) as error:
-            raise UsageError(
-                f"no Ray cluster at {address!r}: {error}",
-                hint="start one with ray start --head, give --address, or --address local for this machine alone",
-            ) from None
+            raise _no_cluster(address, error) from None
 
     def workers(self) -> int:
         """Tasks that run at once: one a core."""
@@ -220,12 +223,21 @@ def _carry_out(version: str, work: Work[A, R], call: Call[A], board: Any) -> tup
         return work(call.argument, teller.on_bytes), teller.nbytes
     except KeyboardInterrupt:
         return _Failed(RunError(_NOBODY_WAITS)), 0
+    except CheckpointError as error:
+        return _Failed(CheckpointError(error.message, error.where, _elsewhere())), 0
     except ReshardError as error:
         return _Failed(error), 0
     except Exception as error:
         return _Failed(RunError(f"{type(error).__name__}: {error}", hint="a bug in reshard")), 0
     finally:
         teller.close()
+
+
+def _elsewhere() -> str:
+    return (
+        f"so on node {socket.gethostname()}: every node must see the source under this path; copies of it must have "
+        "its times (cp -p, rsync -a), and nobody may write it meanwhile"
+    )
 
 
 class _Teller:
@@ -251,8 +263,8 @@ class _Teller:
         import ray
 
         while True:
-            with suppress(ray.exceptions.RayError):
-                self._stopped = ray.get(self._board.tell.remote(self._number, self.nbytes))
+            with suppress(ray.exceptions.RayError):  # the board may be starting again
+                self._stopped = ray.get(self._board.tell.remote(self._number, self.nbytes), timeout=_ANSWER_S)
             if self._ended.wait(_HEARD_EVERY_S):
                 return
 
@@ -278,7 +290,10 @@ def _carry_out_task(chore: _Chore, on_bytes: OnBytes) -> list[FileResult]:
 
 @dataclass(frozen=True, slots=True)
 class RayExecutor:
-    """Tasks anywhere in a cluster whose nodes all see the source and the target. Results come as tasks end."""
+    """Tasks anywhere in a cluster whose nodes all see the source and the target. Results come as tasks end.
+
+    Raises RunError for a file that is written there and not seen here: the nodes do not share the target's disk.
+    """
 
     settings: Settings
     cluster: Cluster
@@ -287,7 +302,42 @@ class RayExecutor:
 
     def run(self, tasks: Iterable[Task]) -> Iterator[list[FileResult]]:
         calls = (Call(i, _Chore(task, self.settings, self.threads)) for i, task in enumerate(tasks))
-        return self.cluster.run(_carry_out_task, calls, self.on_bytes)
+        for results in self.cluster.run(_carry_out_task, calls, self.on_bytes):
+            for result in results:
+                self._check_seen(result)
+            yield results
+
+    def _check_seen(self, result: FileResult) -> None:
+        folder = self.settings.folder
+        path, patient_until_s = join(folder, result.path), time.monotonic() + _SEEN_S
+        while not is_url(folder):
+            there = storage_of(folder).entry(path)
+            if there is not None and there.nbytes == result.nbytes:
+                return
+            if time.monotonic() > patient_until_s:
+                raise RunError(
+                    "a worker wrote it, and it is not seen here",
+                    path,
+                    "DST must lie where all nodes see it; where nodes share no disk: --nodes-local MAP",
+                )
+            time.sleep(_LOOK_S)
+
+
+def _check_answers(address: str) -> None:
+    """Ray would try for many minutes. Raises UsageError where nobody listens at ``host:port``."""
+    host, _, port = address.removeprefix("ray://").partition("/")[0].rpartition(":")
+    if host and port.isdigit():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), _ANSWER_S).close()
+        except (OSError, OverflowError) as error:
+            raise _no_cluster(address, error) from None
+
+
+def _no_cluster(address: str, error: Exception) -> UsageError:
+    return UsageError(
+        f"no Ray cluster at {address!r}: {error}",
+        hint="start one with ray start --head, give --address, or --address local for this machine alone",
+    )
 
 
 def _imported() -> Any:
