@@ -144,7 +144,8 @@ class Filling:
             "the target was begun from other sources, strategies or options"
             + (f"; what differs: {', '.join(changed)}" if changed else ""),
             self._place.path,
-            "give the same command again to resume it, or --overwrite to start anew",
+            "give the same command again to resume it, or --overwrite to start anew"
+            + ("; copies of the sources must have their times (cp -p, rsync -a)" if "sources" in changed else ""),
         )
 
     def _manifest(self) -> Published | None:

@@ -284,8 +284,9 @@ def test_copies_of_the_source_fill_one_target_together(job: Job, tmp_path: Path)
     reshard.convert(copied, job.out, replace(job.options, ranks=frozenset({2, 3})))
     job.assert_whole()
     os.utime(copied, (5, 5))
-    with pytest.raises(UsageError, match="what differs: sources"):
+    with pytest.raises(UsageError, match="what differs: sources") as caught:
         reshard.convert(copied, job.out, replace(job.options, ranks=frozenset({2, 3})))
+    assert "cp -p" in caught.value.hint
 
 
 def test_a_file_system_without_locks_is_no_obstacle(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
