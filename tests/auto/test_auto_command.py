@@ -87,6 +87,14 @@ def test_nothing_to_do_is_handed_over_too(tmp_path: Path, ranks: Ranks) -> None:
     assert handed_over(tmp_path) == {**before, "use_parallel": False}
 
 
+def test_the_command_starts_with_no_signal_ignored(tmp_path: Path, ranks: Ranks) -> None:
+    """Python ignores some, and a program that is started in its place would, too: pipes in a job's script break."""
+    config = write_yaml(tmp_path / "run.yaml", "", auto_trans_ckpt=False)
+    command = ("--", "grep", "SigIgn", "/proc/self/status", "{config}")
+    (ended,) = ranks.run(1, "--config", config, "--quiet", *command, cwd=tmp_path)
+    assert ended.said == "/proc/self/status:SigIgn:\t0000000000000000\n"
+
+
 def test_only_save_strategy(tmp_path: Path, ranks: Ranks) -> None:
     config = write_yaml(tmp_path / "run.yaml", "dp2mp2pp2", only_save_strategy=True)
     command = ("--", "python3", "-c", "open('started', 'w')", "{config}")
