@@ -15,7 +15,7 @@ from jobs import golden, source_of, write_model, write_yaml
 from ranks import Ranks
 
 import reshard.auto
-from making import array, read_file, read_rank, same, tree, write_file
+from making import array, counted, read_file, read_rank, same, tree, write_file
 from reshard.auto import Call, load, prepare
 from reshard.errors import CheckpointError, UsageError
 
@@ -64,6 +64,15 @@ def test_many_to_one_and_the_launchers_rank(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("WORLD_SIZE", "8")
     assert equal(load(settings), read_rank(case.expected, 0))
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+def test_one_full_checkpoint_in_rank_0_is_every_ranks(tmp_path: Path, rank: int) -> None:
+    """As a merge leaves it."""
+    whole = {"w": counted(4, 3)}
+    write_file(tmp_path / "merged/rank_0/checkpoint_0.ckpt", whole)
+    keys = {"load_checkpoint": str(tmp_path / "merged"), "use_parallel": False}
+    assert equal(load(keys, rank=rank, world_size=WORLD), whole)
 
 
 def test_arrays_are_mapped_where_bytes_lie_together(tmp_path: Path) -> None:

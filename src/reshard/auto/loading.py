@@ -59,10 +59,11 @@ def load(
         raise UsageError("load_checkpoint is empty: there are no weights to load", read.where)
     source = job_source(settings)
     strategy = job_strategy(read, settings, Wanted(launch.world, call.dst_strategy, call.mindformers_version))
-    own = source.strategy is None and match(
-        Here(source.found, None, launch.rank, settings.per_node), strategy, wanted_format=""
-    )
-    if own and source.found.distributed:
+    if (
+        strategy.strategy
+        and source.strategy is None
+        and match(Here(source.found, None, launch.rank, settings.per_node), strategy, wanted_format="")
+    ):
         source, strategy = _own_file(source.found, launch.rank), JobStrategy(None)
     return given_as(_arrays(source, strategy, launch.rank if strategy.strategy else 0), arrays_as)
 

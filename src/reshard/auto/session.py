@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
-from reshard.auto.processes import Process, is_dead, this_process
+from reshard.auto.meeting import Meeting
+from reshard.auto.processes import Process, is_alive, is_dead, this_process
 from reshard.auto.records import Failure, Folder, Generation, Word
 from reshard.errors import ReshardError, RunError, UsageError
 
@@ -22,23 +23,9 @@ _BEAT_S = 1.0
 _LOOK_S = 1.0
 _FEW_RANKS = 64  # of more, beats are rarer: each is some requests to a file server
 _BEATS_A_TIMEOUT = 16
+_LINGER_S = 20.0  # how long a leader that gives up stays, to tell those who come late
+_AWAITED_S = 2.0  # how long a rank that cannot begin looks whether others wait for it
 _STALL_S = 600.0  # how long a rank that lives may get nothing done; planning and syncing large files take their time
-
-
-class Meeting(Protocol):
-    """How ranks ask each other, beside the folder, whether it is the same for them."""
-
-    def start(self, word: Word) -> None: ...
-
-    def unshared(self) -> str:
-        """What is wrong; "" as long as nothing is known to be."""
-        ...
-
-    def met(self) -> frozenset[int]:
-        """Ranks that were heard of."""
-        ...
-
-    def stop(self) -> None: ...
 
 
 @dataclass(slots=True)
@@ -101,11 +88,25 @@ class Session:
 
     # --- beginning together
 
+    def awaited(self) -> bool:
+        """Whether others wait in the folder for this rank, which has not joined. Looks for some seconds."""
+        first = self._words()
+        until = time.monotonic() + _AWAITED_S + self._beat_s
+        for _ in self._polls():
+            for rank, word in self._words().items():
+                here = not word.left and (is_alive(word.process) or word != first.get(rank))
+                if here and rank != self.rank:
+                    return True
+            if time.monotonic() > until:
+                break
+        return False
+
     def join(self) -> None:
         """Return when all ranks are here. Raises UsageError where the folder is not shared, RunError for one that is
         not coming or failed.
         """
-        self._old = {r: w.nonce for r in self.members if (w := self._folder.word(r))}
+        words = self._words()
+        self._old = {r: w.nonce for r, w in words.items() if w.left or not is_alive(w.process)}
         self._say()
         self._beating = threading.Thread(target=self._beat, name="reshard beat", daemon=True)
         self._beating.start()
@@ -120,22 +121,44 @@ class Session:
     def _gather(self) -> None:
         """The leader's part: announce who is here, anew when a rank turns out to be another, until all have agreed."""
         until = time.monotonic() + self._timeout_s
+        try:
+            self._gather_until(until)
+        except BaseException as error:
+            patient = isinstance(error, ReshardError) and time.monotonic() < until
+            self._give_up(error, _LINGER_S if patient else 0)
+            raise
+        self._say(generation=self._name)
+        self._folder.forget_all_but(self._name)
+
+    def _gather_until(self, until: float) -> None:
         announced: dict[int, str] = {}
         for _ in self._polls():
-            words = {r: w for r in self.members if (w := self._folder.word(r))}
-            nonces = {r: w.nonce for r, w in words.items()}
-            try:
-                self._check_gathering(words, late=time.monotonic() > until)
-            except ReshardError as error:
-                self._announce(words, Failure.of(self.rank, error))
-                raise
-            if len(words) == len(self.members) and nonces != announced:
-                announced = nonces
+            words = self._words()
+            self._check_gathering(words, late=time.monotonic() > until)
+            if len(words) == len(self.members) and _nonces(words) != announced:
+                announced = _nonces(words)
                 self._announce(words)
             if announced and all(w.generation == self._name for r, w in words.items() if r != self.rank):
-                self._say(generation=self._name)
-                self._folder.forget_all_but(self._name)
                 return
+
+    def _give_up(self, error: BaseException, linger_s: float) -> None:
+        """Tell all why there will be no run, those too who come a little later: to them it would look like silence."""
+        failure, announced = Failure.of(self.rank, error), None
+        until = time.monotonic() + linger_s
+        for _ in self._polls():
+            words = self._words()
+            if words.get(self.rank, self._word).nonce != self._word.nonce:
+                return  # another leader speaks for those who are here
+            if _nonces(words) != announced:
+                announced = _nonces(words)
+                self._announce(words, failure)
+            told = {r for r, w in words.items() if w.nonce != self._old.get(r)}
+            told |= self._meeting.told() if self._meeting else frozenset()
+            if told.issuperset(self.members) or time.monotonic() > until:
+                return
+
+    def _words(self) -> dict[int, Word]:
+        return {r: w for r in self.members if (w := self._folder.word(r))}
 
     def _check_gathering(self, words: dict[int, Word], *, late: bool) -> None:
         self._check_own(words.get(self.rank))
@@ -167,7 +190,7 @@ class Session:
     def _announce(self, words: dict[int, Word], failure: Failure | None = None) -> None:
         self._generation = Generation(
             secrets.token_hex(8),
-            {r: w.nonce for r, w in words.items()},
+            _nonces(words),
             {r: w.process for r, w in words.items()},
             failure,
         )
@@ -208,7 +231,8 @@ class Session:
                 raise UsageError(
                     f"rank {word.rank} on {word.process.host} uses this output_dir too, and it converts by itself",
                     str(self._folder.path.parent),
-                    "leave --per-node out where machines share the disk, or give each its own output_dir",
+                    "leave --per-node out where machines share the disk, or give each its own output_dir; "
+                    f"if that was an earlier job, remove {self._folder.path}",
                 )
 
     def _begun(self) -> bool:
@@ -250,14 +274,18 @@ class Session:
             found = ready()
             if found is not None:
                 return found
-            self.check()
-            self.advance()
+            self.proceed()
         raise AssertionError("polls have no end")
 
     def advance(self) -> None:
         """The work of this rank goes on."""
         with self._lock:
             self._word = replace(self._word, progress=self._word.progress + 1)
+
+    def proceed(self) -> None:
+        """Part of this rank's work is done: show it, and stop if another rank has failed meanwhile."""
+        self.advance()
+        self.check()
 
     def check(self) -> None:
         """Raises RunError with the error of a rank that failed, or naming one that died or is silent."""
@@ -351,6 +379,10 @@ class Session:
             yield
             time.sleep(pause)
             pause = min(pause * 1.3, _SLOWEST_POLL_S)
+
+
+def _nonces(words: dict[int, Word]) -> dict[int, str]:
+    return {rank: word.nonce for rank, word in words.items()}
 
 
 def _ended(rank: int, process: Process) -> RunError:
