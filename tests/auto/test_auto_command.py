@@ -123,6 +123,7 @@ def test_only_save_strategy(tmp_path: Path, ranks: Ranks) -> None:
         ({}, ("--", "no-such-command", "{config}"), 2, "no such command"),
         ({}, ("--",), 2, "no command after --"),
         ({}, ("--peer-timeout", "0"), 2, "--peer-timeout takes seconds above 0"),
+        ({}, ("--hello-port", "65536"), 2, "--hello-port takes a number below 65536"),
         ({"load_checkpoint": "nowhere.ckpt"}, (), 3, "nowhere.ckpt"),
         ({"load_checkpoint": "run.yaml"}, (), 3, "run.yaml"),
         ({"src_strategy": "nowhere"}, (), 3, "nowhere"),

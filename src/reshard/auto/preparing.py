@@ -16,7 +16,7 @@ from reshard.auto.converting import Job, Outcome, convert_together, replaced
 from reshard.auto.handover import handed_over
 from reshard.auto.job_source import job_source, refuse_unknown_cut
 from reshard.auto.job_strategy import JobStrategy, Wanted, job_strategy
-from reshard.auto.launch import Launch, launch_of
+from reshard.auto.launch import PORTS, Launch, launch_of
 from reshard.auto.matching import Here, match
 from reshard.auto.meeting import Hello
 from reshard.auto.mirroring import Mirror
@@ -57,6 +57,10 @@ class Call:
     def __post_init__(self) -> None:
         if not self.peer_timeout_s > 0:
             raise UsageError(f"a peer timeout of {self.peer_timeout_s} s", hint="--peer-timeout takes seconds above 0")
+        if self.hello_port is not None and not 0 <= self.hello_port < PORTS:
+            raise UsageError(
+                f"port {self.hello_port}", hint=f"--hello-port takes a number below {PORTS}; 0: do not ask"
+            )
 
 
 @dataclass(frozen=True, slots=True)

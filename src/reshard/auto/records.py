@@ -37,7 +37,7 @@ class Word:
         generation: the one that the rank has accepted; "" before.
         beat: counts up while the process lives.
         progress: counts up while its work goes on.
-        left: whether the rank has ended well.
+        left: whether the rank has ended, and said how if not well.
     """
 
     rank: int

@@ -147,7 +147,7 @@ class Session:
         until = time.monotonic() + linger_s
         for _ in self._polls():
             words = self._words()
-            if words.get(self.rank, self._word).nonce != self._word.nonce:
+            if not self._is_ours():
                 return  # another leader speaks for those who are here
             if _nonces(words) != announced:
                 announced = _nonces(words)
@@ -351,7 +351,7 @@ class Session:
         try:
             if error and self._generation and error is not self._heard:
                 self._folder.fail(self._name, Failure.of(self.rank, error))
-            elif not error and self._generation:
+            if self._beating and self._is_ours():
                 self._say(left=True)
         except ReshardError:
             if not error:
@@ -362,12 +362,16 @@ class Session:
             self._word = replace(self._word, beat=self._word.beat + 1, **changes)  # type: ignore[arg-type]
             self._folder.say(self._word)
 
+    def _is_ours(self) -> bool:
+        """Whether no other process has taken the place of this rank."""
+        word = self._folder.word(self.rank)
+        return word is None or word.nonce == self._word.nonce
+
     def _beat(self) -> None:
         while not self._over.wait(self._beat_s):
             try:
-                current = self._folder.word(self.rank)
-                if current and current.nonce != self._word.nonce:
-                    return  # the place is taken: to write here would take it back
+                if not self._is_ours():
+                    return  # to write here would take it back
                 self._say()
             except ReshardError:
                 continue  # the disk may come back; others see the silence
