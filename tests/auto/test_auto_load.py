@@ -15,9 +15,10 @@ from jobs import golden, source_of, write_model, write_yaml
 from ranks import Ranks
 
 import reshard.auto
-from making import array, counted, read_file, read_rank, same, tree, write_file
+from making import array, counted, read_file, read_rank, same, tree, write_file, write_strategy
 from reshard.auto import Call, load, prepare
 from reshard.errors import CheckpointError, UsageError
+from reshard.layout.tensor import Sharding
 
 WORLD = 8
 
@@ -85,6 +86,35 @@ def test_arrays_are_mapped_where_bytes_lie_together(tmp_path: Path) -> None:
     one = ours["model.layers.0.attention.wq.weight"]
     one[:] = 0
     assert not same(one, ours["model.layers.0.attention.wq.weight"])  # the caller's own
+
+
+def read_nbytes() -> int:
+    """What this process has asked the system to read so far."""
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
+def test_what_is_read_and_when(tmp_path: Path) -> None:
+    """Headers at once, of what is asked for a rank's own rows, and whole rows where these are cut."""
+    names = {"rows": Sharding((4,), ((0,), ())), "columns": Sharding((4,), ((), (0,)))}
+    model = {name: array((512, 512), seed=seed) for seed, name in enumerate((*names, "unused"))}
+    write_strategy(tmp_path / "strategy", [{**names, "unused": names["rows"]}])
+    nbytes = model["rows"].nbytes
+    slack = 100_000  # a header is read with what follows it
+    for suffix in ("ckpt", "safetensors"):
+        load({"load_checkpoint": str(write_file(tmp_path / f"model.{suffix}", model))})["columns"]
+        keys = {"load_checkpoint": str(tmp_path / f"model.{suffix}")}
+        start = read_nbytes()
+        ours = load(keys, rank=1, world_size=4, call=Call(dst_strategy=str(tmp_path / "strategy")))
+        opened = read_nbytes()
+        mapped = ours["rows"]
+        got_rows = read_nbytes()
+        read = ours["columns"]
+        got_columns = read_nbytes()
+        assert opened - start < slack
+        assert got_rows - opened < slack  # mapped
+        assert nbytes <= got_columns - got_rows < nbytes + slack
+        assert same(np.array(mapped), model["rows"][128:256])
+        assert same(read, np.ascontiguousarray(model["columns"][:, 128:256]))
 
 
 def test_slices_that_match_without_a_strategy_are_this_ranks_own_file(

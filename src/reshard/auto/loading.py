@@ -39,8 +39,8 @@ def load(
     """What this rank of the job holds, by name.
 
     NumPy arrays are made when asked for, anew each time, and belong to the caller: bytes that lie together in one file
-    are mapped and not copied, of others only those that the rank needs are read. MindSpore Parameters and torch tensors
-    are made at once.
+    are mapped and not copied; of a tensor that is cut along an inner dim the rank's rows are read whole. MindSpore
+    Parameters and torch tensors are made at once.
 
     Args:
         config: the job's YAML, or its settings as a mapping. ``auto_trans_ckpt`` need not be set.

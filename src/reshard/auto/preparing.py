@@ -241,6 +241,9 @@ class _Start:
     def _strategy_alone(self) -> Prepared:
         """``only_save_strategy``: rank 0 writes the files of all ranks, nothing is started."""
         settings = self.settings
+        if self.launch.rank:  # to look into the folder while rank 0 replaces it would find it half gone
+            said = "only_save_strategy: rank 0 saves it"
+            return Prepared("", settings.load_checkpoint, "strategy", (said,), settings.warnings)
         wanted = Wanted(self.launch.world, self.call.dst_strategy, self.call.mindformers_version)
         strategy = job_strategy(self.config, settings, wanted)
         folder = Path(settings.output_dir).absolute() / "strategy"
@@ -250,8 +253,7 @@ class _Start:
             said = f"only_save_strategy: it is there already: {strategy.path}"
         else:
             said = f"only_save_strategy: {folder}, {strategy.why}"
-            if self.launch.rank == 0:
-                save_strategy(folder, strategy, settings)
+            save_strategy(folder, strategy, settings)
         return Prepared("", settings.load_checkpoint, "strategy", (said,), (*settings.warnings, *strategy.warnings))
 
 
