@@ -116,6 +116,7 @@ def test_only_save_strategy(tmp_path: Path, ranks: Ranks) -> None:
         ({}, ("--parallel_config.data_parallel", "16"), 2, "= 64, allowed: a product of 8, the world size"),
         ({"src_strategy": "a", "src_strategy_path_or_dir": "b"}, (), 2, "allowed: one of the two"),
         ({"output_dir": "s3://bucket/out"}, (), 2, "allowed: a folder on disk"),
+        ({"output_dir": "./run.yaml/out"}, (), 2, "run.yaml is a file"),
         ({"transform": "later"}, (), 2, "transform: 'later', allowed: write or on_load"),
         ({}, ("--transform_proces_num", "2"), 2, "did you mean --transform_process_num?"),
         ({}, ("--load_checkpoint",), 2, "--load_checkpoint has no value"),

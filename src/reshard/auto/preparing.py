@@ -20,7 +20,7 @@ from reshard.auto.launch import PORTS, Launch, launch_of
 from reshard.auto.matching import Here, match
 from reshard.auto.meeting import Hello
 from reshard.auto.mirroring import Mirror
-from reshard.auto.results import HANDED_OVER, Results, forget, save_strategy, write_if_other
+from reshard.auto.results import HANDED_OVER, Results, forget, refuse_file, save_strategy, write_if_other
 from reshard.auto.session import Session
 from reshard.auto.settings import Settings, read_settings
 from reshard.auto.shares import Part, parts
@@ -125,6 +125,7 @@ class _Start:
 
     def run(self, observer: Observer) -> Prepared:
         settings = self.settings
+        refuse_file(Path(settings.output_dir).absolute())
         if settings.only_save_strategy:
             return self._strategy_alone()
         if not settings.load_checkpoint:
