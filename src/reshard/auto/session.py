@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from reshard.auto.meeting import Meeting
 from reshard.auto.processes import Process, is_alive, is_dead, this_process
-from reshard.auto.records import Failure, Folder, Generation, Word
+from reshard.auto.records import Failure, Folder, Generation, Word, named
 from reshard.errors import ReshardError, RunError, UsageError
 
 T = TypeVar("T")
@@ -161,7 +161,7 @@ class Session:
         return {r: w for r in self.members if (w := self._folder.word(r))}
 
     def _check_gathering(self, words: dict[int, Word], *, late: bool) -> None:
-        self._check_own(words.get(self.rank))
+        self._check_own()
         self._check_shared()
         for rank, word in words.items():
             if word.nonce != self._old.get(rank) and is_dead(word.process):
@@ -182,7 +182,7 @@ class Session:
         heard = self._meeting.met() if self._meeting else frozenset()
         said = "; they did say hello over the network" if heard.issuperset(absent) else ""
         return RunError(
-            f"{_ranks(absent)} of {len(self.members)} did not come in {self._timeout_s:.0f} s{said}",
+            f"{named(absent)} of {len(self.members)} did not come in {self._timeout_s:.0f} s{said}",
             str(self._folder.path.parent),
             "were all ranks started, and is output_dir the same folder for all? --peer-timeout waits longer",
         )
@@ -209,7 +209,7 @@ class Session:
                 self._say(generation=found.name)
             if self._generation and self._begun():
                 return
-            self._check_own(self._folder.word(self.rank))
+            self._check_own()
             self._check_shared()
             leader = self._folder.word(self.leader)
             if leader and last and leader != last:
@@ -240,7 +240,8 @@ class Session:
         leader = self._folder.word(self.leader)
         return leader is not None and leader.generation == self._name
 
-    def _check_own(self, word: Word | None) -> None:
+    def _check_own(self) -> None:
+        word = self._folder.word(self.rank)
         if word and word.nonce != self._word.nonce:
             raise UsageError(
                 f"another process has taken the place of rank {self.rank} ({word.process})",
@@ -300,7 +301,7 @@ class Session:
             self._folder.fail(self._name, Failure.of(rank, error, seen_by=self.rank))
             self._heard = error
             raise error
-        self._check_own(self._folder.word(self.rank))
+        self._check_own()
 
     def _heard_of(self, failure: Failure) -> RunError:
         """What this rank says of another's error. It is not told as an error of this one."""
@@ -393,12 +394,3 @@ def _ended(rank: int, process: Process) -> RunError:
     return RunError(
         f"rank {rank} ({process}) ended without a word", hint="was it killed, perhaps for want of memory? see its log"
     )
-
-
-def _ranks(ranks: list[int]) -> str:
-    """
-    >>> _ranks([3]), _ranks([1, 2, 3, 9])
-    ('rank 3', 'ranks 1, 2, 3, 9')
-    """
-    shown = ", ".join(map(str, ranks[:8])) + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
-    return f"rank {shown}" if len(ranks) == 1 else f"ranks {shown}"
