@@ -36,6 +36,7 @@ class Running:
     ranks: Ranks
 
     def ended(self) -> Ended:
+        """Waits for it, if it runs still."""
         return Ended(self.ranks.told({"wait": self.pid}), self.log.read_text(errors="replace"))
 
 
@@ -108,15 +109,20 @@ def _serve() -> None:
 
     for name in reshard.auto.__all__:
         getattr(reshard.auto, name)
+    codes: dict[int, int] = {}
     for line in sys.stdin:
         request = json.loads(line)
         if "start" in request:
             pid = os.fork()
             if not pid:
                 _child(request["start"])
+            codes.pop(pid, None)  # a number may be given again
             print(pid, flush=True)
         else:
-            print(os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1]), flush=True)
+            pid = request["wait"]
+            if pid not in codes:
+                codes[pid] = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            print(codes[pid], flush=True)
 
 
 if __name__ == "__main__":

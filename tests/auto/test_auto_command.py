@@ -87,6 +87,14 @@ def test_nothing_to_do_is_handed_over_too(tmp_path: Path, ranks: Ranks) -> None:
     assert handed_over(tmp_path) == {**before, "use_parallel": False}
 
 
+def test_the_command_starts_with_no_signal_ignored(tmp_path: Path, ranks: Ranks) -> None:
+    """Python ignores some, and a program that is started in its place would, too: pipes in a job's script break."""
+    config = write_yaml(tmp_path / "run.yaml", "", auto_trans_ckpt=False)
+    command = ("--", "grep", "SigIgn", "/proc/self/status", "{config}")
+    (ended,) = ranks.run(1, "--config", config, "--quiet", *command, cwd=tmp_path)
+    assert ended.said == "/proc/self/status:SigIgn:\t0000000000000000\n"
+
+
 def test_only_save_strategy(tmp_path: Path, ranks: Ranks) -> None:
     config = write_yaml(tmp_path / "run.yaml", "dp2mp2pp2", only_save_strategy=True)
     command = ("--", "python3", "-c", "open('started', 'w')", "{config}")
@@ -108,6 +116,7 @@ def test_only_save_strategy(tmp_path: Path, ranks: Ranks) -> None:
         ({}, ("--parallel_config.data_parallel", "16"), 2, "= 64, allowed: a product of 8, the world size"),
         ({"src_strategy": "a", "src_strategy_path_or_dir": "b"}, (), 2, "allowed: one of the two"),
         ({"output_dir": "s3://bucket/out"}, (), 2, "allowed: a folder on disk"),
+        ({"output_dir": "./run.yaml/out"}, (), 2, "run.yaml is a file"),
         ({"transform": "later"}, (), 2, "transform: 'later', allowed: write or on_load"),
         ({}, ("--transform_proces_num", "2"), 2, "did you mean --transform_process_num?"),
         ({}, ("--load_checkpoint",), 2, "--load_checkpoint has no value"),
@@ -115,6 +124,7 @@ def test_only_save_strategy(tmp_path: Path, ranks: Ranks) -> None:
         ({}, ("--", "no-such-command", "{config}"), 2, "no such command"),
         ({}, ("--",), 2, "no command after --"),
         ({}, ("--peer-timeout", "0"), 2, "--peer-timeout takes seconds above 0"),
+        ({}, ("--hello-port", "65536"), 2, "--hello-port takes a number below 65536"),
         ({"load_checkpoint": "nowhere.ckpt"}, (), 3, "nowhere.ckpt"),
         ({"load_checkpoint": "run.yaml"}, (), 3, "run.yaml"),
         ({"src_strategy": "nowhere"}, (), 3, "nowhere"),

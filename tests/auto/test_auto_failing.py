@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from jobs import golden, handed_over, source_of, write_model, write_yaml
-from ranks import Ended, Ranks
+from ranks import Ended, Ranks, Running
 
 from golden.cases import judge_ranks
 from making import read_rank, same, tree
@@ -81,6 +81,64 @@ def test_an_error_on_one_rank_reaches_all(tmp_path: Path, ranks: Ranks) -> None:
         assert "rank 4 failed (exit code 3): rank 4 sees other source files than rank 0 does" in ended[rank].said
 
 
+def started(tmp_path: Path, rank: Running, number: int, output: str = "output") -> bool:
+    """Whether a rank waits for others."""
+    said = tmp_path / output / f".reshard-auto/rank_{number}.json"
+    return said.exists() and f'"pid":{rank.pid},' in said.read_text()
+
+
+@pytest.mark.parametrize("blind", [0, 5], ids=["the first rank", "another"])
+def test_an_error_of_one_rank_before_it_meets_others_reaches_all(tmp_path: Path, ranks: Ranks, blind: int) -> None:
+    """One machine does not see the weights, all others wait for it."""
+    model = write_model(tmp_path / "llama.ckpt", write_yaml(tmp_path / "any.yaml", "dp2mp4"))
+    config = write_yaml(tmp_path / "run.yaml", "dp2mp4", load_checkpoint=str(model))
+    words = ("--config", config, "--world-size", "8", "--rank")
+    running = {rank: ranks.start(*words, str(rank), cwd=tmp_path) for rank in range(WORLD) if rank != blind}
+    until(lambda: all(started(tmp_path, running[rank], rank) for rank in running))
+    began = time.monotonic()
+    running[blind] = ranks.start(*words, str(blind), "--load_checkpoint", str(tmp_path / "not.ckpt"), cwd=tmp_path)
+    ended = {rank: r.ended() for rank, r in running.items()}
+    assert time.monotonic() - began < 30
+    assert {rank: e.code for rank, e in ended.items()} == {r: 3 if r == blind else 5 for r in range(WORLD)}
+    assert f"{tmp_path}/not.ckpt: no such file" in ended[blind].said
+    for rank in ended.keys() - {blind}:
+        assert f"rank {blind} failed (exit code 3): no such file or folder" in ended[rank].said
+
+
+def test_a_first_rank_killed_while_others_wait_with_it(tmp_path: Path, ranks: Ranks) -> None:
+    """They came after it, and rank 7 is still to come."""
+    model = write_model(tmp_path / "llama.ckpt", write_yaml(tmp_path / "any.yaml", "dp2mp4"))
+    config = write_yaml(tmp_path / "run.yaml", "dp2mp4", load_checkpoint=str(model))
+    words = ("--config", config, "--world-size", "8", "--rank")
+    first = ranks.start(*words, "0", cwd=tmp_path)
+    until(lambda: started(tmp_path, first, 0))
+    others = [ranks.start(*words, str(rank), cwd=tmp_path) for rank in range(1, 7)]
+    until(lambda: all(started(tmp_path, rank, i) for i, rank in enumerate(others, 1)))
+    began = time.monotonic()
+    os.kill(first.pid, signal.SIGKILL)
+    ended = [rank.ended() for rank in others]
+    assert time.monotonic() - began < 30
+    assert first.ended().code == -signal.SIGKILL
+    assert [e.code for e in ended] == [5] * 6
+    assert all(f"rank 0 (process {first.pid} on" in e.said for e in ended)
+
+
+def test_a_rank_that_comes_late_hears_why_there_is_no_run(tmp_path: Path, ranks: Ranks) -> None:
+    model = write_model(tmp_path / "llama.ckpt", write_yaml(tmp_path / "any.yaml", "dp2mp4"))
+    config = write_yaml(tmp_path / "run.yaml", "", load_checkpoint=str(model), parallel_config={"model_parallel": 4})
+    words = ("--config", config, "--world-size", "4", "--rank")
+    early = [
+        ranks.start(*words, "0", cwd=tmp_path),
+        ranks.start(*words, "1", "--transform_process_num", "2", cwd=tmp_path),
+        ranks.start(*words, "2", cwd=tmp_path),
+    ]
+    heard = early[1].ended()
+    late = ranks.start(*words, "3", cwd=tmp_path).ended()
+    assert (heard.code, late.code) == (5, 5)
+    assert [rank.ended().code for rank in (early[0], early[2])] == [2, 5]
+    assert "rank 1 was started with other settings than rank 0" in late.said
+
+
 def test_an_early_rank_does_not_take_the_last_run_for_this_one(tmp_path: Path, ranks: Ranks) -> None:
     case = golden("full_to_dp2mp4", tmp_path / "case")
     config = write_yaml(tmp_path / "run.yaml", "dp2mp4", load_checkpoint=str(source_of(case)))
@@ -123,8 +181,10 @@ def test_the_source_may_not_lie_in_what_is_replaced(tmp_path: Path, ranks: Ranks
     assert tree(tmp_path / "output/transformed_checkpoint") == before
 
 
-def two_nodes(tmp_path: Path, ranks: Ranks, *more: str) -> list[Ended]:
-    """Ranks 0-3 and 4-7 in working folders of their own, so that ``./output`` is two folders."""
+def two_nodes(tmp_path: Path, ranks: Ranks, *more: str, late: int = WORLD) -> list[Ended]:
+    """Ranks 0-3 and 4-7 in working folders of their own, so that ``./output`` is two folders. Ranks from ``late`` on
+    start when the one before has ended.
+    """
     case = golden("full_to_dp2mp4", tmp_path / "case")
     config = write_yaml(tmp_path / "run.yaml", "dp2mp4", load_checkpoint=str(source_of(case)), npu_num_per_node=4)
     master = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "8"}
@@ -132,13 +192,16 @@ def two_nodes(tmp_path: Path, ranks: Ranks, *more: str) -> list[Ended]:
     for rank in range(WORLD):
         node = tmp_path / f"node_{rank // 4}"
         node.mkdir(exist_ok=True)
+        if rank == late:
+            running[rank - 1].ended()
         running.append(ranks.start("--config", config, *more, cwd=node, env={**master, "RANK": str(rank)}))
     return [r.ended() for r in running]
 
 
-def test_two_nodes_without_a_shared_disk_are_refused(tmp_path: Path, ranks: Ranks) -> None:
+@pytest.mark.parametrize("late", [WORLD, 5], ids=["together", "some late"])
+def test_two_nodes_without_a_shared_disk_are_refused(tmp_path: Path, ranks: Ranks, late: int) -> None:
     began = time.monotonic()
-    ended = two_nodes(tmp_path, ranks)
+    ended = two_nodes(tmp_path, ranks, late=late)
     assert time.monotonic() - began < 60  # the hello tells; the timeout of 120 s is not waited for
     assert [e.code for e in ended[4:]] == [2] * 4
     assert ended[0].code == 2
@@ -169,19 +232,19 @@ def test_a_rank_that_does_not_come_is_named(tmp_path: Path, ranks: Ranks) -> Non
     case = golden("full_to_dp2mp4", tmp_path / "case")
     config = write_yaml(tmp_path / "run.yaml", "dp2mp4", load_checkpoint=str(source_of(case)))
     running = [
-        ranks.start("--config", config, "--rank", str(r), "--world-size", "8", "--peer-timeout", "1", cwd=tmp_path)
+        ranks.start("--config", config, "--rank", str(r), "--world-size", "8", "--peer-timeout", "8", cwd=tmp_path)
         for r in range(WORLD) if r not in (2, 5)
     ]  # fmt: skip
     for ended in [r.ended() for r in running]:
         assert ended.code == 5
-        assert "ranks 2, 5 of 8 did not come in 1 s" in ended.said
+        assert "ranks 2, 5 of 8 did not come in 8 s" in ended.said
 
 
 def test_a_rank_that_hangs_is_named(tmp_path: Path, ranks: Ranks) -> None:
     model = write_model(tmp_path / "llama.ckpt", write_yaml(tmp_path / "any.yaml", "dp2mp4"))
     config = write_yaml(tmp_path / "run.yaml", "dp2mp4", load_checkpoint=str(model))
     sizes = ("--parallel_config.data_parallel", "1", "--parallel_config.model_parallel", "2")
-    running = ranks.job(2, "--config", config, *sizes, "--peer-timeout", "3", *SLOW, cwd=tmp_path)
+    running = ranks.job(2, "--config", config, *sizes, "--peer-timeout", "6", *SLOW, cwd=tmp_path)
     until(lambda: [*tmp_path.glob("output/.transformed*/llama/rank_0/*.part")])
     os.kill(running[1].pid, signal.SIGSTOP)
     ended = running[0].ended()

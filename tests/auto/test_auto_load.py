@@ -15,9 +15,10 @@ from jobs import golden, source_of, write_model, write_yaml
 from ranks import Ranks
 
 import reshard.auto
-from making import array, read_file, read_rank, same, tree, write_file
+from making import array, counted, read_file, read_rank, same, tree, write_file, write_strategy
 from reshard.auto import Call, load, prepare
 from reshard.errors import CheckpointError, UsageError
+from reshard.layout.tensor import Sharding
 
 WORLD = 8
 
@@ -66,6 +67,15 @@ def test_many_to_one_and_the_launchers_rank(tmp_path: Path, monkeypatch: pytest.
     assert equal(load(settings), read_rank(case.expected, 0))
 
 
+@pytest.mark.parametrize("rank", [0, 3])
+def test_one_full_checkpoint_in_rank_0_is_every_ranks(tmp_path: Path, rank: int) -> None:
+    """As a merge leaves it."""
+    whole = {"w": counted(4, 3)}
+    write_file(tmp_path / "merged/rank_0/checkpoint_0.ckpt", whole)
+    keys = {"load_checkpoint": str(tmp_path / "merged"), "use_parallel": False}
+    assert equal(load(keys, rank=rank, world_size=WORLD), whole)
+
+
 def test_arrays_are_mapped_where_bytes_lie_together(tmp_path: Path) -> None:
     model = write_model(tmp_path / "llama.safetensors", write_yaml(tmp_path / "any.yaml", "dp2mp4"))
     config = write_yaml(tmp_path / "run.yaml", "dp2mp4", load_checkpoint=str(model))
@@ -76,6 +86,35 @@ def test_arrays_are_mapped_where_bytes_lie_together(tmp_path: Path) -> None:
     one = ours["model.layers.0.attention.wq.weight"]
     one[:] = 0
     assert not same(one, ours["model.layers.0.attention.wq.weight"])  # the caller's own
+
+
+def read_nbytes() -> int:
+    """What this process has asked the system to read so far."""
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
+def test_what_is_read_and_when(tmp_path: Path) -> None:
+    """Headers at once, of what is asked for a rank's own rows, and whole rows where these are cut."""
+    names = {"rows": Sharding((4,), ((0,), ())), "columns": Sharding((4,), ((), (0,)))}
+    model = {name: array((512, 512), seed=seed) for seed, name in enumerate((*names, "unused"))}
+    write_strategy(tmp_path / "strategy", [{**names, "unused": names["rows"]}])
+    nbytes = model["rows"].nbytes
+    slack = 100_000  # a header is read with what follows it
+    for suffix in ("ckpt", "safetensors"):
+        load({"load_checkpoint": str(write_file(tmp_path / f"model.{suffix}", model))})["columns"]
+        keys = {"load_checkpoint": str(tmp_path / f"model.{suffix}")}
+        start = read_nbytes()
+        ours = load(keys, rank=1, world_size=4, call=Call(dst_strategy=str(tmp_path / "strategy")))
+        opened = read_nbytes()
+        mapped = ours["rows"]
+        got_rows = read_nbytes()
+        read = ours["columns"]
+        got_columns = read_nbytes()
+        assert opened - start < slack
+        assert got_rows - opened < slack  # mapped
+        assert nbytes <= got_columns - got_rows < nbytes + slack
+        assert same(np.array(mapped), model["rows"][128:256])
+        assert same(read, np.ascontiguousarray(model["columns"][:, 128:256]))
 
 
 def test_slices_that_match_without_a_strategy_are_this_ranks_own_file(

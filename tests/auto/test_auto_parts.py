@@ -15,9 +15,11 @@ from reshard.auto.config import Config, read_config
 from reshard.auto.handover import handed_over
 from reshard.auto.job_source import job_source
 from reshard.auto.launch import launch_of
+from reshard.auto.mirroring import Mirror
+from reshard.auto.results import Results
 from reshard.auto.settings import Settings, read_settings
 from reshard.auto.shares import parts
-from reshard.errors import CheckpointError
+from reshard.errors import CheckpointError, RunError
 
 
 def config_of(text: str, **changes: Any) -> Config:
@@ -92,9 +94,9 @@ def settings_of(**keys: Any) -> Settings:
 def test_defaults_are_mindformers() -> None:
     made = settings_of()
     assert (made.writers, made.by_rank, made.per_node, made.output_dir) == (1, False, 8, "./output")
-    assert (made.parallel, made.select, made.format, made.resume) == (True, "name", "", False)
+    assert (made.parallel, made.select("ckpt"), made.format, made.resume) == (True, "name", "", False)
     assert settings_of(transform_process_num=2).by_rank  # and so the file last changed
-    assert settings_of(transform_process_num=2).select == "mtime"
+    assert settings_of(transform_process_num=2).select("ckpt") == "mtime"
     clamped = settings_of(transform_process_num=5)
     assert clamped.writers == 2
     assert clamped.warnings
@@ -114,9 +116,36 @@ def test_the_step_to_resume_from(tmp_path: Path, resume: object, chosen: str) ->
     assert [Path(path).name for _, path in source.found.files] == [f"llama_rank_{r}-{chosen}.ckpt" for r in (0, 1)]
 
 
+@pytest.mark.parametrize("keys", [{}, {"load_ckpt_format": "ckpt"}, {"transform_process_num": 2}])
+def test_of_safetensors_the_last_step_is_taken(tmp_path: Path, keys: dict[str, Any]) -> None:
+    """Whatever the YAML says that the job loads: the rule is that of the files that there are."""
+    for rank in (0, 1):
+        for step in ("1_10", "1_9"):  # 1_9 is newer by time
+            write_file(tmp_path / f"ckpt/rank_{rank}/llama_rank_{rank}-{step}.safetensors", {"w": counted(2)})
+    found = job_source(settings_of(load_checkpoint=str(tmp_path / "ckpt"), **keys)).found
+    assert [Path(path).name for _, path in found.files] == [f"llama_rank_{r}-1_10.safetensors" for r in (0, 1)]
+
+
 def test_no_step_that_all_ranks_have(tmp_path: Path) -> None:
     for rank, steps in enumerate([("1_8", "1_9"), ("2_8", "2_9")]):
         for step in steps:
             write_file(tmp_path / f"rank_{rank}/llama_rank_{rank}-{step}.ckpt", {"w": counted(2)})
     with pytest.raises(CheckpointError, match="no step that all ranks have"):
         job_source(settings_of(load_checkpoint=str(tmp_path), resume_training=True))
+
+
+def test_sending_results_away_shows_that_it_goes_on(tmp_path: Path) -> None:
+    """Else a long way would look like a rank that hangs; and it stops when another rank has failed."""
+    results = Results(tmp_path / "out", tmp_path / "out/transformed_checkpoint", "llama")
+    write_file(tmp_path / "out/transformed_checkpoint/llama/rank_3/checkpoint_3.ckpt", {"w": counted(2)})
+    calls: list[int] = []
+    Mirror(results, str(tmp_path / "there"), lambda: calls.append(1)).send_rank(3)
+    assert calls
+    assert (tmp_path / "there/transformed_checkpoint/llama/rank_3/checkpoint_3.ckpt").is_file()
+
+    def failed() -> None:
+        raise RunError("rank 4 failed")
+
+    with pytest.raises(RunError, match="rank 4 failed"):
+        Mirror(results, str(tmp_path / "second"), failed).send_rank(3)
+    assert not [p for p in (tmp_path / "second").rglob("*") if p.is_file()]

@@ -17,8 +17,8 @@ import yaml
 import reshard.auto
 
 
-class Half(ms.nn.Cell):
-    """This rank's part of two layers: rows of the first, columns of the second."""
+class Layers(ms.nn.Cell):
+    """Two layers; or this rank's part of them: rows of the first, columns of the second."""
 
     def __init__(self, hidden: int, inner: int) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Half(ms.nn.Cell):
 
 def computed(parameters: dict[str, Any], x: Any) -> Any:
     inner, hidden = parameters["up.weight"].shape
-    cell = Half(hidden, inner)
+    cell = Layers(hidden, inner)
     missing, unused = ms.load_param_into_net(cell, parameters, strict_load=True)
     assert (missing, unused) == ([], [])
     return cell(x).asnumpy()
@@ -47,7 +47,9 @@ def run(config: str, folder: Path) -> None:
     x = ms.Tensor(np.load(folder / "x.npy"))
     (file,) = Path(settings["load_checkpoint"], f"rank_{rank}").glob("*.ckpt")
     np.save(folder / f"from_files_{rank}.npy", computed(ms.load_checkpoint(str(file)), x))
-    source = {**settings, "load_checkpoint": str(folder / "model.ckpt")}
+    model = str(folder / "model.ckpt")
+    np.save(folder / f"unsplit_{rank}.npy", computed(ms.load_checkpoint(model), x))
+    source = {**settings, "load_checkpoint": model}
     call = reshard.auto.Call(dst_strategy=str(folder / "strategy"))
     loaded = reshard.auto.load(source, arrays_as="mindspore", call=call)
     assert all(isinstance(parameter, ms.Parameter) for parameter in loaded.values())

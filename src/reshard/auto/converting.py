@@ -57,10 +57,9 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What the first rank told the others to do: into which folder below the output, by which plan."""
+    """What the first rank told the others to do: the plan."""
 
     identity: str
-    staged: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +108,7 @@ def _lead(session: Session, job: Job, observer: Observer) -> Outcome:
     forget(job.results.root, "new", kept=staged)
     check_room(Place.of(staged, single=False), 0 if staged.exists() else whole.nbytes)
     strategies = _strategies(job, whole.identity)
-    work = Work(whole.identity, str(staged))
+    work = Work(whole.identity)
     session.tell("work", work)
     done = {session.rank: _write(session, job, work, observer)} if session.rank in job.parts else {}
     for rank in job.parts:
@@ -134,7 +133,7 @@ def _write(session: Session, job: Job, work: Work, observer: Observer) -> Done:
     """Make this rank's part of the target."""
     part = job.parts[session.rank]
     options = replace(_options(job, _strategy_path(session, job)), ranks=part.ranks, share=part.share)
-    target = Path(work.staged, job.results.name)
+    target = job.results.staged(work.identity) / job.results.name
     mine = plan_from(open_source(job.source.source), str(target), options)
     if mine.identity != work.identity:
         raise CheckpointError(
@@ -155,8 +154,7 @@ class _Watched(Observer):
         self.start, self.end = shown.start, shown.end  # type: ignore[method-assign]
 
     def advance(self, nbytes: int) -> None:
-        self._session.advance()
-        self._session.check()
+        self._session.proceed()
         self._shown.advance(nbytes)
 
 

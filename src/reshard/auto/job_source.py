@@ -33,9 +33,14 @@ def job_source(settings: Settings) -> JobSource:
     """Raises InputError for a source that is not there, or a strategy that is not one."""
     path = settings.load_checkpoint
     suffix = _suffix(settings)
-    found = discover(path, settings.select, suffix)
-    strategy = settings.src_strategy or (_beside(settings) if found.distributed else "")
-    source = Source(path, strategy, settings.select, suffix)
+    select = settings.select(settings.format)
+    found = discover(path, select, suffix)
+    form = found.files[0][1].rpartition(".")[2]
+    if select != settings.select(form):
+        select = settings.select(form)
+        found = discover(path, select, suffix)
+    strategy = settings.src_strategy or (_beside(settings, form) if found.distributed else "")
+    source = Source(path, strategy, select, suffix)
     return JobSource(source, found, read_strategy(strategy) if strategy else None)
 
 
@@ -51,9 +56,9 @@ def refuse_unknown_cut(source: JobSource) -> None:
         )
 
 
-def _beside(settings: Settings) -> str:
+def _beside(settings: Settings, form: str) -> str:
     """MindFormers looks for the strategy of safetensors weights in ``strategy`` beside their folder."""
-    if settings.format != "safetensors" or is_url(settings.load_checkpoint):
+    if form != "safetensors" or is_url(settings.load_checkpoint):
         return ""
     beside = Path(settings.load_checkpoint).absolute().parent / "strategy"
     return str(beside) if beside.is_dir() and not is_inside(beside, settings.output_dir) else ""

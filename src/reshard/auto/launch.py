@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from reshard.errors import UsageError
 
-_PORTS = 65536
+PORTS = 65536
 _FIRST_FREE_PORT = 1024
 _BESIDE = 1717  # launchers use the port after theirs too
 
@@ -125,4 +125,4 @@ def _port_beside(port: int) -> int:
     if not port:
         return 0
     beside = port + _BESIDE
-    return beside if beside < _PORTS else beside - _PORTS + _FIRST_FREE_PORT
+    return beside if beside < PORTS else beside - PORTS + _FIRST_FREE_PORT

@@ -39,8 +39,8 @@ def load(
     """What this rank of the job holds, by name.
 
     NumPy arrays are made when asked for, anew each time, and belong to the caller: bytes that lie together in one file
-    are mapped and not copied, of others only those that the rank needs are read. MindSpore Parameters and torch tensors
-    are made at once.
+    are mapped and not copied; of a tensor that is cut along an inner dim the rank's rows are read whole. MindSpore
+    Parameters and torch tensors are made at once.
 
     Args:
         config: the job's YAML, or its settings as a mapping. ``auto_trans_ckpt`` need not be set.
@@ -59,10 +59,11 @@ def load(
         raise UsageError("load_checkpoint is empty: there are no weights to load", read.where)
     source = job_source(settings)
     strategy = job_strategy(read, settings, Wanted(launch.world, call.dst_strategy, call.mindformers_version))
-    own = source.strategy is None and match(
-        Here(source.found, None, launch.rank, settings.per_node), strategy, wanted_format=""
-    )
-    if own and source.found.distributed:
+    if (
+        strategy.strategy
+        and source.strategy is None
+        and match(Here(source.found, None, launch.rank, settings.per_node), strategy, wanted_format="")
+    ):
         source, strategy = _own_file(source.found, launch.rank), JobStrategy(None)
     return given_as(_arrays(source, strategy, launch.rank if strategy.strategy else 0), arrays_as)
 

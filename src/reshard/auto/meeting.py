@@ -13,7 +13,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from reshard.auto.records import Folder, Word
 
@@ -23,6 +23,26 @@ _PAUSE_S = 0.25
 _TRY_S = 0.5
 _ANSWER_S = 30.0
 _MAX_LINE = 4096
+
+
+class Meeting(Protocol):
+    """How ranks ask each other, beside the folder, whether it is the same for them."""
+
+    def start(self, word: Word) -> None: ...
+
+    def unshared(self) -> str:
+        """What is wrong; "" as long as nothing is known to be."""
+        ...
+
+    def met(self) -> frozenset[int]:
+        """Ranks that were heard of."""
+        ...
+
+    def told(self) -> frozenset[int]:
+        """Ranks that know of us whether the folder is shared."""
+        ...
+
+    def stop(self) -> None: ...
 
 
 class Hello:
@@ -35,6 +55,7 @@ class Hello:
         self._over = threading.Event()
         self._wrong = ""
         self._met: set[int] = set()
+        self._told: set[int] = set()
 
     def start(self, word: Word) -> None:
         self._word = word
@@ -46,6 +67,9 @@ class Hello:
 
     def met(self) -> frozenset[int]:
         return frozenset(self._met)
+
+    def told(self) -> frozenset[int]:
+        return frozenset(self._told)
 
     def stop(self) -> None:
         self._over.set()
@@ -74,6 +98,8 @@ class Hello:
             self._send(connection, rank=ours.rank, nonce=ours.nonce, at=self._place())
             other = json.loads(lines.readline(_MAX_LINE))
             rank, nonce, place = int(other["rank"]), str(other["nonce"]), str(other["at"])
+            if nonce == ours.nonce:
+                return False  # a call to a port that nobody listens on may reach itself
             self._met.add(rank)
             seen = self._sees(rank, nonce)
             self._send(connection, sees=seen)
@@ -81,6 +107,7 @@ class Hello:
                 self._wrong = (
                     f"rank {ours.rank} wrote to {self._place()}, rank {rank} to {place}, and neither sees the other"
                 )
+            self._told.add(rank)
             return True
         return False
 
@@ -98,7 +125,7 @@ class Hello:
                 return True
             if self._over.is_set():
                 raise ValueError("nobody asks any more")
-            if time.monotonic() > until:
+            if self._wrong or time.monotonic() > until:
                 return False
             self._folder.look_afresh()
             time.sleep(_PAUSE_S)

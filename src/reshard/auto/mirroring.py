@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +19,11 @@ _BLOCK_NBYTES = 8 << 20
 
 @dataclass(frozen=True, slots=True)
 class Mirror:
-    """What goes where. ``url`` may be a folder on a disk too."""
+    """What goes where. ``url`` may be a folder on a disk too. ``proceed`` is called after each block that was sent."""
 
     results: Results
     url: str
+    proceed: Callable[[], None]
 
     def send_rank(self, rank: int) -> None:
         """The weights of one rank, below ``<url>/transformed_checkpoint/<name>``."""
@@ -50,7 +51,7 @@ class Mirror:
         target = join(self.url, *path.relative_to(self.results.output).parts)
         file = DiskFile(str(path))
         try:
-            copy_file(file, storage_of(target).create(target, file.nbytes), _BLOCK_NBYTES)
+            copy_file(file, storage_of(target).create(target, file.nbytes), _BLOCK_NBYTES, self.proceed)
         finally:
             file.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,17 +14,17 @@ import xxhash
 from reshard.auto.config import SRC_STRATEGY, Config, read_config
 from reshard.auto.converting import Job, Outcome, convert_together, replaced
 from reshard.auto.handover import handed_over
-from reshard.auto.job_source import JobSource, job_source, refuse_unknown_cut
+from reshard.auto.job_source import job_source, refuse_unknown_cut
 from reshard.auto.job_strategy import JobStrategy, Wanted, job_strategy
-from reshard.auto.launch import Launch, launch_of
+from reshard.auto.launch import PORTS, Launch, launch_of
 from reshard.auto.matching import Here, match
 from reshard.auto.meeting import Hello
 from reshard.auto.mirroring import Mirror
-from reshard.auto.results import HANDED_OVER, Results, forget, save_strategy, write_if_other
+from reshard.auto.results import HANDED_OVER, Results, forget, refuse_file, save_strategy, write_if_other
 from reshard.auto.session import Session
 from reshard.auto.settings import Settings, read_settings
 from reshard.auto.shares import Part, parts
-from reshard.errors import UsageError
+from reshard.errors import ReshardError, UsageError
 from reshard.ops.observer import Observer
 from reshard.ops.options import Options
 
@@ -56,6 +57,10 @@ class Call:
     def __post_init__(self) -> None:
         if not self.peer_timeout_s > 0:
             raise UsageError(f"a peer timeout of {self.peer_timeout_s} s", hint="--peer-timeout takes seconds above 0")
+        if self.hello_port is not None and not 0 <= self.hello_port < PORTS:
+            raise UsageError(
+                f"port {self.hello_port}", hint=f"--hello-port takes a number below {PORTS}; 0: do not ask"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,12 +125,23 @@ class _Start:
 
     def run(self, observer: Observer) -> Prepared:
         settings = self.settings
+        refuse_file(Path(settings.output_dir).absolute())
         if settings.only_save_strategy:
             return self._strategy_alone()
         if not settings.load_checkpoint:
             return self._as_it_is("nothing", "load_checkpoint is empty: there are no weights to load")
         if not settings.auto_trans:
             return self._as_it_is("nothing", "auto_trans_ckpt is not True: the weights are loaded as they are")
+        try:
+            planned = self._planned()
+        except ReshardError as error:
+            self._tell_waiting(error)
+            raise
+        return planned if isinstance(planned, Prepared) else self._convert(planned, observer)
+
+    def _planned(self) -> Prepared | Job:
+        """What is seen from this rank alone: nothing is to be done, or what all are to do together."""
+        settings = self.settings
         source = job_source(settings)
         wanted = Wanted(self.launch.world, self.call.dst_strategy, self.call.mindformers_version)
         strategy = job_strategy(self.config, settings, wanted)
@@ -136,24 +152,32 @@ class _Start:
         if settings.on_load:
             said = "transform: on_load: nothing is converted; the script loads with reshard.auto.load"
             return self._as_it_is("on load", said, strategy.warnings)
-        return self._convert(source, strategy, observer)
-
-    def _convert(self, source: JobSource, strategy: JobStrategy, observer: Observer) -> Prepared:
-        settings = self.settings
         refuse_unknown_cut(source)
         form = settings.format or Path(source.found.files[0][1]).suffix.removeprefix(".")
         results = Results.of(settings, form)
         results.refuse_inside(settings, replaced(results, strategy, form))
-        job = Job(settings, source, strategy, results, self._parts(strategy), form, self.call.limits)
-        with self._session(results.output) as session:
+        return Job(settings, source, strategy, results, self._parts(strategy), form, self.call.limits)
+
+    def _tell_waiting(self, error: ReshardError) -> None:
+        """Others may see what this rank does not, and wait for it: they hear why it cannot begin."""
+        session = self._session()
+        if session.awaited():
+            with suppress(ReshardError), session:
+                session.join()
+                raise error
+
+    def _convert(self, job: Job, observer: Observer) -> Prepared:
+        settings, strategy = self.settings, job.strategy
+        places = replaced(job.results, strategy, job.format)
+        with self._session() as session:
             session.join()
             session.refuse_neighbours()
             outcome = convert_together(session, job, observer)
             if settings.remote_save_url:
-                self._mirror(session, results, strategy, form)
+                self._mirror(session, job.results, places)
             path = self._hand_over(outcome.load_checkpoint)
             if session.leads:
-                for place in replaced(results, strategy, form):
+                for place in places:
                     forget(place, "old")
         said = (
             f"{outcome.load_checkpoint}: {_counted(outcome.done.files, 'file')}, {strategy.why}",
@@ -162,15 +186,15 @@ class _Start:
         warnings = (*settings.warnings, *outcome.warnings)
         return Prepared(path, outcome.load_checkpoint, "converted", said, warnings, outcome)
 
-    def _mirror(self, session: Session, results: Results, strategy: JobStrategy, form: str) -> None:
+    def _mirror(self, session: Session, results: Results, places: list[Path]) -> None:
         """Send the results away; the signs of success last, when all ranks have sent theirs."""
-        mirror = Mirror(results, self.settings.remote_save_url)
+        mirror = Mirror(results, self.settings.remote_save_url, session.proceed)
         mirror.send_rank(self.launch.rank)
         session.tell(f"sent_{self.launch.rank}", True)
         if session.leads:
             for rank in session.members:
                 session.wait(lambda rank=rank: session.told(f"sent_{rank}", bool))  # type: ignore[misc]
-            mirror.send_rest([folder for folder in replaced(results, strategy, form) if folder != results.root])
+            mirror.send_rest([folder for folder in places if folder != results.root])
             session.tell("mirrored", True)
         session.wait(lambda: session.told("mirrored", bool))
 
@@ -190,8 +214,8 @@ class _Start:
         by_node = writers * len(members) // self.launch.world if writers else len(members)
         return parts(members, ranks, max(1, by_node), by_bytes=False)
 
-    def _session(self, output: Path) -> Session:
-        folder = output / MEETING
+    def _session(self) -> Session:
+        folder = Path(self.settings.output_dir).absolute() / MEETING
         members = self._members()
         port = self.launch.port if self.call.hello_port is None else self.call.hello_port
         whole = len(members) == self.launch.world > 1
@@ -202,7 +226,9 @@ class _Start:
         """What all ranks must have been told alike. Paths may differ where machines mount disks in other places."""
         paths = ("output_dir", "load_checkpoint", *SRC_STRATEGY)
         content = {key: value for key, value in self.config.content.items() if key not in paths}
-        return xxhash.xxh3_64_hexdigest(repr((self.launch.world, len(self._members()), content)).encode())
+        return xxhash.xxh3_64_hexdigest(
+            repr((self.launch.world, len(self._members()), self.call.mindformers_version, content)).encode()
+        )
 
     def _as_it_is(self, action: Action, said: str, warnings: tuple[str, ...] = ()) -> Prepared:
         load = self.settings.load_checkpoint
@@ -216,6 +242,9 @@ class _Start:
     def _strategy_alone(self) -> Prepared:
         """``only_save_strategy``: rank 0 writes the files of all ranks, nothing is started."""
         settings = self.settings
+        if self.launch.rank:  # to look into the folder while rank 0 replaces it would find it half gone
+            said = "only_save_strategy: rank 0 saves it"
+            return Prepared("", settings.load_checkpoint, "strategy", (said,), settings.warnings)
         wanted = Wanted(self.launch.world, self.call.dst_strategy, self.call.mindformers_version)
         strategy = job_strategy(self.config, settings, wanted)
         folder = Path(settings.output_dir).absolute() / "strategy"
@@ -225,8 +254,7 @@ class _Start:
             said = f"only_save_strategy: it is there already: {strategy.path}"
         else:
             said = f"only_save_strategy: {folder}, {strategy.why}"
-            if self.launch.rank == 0:
-                save_strategy(folder, strategy, settings)
+            save_strategy(folder, strategy, settings)
         return Prepared("", settings.load_checkpoint, "strategy", (said,), (*settings.warnings, *strategy.warnings))
 
 

@@ -35,10 +35,21 @@ def this_process() -> Process:
 
 def is_dead(process: Process) -> bool:
     """Whether a process is known to be over; of another machine, or one that sees other processes, nobody knows."""
-    if not process.space or process.space != _space():
-        return False
+    return _can_be_seen(process) and not _runs(process)
+
+
+def is_alive(process: Process) -> bool:
+    """Whether a process is known to run: not everybody of whom ``is_dead`` knows nothing."""
+    return _can_be_seen(process) and _runs(process)
+
+
+def _can_be_seen(process: Process) -> bool:
+    return bool(process.space) and process.space == _space()
+
+
+def _runs(process: Process) -> bool:
     status = _status(process.pid)
-    return status is None or status[0] in "ZX" or status[1] != process.began
+    return status is not None and status[0] not in "ZX" and status[1] == process.began
 
 
 def _space() -> str:

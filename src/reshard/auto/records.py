@@ -37,7 +37,7 @@ class Word:
         generation: the one that the rank has accepted; "" before.
         beat: counts up while the process lives.
         progress: counts up while its work goes on.
-        left: whether the rank has ended well.
+        left: whether the rank has ended, and said how if not well.
     """
 
     rank: int
@@ -151,3 +151,13 @@ class Folder:
                 return msgspec.json.decode(path.read_bytes(), type=kind)
         except (CheckpointError, StorageError, InputError, msgspec.MsgspecError, UnicodeDecodeError):
             return None
+
+
+def named(ranks: list[int]) -> str:
+    """Ranks in words.
+
+    >>> named([3]), named([1, 2, 3, 9])
+    ('rank 3', 'ranks 1, 2, 3, 9')
+    """
+    shown = ", ".join(map(str, ranks[:8])) + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
+    return f"rank {shown}" if len(ranks) == 1 else f"ranks {shown}"

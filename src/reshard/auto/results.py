@@ -63,6 +63,13 @@ class Results:
                     )
 
 
+def refuse_file(output: Path) -> None:
+    """Raises UsageError where a folder cannot be made, as a file has the name of it or of one above."""
+    nearest = next(place for place in (output, *output.parents) if place.exists())
+    if not nearest.is_dir():
+        raise UsageError(f"output_dir cannot be made: {nearest} is a file", str(output), "set another output_dir")
+
+
 def beside(folder: Path, what: str) -> Path:
     """A hidden place on the disk where a folder is, links followed."""
     real = folder.resolve()

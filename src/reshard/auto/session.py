@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
-from reshard.auto.processes import Process, is_dead, this_process
-from reshard.auto.records import Failure, Folder, Generation, Word
+from reshard.auto.meeting import Meeting
+from reshard.auto.processes import Process, is_alive, is_dead, this_process
+from reshard.auto.records import Failure, Folder, Generation, Word, named
 from reshard.errors import ReshardError, RunError, UsageError
 
 T = TypeVar("T")
@@ -22,23 +23,9 @@ _BEAT_S = 1.0
 _LOOK_S = 1.0
 _FEW_RANKS = 64  # of more, beats are rarer: each is some requests to a file server
 _BEATS_A_TIMEOUT = 16
+_LINGER_S = 20.0  # how long a leader that gives up stays, to tell those who come late
+_AWAITED_S = 2.0  # how long a rank that cannot begin looks whether others wait for it
 _STALL_S = 600.0  # how long a rank that lives may get nothing done; planning and syncing large files take their time
-
-
-class Meeting(Protocol):
-    """How ranks ask each other, beside the folder, whether it is the same for them."""
-
-    def start(self, word: Word) -> None: ...
-
-    def unshared(self) -> str:
-        """What is wrong; "" as long as nothing is known to be."""
-        ...
-
-    def met(self) -> frozenset[int]:
-        """Ranks that were heard of."""
-        ...
-
-    def stop(self) -> None: ...
 
 
 @dataclass(slots=True)
@@ -101,11 +88,25 @@ class Session:
 
     # --- beginning together
 
+    def awaited(self) -> bool:
+        """Whether others wait in the folder for this rank, which has not joined. Looks for some seconds."""
+        first = self._words()
+        until = time.monotonic() + _AWAITED_S + self._beat_s
+        for _ in self._polls():
+            for rank, word in self._words().items():
+                here = not word.left and (is_alive(word.process) or word != first.get(rank))
+                if here and rank != self.rank:
+                    return True
+            if time.monotonic() > until:
+                break
+        return False
+
     def join(self) -> None:
         """Return when all ranks are here. Raises UsageError where the folder is not shared, RunError for one that is
         not coming or failed.
         """
-        self._old = {r: w.nonce for r in self.members if (w := self._folder.word(r))}
+        words = self._words()
+        self._old = {r: w.nonce for r, w in words.items() if w.left or not is_alive(w.process)}
         self._say()
         self._beating = threading.Thread(target=self._beat, name="reshard beat", daemon=True)
         self._beating.start()
@@ -120,25 +121,47 @@ class Session:
     def _gather(self) -> None:
         """The leader's part: announce who is here, anew when a rank turns out to be another, until all have agreed."""
         until = time.monotonic() + self._timeout_s
+        try:
+            self._gather_until(until)
+        except BaseException as error:
+            patient = isinstance(error, ReshardError) and time.monotonic() < until
+            self._give_up(error, _LINGER_S if patient else 0)
+            raise
+        self._say(generation=self._name)
+        self._folder.forget_all_but(self._name)
+
+    def _gather_until(self, until: float) -> None:
         announced: dict[int, str] = {}
         for _ in self._polls():
-            words = {r: w for r in self.members if (w := self._folder.word(r))}
-            nonces = {r: w.nonce for r, w in words.items()}
-            try:
-                self._check_gathering(words, late=time.monotonic() > until)
-            except ReshardError as error:
-                self._announce(words, Failure.of(self.rank, error))
-                raise
-            if len(words) == len(self.members) and nonces != announced:
-                announced = nonces
+            words = self._words()
+            self._check_gathering(words, late=time.monotonic() > until)
+            if len(words) == len(self.members) and _nonces(words) != announced:
+                announced = _nonces(words)
                 self._announce(words)
             if announced and all(w.generation == self._name for r, w in words.items() if r != self.rank):
-                self._say(generation=self._name)
-                self._folder.forget_all_but(self._name)
                 return
 
+    def _give_up(self, error: BaseException, linger_s: float) -> None:
+        """Tell all why there will be no run, those too who come a little later: to them it would look like silence."""
+        failure, announced = Failure.of(self.rank, error), None
+        until = time.monotonic() + linger_s
+        for _ in self._polls():
+            words = self._words()
+            if not self._is_ours():
+                return  # another leader speaks for those who are here
+            if _nonces(words) != announced:
+                announced = _nonces(words)
+                self._announce(words, failure)
+            told = {r for r, w in words.items() if w.nonce != self._old.get(r)}
+            told |= self._meeting.told() if self._meeting else frozenset()
+            if told.issuperset(self.members) or time.monotonic() > until:
+                return
+
+    def _words(self) -> dict[int, Word]:
+        return {r: w for r in self.members if (w := self._folder.word(r))}
+
     def _check_gathering(self, words: dict[int, Word], *, late: bool) -> None:
-        self._check_own(words.get(self.rank))
+        self._check_own()
         self._check_shared()
         for rank, word in words.items():
             if word.nonce != self._old.get(rank) and is_dead(word.process):
@@ -159,7 +182,7 @@ class Session:
         heard = self._meeting.met() if self._meeting else frozenset()
         said = "; they did say hello over the network" if heard.issuperset(absent) else ""
         return RunError(
-            f"{_ranks(absent)} of {len(self.members)} did not come in {self._timeout_s:.0f} s{said}",
+            f"{named(absent)} of {len(self.members)} did not come in {self._timeout_s:.0f} s{said}",
             str(self._folder.path.parent),
             "were all ranks started, and is output_dir the same folder for all? --peer-timeout waits longer",
         )
@@ -167,7 +190,7 @@ class Session:
     def _announce(self, words: dict[int, Word], failure: Failure | None = None) -> None:
         self._generation = Generation(
             secrets.token_hex(8),
-            {r: w.nonce for r, w in words.items()},
+            _nonces(words),
             {r: w.process for r, w in words.items()},
             failure,
         )
@@ -186,7 +209,7 @@ class Session:
                 self._say(generation=found.name)
             if self._generation and self._begun():
                 return
-            self._check_own(self._folder.word(self.rank))
+            self._check_own()
             self._check_shared()
             leader = self._folder.word(self.leader)
             if leader and last and leader != last:
@@ -208,7 +231,8 @@ class Session:
                 raise UsageError(
                     f"rank {word.rank} on {word.process.host} uses this output_dir too, and it converts by itself",
                     str(self._folder.path.parent),
-                    "leave --per-node out where machines share the disk, or give each its own output_dir",
+                    "leave --per-node out where machines share the disk, or give each its own output_dir; "
+                    f"if that was an earlier job, remove {self._folder.path}",
                 )
 
     def _begun(self) -> bool:
@@ -216,7 +240,8 @@ class Session:
         leader = self._folder.word(self.leader)
         return leader is not None and leader.generation == self._name
 
-    def _check_own(self, word: Word | None) -> None:
+    def _check_own(self) -> None:
+        word = self._folder.word(self.rank)
         if word and word.nonce != self._word.nonce:
             raise UsageError(
                 f"another process has taken the place of rank {self.rank} ({word.process})",
@@ -250,14 +275,18 @@ class Session:
             found = ready()
             if found is not None:
                 return found
-            self.check()
-            self.advance()
+            self.proceed()
         raise AssertionError("polls have no end")
 
     def advance(self) -> None:
         """The work of this rank goes on."""
         with self._lock:
             self._word = replace(self._word, progress=self._word.progress + 1)
+
+    def proceed(self) -> None:
+        """Part of this rank's work is done: show it, and stop if another rank has failed meanwhile."""
+        self.advance()
+        self.check()
 
     def check(self) -> None:
         """Raises RunError with the error of a rank that failed, or naming one that died or is silent."""
@@ -272,7 +301,7 @@ class Session:
             self._folder.fail(self._name, Failure.of(rank, error, seen_by=self.rank))
             self._heard = error
             raise error
-        self._check_own(self._folder.word(self.rank))
+        self._check_own()
 
     def _heard_of(self, failure: Failure) -> RunError:
         """What this rank says of another's error. It is not told as an error of this one."""
@@ -323,7 +352,7 @@ class Session:
         try:
             if error and self._generation and error is not self._heard:
                 self._folder.fail(self._name, Failure.of(self.rank, error))
-            elif not error and self._generation:
+            if self._beating and self._is_ours():
                 self._say(left=True)
         except ReshardError:
             if not error:
@@ -334,12 +363,16 @@ class Session:
             self._word = replace(self._word, beat=self._word.beat + 1, **changes)  # type: ignore[arg-type]
             self._folder.say(self._word)
 
+    def _is_ours(self) -> bool:
+        """Whether no other process has taken the place of this rank."""
+        word = self._folder.word(self.rank)
+        return word is None or word.nonce == self._word.nonce
+
     def _beat(self) -> None:
         while not self._over.wait(self._beat_s):
             try:
-                current = self._folder.word(self.rank)
-                if current and current.nonce != self._word.nonce:
-                    return  # the place is taken: to write here would take it back
+                if not self._is_ours():
+                    return  # to write here would take it back
                 self._say()
             except ReshardError:
                 continue  # the disk may come back; others see the silence
@@ -353,16 +386,11 @@ class Session:
             pause = min(pause * 1.3, _SLOWEST_POLL_S)
 
 
+def _nonces(words: dict[int, Word]) -> dict[int, str]:
+    return {rank: word.nonce for rank, word in words.items()}
+
+
 def _ended(rank: int, process: Process) -> RunError:
     return RunError(
         f"rank {rank} ({process}) ended without a word", hint="was it killed, perhaps for want of memory? see its log"
     )
-
-
-def _ranks(ranks: list[int]) -> str:
-    """
-    >>> _ranks([3]), _ranks([1, 2, 3, 9])
-    ('rank 3', 'ranks 1, 2, 3, 9')
-    """
-    shown = ", ".join(map(str, ranks[:8])) + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
-    return f"rank {shown}" if len(ranks) == 1 else f"ranks {shown}"

@@ -31,7 +31,6 @@ class Settings:
         resume: False, True, or the name of a file to resume from.
         alone: each machine converts its own ranks, for machines share no disk.
         on_load: the training script loads by itself, nothing is written.
-        target_world: ranks that the YAML's parallel_config makes; 0 where it does not say.
     """
 
     load_checkpoint: str
@@ -49,13 +48,11 @@ class Settings:
     alone: bool
     on_load: bool
     remote_save_url: str
-    target_world: int
     warnings: tuple[str, ...] = ()
 
-    @property
-    def select(self) -> Select:
-        """MindFormers' rule for several files in a ``rank_x``."""
-        if self.format == "safetensors":
+    def select(self, form: str) -> Select:
+        """MindFormers' rule for several files of a format in a ``rank_x``."""
+        if form == "safetensors":
             return "natural"
         return "mtime" if self.by_rank else "name"
 
@@ -91,6 +88,8 @@ def read_settings(config: Config, launch: Launch, environment: Mapping[str, str]
     parallel = keys.flag("use_parallel", default=launch.world > 1)
     world = launch.world
     writers = _writers(keys, world)
+    if parallel:
+        _check_sizes(keys, config.content, world)
     settings = Settings(
         load_checkpoint=keys.text("load_checkpoint").rstrip("/") or keys.text("load_checkpoint"),
         src_strategy=_src_strategy(keys),
@@ -107,7 +106,6 @@ def read_settings(config: Config, launch: Launch, environment: Mapping[str, str]
         alone=in_modelarts(environment),
         on_load=keys.get("transform", "write", lambda v: v in ("write", "on_load"), "write or on_load") == "on_load",
         remote_save_url=keys.text("remote_save_url", environment.get("REMOTE_SAVE_URL", "")),
-        target_world=_target_world(keys, config.content, world) if parallel else 1,
         warnings=tuple(keys.warnings),
     )
     if keys.found:
@@ -162,14 +160,14 @@ def _output_dir(keys: _Faults, environment: Mapping[str, str]) -> str:
     return output
 
 
-def _target_world(keys: _Faults, content: Mapping[str, Any], world: int) -> int:
-    """What the axes multiply to; it must be the world. 0 where the YAML has no parallel_config."""
+def _check_sizes(keys: _Faults, content: Mapping[str, Any], world: int) -> None:
+    """What the axes multiply to must be the world."""
     axes = content.get("parallel_config")
     if axes is None:
-        return 0
+        return
     if not isinstance(axes, Mapping):
         keys.found.append(f"parallel_config: {axes!r}, allowed: a map")
-        return 0
+        return
     sizes = [1 if (size := axes.get(axis)) is None else size for axis in _AXES]
     faulty = [
         f"parallel_config.{axis}: {size!r}, allowed: a number from 1"
@@ -177,9 +175,6 @@ def _target_world(keys: _Faults, content: Mapping[str, Any], world: int) -> int:
         if type(size) is not int or size < 1
     ]
     keys.found += faulty
-    if faulty:
-        return 0
-    if prod(sizes) != world:
+    if not faulty and prod(sizes) != world:
         shown = " × ".join(f"{axis} {size}" for axis, size in zip(_AXES, sizes, strict=True))
         keys.found.append(f"parallel_config: {shown} = {prod(sizes)}, allowed: a product of {world}, the world size")
-    return prod(sizes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -142,6 +143,8 @@ def _become(command: list[str]) -> None:
     """The job takes this process's place: signals reach it, and its exit code is the process's."""
     sys.stdout.flush()
     sys.stderr.flush()
+    for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # by Python; what is ignored stays so in the job
+        signal.signal(ignored, signal.SIG_DFL)
     try:
         os.execvpe(command[0], command, original())
     except OSError as error:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 
 from reshard.run.storage import NewFile, ReadFile
 
 
-def copy_file(source: ReadFile, new: NewFile, block_nbytes: int) -> None:
-    """Write and name the copy; on an error nothing is left of it."""
+def copy_file(source: ReadFile, new: NewFile, block_nbytes: int, proceed: Callable[[], object] = lambda: None) -> None:
+    """Write and name the copy; on an error, also one of ``proceed`` after a block, nothing is left of it."""
     try:
         for start in range(0, source.nbytes, block_nbytes):
             nbytes = min(block_nbytes, source.nbytes - start)
             new.write(start, memoryview(source.read(start, nbytes)))
+            proceed()
         new.commit(fsync=False)
     except BaseException:
         new.abandon()
