@@ -274,6 +274,48 @@ def test_two_conversions_into_one_target(work: Work, run: Run) -> None:
     work.assert_whole()
 
 
+@pytest.mark.parametrize("old", [(), ("rank_0",), ("rank_0", ".reshard")], ids=["nothing", "theirs", "ours"])
+def test_an_overwrite_meanwhile(work: Work, run: Run, old: tuple[str, ...]) -> None:
+    """Neither of what another fills just now nor of what another replaces just now."""
+    first = ("--overwrite",) * bool(old)
+    for name in old:
+        (work.out / name).mkdir(parents=True)
+    forks = Forks()
+    try:
+        forks.start(*work.command("--max-rate", "1KiB/s", "--quiet", *first))
+        while not list(work.folder.glob("*out*/.reshard/begun.json")):
+            time.sleep(0.005)
+        before = tree(work.out)
+        code, error = run(*work.command("--overwrite", "--dtype", "float16"))
+        assert code == USAGE
+        assert "another conversion is writing here" in one_error(error)
+        assert tree(work.out).keys() >= before.keys()
+        assert forks.wait() == (0, "")
+    finally:
+        forks.close()
+    work.assert_whole()
+    assert sorted(p.name for p in work.folder.iterdir()) == ["new", "old", "out", "src"]
+
+
+def test_a_refused_or_failed_overwrite_leaves_what_was_there(work: Work, run: Run) -> None:
+    work.out.mkdir()
+    (work.out / "mine.txt").write_text("mine")
+    with pytest.MonkeyPatch.context() as patch:
+        Failing(patch, "pwrite", 3)
+        assert run(*work.command("--overwrite"))[0] == STORAGE
+    assert [p.name for p in work.out.iterdir()] == ["mine.txt"]
+    assert sorted(p.name for p in work.folder.iterdir()) == ["new", "old", "out", "src"]
+
+
+def test_the_next_overwrite_removes_what_a_killed_one_left(work: Work, run: Run) -> None:
+    for name in ("out", ".out.reshard-new-0a1b2c3d", ".out.reshard-old-0a1b2c3d", ".output.reshard-new-x"):
+        (work.folder / name).mkdir()
+        (work.folder / name / "f").write_text("x")
+    assert run(*work.command("--overwrite")) == (0, "")
+    work.assert_whole()
+    assert sorted(p.name for p in work.folder.iterdir()) == [".output.reshard-new-x", "new", "old", "out", "src"]
+
+
 def test_an_interruption_between_naming_a_file_and_noting_it(
     work: Work, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -374,6 +416,20 @@ def test_a_prefix_that_leaves_its_folder(work: Work, run: Run, prefix: str) -> N
     assert code == USAGE
     assert "would leave its folder" in one_error(said)
     assert not work.out.exists()
+
+
+@pytest.mark.parametrize(
+    ("prefix", "code", "says"),
+    [("..", 0, ""), ("", 0, ""), ("x" * 250, STORAGE, "File name too long"), ("a\udce4", USAGE, "is not Unicode")],
+)
+def test_prefixes_that_are_odd(work: Work, run: Run, prefix: str, code: int, says: str) -> None:
+    found, said = run(*work.command("--prefix", prefix))
+    assert found == code
+    if code:
+        assert says in one_error(said)
+        assert not work.out.exists()
+    else:
+        work.assert_whole()
 
 
 @pytest.mark.parametrize("when", [0, 1, 4_000_000_000, 10_000_000_000])
