@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from reshard.dtypes import FLOATING, ITEMSIZE, numpy_dtype
+from reshard.dtypes import FLOATING, ITEMSIZE
 from reshard.errors import DifferenceError, UsageError, listed
 from reshard.layout.box import Box
 from reshard.ops.observer import Observer
@@ -19,6 +19,7 @@ from reshard.planning.names import NameRules, is_state
 from reshard.planning.plan import Move, Piece, SourceFile
 from reshard.run.machine import auto_workers
 from reshard.run.mover import Mover, Scratch, Sources
+from reshard.run.replicas import shown_values
 from reshard.run.source import Source, agreements, open_source
 from reshard.run.storage import is_url
 
@@ -234,8 +235,5 @@ def _difference(move: Move, access: Access, mine: _Bytes, other: _Bytes, b: Cata
     itemsize = ITEMSIZE[move.target_dtype]
     at = int(np.flatnonzero(mine != other)[0]) // itemsize
     index = tuple(int(i) + s for i, s in zip(np.unravel_index(at, access.box.shape), access.box.start, strict=True))
-    shown = [v.view(numpy_dtype(move.target_dtype))[at] for v in (mine, other)]
-    texts = [str(v) for v in shown]
-    if texts[0] == texts[1]:  # NaNs that differ in payload, zeros in sign
-        texts = ["0x" + v[at * itemsize : (at + 1) * itemsize][::-1].tobytes().hex() for v in (mine, other)]
+    texts = shown_values(move.target_dtype, [v[at * itemsize : (at + 1) * itemsize].tobytes() for v in (mine, other)])
     return Difference(move.name, "value", texts[0], texts[1], index, b.files[access.file].path)
