@@ -38,8 +38,12 @@ class Source:
 
 
 @uncollected()
-def open_source(source: Source) -> Catalog:
-    """Read headers and strategy. Raises InputError with what is missing or contradictory."""
+def open_source(source: Source, *, trust_manifest: bool = True) -> Catalog:
+    """Read headers and strategy. Raises InputError with what is missing or contradictory.
+
+    Args:
+        trust_manifest: in object storage, take a manifest's word for headers.
+    """
     found = discover(source.path, source.select, source.suffix)
     strategy = read_strategy(source.strategy) if source.strategy else None
     if strategy is not None and not found.distributed and strategy.world > 1:
@@ -49,7 +53,7 @@ def open_source(source: Source) -> Catalog:
             hint="leave --src-strategy out, or give the folder that holds rank_0, rank_1, …",
         )
     _check_lone_ranks(found, has_strategy=strategy is not None)
-    files = index_files(found)
+    files = index_files(found, trust_manifest=trust_manifest)
     made = catalog(files, strategy)
     return replace(made, warnings=(*found.warnings, *made.warnings))
 
@@ -65,9 +69,9 @@ def _check_lone_ranks(found: Found, *, has_strategy: bool) -> None:
     )
 
 
-def index_files(found: Found) -> list[IndexedFile]:
+def index_files(found: Found, *, trust_manifest: bool = True) -> list[IndexedFile]:
     """The headers of all files, read by several threads. Raises FormatError naming the file."""
-    told = told_by_manifest(found)
+    told = told_by_manifest(found) if trust_manifest else {}
     with ThreadPoolExecutor(_REMOTE_THREADS if is_url(found.path) else _THREADS) as pool:
         return list(pool.map(lambda ranked: _index(ranked[0], ranked[1], found.path, told), found.files))
 
