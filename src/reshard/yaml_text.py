@@ -8,6 +8,8 @@ from reshard.errors import InputError
 
 _MAX_DEPTH = 64
 """Of lists and maps in brackets: the time that PyYAML takes for them grows with the square of their depth."""
+_MAX_VALUES = 1_000_000
+"""With those that aliases stand for: some lines of aliases to aliases stand for more than any memory holds."""
 
 
 def read_yaml(text: str) -> Any:
@@ -24,9 +26,24 @@ def read_yaml(text: str) -> Any:
                 raise yaml.YAMLError(f"more than {_MAX_DEPTH} brackets within one another")
             super().fetch_flow_collection_start(token)
 
+        def construct_document(self, node: Any) -> Any:
+            if _values(node, {}) > _MAX_VALUES:
+                raise yaml.YAMLError(f"more than {_MAX_VALUES:,} values, or one within itself")
+            return super().construct_document(node)
+
     try:
         return yaml.load(text, Loader)
     except (yaml.YAMLError, RecursionError) as error:
         raise InputError(f"not YAML: {error}") from None
     except (ValueError, AttributeError, TypeError, OverflowError) as error:  # values that PyYAML does not expect
         raise InputError(f"not YAML: a value cannot be read: {error}") from None
+
+
+def _values(node: Any, known: dict[int, int]) -> int:
+    """How many values a node stands for, each alias counted as what it leads to."""
+    if id(node) not in known:
+        known[id(node)] = _MAX_VALUES + 1  # as long as it is being counted: within itself it has no end
+        below = node.value if isinstance(node.value, list) else ()
+        nodes = (n for entry in below for n in (entry if isinstance(entry, tuple) else (entry,)))
+        known[id(node)] = 1 + sum(_values(n, known) for n in nodes)
+    return known[id(node)]

@@ -8,7 +8,7 @@ import shutil
 import signal
 import tracemalloc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -27,6 +27,9 @@ from reshard.strategy.rules import read_family
 SEEDS = Path(__file__).parent / "seeds"
 MAX_NBYTES = 48 << 20
 MAX_S = 10
+"""Of processor time; a machine may be busy with other things."""
+
+MAX_WAIT_S = 120
 
 Read = Callable[[Path], object]
 
@@ -75,6 +78,19 @@ def _resumed(path: Path) -> None:
     reshard.convert(folder / "ranks", folder / "done", options)
 
 
+def _index(path: Path) -> None:
+    """Found beside its files, then given as the name of a checkpoint."""
+    with suppress(ReshardError):
+        inspect(str(path.parent))
+    inspect(str(path))
+
+
+def _manifest(path: Path) -> None:
+    with suppress(ReshardError):
+        inspect(str(path))
+    reshard.verify(path.parents[1])
+
+
 def _job(path: Path) -> object:
     return read_job(path.read_text("utf-8", "replace"), str(path))
 
@@ -90,10 +106,10 @@ READERS = (
     Reader("merged.ckpt", _with_strategy, beside="tree"),
     Reader("strategy.json", _with_strategy, beside="tree", as_json=True),
     Reader("plan.json", lambda path: plan_from_json(path.read_bytes()), as_json=True),
-    Reader("manifest.json", lambda path: reshard.verify(path.parents[1]), "done/.reshard/manifest.json", "tree", True),
+    Reader("manifest.json", _manifest, "done/.reshard/manifest.json", "tree", True),
     Reader("begun.json", _resumed, "done/.reshard/begun.json", "tree", True),
     Reader("0.json", _resumed, "done/.reshard/done/0.json", "tree", True),
-    Reader("model.safetensors.index.json", lambda path: inspect(str(path.parent)), "parts/model.safetensors.index.json",
+    Reader("model.safetensors.index.json", _index, "parts/model.safetensors.index.json",
            "tree", True),
     Reader("adapter_config.json", read_config, as_json=True),
     Reader("run.yaml", read_config),
@@ -111,13 +127,16 @@ def _in_time() -> Iterator[None]:
     def stop(*_: object) -> None:
         raise Hang
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(MAX_S)
+    timers = ((signal.ITIMER_PROF, signal.SIGPROF, MAX_S), (signal.ITIMER_REAL, signal.SIGALRM, MAX_WAIT_S))
+    before = [signal.signal(number, stop) for _, number, _ in timers]
+    for timer, _, limit in timers:
+        signal.setitimer(timer, limit)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        for (timer, number, _), handler in zip(timers, before, strict=True):
+            signal.setitimer(timer, 0)
+            signal.signal(number, handler)
 
 
 def attempt(reader: Reader, data: bytes, folder: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fuzz.readers import READERS, Reader, attempt, one
+from fuzz import readers
+from fuzz.readers import MAX_NBYTES, READERS, Hang, Read, Reader, attempt, one
 
 BY_NAME = {reader.name: reader for reader in READERS}
 
@@ -49,7 +51,8 @@ BOMB = "a0: &a0 [x,x,x,x,x,x,x,x,x]\n" + "".join(f"a{i}: &a{i} [{','.join([f'*a{
         ("manifest.json", (*RUN, "nbytes"), 1 << 62, "InputError"),
         ("manifest.json", ("files", 0, "runs"), [], "InputError"),
         ("manifest.json", ("files", 0, "path"), "x" * 300, "StorageError"),
-        ("manifest.json", ("files", 0, "path"), "../../../../../../etc/passwd", "DifferenceError"),
+        ("manifest.json", ("files", 0, "path"), "../../../../../../etc/passwd", "InputError"),
+        ("manifest.json", ("files", 0, "path"), "/etc/passwd", "InputError"),
         ("manifest.json", ("files", 0, "path"), "a\0b", "DifferenceError"),
         ("strategy.json", (*LAYOUT, "dev_matrix"), [1 << 40], "StrategyError"),
         ("strategy.json", (*LAYOUT, "dev_matrix"), [1 << 10] * 4, "StrategyError"),
@@ -83,3 +86,24 @@ def test_yaml_that_is_odd(name: str, text: str, tmp_path: Path) -> None:
 def test_mutations(reader: Reader, seed: int) -> None:
     with TemporaryDirectory() as folder:
         one(reader, Random(seed), Path(folder, "x"))
+
+
+def _for_ever(path: Path) -> None:
+    while True:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("limit", "read"), [("MAX_S", _for_ever), ("MAX_WAIT_S", lambda path: time.sleep(60))], ids=["busy", "waiting"]
+)
+def test_a_reader_that_does_not_end_would_be_seen(
+    limit: str, read: Read, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, limit, 0.2)
+    with pytest.raises(Hang):
+        attempt(Reader("run.yaml", read), b"", tmp_path / "x")
+
+
+def test_a_reader_that_takes_much_memory_would_be_seen(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="bytes of memory for a file of 3"):
+        attempt(Reader("run.yaml", lambda path: bytes(MAX_NBYTES + 1)), b"abc", tmp_path / "x")

@@ -7,93 +7,19 @@ import os
 import resource
 import shutil
 import signal
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from forks import Forks
+from job import INPUT, OLD, STAGES, STORAGE, USAGE, WORKER, Run, Work, one_error, wait_until
 
 import reshard
-from making import array, read_rank, same, tree, write_file, write_ranks, write_strategy
-from reshard.cli.main import main
-from reshard.layout.tensor import Sharding
+from making import array, tree, write_file, write_strategy
 from reshard.ops.options import Options
 from reshard.run.mover import Mover
 from reshard.run.target import Filling
-
-USAGE, INPUT, STORAGE, WORKER = 2, 3, 4, 5
-STAGES = 3
-OLD, NEW = Sharding((2,), ((), (0,))), Sharding((2,), ((0,), ()))
-FULL = {f"layers.{i}.{w}": array((8, 12), seed=10 * i + j) for i in range(STAGES) for j, w in enumerate("wb")}
-Run = Callable[..., tuple[int, str]]
-
-
-class Work:
-    """Three stages of two ranks, to be cut along the other dim: three read groups."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        old, new = ([{f"layers.{i}.{w}": cut for w in "wb"} for i in range(STAGES)] for cut in (OLD, NEW))
-        self.old = write_strategy(folder / "old", old)
-        self.new = write_strategy(folder / "new", new)
-        self.src = write_ranks(folder / "src", FULL, old)
-        self.out = folder / "out"
-        self.before = tree(self.src)
-
-    def command(self, *more: str | Path) -> tuple[str | Path, ...]:
-        return ("convert", self.src, self.out, "--src-strategy", self.old, "--dst-strategy", self.new, *more)
-
-    def assert_only_whole_files(self) -> None:
-        """What has its final name is right, and nothing else is left but our own notes."""
-        assert tree(self.src) == self.before
-        for name in tree(self.out) if self.out.exists() else ():
-            rank = int(name.split("/")[0][5:])
-            assert not name.endswith(".part")
-            self._assert_rank(rank)
-
-    def _assert_rank(self, rank: int) -> None:
-        found = read_rank(self.out, rank)
-        for name in (f"layers.{rank // 2}.w", f"layers.{rank // 2}.b"):
-            assert same(found[name], FULL[name][rank % 2 * 4 : rank % 2 * 4 + 4])
-
-    def assert_whole(self) -> None:
-        for rank in range(2 * STAGES):
-            self._assert_rank(rank)
-        reshard.verify(self.out)
-
-
-@pytest.fixture
-def work(tmp_path: Path) -> Work:
-    return Work(tmp_path)
-
-
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    """The command line in this process, so that system calls can be made to fail."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def run(*args: str | Path) -> tuple[int, str]:
-        capfd.readouterr()
-        code: Any = 0
-        try:
-            main([str(a) for a in args])
-        except SystemExit as stop:
-            code = stop.code or 0
-        return code, capfd.readouterr().err
-
-    yield run
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-
-
-def one_error(said: str) -> str:
-    lines = [line for line in said.splitlines() if not line.startswith(("  hint:", "  docs:", "warning:"))]
-    assert len(lines) == 1, said
-    assert lines[0].startswith("error: ")
-    return said
-
 
 # --- a system call fails
 
@@ -234,7 +160,7 @@ def test_a_source_replaced_while_it_is_read(work: Work, run: Run, monkeypatch: p
     assert code == INPUT
     assert "rank_4/model_4.ckpt: the file changed after it was planned" in one_error(said)
     for rank in range(2):
-        work._assert_rank(rank)
+        work.assert_rank(rank)
 
 
 # --- a worker dies, two at once
@@ -257,8 +183,7 @@ def test_two_conversions_into_one_target(work: Work, run: Run) -> None:
     forks = Forks()
     try:
         first = forks.start(*work.command("--max-rate", "1KiB/s", "--quiet"))
-        while not (work.out / ".reshard" / "begun.json").exists():
-            time.sleep(0.005)
+        wait_until((work.out / ".reshard" / "begun.json").exists)
         for more, said in [
             ("--resume", "another conversion is writing here: rank_"),
             ("--quiet", "the target is not empty"),
@@ -272,6 +197,47 @@ def test_two_conversions_into_one_target(work: Work, run: Run) -> None:
         forks.close()
     assert run(*work.command(*["--resume"] * work.out.exists())) == (0, "")
     work.assert_whole()
+
+
+@pytest.mark.parametrize("old", [(), ("rank_0",), ("rank_0", ".reshard")], ids=["nothing", "theirs", "ours"])
+def test_an_overwrite_meanwhile(work: Work, run: Run, old: tuple[str, ...]) -> None:
+    """Neither of what another fills just now nor of what another replaces just now."""
+    first = ("--overwrite",) * bool(old)
+    for name in old:
+        (work.out / name).mkdir(parents=True)
+    forks = Forks()
+    try:
+        forks.start(*work.command("--max-rate", "1KiB/s", "--quiet", *first))
+        wait_until(lambda: list(work.folder.glob("*out*/.reshard/begun.json")))
+        before = tree(work.out)
+        code, error = run(*work.command("--overwrite", "--dtype", "float16"))
+        assert code == USAGE
+        assert "another conversion is writing here" in one_error(error)
+        assert tree(work.out).keys() >= before.keys()
+        assert forks.wait() == (0, "")
+    finally:
+        forks.close()
+    work.assert_whole()
+    assert sorted(p.name for p in work.folder.iterdir()) == ["new", "old", "out", "src"]
+
+
+def test_a_refused_or_failed_overwrite_leaves_what_was_there(work: Work, run: Run) -> None:
+    work.out.mkdir()
+    (work.out / "mine.txt").write_text("mine")
+    with pytest.MonkeyPatch.context() as patch:
+        Failing(patch, "pwrite", 3)
+        assert run(*work.command("--overwrite"))[0] == STORAGE
+    assert [p.name for p in work.out.iterdir()] == ["mine.txt"]
+    assert sorted(p.name for p in work.folder.iterdir()) == ["new", "old", "out", "src"]
+
+
+def test_the_next_overwrite_removes_what_a_killed_one_left(work: Work, run: Run) -> None:
+    for name in ("out", ".out.reshard-new-0a1b2c3d", ".out.reshard-old-0a1b2c3d", ".output.reshard-new-x"):
+        (work.folder / name).mkdir()
+        (work.folder / name / "f").write_text("x")
+    assert run(*work.command("--overwrite")) == (0, "")
+    work.assert_whole()
+    assert sorted(p.name for p in work.folder.iterdir()) == [".output.reshard-new-x", "new", "old", "out", "src"]
 
 
 def test_an_interruption_between_naming_a_file_and_noting_it(
@@ -376,12 +342,30 @@ def test_a_prefix_that_leaves_its_folder(work: Work, run: Run, prefix: str) -> N
     assert not work.out.exists()
 
 
+@pytest.mark.parametrize(
+    ("prefix", "code", "says"),
+    [("..", 0, ""), ("", 0, ""), ("x" * 250, STORAGE, "File name too long"), ("a\udce4", USAGE, "is not Unicode")],
+)
+def test_prefixes_that_are_odd(work: Work, run: Run, prefix: str, code: int, says: str) -> None:
+    found, said = run(*work.command("--prefix", prefix))
+    assert found == code
+    if code:
+        assert says in one_error(said)
+        assert not work.out.exists()
+    else:
+        work.assert_whole()
+
+
 @pytest.mark.parametrize("when", [0, 1, 4_000_000_000, 10_000_000_000])
 def test_clocks_that_were_wrong(work: Work, run: Run, when: int) -> None:
     for path in work.src.rglob("*.ckpt"):
         os.utime(path, (when, when))
     assert run(*work.command("--ranks", "0"))[0] == 0
-    assert run(*work.command("--resume"))[0] == 0
+    for path in (work.out, *work.out.rglob("*")):
+        os.utime(path, (when, when))
+    kept = (work.out / "rank_0" / "checkpoint_0.ckpt").stat().st_ino
+    assert run(*work.command("--resume")) == (0, "")
+    assert (work.out / "rank_0" / "checkpoint_0.ckpt").stat().st_ino == kept
     work.assert_whole()
 
 

@@ -24,6 +24,8 @@ from reshard.cli.progress import observer
 from reshard.cli.text import counted, shown_nbytes
 from reshard.errors import UsageError
 
+_SHOWN = 8
+
 
 def verify(
     paths: Annotated[
@@ -48,6 +50,8 @@ def verify(
     reshard verify llama.ckpt out --dst-strategy strategy/
     """
     if len(paths) == 1:
+        if src_strategy or dst_strategy or dtype or rename or include or exclude or select != "natural" or suffix:
+            raise UsageError("these options are for the comparison with SRC", hint="give SRC and DST")
         _against_manifest(paths[0], json=json, quiet=quiet)
         return
     if len(paths) != 2:
@@ -76,6 +80,9 @@ def _against_manifest(dst: str, *, json: bool, quiet: bool) -> None:
     from reshard.ops.verify import verify as read_again
 
     done = read_again(dst, observer(quiet=quiet or json))
+    if done.unlisted:
+        more = f" and {len(done.unlisted) - _SHOWN} more" if len(done.unlisted) > _SHOWN else ""
+        warn((f"not in the manifest, and not compared: {', '.join(done.unlisted[:_SHOWN])}{more}",))
     if json:
         say_json(done)
     elif not quiet:

@@ -27,8 +27,9 @@ from reshard.run.machine import uncollected
 from reshard.run.place import Place
 from reshard.run.probe import probe
 from reshard.run.replacement import Replacement
+from reshard.run.replicas import replica_faults
 from reshard.run.room import refuse_occupied, refuse_source
-from reshard.run.source import Source, agreements, open_source, replica_faults
+from reshard.run.source import Source, agreements, open_source
 from reshard.run.storage import is_url
 from reshard.run.stores import storage_of
 from reshard.run.strategies import read_strategy
@@ -122,15 +123,18 @@ def execute(plan: Plan, dst: str | Path, options: Options, observer: Observer) -
         if not place.single:
             replacement = Replacement(place)
             place = replacement.place
-    bill = bill_of(plan, dst, options)
     try:
+        bill = bill_of(plan, dst, options)
         done = (fill_on_nodes if options.nodes_local else fill)(plan, place, options, observer)
+        if replacement:
+            replacement.swap()
     except BaseException:
         if replacement:
             replacement.abandon()
         raise
-    if replacement:
-        replacement.swap()
+    finally:
+        if replacement:
+            replacement.close()
     told = (
         f"{done.hard_links} files are hard links of equal ones: chmod or a change in place of one reaches all of them"
     )

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from reshard.errors import CheckpointError, DifferenceError, listed
+from reshard.formats.registry import format_of
 from reshard.ops.observer import Observer
 from reshard.run.machine import auto_workers
-from reshard.run.manifest import file_faults, read_manifest
+from reshard.run.manifest import Manifest, file_faults, read_manifest
 from reshard.run.place import Place
+from reshard.run.storage import join
 from reshard.run.stores import storage_of
 
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What was read and found as it was written. ``ranks`` of ``world`` were made so far."""
+    """What was read and found as it was written.
+
+    Attributes:
+        ranks: were made so far, of ``world``.
+        unlisted: weight files that lie in the target and are not in its manifest.
+    """
 
     files: int
     nbytes: int
     ranks: int
     world: int
+    unlisted: tuple[str, ...] = ()
 
 
 def verify(dst: str | Path, observer: Observer | None = None) -> Verified:
@@ -55,4 +64,19 @@ def verify(dst: str | Path, observer: Observer | None = None) -> Verified:
         observer.end()
     if faults:
         raise DifferenceError("not as it was written:\n" + listed(faults), str(dst), "make it again from its source")
-    return Verified(len(manifest.files), sum(read), len({f.rank for f in manifest.files}), manifest.world)
+    ranks = len({f.rank for f in manifest.files})
+    return Verified(len(manifest.files), sum(read), ranks, manifest.world, tuple(_unlisted(place, manifest)))
+
+
+def _unlisted(place: Place, manifest: Manifest) -> Iterator[str]:
+    """Of a folder; beside a target that is one file lies whatever the user keeps there."""
+    if place.single:
+        return
+    known = {file.path for file in manifest.files}
+    found = place.storage.entries(place.folder)
+    inside = (
+        join(f.name, e.name) for f in found if f.folder for e in place.storage.entries(join(place.folder, f.name))
+    )
+    for path in (*(e.name for e in found if not e.folder), *inside):
+        if format_of(path) is not None and path not in known:
+            yield path

@@ -44,6 +44,8 @@ class Target:
     def __post_init__(self) -> None:
         if "/" in self.prefix or "\0" in self.prefix:
             raise UsageError(f"prefix {self.prefix!r} would leave its folder")
+        if self.prefix != self.prefix.encode("utf-8", "ignore").decode():
+            raise UsageError(f"prefix {self.prefix!r} is not Unicode", hint="file names of a target are UTF-8")
         if self.dtype and self.dtype not in FLOATING:
             raise UsageError(f"cannot cast to {self.dtype!r}", hint=f"one of: {', '.join(sorted(FLOATING))}")
         if self.parts and (self.strategy or self.format.name != "safetensors"):

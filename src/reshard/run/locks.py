@@ -64,6 +64,10 @@ class Locks:
                 return self._held_in(start, stop)
         return None
 
+    def take_all(self) -> bool:
+        """Lock the whole target, whatever files it has; False where another is writing one."""
+        return self._set(fcntl.F_WRLCK, 0, _PRESENT)
+
     def _held_in(self, start: int, stop: int) -> int:
         asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, start, stop - start, 0)
         kind, _, at, _, _ = struct.unpack(_FLOCK, fcntl.fcntl(self._fd, fcntl.F_OFD_GETLK, asked))

@@ -123,6 +123,8 @@ def _file(raw: bytes | msgspec.Raw) -> ManifestFile:
         check_runs(FileResult(file.path, file.nbytes, file.runs))
     except RunError as error:
         raise InputError(f"the manifest is damaged: of {file.path}, {error.message}") from None
+    if file.path.startswith("/") or ".." in file.path.split("/"):
+        raise InputError(f"the manifest is damaged: {file.path!r} leaves the target")
     return file
 
 

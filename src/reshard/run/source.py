@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from reshard.dtypes import ITEMSIZE
 from reshard.errors import CheckpointError, FormatError, UsageError
 from reshard.formats.registry import format_of
 from reshard.planning.blocks import cut_extents
@@ -39,8 +38,12 @@ class Source:
 
 
 @uncollected()
-def open_source(source: Source) -> Catalog:
-    """Read headers and strategy. Raises InputError with what is missing or contradictory."""
+def open_source(source: Source, *, trust_manifest: bool = True) -> Catalog:
+    """Read headers and strategy. Raises InputError with what is missing or contradictory.
+
+    Args:
+        trust_manifest: in object storage, take a manifest's word for headers.
+    """
     found = discover(source.path, source.select, source.suffix)
     strategy = read_strategy(source.strategy) if source.strategy else None
     if strategy is not None and not found.distributed and strategy.world > 1:
@@ -50,7 +53,7 @@ def open_source(source: Source) -> Catalog:
             hint="leave --src-strategy out, or give the folder that holds rank_0, rank_1, …",
         )
     _check_lone_ranks(found, has_strategy=strategy is not None)
-    files = index_files(found)
+    files = index_files(found, trust_manifest=trust_manifest)
     made = catalog(files, strategy)
     return replace(made, warnings=(*found.warnings, *made.warnings))
 
@@ -66,9 +69,9 @@ def _check_lone_ranks(found: Found, *, has_strategy: bool) -> None:
     )
 
 
-def index_files(found: Found) -> list[IndexedFile]:
+def index_files(found: Found, *, trust_manifest: bool = True) -> list[IndexedFile]:
     """The headers of all files, read by several threads. Raises FormatError naming the file."""
-    told = told_by_manifest(found)
+    told = told_by_manifest(found) if trust_manifest else {}
     with ThreadPoolExecutor(_REMOTE_THREADS if is_url(found.path) else _THREADS) as pool:
         return list(pool.map(lambda ranked: _index(ranked[0], ranked[1], found.path, told), found.files))
 
@@ -102,21 +105,19 @@ def _comparing_at_once(source: Catalog) -> int:
 
 def _agree(source: Catalog, tensor: Tensor) -> bool:
     pairs = ((held[0], other) for held in tensor.cells.values() for other in held[1:])
-    return all(first_difference(source, a, b) is None for a, b in pairs)
+    return all(_equal(source, a, b) for a, b in pairs)
 
 
-def first_difference(source: Catalog, a: Held, b: Held) -> int | None:
-    """The first byte at which two equally long shards differ; None when they are equal."""
+def _equal(source: Catalog, a: Held, b: Held) -> bool:
+    """Whether two equally long shards hold the same bytes."""
     block_nbytes = _REMOTE_BLOCK_NBYTES if is_url(source.files[a.file].path) else _BLOCK_NBYTES
     left, right = (storage_of(path).open(path) for path in (source.files[h.file].path for h in (a, b)))
     try:
         for start in range(0, a.stored.spec.nbytes, block_nbytes):
             nbytes = min(block_nbytes, a.stored.spec.nbytes - start)
-            one = _read(left, a, start, nbytes)
-            two = _read(right, b, start, nbytes)
-            if one != two:
-                return start + next(i for i in range(nbytes) if one[i] != two[i])
-        return None
+            if _read(left, a, start, nbytes) != _read(right, b, start, nbytes):
+                return False
+        return True
     finally:
         left.close()
         right.close()
@@ -125,25 +126,6 @@ def first_difference(source: Catalog, a: Held, b: Held) -> int | None:
 def _read(file: ReadFile, held: Held, start: int, nbytes: int) -> bytes:
     extents = cut_extents(held.stored.extents, start, nbytes)
     return b"".join(file.read(e.offset, e.nbytes) for e in extents)
-
-
-def replica_faults(source: Catalog) -> list[str]:
-    """One line for each shard of which two ranks hold different bytes: tensor, ranks, first element that differs."""
-    with ThreadPoolExecutor(_comparing_at_once(source)) as pool:
-        found = pool.map(partial(_faults_of, source), source.tensors.values())
-        return [fault for faults in found for fault in faults]
-
-
-def _faults_of(source: Catalog, tensor: Tensor) -> list[str]:
-    faults = []
-    for held in tensor.cells.values():
-        for other in held[1:]:
-            at = first_difference(source, held[0], other)
-            if at is not None:
-                ranks = [source.files[h.file].rank for h in (held[0], other)]
-                element = at // ITEMSIZE[tensor.spec.dtype]
-                faults.append(f"{tensor.name}: rank {ranks[0]} and rank {ranks[1]} differ at element {element}")
-    return faults
 
 
 def is_inside(path: str | Path, folder: str | Path) -> bool:

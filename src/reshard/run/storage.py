@@ -142,4 +142,6 @@ def _translated(error: OSError, path: str) -> ReshardError:
         return StorageError(f"not allowed: {said}", path, "check owner and mode of the file and its folder")
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         return CheckpointError("no such file or folder", path)
+    if error.errno == errno.ENAMETOOLONG:
+        return StorageError(f"not allowed: {said}", path, "choose a shorter name")
     return StorageError(said, path, "check the disk; run again with --resume")

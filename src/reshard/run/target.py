@@ -7,6 +7,7 @@ lie in ``.reshard/<file name>/`` beside it.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext, suppress
@@ -211,9 +212,12 @@ class Filling:
             self._storage.remove(self._path(DONE, entry.name))
 
     def _sync_folders(self) -> None:
-        """Files are durable in their folders; so must the folders be in theirs."""
+        """Files are durable in their folders; so must the folders be in theirs, those too that an earlier run made."""
         if self._place.local:
-            for folder in {Path(self._place.folder), *(made.parent for made in self._made_folders if made.exists())}:
+            top = Path(self._place.folder).absolute()
+            made = {folder.parent for folder in self._made_folders if folder.exists()}
+            above = {top.parent} if os.access(top.parent, os.R_OK) else set()
+            for folder in {top, *above, *made}:
                 with reported(folder):
                     sync_folder(str(folder))
 

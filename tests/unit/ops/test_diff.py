@@ -1,16 +1,21 @@
 from __future__ import annotations
 
+import os
+import resource
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import reshard
 from making import array, counted, write_file, write_ranks, write_strategy
-from reshard.errors import DifferenceError
+from reshard.errors import CheckpointError, DifferenceError
 from reshard.layout.tensor import Sharding
 from reshard.ops.diff import Comparison
 from reshard.planning.names import NameRules
+from reshard.run.discover import Found
+from reshard.run.mover import Mover
 from reshard.run.source import Source
 
 FULL = {"a": array((4, 6), seed=1), "b": counted(8, 2)}
@@ -79,6 +84,49 @@ def test_a_replica_that_differs_is_found_by_verify(a: Source, tmp_path: Path) ->
     assert reshard.diff(a, target).equal
     with pytest.raises(DifferenceError, match=r"b\[7, 1\]: 15.0 in A, 9.0 in .*rank_1"):
         reshard.verify_content(a, target)
+
+
+def test_verify_knows_both_sides_by_their_own_headers(
+    a: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A manifest may tell of headers, in object storage; a proof does not ask it."""
+    asked: list[Found] = []
+    monkeypatch.setattr("reshard.run.source.told_by_manifest", lambda found: asked.append(found) or {})
+    b = Source(str(write_file(tmp_path / "b.safetensors", FULL)))
+    assert reshard.diff(a, b).equal
+    assert len(asked) == 2
+    assert reshard.verify_content(a, b).equal
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize("side", ["a", "b"])
+def test_a_file_written_to_while_it_is_compared(
+    a: Source, tmp_path: Path, side: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_file(tmp_path / "b.safetensors", FULL)
+    real = Mover.run
+
+    def run(self: Mover, *args: Any) -> None:
+        real(self, *args)
+        os.utime(a.path if side == "a" else path, (5, 5))
+
+    monkeypatch.setattr(Mover, "run", run)
+    with pytest.raises(CheckpointError, match="changed while it was read"):
+        reshard.diff(a, Source(str(path)), NameRules(include=("^a$",)))
+
+
+def test_more_files_than_may_be_open_at_first(tmp_path: Path) -> None:
+    stages = [{"w": Sharding((64,), ((0,),))}]
+    full = {"w": counted(64)}
+    strategy = str(write_strategy(tmp_path / "s", stages))
+    src = write_ranks(tmp_path / "src", full, stages)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (50, before[1]))
+    try:
+        found = reshard.diff(Source(str(write_file(tmp_path / "w.ckpt", full))), Source(str(src), strategy))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert found.equal
 
 
 def test_a_missing_shard_is_no_equality(a: Source, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 import reshard
 from making import array, write_file, write_strategy
+from reshard.cli.main import main
 from reshard.errors import CheckpointError, DifferenceError, InputError
 from reshard.layout.tensor import Sharding
 from reshard.ops.options import Options
@@ -63,6 +64,30 @@ def test_a_missing_file_and_one_of_other_length_are_both_told(out: Path) -> None
         reshard.verify(out)
     assert "checkpoint_0.ckpt: missing" in caught.value.message
     assert "checkpoint_1.ckpt: 0 bytes, the manifest has" in caught.value.message
+
+
+def test_weight_files_that_it_does_not_know_are_told(out: Path) -> None:
+    assert reshard.verify(out).unlisted == ()
+    for name in ("rank_0/other.ckpt", "rank_7/checkpoint_7.ckpt", "full.safetensors", "rank_0/notes.txt"):
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_bytes(b"")
+    assert reshard.verify(out).unlisted == ("full.safetensors", "rank_0/other.ckpt", "rank_7/checkpoint_7.ckpt")
+
+
+def test_beside_a_target_that_is_one_file_others_may_lie(tmp_path: Path) -> None:
+    src = write_file(tmp_path / "full.ckpt", {"w": array((8,))})
+    reshard.convert(src, tmp_path / "half.ckpt", Options(dtype="float16", fsync=False))
+    assert reshard.verify(tmp_path / "half.ckpt").unlisted == ()
+
+
+def test_options_of_the_comparison_with_a_source_need_one(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (out / "rank_0" / "other.ckpt").write_bytes(b"")
+    for more, code in (([], 0), (["--include", "w"], 2), (["--dst-strategy", "x"], 2)):
+        with pytest.raises(SystemExit) as stop:
+            main(["verify", str(out), *more])
+        assert (stop.value.code or 0) == code
+        said = capsys.readouterr().err
+        assert ("warning: not in the manifest, and not compared: rank_0/other.ckpt" in said) == (not code)
 
 
 def test_no_manifest(tmp_path: Path) -> None:

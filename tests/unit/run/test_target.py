@@ -289,6 +289,15 @@ def test_copies_of_the_source_fill_one_target_together(job: Job, tmp_path: Path)
     assert "cp -p" in caught.value.hint
 
 
+def test_folders_of_an_earlier_run_are_made_durable_too(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run that made them may have been killed before it came to that."""
+    job.run(ranks=frozenset({0}))
+    synced: list[str] = []
+    monkeypatch.setattr("reshard.run.target.sync_folder", synced.append)
+    job.run(resume=True, fsync=True)
+    assert {str(job.out), str(job.out.parent)} <= set(synced)
+
+
 def test_a_file_system_without_locks_is_no_obstacle(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_locks(*args: object) -> None:
         raise OSError(errno.ENOLCK, "no locks")
