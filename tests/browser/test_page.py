@@ -65,12 +65,11 @@ def ranks64(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def check_alone(window: Browser, page: Path) -> None:
-    """Open a page: it asks for itself only, complains of nothing, and is soon there."""
+    """Open a page: it asks for itself only, complains of nothing, and draws no more than what is seen."""
     window.open(page)
     assert window.requests() == [page.resolve().as_uri()]
     assert window.faults() == []
-    loaded_ms = window.js("const t = performance.timing; return t.domContentLoadedEventEnd - t.navigationStart")
-    assert loaded_ms < 10_000  # it is tens of milliseconds; this is for a page that hangs
+    assert window.js("return document.getElementsByTagName('*').length") < 5_000
     assert window.js("return document.querySelectorAll('main > section').length") >= 4
 
 
