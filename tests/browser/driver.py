@@ -101,6 +101,17 @@ class Browser:
         """A command of Chromium's own protocol."""
         return self._call("POST", f"{self._session}/goog/cdp/execute", {"cmd": command, "params": parameters})
 
+    @contextmanager
+    def seen_on(self, width: int, media: str = "") -> Iterator[None]:
+        """A window or sheet so many pixels wide; as it was when the block ends, however it ends."""
+        self.cdp("Emulation.setDeviceMetricsOverride", width=width, height=1000, deviceScaleFactor=1, mobile=False)
+        self.cdp("Emulation.setEmulatedMedia", media=media)
+        try:
+            yield
+        finally:
+            self.cdp("Emulation.setEmulatedMedia", media="")
+            self.cdp("Emulation.clearDeviceMetricsOverride")
+
     def faults(self) -> list[str]:
         """Errors and warnings of the console."""
         log = self._call("POST", f"{self._session}/se/log", {"type": "browser"})
