@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-import socket
+import re
 import subprocess
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -19,6 +18,15 @@ _FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--hide-scrollbars",
 )  # fmt: skip
+_PAINTED = """
+const done = arguments[0];
+const seen = (list, observer) => {
+  if (!list.getEntriesByName("first-contentful-paint").length) return;
+  observer.disconnect();
+  done();
+};
+new PerformanceObserver(seen).observe({ type: "paint", buffered: true });
+"""
 KEYS = {"Enter": "\ue007", "Escape": "\ue00c", "Left": "\ue012", "Up": "\ue013", "Right": "\ue014", "Down": "\ue015"}
 
 
@@ -46,10 +54,15 @@ class Browser:
             raise AssertionError(json.load(error)["value"]["message"]) from None
 
     def open(self, page: Path) -> None:
-        """Leaves what was open, so that what is asked for from now on is this page's doing."""
+        """Leaves what was open, so that what is asked for from now on is this page's doing.
+
+        Returns when the page has been painted: Chromium throws away keys and clicks that reach a page before its
+        first frame, and a person presses none before there is one. WebDriver ends the wait after 30 s, as an error.
+        """
         self._call("POST", f"{self._session}/url", {"url": "about:blank"})
         self.requests()
         self._call("POST", f"{self._session}/url", {"url": page.resolve().as_uri()})
+        self._call("POST", f"{self._session}/execute/async", {"script": _PAINTED, "args": []})
 
     def js(self, script: str, *arguments: Any) -> Any:
         """What the body of a function gives."""
@@ -88,6 +101,17 @@ class Browser:
         """A command of Chromium's own protocol."""
         return self._call("POST", f"{self._session}/goog/cdp/execute", {"cmd": command, "params": parameters})
 
+    @contextmanager
+    def seen_on(self, width: int, media: str = "") -> Iterator[None]:
+        """A window or sheet so many pixels wide; as it was when the block ends, however it ends."""
+        self.cdp("Emulation.setDeviceMetricsOverride", width=width, height=1000, deviceScaleFactor=1, mobile=False)
+        self.cdp("Emulation.setEmulatedMedia", media=media)
+        try:
+            yield
+        finally:
+            self.cdp("Emulation.setEmulatedMedia", media="")
+            self.cdp("Emulation.clearDeviceMetricsOverride")
+
     def faults(self) -> list[str]:
         """Errors and warnings of the console."""
         log = self._call("POST", f"{self._session}/se/log", {"type": "browser"})
@@ -106,13 +130,9 @@ class Browser:
 @contextmanager
 def browser(profile: Path, language: str = "en-US") -> Iterator[Browser]:
     """Starts chromedriver and a window; ends both."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with subprocess.Popen(["chromedriver", f"--port={port}"], stdout=subprocess.DEVNULL) as driver:
+    with subprocess.Popen(["chromedriver", "--port=0"], stdout=subprocess.PIPE, text=True) as driver:
         try:
-            _wait(port)
-            window = Browser(port, profile, language)
+            window = Browser(_port(driver), profile, language)
             try:
                 yield window
             finally:
@@ -121,10 +141,11 @@ def browser(profile: Path, language: str = "en-US") -> Iterator[Browser]:
             driver.terminate()
 
 
-def _wait(port: int) -> None:
-    for _ in range(200):
-        with socket.socket() as door:
-            if door.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.05)
-    raise AssertionError("chromedriver does not answer")
+def _port(driver: subprocess.Popen[str]) -> int:
+    """The free port that chromedriver chose, from what it prints once it listens."""
+    said = []
+    for line in driver.stdout or ():
+        if found := re.search(r"started successfully on port (\d+)", line):
+            return int(found[1])
+        said.append(line)
+    raise AssertionError(f"chromedriver does not start: {''.join(said)}")

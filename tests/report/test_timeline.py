@@ -16,7 +16,7 @@ def test_slices_grow_and_keep_their_bytes() -> None:
         stretch.add(1, 5.0 + i / 100, 10)
     stretch.add(2, 14.0, 3)
     stretch.add(2, 14.995, 7)
-    stretch.stop_s = 15.0
+    stretch.stop(15.0)
     first, second = stretch.rows()
     assert len(first) == len(second) <= 241
     assert (sum(first), sum(second)) == (10_000, 10)
@@ -24,11 +24,21 @@ def test_slices_grow_and_keep_their_bytes() -> None:
     assert all(abs(n - per_slice) <= 20 for n in first[1:-3])
 
 
+def test_a_long_end_has_no_more_slices() -> None:
+    """A disk that takes a quarter of an hour to say that it has the bytes makes no million slices of nothing."""
+    stretch = Stretch("writing", 0.0, 0.0)
+    stretch.add(1, 0.1, 100)
+    stretch.stop(900.0)
+    (row,) = stretch.rows()
+    assert len(row) <= 241
+    assert (sum(row), stretch.stop_s) == (100, 900.0)
+
+
 def test_bytes_are_spread_over_the_time_that_they_took() -> None:
     stretch = Stretch("writing", 0.0, 0.0)
     stretch.add(1, 0.0995, 100)
     stretch.add(1, 0.1095, 100)
-    stretch.stop_s = 0.11
+    stretch.stop(0.11)
     (row,) = stretch.rows()
     assert row[:99] == (1,) * 99
     assert sum(row[100:]) == pytest.approx(91, abs=9)

@@ -84,7 +84,10 @@ class Reporting:
         block = budget_of(plan, self._paths[1], bill.workers, options).block_nbytes
         runs = (self._run(done, options),) if done else ()
         cost = Cost(bill, block, options.link_replicas)
-        write_page(self._page, plan_report(self._source, plan, self._paths, cost, runs))
+        src, dst = self._paths
+        if not runs and dst == ".":
+            dst = ""  # a plan for a target that has no name yet
+        write_page(self._page, plan_report(self._source, plan, (src, dst), cost, runs))
 
     def _run(self, done: Conversion, options: Options) -> Run:
         from reshard.report.values import Phase, Run

@@ -230,7 +230,7 @@ def _read_value(cursor: _Cursor) -> _Value:
     if cursor.varint() != (1 << 3 | BYTES):
         raise FormatError(
             f"no tensor where one should begin, at byte {at}",
-            hint="is this a MindSpore checkpoint, or a strategy? a damaged one: copy it again",
+            hint="a strategy? reshard strategy show reads those; a damaged checkpoint: copy it again",
         )
     length = cursor.length(cursor.end)
     end = cursor.at + length

@@ -36,7 +36,7 @@ from reshard.run.strategies import read_strategy
 from reshard.run.whole_file import crc32_of
 
 _CRC_BLOCK_NBYTES = 8 << 20
-_OTHERS_FILES = (".pt", ".pth", ".bin", ".npz", ".gguf", ".onnx")
+_OTHERS_FILES = (".pt", ".pth", ".bin", ".npz", ".gguf", ".onnx", ".safetensor")
 
 
 @dataclass(frozen=True, slots=True)

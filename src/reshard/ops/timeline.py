@@ -28,14 +28,22 @@ class Stretch:
 
         Slices grow with time, so that there are never many.
         """
-        while at_s - self.start_s >= self.slice_s * _MAX_SLICES:
-            self._halve()
+        self._reach(at_s)
         slices = self.workers.setdefault(worker, {})
         first, last = (self._slice(t) for t in (self._told.get(worker, self.start_s), at_s))
         self._told[worker] = at_s
         share, rest = divmod(nbytes, last - first + 1)
         for i in range(first, last + 1):
             slices[i] = slices.get(i, 0) + share + (rest if i == last else 0)
+
+    def stop(self, at_s: float) -> None:
+        """Nothing more will be done. This may be long after the last bytes, where a disk is slow to keep them."""
+        self._reach(at_s)
+        self.stop_s = at_s
+
+    def _reach(self, at_s: float) -> None:
+        while at_s - self.start_s >= self.slice_s * _MAX_SLICES:
+            self._halve()
 
     def _slice(self, at_s: float) -> int:
         return max(int((at_s - self.start_s) / self.slice_s), 0)
@@ -81,5 +89,5 @@ class Timeline(Observer):
         self._listener.finish_files(count)
 
     def end(self) -> None:
-        self.stretches[-1].stop_s = time.monotonic() - self._began
+        self.stretches[-1].stop(time.monotonic() - self._began)
         self._listener.end()

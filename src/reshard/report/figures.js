@@ -3,6 +3,7 @@
 // Figures as SVG, and the small arithmetic that they need. Nothing here knows the page.
 
 const COLOURS = ["#56b4e9", "#e69f00", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#999999"];
+const DARK = new Set(["#0072b2"]);
 const CIVIDIS = [
   [0, 32, 77],
   [49, 68, 107],
@@ -26,6 +27,10 @@ function make(tag, attributes = {}, ...children) {
   made.append(...children.flat().filter((c) => c !== null && c !== undefined && c !== ""));
   return made;
 }
+
+/** A drawing of so many pixels; its viewBox lets a printed page make it smaller. */
+const canvas = (width, height, attributes) =>
+  make("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", ...attributes });
 
 function shownBytes(n) {
   const units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
@@ -171,13 +176,14 @@ function cellOf(cell, cut, { width, height, words, rank, onpick, tip }) {
   });
   const x = cell.column * width;
   const y = cell.row * height;
+  const fill = ranks.length ? COLOURS[ranks[0] % COLOURS.length] : "none";
   group.append(
     make("rect", {
       x: x.toFixed(2),
       y: y.toFixed(2),
       width: width.toFixed(2),
       height: height.toFixed(2),
-      fill: ranks.length ? COLOURS[ranks[0] % COLOURS.length] : "none",
+      fill,
     }),
   );
   const size = Math.min(12, height - 2);
@@ -187,7 +193,12 @@ function cellOf(cell, cut, { width, height, words, rank, onpick, tip }) {
     group.append(
       make(
         "text",
-        { x: (x + width / 2).toFixed(1), y: (y + height / 2 + size * 0.36).toFixed(1), "font-size": size },
+        {
+          x: (x + width / 2).toFixed(1),
+          y: (y + height / 2 + size * 0.36).toFixed(1),
+          "font-size": size,
+          class: DARK.has(fill) ? "on-dark" : null,
+        },
         shown,
       ),
     );
@@ -237,12 +248,9 @@ function heatMap(movement, words, tip) {
     `${words.fromSource} ${ranksOf(r, movement.source_step, movement.source_ranks)} → ${words.toTarget} ${ranksOf(c, movement.target_step, movement.target_ranks)}`,
     shownBytes(values[r][c]),
   ];
-  const svg = make("svg", {
-    width: left + columns * wide + 2,
-    height: top + rows * side + 2,
+  const svg = canvas(left + columns * wide + 2, top + rows * side + 2, {
     class: "heat",
     tabindex: 0,
-    role: "img",
     "aria-label": words.movement,
   });
   const labels = (n, size, least, text, place) => {
@@ -343,7 +351,7 @@ function bars(files, words, tip) {
   const most = Math.max(...files.map((f) => Math.max(f.nbytes, f.moved)), 1);
   const height = 120;
   const wide = Math.min(Math.max(1100 / files.length, 0.5), 34);
-  const svg = make("svg", { width: files.length * wide + 2, height: height + 18, class: "bars", role: "img" });
+  const svg = canvas(files.length * wide + 2, height + 18, { class: "bars" });
   const every = Math.max(Math.ceil(26 / wide), 1);
   files.forEach((file, i) => {
     const tall = (n) => (n / most) * height;
@@ -397,12 +405,7 @@ function timeLine(phase, words, tip) {
   const most = Math.max(...sums, 1);
   const busiest = Math.max(...phase.workers.flatMap((w) => w.map((n, i) => n / lasts(i))), 1);
   const top = 60;
-  const svg = make("svg", {
-    width: left + width + 2,
-    height: top + 20 + phase.workers.length * 16 + 16,
-    class: "times",
-    role: "img",
-  });
+  const svg = canvas(left + width + 2, top + 20 + phase.workers.length * 16 + 16, { class: "times" });
   const said = (i, n, who) => [`${(phase.start_s + i * phase.slice_s).toFixed(2)} s: ${who}`, rate(n)];
   const square = (i, n, attributes, who) =>
     make("rect", {

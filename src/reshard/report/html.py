@@ -15,8 +15,9 @@ SCRIPTS = ("words.js", "figures.js", "state.js", "names.js", "tree.js", "tensor.
 def page(report: Report) -> str:
     """The page. Whatever names say, they cannot end the element that holds the values: ``<`` is escaped there."""
     values = msgspec.json.encode(report).decode().replace("&", "\\u0026").replace("<", "\\u003c")
+    named = [side.path for side in (report.source, *(c.target for c in report.conversions)) if side.path]
     fillings = {
-        "TITLE": escape(report.conversions[0].target.path if report.conversions else report.source.path),
+        "TITLE": escape(named[-1]),
         "STYLE": _part("page.css"),
         "VALUES": values,
         "SCRIPT": "\n".join(map(_part, SCRIPTS)),

@@ -7,7 +7,8 @@ function draw() {
   document.documentElement.lang = state.language === "zh" ? "zh-CN" : "en";
   const what = RUN ? words.conversion : CONVERSION ? words.plan : words.checkpoint;
   const last = (path) => path.replace(/\/+$/, "").split("/").pop();
-  const path = CONVERSION ? `${last(REPORT.source.path)} → ${last(CONVERSION.target.path)}` : last(REPORT.source.path);
+  const target = CONVERSION && CONVERSION.target.path;
+  const path = target ? `${last(REPORT.source.path)} → ${last(target)}` : last(REPORT.source.path);
   document.querySelector("h1").replaceChildren(make("span", {}, what), " ", path);
   byId("search").placeholder = words.search;
   byId("search").setAttribute("aria-label", words.search);

@@ -7,15 +7,18 @@ const grouped = (number) => number.match(/.{1,4}/g).join("-");
 
 const tile = (value, label) => make("div", { class: "tile" }, make("b", {}, value), make("span", {}, label));
 
+/** A tile of so many things; English says one file, two files. */
+const counted = (n, things) => tile(shownCount(n), n === 1 ? things.replace(/s$/, "") : things);
+
 function summary() {
   const source = REPORT.source;
   const tensors = REPORT.kinds.reduce((n, k) => n + k.names.reduce((m, x) => m + x.count, 0), 0);
   const elements = REPORT.kinds.reduce((n, k) => n + product(k.shape) * k.names.reduce((m, x) => m + x.count, 0), 0);
   const tiles = (side) => [
     tile(shownBytes(side.files.reduce((n, f) => n + f.nbytes, 0)), words.size),
-    tile(shownCount(side.files.length), words.files),
-    tile(shownCount(new Set(side.files.map((f) => f.rank)).size), words.ranks),
-    side.stages > 1 ? tile(side.stages, words.stages) : "",
+    counted(side.files.length, words.files),
+    counted(new Set(side.files.map((f) => f.rank)).size, words.ranks),
+    side.stages > 1 ? counted(side.stages, words.stages) : "",
   ];
   const row = (title, path, found) =>
     make(
@@ -27,7 +30,7 @@ function summary() {
   const out = [
     row(CONVERSION ? words.source : words.checkpoint, source.path, [
       ...tiles(source),
-      tile(shownCount(tensors), words.count),
+      counted(tensors, words.count.toLowerCase()),
       tile(shownCount(elements), words.elements),
     ]),
   ];
@@ -46,8 +49,8 @@ function summary() {
         tile((bill.needed_nbytes ? bill.read_nbytes / bill.needed_nbytes : 1).toFixed(2), words.needed),
         tile(shownBytes(bill.written_nbytes), words.written),
         tile(shownBytes(bill.memory_nbytes), words.memory),
-        tile(bill.workers, words.workers),
-        tile(shownCount(bill.tasks), words.groups),
+        counted(bill.workers, words.workers),
+        counted(bill.tasks, words.groups),
         bill.linked_files ? tile(shownCount(bill.linked_files), words.linked) : "",
       ]),
     );

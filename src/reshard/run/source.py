@@ -65,7 +65,8 @@ def _check_lone_ranks(found: Found, *, has_strategy: bool) -> None:
     raise CheckpointError(
         f"{len(found.files)} rank folders and no strategy: nobody can know how the tensors were cut",
         found.path,
-        "give its strategy: the file or folder that the job saved (--src-strategy; diff: --a-strategy, --b-strategy)",
+        "give its strategy: the file or folder that the job saved "
+        "(--strategy, --src-strategy; diff: --a-strategy, --b-strategy)",
     )
 
 

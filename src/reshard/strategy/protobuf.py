@@ -45,7 +45,7 @@ def read_protobuf(data: bytes, path: str) -> StrategyFile:
     return StrategyFile(path, "ckpt", tuple(operators), layouts)
 
 
-_HINT = "give a ckpt_strategy_rank_x.ckpt, a merged strategy file, or the folder that holds them"
+_HINT = "give a ckpt_strategy_rank_x.ckpt, a merged strategy file, or their folder; reshard inspect reads checkpoints"
 
 
 def write_protobuf(operators: Iterable[Operator], layouts: Mapping[str, LayoutItem], current_stage: int) -> bytes:
