@@ -60,6 +60,10 @@ class Inputs:
                 self.made[name] = self._make(name)
         return [str(self.made[a[1:-1]]) if a[1:-1] in self.made else a for a in argv]
 
+    def remove(self) -> None:
+        while self.made:
+            remove(self.made.popitem()[1])
+
     def _make(self, name: str) -> Path:
         if name == "adapter":
             return write_lora(self._model, self._folder / "adapter.safetensors")

@@ -91,9 +91,10 @@ def write_random(specs: dict[str, TensorSpec], path: Path, seed: int = 0) -> Non
 
 
 def _values(rng: np.random.Generator, dtype: str, nbytes: int) -> bytes:
-    """Finite values around zero."""
-    values = rng.standard_normal(nbytes // (2 if dtype == "bfloat16" else 4), dtype=np.float32) * np.float32(0.02)
-    return (values.view(np.uint32) >> 16).astype(np.uint16).tobytes() if dtype == "bfloat16" else values.tobytes()
+    """Between 1/128 and 1/32, of either sign: random bits but for the upper part of the exponent."""
+    sign_and_fraction, exponent = (0x80FF, 0x3C00) if dtype == "bfloat16" else (0x80FFFFFF, 0x3C000000)
+    bits = np.frombuffer(rng.bytes(nbytes), np.uint16 if dtype == "bfloat16" else np.uint32)
+    return (bits & sign_and_fraction | exponent).tobytes()
 
 
 def write_lora(model: Model, path: Path, rank: int = 16) -> Path:

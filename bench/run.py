@@ -17,6 +17,7 @@ import mmap
 import os
 import re
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -29,6 +30,8 @@ import numpy as np
 
 from cases import RESHARD, Case, Inputs, cases, remove
 from checkpoints import Model
+
+_SPARE_NBYTES = 4 << 30
 
 
 @dataclass(frozen=True)
@@ -99,8 +102,15 @@ def _watch(process: subprocess.Popen[str], peak: list[int]) -> None:
         time.sleep(0.01)
 
 
+class NoRoom(Exception):
+    """For what cp would write: a file system in memory that overflows takes the machine with it."""
+
+
 def copied(source: Path, copy: Path, *, fsync: bool) -> float:
-    """Seconds of cp."""
+    """Seconds of cp, which writes the links of a file one by one. Raises NoRoom."""
+    nbytes, free = sum(p.stat().st_size for p in _files(source)), shutil.disk_usage(copy.parent).free
+    if free < nbytes + _SPARE_NBYTES:
+        raise NoRoom(f"cp would write {nbytes:,} bytes, {free:,} are free")
     began = time.monotonic()
     subprocess.run(["cp", "-r", "--reflink=never", str(source), str(copy)], check=True)
     if fsync:
@@ -190,9 +200,13 @@ def main() -> None:
     inputs = Inputs(args.dir, model)
     for case in cases(args.dir, model):
         if re.search(args.only, case.name):
-            rows.append(run_case(case, inputs, args.dir, args))
+            try:
+                rows.append(run_case(case, inputs, args.dir, args))
+                print(rows[-1], flush=True)
+            except NoRoom as reason:
+                print(f"| {case.name} | left out: {reason} |", flush=True)
             remove(args.dir / "out")
-            print(rows[-1], flush=True)
+    inputs.remove()
     if args.json:
         args.json.write_text(json.dumps([asdict(r) for r in rows], indent=1))
 

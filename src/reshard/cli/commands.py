@@ -60,10 +60,15 @@ def app_for(words: Iterable[str] = ()) -> typer.Typer:
     app.callback(
         epilog="Exit codes: 0 done, 1 a difference was found, 2 usage, 3 input is wrong, 4 I/O, 5 a worker failed."
     )(_reshard)
-    called = next((word for word in words if not word.startswith("-")), "")
-    for name in [called] if called in _COMMANDS else _COMMANDS:
-        _add(app, name)
+    name = called(words)
+    for each in [name] if name in _COMMANDS else _COMMANDS:
+        _add(app, each)
     return app
+
+
+def called(words: Iterable[str]) -> str:
+    """The command that these words call, "" for none."""
+    return next((word for word in words if not word.startswith("-")), "")
 
 
 def _add(app: typer.Typer, name: str) -> None:

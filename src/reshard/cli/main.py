@@ -8,7 +8,7 @@ from types import FrameType
 
 import typer
 
-from reshard.cli.commands import app_for
+from reshard.cli.commands import app_for, called
 from reshard.cli.environment import suit_workers
 from reshard.cli.output import complain, on_terminal, say_error
 from reshard.cli.usage import CommandLineError, say_wrong_words
@@ -25,16 +25,22 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the program and leave with its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        _main(list(sys.argv[1:] if argv is None else argv))
+        _main(words)
     except KeyboardInterrupt:  # where click does not see it
-        _say_interrupted()
+        cursor = "\r\x1b[K\x1b[?25h" if on_terminal() else ""  # a bar that was drawn just now has hidden it
+        sys.stderr.write(f"{cursor}interrupted: {_left_behind(words)}\n")
         sys.exit(_INTERRUPTED)
 
 
-def _say_interrupted() -> None:
-    cursor = "\r\x1b[K\x1b[?25h" if on_terminal() else ""  # a bar that was drawn just now has hidden it
-    sys.stderr.write(f"{cursor}interrupted: no file under its final name is partial; --resume goes on\n")
+def _left_behind(words: list[str]) -> str:
+    command, whole = called(words), "no file under its final name is partial"
+    if command == "auto":
+        return f"{whole}; the next start goes on"
+    if command not in ("convert", "merge", "split", "unify", "lora"):
+        return whole
+    return f"{whole}; the old target stays" if "--overwrite" in words else f"{whole}; --resume goes on"
 
 
 def _main(args: list[str]) -> None:

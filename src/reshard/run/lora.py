@@ -12,7 +12,9 @@ from reshard.layout.box import Box
 from reshard.planning.plan import LoraAdd
 
 Array = npt.NDArray[Any]
-_CHUNK = 32768  # elements that are summed at once, so that they stay in the processor's cache
+_CHUNK = (
+    262144  # elements that are summed at once: in the cache, and so many that threads seldom wait for Python's lock
+)
 Range = tuple[int, int]
 
 
