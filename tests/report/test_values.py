@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from reading_back import expand, names_of, report_of, unfolded, values_of
 from typer.testing import CliRunner
@@ -240,6 +240,7 @@ def test_folded_numbers_unfold_to_the_same(numbers: set[tuple[int, ...]]) -> Non
 
 
 @given(st.lists(st.lists(st.sampled_from(["a", "#", "0", "7", "07", "12", ""]), min_size=1, max_size=5).map(".".join)))
+@example(names=["a.#.a", "a.0.a"])
 def test_folded_names_unfold_to_the_same(names: list[str]) -> None:
     names = list(dict.fromkeys(names))
     folded = [replace(f) for f in folded_names((n, n) for n in names)]

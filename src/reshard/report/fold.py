@@ -47,15 +47,17 @@ def _alternatives(found: list[Numbers]) -> list[str]:
 
 
 def folded_names(names: Iterable[tuple[str, str]]) -> tuple[Names, ...]:
-    """Pairs of a name and its name in the source, by pattern in the order of their first."""
-    found: dict[tuple[str, str], list[Numbers]] = {}
+    """Pairs of a name and its name in the source, by pattern in the order of their first. A name that holds a # of its
+    own is apart from those that a pattern stands for.
+    """
+    found: dict[tuple[str, str, int], list[Numbers]] = {}
     for name, source_name in names:
         pattern, numbers = pattern_of(name)
         was = "" if name == source_name else pattern_of(source_name)[0]
-        found.setdefault((pattern, was), []).append(numbers)
+        found.setdefault((pattern, was, len(numbers)), []).append(numbers)
     return tuple(
         Names(readable(pattern), numbers_text(numbers), len(numbers), readable(was))
-        for (pattern, was), numbers in found.items()
+        for (pattern, was, _), numbers in found.items()
     )
 
 
