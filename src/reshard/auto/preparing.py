@@ -163,7 +163,7 @@ class _Start:
         session = self._session()
         if session.awaited():
             with suppress(ReshardError), session:
-                session.join()
+                session.join(refusing=error)
                 raise error
 
     def _convert(self, job: Job, observer: Observer) -> Prepared:

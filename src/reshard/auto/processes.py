@@ -8,6 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from reshard.errors import RunError
+
 
 @dataclass(frozen=True, slots=True)
 class Process:
@@ -67,3 +69,10 @@ def _status(pid: int) -> tuple[str, str] | None:
         return None
     fields = text.rpartition(")")[2].split()
     return fields[0], fields[19]
+
+
+def ended(rank: int, process: Process) -> RunError:
+    """What is said of a process of the job that is known to be over."""
+    return RunError(
+        f"rank {rank} ({process}) ended without a word", hint="was it killed, perhaps for want of memory? see its log"
+    )

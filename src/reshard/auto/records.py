@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,3 +162,7 @@ def named(ranks: list[int]) -> str:
     """
     shown = ", ".join(map(str, ranks[:8])) + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
     return f"rank {shown}" if len(ranks) == 1 else f"ranks {shown}"
+
+
+def nonces(words: Mapping[int, Word]) -> dict[int, str]:
+    return {rank: word.nonce for rank, word in words.items()}

@@ -12,8 +12,8 @@ from types import TracebackType
 from typing import TypeVar
 
 from reshard.auto.meeting import Meeting
-from reshard.auto.processes import Process, is_alive, is_dead, this_process
-from reshard.auto.records import Failure, Folder, Generation, Word, named
+from reshard.auto.processes import ended, is_alive, is_dead, this_process
+from reshard.auto.records import Failure, Folder, Generation, Word, named, nonces
 from reshard.errors import ReshardError, RunError, UsageError
 
 T = TypeVar("T")
@@ -63,6 +63,7 @@ class Session:
         self._seen: dict[int, _Seen] = {}
         self._looked_at = 0.0
         self._heard: RunError | None = None
+        self._refusing: ReshardError | None = None
 
     @property
     def leads(self) -> bool:
@@ -101,10 +102,14 @@ class Session:
                 break
         return False
 
-    def join(self) -> None:
+    def join(self, refusing: ReshardError | None = None) -> None:
         """Return when all ranks are here. Raises UsageError where the folder is not shared, RunError for one that is
         not coming or failed.
+
+        Args:
+            refusing: why this rank cannot begin. The others hear of it when they join, so that none begins.
         """
+        self._refusing = refusing
         words = self._words()
         self._old = {r: w.nonce for r, w in words.items() if w.left or not is_alive(w.process)}
         self._say()
@@ -117,6 +122,12 @@ class Session:
         finally:
             if self._meeting:
                 self._meeting.stop()
+        self._check_failures()
+
+    def _agree(self, generation: str) -> None:
+        if self._refusing:
+            self._folder.fail(generation, Failure.of(self.rank, self._refusing))
+        self._say(generation=generation)
 
     def _gather(self) -> None:
         """The leader's part: announce who is here, anew when a rank turns out to be another, until all have agreed."""
@@ -127,7 +138,7 @@ class Session:
             patient = isinstance(error, ReshardError) and time.monotonic() < until
             self._give_up(error, _LINGER_S if patient else 0)
             raise
-        self._say(generation=self._name)
+        self._agree(self._name)
         self._folder.forget_all_but(self._name)
 
     def _gather_until(self, until: float) -> None:
@@ -135,8 +146,8 @@ class Session:
         for _ in self._polls():
             words = self._words()
             self._check_gathering(words, late=time.monotonic() > until)
-            if len(words) == len(self.members) and _nonces(words) != announced:
-                announced = _nonces(words)
+            if len(words) == len(self.members) and nonces(words) != announced:
+                announced = nonces(words)
                 self._announce(words)
             if announced and all(w.generation == self._name for r, w in words.items() if r != self.rank):
                 return
@@ -149,8 +160,8 @@ class Session:
             words = self._words()
             if not self._is_ours():
                 return  # another leader speaks for those who are here
-            if _nonces(words) != announced:
-                announced = _nonces(words)
+            if nonces(words) != announced:
+                announced = nonces(words)
                 self._announce(words, failure)
             told = {r for r, w in words.items() if w.nonce != self._old.get(r)}
             told |= self._meeting.told() if self._meeting else frozenset()
@@ -165,7 +176,7 @@ class Session:
         self._check_shared()
         for rank, word in words.items():
             if word.nonce != self._old.get(rank) and is_dead(word.process):
-                raise _ended(rank, word.process)
+                raise ended(rank, word.process)
             if word.nonce != self._old.get(rank) and word.about != self._word.about:
                 raise UsageError(
                     f"rank {rank} was started with other settings than rank {self.rank}",
@@ -190,7 +201,7 @@ class Session:
     def _announce(self, words: dict[int, Word], failure: Failure | None = None) -> None:
         self._generation = Generation(
             secrets.token_hex(8),
-            _nonces(words),
+            nonces(words),
             {r: w.process for r, w in words.items()},
             failure,
         )
@@ -206,7 +217,7 @@ class Session:
                 if found.failure:
                     raise self._heard_of(found.failure)
                 self._generation = found
-                self._say(generation=found.name)
+                self._agree(found.name)
             if self._generation and self._begun():
                 return
             self._check_own()
@@ -216,7 +227,7 @@ class Session:
                 heard = time.monotonic()
             last = leader
             if leader and leader.nonce != self._old.get(self.leader) and is_dead(leader.process):
-                raise _ended(self.leader, leader.process)
+                raise ended(self.leader, leader.process)
             if time.monotonic() > max(heard, began) + self._timeout_s + _LOOK_S:
                 raise RunError(
                     f"rank {self.leader} did not come in {self._timeout_s:.0f} s",
@@ -294,14 +305,17 @@ class Session:
             if time.monotonic() - self._looked_at < _LOOK_S:
                 return
             self._looked_at = time.monotonic()
-        for failure in self._folder.failures(self._name):
-            if failure.rank != self.rank:
-                raise self._heard_of(failure)
+        self._check_failures()
         for rank, error in self._silent():
             self._folder.fail(self._name, Failure.of(rank, error, seen_by=self.rank))
             self._heard = error
             raise error
         self._check_own()
+
+    def _check_failures(self) -> None:
+        for failure in self._folder.failures(self._name):
+            if failure.rank != self.rank:
+                raise self._heard_of(failure)
 
     def _heard_of(self, failure: Failure) -> RunError:
         """What this rank says of another's error. It is not told as an error of this one."""
@@ -324,7 +338,7 @@ class Session:
             if word and word.left and word.nonce == self._generation.nonces[rank]:
                 continue
             if dead:
-                yield rank, _ended(rank, process)
+                yield rank, ended(rank, process)
             elif word and (said := self._stalled(rank, word)):
                 yield rank, RunError(f"rank {rank} ({process}) {said}", hint="is its machine or its disk hanging?")
 
@@ -384,13 +398,3 @@ class Session:
             yield
             time.sleep(pause)
             pause = min(pause * 1.3, _SLOWEST_POLL_S)
-
-
-def _nonces(words: dict[int, Word]) -> dict[int, str]:
-    return {rank: word.nonce for rank, word in words.items()}
-
-
-def _ended(rank: int, process: Process) -> RunError:
-    return RunError(
-        f"rank {rank} ({process}) ended without a word", hint="was it killed, perhaps for want of memory? see its log"
-    )
