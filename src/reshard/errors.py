@@ -17,6 +17,8 @@ Built-in exceptions that reach the user are bugs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 DOCS = "docs/{page}.md"  # the pages lie beside the code; the address of the site goes here once it has one
 
 
@@ -101,3 +103,13 @@ def listed(faults: list[str], limit: int = 8) -> str:
     if len(faults) > limit:
         shown = [*shown, f"and {len(faults) - limit:,} more"]
     return "\n".join(shown)
+
+
+def named_ranks(ranks: Sequence[int], limit: int = 8) -> str:
+    """Ranks in words, the first ``limit`` of them; the rest counted.
+
+    >>> named_ranks([3]), named_ranks([1, 2, 3, 9], limit=3)
+    ('rank 3', 'ranks 1, 2, 3 and 1 more')
+    """
+    more = f" and {len(ranks) - limit} more" if len(ranks) > limit else ""
+    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks[:limit]))}{more}"

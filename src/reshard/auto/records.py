@@ -154,15 +154,5 @@ class Folder:
             return None
 
 
-def named(ranks: list[int]) -> str:
-    """Ranks in words.
-
-    >>> named([3]), named([1, 2, 3, 9])
-    ('rank 3', 'ranks 1, 2, 3, 9')
-    """
-    shown = ", ".join(map(str, ranks[:8])) + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
-    return f"rank {shown}" if len(ranks) == 1 else f"ranks {shown}"
-
-
 def nonces(words: Mapping[int, Word]) -> dict[int, str]:
     return {rank: word.nonce for rank, word in words.items()}

@@ -13,8 +13,8 @@ from typing import TypeVar
 
 from reshard.auto.meeting import Meeting
 from reshard.auto.processes import ended, is_alive, is_dead, this_process
-from reshard.auto.records import Failure, Folder, Generation, Word, named, nonces
-from reshard.errors import ReshardError, RunError, UsageError
+from reshard.auto.records import Failure, Folder, Generation, Word, nonces
+from reshard.errors import ReshardError, RunError, UsageError, named_ranks
 
 T = TypeVar("T")
 _POLL_S = 0.05
@@ -193,7 +193,7 @@ class Session:
         heard = self._meeting.met() if self._meeting else frozenset()
         said = "; they did say hello over the network" if heard.issuperset(absent) else ""
         return RunError(
-            f"{named(absent)} of {len(self.members)} did not come in {self._timeout_s:.0f} s{said}",
+            f"{named_ranks(absent)} of {len(self.members)} did not come in {self._timeout_s:.0f} s{said}",
             str(self._folder.path.parent),
             "were all ranks started, and is output_dir the same folder for all? --peer-timeout waits longer",
         )

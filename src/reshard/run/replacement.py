@@ -6,7 +6,6 @@ import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
-from secrets import token_hex
 
 from reshard.errors import StorageError, UsageError
 from reshard.run.disk import exchange, sync_folder
@@ -41,7 +40,7 @@ class Replacement:
         self.place = Place.of(self._new, single=False)
 
     def _beside(self, what: str) -> Path:
-        return self._old.parent / f".{self._old.name}.reshard-{what}-{token_hex(4)}"
+        return self._old.parent / f".{self._old.name}.reshard-{what}-{os.urandom(4).hex()}"
 
     def _remove_leftovers(self) -> None:
         names = (f".{self._old.name}.reshard-new-", f".{self._old.name}.reshard-old-")

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reshard.dtypes import ITEMSIZE, numpy_dtype
+from reshard.errors import named_ranks
 from reshard.layout.box import Box
 from reshard.planning.blocks import Access, cut_extents
 from reshard.planning.catalog import Catalog, Held, Tensor
@@ -18,7 +19,6 @@ from reshard.run.machine import allow_many_files, auto_workers
 from reshard.run.mover import Scratch, Sources
 
 _BLOCK_NBYTES = 4 << 20
-_SHOWN_RANKS = 8
 _Bytes = npt.NDArray[np.uint8]
 
 
@@ -42,7 +42,7 @@ def _faults_of(source: Catalog, scratch: Scratch, tensor: Tensor) -> list[str]:
             for element, values in comparison.partings(held):
                 shown = shown_values(tensor.spec.dtype, list(values))
                 who = (
-                    f"{value} in {_ranks(source, holders)}"
+                    f"{value} in {named_ranks([source.files[h.file].rank for h in holders])}"
                     for value, holders in zip(shown, values.values(), strict=True)
                 )
                 faults.append(f"{tensor.name}{list(element)}: {'; '.join(who)}")
@@ -50,12 +50,6 @@ def _faults_of(source: Catalog, scratch: Scratch, tensor: Tensor) -> list[str]:
         finally:
             sources.close()
     return faults
-
-
-def _ranks(source: Catalog, holders: Sequence[Held]) -> str:
-    ranks = [str(source.files[h.file].rank) for h in holders]
-    more = f" and {len(ranks) - _SHOWN_RANKS} more" if len(ranks) > _SHOWN_RANKS else ""
-    return f"rank{'s' * (len(ranks) > 1)} {', '.join(ranks[:_SHOWN_RANKS])}{more}"
 
 
 class _Comparison:
