@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from math import prod
+
+from msgspec import Struct
 
 from reshard.dtypes import ITEMSIZE
 from reshard.errors import FormatError
 
 
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
+class TensorSpec(Struct, frozen=True):
     """Element type and shape of a tensor or of one shard of it; ``()`` is a 0-d tensor of one element."""
 
     dtype: str
@@ -31,8 +31,7 @@ class TensorSpec:
         return f"{self.dtype}{list(self.shape)}"
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Extent:
+class Extent(Struct, frozen=True, order=True):
     """Consecutive bytes of a file: ``offset <= i < offset + nbytes``."""
 
     offset: int
@@ -47,27 +46,24 @@ class Extent:
         return self.offset + self.nbytes
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(Struct, frozen=True):
     """A tensor in a file: its bytes are those of ``extents``, one after the other, row-major."""
 
     spec: TensorSpec
     extents: tuple[Extent, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Contents:
+class Contents(Struct, frozen=True):
     """What the headers of one file say. ``texts`` are strings stored beside the tensors, ``notes`` the format's own
     flags.
     """
 
     tensors: Mapping[str, Stored]
-    texts: Mapping[str, str] = field(default_factory=dict)
-    notes: Mapping[str, str] = field(default_factory=dict)
+    texts: Mapping[str, str] = {}
+    notes: Mapping[str, str] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class Seal:
+class Seal(Struct, frozen=True):
     """The end of a file that vouches for the rest: ``mark``, then the CRC-32 of all bytes before it, big-endian."""
 
     mark: bytes
@@ -81,8 +77,7 @@ class Seal:
         return self.mark + crc.to_bytes(self.crc_nbytes, "big")
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(Struct, frozen=True):
     """A new file laid out: header pieces at their offsets, the holes where each tensor's bytes go, and a seal.
 
     Pieces, holes and seal together cover ``nbytes`` exactly once.

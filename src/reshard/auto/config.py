@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from reshard.closest import closest
 from reshard.errors import InputError, UsageError
@@ -22,8 +23,7 @@ KEYS = (
 _OTHER_KEYS = ("run_mode", "parallel_config", "parallel", "model", "optimizer", "pretrained_model_dir", "use_legacy")
 
 
-@dataclass(frozen=True, slots=True)
-class Config:
+class Config(Struct, frozen=True):
     """The settings of a job.
 
     Attributes:
@@ -36,7 +36,7 @@ class Config:
     where: str
     text: str
     content: Mapping[str, Any]
-    changes: Mapping[str, Any] = field(default_factory=dict)
+    changes: Mapping[str, Any] = {}
 
 
 def read_config(config: str | Path | Mapping[str, Any], changes: Mapping[str, Any] | None = None) -> Config:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from reshard.auto.job_source import JobSource
 from reshard.auto.job_strategy import JobStrategy
@@ -31,8 +33,7 @@ from reshard.strategy.folder import encode
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(Struct, frozen=True):
     """All that a rank needs to know to take its part; equal on all ranks.
 
     Attributes:
@@ -55,15 +56,13 @@ class Job:
         return frozenset().union(*(r for r in made if r is not None)) if None not in made else None
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
+class Work(Struct, frozen=True):
     """What the first rank told the others to do: the plan."""
 
     identity: str
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
+class Done(Struct, frozen=True):
     """What one rank wrote."""
 
     files: int
@@ -71,8 +70,7 @@ class Done:
     read_nbytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(Struct, frozen=True):
     """What the job loads now; what was written in all, what was left out, what was odd."""
 
     load_checkpoint: str

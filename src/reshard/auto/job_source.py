@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from reshard.auto.settings import Settings
 from reshard.errors import CheckpointError
@@ -20,8 +21,7 @@ _AFTER_RANK = re.compile(r"rank_\d+(?P<rest>[-_].+)")
 _STEP = re.compile(r"(?P<epoch>\d+)_(?P<step>\d+)\.(ckpt|safetensors)$")
 
 
-@dataclass(frozen=True, slots=True)
-class JobSource:
+class JobSource(Struct, frozen=True):
     """The source as it is here: how to open it, its files, its strategy."""
 
     source: Source

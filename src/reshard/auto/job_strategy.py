@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
+from msgspec import Struct
+from msgspec.structs import replace
 
 from reshard.auto.config import Config
 from reshard.auto.settings import Settings
@@ -23,8 +24,7 @@ from reshard.strategy.placing import Stages
 from reshard.strategy.strategy import Entry, Factored, Strategy
 
 
-@dataclass(frozen=True, slots=True)
-class JobStrategy:
+class JobStrategy(Struct, frozen=True):
     """The strategy of the job, one of three.
 
     Attributes:
@@ -46,8 +46,7 @@ class JobStrategy:
         return made_files(self.stages, self.strategy.devices, merged=merged, json_format=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(Struct, frozen=True):
     """Where to look for the job's strategy.
 
     Attributes:
@@ -176,8 +175,7 @@ def _contradiction(written: Strategy, made: JobStrategy) -> str:
     return ""
 
 
-@dataclass(frozen=True, slots=True)
-class Compared:
+class Compared(Struct, frozen=True):
     """Tensors of two strategies: how many both have, how many either cuts, which they cut differently."""
 
     shared: int

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from reshard.errors import UsageError
 
@@ -12,8 +13,7 @@ _FIRST_FREE_PORT = 1024
 _BESIDE = 1717  # launchers use the port after theirs too
 
 
-@dataclass(frozen=True, slots=True)
-class Launch:
+class Launch(Struct, frozen=True):
     """A process of a job.
 
     Attributes:
@@ -36,8 +36,7 @@ class Launch:
             )
 
 
-@dataclass(frozen=True, slots=True)
-class _Launcher:
+class _Launcher(Struct, frozen=True):
     """The variables that one launcher sets; of several names of a number the first that is set."""
 
     name: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from reshard.auto.job_strategy import JobStrategy, compared
 from reshard.errors import CheckpointError
@@ -14,8 +14,7 @@ from reshard.run.source import index_files
 from reshard.strategy.strategy import Strategy
 
 
-@dataclass(frozen=True, slots=True)
-class Here:
+class Here(Struct, frozen=True):
     """What this machine sees of the source: on machines without a shared disk each may have its own ranks only."""
 
     found: Found

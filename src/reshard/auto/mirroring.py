@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from reshard.auto.results import Results
 from reshard.run.disk import DiskFile
@@ -17,8 +18,7 @@ from reshard.run.whole_file import copy_file
 _BLOCK_NBYTES = 8 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Mirror:
+class Mirror(Struct, frozen=True):
     """What goes where. ``url`` may be a folder on a disk too. ``proceed`` is called after each block that was sent."""
 
     results: Results

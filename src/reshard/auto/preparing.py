@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import xxhash
+from msgspec import Struct, field
 
 from reshard.auto.config import SRC_STRATEGY, Config, read_config
 from reshard.auto.converting import Job, Outcome, convert_together, replaced
@@ -32,8 +32,7 @@ MEETING = ".reshard-auto"
 Action = Literal["converted", "matches", "nothing", "on load", "strategy", "scheduler"]
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(Struct, frozen=True):
     """How a rank takes part.
 
     Attributes:
@@ -46,7 +45,7 @@ class Call:
         limits: workers, memory, rate and the like of the conversion.
     """
 
-    changes: Mapping[str, Any] = field(default_factory=dict)
+    changes: Mapping[str, Any] = {}
     dst_strategy: str = ""
     mindformers_version: str = ""
     per_node: bool = False
@@ -63,8 +62,7 @@ class Call:
             )
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
+class Prepared(Struct, frozen=True):
     """How the job goes on.
 
     Attributes:
@@ -114,8 +112,7 @@ def prepare(
     return _Start(read, settings, launch, call).run(observer or Observer())
 
 
-@dataclass(frozen=True, slots=True)
-class _Start:
+class _Start(Struct, frozen=True):
     """One rank at the start of a job."""
 
     config: Config

@@ -11,11 +11,11 @@ import re
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
+from msgspec import Struct
 
 from reshard.auto.processes import Process
 from reshard.errors import CheckpointError, InputError, ReshardError, RunError, StorageError
@@ -29,8 +29,7 @@ _GENERATION = re.compile(r"[0-9a-f]{16}")
 _INTERRUPTED = 130
 
 
-@dataclass(frozen=True, slots=True)
-class Word:
+class Word(Struct, frozen=True):
     """A rank's own file.
 
     Attributes:
@@ -51,8 +50,7 @@ class Word:
     left: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
+class Failure(Struct, frozen=True):
     """An error of one rank, for the others. ``seen_by`` is the rank that tells it of one that cannot."""
 
     rank: int
@@ -71,8 +69,7 @@ class Failure:
         return Failure(rank, f"{type(error).__name__}: {error}")
 
 
-@dataclass(frozen=True, slots=True)
-class Generation:
+class Generation(Struct, frozen=True):
     """A run: its ranks' processes by rank. ``failure`` where the run ended before it began."""
 
     name: str

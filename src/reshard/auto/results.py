@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
+
+from msgspec import Struct
 
 from reshard.auto.job_strategy import JobStrategy
 from reshard.auto.settings import Settings
@@ -20,8 +21,7 @@ _ROOTS = {"ckpt": "transformed_checkpoint", "safetensors": "unified_checkpoint"}
 HANDED_OVER = "reshard_run.yaml"
 
 
-@dataclass(frozen=True, slots=True)
-class Results:
+class Results(Struct, frozen=True):
     """Folders of one job below its ``output_dir``, with the names that MindFormers gives them.
 
     Attributes:

@@ -6,10 +6,12 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
+
+from msgspec.structs import replace
 
 from reshard.auto.meeting import Meeting
 from reshard.auto.processes import ended, is_alive, is_dead, this_process
@@ -374,7 +376,7 @@ class Session:
 
     def _say(self, **changes: object) -> None:
         with self._lock:
-            self._word = replace(self._word, beat=self._word.beat + 1, **changes)  # type: ignore[arg-type]
+            self._word = replace(self._word, beat=self._word.beat + 1, **changes)
             self._folder.say(self._word)
 
     def _is_ours(self) -> bool:

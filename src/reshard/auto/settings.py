@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from math import prod
 from typing import Any
+
+from msgspec import Struct
 
 from reshard.auto.config import SRC_STRATEGY, Config
 from reshard.auto.launch import Launch
@@ -18,8 +19,7 @@ _AXES = ("data_parallel", "model_parallel", "context_parallel", "pipeline_stage"
 _NPUS_PER_NODE = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(Struct, frozen=True):
     """What to do with the weights when the job starts.
 
     Attributes:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
+
+from msgspec import Struct
 
 from reshard.planning.shares import Share
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(Struct, frozen=True):
     """What one process writes: the files of some target ranks, or a share of all by bytes."""
 
     ranks: frozenset[int] | None = None

@@ -38,7 +38,7 @@ def inspect(
     reshard inspect ckpt --strategy strategy/ --tensor lm_head
     reshard inspect ckpt --strategy strategy/ --html ckpt.html
     """
-    from dataclasses import replace
+    from msgspec.structs import replace
 
     from reshard.cli.progress import observer
     from reshard.ops.fingerprint import fingerprint as number

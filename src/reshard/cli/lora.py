@@ -43,7 +43,7 @@ def merge(
     reshard lora merge ckpt merged.ckpt --src-strategy strategy/ --scaling 16/8
     reshard lora merge base/ out --adapter adapter/ --format safetensors
     """
-    from dataclasses import replace
+    from msgspec.structs import replace
 
     from reshard.ops.lora import lora_config, open_with_adapter, plan_lora_of
 

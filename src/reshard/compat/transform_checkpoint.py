@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from reshard.compat.arguments import parsed, parser, path, truth, whole
 from reshard.compat.console import Progress, banner, log, program, warn
@@ -34,8 +35,7 @@ _SPELLINGS = {
 _EXAMPLE = ("--src_checkpoint=llama.ckpt", "--dst_checkpoint=out", "--dst_strategy=strategy/")
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(Struct, frozen=True):
     """What one process was asked to do.
 
     Attributes:

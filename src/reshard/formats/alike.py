@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from reshard.formats.base import ByteRanges
 from reshard.index import Contents
@@ -13,8 +14,7 @@ Pieces = tuple[tuple[int, bytes], ...]
 _TOGETHER_NBYTES = 16384  # what lies closer is read in one go
 
 
-@dataclass(frozen=True, slots=True)
-class _Kind:
+class _Kind(Struct, frozen=True):
     """Ranges to read, and what has to lie in each."""
 
     spans: tuple[tuple[int, int, Pieces], ...]

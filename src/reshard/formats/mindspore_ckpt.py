@@ -12,8 +12,9 @@ big-endian CRC-32 of all before. Source: MindSpore 2.7.2, mindspore/train/serial
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import prod
+
+from msgspec import Struct
 
 from reshard.dtypes import ITEMSIZE
 from reshard.errors import FormatError
@@ -45,8 +46,7 @@ def stored_crc(source: ByteRanges) -> tuple[int, int] | None:
     return (int.from_bytes(tail[len(_SEAL.mark) :], "big"), content) if tail.startswith(_SEAL.mark) else None
 
 
-@dataclass(frozen=True, slots=True)
-class MindSporeCkpt:
+class MindSporeCkpt(Struct, frozen=True):
     """``slice_nbytes``: a tensor longer than this is stored in pieces, as MindSpore does; ``crc``: seal new files."""
 
     slice_nbytes: int = 512 << 20
@@ -133,8 +133,7 @@ def _refuse_encrypted(source: ByteRanges) -> None:
             )
 
 
-@dataclass(frozen=True, slots=True)
-class _Value:
+class _Value(Struct, frozen=True):
     """One stored value: a whole tensor, or a piece of one. ``head`` are its bytes without the content."""
 
     at: int

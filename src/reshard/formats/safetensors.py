@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 from typing import Any
+
+from msgspec import Struct
 
 from reshard.dtypes import ITEMSIZE
 from reshard.errors import FormatError
@@ -36,8 +37,7 @@ NOTES = frozenset({"format", "remove_redundancy", "crc_num"})
 """Keys of ``__metadata__`` that speak of the file; all others are texts of its owner."""
 
 
-@dataclass(frozen=True, slots=True)
-class Safetensors:
+class Safetensors(Struct, frozen=True):
     name: str = "safetensors"
     suffix: str = ".safetensors"
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import prod
 from types import EllipsisType
 
+from msgspec import Struct
 
-@dataclass(frozen=True, slots=True, order=True)
-class Box:
+
+class Box(Struct, frozen=True, order=True):
     """Elements ``i`` with ``start[d] <= i[d] < stop[d]`` in every dim ``d``.
 
     A 0-d tensor is ``Box((), ())`` and holds one element.

@@ -9,10 +9,11 @@ would otherwise hold the same shard, in ascending rank order.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 from math import prod
+
+from msgspec import Struct
 
 from reshard.drawing import svg
 from reshard.errors import LayoutError
@@ -26,8 +27,7 @@ Cell = tuple[int, ...]
 """Which of the equal parts of each dim: ``(1, 0)`` is the second part of dim 0 and the first of dim 1."""
 
 
-@dataclass(frozen=True, slots=True)
-class Sharding:
+class Sharding(Struct, frozen=True):
     """A cut without a shape, for tensors of ``len(tensor_map)`` dims.
 
     Attributes:
@@ -134,8 +134,7 @@ def _holders(sharding: Sharding) -> Mapping[Cell, tuple[int, ...]]:
     return {cell: tuple(ranks) for cell, ranks in groups.items()}
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(Struct, frozen=True):
     """A tensor of ``shape`` cut by ``sharding``. Raises LayoutError where a cut does not divide a dim.
 
     A notebook shows it as a picture.

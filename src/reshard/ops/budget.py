@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from reshard.errors import UsageError
 from reshard.ops.options import Options
@@ -22,8 +22,7 @@ _CONNECTION_NBYTES = 4 << 20
 """What a request that is being answered takes beside its block, as measured."""
 
 
-@dataclass(frozen=True, slots=True)
-class Budget:
+class Budget(Struct, frozen=True):
     """``upload_nbytes`` are those of one task; ``others_nbytes`` all that is taken beside blocks."""
 
     block_nbytes: int

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
 from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from reshard.dtypes import ALIASES
 from reshard.errors import CheckpointError, DifferenceError, UsageError, listed
@@ -39,8 +41,7 @@ _CRC_BLOCK_NBYTES = 8 << 20
 _OTHERS_FILES = (".pt", ".pth", ".bin", ".npz", ".gguf", ".onnx", ".safetensor")
 
 
-@dataclass(frozen=True, slots=True)
-class Conversion:
+class Conversion(Struct, frozen=True):
     """What a conversion did.
 
     Attributes:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
 
 from reshard.dtypes import FLOATING, ITEMSIZE
 from reshard.errors import DifferenceError, UsageError, listed
@@ -27,8 +27,7 @@ _BLOCK_NBYTES = 4 << 20
 _DISK_THREADS = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
+class Difference(Struct, frozen=True):
     """``index`` is the first element that differs, in the full tensor; ``a`` and ``b`` what either side has there."""
 
     name: str
@@ -44,8 +43,7 @@ class Difference:
         return f"{self.name}: {self.kind}" + (f": {self.a} in A, {self.b} in B" if self.b else "")
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
+class Comparison(Struct, frozen=True):
     """``tensors`` and ``nbytes`` are what was compared by value; bytes count every shard of B that was read."""
 
     tensors: int

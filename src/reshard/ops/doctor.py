@@ -9,9 +9,10 @@ import resource
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+
+from msgspec import Struct
 
 from reshard._version import __version__
 from reshard.errors import ReshardError
@@ -26,8 +27,7 @@ _LEAST_MEMORY_NBYTES = 512 << 20
 _RELATIONS = {">=": lambda a, b: a >= b, "<": lambda a, b: a < b, "==": lambda a, b: a == b}
 
 
-@dataclass(frozen=True, slots=True)
-class Machine:
+class Machine(Struct, frozen=True):
     """What the process has. ``open_files``: at once, and what it may raise that to, as every conversion does;
     ``memory_limit_nbytes``: of its control group.
     """
@@ -43,8 +43,7 @@ class Machine:
     most_open_files: int
 
 
-@dataclass(frozen=True, slots=True)
-class Folder:
+class Folder(Struct, frozen=True):
     """Where files lie or would go. ``looked_at``: the deepest folder of the path that is there.
 
     What only a written file can tell (``links``: reflink, hardlink or none; ``exchanges``: two names in one step) is
@@ -62,16 +61,14 @@ class Folder:
     exchanges: bool | None
 
 
-@dataclass(frozen=True, slots=True)
-class Store:
+class Store(Struct, frozen=True):
     """An object store; ``fault``: why it did not answer, "" where it did."""
 
     path: str
     fault: str
 
 
-@dataclass(frozen=True, slots=True)
-class Health:
+class Health(Struct, frozen=True):
     """All that was found. ``extras``: version or "" where absent; ``problems``: what will make conversions fail."""
 
     reshard: str

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from reshard.closest import closest
 from reshard.dtypes import ITEMSIZE
@@ -25,8 +27,7 @@ from reshard.run.source import Source, open_source
 _CLOSE = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(Struct, frozen=True):
     """Where a file holds a part: its bytes are those of ``extents``, one after the other."""
 
     rank: int
@@ -34,8 +35,7 @@ class Place:
     extents: tuple[Extent, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(Struct, frozen=True):
     """One box of the tensor. ``held`` lists all that hold it: replicas; none where it is missing.
 
     ``expected`` are the ranks that the strategy names.
@@ -47,8 +47,7 @@ class Part:
     expected: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Taken:
+class Taken(Struct, frozen=True):
     """What is read of one source file for a part of the target: ``runs`` pieces of ``run_nbytes``, the first from
     ``offset``; they end before ``end``.
     """
@@ -63,16 +62,14 @@ class Taken:
     end: int
 
 
-@dataclass(frozen=True, slots=True)
-class Made:
+class Made(Struct, frozen=True):
     """A part of the target, the files that get it, and what it is made of."""
 
     part: Part
     taken: tuple[Taken, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Cut:
+class Cut(Struct, frozen=True):
     """How a tensor is cut: parts in each dim; ``opt_parts``: how many of those of dim 0 the optimizer shard makes."""
 
     parts: tuple[int, ...]
@@ -81,8 +78,7 @@ class Cut:
     of_stages: int
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(Struct, frozen=True):
     """The target of one tensor; ``cut`` is that of the first stage that has it."""
 
     name: str
@@ -91,8 +87,7 @@ class Target:
     made: tuple[Made, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Explanation:
+class Explanation(Struct, frozen=True):
     """All about one tensor.
 
     Attributes:

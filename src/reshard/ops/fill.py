@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from msgspec import Struct
+from msgspec.structs import replace
 
 from reshard.ops.budget import budget_of, workers_for
 from reshard.ops.engine import absolute, carried_out, node_of_each, seen_by_all
@@ -17,8 +18,7 @@ from reshard.run.target import Filling
 from reshard.run.task import OnBytes, Settings
 
 
-@dataclass(frozen=True, slots=True)
-class Filled:
+class Filled(Struct, frozen=True):
     """What was done; ``missing`` files of the target are left to others."""
 
     written_nbytes: int = 0
@@ -75,8 +75,7 @@ def fill(plan: Plan, place: Place, options: Options, observer: Observer) -> Fill
     return replace(done, missing_files=missing, verified_nbytes=verified)
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
+class _Part(Struct, frozen=True):
     """What one node makes of a target: the ranks that are its own, on its own disk."""
 
     plan: Plan

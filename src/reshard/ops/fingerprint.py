@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from reshard.dtypes import ITEMSIZE
 from reshard.errors import CheckpointError, UsageError, listed
@@ -23,8 +24,7 @@ from reshard.run.probe import probe
 from reshard.run.source import Source, agreements, open_source
 
 
-@dataclass(frozen=True, slots=True)
-class TensorPrint:
+class TensorPrint(Struct, frozen=True):
     """The number of one tensor: of its name, dtype, shape and the bits of its values."""
 
     name: str
@@ -33,8 +33,7 @@ class TensorPrint:
     number: str
 
 
-@dataclass(frozen=True, slots=True)
-class Fingerprint:
+class Fingerprint(Struct, frozen=True):
     """Numbers of 128 bits, hexadecimal.
 
     Attributes:

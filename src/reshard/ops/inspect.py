@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
 from math import prod
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from reshard.errors import CheckpointError, UsageError
 from reshard.planning.catalog import Catalog, IndexedFile, catalog
@@ -13,8 +15,7 @@ from reshard.run.discover import Select, discover
 from reshard.run.source import Source, index_files, open_source
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(Struct, frozen=True):
     """One tensor. ``parts``: into how many it is cut in each dim; ``copies``: files that hold each shard, fewest
     first.
     """
@@ -27,8 +28,7 @@ class Row:
     missing: int
 
 
-@dataclass(frozen=True, slots=True)
-class Inspection:
+class Inspection(Struct, frozen=True):
     """What a checkpoint holds. The fingerprints are empty where they were not computed."""
 
     files: int

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from reshard.errors import StrategyError, UsageError
 from reshard.index import TensorSpec
@@ -24,8 +26,7 @@ from reshard.strategy.placing import Stages, place
 from reshard.strategy.rules import Family, read_family
 
 
-@dataclass(frozen=True, slots=True)
-class Making:
+class Making(Struct, frozen=True):
     """What a user asks for.
 
     Attributes:
@@ -46,8 +47,7 @@ class Making:
     optimizer_parallel: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Made:
+class Made(Struct, frozen=True):
     """What was written. ``tensors``: of each stage."""
 
     folder: str

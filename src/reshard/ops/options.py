@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Literal
+
+from msgspec import Struct, field
 
 from reshard.errors import UsageError
 from reshard.planning.bill import BUFFERS_A_WORKER
@@ -19,16 +20,14 @@ _RESERVED_NBYTES = 96 << 20
 Engine = Literal["local", "ray"]
 
 
-@dataclass(frozen=True, slots=True)
-class NodeRanks:
+class NodeRanks(Struct, frozen=True):
     """Target ranks that are written on one node, named by its address, host name or Ray's id."""
 
     ranks: frozenset[int]
     node: str
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
+class Options(Struct, frozen=True):
     """All of them have the default of the command line.
 
     Attributes:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from fractions import Fraction
 from math import sqrt
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from reshard.errors import InputError, UsageError
 from reshard.run.stores import content_of
 from reshard.yaml_text import read_yaml
 
 
-@dataclass(frozen=True, slots=True)
-class Fixed:
+class Fixed(Struct, frozen=True):
     """The same scaling for every layer."""
 
     value: float
@@ -26,8 +26,7 @@ class Fixed:
         return self.value
 
 
-@dataclass(frozen=True, slots=True)
-class AlphaRank:
+class AlphaRank(Struct, frozen=True):
     """alpha / rank, or alpha / √rank with ``rslora``; patterns (regular expressions on module names) override both.
 
     ``rank`` 0 means whatever the factors have; otherwise factors of another rank are refused.
@@ -36,8 +35,8 @@ class AlphaRank:
     alpha: float
     rank: int
     rslora: bool = False
-    rank_pattern: Mapping[str, int] = field(default_factory=dict)
-    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    rank_pattern: Mapping[str, int] = {}
+    alpha_pattern: Mapping[str, float] = {}
 
     def of(self, module: str, rank: int) -> float:
         """Raises InputError when the factors have another rank than the configuration says."""
@@ -53,8 +52,7 @@ class AlphaRank:
 Scaling = Fixed | AlphaRank
 
 
-@dataclass(frozen=True, slots=True)
-class LoraConfig:
+class LoraConfig(Struct, frozen=True):
     scaling: Scaling
     transposed: bool = False
 

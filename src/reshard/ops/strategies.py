@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+
+from msgspec import Struct
 
 from reshard.errors import StrategyError, UsageError
 from reshard.layout.tensor import Sharding
@@ -16,8 +17,7 @@ from reshard.strategy.folder import encode
 from reshard.strategy.strategy import Entry, Strategy
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(Struct, frozen=True):
     """One tensor in one stage. ``parts``: into how many each dim is cut, optimizer shard included; ``replicas``:
     ranks that hold the same.
     """
@@ -38,8 +38,7 @@ class Row:
         return f"stage {self.stage}  {self.name}  {cut}  {replicas}  {list(self.device_matrix)} {maps}{opt}"
 
 
-@dataclass(frozen=True, slots=True)
-class Shown:
+class Shown(Struct, frozen=True):
     stages: int
     devices: int
     made: bool

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from reshard.ops.convert import Conversion, execute, plan_from
 from reshard.ops.observer import Observer

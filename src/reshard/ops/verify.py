@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from reshard.errors import CheckpointError, DifferenceError, listed
 from reshard.formats.registry import format_of
@@ -17,8 +18,7 @@ from reshard.run.storage import join
 from reshard.run.stores import storage_of
 
 
-@dataclass(frozen=True, slots=True)
-class Verified:
+class Verified(Struct, frozen=True):
     """What was read and found as it was written.
 
     Attributes:

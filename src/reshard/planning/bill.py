@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from math import prod
+
+from msgspec import Struct
 
 from reshard.dtypes import ITEMSIZE
 from reshard.planning.blocks import Blocks
@@ -16,8 +17,7 @@ BUFFERS_A_WORKER = 3
 """A block being put together, a read that is wider or strided, and a write that is strided or cast."""
 
 
-@dataclass(frozen=True, slots=True)
-class Bill:
+class Bill(Struct, frozen=True):
     """Numbers of a plan; bytes are of tensors where not said otherwise.
 
     Attributes:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator
-from dataclasses import dataclass
 from math import prod
+
+from msgspec import Struct
 
 from reshard.dtypes import ITEMSIZE
 from reshard.index import Extent
@@ -20,8 +21,7 @@ from reshard.planning.plan import Move, Piece
 from reshard.planning.tasks import hull_of
 
 
-@dataclass(frozen=True, slots=True)
-class Access:
+class Access(Struct, frozen=True):
     """``box`` of the tensor, consecutive in ``ranges`` of one file; ``piece`` counts the move's sources or targets."""
 
     piece: int
@@ -30,8 +30,7 @@ class Access:
     ranges: tuple[Extent, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
+class Block(Struct, frozen=True):
     """What to read and write for one box. A read may be wider than the block: its bytes lie together in the file."""
 
     box: Box

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+
+from msgspec import Struct
 
 from reshard.errors import CheckpointError, ReshardError, listed
 from reshard.index import Contents, Stored, TensorSpec
@@ -12,8 +13,7 @@ from reshard.planning.names import layer_pattern
 from reshard.strategy.strategy import Strategy, layout_of_full, layout_of_shard
 
 
-@dataclass(frozen=True, slots=True)
-class IndexedFile:
+class IndexedFile(Struct, frozen=True):
     """A weight file of which the headers were read.
 
     Attributes:
@@ -30,16 +30,14 @@ class IndexedFile:
     contents: Contents
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
+class Held(Struct, frozen=True):
     """A shard as one file holds it; ``file`` counts the checkpoint's files."""
 
     file: int
     stored: Stored
 
 
-@dataclass(frozen=True, slots=True)
-class Tensor:
+class Tensor(Struct, frozen=True):
     """A tensor of a checkpoint.
 
     Attributes:
@@ -56,15 +54,14 @@ class Tensor:
     layout: Layout
     cells: Mapping[Cell, tuple[Held, ...]]
     laid_out: bool = False
-    expected: Mapping[Cell, tuple[int, ...]] = field(default_factory=dict)
+    expected: Mapping[Cell, tuple[int, ...]] = {}
 
     def missing(self) -> tuple[Cell, ...]:
         """Cells that no file holds."""
         return tuple(sorted(cell for cell in self.layout.sharding.holders() if cell not in self.cells))
 
 
-@dataclass(frozen=True, slots=True)
-class Catalog:
+class Catalog(Struct, frozen=True):
     """All of a checkpoint's tensors, in the order in which its files name them."""
 
     files: tuple[IndexedFile, ...]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from math import prod
 from typing import Literal
+
+from msgspec import Struct
 
 from reshard.errors import PlanError, ReshardError, UsageError, listed
 from reshard.layout.tensor import Layout, Sharding
@@ -18,8 +19,7 @@ from reshard.strategy.strategy import Strategy, layout_of_full
 Missing = Literal["error", "drop"]
 
 
-@dataclass(frozen=True, slots=True)
-class Kept:
+class Kept(Struct, frozen=True):
     """A tensor that reaches the target.
 
     Attributes:
@@ -34,8 +34,7 @@ class Kept:
     varied: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Decisions:
+class Decisions(Struct, frozen=True):
     kept: tuple[Kept, ...]
     left_out: tuple[LeftOut, ...]
     warnings: tuple[str, ...]

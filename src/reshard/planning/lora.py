@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from reshard.dtypes import FLOATING
 from reshard.errors import PlanError, listed
@@ -22,8 +23,7 @@ _PREFIX = "base_model.model."
 _ANY_LORA = re.compile(r"lora", re.IGNORECASE)
 
 
-@dataclass(frozen=True, slots=True)
-class LoraName:
+class LoraName(Struct, frozen=True):
     """One factor's name taken apart. ``module`` is the layer it adapts, ``side`` is ``a`` or ``b``."""
 
     module: str
@@ -50,8 +50,7 @@ def lora_name(name: str) -> LoraName | None:
     return LoraName(found["module"], (found["mindpet"] or found["peft"]).lower())
 
 
-@dataclass(frozen=True, slots=True)
-class LoraPair:
+class LoraPair(Struct, frozen=True):
     """The factors of one weight, and by what their product counts."""
 
     a: Tensor
@@ -60,8 +59,7 @@ class LoraPair:
     transposed: bool
 
 
-@dataclass(frozen=True, slots=True)
-class LoraMerge:
+class LoraMerge(Struct, frozen=True):
     """``pairs`` by the name of the weight that each is added to; ``factors`` are the names used up."""
 
     pairs: Mapping[str, LoraPair]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from reshard.closest import closest_pattern, did_you_mean
 from reshard.errors import UsageError
@@ -96,8 +97,7 @@ def folded(lines: Iterable[str]) -> list[str]:
     return [same[0] if len(same) == 1 else f"{kind}  ({len(same)} layers)" for kind, same in kinds.items()]
 
 
-@dataclass(frozen=True, slots=True)
-class NameRules:
+class NameRules(Struct, frozen=True):
     """Which tensors to take (``include``, ``exclude``: searched as regular expressions) and what to call them.
 
     ``rename`` holds (regular expression, replacement) pairs, applied in order, as ``re.sub`` does.

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
+
+from msgspec import Struct
 
 Names = Literal["hf", "mindspore"]
 EXTRAS_NAME = "hyper_param.safetensors"
 
 
-@dataclass(frozen=True, slots=True)
-class Parts:
+class Parts(Struct, frozen=True):
     """Parts of at most ``max_nbytes``, called as ``names`` does.
 
     ``hf``: ``model-0000i-of-0000n.safetensors`` and ``model.safetensors.index.json``.

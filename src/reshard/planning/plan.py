@@ -5,10 +5,10 @@ travels.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import Literal
 
 import msgspec
+from msgspec import Struct
 
 from reshard.errors import InputError, RunError
 from reshard.index import Extent, Seal, TensorSpec
@@ -22,8 +22,7 @@ Fate = Literal["dropped", "absent"]
 Link = Literal["", "reflink", "hardlink"]
 
 
-@dataclass(frozen=True, slots=True)
-class SourceFile:
+class SourceFile(Struct, frozen=True):
     """A file to read. Size and time of change tell at run time whether it is still the one that was planned."""
 
     path: str
@@ -31,8 +30,7 @@ class SourceFile:
     mtime_ns: int
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(Struct, frozen=True):
     """One box of a tensor, row-major, in the extents of one file; ``file`` counts the plan's or the task's files."""
 
     file: int
@@ -40,16 +38,14 @@ class Piece:
     extents: tuple[Extent, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Factor:
+class Factor(Struct, frozen=True):
     """A tensor that is read to compute another: its dtype and full shape, and the pieces that tile it."""
 
     spec: TensorSpec
     pieces: tuple[Piece, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class LoraAdd:
+class LoraAdd(Struct, frozen=True):
     """The step ``W + (B @ A) * scaling``; the product is transposed first where W is stored so."""
 
     a: Factor
@@ -58,8 +54,7 @@ class LoraAdd:
     transposed: bool
 
 
-@dataclass(frozen=True, slots=True)
-class PlannedTensor:
+class PlannedTensor(Struct, frozen=True):
     """A tensor to write. ``spec`` is what the target gets, ``source_dtype`` what is read; the pieces tile the full
     shape.
     """
@@ -72,8 +67,7 @@ class PlannedTensor:
     lora: LoraAdd | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Slot:
+class Slot(Struct, frozen=True):
     """Where a file holds its shard of a tensor; both numbers count in the plan."""
 
     tensor: int
@@ -81,8 +75,7 @@ class Slot:
     extents: tuple[Extent, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class FileForm:
+class FileForm(Struct, frozen=True):
     """What files of one kind consist of: header pieces and slots, which cover ``nbytes`` exactly once.
 
     ``texts`` and ``notes`` are what the header says besides its tensors.
@@ -92,12 +85,11 @@ class FileForm:
     header: tuple[tuple[int, bytes], ...]
     slots: tuple[Slot, ...]
     seal: Seal | None = None
-    texts: dict[str, str] = field(default_factory=dict)
-    notes: dict[str, str] = field(default_factory=dict)
+    texts: dict[str, str] = {}
+    notes: dict[str, str] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class PlannedFile:
+class PlannedFile(Struct, frozen=True):
     """A file to write, relative to the target folder.
 
     Attributes:
@@ -114,8 +106,7 @@ class PlannedFile:
     group: int
 
 
-@dataclass(frozen=True, slots=True)
-class LeftOut:
+class LeftOut(Struct, frozen=True):
     """Names that do not reach the target, and why."""
 
     fate: Fate
@@ -123,8 +114,7 @@ class LeftOut:
     names: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Struct, frozen=True):
     """What to write and from where.
 
     Attributes:
@@ -148,7 +138,7 @@ class Plan:
     world: int = 1
     total: int = 1
     identity: str = ""
-    made_of: dict[str, str] = field(default_factory=dict)
+    made_of: dict[str, str] = {}
     schema: int = SCHEMA
 
     def __repr__(self) -> str:
@@ -219,8 +209,7 @@ def plan_from_json(data: bytes) -> Plan:
     return plan
 
 
-@dataclass(frozen=True, slots=True)
-class Move:
+class Move(Struct, frozen=True):
     """The making of one tensor's target pieces from its source pieces; ``shape`` is the full shape."""
 
     name: str
@@ -232,8 +221,7 @@ class Move:
     lora: LoraAdd | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class TaskFile:
+class TaskFile(Struct, frozen=True):
     """A file to write. ``twins`` are files of the same content, which get it as links."""
 
     path: str
@@ -243,8 +231,7 @@ class TaskFile:
     twins: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
+class Task(Struct, frozen=True):
     """A read group: files that the same source blocks feed. It needs nothing but itself to run."""
 
     number: int
@@ -253,8 +240,7 @@ class Task:
     moves: tuple[Move, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(Struct, frozen=True):
     """Bytes written in one go and their xxh3-128, hexadecimal."""
 
     offset: int
@@ -266,8 +252,7 @@ class Run:
             raise InputError(f"bytes {self.offset} to {self.offset + self.nbytes}")
 
 
-@dataclass(frozen=True, slots=True)
-class FileResult:
+class FileResult(Struct, frozen=True):
     """A file that is whole. ``link`` says how it shares the bytes of another, empty where it was written.
 
     ``read_nbytes`` is what its whole task read, noted with the task's first file.

@@ -7,8 +7,9 @@ whoever makes a part of a group reads for that part what others read for theirs.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
+
+from msgspec import Struct
 
 from reshard.errors import UsageError
 
@@ -16,8 +17,7 @@ _FINER = 4
 """Groups are cut to so many pieces a share at most."""
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
+class Share(Struct, frozen=True):
     """The ``index``-th of ``count`` shares, counted from 0."""
 
     index: int
@@ -31,16 +31,14 @@ class Share:
         return f"{self.index}/{self.count}"
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
+class Group(Struct, frozen=True):
     """Files that are read for together: the bytes of each, and those that all of them need."""
 
     written: tuple[int, ...]
     read_nbytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Piece:
+class _Piece(Struct, frozen=True):
     group: int
     start: int
     stop: int

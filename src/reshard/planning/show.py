@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from html import escape
 from itertools import product
+
+from msgspec import Struct
 
 from reshard.drawing import svg
 from reshard.layout.tensor import Cell, Layout
@@ -16,8 +17,7 @@ _MOST_ROWS = 60
 Holders = tuple[tuple[int, ...], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(Struct, frozen=True):
     """Tensors that look alike; ``holders``: the ranks that hold each part, in row-major order."""
 
     pattern: str

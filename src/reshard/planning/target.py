@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from reshard.dtypes import FLOATING
 from reshard.errors import UsageError
@@ -16,8 +17,7 @@ from reshard.planning.shares import Share
 from reshard.strategy.strategy import Strategy
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(Struct, frozen=True):
     """What to write.
 
     Attributes:
@@ -75,11 +75,10 @@ class Target:
         return len(self.strategy.stages) if self.strategy else 1
 
 
-@dataclass(frozen=True, slots=True)
-class Choices:
+class Choices(Struct, frozen=True):
     """How the user wants names treated, and what was learnt of tensors that no strategy knows."""
 
     rules: NameRules = field(default_factory=NameRules)
     missing: Missing = "error"
-    agreed: Mapping[str, bool] = field(default_factory=dict)
+    agreed: Mapping[str, bool] = {}
     lora: LoraMerge | None = None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from reshard._version import __version__
 from reshard.planning.bill import Bill
@@ -17,8 +19,7 @@ from reshard.report.values import Conversion, Fate, File, Kind, Print, Report, R
 _Names = list[tuple[str, str]]
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
+class Cost(Struct, frozen=True):
     """What a conversion takes: its bill, and the block size that decides how much is read."""
 
     bill: Bill

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import lru_cache
 from itertools import product
 from math import prod
+
+from msgspec.structs import replace
 
 from reshard.dtypes import ITEMSIZE
 from reshard.layout.tensor import Cell, Layout

@@ -6,15 +6,14 @@ what differs in a model, not with its layers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from reshard.planning.bill import Bill
 
 SCHEMA = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
+class Placement(Struct, frozen=True):
     """Which files hold which part of a tensor.
 
     Attributes:
@@ -34,8 +33,7 @@ class Placement:
     absent_ranks: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Names:
+class Names(Struct, frozen=True):
     """Names that differ in their numbers only.
 
     Attributes:
@@ -50,8 +48,7 @@ class Names:
     source: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
+class Kind(Struct, frozen=True):
     """Tensors that are alike.
 
     Attributes:
@@ -74,8 +71,7 @@ class Kind:
     names: tuple[Names, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class File:
+class File(Struct, frozen=True):
     """``moved``: bytes of tensors read from a source file, or written to a target file."""
 
     path: str
@@ -84,8 +80,7 @@ class File:
     moved: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Side:
+class Side(Struct, frozen=True):
     """The source or the target.
 
     Attributes:
@@ -100,8 +95,7 @@ class Side:
     devices: int
 
 
-@dataclass(frozen=True, slots=True)
-class Movement:
+class Movement(Struct, frozen=True):
     """Bytes of target tensors by where they come from: a row for each source rank, a column for each target rank.
 
     Where there are many, each row stands for ``source_step`` ranks and each column for ``target_step``.
@@ -114,8 +108,7 @@ class Movement:
     nbytes: tuple[tuple[int, ...], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Fate:
+class Fate(Struct, frozen=True):
     """Names that do not reach the target: ``dropped``, the source holds them; ``absent``, a strategy names them."""
 
     fate: str
@@ -124,8 +117,7 @@ class Fate:
     names: tuple[Names, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Conversion:
+class Conversion(Struct, frozen=True):
     """What a conversion will do: everything in a report of a plan that one of a checkpoint lacks."""
 
     target: Side
@@ -136,8 +128,7 @@ class Conversion:
     made_of: dict[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Phase:
+class Phase(Struct, frozen=True):
     """A stretch of work: for each worker the bytes of each slice of ``slice_s`` seconds, counted from ``start_s``."""
 
     what: str
@@ -147,8 +138,7 @@ class Phase:
     workers: tuple[tuple[int, ...], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(Struct, frozen=True):
     """What was done."""
 
     seconds: float
@@ -160,16 +150,14 @@ class Run:
     phases: tuple[Phase, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Print:
+class Print(Struct, frozen=True):
     """The fingerprint of the source, where it was computed."""
 
     number: str
     weights: str
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(Struct, frozen=True):
     """``conversions`` holds one for a plan and none for a checkpoint; ``runs`` one when it was carried out."""
 
     made_by: str

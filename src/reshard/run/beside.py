@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from reshard.index import Contents, Stored, TensorSpec
 from reshard.run.discover import Found
@@ -12,8 +13,7 @@ from reshard.run.place import Place
 from reshard.run.storage import is_url, join
 
 
-@dataclass(frozen=True, slots=True)
-class Told:
+class Told(Struct, frozen=True):
     """What a file of ``nbytes`` holds, if it still is as it was written."""
 
     nbytes: int

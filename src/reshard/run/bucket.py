@@ -6,11 +6,12 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from msgspec import Struct
 
 from reshard import __version__
 from reshard.errors import CheckpointError, ReshardError, StorageError, UsageError
@@ -46,8 +47,7 @@ _CREDENTIALS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Meta:
+class Meta(Struct, frozen=True):
     """What a store says of an object. ``stamp`` is a number made of its ETag, or of its time where it has none."""
 
     key: str

@@ -6,8 +6,9 @@ import ipaddress
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
+
+from msgspec import Struct
 
 from reshard.errors import StorageError, UsageError
 
@@ -24,8 +25,7 @@ _S3_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 _REGION = re.compile(r"\bobs\.([a-z0-9-]+)\.")
 
 
-@dataclass(frozen=True, slots=True)
-class Keys:
+class Keys(Struct, frozen=True):
     """Credentials that a store does not find by itself."""
 
     access: str
@@ -36,8 +36,7 @@ class Keys:
         return f"<keys of {self.access[:4]}…>"  # as errors and logs may show it
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(Struct, frozen=True):
     """One bucket (container, host) and how it is reached; equal settings share their connections."""
 
     scheme: str
@@ -47,8 +46,7 @@ class Settings:
     plain_http: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(Struct, frozen=True):
     """A URL taken apart; ``key`` is the object's name in its bucket."""
 
     scheme: str

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from msgspec import Struct
 
 from reshard.errors import CheckpointError, FormatError, UsageError, listed
 from reshard.formats.registry import format_of, suffixes
@@ -23,8 +24,7 @@ _INDEX = ("model.safetensors.index.json", "param_name_map.json")
 _LISTINGS_AT_ONCE = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(Struct, frozen=True):
     """Files with the rank that each belongs to; all of rank 0 where ``distributed`` is False.
 
     ``newest_ns`` is when the last of them changed.
@@ -37,8 +37,7 @@ class Found:
     newest_ns: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class _File:
+class _File(Struct, frozen=True):
     """A file of a folder."""
 
     folder: str

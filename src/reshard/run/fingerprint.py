@@ -10,13 +10,13 @@ A row's products stay below 2^53, so floating point adds them up exactly, whatev
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import cache
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 import xxhash
+from msgspec import Struct
 
 from reshard.index import TensorSpec
 from reshard.planning.blocks import Access, Blocks
@@ -38,8 +38,7 @@ _Bytes = npt.NDArray[np.uint8]
 _P = np.uint64(PRIME)
 
 
-@dataclass(frozen=True, slots=True)
-class Sums:
+class Sums(Struct, frozen=True):
     """What some bytes of a tensor add up to; the sums of disjoint bytes add up to those of all of them."""
 
     values: tuple[int, int, int, int] = (0, 0, 0, 0)
@@ -126,8 +125,7 @@ def _total(words: _Words) -> int:
     return (int(low.sum()) + (int(high.sum()) << 32)) % PRIME
 
 
-@dataclass(frozen=True, slots=True)
-class Portion:
+class Portion(Struct, frozen=True):
     """Some blocks of a move that makes a whole tensor one piece, whose bytes begin at 0."""
 
     move: Move

@@ -6,8 +6,9 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
 from typing import Protocol
+
+from msgspec import Struct, field
 
 from reshard.planning.plan import FileResult, Task
 from reshard.run.disk import Disk
@@ -49,8 +50,7 @@ class _Work:
             self._run.job(lot, self._stopped)
 
 
-@dataclass(frozen=True, slots=True)
-class LocalExecutor:
+class LocalExecutor(Struct, frozen=True):
     settings: Settings
     workers: int = 2
     on_bytes: OnBytes = _ignore

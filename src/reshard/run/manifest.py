@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
 from functools import partial
 
 import msgspec
 import xxhash
+from msgspec import Struct
 
 from reshard import __version__
 from reshard.errors import CheckpointError, FormatError, InputError, RunError
@@ -23,8 +23,7 @@ _BLOCK_NBYTES = 8 << 20
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, FormatError)
 
 
-@dataclass(frozen=True, slots=True)
-class Shard:
+class Shard(Struct, frozen=True):
     """What a file holds of a tensor of ``full_shape``: ``shape`` elements from ``start``."""
 
     dtype: str
@@ -34,8 +33,7 @@ class Shard:
     extents: tuple[Extent, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class ManifestFile:
+class ManifestFile(Struct, frozen=True):
     """``texts`` and ``notes`` are what its header says besides its tensors; None where that was not noted."""
 
     path: str
@@ -47,8 +45,7 @@ class ManifestFile:
     notes: dict[str, str] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Manifest:
+class Manifest(Struct, frozen=True):
     """``complete`` is False where only some ranks were asked for; ``made_of`` says what ``plan`` stands for."""
 
     plan: str
@@ -58,21 +55,19 @@ class Manifest:
     made_of: dict[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Published:
+class Published(Struct, frozen=True):
     """A manifest as it lies on disk, its files not yet looked into."""
 
     plan: str
     world: int
     complete: bool
     files: tuple[msgspec.Raw, ...]
-    made_of: dict[str, str] = field(default_factory=dict)
+    made_of: dict[str, str] = {}
     reshard: str = __version__
     schema: int = SCHEMA
 
 
-@dataclass(frozen=True, slots=True)
-class Whole:
+class Whole(Struct, frozen=True):
     """A file that is whole, and all that was noted of it."""
 
     path: str

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from reshard.errors import CheckpointError
 from reshard.formats.registry import format_of
@@ -15,8 +16,7 @@ from reshard.run.stores import content_of
 _MANIFEST = re.compile(r"(.*?)/?\.reshard/(?:[^/]+/)?manifest\.json")
 
 
-@dataclass(frozen=True, slots=True)
-class Named:
+class Named(Struct, frozen=True):
     """``files`` with the rank that each belongs to, below ``folder``."""
 
     folder: str

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from reshard.run.storage import Storage, is_url, join
 from reshard.run.stores import storage_of
@@ -12,8 +13,7 @@ from reshard.run.stores import storage_of
 META = ".reshard"
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(Struct, frozen=True):
     """Where the target goes. ``folder`` is what planned paths are relative to, ``meta`` where our own files go."""
 
     path: str

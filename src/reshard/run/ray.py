@@ -12,9 +12,10 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Generic, TypeVar
+
+from msgspec import Struct
 
 from reshard._version import __version__
 from reshard.errors import CheckpointError, ReshardError, RunError, UsageError
@@ -40,8 +41,7 @@ Work = Callable[[A, OnBytes], R]
 """Runs on a worker. It tells its progress; telling may raise, when nobody waits for the result any more."""
 
 
-@dataclass(frozen=True, slots=True)
-class Call(Generic[A]):
+class Call(Struct, Generic[A], frozen=True):
     """``argument`` of a Work. ``node``: the id of the one node where it may run; empty for any."""
 
     number: int
@@ -49,8 +49,7 @@ class Call(Generic[A]):
     node: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class _Failed:
+class _Failed(Struct, frozen=True):
     """An error as a value, so that it arrives as it was raised."""
 
     error: ReshardError
@@ -273,8 +272,7 @@ class _Teller:
         self._thread.join()
 
 
-@dataclass(frozen=True, slots=True)
-class _Chore:
+class _Chore(Struct, frozen=True):
     """A task and how it is carried out."""
 
     task: Task
@@ -288,8 +286,7 @@ def _carry_out_task(chore: _Chore, on_bytes: OnBytes) -> list[FileResult]:
     return results
 
 
-@dataclass(frozen=True, slots=True)
-class RayExecutor:
+class RayExecutor(Struct, frozen=True):
     """Tasks anywhere in a cluster whose nodes all see the source and the target. Results come as tasks end.
 
     Raises RunError for a file that is written there and not seen here: the nodes do not share the target's disk.

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from reshard.errors import CheckpointError, FormatError, UsageError
 from reshard.formats.registry import format_of
@@ -27,8 +29,7 @@ _REMOTE_COMPARISONS = 16  # each with two blocks
 _REMOTE_BLOCK_NBYTES = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(Struct, frozen=True):
     """What a user names as a checkpoint: a path, the strategy it was saved with, and which file of several."""
 
     path: str

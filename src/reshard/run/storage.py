@@ -10,9 +10,10 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+from msgspec import Struct
 
 from reshard.errors import CheckpointError, ReshardError, StorageError
 from reshard.planning.plan import Link
@@ -21,8 +22,7 @@ PART = ".part"
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Struct, frozen=True):
     """A file or folder by its name in the folder that holds it."""
 
     name: str

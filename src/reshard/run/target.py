@@ -11,10 +11,10 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
+from msgspec import Struct
 
 from reshard.errors import InputError, UsageError
 from reshard.planning.plan import FileResult, Plan
@@ -38,12 +38,11 @@ DONE = "done"
 _SHORT = 24  # hashes are longer
 
 
-@dataclass(frozen=True, slots=True)
-class Begun:
+class Begun(Struct, frozen=True):
     """The identity of the plan that a target is filled by, and what it stands for."""
 
     plan: str
-    made_of: dict[str, str] = field(default_factory=dict)
+    made_of: dict[str, str] = {}
 
     def changes_from(self, earlier: Begun) -> list[str]:
         """The parts that differ, with their values where these are short.

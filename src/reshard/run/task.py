@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 
 import xxhash
+from msgspec import Struct
+from msgspec.structs import replace
 
 from reshard.dtypes import ITEMSIZE
 from reshard.errors import RunError
@@ -27,8 +28,7 @@ _MANY = 1 << 62
 OnBytes = Callable[[int], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(Struct, frozen=True):
     """How tasks are carried out, wherever they run.
 
     Attributes:
@@ -43,8 +43,7 @@ class Settings:
     upload_nbytes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(Struct, frozen=True):
     """Consecutive blocks of one move, done by one thread in order."""
 
     move: int

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
+
+from msgspec import Struct
 
 from reshard.errors import StrategyError
 from reshard.strategy.strategy import Entry
@@ -16,8 +17,7 @@ MADE = "MadeByReshard"
 """Operator name that marks a strategy that no compiler wrote."""
 
 
-@dataclass(frozen=True, slots=True)
-class Operator:
+class Operator(Struct, frozen=True):
     """One operator's entry; ``body`` is what its encoding stores, kept as it is."""
 
     name: str
@@ -25,16 +25,14 @@ class Operator:
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class LayoutItem:
+class LayoutItem(Struct, frozen=True):
     """One tensor's entry, decoded, and ``body`` as its encoding stores it."""
 
     entry: Entry
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class StrategyFile:
+class StrategyFile(Struct, frozen=True):
     path: str
     kind: Kind
     operators: tuple[Operator, ...]

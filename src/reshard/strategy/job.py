@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct, field
 
 from reshard.errors import StrategyError
 from reshard.strategy.optimizer_shard import OptimizerParallel
@@ -14,8 +15,7 @@ from reshard.strategy.optimizer_states import NONE
 Release = tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Sizes:
+class Sizes(Struct, frozen=True):
     """Ranks along each axis: data, model, pipeline, context and expert parallel."""
 
     dp: int = 1
@@ -30,23 +30,20 @@ class Sizes:
         return self.dp * self.mp * self.cp
 
 
-@dataclass(frozen=True, slots=True)
-class Lora:
+class Lora(Struct, frozen=True):
     """LoRA on the layers whose name ``targets`` matches, as ``re.match`` does."""
 
     rank: int
     targets: str
 
 
-@dataclass(frozen=True, slots=True)
-class Pipeline:
+class Pipeline(Struct, frozen=True):
     offset: object = 0
     chunks: int = 1
     zero_bubble_v: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(Struct, frozen=True):
     """One training or inference job.
 
     Attributes:
@@ -62,7 +59,7 @@ class Job:
     sizes: Sizes
     models: tuple[str, ...] = ()
     mcore: bool | None = None
-    config: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = {}
     vocab_emb_dp: bool = False
     seq_parallel: bool = False
     pipeline: Pipeline = Pipeline()

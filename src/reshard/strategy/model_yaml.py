@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from reshard.errors import InputError, StrategyError
 from reshard.strategy.job import Job, Lora, Pipeline, Sizes, as_release
@@ -28,8 +29,7 @@ def read_job(text: str, where: str, *, release: str = "") -> Job:
         raise StrategyError(error.message, where, error.hint) from None
 
 
-@dataclass(frozen=True, slots=True)
-class _Keys:
+class _Keys(Struct, frozen=True):
     """Values of a YAML by dotted key, with the type that is expected."""
 
     content: Mapping[str, Any]

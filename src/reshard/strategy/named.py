@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 from typing import Any
+
+from msgspec import Struct
 
 from reshard.dtypes import ALIASES
 from reshard.errors import StrategyError, listed
@@ -19,8 +20,7 @@ from reshard.strategy.rules import Block, Family, Rule
 _NEWEST: Release = (1_000_000,)
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(Struct, frozen=True):
     """A tensor with the rule that cuts it; ``names`` are the values that the rule's expressions read."""
 
     name: str

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from itertools import islice
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from reshard.index import TensorSpec
 from reshard.layout.tensor import Sharding
@@ -11,8 +13,7 @@ from reshard.layout.tensor import Sharding
 _SERVER = 8
 
 
-@dataclass(frozen=True, slots=True)
-class OptimizerParallel:
+class OptimizerParallel(Struct, frozen=True):
     """The settings of a job.
 
     Attributes:

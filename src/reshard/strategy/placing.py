@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from reshard.errors import LayoutError, StrategyError, listed
 from reshard.index import TensorSpec
@@ -22,8 +24,7 @@ from reshard.strategy.stages_of_layers import stages_of_layers
 Stages = tuple[dict[str, Layout], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Weight:
+class Weight(Struct, frozen=True):
     """A tensor before optimizer parallel; ``shard``: whether that may share it."""
 
     name: str

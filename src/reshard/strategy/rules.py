@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from reshard.errors import InputError, StrategyError
 from reshard.strategy.expression import parse
@@ -19,8 +20,7 @@ Cut = tuple[tuple[str, ...], ...]
 """For each dim the axes that cut it, outermost first; ``()`` is uncut."""
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
+class Setting(Struct, frozen=True):
     """A value of the model: the first of ``keys`` that its config has, else what ``default`` gives."""
 
     name: str
@@ -28,16 +28,14 @@ class Setting:
     default: object
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
+class Check(Struct, frozen=True):
     """What has to hold, or MindSpore refuses the job."""
 
     that: object
     says: str
 
 
-@dataclass(frozen=True, slots=True)
-class Case:
+class Case(Struct, frozen=True):
     """How a tensor is cut ``when`` something holds; ``over`` names the arrangement of devices."""
 
     when: object
@@ -45,8 +43,7 @@ class Case:
     cut: Cut
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(Struct, frozen=True):
     """One tensor of a block, or one of each of its layers.
 
     Attributes:
@@ -73,8 +70,7 @@ class Rule:
     lora: object
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
+class Block(Struct, frozen=True):
     """Tensors that share a prefix and a stage; with ``{n}`` in the prefix there are ``count`` of them."""
 
     prefix: str
@@ -88,8 +84,7 @@ class Block:
         return "{n}" in self.prefix
 
 
-@dataclass(frozen=True, slots=True)
-class Family:
+class Family(Struct, frozen=True):
     name: str
     models: tuple[str, ...]
     mcore: bool

@@ -5,17 +5,17 @@ them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from math import prod
+
+from msgspec import Struct
 
 from reshard.errors import LayoutError, StrategyError
 from reshard.layout.tensor import Layout, Sharding
 
 
-@dataclass(frozen=True, slots=True)
-class Factored:
+class Factored(Struct, frozen=True):
     """A cut as JSON strategies flatten it: a dim that several axes cut stands there as several dims, one an axis.
 
     ``shape`` has a size for each entry of ``sharding.tensor_map``. All factors of one dim but its last are as long
@@ -107,8 +107,7 @@ def _only(candidates: list[Layout], entry: Factored, shape: tuple[int, ...]) -> 
     return candidates[0]
 
 
-@dataclass(frozen=True, slots=True)
-class Strategy:
+class Strategy(Struct, frozen=True):
     """What the strategy files of one job say.
 
     Attributes:

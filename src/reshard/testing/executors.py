@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import xxhash
+from msgspec.structs import replace
 
 from reshard.errors import CheckpointError, RunError, StorageError
 from reshard.index import Extent, Seal

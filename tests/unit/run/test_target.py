@@ -7,10 +7,10 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 import reshard
 from making import array, read_rank, same, tree, write_file, write_strategy

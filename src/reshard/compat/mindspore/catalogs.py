@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from reshard.planning.catalog import Catalog, Tensor, catalog
 from reshard.run.discover import Found

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from reshard.compat.mindspore.calls import check_strategy_path, check_type, reference_errors
 from reshard.layout.tensor import Sharding
@@ -17,15 +18,13 @@ from reshard.strategy.protobuf import opt_shard_step, read_protobuf
 from reshard.strategy.strategy import Entry
 
 
-@dataclass(frozen=True, slots=True)
-class Dims:
+class Dims(Struct, frozen=True):
     """A list of numbers, as the messages of a strategy file have it."""
 
     dim: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class ParallelLayouts:
+class ParallelLayouts(Struct, frozen=True):
     """How one parameter is cut, in the fields of MindSpore's message of this name."""
 
     dev_matrix: tuple[Dims, ...]

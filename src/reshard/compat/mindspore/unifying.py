@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from reshard.compat.mindspore.calls import check_strategy_path, reference_errors, warn
 from reshard.compat.mindspore.catalogs import chosen
