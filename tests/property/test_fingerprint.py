@@ -20,7 +20,7 @@ from reshard.layout.tensor import Sharding
 from reshard.planning.names import NameRules
 from reshard.run import fingerprint as of_bytes
 from reshard.run.fingerprint import PRIME, Sums, sums_of
-from reshard.run.mover import Scratch
+from reshard.run.scratch import Scratch
 
 FEWER = settings(EXAMPLES, max_examples=50)
 

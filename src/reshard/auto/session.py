@@ -6,12 +6,11 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
-from msgspec.structs import replace
+from msgspec import Struct, structs
 
 from reshard.auto.meeting import Meeting
 from reshard.auto.processes import ended, is_alive, is_dead, this_process
@@ -30,8 +29,7 @@ _AWAITED_S = 2.0  # how long a rank that cannot begin looks whether others wait 
 _STALL_S = 600.0  # how long a rank that lives may get nothing done; planning and syncing large files take their time
 
 
-@dataclass(slots=True)
-class _Seen:
+class _Seen(Struct):
     """What was last seen of a rank, and when it last changed."""
 
     word: Word
@@ -294,7 +292,7 @@ class Session:
     def advance(self) -> None:
         """The work of this rank goes on."""
         with self._lock:
-            self._word = replace(self._word, progress=self._word.progress + 1)
+            self._word = structs.replace(self._word, progress=self._word.progress + 1)
 
     def proceed(self) -> None:
         """Part of this rank's work is done: show it, and stop if another rank has failed meanwhile."""
@@ -376,7 +374,7 @@ class Session:
 
     def _say(self, **changes: object) -> None:
         with self._lock:
-            self._word = replace(self._word, beat=self._word.beat + 1, **changes)
+            self._word = structs.replace(self._word, beat=self._word.beat + 1, **changes)
             self._folder.say(self._word)
 
     def _is_ours(self) -> bool:

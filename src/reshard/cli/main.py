@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 from types import FrameType
@@ -15,6 +16,7 @@ from reshard.cli.usage import CommandLineError, say_wrong_words
 from reshard.errors import ReshardError, RunError
 
 _INTERRUPTED = 130
+_COLLECT_AFTER = 50_000  # new objects: most that a command makes live as long as it, and are looked at in vain
 _signals: list[int] = []
 
 
@@ -26,12 +28,15 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Run the program and leave with its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    gc.set_threshold(_COLLECT_AFTER)
     try:
         _main(words)
     except KeyboardInterrupt:  # where click does not see it
         cursor = "\r\x1b[K\x1b[?25h" if on_terminal() else ""  # a bar that was drawn just now has hidden it
         sys.stderr.write(f"{cursor}interrupted: {_left_behind(words)}\n")
         sys.exit(_INTERRUPTED)
+    finally:
+        gc.freeze()
 
 
 def _left_behind(words: list[str]) -> str:

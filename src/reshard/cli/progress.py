@@ -7,8 +7,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from reshard.cli.output import on_terminal
 from reshard.cli.text import shown_nbytes, shown_seconds
@@ -54,8 +55,7 @@ def waiting(what: str, *, quiet: bool) -> Iterator[None]:
         teller.join()
 
 
-@dataclass(slots=True)
-class _State:
+class _State(Struct):
     """How far a job is."""
 
     what: str

@@ -49,3 +49,19 @@ class Box(Struct, frozen=True, order=True):
         """The index that selects this box from an array that holds ``outer``; it gives a view also of a 0-d array."""
         slices = (slice(a - o, b - o) for a, b, o in zip(self.start, self.stop, outer.start, strict=True))
         return (*slices, ...)
+
+    def place_in(self, outer: Box) -> int | None:
+        """Where in ``outer``, row-major, this box's elements begin; None where they do not lie together there.
+
+        >>> Box((2, 0), (4, 8)).place_in(Box((0, 0), (4, 8)))
+        16
+        >>> Box((0, 0), (4, 4)).place_in(Box((0, 0), (4, 8))) is None
+        True
+        """
+        at, one_row = 0, True
+        for start, stop, first, last in zip(self.start, self.stop, outer.start, outer.stop, strict=True):
+            if start < first or stop > last or not (one_row or (start, stop) == (first, last)):
+                return None
+            at = at * (last - first) + start - first
+            one_row = one_row and stop - start == 1
+        return at

@@ -29,7 +29,6 @@ from reshard.run.machine import uncollected
 from reshard.run.place import Place
 from reshard.run.probe import probe
 from reshard.run.replacement import Replacement
-from reshard.run.replicas import replica_faults
 from reshard.run.room import refuse_occupied, refuse_source
 from reshard.run.source import Source, agreements, open_source
 from reshard.run.storage import is_url
@@ -187,6 +186,8 @@ def _target_format(single: str, source: Catalog, options: Options) -> Format:
 
 
 def _refuse_replicas(source: Catalog) -> None:
+    from reshard.run.replicas import replica_faults  # with NumPy, which planning does without
+
     faults = replica_faults(source)
     if faults:
         raise DifferenceError(

@@ -18,9 +18,11 @@ from reshard.planning.catalog import Catalog, Held, Tensor
 from reshard.planning.names import NameRules, is_state
 from reshard.planning.plan import Move, Piece, SourceFile
 from reshard.run.machine import allow_many_files, auto_workers
-from reshard.run.mover import Mover, Scratch, Sources
+from reshard.run.mover import Mover
 from reshard.run.replicas import shown_values
+from reshard.run.scratch import Scratch
 from reshard.run.source import Source, agreements, open_source
+from reshard.run.sources import Sources
 from reshard.run.storage import is_url
 
 _BLOCK_NBYTES = 4 << 20
@@ -209,11 +211,11 @@ def _values(move: Move, a: Catalog, b: Catalog, observer: Observer) -> Differenc
 
     def compare(access: Access, data: memoryview) -> None:
         buffer = scratch.take("theirs", len(data))
-        theirs.read_into(access, buffer.data)
+        theirs.read_into(access, buffer)
         observer.advance(len(data))
-        mine = np.frombuffer(data, np.uint8)
-        if not found and not np.array_equal(mine, buffer):
-            found.append(_difference(move, access, mine, buffer, b))
+        mine, other = np.frombuffer(data, np.uint8), np.frombuffer(buffer, np.uint8)
+        if not found and not np.array_equal(mine, other):
+            found.append(_difference(move, access, mine, other, b))
 
     try:
         mover = Mover(move, ours, Scratch(), _BLOCK_NBYTES)

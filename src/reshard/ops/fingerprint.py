@@ -19,9 +19,10 @@ from reshard.planning.plan import Move, Piece, SourceFile
 from reshard.run.discover import Select
 from reshard.run.fingerprint import VERSION, Portion, Sums, lots, number_of, number_of_all, portion_sums
 from reshard.run.machine import allow_many_files, auto_workers
-from reshard.run.mover import Scratch, Sources
 from reshard.run.probe import probe
+from reshard.run.scratch import Scratch
 from reshard.run.source import Source, agreements, open_source
+from reshard.run.sources import Sources
 
 
 class TensorPrint(Struct, frozen=True):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass, field
+
+from msgspec import Struct
 
 from reshard.ops.observer import Observer
 
@@ -12,16 +13,15 @@ _MAX_SLICES = 240
 _FIRST_SLICE_S = 0.001
 
 
-@dataclass(slots=True)
-class Stretch:
+class Stretch(Struct):
     """One phase of the job, times in seconds since the time line began. ``workers``: bytes by slice of time."""
 
     what: str
     start_s: float
     stop_s: float
     slice_s: float = _FIRST_SLICE_S
-    workers: dict[int, dict[int, int]] = field(default_factory=dict)
-    _told: dict[int, float] = field(default_factory=dict)
+    workers: dict[int, dict[int, int]] = {}
+    _told: dict[int, float] = {}
 
     def add(self, worker: int, at_s: float, nbytes: int) -> None:
         """Count bytes that are done at ``at_s``; the worker has been at them since it told of its last.

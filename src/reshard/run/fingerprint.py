@@ -21,7 +21,9 @@ from msgspec import Struct
 from reshard.index import TensorSpec
 from reshard.planning.blocks import Access, Blocks
 from reshard.planning.plan import Move
-from reshard.run.mover import Mover, Scratch, Sources
+from reshard.run.mover import Mover
+from reshard.run.scratch import Scratch
+from reshard.run.sources import Sources
 
 VERSION = 1
 """Of the numbers: it changes when they do."""
@@ -88,7 +90,7 @@ def sums_of(offset: int, data: memoryview, scratch: Scratch) -> Sums:
     rows = np.empty((stop - first, _SUMS), np.uint64)
     for row in range(first, stop, _STRIP_ROWS):
         count = min(_STRIP_ROWS, stop - row)
-        lanes = scratch.take("lanes", count * _ROW_LANES * 8).view(np.float64)
+        lanes = np.frombuffer(scratch.take("lanes", count * _ROW_LANES * 8), np.float64)
         lanes[...] = _strip(source, row * _ROW_NBYTES - offset, count * _ROW_NBYTES).view("<u2")
         rows[row - first : row - first + count] = lanes.reshape(count, _ROW_LANES) @ _of_places()
     a, b, c, d = (_total(_product(_of_rows(k, first, len(rows)), rows[:, k])) for k in range(_SUMS))

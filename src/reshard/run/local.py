@@ -66,6 +66,7 @@ class LocalExecutor(Struct, frozen=True):
                 under_way.append((run, []))
                 work = _Work(run, stopped)
                 under_way[-1][1].extend(pool.submit(work) for _ in range(self.workers))
+                run.write_headers()
                 if len(under_way) == TASKS_AT_ONCE:
                     yield self._finish(under_way)
             while under_way:

@@ -7,15 +7,42 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from reshard.dtypes import numpy_dtype
 from reshard.errors import CheckpointError
 from reshard.layout.box import Box
-from reshard.planning.plan import LoraAdd
+from reshard.planning.plan import Factor, LoraAdd, Move, Piece
+from reshard.run.elements import Buffer, shaped
 
 Array = npt.NDArray[Any]
 _CHUNK = (
     262144  # elements that are summed at once: in the cache, and so many that threads seldom wait for Python's lock
 )
 Range = tuple[int, int]
+
+
+def factor_moves(lora: LoraAdd, box: Box) -> tuple[Move, Move]:
+    """The readings of A and B that a block of the weight needs."""
+    a, b = factor_boxes(lora, box)
+    return _part(lora.a, a), _part(lora.b, b)
+
+
+def _part(factor: Factor, box: Box) -> Move:
+    dtype = factor.spec.dtype
+    return Move("", factor.spec.shape, dtype, dtype, factor.pieces, (Piece(0, box, ()),))
+
+
+def block_with_lora(
+    move: Move, lora: LoraAdd, box: Box, made: memoryview, weight: memoryview, factors: tuple[Buffer, Buffer]
+) -> None:
+    """Set ``made`` to a block of the weight with the low-rank product added, in the target's dtype."""
+    before = shaped(weight, numpy_dtype(move.source_dtype), box)
+    after = shaped(made, numpy_dtype(move.target_dtype), box)
+    a, b = (
+        shaped(read, numpy_dtype(factor.spec.dtype), part)
+        for read, factor, part in zip(factors, (lora.a, lora.b), factor_boxes(lora, box), strict=True)
+    )
+    add_lora(lora, after, before, a, b)
+    check_finite(move.name, lora, box, (before, a, b), after)
 
 
 def factor_boxes(lora: LoraAdd, box: Box) -> tuple[Box, Box]:

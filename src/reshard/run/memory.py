@@ -11,7 +11,10 @@ import numpy.typing as npt
 from reshard.dtypes import numpy_dtype
 from reshard.planning.blocks import Blocks
 from reshard.planning.plan import Move, SourceFile
-from reshard.run.mover import Scratch, Sources, collect
+from reshard.run.elements import shaped
+from reshard.run.mover import collect
+from reshard.run.scratch import Scratch
+from reshard.run.sources import Sources
 from reshard.run.storage import is_url
 
 _WHOLE = 1 << 62
@@ -53,7 +56,7 @@ def _mapped(move: Move, files: tuple[SourceFile, ...]) -> Array | None:
 def _read(move: Move, files: tuple[SourceFile, ...]) -> Array:
     sources = Sources(files)
     try:
-        return collect(move, sources, Scratch())
+        return shaped(collect(move, sources, Scratch()), numpy_dtype(move.target_dtype), move.targets[0].box)
     finally:
         sources.close()
 

@@ -16,7 +16,8 @@ from reshard.planning.blocks import Access, cut_extents
 from reshard.planning.catalog import Catalog, Held, Tensor
 from reshard.planning.plan import SourceFile
 from reshard.run.machine import allow_many_files, auto_workers
-from reshard.run.mover import Scratch, Sources
+from reshard.run.scratch import Scratch
+from reshard.run.sources import Sources
 
 _BLOCK_NBYTES = 4 << 20
 _Bytes = npt.NDArray[np.uint8]
@@ -95,8 +96,8 @@ class _Comparison:
     def _read(self, use: str, held: Held, start: int, nbytes: int) -> _Bytes:
         buffer = self._scratch.take(use, nbytes)
         extents = cut_extents(held.stored.extents, start, nbytes)
-        self._sources.read_into(Access(0, held.file, self._box, extents), buffer.data)
-        return buffer
+        self._sources.read_into(Access(0, held.file, self._box, extents), buffer)
+        return np.frombuffer(buffer, np.uint8)
 
     def _item(self, data: _Bytes, at: int) -> bytes:
         return data[at * self._itemsize : (at + 1) * self._itemsize].tobytes()

@@ -72,10 +72,18 @@ def _check_lone_ranks(found: Found, *, has_strategy: bool) -> None:
 
 
 def index_files(found: Found, *, trust_manifest: bool = True) -> list[IndexedFile]:
-    """The headers of all files, read by several threads. Raises FormatError naming the file."""
+    """The headers of all files, read by several threads. Raises FormatError naming the file.
+
+    The first is read alone: what it is like, the others need not be parsed for.
+    """
     told = told_by_manifest(found) if trust_manifest else {}
+
+    def read(ranked: tuple[int, str]) -> IndexedFile:
+        return _index(*ranked, found.path, told)
+
+    first = [read(ranked) for ranked in found.files[:1]]
     with ThreadPoolExecutor(_REMOTE_THREADS if is_url(found.path) else _THREADS) as pool:
-        return list(pool.map(lambda ranked: _index(ranked[0], ranked[1], found.path, told), found.files))
+        return [*first, *pool.map(read, found.files[1:])]
 
 
 def _index(rank: int, path: str, root: str, told: Mapping[str, Told]) -> IndexedFile:

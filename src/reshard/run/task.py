@@ -15,7 +15,9 @@ from reshard.errors import RunError
 from reshard.index import Seal
 from reshard.planning.blocks import Access
 from reshard.planning.plan import FileResult, Run, Task, check_runs
-from reshard.run.mover import Mover, Scratch, Sources
+from reshard.run.mover import Mover
+from reshard.run.scratch import Scratch
+from reshard.run.sources import Sources
 from reshard.run.storage import NewFile, Storage, is_url, join
 from reshard.run.turns import Turns, in_file_order
 from reshard.run.whole_file import crc32_of
@@ -46,7 +48,7 @@ class Settings(Struct, frozen=True):
 class Job(Struct, frozen=True):
     """Consecutive blocks of one move, done by one thread in order."""
 
-    move: int
+    mover: Mover
     start: int
     stop: int
 
@@ -60,9 +62,7 @@ class TaskRun:
         self._settings = settings
         self._on_bytes = on_bytes
         self._sources = Sources(task.sources)
-        scratch = Scratch()
-        moves = in_file_order(task.moves) if storage.front_to_back else task.moves
-        self._movers = [Mover(m, self._sources, scratch, settings.block_nbytes) for m in moves]
+        self._scratch = Scratch()
         self._runs: list[list[Run]] = [[] for _ in task.files]
         self._lock = threading.Lock()
         self._files: dict[int, NewFile] = {}
@@ -86,8 +86,12 @@ class TaskRun:
         self._files[number] = new
         if self._storage.front_to_back:
             self._turns[number] = Turns(file, new, checksum=self._settings.checksum)
-            return
-        self._write(number, file.header)
+
+    def write_headers(self) -> None:
+        """Raises StorageError. May go on while jobs do; files that are written front to back have theirs already."""
+        if not self._storage.front_to_back:
+            for number, file in enumerate(self._task.files):
+                self._write(number, file.header)
 
     def jobs(self) -> Iterator[list[Job]]:
         """All the work, in lots of at most 64 MiB: a large tensor in several, many small ones in one. There are enough
@@ -103,13 +107,14 @@ class TaskRun:
         if self._storage.front_to_back:
             lot_nbytes = self._settings.block_nbytes
         room = lot_nbytes
-        for number, mover in enumerate(self._movers):
+        for move in in_file_order(self._task.moves) if self._storage.front_to_back else self._task.moves:
+            mover = Mover(move, self._sources, self._scratch, self._settings.block_nbytes)
             blocks = len(mover.blocks)
-            block_nbytes = max(mover.blocks.hull.size * ITEMSIZE[mover.blocks.move.source_dtype] // max(blocks, 1), 1)
+            block_nbytes = max(mover.blocks.hull.size * ITEMSIZE[move.source_dtype] // max(blocks, 1), 1)
             start = 0
             while start < blocks:
                 stop = min(start + max(room // block_nbytes, 1), blocks)
-                lot.append(Job(number, start, stop))
+                lot.append(Job(mover, start, stop))
                 room -= (stop - start) * block_nbytes
                 start = stop
                 if room < block_nbytes or len(lot) >= most_jobs:
@@ -128,12 +133,12 @@ class TaskRun:
             for number in range(job.start, job.stop):
                 if stopped.is_set():
                     return
-                self._movers[job.move].run((number,), sink)
+                job.mover.run((number,), sink)
             sink.close()
 
     def _job_in_turn(self, lot: list[Job], stopped: threading.Event) -> None:
         """Several blocks are all read before the first waits for its turn: else each would be read in its turn only."""
-        blocks = [(self._movers[job.move], number) for job in lot for number in range(job.start, job.stop)]
+        blocks = [(job.mover, number) for job in lot for number in range(job.start, job.stop)]
         if len(blocks) == 1:
             mover, number = blocks[0]
             mover.run((number,), lambda access, data: self.put(access, data, stopped))

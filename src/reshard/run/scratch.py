@@ -1,0 +1,31 @@
+"""Buffers to work in."""
+
+from __future__ import annotations
+
+import mmap
+import threading
+from contextlib import suppress
+
+_LEAST_NBYTES = 1 << 20
+
+
+class Scratch(threading.local):
+    """Buffers that a thread keeps, so that memory is neither zeroed nor faulted in again for every block."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, memoryview] = {}
+
+    def take(self, use: str, nbytes: int) -> memoryview:
+        """Bytes to write to; what they held before is lost."""
+        buffer = self._buffers.get(use)
+        if buffer is None or len(buffer) < nbytes:
+            buffer = self._buffers[use] = _memory(max(nbytes, _LEAST_NBYTES))
+        return buffer[:nbytes]
+
+
+def _memory(nbytes: int) -> memoryview:
+    """Memory of this process alone, in huge pages where the system has them."""
+    memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return memoryview(memory)
