@@ -84,27 +84,27 @@ def count_calls(monkeypatch: pytest.MonkeyPatch, name: str) -> list[int]:
     return calls
 
 
-@pytest.mark.parametrize(("tensor_map", "reads", "writes"), [(COLUMN, 8, 8), (ROW, 8, 64)])
+@pytest.mark.parametrize("tensor_map", [COLUMN, ROW])
 def test_calls_and_bytes_of_a_cut(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tensor_map: tuple[tuple[int, ...], ...], reads: int, writes: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tensor_map: tuple[tuple[int, ...], ...]
 ) -> None:
-    """64 MiB into 8 ranks: every byte is read once for all, in blocks of 8 MiB, whichever dim is cut."""
+    """64 MiB into 8 ranks, whichever dim is cut: read once for all, in blocks of 8 MiB, and written by the MiB."""
     source = sparse_file(tmp_path / "full.safetensors", {"a": TensorSpec("float32", (4096, 4096))})
     options = Options(dst_strategy=strategy(tmp_path / "s.ckpt", 1, 8, {"a": tensor_map}), fsync=False)
     plan = reshard.plan(source, tmp_path / "out", options)
     read, written = count_calls(monkeypatch, "preadv"), count_calls(monkeypatch, "pwrite")
     done = execute(plan, tmp_path / "out", options, Observer())
-    assert [n for n in read if n > MIB] == [8 * MIB] * reads
+    assert [n for n in read if n > MIB] == [8 * MIB] * 8
     assert sum(n for n in read if n > MIB) == done.read_nbytes == done.bill.needed_nbytes == 64 * MIB
-    assert len([n for n in written if n >= MIB]) == writes
+    assert [n for n in written if n >= MIB] == [MIB] * 64
 
 
-def test_a_copy_does_not_wait_for_what_only_casts_need(tmp_path: Path) -> None:
+def test_a_copy_does_not_wait_for_what_only_cuts_and_casts_need(tmp_path: Path) -> None:
     source = sparse_file(tmp_path / "full.safetensors", {"a": TensorSpec("bfloat16", (64, 64))})
     code = (
         "import sys; from reshard.cli.main import main\n"
         f"try: main(['convert', {str(source)!r}, {str(tmp_path / 'out')!r}, '--quiet'])\n"
-        "except SystemExit as end: sys.exit(end.code or 'ml_dtypes' in sys.modules)"
+        "except SystemExit as end: sys.exit(end.code or bool({'numpy', 'ml_dtypes'} & sys.modules.keys()))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert list(tmp_path.glob("out/rank_0/*.safetensors"))

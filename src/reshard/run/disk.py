@@ -19,6 +19,7 @@ _AT_FDCWD = -100  # linux/fcntl.h
 _RENAME_EXCHANGE = 2  # linux/fs.h
 _FICLONE = 0x40049409  # linux/fs.h
 _IOV_MAX_NBYTES = 1 << 30  # Linux moves at most 2 GiB a call
+_WRITE_NBYTES = 1 << 20  # a call: ext4 looks for as much memory in one piece, and on a busy machine long for more
 _IN_MEMORY = ("tmpfs", "ramfs")  # to take space there is to fill it with zeros, which costs as much as to write it
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
@@ -91,7 +92,7 @@ class DiskNewFile:
         done = 0
         with reported(self._part):
             while done < len(data):
-                done += os.pwrite(self._fd, data[done : done + _IOV_MAX_NBYTES], offset + done)
+                done += os.pwrite(self._fd, data[done : done + _WRITE_NBYTES], offset + done)
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         read_all(self._fd, self._part, offset, buffer)
