@@ -50,6 +50,20 @@ class _Work:
             self._run.job(lot, self._stopped)
 
 
+class _UnderWay:
+    """A task, and the calls that do its work."""
+
+    def __init__(self, run: TaskRun, pool: ThreadPoolExecutor, stopped: threading.Event) -> None:
+        self.run = run
+        self.calls: list[Future[None]] = []
+        self._pool = pool
+        self._work = _Work(run, stopped)
+
+    def engage(self, threads: int) -> None:
+        """Let so many threads in all work for it, each as soon as it is free."""
+        self.calls += [self._pool.submit(self._work) for _ in range(threads - len(self.calls))]
+
+
 class LocalExecutor(Struct, frozen=True):
     settings: Settings
     workers: int = 2
@@ -57,15 +71,18 @@ class LocalExecutor(Struct, frozen=True):
     storage: Storage = field(default_factory=Disk)
 
     def run(self, tasks: Iterable[Task]) -> Iterator[list[FileResult]]:
+        """Tasks of fewer files than threads share these out among them: what several write to one file waits for the
+        lock that the kernel has on it.
+        """
         stopped = threading.Event()
-        under_way: deque[tuple[TaskRun, list[Future[None]]]] = deque()
+        under_way: deque[_UnderWay] = deque()
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="reshard")
         try:
             for task in tasks:
                 run = TaskRun(task, self.storage, self.settings, self.on_bytes)
-                under_way.append((run, []))
-                work = _Work(run, stopped)
-                under_way[-1][1].extend(pool.submit(work) for _ in range(self.workers))
+                under_way.append(_UnderWay(run, pool, stopped))
+                some = -(-self.workers // TASKS_AT_ONCE)
+                under_way[-1].engage(some if len(task.files) < self.workers else self.workers)
                 run.write_headers()
                 if len(under_way) == TASKS_AT_ONCE:
                     yield self._finish(under_way)
@@ -74,15 +91,16 @@ class LocalExecutor(Struct, frozen=True):
         finally:
             stopped.set()
             pool.shutdown(wait=True, cancel_futures=True)
-            for run, _ in under_way:
-                run.abandon()
+            for each in under_way:
+                each.run.abandon()
 
-    @staticmethod
-    def _finish(under_way: deque[tuple[TaskRun, list[Future[None]]]]) -> list[FileResult]:
-        run, futures = under_way[0]
-        done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-        for future in done:
-            future.result()
-        results = run.commit()
+    def _finish(self, under_way: deque[_UnderWay]) -> list[FileResult]:
+        """Of the oldest; whoever has nothing else to do helps."""
+        oldest = under_way[0]
+        oldest.engage(self.workers)
+        done, _ = wait(oldest.calls, return_when=FIRST_EXCEPTION)
+        for call in done:
+            call.result()
+        results = oldest.run.commit()
         under_way.popleft()
         return results
