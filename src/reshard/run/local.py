@@ -71,8 +71,8 @@ class LocalExecutor(Struct, frozen=True):
     storage: Storage = field(default_factory=Disk)
 
     def run(self, tasks: Iterable[Task]) -> Iterator[list[FileResult]]:
-        """Tasks of fewer files than threads share these out among them: what several write to one file waits for the
-        lock that the kernel has on it.
+        """Tasks of few files go side by side, each with its part of the threads: several that write to one file wait
+        for the lock that the kernel has on it.
         """
         stopped = threading.Event()
         under_way: deque[_UnderWay] = deque()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 
@@ -49,3 +51,21 @@ def test_within_gives_a_view_of_a_scalar() -> None:
     held = np.zeros(())
     held[SCALAR.within(SCALAR)][...] = 5
     assert held == 5
+
+
+def test_place_in_is_where_the_elements_lie_together() -> None:
+    """All boxes of a small one that does not begin at 0, against the numbers of its elements."""
+    outer = Box((1, 5, 2), (3, 8, 4))
+    numbers = np.arange(outer.size).reshape(outer.shape)
+    sides = zip(outer.start, outer.stop, strict=True)
+    ranges = [[(a, b) for a in range(s, e) for b in range(a + 1, e + 1)] for s, e in sides]
+    for dims in product(*ranges):
+        box = Box(tuple(a for a, _ in dims), tuple(b for _, b in dims))
+        held = numbers[box.within(outer)].reshape(-1)
+        together = np.array_equal(held, np.arange(held[0], held[0] + box.size))
+        assert box.place_in(outer) == (held[0] if together else None)
+
+
+def test_a_box_that_reaches_out_has_no_place() -> None:
+    assert A.place_in(Box((0, 0), (4, 7))) is None
+    assert SCALAR.place_in(SCALAR) == 0
