@@ -30,8 +30,8 @@ class _Vector(ctypes.Structure):
 
 
 @contextmanager
-def kept(nbytes: int) -> Iterator[bool]:
-    """Keep so much free memory here, or as much as there is; False where none is kept, or none would go away."""
+def kept(nbytes: int) -> Iterator[None]:
+    """Keep so much free memory here, or as much as there is; nothing where none would go away."""
     nbytes = min(nbytes, _free_nbytes() - _SPARE_NBYTES) if _REPORTING.exists() else 0
     with ExitStack() as pipes:
         if nbytes > 0:
@@ -41,7 +41,7 @@ def kept(nbytes: int) -> Iterator[bool]:
                 starts = range(0, nbytes, _STEP_NBYTES)
                 for i in range(0, len(starts), _PIPE_PAGES):
                     _hold(memory, starts[i : i + _PIPE_PAGES], pipes)
-        yield nbytes > 0
+        yield
 
 
 def _hold(memory: mmap.mmap, starts: range, pipes: ExitStack) -> None:

@@ -125,9 +125,9 @@ def _access(number: int, piece: Piece, box: Box, itemsize: int, split: int) -> I
         return
     inner = slice(split + 1, None)
     wide = Box(part.start[: split + 1] + piece.box.start[inner], part.stop[: split + 1] + piece.box.stop[inner])
-    at = 0
-    for start, base, size in zip(wide.start, piece.box.start, piece.box.shape, strict=True):
-        at = at * size + start - base
+    at = wide.place_in(piece.box)
+    if at is None:
+        raise AssertionError(f"{wide} does not lie together in {piece.box}")
     yield Access(number, piece.file, wide, cut_extents(piece.extents, at * itemsize, wide.size * itemsize))
 
 

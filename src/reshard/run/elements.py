@@ -12,12 +12,12 @@ from reshard.layout.box import Box
 
 Array = npt.NDArray[Any]
 Buffer = memoryview | bytearray
-_PLAIN: dict[int, np.dtype[Any]] = {1: np.dtype("u1"), 2: np.dtype("u2"), 4: np.dtype("u4"), 8: np.dtype("u8")}
+_PLAIN = {1: "uint8", 2: "uint16", 4: "uint32", 8: "uint64"}
 
 
-def shaped(buffer: Buffer, dtype: np.dtype[Any], box: Box) -> Array:
+def shaped(buffer: Buffer, dtype: str, box: Box) -> Array:
     """The elements of a box, row-major, as an array that shares the buffer's memory."""
-    return np.frombuffer(buffer, dtype).reshape(box.shape)
+    return np.frombuffer(buffer, numpy_dtype(dtype)).reshape(box.shape)
 
 
 def copy_between(out: memoryview, out_box: Box, data: memoryview, box: Box, dtype: str) -> None:
@@ -27,14 +27,8 @@ def copy_between(out: memoryview, out_box: Box, data: memoryview, box: Box, dtyp
 
 
 def cast_out(out: memoryview, out_box: Box, out_dtype: str, data: memoryview, box: Box, dtype: str) -> None:
-    """Give ``out`` its part of ``box`` in another dtype."""
-    values = shaped(data, numpy_dtype(dtype), box)[out_box.within(box)]
-    cast_into(shaped(out, numpy_dtype(out_dtype), out_box), values)
-
-
-def cast_into(out: Array, values: Array) -> None:
-    """Set ``out`` to ``values`` in its own dtype, rounding as ml_dtypes and NumPy do: to nearest, ties to even. What is
-    too large becomes infinite.
+    """Give ``out`` its part of ``box`` in another dtype, rounding as ml_dtypes and NumPy do: to nearest, ties to even.
+    What is too large becomes infinite.
     """
     with np.errstate(over="ignore", invalid="ignore"):
-        out[...] = values
+        shaped(out, out_dtype, out_box)[...] = shaped(data, dtype, box)[out_box.within(box)]

@@ -32,36 +32,28 @@ def _ignore(nbytes: int) -> None:
     pass
 
 
-class _Work:
-    """The lots of a task, in order, to any number of threads that call it: no more of them exist than are in hand."""
-
-    def __init__(self, run: TaskRun, stopped: threading.Event) -> None:
-        self._run = run
-        self._stopped = stopped
-        self._lots = run.jobs()
-        self._lock = threading.Lock()
-
-    def __call__(self) -> None:
-        while not self._stopped.is_set():
-            with self._lock:
-                lot = next(self._lots, None)
-            if lot is None:
-                return
-            self._run.job(lot, self._stopped)
-
-
 class _UnderWay:
-    """A task, and the calls that do its work."""
+    """A task whose lots threads take in order: no more of them exist than are in hand."""
 
     def __init__(self, run: TaskRun, pool: ThreadPoolExecutor, stopped: threading.Event) -> None:
         self.run = run
         self.calls: list[Future[None]] = []
         self._pool = pool
-        self._work = _Work(run, stopped)
+        self._stopped = stopped
+        self._lots = run.jobs()
+        self._lock = threading.Lock()
 
     def engage(self, threads: int) -> None:
         """Let so many threads in all work for it, each as soon as it is free."""
         self.calls += [self._pool.submit(self._work) for _ in range(threads - len(self.calls))]
+
+    def _work(self) -> None:
+        while not self._stopped.is_set():
+            with self._lock:
+                lot = next(self._lots, None)
+            if lot is None:
+                return
+            self.run.job(lot, self._stopped)
 
 
 class LocalExecutor(Struct, frozen=True):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from reshard.dtypes import numpy_dtype
 from reshard.errors import CheckpointError
 from reshard.layout.box import Box
 from reshard.planning.plan import Factor, LoraAdd, Move, Piece
@@ -32,15 +32,16 @@ def _part(factor: Factor, box: Box) -> Move:
 
 
 def block_with_lora(
-    move: Move, lora: LoraAdd, box: Box, made: memoryview, weight: memoryview, factors: tuple[Buffer, Buffer]
+    move: Move, lora: LoraAdd, box: Box, made: memoryview, weight: memoryview, factors: Iterable[tuple[Move, Buffer]]
 ) -> None:
-    """Set ``made`` to a block of the weight with the low-rank product added, in the target's dtype."""
-    before = shaped(weight, numpy_dtype(move.source_dtype), box)
-    after = shaped(made, numpy_dtype(move.target_dtype), box)
-    a, b = (
-        shaped(read, numpy_dtype(factor.spec.dtype), part)
-        for read, factor, part in zip(factors, (lora.a, lora.b), factor_boxes(lora, box), strict=True)
-    )
+    """Set ``made`` to a block of the weight with the low-rank product added, in the target's dtype.
+
+    Args:
+        factors: the readings of A and B, and what they gave.
+    """
+    before = shaped(weight, move.source_dtype, box)
+    after = shaped(made, move.target_dtype, box)
+    a, b = (shaped(content, part.target_dtype, part.targets[0].box) for part, content in factors)
     add_lora(lora, after, before, a, b)
     check_finite(move.name, lora, box, (before, a, b), after)
 

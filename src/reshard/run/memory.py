@@ -56,7 +56,7 @@ def _mapped(move: Move, files: tuple[SourceFile, ...]) -> Array | None:
 def _read(move: Move, files: tuple[SourceFile, ...]) -> Array:
     sources = Sources(files)
     try:
-        return shaped(collect(move, sources, Scratch()), numpy_dtype(move.target_dtype), move.targets[0].box)
+        return shaped(collect(move, sources, Scratch()), move.target_dtype, move.targets[0].box)
     finally:
         sources.close()
 

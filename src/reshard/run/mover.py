@@ -79,10 +79,10 @@ class Mover:
         """As _gather, with the low-rank product added, in the target's dtype."""
         from reshard.run.lora import block_with_lora, factor_moves
 
-        a, b = (collect(move, self._sources, self._scratch) for move in factor_moves(lora, block.box))
+        factors = [(move, collect(move, self._sources, self._scratch)) for move in factor_moves(lora, block.box)]
         weight = self._gather(block)  # through the buffers that the factors came through
         made = self._scratch.take("sum", block.box.size * ITEMSIZE[self.blocks.move.target_dtype])
-        block_with_lora(self.blocks.move, lora, block.box, made, weight, (a, b))
+        block_with_lora(self.blocks.move, lora, block.box, made, weight, factors)
         return made
 
     def _cut(self, slab: memoryview, box: Box, dtype: str, write: Access) -> memoryview:
