@@ -64,6 +64,7 @@ def disks() -> dict[str, Path]:
 def nodes(disks: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A head and two nodes of one core each; the driver belongs to the head."""
     os.environ["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
+    os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # with it the threads of a fork crash now and then, before it runs Ray
     here = Path.cwd()
     made = cluster_utils.Cluster()
     head = {

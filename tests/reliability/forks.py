@@ -14,6 +14,9 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from select import select
+
+PATIENCE_S = 100
 
 
 class Forks:
@@ -40,6 +43,7 @@ class Forks:
         return int(self._told(json.dumps([str(a) for a in args])))
 
     def wait(self) -> tuple[int, str]:
+        """Fails where the child hangs."""
         code, said = json.loads(self._told("wait"))
         return int(code), str(said)
 
@@ -48,6 +52,7 @@ class Forks:
         assert self._process.stdout
         self._process.stdin.write(line + "\n")
         self._process.stdin.flush()
+        assert select([self._process.stdout], [], [], PATIENCE_S)[0], "the child hangs"
         return self._process.stdout.readline()
 
     def close(self) -> None:

@@ -25,6 +25,7 @@ from reshard.auto.session import Session
 from reshard.auto.settings import Settings, read_settings
 from reshard.auto.shares import Part, parts
 from reshard.errors import ReshardError, UsageError
+from reshard.ops.interruption import clears_up
 from reshard.ops.observer import Observer
 from reshard.ops.options import Options
 
@@ -166,7 +167,7 @@ class _Start(Struct, frozen=True):
     def _convert(self, job: Job, observer: Observer) -> Prepared:
         settings, strategy = self.settings, job.strategy
         places = replaced(job.results, strategy, job.format)
-        with self._session() as session:
+        with clears_up(), self._session() as session:
             session.join()
             session.refuse_neighbours()
             outcome = convert_together(session, job, observer)

@@ -13,13 +13,12 @@ from typing import TypeVar
 from msgspec import Struct, structs
 
 from reshard.auto.meeting import Meeting
+from reshard.auto.polling import pauses, polls
 from reshard.auto.processes import ended, is_alive, is_dead, this_process
 from reshard.auto.records import Failure, Folder, Generation, Word, nonces
 from reshard.errors import ReshardError, RunError, UsageError, named_ranks
 
 T = TypeVar("T")
-_POLL_S = 0.05
-_SLOWEST_POLL_S = 1.0
 _BEAT_S = 1.0
 _LOOK_S = 1.0
 _FEW_RANKS = 64  # of more, beats are rarer: each is some requests to a file server
@@ -93,7 +92,7 @@ class Session:
         """Whether others wait in the folder for this rank, which has not joined. Looks for some seconds."""
         first = self._words()
         until = time.monotonic() + _AWAITED_S + self._beat_s
-        for _ in self._polls():
+        for _ in polls():
             for rank, word in self._words().items():
                 here = not word.left and (is_alive(word.process) or word != first.get(rank))
                 if here and rank != self.rank:
@@ -143,7 +142,7 @@ class Session:
 
     def _gather_until(self, until: float) -> None:
         announced: dict[int, str] = {}
-        for _ in self._polls():
+        for _ in polls():
             words = self._words()
             self._check_gathering(words, late=time.monotonic() > until)
             if len(words) == len(self.members) and nonces(words) != announced:
@@ -156,7 +155,7 @@ class Session:
         """Tell all why there will be no run, those too who come a little later: to them it would look like silence."""
         failure, announced = Failure.of(self.rank, error), None
         until = time.monotonic() + linger_s
-        for _ in self._polls():
+        for _ in pauses():
             words = self._words()
             if not self._is_ours():
                 return  # another leader speaks for those who are here
@@ -211,7 +210,7 @@ class Session:
         """The others' part: agree to the announcement that has our own nonce."""
         began = heard = time.monotonic()
         last: Word | None = None
-        for _ in self._polls():
+        for _ in polls():
             found = self._folder.generation()
             if found and found.nonces.get(self.rank) == self._word.nonce and found != self._generation:
                 if found.failure:
@@ -282,7 +281,7 @@ class Session:
 
     def wait(self, ready: Callable[[], T | None]) -> T:
         """Wait until something is there. Raises RunError when a rank fails or is silent meanwhile."""
-        for _ in self._polls():
+        for _ in polls():
             found = ready()
             if found is not None:
                 return found
@@ -390,11 +389,3 @@ class Session:
                 self._say()
             except ReshardError:
                 continue  # the disk may come back; others see the silence
-
-    def _polls(self) -> Iterator[None]:
-        """Pauses between looks, short at first."""
-        pause = _POLL_S
-        while True:
-            yield
-            time.sleep(pause)
-            pause = min(pause * 1.3, _SLOWEST_POLL_S)

@@ -6,6 +6,8 @@ import os
 import shutil
 import signal
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -77,7 +79,7 @@ def auto(
     no_fsync: NoFsync = False,
     json: Json = False,
     quiet: Quiet = False,
-) -> None:
+) -> Callable[[], None] | None:
     """Start a job: its weights become each rank's own, then its command runs.
 
     Every rank calls it, under any launcher. --KEY VALUE sets a key of the YAML, as ModelArts passes hyper-parameters.
@@ -108,7 +110,8 @@ def auto(
     elif not quiet:
         say("\n".join((*done.said, *[f"start with {done.config}"] * bool(done.config))))
     if command and done.action != "strategy":
-        _become([word.replace(_CONFIG, done.config) for word in command])
+        return partial(_become, [word.replace(_CONFIG, done.config) for word in command])
+    return None
 
 
 def _command(words: list[str] | None) -> list[str]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gc
-import signal
 import sys
-from types import FrameType
 
 import typer
 
@@ -14,15 +12,10 @@ from reshard.cli.environment import suit_workers
 from reshard.cli.output import complain, on_terminal, say_error
 from reshard.cli.usage import CommandLineError, say_wrong_words
 from reshard.errors import ReshardError, RunError
+from reshard.ops.interruption import cut_off, interruptible
 
 _INTERRUPTED = 130
 _COLLECT_AFTER = 50_000  # new objects: most that a command makes live as long as it, and are looked at in vain
-_signals: list[int] = []
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    _signals.append(number)
-    raise KeyboardInterrupt
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -31,9 +24,10 @@ def main(argv: list[str] | None = None) -> None:
     gc.set_threshold(_COLLECT_AFTER)
     try:
         _main(words)
-    except KeyboardInterrupt:  # where click does not see it
+    except KeyboardInterrupt:
         cursor = "\r\x1b[K\x1b[?25h" if on_terminal() else ""  # a bar that was drawn just now has hidden it
         sys.stderr.write(f"{cursor}interrupted: {_left_behind(words)}\n")
+        cut_off(_INTERRUPTED)
         sys.exit(_INTERRUPTED)
     finally:
         gc.freeze()
@@ -50,13 +44,13 @@ def _left_behind(words: list[str]) -> str:
 
 def _main(args: list[str]) -> None:
     suit_workers()
-    signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGINT, _interrupt)
     ours = args.index("--") if "--" in args else len(args)  # what comes after is another program's
     debug = "--debug" in args[:ours]
     args = [a for i, a in enumerate(args) if i >= ours or a != "--debug"]
     try:
-        code = app_for(args)(args, prog_name="reshard", standalone_mode=False)
+        code = interruptible(lambda: app_for(args)(args, prog_name="reshard", standalone_mode=False))
+        if callable(code):  # what the process becomes
+            code()
     except ReshardError as error:
         if debug:
             raise
@@ -67,8 +61,6 @@ def _main(args: list[str]) -> None:
     except typer.Abort:  # what typer makes of an interruption, in some releases
         raise KeyboardInterrupt from None
     except Exception as error:
-        if _signals:  # Python turns an interruption of some of its own steps into other errors
-            raise KeyboardInterrupt from error
         if debug:
             raise
         complain(f"{type(error).__name__}: {error}", ["a bug in reshard; --debug shows where"], RunError("").docs)

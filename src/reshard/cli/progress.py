@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from reshard.cli.output import on_terminal
 from reshard.cli.text import shown_nbytes, shown_seconds
+from reshard.ops.interruption import Interruptible
 from reshard.ops.observer import Observer
 
 if TYPE_CHECKING:
@@ -24,10 +25,10 @@ _BAR, _WIDE, _NARROW = 20, 110, 80  # columns of the bar; of a terminal that has
 
 
 def observer(*, quiet: bool) -> Observer:
-    """The observer that suits where standard error goes."""
+    """The observer that suits where standard error goes. It ends the job after an interruption."""
     if quiet:
-        return Observer()
-    return _Bar() if on_terminal() else _Lines()
+        return Interruptible(Observer())
+    return Interruptible(_Bar() if on_terminal() else _Lines())
 
 
 @contextmanager

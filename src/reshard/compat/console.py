@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from types import FrameType
 
 from reshard.errors import ReshardError
+from reshard.ops.interruption import clears_up, cut_off, interruptible, proceed
 from reshard.ops.observer import Observer
 
 _WIDTH = 50
@@ -39,7 +38,7 @@ def progress_line(prefix: str, percent: int) -> str:
 
 
 class Progress(Observer):
-    """A progress line at every tenth part."""
+    """A progress line at every tenth part. It ends the job after an interruption."""
 
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix
@@ -50,6 +49,7 @@ class Progress(Observer):
         log(progress_line(self._prefix, 0))
 
     def advance(self, nbytes: int) -> None:
+        proceed()
         with self._lock:
             self._done += nbytes
             percent = 100 * self._done // self._total if self._total else 100
@@ -67,10 +67,14 @@ def program(run: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str] | N
     """A command line of a tool: arguments without the program's name (None: the process's) → exit code."""
 
     def main(argv: Sequence[str] | None = None) -> int:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, _interrupt)
+        alone = threading.current_thread() is threading.main_thread()  # not for reshard compat, which waits there
+
+        def work() -> None:
+            with clears_up():
+                run(sys.argv[1:] if argv is None else argv)
+
         try:
-            run(sys.argv[1:] if argv is None else argv)
+            interruptible(work) if alone else work()
         except ReshardError as error:
             where = f"{error.where}: " if error.where else ""
             hint = f"\n  hint: {error.hint}" if error.hint else ""
@@ -78,11 +82,9 @@ def program(run: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str] | N
             return error.exit_code
         except KeyboardInterrupt:
             print("interrupted: no file under its final name is partial", file=sys.stderr, flush=True)
+            if alone:
+                cut_off(_INTERRUPTED)
             return _INTERRUPTED
         return 0
 
     return main
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

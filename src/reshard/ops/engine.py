@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Generator
 
 from msgspec.structs import replace
 
@@ -42,7 +42,7 @@ def most_files(plan: Plan, folder: str, workers: int, options: Options) -> int:
 
 def carried_out(
     plan: Plan, options: Options, settings: Settings, workers: int, on_bytes: OnBytes
-) -> Iterable[list[FileResult]]:
+) -> Generator[list[FileResult], None, None]:
     """The results of a plan's tasks, as they come."""
     most = most_files(plan, settings.folder, workers, options)
     if options.engine == "local":

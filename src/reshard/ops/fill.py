@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -56,15 +58,16 @@ def fill(plan: Plan, place: Place, options: Options, observer: Observer) -> Fill
         try:
             observer.start("writing", todo.tensor_nbytes)
             observer.start_files(len(todo.files))
-            for results in carried_out(todo, options, settings, workers, on_bytes):
-                filling.record(results)
-                observer.finish_files(len(results))
-                done += Filled(
-                    sum(r.nbytes for r in results if not r.link),
-                    sum(r.read_nbytes for r in results),
-                    len(results),
-                    hard_links=sum(r.link == "hardlink" for r in results),
-                )
+            with closing(carried_out(todo, options, settings, workers, on_bytes)) as made:
+                for results in made:
+                    filling.record(results)
+                    observer.finish_files(len(results))
+                    done += Filled(
+                        sum(r.nbytes for r in results if not r.link),
+                        sum(r.read_nbytes for r in results),
+                        len(results),
+                        hard_links=sum(r.link == "hardlink" for r in results),
+                    )
         finally:
             observer.end()
         missing = filling.publish(partial=options.ranks is not None, fsync=options.fsync)

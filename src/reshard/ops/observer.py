@@ -4,13 +4,16 @@ from __future__ import annotations
 
 
 class Observer:
-    """Hears of progress; this one ignores it. ``advance`` is called from several threads."""
+    """Hears of progress; this one ignores it. ``advance`` is called from several threads.
+
+    What a method raises ends the job, which clears up behind itself.
+    """
 
     def start(self, what: str, nbytes: int) -> None:
         """A job of ``nbytes`` begins."""
 
     def advance(self, nbytes: int) -> None:
-        """So many more bytes are done."""
+        """So many more bytes are done; 0 where it is only asked whether to go on."""
 
     def start_files(self, count: int) -> None:
         """The job that began is of so many files."""

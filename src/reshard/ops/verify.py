@@ -51,21 +51,20 @@ def verify(dst: str | Path, observer: Observer | None = None) -> Verified:
             "compare with the source instead: reshard verify SRC DST",
         )
     faults: list[str] = []
-    read: list[int] = []
-    observer.start("verifying", sum(f.nbytes for f in manifest.files))
+    nbytes = sum(file.nbytes for file in manifest.files)
+    observer.start("verifying", nbytes)
     observer.start_files(len(manifest.files))
     try:
         with ThreadPoolExecutor(1 if place.local else auto_workers([place.path])) as pool:
             for file in manifest.files:
-                faults += file_faults(place, file, read, pool)
-                observer.advance(file.nbytes)
+                faults += file_faults(place, file, pool, observer.advance)
                 observer.finish_files(1)
     finally:
         observer.end()
     if faults:
         raise DifferenceError("not as it was written:\n" + listed(faults), str(dst), "make it again from its source")
     ranks = len({f.rank for f in manifest.files})
-    return Verified(len(manifest.files), sum(read), ranks, manifest.world, tuple(_unlisted(place, manifest)))
+    return Verified(len(manifest.files), nbytes, ranks, manifest.world, tuple(_unlisted(place, manifest)))
 
 
 def _unlisted(place: Place, manifest: Manifest) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from typing import Protocol
 
@@ -21,7 +21,7 @@ TASKS_AT_ONCE = 2
 class Executor(Protocol):
     """A parallel map over tasks, and nothing else."""
 
-    def run(self, tasks: Iterable[Task]) -> Iterator[list[FileResult]]:
+    def run(self, tasks: Iterable[Task]) -> Generator[list[FileResult], None, None]:
         """Give the results of each task when its files are whole, in any order. The first error stops all and is
         raised.
         """
@@ -62,7 +62,7 @@ class LocalExecutor(Struct, frozen=True):
     on_bytes: OnBytes = _ignore
     storage: Storage = field(default_factory=Disk)
 
-    def run(self, tasks: Iterable[Task]) -> Iterator[list[FileResult]]:
+    def run(self, tasks: Iterable[Task]) -> Generator[list[FileResult], None, None]:
         """Tasks of few files go side by side, each with its part of the threads: several that write to one file wait
         for the lock that the kernel has on it.
         """

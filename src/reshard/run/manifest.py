@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
-from functools import partial
 
 import msgspec
 import xxhash
@@ -152,8 +151,8 @@ def read_whole(storage: Storage, path: str) -> bytes | None:
         file.close()
 
 
-def file_faults(place: Place, file: ManifestFile, read: list[int], pool: Executor) -> list[str]:
-    """Read a file again, runs of it at once, and compare with its manifest; ``read`` gains the bytes read."""
+def file_faults(place: Place, file: ManifestFile, pool: Executor, on_bytes: Callable[[int], None]) -> list[str]:
+    """Read a file again, runs of it at once, and compare with its manifest; ``on_bytes`` hears of what was read."""
     path = join(place.folder, file.path)
     there = place.storage.entry(path)
     if there is None or there.folder:
@@ -162,11 +161,9 @@ def file_faults(place: Place, file: ManifestFile, read: list[int], pool: Executo
     try:
         if source.nbytes != file.nbytes:
             return [f"{file.path}: {source.nbytes} bytes, the manifest has {file.nbytes}"]
-        digests = pool.map(partial(_digest, source), file.runs)
-        faults = [f"{file.path}: bytes {run.offset} to {run.offset + run.nbytes} changed{_whose(file, run)}"
-                  for run, digest in zip(file.runs, digests, strict=True) if digest != run.xxh3]  # fmt: skip
-        read.append(source.nbytes)
-        return faults
+        digests = pool.map(lambda run: _digest(source, run, on_bytes), file.runs)
+        return [f"{file.path}: bytes {run.offset} to {run.offset + run.nbytes} changed{_whose(file, run)}"
+                for run, digest in zip(file.runs, digests, strict=True) if digest != run.xxh3]  # fmt: skip
     finally:
         source.close()
 
@@ -180,11 +177,12 @@ def _whose(file: ManifestFile, run: Run) -> str:
     return f" ({', '.join(names[:3])})" if names else " (header)"
 
 
-def _digest(source: ReadFile, run: Run) -> str:
+def _digest(source: ReadFile, run: Run, on_bytes: Callable[[int], None]) -> str:
     digest = xxhash.xxh3_128()
     buffer = memoryview(bytearray(min(_BLOCK_NBYTES, run.nbytes)))
     for at in range(0, run.nbytes, _BLOCK_NBYTES):
         part = buffer[: min(_BLOCK_NBYTES, run.nbytes - at)]
         source.read_into(run.offset + at, part)
         digest.update(part)
+        on_bytes(len(part))
     return digest.hexdigest()

@@ -10,7 +10,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
 from typing import Any, Generic, TypeVar
@@ -192,9 +192,8 @@ class _Running(Generic[A, R]):
             numbers = {call.number for call in self._calls.values()}
             self._of_calls |= {number: nbytes for number, nbytes in told.items() if number in numbers}
         total = self._done_nbytes + sum(self._of_calls.values())
-        if total > self._said_nbytes:  # a call that begins again counts again from nothing
-            self._on_bytes(total - self._said_nbytes)
-            self._said_nbytes = total
+        self._on_bytes(max(total - self._said_nbytes, 0))  # a call that begins again counts again from nothing
+        self._said_nbytes = max(total, self._said_nbytes)
         if self._calls and time.monotonic() - self._last_s > _PATIENCE_S:
             cores = self._ray.cluster_resources().get("CPU", 0)
             raise RunError(
@@ -297,7 +296,7 @@ class RayExecutor(Struct, frozen=True):
     threads: int
     on_bytes: OnBytes
 
-    def run(self, tasks: Iterable[Task]) -> Iterator[list[FileResult]]:
+    def run(self, tasks: Iterable[Task]) -> Generator[list[FileResult], None, None]:
         calls = (Call(i, _Chore(task, self.settings, self.threads)) for i, task in enumerate(tasks))
         for results in self.cluster.run(_carry_out_task, calls, self.on_bytes):
             for result in results:

@@ -1,0 +1,167 @@
+"""An interruption ends a program's work between two steps, in a bounded time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from reshard.ops import interruption
+from reshard.ops.interruption import Interruptible, clears_up, cut_off, interruptible, proceed
+from reshard.ops.observer import Observer
+
+SOON_S, LONG_S = 0.2, 60.0
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    interruption._work.interrupted = interruption._work.goes_on = False
+
+
+@pytest.fixture
+def exits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    return codes
+
+
+def interrupt(number: int = signal.SIGINT) -> None:
+    os.kill(os.getpid(), number)
+
+
+def steps_until(over: Callable[[], bool]) -> None:
+    while not over():
+        proceed()
+        time.sleep(0.01)
+
+
+def test_work_gives_what_it_gives_and_raises_what_it_raises(exits: list[int]) -> None:
+    def fail() -> None:
+        raise LookupError("no such thing")
+
+    assert interruptible(lambda: threading.current_thread() is threading.main_thread()) is False
+    with pytest.raises(LookupError, match="no such thing"):
+        interruptible(fail)
+    cut_off(130)
+    assert exits == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_step_is_ended_before_the_work_is(number: int, exits: list[int]) -> None:
+    done: list[str] = []
+
+    def work() -> None:
+        with clears_up():
+            interrupt(number)
+            time.sleep(SOON_S)
+            done.append("the step")
+            steps_until(lambda: False)
+
+    with pytest.raises(KeyboardInterrupt):
+        interruptible(work)
+    cut_off(130)
+    assert (done, exits) == (["the step"], [])
+
+
+def test_work_that_ended_meanwhile_is_done(exits: list[int]) -> None:
+    def work() -> str:
+        interrupt()
+        return "done"
+
+    assert interruptible(work) == "done"
+
+
+def test_idle_work_is_not_waited_for(exits: list[int]) -> None:
+    over = threading.Event()
+
+    def work() -> None:
+        interrupt()
+        over.wait(LONG_S)
+
+    with pytest.raises(KeyboardInterrupt):
+        interruptible(work)
+    assert not over.is_set()
+    cut_off(130)
+    over.set()
+    assert exits == [130]
+
+
+def test_work_that_clears_up_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch, exits: list[int]) -> None:
+    monkeypatch.setattr(interruption, "_BUSY_S", interruption._IDLE_S + 2 * SOON_S)
+    said: list[str] = []
+    over = threading.Event()
+
+    def work() -> None:
+        with clears_up():
+            interrupt()
+            time.sleep(interruption._IDLE_S + SOON_S)
+            said.append("still waited for")
+            over.wait(LONG_S)
+
+    with pytest.raises(KeyboardInterrupt):
+        interruptible(work)
+    cut_off(130)
+    over.set()
+    assert (said, exits) == (["still waited for"], [130])
+
+
+def test_a_second_interruption_leaves_at_once_but_not_one_that_was_passed_on(exits: list[int]) -> None:
+    said: list[str] = []
+    over = threading.Event()
+
+    def work() -> None:
+        with clears_up():
+            interrupt()
+            interrupt(signal.SIGTERM)
+            time.sleep(interruption._AGAIN_S + SOON_S)
+            said.append("still waited for")
+            interrupt()
+            over.wait(LONG_S)
+
+    with pytest.raises(KeyboardInterrupt):
+        interruptible(work)
+    cut_off(130)
+    over.set()
+    assert (said, exits) == (["still waited for"], [130])
+
+
+def test_a_job_ends_at_its_next_step_and_is_given_time(exits: list[int]) -> None:
+    told: list[object] = []
+
+    class Shown(Observer):
+        def start(self, what: str, nbytes: int) -> None:
+            told.append((what, nbytes))
+
+        def advance(self, nbytes: int) -> None:
+            told.append(nbytes)
+
+        def start_files(self, count: int) -> None:
+            told.append((count, "files"))
+
+        def end(self) -> None:
+            told.append("end")
+
+    def work() -> None:
+        job = Interruptible(Shown())
+        try:
+            job.start("writing", 9)
+            job.start_files(2)
+            job.advance(4)
+            interrupt()
+            time.sleep(interruption._IDLE_S + SOON_S)
+            job.advance(5)
+        finally:
+            job.end()
+
+    with pytest.raises(KeyboardInterrupt):
+        interruptible(work)
+    assert told == [("writing", 9), (2, "files"), 4, "end"]
+    assert (interruption._work.clearing_up, exits) == (0, [])
