@@ -7,7 +7,7 @@ import ast
 import pytest
 from source import MODULES, dotted, imports, parsed
 
-LEAVES = {"errors", "dtypes", "closest", "drawing", "_version"}
+LEAVES = {"errors", "dtypes", "closest", "drawing", "interruption", "_version"}
 VALUES = {"layout", "index", "wire", "yaml_text"}
 HEADERS = {"formats", "strategy"}
 LIBRARY = LEAVES | VALUES | HEADERS | {"planning", "run", "ops"}
@@ -16,6 +16,7 @@ ALLOWED = {
     "dtypes": set(),
     "closest": set(),
     "drawing": set(),
+    "interruption": set(),
     "_version": set(),
     "__init__": LIBRARY | {"checkpoint"},  # names only, imported when used
     "layout": LEAVES,

@@ -40,7 +40,8 @@ class Forks:
 
     def start(self, *args: str | Path) -> int:
         """The child's process id, once it runs."""
-        return int(self._told(json.dumps([str(a) for a in args])))
+        self._child = int(self._told(json.dumps([str(a) for a in args])))
+        return self._child
 
     def wait(self) -> tuple[int, str]:
         """Fails where the child hangs."""
@@ -52,7 +53,10 @@ class Forks:
         assert self._process.stdout
         self._process.stdin.write(line + "\n")
         self._process.stdin.flush()
-        assert select([self._process.stdout], [], [], PATIENCE_S)[0], "the child hangs"
+        hangs = not select([self._process.stdout], [], [], PATIENCE_S)[0]
+        if hangs:
+            os.kill(self._child, signal.SIGKILL)
+        assert not hangs
         return self._process.stdout.readline()
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from job import INPUT, OLD, STAGES, STORAGE, USAGE, WORKER, Run, Work, one_error
 
 import reshard
 from making import array, tree, write_file, write_strategy
+from reshard import interruption
 from reshard.ops.options import Options
 from reshard.run.mover import Mover
 from reshard.run.target import Filling
@@ -253,6 +255,29 @@ def test_an_interruption_between_naming_a_file_and_noting_it(
     monkeypatch.undo()
     assert run(*work.command("--resume")) == (0, "")
     work.assert_whole()
+
+
+def test_an_interrupted_overwrite_is_given_the_time_to_clear_up(
+    work: Work, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work.out.mkdir()
+    (work.out / "mine.txt").write_text("mine")
+    remove, move = shutil.rmtree, Mover.run
+
+    def slow(*args: Any, **options: Any) -> None:
+        time.sleep(1.5 * interruption._IDLE_S)
+        remove(*args, **options)
+
+    def interrupted(self: Mover, *args: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        move(self, *args)
+
+    monkeypatch.setattr(shutil, "rmtree", slow)
+    monkeypatch.setattr(Mover, "run", interrupted)
+    code, said = run(*work.command("--overwrite", "--max-rate", "10KiB/s"))
+    assert (code, said) == (130, "interrupted: no file under its final name is partial; the old target stays\n")
+    assert sorted(p.name for p in work.folder.iterdir()) == ["new", "old", "out", "src"]
+    assert [p.name for p in work.out.iterdir()] == ["mine.txt"]
 
 
 # --- resume refuses another job and says what changed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from reshard.ops.interruption import proceed
+from reshard.interruption import proceed
 
 _FIRST_S = 0.05
 _LONGEST_S = 1.0

@@ -25,7 +25,7 @@ from reshard.auto.session import Session
 from reshard.auto.settings import Settings, read_settings
 from reshard.auto.shares import Part, parts
 from reshard.errors import ReshardError, UsageError
-from reshard.ops.interruption import clears_up
+from reshard.interruption import clears_up
 from reshard.ops.observer import Observer
 from reshard.ops.options import Options
 
@@ -121,6 +121,7 @@ class _Start(Struct, frozen=True):
     launch: Launch
     call: Call
 
+    @clears_up()
     def run(self, observer: Observer) -> Prepared:
         settings = self.settings
         refuse_file(Path(settings.output_dir).absolute())
@@ -167,7 +168,7 @@ class _Start(Struct, frozen=True):
     def _convert(self, job: Job, observer: Observer) -> Prepared:
         settings, strategy = self.settings, job.strategy
         places = replaced(job.results, strategy, job.format)
-        with clears_up(), self._session() as session:
+        with self._session() as session:
             session.join()
             session.refuse_neighbours()
             outcome = convert_together(session, job, observer)

@@ -17,6 +17,7 @@ from reshard.auto.polling import pauses, polls
 from reshard.auto.processes import ended, is_alive, is_dead, this_process
 from reshard.auto.records import Failure, Folder, Generation, Word, nonces
 from reshard.errors import ReshardError, RunError, UsageError, named_ranks
+from reshard.interruption import proceed
 
 T = TypeVar("T")
 _BEAT_S = 1.0
@@ -155,7 +156,7 @@ class Session:
         """Tell all why there will be no run, those too who come a little later: to them it would look like silence."""
         failure, announced = Failure.of(self.rank, error), None
         until = time.monotonic() + linger_s
-        for _ in pauses():
+        for _ in polls() if linger_s else pauses():
             words = self._words()
             if not self._is_ours():
                 return  # another leader speaks for those who are here
@@ -294,7 +295,8 @@ class Session:
             self._word = structs.replace(self._word, progress=self._word.progress + 1)
 
     def proceed(self) -> None:
-        """Part of this rank's work is done: show it, and stop if another rank has failed meanwhile."""
+        """Part of this rank's work is done: show it, and stop if another rank has failed meanwhile, or interrupted."""
+        proceed()
         self.advance()
         self.check()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 import sys
 
 import typer
@@ -12,7 +13,7 @@ from reshard.cli.environment import suit_workers
 from reshard.cli.output import complain, on_terminal, say_error
 from reshard.cli.usage import CommandLineError, say_wrong_words
 from reshard.errors import ReshardError, RunError
-from reshard.ops.interruption import cut_off, interruptible
+from reshard.interruption import cut_off, interruptible
 
 _INTERRUPTED = 130
 _COLLECT_AFTER = 50_000  # new objects: most that a command makes live as long as it, and are looked at in vain
@@ -21,12 +22,15 @@ _COLLECT_AFTER = 50_000  # new objects: most that a command makes live as long a
 def main(argv: list[str] | None = None) -> None:
     """Run the program and leave with its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    stderr = sys.stderr  # a bar that is drawn puts itself in its place
     gc.set_threshold(_COLLECT_AFTER)
     try:
         _main(words)
     except KeyboardInterrupt:
-        cursor = "\r\x1b[K\x1b[?25h" if on_terminal() else ""  # a bar that was drawn just now has hidden it
-        sys.stderr.write(f"{cursor}interrupted: {_left_behind(words)}\n")
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # pressed again and again
+        cursor = "\r\x1b[K\x1b[?25h" if on_terminal() else ""  # the bar has hidden it
+        stderr.write(f"{cursor}interrupted: {_left_behind(words)}\n")
+        stderr.flush()
         cut_off(_INTERRUPTED)
         sys.exit(_INTERRUPTED)
     finally:

@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from reshard.cli.output import on_terminal
 from reshard.cli.text import shown_nbytes, shown_seconds
-from reshard.ops.interruption import Interruptible
+from reshard.interruption import proceed
 from reshard.ops.observer import Observer
 
 if TYPE_CHECKING:
@@ -29,6 +29,23 @@ def observer(*, quiet: bool) -> Observer:
     if quiet:
         return Interruptible(Observer())
     return Interruptible(_Bar() if on_terminal() else _Lines())
+
+
+class Interruptible(Observer):
+    """Ends the job that it observes at the first step after an interruption; the rest is shown."""
+
+    def __init__(self, shown: Observer) -> None:
+        self._shown = shown
+        self.start_files, self.finish_files = shown.start_files, shown.finish_files  # type: ignore[method-assign]
+        self.end = shown.end  # type: ignore[method-assign]
+
+    def start(self, what: str, nbytes: int) -> None:
+        proceed()
+        self._shown.start(what, nbytes)
+
+    def advance(self, nbytes: int) -> None:
+        proceed()
+        self._shown.advance(nbytes)
 
 
 @contextmanager

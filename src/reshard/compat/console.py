@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 
 from reshard.errors import ReshardError
-from reshard.ops.interruption import clears_up, cut_off, interruptible, proceed
+from reshard.interruption import clears_up, cut_off, interruptible, proceed
 from reshard.ops.observer import Observer
 
 _WIDTH = 50

@@ -13,6 +13,7 @@ from reshard.errors import CheckpointError, DifferenceError, UsageError, listed
 from reshard.formats.base import Format
 from reshard.formats.mindspore_ckpt import MindSporeCkpt, stored_crc
 from reshard.formats.registry import format_named, format_of
+from reshard.interruption import clears_up
 from reshard.ops.budget import budget_of, workers_for
 from reshard.ops.engine import most_files
 from reshard.ops.fill import fill, fill_on_nodes
@@ -111,6 +112,7 @@ def convert(
     return execute(plan(src, dst, options), dst, options, observer or Observer())
 
 
+@clears_up()
 def execute(plan: Plan, dst: str | Path, options: Options, observer: Observer) -> Conversion:
     """Carry out a plan."""
     began = time.monotonic()

@@ -77,9 +77,10 @@ class Timeline(Observer):
         self._listener.start(what, nbytes)
 
     def advance(self, nbytes: int) -> None:
-        now = time.monotonic() - self._began
-        with self._lock:
-            self.stretches[-1].add(threading.get_ident(), now, nbytes)
+        if nbytes:
+            now = time.monotonic() - self._began
+            with self._lock:
+                self.stretches[-1].add(threading.get_ident(), now, nbytes)
         self._listener.advance(nbytes)
 
     def start_files(self, count: int) -> None:

@@ -17,6 +17,7 @@ _NETWORK = frozenset({"nfs", "nfs4", "lustre", "ceph", "fuse.ceph", "glusterfs",
 _NETWORK_WORKERS = 16
 _REMOTE_WORKERS = 32
 _MOST_LOCAL_WORKERS = 8
+_ASK_S = 0.2
 
 
 def filesystem(path: str | Path) -> str:
@@ -102,7 +103,9 @@ def _filesystem(path: Path, mounts: dict[str, str]) -> str:
 
 
 def paced(then: Callable[[int], None], nbytes_a_second: int) -> Callable[[int], None]:
-    """Call ``then`` with every number of bytes, and wait as long as keeps all callers together below the rate."""
+    """Call ``then`` with every number of bytes, and wait as long as keeps all callers together below the rate. It is
+    called with 0 meanwhile, and may end the wait by what it raises.
+    """
     lock = threading.Lock()
     free_at = time.monotonic()
 
@@ -112,7 +115,9 @@ def paced(then: Callable[[int], None], nbytes_a_second: int) -> Callable[[int], 
         with lock:
             free_at = max(free_at, time.monotonic()) + nbytes / nbytes_a_second
             wait = free_at - time.monotonic()
-        if wait > 0:
-            time.sleep(wait)
+        while wait > 0:
+            time.sleep(min(wait, _ASK_S))
+            wait -= _ASK_S
+            then(0)
 
     return on_bytes

@@ -11,7 +11,9 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
@@ -26,7 +28,7 @@ from reshard.run.stores import storage_of
 from reshard.run.task import OnBytes, Settings
 
 _HEARD_EVERY_S = 1.0
-_ENDING_S = 30.0
+_ENDING_S = 8.0
 _PATIENCE_S = 120.0
 _MADE_AGAIN = 3
 _ANSWER_S = 10.0
@@ -92,10 +94,12 @@ class Cluster:
         _check_answers(address)
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
-        if address == "local":
-            options |= {"include_dashboard": False, "object_store_memory": _LOCAL_STORE_NBYTES}
+        connect = partial(self._ray.init, address, **options)
         try:
-            self._ray.init(address, **options)
+            if address == "local":
+                _call_to_last(partial(connect, include_dashboard=False, object_store_memory=_LOCAL_STORE_NBYTES))
+            else:
+                connect()
         except (ConnectionError, OSError, RuntimeError, ValueError) as error:
             raise _no_cluster(address, error) from None
 
@@ -206,8 +210,9 @@ class _Running(Generic[A, R]):
         with suppress(self._ray.exceptions.RayError):
             if self._calls:
                 self._ray.get(self._board.stop.remote(), timeout=_HEARD_EVERY_S)
-                for reference in self._calls:
-                    self._ray.cancel(reference, force=False, recursive=False)
+                for reference, call in self._calls.items():
+                    if call.number not in self._of_calls:  # those under way end at their next step
+                        self._ray.cancel(reference, force=False, recursive=False)
                 self._ray.wait(list(self._calls), num_returns=len(self._calls), timeout=_ENDING_S)
         self._ray.kill(self._board)
 
@@ -316,7 +321,25 @@ class RayExecutor(Struct, frozen=True):
                     path,
                     "DST must lie where all nodes see it; where nodes share no disk: --nodes-local MAP",
                 )
+            self.on_bytes(0)
             time.sleep(_LOOK_S)
+
+
+def _call_to_last(call: Callable[[], object]) -> None:
+    """Call in a thread that lives as long as the process: what Ray starts ends with the thread that started it."""
+    done: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            call()
+        except BaseException as error:
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+            threading.Event().wait()
+
+    threading.Thread(target=run, name="reshard ray", daemon=True).start()
+    done.result()
 
 
 def _check_answers(address: str) -> None:

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from reshard.errors import CheckpointError, FormatError, UsageError
 from reshard.formats.registry import format_of
+from reshard.interruption import proceed
 from reshard.planning.blocks import cut_extents
 from reshard.planning.catalog import Catalog, Held, IndexedFile, Tensor, catalog
 from reshard.run.beside import Told, told_by_manifest
@@ -90,6 +91,7 @@ def _index(rank: int, path: str, root: str, told: Mapping[str, Told]) -> Indexed
     form = format_of(path)
     if form is None:
         raise FormatError("not a weight file by its name", path)
+    proceed()
     file = storage_of(path).open(path)
     try:
         known = told.get(path)

@@ -10,19 +10,18 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from reshard.ops import interruption
-from reshard.ops.interruption import Interruptible, clears_up, cut_off, interruptible, proceed
-from reshard.ops.observer import Observer
+from reshard import interruption
+from reshard.interruption import clears_up, cut_off, interruptible, proceed
 
 SOON_S, LONG_S = 0.2, 60.0
 
 
 @pytest.fixture(autouse=True)
-def handlers() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+def nothing_under_way() -> Iterator[None]:
     yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    for thread in threading.enumerate():
+        if thread.name == "reshard":
+            thread.join()
     interruption._work.interrupted = interruption._work.goes_on = False
 
 
@@ -71,12 +70,27 @@ def test_a_step_is_ended_before_the_work_is(number: int, exits: list[int]) -> No
     assert (done, exits) == (["the step"], [])
 
 
-def test_work_that_ended_meanwhile_is_done(exits: list[int]) -> None:
-    def work() -> str:
-        interrupt()
-        return "done"
+def test_work_that_ended_meanwhile_was_interrupted_all_the_same(exits: list[int]) -> None:
+    """What comes after it, as the job of ``reshard auto``, must not begin."""
+    done: list[str] = []
 
-    assert interruptible(work) == "done"
+    def work() -> None:
+        interrupt()
+        done.append("all")
+
+    with pytest.raises(KeyboardInterrupt):
+        interruptible(work)
+    cut_off(130)
+    assert (done, exits) == (["all"], [])
+
+
+def test_nothing_stays_behind(exits: list[int]) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(KeyboardInterrupt):
+        interruptible(interrupt)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    proceed()
+    assert interruptible(lambda: "next") == "next"
 
 
 def test_idle_work_is_not_waited_for(exits: list[int]) -> None:
@@ -95,7 +109,7 @@ def test_idle_work_is_not_waited_for(exits: list[int]) -> None:
 
 
 def test_work_that_clears_up_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch, exits: list[int]) -> None:
-    monkeypatch.setattr(interruption, "_BUSY_S", interruption._IDLE_S + 2 * SOON_S)
+    monkeypatch.setattr(interruption, "_BUSY_S", interruption._IDLE_S + 1)
     said: list[str] = []
     over = threading.Event()
 
@@ -131,37 +145,3 @@ def test_a_second_interruption_leaves_at_once_but_not_one_that_was_passed_on(exi
     cut_off(130)
     over.set()
     assert (said, exits) == (["still waited for"], [130])
-
-
-def test_a_job_ends_at_its_next_step_and_is_given_time(exits: list[int]) -> None:
-    told: list[object] = []
-
-    class Shown(Observer):
-        def start(self, what: str, nbytes: int) -> None:
-            told.append((what, nbytes))
-
-        def advance(self, nbytes: int) -> None:
-            told.append(nbytes)
-
-        def start_files(self, count: int) -> None:
-            told.append((count, "files"))
-
-        def end(self) -> None:
-            told.append("end")
-
-    def work() -> None:
-        job = Interruptible(Shown())
-        try:
-            job.start("writing", 9)
-            job.start_files(2)
-            job.advance(4)
-            interrupt()
-            time.sleep(interruption._IDLE_S + SOON_S)
-            job.advance(5)
-        finally:
-            job.end()
-
-    with pytest.raises(KeyboardInterrupt):
-        interruptible(work)
-    assert told == [("writing", 9), (2, "files"), 4, "end"]
-    assert (interruption._work.clearing_up, exits) == (0, [])

@@ -2,7 +2,7 @@
 
 Python raises KeyboardInterrupt wherever the main thread stands: also where it holds a lock that its other threads wait
 for, which then wait forever, or where it has begun a thread that it does not know of yet, which then goes on writing.
-So the main thread of a program does nothing but wait; another one works, and asks here at each step.
+So the main thread of a program does nothing but wait, another one works, and asks here at each step.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
-from typing import Generic, TypeVar, cast
+from types import FrameType
+from typing import TypeVar
 
 from msgspec import Struct
-
-from reshard.ops.observer import Observer
 
 T = TypeVar("T")
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _IDLE_S = 0.5  # what leaves nothing behind is not waited for any longer
 _BUSY_S = 10.0  # nor what clears up behind itself: to end it at any moment is safe, only not tidy
-_AGAIN_S = 0.5  # launchers pass on what the terminal has sent already: those are one interruption
+_AGAIN_S = 1.0  # launchers pass on what the terminal has sent already: those are one interruption
 
 
 class _Work(Struct):
-    """What the one process does, as signals are the process's."""
+    """What this process does; one state, as signals are the process's."""
 
     interrupted: bool = False
     clearing_up: int = 0
@@ -55,69 +55,50 @@ def clears_up() -> Iterator[None]:
         _work.clearing_up -= 1
 
 
-class Interruptible(Observer):
-    """Ends the job that it observes at the first step after an interruption; the rest is shown."""
-
-    def __init__(self, shown: Observer) -> None:
-        self._shown = shown
-        self.start_files, self.finish_files = shown.start_files, shown.finish_files  # type: ignore[method-assign]
-
-    def start(self, what: str, nbytes: int) -> None:
-        _work.clearing_up += 1
-        proceed()
-        self._shown.start(what, nbytes)
-
-    def advance(self, nbytes: int) -> None:
-        proceed()
-        self._shown.advance(nbytes)
-
-    def end(self) -> None:
-        _work.clearing_up -= 1
-        self._shown.end()
-
-
 def interruptible(work: Callable[[], T]) -> T:
     """Let a thread of its own do a program's work; gives or raises what the work does. For the main thread.
 
     Raises KeyboardInterrupt after an interruption: once the work has ended, or when it takes too long to end, or at
     the next interruption. The caller says so, then calls ``cut_off``.
     """
-    told: SimpleQueue[_Outcome[T] | None] = SimpleQueue()
+    told: SimpleQueue[Future[T] | None] = SimpleQueue()
 
     def run() -> None:
+        done: Future[T] = Future()
         try:
-            told.put(_Outcome(work()))
+            done.set_result(work())
         except BaseException as error:
-            told.put(_Outcome(error=error))
+            done.set_exception(error)
+        told.put(done)
 
-    for number in _SIGNALS:
-        signal.signal(number, lambda *_: told.put(None))
-    _work.interrupted, _work.goes_on = False, True
-    threading.Thread(target=run, name="reshard", daemon=True).start()
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        _work.interrupted = True
+        told.put(None)
+
+    _work.interrupted, _work.clearing_up, _work.goes_on = False, 0, False
+    before = {number: signal.signal(number, interrupt) for number in _SIGNALS}
     try:
-        outcome = told.get() or _after_interruption(told)
+        threading.Thread(target=run, name="reshard", daemon=True).start()
+        _work.goes_on = True
+        done = told.get() or _after_interruption(told)
         _work.goes_on = False
+        result = done.result()
+        proceed()
+        return result
     finally:
-        for number in _SIGNALS:  # what is left to do is to leave
-            signal.signal(number, signal.SIG_DFL)
-    if outcome.error is not None:
-        raise outcome.error
-    return cast("T", outcome.result)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _work.interrupted = _work.goes_on  # work that goes on is still to end
 
 
-class _Outcome(Struct, Generic[T], frozen=True):
-    result: T | None = None
-    error: BaseException | None = None
-
-
-def _after_interruption(told: SimpleQueue[_Outcome[T] | None]) -> _Outcome[T]:
-    _work.interrupted = True
+def _after_interruption(told: SimpleQueue[Future[T] | None]) -> Future[T]:
+    """How the work ended. Raises KeyboardInterrupt where it goes on."""
     began = time.monotonic()
     while (left := began + (_BUSY_S if _work.clearing_up else _IDLE_S) - time.monotonic()) > 0:
         with suppress(Empty):
-            outcome = told.get(timeout=min(left, _IDLE_S))
-            if outcome is not None:
-                return outcome
+            done = told.get(timeout=min(left, _IDLE_S))
+            if done is not None:
+                return done
             if time.monotonic() - began > _AGAIN_S:
                 break
     raise KeyboardInterrupt
