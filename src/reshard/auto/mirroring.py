@@ -51,7 +51,7 @@ class Mirror(Struct, frozen=True):
         target = join(self.url, *path.relative_to(self.results.output).parts)
         file = DiskFile(str(path))
         try:
-            copy_file(file, storage_of(target).create(target, file.nbytes), _BLOCK_NBYTES, self.proceed)
+            copy_file(file, storage_of(target).create(target, file.nbytes, fsync=False), _BLOCK_NBYTES, self.proceed)
         finally:
             file.close()
 

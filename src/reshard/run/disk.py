@@ -15,11 +15,14 @@ from reshard.planning.plan import Link
 from reshard.run.machine import filesystem
 from reshard.run.storage import PART, Entry, NewFile, ReadFile, reported
 
+_LIBC = ctypes.CDLL(None, use_errno=True)
 _AT_FDCWD = -100  # linux/fcntl.h
 _RENAME_EXCHANGE = 2  # linux/fs.h
+_SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
 _FICLONE = 0x40049409  # linux/fs.h
 _IOV_MAX_NBYTES = 1 << 30  # Linux moves at most 2 GiB a call
 _WRITE_NBYTES = 1 << 20  # a call: ext4 looks for as much memory in one piece, and on a busy machine long for more
+_SYNCED_NBYTES = 4 << 20
 _IN_MEMORY = ("tmpfs", "ramfs")  # to take space there is to fill it with zeros, which costs as much as to write it
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
@@ -70,10 +73,14 @@ def read_all(fd: int, path: str, offset: int, buffer: memoryview) -> None:
 class DiskNewFile:
     """A local file that lies at ``path.part`` until it is whole. Its space is taken at once, so a full disk shows
     early, but in memory. Where another process begins the same file, the first one cannot give it its name any more.
+
+    One that is to be synchronised goes to the disk while it is written, or all of it would wait for the end.
     """
 
-    def __init__(self, path: str, nbytes: int) -> None:
+    def __init__(self, path: str, nbytes: int, *, fsync: bool) -> None:
         self.path = path
+        self._fsync = fsync
+        self._unsynced_nbytes = 0
         self._part = path + PART
         self._named = False
         with reported(self._part):
@@ -93,20 +100,24 @@ class DiskNewFile:
         with reported(self._part):
             while done < len(data):
                 done += os.pwrite(self._fd, data[done : done + _WRITE_NBYTES], offset + done)
+        self._unsynced_nbytes += done
+        if self._fsync and self._unsynced_nbytes >= _SYNCED_NBYTES:
+            self._unsynced_nbytes = 0
+            start_writing(self._fd)
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         read_all(self._fd, self._part, offset, buffer)
 
-    def commit(self, *, fsync: bool) -> None:
+    def commit(self) -> None:
         with reported(self.path):
-            if fsync:
+            if self._fsync:
                 os.fsync(self._fd)
             if not self._has_its_part():
                 raise StorageError("another process writes this file too", self.path, "run one of them alone")
             self._close()
             os.rename(self._part, self.path)
             self._named = True
-            if fsync:
+            if self._fsync:
                 sync_folder(os.path.dirname(self.path) or ".")
 
     def abandon(self) -> None:
@@ -143,6 +154,13 @@ def _allocate(fd: int, path: str, nbytes: int) -> None:
         os.truncate(fd, nbytes)
 
 
+def start_writing(fd: int) -> None:
+    """Let the disk begin with what a file has in memory, and do not wait for it. What fails, ``fsync`` tells."""
+    call = getattr(_LIBC, "sync_file_range", None)
+    if call is not None:
+        call(fd, ctypes.c_int64(0), ctypes.c_int64(0), _SYNC_FILE_RANGE_WRITE)
+
+
 def sync_folder(path: str) -> None:
     """Make the names in a folder survive a power cut."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -154,7 +172,7 @@ def sync_folder(path: str) -> None:
 
 def exchange(a: str, b: str) -> bool:
     """Let two names of one folder change places in one step; False where the system cannot."""
-    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    call = getattr(_LIBC, "renameat2", None)
     if call is None or call(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE) == 0:
         return call is not None
     number = ctypes.get_errno()
@@ -171,8 +189,8 @@ class Disk:
     def open(self, path: str) -> ReadFile:
         return DiskFile(path)
 
-    def create(self, path: str, nbytes: int, *, buffer_nbytes: int = 0) -> NewFile:
-        return DiskNewFile(path, nbytes)
+    def create(self, path: str, nbytes: int, *, fsync: bool, buffer_nbytes: int = 0) -> NewFile:
+        return DiskNewFile(path, nbytes, fsync=fsync)
 
     def link(self, path: str, twin: str, *, fsync: bool) -> Link:
         """A reflink where the file system has them: later changes of one do not reach the other. Else a hard link."""

@@ -95,7 +95,7 @@ class ObjectNewFile:
     def read_into(self, offset: int, buffer: memoryview) -> None:
         raise RunError("an object cannot be read before it is whole", self._url)
 
-    def commit(self, *, fsync: bool) -> None:
+    def commit(self) -> None:
         """``fsync`` has no meaning here: a store that says it has an object has it."""
         if self._at != self._nbytes:
             raise RunError(f"{self._at} of {self._nbytes} bytes came", self._url)
@@ -121,7 +121,7 @@ class ObjectStore:
         known = self._known.get(key) if _NOTES not in f"/{key}" else None
         return ObjectFile(self._bucket, known or self._looked_at(key))
 
-    def create(self, path: str, nbytes: int, *, buffer_nbytes: int = 0) -> NewFile:
+    def create(self, path: str, nbytes: int, *, fsync: bool, buffer_nbytes: int = 0) -> NewFile:
         self._check_writable(path)
         part = part_nbytes(nbytes, buffer_nbytes)
         at_once = max(buffer_nbytes // part - 1, 1)  # one more is being filled
@@ -136,7 +136,7 @@ class ObjectStore:
         if file.nbytes <= _LARGEST_COPY_NBYTES:
             self._bucket.copy(key, other)
         else:
-            copy_file(file, self.create(twin, file.nbytes), _PART_NBYTES)
+            copy_file(file, self.create(twin, file.nbytes, fsync=fsync), _PART_NBYTES)
         return "reflink"
 
     def entry(self, path: str) -> Entry | None:

@@ -60,7 +60,7 @@ class NewFile(Protocol):
 
     def read_into(self, offset: int, buffer: memoryview) -> None: ...
 
-    def commit(self, *, fsync: bool) -> None:
+    def commit(self) -> None:
         """Give the file its name."""
         ...
 
@@ -79,8 +79,10 @@ class Storage(Protocol):
 
     def open(self, path: str) -> ReadFile: ...
 
-    def create(self, path: str, nbytes: int, *, buffer_nbytes: int = 0) -> NewFile:
-        """``buffer_nbytes`` is what it may keep in memory, where a storage must."""
+    def create(self, path: str, nbytes: int, *, fsync: bool, buffer_nbytes: int = 0) -> NewFile:
+        """``fsync``: under its name it survives a power cut. ``buffer_nbytes`` is what it may keep in memory, where a
+        storage must.
+        """
         ...
 
     def link(self, path: str, twin: str, *, fsync: bool) -> Link:

@@ -82,7 +82,8 @@ class TaskRun:
     def _create(self, number: int) -> None:
         file = self._task.files[number]
         buffer_nbytes = self._settings.upload_nbytes // len(self._task.files)
-        new = self._storage.create(join(self._settings.folder, file.path), file.nbytes, buffer_nbytes=buffer_nbytes)
+        path, fsync = join(self._settings.folder, file.path), self._settings.fsync
+        new = self._storage.create(path, file.nbytes, fsync=fsync, buffer_nbytes=buffer_nbytes)
         self._files[number] = new
         if self._storage.front_to_back:
             self._turns[number] = Turns(file, new, checksum=self._settings.checksum)
@@ -167,7 +168,7 @@ class TaskRun:
         self._sources.check_unchanged()
         self._sources.close()
         with ThreadPoolExecutor(_CREATORS if self._storage.front_to_back else 1) as pool:
-            for done in [pool.submit(new.commit, fsync=self._settings.fsync) for new in self._files.values()]:
+            for done in [pool.submit(new.commit) for new in self._files.values()]:
                 done.result()
         return [*results, *self._link_twins(results)]
 

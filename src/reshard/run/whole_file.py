@@ -15,7 +15,7 @@ def copy_file(source: ReadFile, new: NewFile, block_nbytes: int, proceed: Callab
             nbytes = min(block_nbytes, source.nbytes - start)
             new.write(start, memoryview(source.read(start, nbytes)))
             proceed()
-        new.commit(fsync=False)
+        new.commit()
     except BaseException:
         new.abandon()
         raise

@@ -19,8 +19,8 @@ class Meeting(Disk):
     def __init__(self) -> None:
         self._begun = {"rank_0": threading.Event(), "rank_1": threading.Event()}
 
-    def create(self, path: str, nbytes: int, *, buffer_nbytes: int = 0) -> NewFile:
-        file = super().create(path, nbytes)
+    def create(self, path: str, nbytes: int, *, fsync: bool, buffer_nbytes: int = 0) -> NewFile:
+        file = super().create(path, nbytes, fsync=fsync)
         mine = Path(path).parent.name
         (other,) = self._begun.keys() - {mine}
         write = file.write

@@ -8,22 +8,37 @@ from pathlib import Path
 import pytest
 
 from reshard.errors import CheckpointError, StorageError
+from reshard.run import disk
 from reshard.run.disk import Disk
 
 
 def test_a_new_file_has_its_name_only_when_it_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "f"
-    new = Disk().create(str(path), 4)
+    new = Disk().create(str(path), 4, fsync=True)
     new.write(2, memoryview(b"cd"))
     new.write(0, memoryview(b"ab"))
     assert not path.exists()
-    new.commit(fsync=True)
+    new.commit()
     assert path.read_bytes() == b"abcd"
     assert [p.name for p in path.parent.iterdir()] == ["f"]
 
 
+@pytest.mark.parametrize(("fsync", "begun"), [(True, [4, 8]), (False, [])])
+def test_what_must_be_on_the_disk_goes_there_while_it_is_written(
+    fsync: bool, begun: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    written = 0
+    monkeypatch.setattr(disk, "start_writing", lambda fd: seen.append(written))
+    new = Disk().create(str(tmp_path / "f"), 9 << 20, fsync=fsync)
+    for written in range(1, 10):
+        new.write((9 - written) << 20, memoryview(bytes(1 << 20)))
+    new.commit()
+    assert seen == begun
+
+
 def test_an_abandoned_file_leaves_nothing(tmp_path: Path) -> None:
-    new = Disk().create(str(tmp_path / "f"), 4)
+    new = Disk().create(str(tmp_path / "f"), 4, fsync=False)
     new.abandon()
     new.abandon()
     assert list(tmp_path.iterdir()) == []
@@ -31,22 +46,22 @@ def test_an_abandoned_file_leaves_nothing(tmp_path: Path) -> None:
 
 def test_what_is_left_of_an_earlier_run_is_written_over(tmp_path: Path) -> None:
     (tmp_path / "f.part").write_bytes(b"old and longer")
-    new = Disk().create(str(tmp_path / "f"), 2)
+    new = Disk().create(str(tmp_path / "f"), 2, fsync=False)
     new.write(0, memoryview(b"ab"))
-    new.commit(fsync=False)
+    new.commit()
     assert (tmp_path / "f").read_bytes() == b"ab"
 
 
 def test_of_two_that_write_one_file_the_first_never_names_the_other_s_bytes(tmp_path: Path) -> None:
     path = tmp_path / "f"
-    first = Disk().create(str(path), 2)
-    second = Disk().create(str(path), 2)
+    first = Disk().create(str(path), 2, fsync=False)
+    second = Disk().create(str(path), 2, fsync=False)
     with pytest.raises(StorageError, match="another process writes this file too"):
-        first.commit(fsync=False)
+        first.commit()
     first.abandon()
     assert not path.exists()
     second.write(0, memoryview(b"ab"))
-    second.commit(fsync=False)
+    second.commit()
     assert path.read_bytes() == b"ab"
     assert [p.name for p in tmp_path.iterdir()] == ["f"]
 
@@ -69,7 +84,7 @@ def test_what_is_not_there(tmp_path: Path) -> None:
 def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"")
     with pytest.raises((CheckpointError, StorageError)):
-        Disk().create(str(tmp_path / "f" / "g"), 4)
+        Disk().create(str(tmp_path / "f" / "g"), 4, fsync=False)
 
 
 def test_write_whole_replaces(tmp_path: Path) -> None:

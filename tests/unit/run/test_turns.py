@@ -27,7 +27,7 @@ class Kept:
     def read_into(self, offset: int, buffer: memoryview) -> None:
         raise AssertionError
 
-    def commit(self, *, fsync: bool) -> None:
+    def commit(self) -> None:
         raise AssertionError
 
     def abandon(self) -> None:
