@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 collect_ignore_glob = ["conftest.py", "*/conftest.py", "oracle/auto_worker.py", "fuzz/guided.py"]
 """Modules without tests that cannot be imported here: of one name, for MindSpore's environment, for atheris."""
+
+
+def pytest_configure() -> None:
+    """Interruptions are tested, and what a shell ignores for its background jobs stays ignored in their children."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
 from types import FrameType
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 from msgspec import Struct
 
@@ -40,9 +40,14 @@ _work = _Work()
 
 
 def proceed() -> None:
-    """Asked before each step. Raises KeyboardInterrupt after an interruption."""
-    if _work.interrupted:
+    """Asked before each step of interruptible work. Raises KeyboardInterrupt after an interruption."""
+    if _work.interrupted and _work.goes_on:
         raise KeyboardInterrupt
+
+
+def interrupted() -> bool:
+    """Whether an interruption came since the last interruptible work began; it may have ended well all the same."""
+    return _work.interrupted
 
 
 @contextmanager
@@ -58,8 +63,8 @@ def clears_up() -> Iterator[None]:
 def interruptible(work: Callable[[], T]) -> T:
     """Let a thread of its own do a program's work; gives or raises what the work does. For the main thread.
 
-    Raises KeyboardInterrupt after an interruption: once the work has ended, or when it takes too long to end, or at
-    the next interruption. The caller says so, then calls ``cut_off``.
+    After an interruption the work raises KeyboardInterrupt at its next step; so do we when it takes too long to end, or
+    at the next interruption. Then the caller shall ``leave``. Signals that were ignored stay so.
     """
     told: SimpleQueue[Future[T] | None] = SimpleQueue()
 
@@ -76,19 +81,17 @@ def interruptible(work: Callable[[], T]) -> T:
         told.put(None)
 
     _work.interrupted, _work.clearing_up, _work.goes_on = False, 0, False
-    before = {number: signal.signal(number, interrupt) for number in _SIGNALS}
+    heard = [number for number in _SIGNALS if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+    before = {number: signal.signal(number, interrupt) for number in heard}
     try:
         threading.Thread(target=run, name="reshard", daemon=True).start()
         _work.goes_on = True
         done = told.get() or _after_interruption(told)
         _work.goes_on = False
-        result = done.result()
-        proceed()
-        return result
+        return done.result()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        _work.interrupted = _work.goes_on  # work that goes on is still to end
 
 
 def _after_interruption(told: SimpleQueue[Future[T] | None]) -> Future[T]:
@@ -104,7 +107,12 @@ def _after_interruption(told: SimpleQueue[Future[T] | None]) -> Future[T]:
     raise KeyboardInterrupt
 
 
-def cut_off(code: int) -> None:
-    """End the process as it stands where its work goes on after an interruption."""
+def leave(stream: TextIO, said: str, code: int) -> None:
+    """Say that the work was interrupted, and end the process as it stands where the work goes on."""
+    try:
+        stream.write(said)
+        stream.flush()
+    except OSError:  # who read it was interrupted too: Python would make 120 of the code
+        os._exit(code)
     if _work.goes_on:
-        os._exit(code)  # without a flush: the work may hold the stream, and its reader have paused
+        os._exit(code)  # without another flush: the work may hold the stream, and its reader have paused

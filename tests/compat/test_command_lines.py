@@ -336,10 +336,20 @@ def test_exit_codes_reach_the_program() -> None:
     assert stopped.value.code == 0
 
 
-def test_an_interrupt_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("by_reshard", [False, True])
+def test_an_interrupt_is_a_failure_and_said_once(
+    by_reshard: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(transform_checkpoint, "execute", interrupted)
-    assert main(["--src_checkpoint=full.ckpt", "--dst_checkpoint=out", "--dst_strategy=two"]) == 130
+    words = ["--src_checkpoint=full.ckpt", "--dst_checkpoint=out", "--dst_strategy=two"]
+    if by_reshard:
+        with pytest.raises(SystemExit) as stopped:
+            program(["compat", "transform_checkpoint", *words])
+        assert stopped.value.code == 130
+    else:
+        assert main(words) == 130
+    assert capsys.readouterr().err == "interrupted: no file under its final name is partial\n"
     assert Path("out/full/transform_failed_rank_0.txt").read_text() == "KeyboardInterrupt"

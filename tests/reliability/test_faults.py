@@ -275,7 +275,8 @@ def test_an_interrupted_overwrite_is_given_the_time_to_clear_up(
     monkeypatch.setattr(shutil, "rmtree", slow)
     monkeypatch.setattr(Mover, "run", interrupted)
     code, said = run(*work.command("--overwrite", "--max-rate", "10KiB/s"))
-    assert (code, said) == (130, "interrupted: no file under its final name is partial; the old target stays\n")
+    assert code == 130
+    assert said.endswith("the old target stays, or the new one is whole in its place\n")
     assert sorted(p.name for p in work.folder.iterdir()) == ["new", "old", "out", "src"]
     assert [p.name for p in work.out.iterdir()] == ["mine.txt"]
 

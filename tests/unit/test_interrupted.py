@@ -28,7 +28,10 @@ def handler() -> Iterator[None]:
     ("words", "said"),
     [
         ("convert a b", "no file under its final name is partial; --resume goes on"),
-        ("convert a b --overwrite", "no file under its final name is partial; the old target stays"),
+        (
+            "convert a b --overwrite",
+            "no file under its final name is partial; the old target stays, or the new one is whole in its place",
+        ),
         ("--debug auto --config run.yaml", "no file under its final name is partial; the next start goes on"),
         ("diff a b", "no file under its final name is partial"),
     ],

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import pytest
 
 from reshard import interruption
-from reshard.interruption import clears_up, cut_off, interruptible, proceed
+from reshard.interruption import clears_up, interrupted, interruptible, leave, proceed
 
 SOON_S, LONG_S = 0.2, 60.0
 
@@ -49,7 +51,7 @@ def test_work_gives_what_it_gives_and_raises_what_it_raises(exits: list[int]) ->
     assert interruptible(lambda: threading.current_thread() is threading.main_thread()) is False
     with pytest.raises(LookupError, match="no such thing"):
         interruptible(fail)
-    cut_off(130)
+    leave(sys.stderr, "", 130)
     assert exits == []
 
 
@@ -66,28 +68,45 @@ def test_a_step_is_ended_before_the_work_is(number: int, exits: list[int]) -> No
 
     with pytest.raises(KeyboardInterrupt):
         interruptible(work)
-    cut_off(130)
+    leave(sys.stderr, "", 130)
     assert (done, exits) == (["the step"], [])
 
 
-def test_work_that_ended_meanwhile_was_interrupted_all_the_same(exits: list[int]) -> None:
-    """What comes after it, as the job of ``reshard auto``, must not begin."""
-    done: list[str] = []
-
-    def work() -> None:
+def test_work_that_ended_meanwhile_is_done(exits: list[int]) -> None:
+    def work() -> str:
         interrupt()
-        done.append("all")
+        return "done"
 
-    with pytest.raises(KeyboardInterrupt):
-        interruptible(work)
-    cut_off(130)
-    assert (done, exits) == (["all"], [])
+    assert not interrupted()
+    assert interruptible(work) == "done"
+    assert interrupted()
+    leave(sys.stderr, "", 130)
+    assert exits == []
+
+
+def test_where_nobody_reads_any_more(exits: list[int]) -> None:
+    receive, send = os.pipe()
+    os.close(receive)
+    stream = os.fdopen(send, "w")
+    leave(stream, "interrupted", 130)
+    assert exits == [130]
+    with suppress(BrokenPipeError):
+        stream.close()
+
+
+def test_what_a_shell_ignores_for_its_background_jobs_is_ignored(exits: list[int]) -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert interruptible(interrupt) is None
+        assert not interrupted()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_nothing_stays_behind(exits: list[int]) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    with pytest.raises(KeyboardInterrupt):
-        interruptible(interrupt)
+    interruptible(interrupt)
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
     proceed()
     assert interruptible(lambda: "next") == "next"
@@ -103,7 +122,7 @@ def test_idle_work_is_not_waited_for(exits: list[int]) -> None:
     with pytest.raises(KeyboardInterrupt):
         interruptible(work)
     assert not over.is_set()
-    cut_off(130)
+    leave(sys.stderr, "", 130)
     over.set()
     assert exits == [130]
 
@@ -122,7 +141,7 @@ def test_work_that_clears_up_is_not_waited_for_without_end(monkeypatch: pytest.M
 
     with pytest.raises(KeyboardInterrupt):
         interruptible(work)
-    cut_off(130)
+    leave(sys.stderr, "", 130)
     over.set()
     assert (said, exits) == (["still waited for"], [130])
 
@@ -142,6 +161,6 @@ def test_a_second_interruption_leaves_at_once_but_not_one_that_was_passed_on(exi
 
     with pytest.raises(KeyboardInterrupt):
         interruptible(work)
-    cut_off(130)
+    leave(sys.stderr, "", 130)
     over.set()
     assert (said, exits) == (["still waited for"], [130])

@@ -25,7 +25,7 @@ from reshard.auto.session import Session
 from reshard.auto.settings import Settings, read_settings
 from reshard.auto.shares import Part, parts
 from reshard.errors import ReshardError, UsageError
-from reshard.interruption import clears_up
+from reshard.interruption import clears_up, proceed
 from reshard.ops.observer import Observer
 from reshard.ops.options import Options
 
@@ -178,6 +178,7 @@ class _Start(Struct, frozen=True):
             if session.leads:
                 for place in places:
                     forget(place, "old")
+            proceed()
         said = (
             f"{outcome.load_checkpoint}: {_counted(outcome.done.files, 'file')}, {strategy.why}",
             *outcome.notes,
@@ -194,6 +195,7 @@ class _Start(Struct, frozen=True):
             for rank in session.members:
                 session.wait(lambda rank=rank: session.told(f"sent_{rank}", bool))  # type: ignore[misc]
             mirror.send_rest([folder for folder in places if folder != results.root])
+            proceed()
             session.tell("mirrored", True)
         session.wait(lambda: session.told("mirrored", bool))
 

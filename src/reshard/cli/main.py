@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import signal
 import sys
 
 import typer
@@ -13,7 +12,7 @@ from reshard.cli.environment import suit_workers
 from reshard.cli.output import complain, on_terminal, say_error
 from reshard.cli.usage import CommandLineError, say_wrong_words
 from reshard.errors import ReshardError, RunError
-from reshard.interruption import cut_off, interruptible
+from reshard.interruption import interrupted, interruptible, leave
 
 _INTERRUPTED = 130
 _COLLECT_AFTER = 50_000  # new objects: most that a command makes live as long as it, and are looked at in vain
@@ -27,11 +26,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         _main(words)
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # pressed again and again
         cursor = "\r\x1b[K\x1b[?25h" if on_terminal() else ""  # the bar has hidden it
-        stderr.write(f"{cursor}interrupted: {_left_behind(words)}\n")
-        stderr.flush()
-        cut_off(_INTERRUPTED)
+        leave(stderr, f"{cursor}interrupted: {_left_behind(words)}\n", _INTERRUPTED)
         sys.exit(_INTERRUPTED)
     finally:
         gc.freeze()
@@ -43,7 +39,9 @@ def _left_behind(words: list[str]) -> str:
         return f"{whole}; the next start goes on"
     if command not in ("convert", "merge", "split", "unify", "lora"):
         return whole
-    return f"{whole}; the old target stays" if "--overwrite" in words else f"{whole}; --resume goes on"
+    if "--overwrite" in words:
+        return f"{whole}; the old target stays, or the new one is whole in its place"
+    return f"{whole}; --resume goes on"
 
 
 def _main(args: list[str]) -> None:
@@ -54,6 +52,8 @@ def _main(args: list[str]) -> None:
     try:
         code = interruptible(lambda: app_for(args)(args, prog_name="reshard", standalone_mode=False))
         if callable(code):  # what the process becomes
+            if interrupted():
+                raise KeyboardInterrupt
             code()
     except ReshardError as error:
         if debug:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 
 from reshard.errors import ReshardError
-from reshard.interruption import clears_up, cut_off, interruptible, proceed
+from reshard.interruption import clears_up, interruptible, leave, proceed
 from reshard.ops.observer import Observer
 
 _WIDTH = 50
@@ -81,9 +81,9 @@ def program(run: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str] | N
             print(f"error: {where}{error.message}{hint}\n  docs: {error.docs}", file=sys.stderr, flush=True)
             return error.exit_code
         except KeyboardInterrupt:
-            print("interrupted: no file under its final name is partial", file=sys.stderr, flush=True)
-            if alone:
-                cut_off(_INTERRUPTED)
+            if not alone:
+                raise
+            leave(sys.stderr, "interrupted: no file under its final name is partial\n", _INTERRUPTED)
             return _INTERRUPTED
         return 0
 

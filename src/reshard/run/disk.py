@@ -155,7 +155,7 @@ def _allocate(fd: int, path: str, nbytes: int) -> None:
 
 
 def start_writing(fd: int) -> None:
-    """Let the disk begin with what a file has in memory, and do not wait for it. What fails, ``fsync`` tells."""
+    """Let the disk begin with what a file has in memory, and seldom wait for it. What fails, ``fsync`` tells."""
     call = getattr(_LIBC, "sync_file_range", None)
     if call is not None:
         call(fd, ctypes.c_int64(0), ctypes.c_int64(0), _SYNC_FILE_RANGE_WRITE)

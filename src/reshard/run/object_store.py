@@ -96,7 +96,6 @@ class ObjectNewFile:
         raise RunError("an object cannot be read before it is whole", self._url)
 
     def commit(self) -> None:
-        """``fsync`` has no meaning here: a store that says it has an object has it."""
         if self._at != self._nbytes:
             raise RunError(f"{self._at} of {self._nbytes} bytes came", self._url)
         self._upload.finish()
@@ -122,6 +121,7 @@ class ObjectStore:
         return ObjectFile(self._bucket, known or self._looked_at(key))
 
     def create(self, path: str, nbytes: int, *, fsync: bool, buffer_nbytes: int = 0) -> NewFile:
+        """``fsync`` has no meaning here: a store that says it has an object has it."""
         self._check_writable(path)
         part = part_nbytes(nbytes, buffer_nbytes)
         at_once = max(buffer_nbytes // part - 1, 1)  # one more is being filled

@@ -28,7 +28,7 @@ from reshard.run.stores import storage_of
 from reshard.run.task import OnBytes, Settings
 
 _HEARD_EVERY_S = 1.0
-_ENDING_S = 8.0
+_ENDING_S = 6.0
 _PATIENCE_S = 120.0
 _MADE_AGAIN = 3
 _ANSWER_S = 10.0
@@ -75,8 +75,10 @@ class _Board:
         """How often anything was told, and the bytes of each call."""
         return self._heard, self._nbytes
 
-    def stop(self) -> None:
+    def stop(self) -> frozenset[int]:
+        """All shall stop. Gives those that have begun."""
         self._stopped = True
+        return frozenset(self._nbytes)
 
 
 class Cluster:
@@ -209,9 +211,9 @@ class _Running(Generic[A, R]):
         """Let what is under way clear up behind itself; queued calls are dropped."""
         with suppress(self._ray.exceptions.RayError):
             if self._calls:
-                self._ray.get(self._board.stop.remote(), timeout=_HEARD_EVERY_S)
+                begun = self._ray.get(self._board.stop.remote(), timeout=_HEARD_EVERY_S)
                 for reference, call in self._calls.items():
-                    if call.number not in self._of_calls:  # those under way end at their next step
+                    if call.number not in begun:  # the others end at their next step
                         self._ray.cancel(reference, force=False, recursive=False)
                 self._ray.wait(list(self._calls), num_returns=len(self._calls), timeout=_ENDING_S)
         self._ray.kill(self._board)
