@@ -12,15 +12,15 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from functools import partial
 from queue import Empty, SimpleQueue
 from types import FrameType
-from typing import TextIO, TypeVar
-
-from msgspec import Struct
+from typing import NoReturn, TextIO, TypeVar
 
 T = TypeVar("T")
+Outcome = Callable[[], T]
+"""Gives what work gave, or raises what it raised."""
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _IDLE_S = 0.5  # what leaves nothing behind is not waited for any longer
@@ -28,12 +28,12 @@ _BUSY_S = 10.0  # nor what clears up behind itself: to end it at any moment is s
 _AGAIN_S = 1.0  # launchers pass on what the terminal has sent already: those are one interruption
 
 
-class _Work(Struct):
+class _Work:
     """What this process does; one state, as signals are the process's."""
 
-    interrupted: bool = False
-    clearing_up: int = 0
-    goes_on: bool = False
+    interrupted = False
+    clearing_up = 0
+    goes_on = False
 
 
 _work = _Work()
@@ -66,15 +66,7 @@ def interruptible(work: Callable[[], T]) -> T:
     After an interruption the work raises KeyboardInterrupt at its next step; so do we when it takes too long to end, or
     at the next interruption. Then the caller shall ``leave``. Signals that were ignored stay so.
     """
-    told: SimpleQueue[Future[T] | None] = SimpleQueue()
-
-    def run() -> None:
-        done: Future[T] = Future()
-        try:
-            done.set_result(work())
-        except BaseException as error:
-            done.set_exception(error)
-        told.put(done)
+    told: SimpleQueue[Outcome[T] | None] = SimpleQueue()
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         _work.interrupted = True
@@ -84,24 +76,36 @@ def interruptible(work: Callable[[], T]) -> T:
     heard = [number for number in _SIGNALS if signal.getsignal(number) not in (signal.SIG_IGN, None)]
     before = {number: signal.signal(number, interrupt) for number in heard}
     try:
-        threading.Thread(target=run, name="reshard", daemon=True).start()
+        threading.Thread(target=lambda: told.put(_outcome(work)), name="reshard", daemon=True).start()
         _work.goes_on = True
-        done = told.get() or _after_interruption(told)
+        outcome = told.get() or _after_interruption(told)
         _work.goes_on = False
-        return done.result()
+        return outcome()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _after_interruption(told: SimpleQueue[Future[T] | None]) -> Future[T]:
+def _outcome(work: Callable[[], T]) -> Outcome[T]:
+    try:
+        result = work()
+    except BaseException as error:
+        return partial(_fail, error)
+    return lambda: result
+
+
+def _fail(error: BaseException) -> NoReturn:
+    raise error
+
+
+def _after_interruption(told: SimpleQueue[Outcome[T] | None]) -> Outcome[T]:
     """How the work ended. Raises KeyboardInterrupt where it goes on."""
     began = time.monotonic()
     while (left := began + (_BUSY_S if _work.clearing_up else _IDLE_S) - time.monotonic()) > 0:
         with suppress(Empty):
-            done = told.get(timeout=min(left, _IDLE_S))
-            if done is not None:
-                return done
+            outcome = told.get(timeout=min(left, _IDLE_S))
+            if outcome is not None:
+                return outcome
             if time.monotonic() - began > _AGAIN_S:
                 break
     raise KeyboardInterrupt

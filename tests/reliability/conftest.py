@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +15,8 @@ def work(tmp_path: Path) -> Work:
 
 
 @pytest.fixture
-def run(capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
+def run(capfd: pytest.CaptureFixture[str]) -> Run:
     """The command line in this process, so that system calls can be made to fail."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def run(*args: str | Path) -> tuple[int, str]:
         capfd.readouterr()
@@ -30,6 +27,4 @@ def run(capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
             code = stop.code or 0
         return code, capfd.readouterr().err
 
-    yield run
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    return run

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from reshard.ops.observer import Observer
+from hearing import Heard
 from reshard.ops.timeline import Stretch, Timeline
 
 
@@ -46,25 +46,8 @@ def test_bytes_are_spread_over_the_time_that_they_took() -> None:
 
 
 def test_it_hears_every_thread_and_passes_on() -> None:
-    heard: list[object] = []
-
-    class Listener(Observer):
-        def start(self, what: str, nbytes: int) -> None:
-            heard.append((what, nbytes))
-
-        def advance(self, nbytes: int) -> None:
-            heard.append(nbytes)
-
-        def start_files(self, count: int) -> None:
-            heard.append(("files", count))
-
-        def finish_files(self, count: int) -> None:
-            heard.append(("done", count))
-
-        def end(self) -> None:
-            heard.append("end")
-
-    line = Timeline(Listener())
+    listener = Heard()
+    line = Timeline(listener)
     line.start("writing", 30)
     line.start_files(2)
     for _ in range(2):
@@ -75,6 +58,6 @@ def test_it_hears_every_thread_and_passes_on() -> None:
     line.finish_files(2)
     line.end()
     (stretch,) = line.stretches
-    assert heard == [("writing", 30), ("files", 2), 5, 10, 5, 10, ("done", 2), "end"]
+    assert listener.heard == [("writing", 30), ("files", 2), 5, 10, 5, 10, ("done", 2), "end"]
     assert sum(map(sum, stretch.rows())) == 30
     assert stretch.stop_s >= stretch.start_s >= 0

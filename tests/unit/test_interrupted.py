@@ -6,22 +6,15 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
+from hearing import Heard
 from reshard import interruption
 from reshard.cli import main
 from reshard.cli.progress import Interruptible
 from reshard.interruption import interruptible
-from reshard.ops.observer import Observer
-
-
-@pytest.fixture(autouse=True)
-def handler() -> Iterator[None]:
-    before = signal.getsignal(signal.SIGINT)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize(
@@ -78,23 +71,10 @@ def test_a_job_is_not_begun_after_an_interruption(
 
 
 def test_a_job_ends_at_its_next_step() -> None:
-    told: list[object] = []
-
-    class Shown(Observer):
-        def start(self, what: str, nbytes: int) -> None:
-            told.append((what, nbytes))
-
-        def advance(self, nbytes: int) -> None:
-            told.append(nbytes)
-
-        def start_files(self, count: int) -> None:
-            told.append((count, "files"))
-
-        def end(self) -> None:
-            told.append("end")
+    shown = Heard()
 
     def work() -> None:
-        job = Interruptible(Shown())
+        job = Interruptible(shown)
         job.start("writing", 9)
         job.start_files(2)
         job.advance(4)
@@ -108,4 +88,4 @@ def test_a_job_ends_at_its_next_step() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         interruptible(work)
-    assert told == [("writing", 9), (2, "files"), 4, "end"]
+    assert shown.heard == [("writing", 9), ("files", 2), 4, "end"]

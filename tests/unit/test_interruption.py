@@ -38,10 +38,17 @@ def interrupt(number: int = signal.SIGINT) -> None:
     os.kill(os.getpid(), number)
 
 
-def steps_until(over: Callable[[], bool]) -> None:
-    while not over():
+def steps() -> None:
+    while True:
         proceed()
         time.sleep(0.01)
+
+
+def end(work: Callable[[], object]) -> None:
+    """As a program's main does after an interruption."""
+    with pytest.raises(KeyboardInterrupt):
+        interruptible(work)
+    leave(sys.stderr, "", 130)
 
 
 def test_work_gives_what_it_gives_and_raises_what_it_raises(exits: list[int]) -> None:
@@ -64,11 +71,9 @@ def test_a_step_is_ended_before_the_work_is(number: int, exits: list[int]) -> No
             interrupt(number)
             time.sleep(SOON_S)
             done.append("the step")
-            steps_until(lambda: False)
+            steps()
 
-    with pytest.raises(KeyboardInterrupt):
-        interruptible(work)
-    leave(sys.stderr, "", 130)
+    end(work)
     assert (done, exits) == (["the step"], [])
 
 
@@ -119,10 +124,8 @@ def test_idle_work_is_not_waited_for(exits: list[int]) -> None:
         interrupt()
         over.wait(LONG_S)
 
-    with pytest.raises(KeyboardInterrupt):
-        interruptible(work)
+    end(work)
     assert not over.is_set()
-    leave(sys.stderr, "", 130)
     over.set()
     assert exits == [130]
 
@@ -139,9 +142,7 @@ def test_work_that_clears_up_is_not_waited_for_without_end(monkeypatch: pytest.M
             said.append("still waited for")
             over.wait(LONG_S)
 
-    with pytest.raises(KeyboardInterrupt):
-        interruptible(work)
-    leave(sys.stderr, "", 130)
+    end(work)
     over.set()
     assert (said, exits) == (["still waited for"], [130])
 
@@ -159,8 +160,6 @@ def test_a_second_interruption_leaves_at_once_but_not_one_that_was_passed_on(exi
             interrupt()
             over.wait(LONG_S)
 
-    with pytest.raises(KeyboardInterrupt):
-        interruptible(work)
-    leave(sys.stderr, "", 130)
+    end(work)
     over.set()
     assert (said, exits) == (["still waited for"], [130])

@@ -16,7 +16,6 @@ from reshard.auto.session import Session
 from reshard.auto.settings import Settings
 from reshard.auto.shares import Part
 from reshard.errors import CheckpointError, RunError
-from reshard.interruption import proceed
 from reshard.ops.convert import execute, plan_from
 from reshard.ops.observer import Observer
 from reshard.ops.options import Options
@@ -125,7 +124,6 @@ def _lead(session: Session, job: Job, observer: Observer) -> Outcome:
         tuple(f"{left.fate}: {len(left.names)}: {left.reason}" for left in whole.left_out),
         (*job.strategy.warnings, *whole.warnings),
     )
-    proceed()
     session.tell("outcome", outcome)
     return outcome
 

@@ -195,7 +195,6 @@ class _Start(Struct, frozen=True):
             for rank in session.members:
                 session.wait(lambda rank=rank: session.told(f"sent_{rank}", bool))  # type: ignore[misc]
             mirror.send_rest([folder for folder in places if folder != results.root])
-            proceed()
             session.tell("mirrored", True)
         session.wait(lambda: session.told("mirrored", bool))
 

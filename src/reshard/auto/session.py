@@ -273,7 +273,10 @@ class Session:
     # --- while the work goes on
 
     def tell(self, name: str, value: object) -> None:
-        """Say something to the others, once and for all."""
+        """Say something to the others, once and for all; nothing after an interruption, which raises
+        KeyboardInterrupt.
+        """
+        proceed()
         self._folder.tell(self._name, name, value)
 
     def told(self, name: str, kind: type[T]) -> T | None:

@@ -69,9 +69,9 @@ def program(run: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str] | N
     def main(argv: Sequence[str] | None = None) -> int:
         alone = threading.current_thread() is threading.main_thread()  # not for reshard compat, which waits there
 
+        @clears_up()
         def work() -> None:
-            with clears_up():
-                run(sys.argv[1:] if argv is None else argv)
+            run(sys.argv[1:] if argv is None else argv)
 
         try:
             interruptible(work) if alone else work()

@@ -198,8 +198,9 @@ class _Running(Generic[A, R]):
             numbers = {call.number for call in self._calls.values()}
             self._of_calls |= {number: nbytes for number, nbytes in told.items() if number in numbers}
         total = self._done_nbytes + sum(self._of_calls.values())
-        self._on_bytes(max(total - self._said_nbytes, 0))  # a call that begins again counts again from nothing
-        self._said_nbytes = max(total, self._said_nbytes)
+        more = max(total - self._said_nbytes, 0)  # a call that begins again counts again from nothing
+        self._on_bytes(more)
+        self._said_nbytes += more
         if self._calls and time.monotonic() - self._last_s > _PATIENCE_S:
             cores = self._ray.cluster_resources().get("CPU", 0)
             raise RunError(
