@@ -5,6 +5,7 @@ MS_VENV := .venv-mindspore
 NP1_VENV := .venv-numpy1
 DOCS_VENV := .venv-docs
 BIN := $(VENV)/bin
+SIDE_BY_SIDE := -n 3 --dist loadfile
 
 .PHONY: help setup demo test test-oracle test-browser test-numpy1 docs bench lint format clean
 
@@ -41,7 +42,7 @@ demo: setup ## cut, re-cut and merge real weights, and prove the result
 	$(BIN)/python demo/demo.py
 
 test: setup ## all tests that need neither MindSpore nor a network
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 test-oracle: setup $(MS_VENV)/ready ## MindSpore judges what we write and read
 	$(BIN)/python -m pytest -m oracle tests/oracle --mindspore $(MS_VENV)/bin/python
@@ -51,7 +52,7 @@ test-browser: setup ## reports in a real Chromium; installs one on Debian and it
 	$(BIN)/python -m pytest -m browser tests/browser --browser
 
 test-numpy1: $(NP1_VENV)/ready ## tests on the oldest NumPy, as MindSpore's process has it
-	$(NP1_VENV)/bin/python -m pytest tests/unit tests/property tests/golden
+	$(NP1_VENV)/bin/python -m pytest $(SIDE_BY_SIDE) tests/unit tests/property tests/golden
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff format --check .

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+from cloud.store import object_store
 
 collect_ignore_glob = ["conftest.py", "*/conftest.py", "oracle/auto_worker.py", "fuzz/guided.py"]
 """Modules without tests that cannot be imported here: of one name, for MindSpore's environment, for atheris."""
@@ -33,3 +38,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for name, reason in reasons.items():
             if reason and item.get_closest_marker(name):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this run that all its workers have in common."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def s3_server(shared_folder: Path) -> Iterator[int]:
+    with object_store(shared_folder) as port:
+        yield port

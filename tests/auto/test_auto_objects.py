@@ -9,7 +9,7 @@ import pytest
 from jobs import golden, handed_over, source_of, write_yaml
 from ranks import Ranks
 
-from cloud.servers import S3, Files, Proxy, ask, moto
+from cloud.servers import S3, Files, Proxy, ask
 from golden.cases import Case
 from making import read_file, read_rank, same
 
@@ -18,12 +18,11 @@ WORLD = 8
 
 
 @pytest.fixture(scope="module")
-def bucket() -> Iterator[S3]:
-    with moto() as port:
-        ask(port, "PUT", "/weights")
-        proxy = Proxy(port)
-        yield S3("weights", port, proxy)
-        proxy.close()
+def bucket(s3_server: int) -> Iterator[S3]:
+    ask(s3_server, "PUT", "/weights")
+    proxy = Proxy(s3_server)
+    yield S3("weights", s3_server, proxy)
+    proxy.close()
 
 
 @pytest.fixture

@@ -5,16 +5,10 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from servers import S3, Files, Proxy, ask, moto
+from servers import S3, Files, Proxy, ask
 
 _NUMBERS = itertools.count(1)
 _VARIABLES = ("AWS_", "OBS_", "S3_", "ACCESS_KEY", "SECRET_ACCESS", "GOOGLE_", "AZURE_")
-
-
-@pytest.fixture(scope="session")
-def s3_server() -> Iterator[int]:
-    with moto() as port:
-        yield port
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +21,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def s3(s3_server: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
-    bucket = f"bucket-{next(_NUMBERS)}"
+    bucket = f"bucket-{os.getpid()}-{next(_NUMBERS)}"
     ask(s3_server, "PUT", f"/{bucket}")
     proxy = Proxy(s3_server)
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")

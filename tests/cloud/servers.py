@@ -1,16 +1,14 @@
-"""Servers on loopback that tests read from and write to: S3 by moto, a proxy that spoils answers, and plain files."""
+"""Servers on loopback that tests read from and write to: a proxy that spoils answers, and plain files."""
 
 from __future__ import annotations
 
 import http.client
 import socket
-import subprocess
-import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -61,32 +59,6 @@ def told(capsys: pytest.CaptureFixture[str], *words: object) -> Said:
         code = int(left.code or 0)
     captured = capsys.readouterr()
     return Said(code, captured.out, captured.err)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-@contextmanager
-def moto() -> Iterator[int]:
-    """A server that speaks S3; gives its port."""
-    port = free_port()
-    command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(600):
-            with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                break
-            if server.poll() is not None:
-                raise RuntimeError("moto did not start")
-            time.sleep(0.05)
-        yield port
-    finally:
-        server.kill()
-        server.wait()
 
 
 def ask(port: int, method: str, path: str, body: bytes | None = None) -> bytes:

@@ -49,7 +49,6 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-CLIENT_PORT = free_port()
 PROGRAM = str(Path(sys.executable).with_name("reshard"))
 OLD, NEW = Sharding((2, 2), ((0,), ())), Sharding((4, 2), ((), (0,)), -1)
 
@@ -60,16 +59,31 @@ def disks() -> dict[str, Path]:
     return {}
 
 
+@pytest.fixture(scope="module")
+def client_port() -> int:
+    return free_port()
+
+
+@pytest.fixture(scope="module")
+def environment() -> Iterator[None]:
+    """Workers find what tests import."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(p for p in sys.path if p))
+        # with it the threads of a fork crash now and then, before it runs Ray
+        patch.setenv("GRPC_ENABLE_FORK_SUPPORT", "0")
+        yield
+
+
 @pytest.fixture(scope="module", autouse=True)
-def nodes(disks: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def nodes(
+    environment: None, disks: dict[str, Path], client_port: int, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Any]:
     """A head and two nodes of one core each; the driver belongs to the head."""
-    os.environ["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
-    os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # with it the threads of a fork crash now and then, before it runs Ray
     here = Path.cwd()
     made = cluster_utils.Cluster()
     head = {
         "include_dashboard": False,
-        "ray_client_server_port": CLIENT_PORT,
+        "ray_client_server_port": client_port,
         "_system_config": {"health_check_period_ms": 1000, "health_check_failure_threshold": 15},
     }
     try:
@@ -320,10 +334,10 @@ def _program(*argv: str) -> None:
         main(list(argv))
 
 
-def test_a_cluster_far_away(work: Work) -> None:
+def test_a_cluster_far_away(work: Work, client_port: int) -> None:
     """A driver that belongs to no node of it."""
     words = ("--src-strategy", work.options.src_strategy, "--dst-strategy", work.options.dst_strategy)
-    far = ("--engine", "ray", "--address", f"ray://127.0.0.1:{CLIENT_PORT}")
+    far = ("--engine", "ray", "--address", f"ray://127.0.0.1:{client_port}")
     said = subprocess.run(
         [PROGRAM, "convert", work.src, work.out, *words, *far], capture_output=True, text=True, timeout=120, check=False
     )
