@@ -39,6 +39,19 @@ def read_yaml(text: str) -> Any:
         raise InputError(f"not YAML: a value cannot be read: {error}") from None
 
 
+def whole_numbers(value: Any) -> Any:
+    """The same values, with whole numbers that are written as fractions as what they are.
+
+    >>> whole_numbers({"a": [8.0, 0.5, True]})
+    {'a': [8, 0.5, True]}
+    """
+    if isinstance(value, dict):
+        return {key: whole_numbers(below) for key, below in value.items()}
+    if isinstance(value, list):
+        return [whole_numbers(below) for below in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _values(node: Any, known: dict[int, int]) -> int:
     """How many values a node stands for, each alias counted as what it leads to."""
     if id(node) not in known:

@@ -20,6 +20,8 @@ MIXTRAL = "families/mixtral_dp4mp2_ep4_opt"
 QWEN3 = "families/qwen3_dp2mp4_opt_ws4"
 QWEN3_MOE = "families/qwen3moe_dp4mp2ep4_opt"
 GLM = "families/glm4_dp2mp4_kv2_opt"
+TELECHAT = "families/telechat2_dp4mp2_vocabfalse"
+DEEPSEEK = "families/ds3leg_dp1mp2pp4ep2"
 
 
 def changed(tmp_path: Path, base: str, **keys: Any) -> Making:
@@ -189,3 +191,129 @@ def test_settings_come_from_the_pretrained_models_folder(tmp_path: Path) -> None
     _, _, (stage,) = made_stages(Making(config=str(tmp_path / "run.yaml")))
     assert "decoder.layers.1.mlp.linear_fc1.weight" in stage
     assert "decoder.layers.2.mlp.linear_fc1.weight" not in stage
+
+
+# --- keys that change the parameters
+
+
+ONLY = "parallel__strategy_ckpt_config"
+
+
+@pytest.mark.parametrize(
+    ("base", "keys", "said"),
+    [
+        (TELECHAT, {"moe_config": {"expert_num": 16, "ep_extend_tp": True}}, ["expert_num: 16", "ep_extend_tp: True"]),
+        (TELECHAT, {CONFIG + "quant": "w8a16"}, ["quant: w8a16"]),
+        (TELECHAT, {"model__arch__auto_register": "mine.TelechatForCausalLM"}, ["auto_register", "mine.Telechat"]),
+        (LLAMA, {"model__arch__auto_register": "yizhao.YiZhaoForCausalLM"}, ["auto_register", "yizhao"]),
+        (LLAMA, {CONFIG + "quantization_config": {"quant_method": "ptq"}}, ["quantization_config", "ptq"]),
+        (LLAMA, {CONFIG + "pipeline_stage": {"start_stage": 1, "stage_num": 1}}, ["pipeline_stage", "start_stage"]),
+        (MIXTRAL, {CONFIG + "use_past": True}, ["use_past: True"]),
+        (MIXTRAL, {"moe_config__enable_cold_hot_expert": True}, ["enable_cold_hot_expert: True"]),
+        (GLM, {"moe_config": {"expert_num": 8}}, ["expert_num: 8"]),
+        (GLM, {CONFIG + "rmsnorm": False}, ["rmsnorm: False"]),
+        (GLM, {CONFIG + "quantization_bit": 4}, ["quantization_bit: 4"]),
+        (DEEPSEEK, {CONFIG + "qkv_has_bias": True}, ["qkv_has_bias: True"]),
+        (DEEPSEEK, {"run_mode": "predict"}, ["run_mode: predict"]),
+        (QWEN3, {CONFIG + "quant_config": {"bits": 8}}, ["quant_config"]),
+        (QWEN3, {"optimizer__amsgrad": True}, ["optimizer.amsgrad"]),
+        (LLAMA, {CONFIG + "pet_config": {"pet_type": "lora", "exclude_layers": "layers.0"}}, ["exclude_layers"]),
+        (LLAMA, {CONFIG + "pet_config": {"pet_type": "lora", "freeze_exclude": ["*wte*"]}}, ["freeze_exclude"]),
+    ],
+)
+def test_a_key_that_no_rule_reads_is_refused(tmp_path: Path, base: str, keys: dict[str, Any], said: list[str]) -> None:
+    with pytest.raises(StrategyError) as caught:
+        stages_of(tmp_path, base, **keys)
+    assert [word for word in said if word not in str(caught.value)] == []
+
+
+@pytest.mark.parametrize(
+    ("base", "keys"),
+    [
+        (TELECHAT, {"moe_config": {"expert_num": 1, "ep_extend_tp": True}, CONFIG + "quant": ""}),
+        (TELECHAT, {"model__arch__auto_register": "research.telechat2.telechat.TelechatForCausalLM"}),
+        (LLAMA, {CONFIG + "quantization_config": {}, CONFIG + "use_past": True}),
+        (GLM, {"moe_config": {"expert_num": 1}, CONFIG + "rmsnorm": True, CONFIG + "quantization_bit": 0}),
+        (DEEPSEEK, {"model__arch__auto_register": "deepseek3.DeepseekV3ForCausalLM", "run_mode": "finetune"}),
+    ],
+)
+def test_a_value_of_it_that_changes_nothing_is_taken(tmp_path: Path, base: str, keys: dict[str, Any]) -> None:
+    assert stages_of(tmp_path, base, **keys) == stages_of(tmp_path, base)
+
+
+def test_a_quantised_model_of_the_hub_is_trained_as_any(tmp_path: Path) -> None:
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf/config.json").write_text('{"quantization_config": {"quant_method": "fp8"}}')
+    assert stages_of(tmp_path, QWEN3, pretrained_model_dir=str(tmp_path / "hf"))
+
+
+def test_rules_of_ones_own_know_what_they_do_not_read(tmp_path: Path) -> None:
+    rules = tmp_path / "rules.yaml"
+    text = "family: mine\nunread: [{key: odd, harmless: [1], when: num > 1}]\nconfig: {num: {from: num, default: 1}}\n"
+    rules.write_text(text + "blocks:\n- stage: first\n  tensors: [{name: w, shape: [4]}]\n")
+    for config, refused in (("odd: 2", False), ("num: 2, odd: 1", False), ("num: 2, odd: 2, quant: x", True)):
+        (tmp_path / "run.yaml").write_text(f"use_parallel: False\nmodel: {{model_config: {{{config}}}}}\n")
+        asked = Making(config=str(tmp_path / "run.yaml"), rules=str(rules))
+        if refused:
+            with pytest.raises(StrategyError, match="odd: 2"):
+                made_stages(asked)
+        else:
+            assert list(made_stages(asked)[2][0]) == ["w", "adam_m.w", "adam_v.w"]
+
+
+def test_telechat_with_what_its_keys_change(tmp_path: Path) -> None:
+    (plain,) = stages_of(tmp_path, TELECHAT, run_mode="predict")
+    attention, dense = "model.layers.0.attention.", "model.layers.0.feed_forward."
+    keys = {CONFIG + "qkv_has_bias": True, CONFIG + "out_proj_has_bias": False}
+    (biased,) = stages_of(tmp_path, TELECHAT, run_mode="predict", **keys)
+    of_first = {n for n in biased.keys() ^ plain.keys() if ".0." in n}
+    assert of_first == {f"{attention}{n}.bias" for n in ("wq", "wk_v", "wo")}
+    assert biased[attention + "wk_v.bias"].sharding.parts == (2,)
+    (joined,) = stages_of(tmp_path, TELECHAT, run_mode="predict", **{CONFIG + "qkv_concat": True})
+    assert {n for n in joined.keys() - plain.keys() if ".0." in n} == {
+        attention + "w_qkv.weight", dense + "w_gate_hidden.weight",
+    }  # fmt: skip
+    whole = plain[attention + "wq.weight"].shape[0] + plain[attention + "wk_v.weight"].shape[0]
+    assert joined[attention + "w_qkv.weight"].shape[0] == whole
+
+
+def test_biases_of_experts_with_use_gmm_stand_beside_the_router(tmp_path: Path) -> None:
+    base = "families/ds3leg_dp2mp2ep2_emp_none"
+    keys = {"moe_config__use_gmm": True, "moe_config__balance_via_topk_bias": True}
+    (stage,) = stages_of(tmp_path, base, **keys, **{ONLY: {"only_trainable_params": False}})
+    assert {n.partition("routed_experts.")[2] for n in stage if n.endswith(("topk_bias", "expert_load"))} == {
+        "topk_bias", "expert_load",
+    }  # fmt: skip
+
+
+def test_whole_numbers_however_they_are_written(tmp_path: Path) -> None:
+    content = yaml.safe_load((GOLDEN / MIXTRAL / "run.yaml").read_text("utf-8"))
+
+    def as_fractions(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: as_fractions(v) for k, v in value.items()}
+        return [*map(as_fractions, value)] if isinstance(value, list) else float(value) if type(value) is int else value
+
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(as_fractions(content)))
+    read = made_stages(Making(config=str(tmp_path / "run.yaml"), mindformers_version="1.6.0"))[2]
+    assert read == stages_of(tmp_path, MIXTRAL)
+
+
+@pytest.mark.parametrize(
+    ("kind", "same"),
+    [("fused_adamw", "AdamWeightDecay"), ("fp32_adamw", "AdamW"), ("FusedAdamWeightDecay", "AdamWeightDecay")],
+)
+def test_optimizers_by_the_names_that_mindformers_registers(tmp_path: Path, kind: str, same: str) -> None:
+    assert stages_of(tmp_path, QWEN3, optimizer={"type": kind}) == stages_of(tmp_path, QWEN3, optimizer={"type": same})
+
+
+def test_adamw_that_is_fused_keeps_other_states(tmp_path: Path) -> None:
+    fused = stages_of(tmp_path, QWEN3, optimizer={"type": "AdamW", "use_fused": True})
+    assert fused == stages_of(tmp_path, QWEN3, optimizer={"type": "FusedAdamW"})
+
+
+@pytest.mark.parametrize("version", ["1.2.9", "r1.0", "1.10.0", "2.0.0"])
+def test_a_release_whose_rules_are_not_known(tmp_path: Path, version: str) -> None:
+    asked = changed(tmp_path, LLAMA)
+    with pytest.raises(StrategyError, match=r"only those of 1\.3 to 1\.9"):
+        made_stages(Making(config=asked.config, mindformers_version=version))

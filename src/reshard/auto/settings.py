@@ -14,6 +14,7 @@ from reshard.auto.modelarts import ROOT, in_modelarts
 from reshard.errors import UsageError, listed
 from reshard.run.discover import Select
 from reshard.run.storage import is_url
+from reshard.yaml_text import whole_numbers
 
 _AXES = ("data_parallel", "model_parallel", "context_parallel", "pipeline_stage")
 _NPUS_PER_NODE = 8
@@ -61,7 +62,7 @@ class _Faults:
     """Typed values by key; what is wrong is gathered, so that all of it is said at once."""
 
     def __init__(self, content: Mapping[str, Any]) -> None:
-        self._content = content
+        self._content = whole_numbers(content)
         self.found: list[str] = []
         self.warnings: list[str] = []
 
@@ -162,7 +163,7 @@ def _output_dir(keys: _Faults, environment: Mapping[str, str]) -> str:
 
 def _check_sizes(keys: _Faults, content: Mapping[str, Any], world: int) -> None:
     """What the axes multiply to must be the world."""
-    axes = content.get("parallel_config")
+    axes = whole_numbers(content.get("parallel_config"))
     if axes is None:
         return
     if not isinstance(axes, Mapping):

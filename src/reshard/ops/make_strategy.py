@@ -24,6 +24,7 @@ from reshard.strategy.optimizer_shard import OptimizerParallel
 from reshard.strategy.optimizer_states import NONE, check_optimizer, optimizer_of
 from reshard.strategy.placing import Stages, place
 from reshard.strategy.rules import Family, read_family
+from reshard.yaml_text import whole_numbers
 
 
 class Making(Struct, frozen=True):
@@ -111,10 +112,12 @@ def _hugging_face(folder: str) -> Mapping[str, Any]:
     if not folder or not path.is_file():
         return {}
     try:
-        content = json.loads(_text(str(path)))
+        content = whole_numbers(json.loads(_text(str(path))))
     except ValueError as error:
         raise StrategyError(f"not JSON: {error}", str(path)) from None
-    return content if isinstance(content, dict) else {}
+    if not isinstance(content, dict):
+        return {}
+    return {k: v for k, v in content.items() if k != "quantization_config"}  # of the files on the hub, not of the job
 
 
 def _stored(checkpoint: str) -> dict[str, TensorSpec]:

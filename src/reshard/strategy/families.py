@@ -5,16 +5,26 @@ from __future__ import annotations
 from functools import cache
 from importlib.resources import files
 
+from msgspec.structs import replace
+
 from reshard.errors import StrategyError
 from reshard.strategy.job import Job
-from reshard.strategy.rules import Family, read_family
+from reshard.strategy.rules import Family, Unread, read_family
+
+_OF_ANY_MODEL = ("quantization_config", "quant_config", "quant", "auto_register")
+"""Quantised layers have parameters of their own, and a class of somebody's own may have any."""
 
 
 @cache
 def built_in() -> tuple[Family, ...]:
     folder = files("reshard.strategy") / "families"
     found = sorted((entry for entry in folder.iterdir() if entry.name.endswith(".yaml")), key=lambda e: e.name)
-    return tuple(read_family(entry.read_text(encoding="utf-8"), entry.name) for entry in found)
+    return tuple(_with_common(read_family(entry.read_text(encoding="utf-8"), entry.name)) for entry in found)
+
+
+def _with_common(family: Family) -> Family:
+    own = {unread.key for unread in family.unread}
+    return replace(family, unread=(*family.unread, *(Unread(key) for key in _OF_ANY_MODEL if key not in own)))
 
 
 def family_of(job: Job) -> Family:

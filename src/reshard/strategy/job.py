@@ -13,6 +13,8 @@ from reshard.strategy.optimizer_shard import OptimizerParallel
 from reshard.strategy.optimizer_states import NONE
 
 Release = tuple[int, ...]
+OLDEST, NEWEST = (1, 3), (1, 9)
+"""Releases of MindFormers whose layouts the rules were compared with."""
 
 
 class Sizes(Struct, frozen=True):
@@ -72,7 +74,7 @@ class Job(Struct, frozen=True):
 
 
 def as_release(text: str) -> Release | None:
-    """``1.6.0`` or ``r1.6.0`` as numbers; None for nothing. Raises StrategyError.
+    """``1.6.0`` or ``r1.6.0`` as numbers; None for nothing. Raises StrategyError, for a release that is not known too.
 
     >>> as_release("r1.6.0")
     (1, 6, 0)
@@ -82,4 +84,11 @@ def as_release(text: str) -> Release | None:
     found = re.match(r"[rv]?(\d+(?:\.\d+)*)", text)
     if not found:
         raise StrategyError(f"{text!r} is not a version of MindFormers", hint="as 1.6.0")
-    return tuple(map(int, found[1].split(".")))
+    release = tuple(map(int, found[1].split(".")))
+    if not OLDEST <= release[:2] <= NEWEST:
+        first, last = (".".join(map(str, known)) for known in (OLDEST, NEWEST))
+        raise StrategyError(
+            f"the rules of MindFormers {found[1]} are not known, only those of {first} to {last}",
+            hint="take the strategy that the job itself writes",
+        )
+    return release

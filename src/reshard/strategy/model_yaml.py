@@ -12,13 +12,13 @@ from reshard.errors import InputError, StrategyError
 from reshard.strategy.job import Job, Lora, Pipeline, Sizes, as_release
 from reshard.strategy.optimizer_shard import OptimizerParallel
 from reshard.strategy.optimizer_states import NONE
-from reshard.yaml_text import read_yaml
+from reshard.yaml_text import read_yaml, whole_numbers
 
 
 def read_job(text: str, where: str, *, release: str = "") -> Job:
     """What a MindFormers YAML says; ``release`` is of MindFormers. Raises StrategyError naming the key."""
     try:
-        content = read_yaml(text)
+        content = whole_numbers(read_yaml(text))
     except InputError as error:
         raise StrategyError(error.message, where) from None
     try:
@@ -65,6 +65,8 @@ class _Keys(Struct, frozen=True):
 
 def _job(keys: _Keys, release: str) -> Job:
     config = {k: v for k, v in keys.map("model.model_config").items() if v is not None}
+    config["run_mode"] = keys.get("run_mode")
+    config["auto_register"] = _registered(keys)
     config["moe_config"] = {**keys.map("model.model_config.moe_config"), **keys.map("moe_config")}
     parallel = keys.flag("use_parallel", default=True)
     sizes = _sizes(keys) if parallel else Sizes()
@@ -95,6 +97,12 @@ def model_names(config: Mapping[str, Any], arch: object = None) -> tuple[str, ..
     return tuple(str(name) for name in (arch, *names, config.get("model_type")) if name)
 
 
+def _registered(keys: _Keys) -> list[str]:
+    """Classes that the job takes from files beside MindFormers, without the folders that these lie in."""
+    given = (keys.get(f"model.{part}.auto_register") for part in ("arch", "model_config"))
+    return [".".join(str(name).split(".")[-2:]) for name in given if name]
+
+
 def _sizes(keys: _Keys) -> Sizes:
     names = ("data_parallel", "model_parallel", "pipeline_stage", "context_parallel", "expert_parallel")
     return Sizes(*(keys.size(f"parallel_config.{name}") for name in names))
@@ -121,7 +129,15 @@ def _optimizer(keys: _Keys) -> str:
     """A job that predicts keeps no states; "" for one that trains and names no optimizer."""
     if str(keys.get("run_mode") or "train").startswith(("predict", "eval")):
         return NONE
-    return str(keys.get("optimizer.type") or "")
+    kind = str(keys.get("optimizer.type") or "")
+    if kind.lower() == "adamw" and keys.flag("optimizer.use_fused", default=False):
+        kind = "FusedAdamW"
+    if keys.get("optimizer.amsgrad"):
+        raise StrategyError(
+            f"optimizer.amsgrad: the states that {kind or 'the optimizer'} keeps with it are not known",
+            hint="--optimizer none makes a strategy of the weights alone",
+        )
+    return kind
 
 
 def _sharing(keys: _Keys) -> OptimizerParallel:
@@ -137,6 +153,10 @@ def _sharing(keys: _Keys) -> OptimizerParallel:
     return OptimizerParallel(enabled and not whole, threshold << 10, size)
 
 
+_KNOWN_FREEZING = {"exclude_layers": (), "freeze_include": (["*"],), "freeze_exclude": (["*lora*"],)}
+"""What LoRA leaves out, and what it trains: its own weights alone."""
+
+
 def _lora(keys: _Keys) -> Lora | None:
     pet = "model.model_config.pet_config."
     kind = keys.get(pet + "pet_type")
@@ -144,6 +164,10 @@ def _lora(keys: _Keys) -> Lora | None:
         return None
     if str(kind).lower() != "lora":
         raise StrategyError(f"{pet}pet_type: {kind!r} is not known, only lora")
+    for key, known in _KNOWN_FREEZING.items():
+        value = keys.get(pet + key)
+        if value and value not in known:
+            raise StrategyError(f"{pet}{key}: {value}; which weights are trained then is not known")
     targets = str(keys.get(pet + "target_modules") or r".*dense*|.*linear*|.*wq|.*wk|.*wv|.*wo")
     try:
         re.compile(targets)

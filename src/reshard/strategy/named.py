@@ -41,7 +41,7 @@ def values_of(family: Family, job: Job) -> dict[str, Any]:
         "since": lambda text: (job.release or _NEWEST) >= tuple(map(int, text.split("."))),
     }  # fmt: skip
     for setting in family.settings:
-        given = next((v for key in setting.keys if (v := _lookup(job.config, key)) is not None), None)
+        given = next((v for key in setting.keys if (v := lookup(job.config, key)) is not None), None)
         if isinstance(given, list | dict):
             raise StrategyError(f"model_config: {' / '.join(setting.keys)} {given!r}, expected a single value")
         names[setting.name] = if_given(setting.default, names) if given is None else given
@@ -58,7 +58,8 @@ def if_given(expression: object, names: Mapping[str, Any]) -> Any:
         raise
 
 
-def _lookup(config: Mapping[str, Any], key: str) -> Any:
+def lookup(config: Mapping[str, Any], key: str) -> Any:
+    """A value by dotted key; None where it is not given."""
     value: Any = config
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None

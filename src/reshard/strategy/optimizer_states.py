@@ -15,6 +15,9 @@ _PREFIXES: dict[str, tuple[str, ...]] = {
     "fp32stateadamweightdecay": ("adam_m.", "adam_v."),
     "pmaadamw": ("adam_m.", "adam_v."),
     "fusedcastadamweightdecay": ("adam_m.", "adam_v."),
+    "fusedadamweightdecay": ("adam_m.", "adam_v."),
+    "fused_adamw": ("adam_m.", "adam_v."),
+    "fp32_adamw": ("adam_m.", "adam_v."),
     "fusedadamw": ("exp_avg.", "exp_avg_sq."),
     "came": (),
 }

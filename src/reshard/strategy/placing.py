@@ -15,7 +15,7 @@ from reshard.index import TensorSpec
 from reshard.layout.tensor import Layout, Sharding
 from reshard.strategy.expression import evaluate, names_in
 from reshard.strategy.job import Job
-from reshard.strategy.named import Found, if_given, named_by_family, named_by_headers, values_of
+from reshard.strategy.named import Found, if_given, lookup, named_by_family, named_by_headers, values_of
 from reshard.strategy.optimizer_shard import with_optimizer_shard
 from reshard.strategy.optimizer_states import states_of
 from reshard.strategy.rules import Family
@@ -43,6 +43,7 @@ def place(family: Family, job: Job, headers: Mapping[str, TensorSpec] | None = N
     Raises StrategyError: a config that MindSpore refuses, a tensor that no rule matches, a value that is not given.
     """
     names = values_of(family, job)
+    _refuse_unread(family, job, names)
     _check(family, names)
     found = named_by_family(family, names) if headers is None else named_by_headers(family, names, headers)
     stage_of = _stage_of(family, job, names, found)
@@ -55,6 +56,21 @@ def place(family: Family, job: Job, headers: Mapping[str, TensorSpec] | None = N
             f"no tensor lies in pipeline stage {', '.join(empty)}", hint="check pipeline_stage, offset and the stages"
         )
     return stages
+
+
+def _refuse_unread(family: Family, job: Job, names: Mapping[str, Any]) -> None:
+    """Raises StrategyError with every key that changes the tensors in a way that the rules know nothing of."""
+    faults = []
+    for unread in family.unread:
+        value = lookup(job.config, unread.key)
+        if value is not None and unread.changes(value) and if_given(unread.when, names):
+            faults.append(f"{unread.key}: {value}")
+    if faults:
+        raise StrategyError(
+            f"keys that change the parameters or their cuts, which the rules of {family.name} do not read:\n"
+            + listed(faults),
+            hint="take the strategy that the job itself writes, or describe the model in a rules file (--rules)",
+        )
 
 
 def _check(family: Family, names: Mapping[str, Any]) -> None:

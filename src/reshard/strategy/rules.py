@@ -35,6 +35,29 @@ class Check(Struct, frozen=True):
     says: str
 
 
+class Unread(Struct, frozen=True):
+    """A setting that changes which tensors a model has or how they are cut, and that no rule here reads.
+
+    Attributes:
+        key: of the model's config, dotted for nested ones.
+        harmless: values that change nothing; without any, those that mean no.
+        when: whether it changes anything at all.
+    """
+
+    key: str
+    harmless: tuple[object, ...] = ()
+    when: object = True
+
+    def changes(self, value: object) -> bool:
+        """Whether a value that is given changes something.
+
+        >>> Unread("a").changes(False), Unread("a", (True,)).changes(False), Unread("a", ("x", "y")).changes(["x"])
+        (False, True, False)
+        """
+        values = value if isinstance(value, list) else [value]
+        return any(bool(v) if not self.harmless else v not in self.harmless for v in values)
+
+
 class Case(Struct, frozen=True):
     """How a tensor is cut ``when`` something holds; ``over`` names the arrangement of devices."""
 
@@ -89,6 +112,7 @@ class Family(Struct, frozen=True):
     models: tuple[str, ...]
     mcore: bool
     settings: tuple[Setting, ...]
+    unread: tuple[Unread, ...]
     checks: tuple[Check, ...]
     layers: object
     devices: Mapping[str, Mapping[str, object]]
@@ -108,7 +132,7 @@ def read_family(text: str, where: str) -> Family:
 
 
 _HINT = "docs/how-to/add-a-model-family.md describes rules files"
-_FAMILY = ("family", "models", "names", "config", "checks", "pipeline", "devices", "blocks")
+_FAMILY = ("family", "models", "names", "config", "unread", "checks", "pipeline", "devices", "blocks")
 _RULE = (
     "name",
     "match",
@@ -138,6 +162,7 @@ def _family(content: object) -> Family:
         tuple(map(str, _list(entry.get("models", []), "models"))),
         entry.get("names", "legacy") == "mcore",
         tuple(_setting(name, value) for name, value in _map(entry.get("config", {}), "config").items()),
+        tuple(_unread(u) for u in _list(entry.get("unread", []), "unread")),
         tuple(_check(c) for c in _list(entry.get("checks", []), "checks")),
         _expression(_map(entry.get("pipeline", {}), "pipeline", ("layers",)).get("layers"), "pipeline"),
         devices,
@@ -150,6 +175,12 @@ def _setting(name: str, value: object) -> Setting:
     keys = entry.get("from", [])
     keys = [keys] if isinstance(keys, str) else _list(keys, f"config {name}: from")
     return Setting(name, tuple(map(str, keys)), _expression(entry.get("default"), f"config {name}"))
+
+
+def _unread(value: object) -> Unread:
+    entry = _map(value, "an unread key", ("key", "harmless", "when"))
+    harmless = tuple(_list(entry.get("harmless", []), "an unread key"))
+    return Unread(str(entry.get("key", "")), harmless, _expression(entry.get("when", True), "an unread key"))
 
 
 def _check(value: object) -> Check:
