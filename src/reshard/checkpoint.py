@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
+from reshard.errors import counted
 from reshard.formats.registry import format_named
 from reshard.planning.catalog import Catalog, Tensor
 from reshard.planning.decide import Missing
@@ -82,7 +83,7 @@ class Checkpoint(Mapping[str, TensorView]):
 
     def __repr__(self) -> str:
         ranks = len({f.rank for f in self._source.files})
-        return f"<checkpoint {self.path}: {len(self)} tensors on {ranks} ranks>"
+        return f"<checkpoint {self.path}: {counted(len(self), 'tensor')} on {counted(ranks, 'rank')}>"
 
     def _repr_html_(self) -> str:
         return catalog_html(repr(self).strip("<>"), self._source)

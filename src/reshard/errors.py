@@ -105,6 +105,14 @@ def listed(faults: list[str], limit: int = 8) -> str:
     return "\n".join(shown)
 
 
+def counted(count: int, noun: str) -> str:
+    """
+    >>> counted(1, "file"), counted(2000, "file")
+    ('1 file', '2,000 files')
+    """
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def named_ranks(ranks: Sequence[int], limit: int = 8) -> str:
     """Ranks in words, the first ``limit`` of them; the rest counted.
 

@@ -6,9 +6,10 @@ from reshard.formats.mindspore_ckpt import MindSporeCkpt
 from reshard.formats.safetensors import Safetensors
 from reshard.testing import FormatTests
 
-CKPT_REFUSES = frozenset(
-    {"complex64", "float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu", "float8_e4m3fnuz", "float8_e5m2fnuz"}
-)
+PACKED = frozenset({"float4_e2m1fn_x2", "float6_e2m3fn_x4", "float6_e3m2fn_x4"})
+CKPT_REFUSES = PACKED | {
+    "complex64", "float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu", "float8_e4m3fnuz", "float8_e5m2fnuz",
+}  # fmt: skip
 
 
 class TestMindSporeCkpt(FormatTests):
@@ -31,6 +32,7 @@ class TestMindSporeCkptWithCrc(FormatTests):
 
 class TestSafetensors(FormatTests):
     format = Safetensors()
+    refused_scalars = PACKED
 
 
 def test_no_check_may_be_overridden() -> None:

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from reshard.auto.config import Config
 from reshard.auto.settings import Settings
-from reshard.errors import InputError, ReshardError, StrategyError
+from reshard.errors import InputError, ReshardError, StrategyError, counted
 from reshard.layout.tensor import Sharding
 from reshard.ops.make_strategy import Making, made_stages
 from reshard.planning.names import is_state
@@ -100,7 +100,7 @@ def _written(settings: Settings, wanted: Wanted) -> tuple[Strategy | None, str]:
     if found.made:
         return None, ""  # ours, of an earlier run: made anew it is the same, or the YAML has changed
     if found.world != wanted.world:
-        return None, f"{folder} is passed over: it is of {found.world} ranks, the job has {wanted.world}"
+        return None, f"{folder} is passed over: it is of {counted(found.world, 'rank')}, the job has {wanted.world}"
     return found, ""
 
 
@@ -145,7 +145,7 @@ def _with_hint(error: ReshardError, left: str) -> ReshardError:
 
 def _of_another_world(strategy: Strategy, wanted: Wanted) -> StrategyError:
     return StrategyError(
-        f"the strategy is of {strategy.world} ranks, the job has {wanted.world}",
+        f"the strategy is of {counted(strategy.world, 'rank')}, the job has {wanted.world}",
         strategy.where,
         "check parallel_config, --dst-strategy and the number of processes",
     )

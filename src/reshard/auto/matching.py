@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from reshard.auto.job_strategy import JobStrategy, compared
-from reshard.errors import CheckpointError
+from reshard.errors import CheckpointError, counted
 from reshard.formats.registry import format_of
 from reshard.index import TensorSpec
 from reshard.planning.names import is_state
@@ -77,7 +77,7 @@ def _fits(here: Here, job: JobStrategy) -> str:
     if not wrong:
         return f"names and shapes in rank_{here.rank} are those that the job's strategy gives it"
     raise CheckpointError(
-        f"{len(here.found.files)} rank folders and no strategy: they are not cut as the job wants them "
+        f"{counted(len(here.found.files), 'rank folder')} and no strategy: they are not cut as the job wants them "
         f"({wrong[0]} is {_shown(held.get(wrong[0]))}, wanted {list(wanted[wrong[0]])}), nobody can know how they are",
         here.found.path,
         "set src_strategy_path_or_dir to the strategy that they were saved with",

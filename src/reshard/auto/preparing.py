@@ -24,7 +24,7 @@ from reshard.auto.results import HANDED_OVER, Results, forget, refuse_file, save
 from reshard.auto.session import Session
 from reshard.auto.settings import Settings, read_settings
 from reshard.auto.shares import Part, parts
-from reshard.errors import ReshardError, UsageError
+from reshard.errors import ReshardError, UsageError, counted
 from reshard.interruption import clears_up, proceed
 from reshard.ops.observer import Observer
 from reshard.ops.options import Options
@@ -180,7 +180,7 @@ class _Start(Struct, frozen=True):
                     forget(place, "old")
             proceed()
         said = (
-            f"{outcome.load_checkpoint}: {_counted(outcome.done.files, 'file')}, {strategy.why}",
+            f"{outcome.load_checkpoint}: {counted(outcome.done.files, 'file')}, {strategy.why}",
             *outcome.notes,
         )
         warnings = (*settings.warnings, *outcome.warnings)
@@ -256,7 +256,3 @@ class _Start(Struct, frozen=True):
             said = f"only_save_strategy: {folder}, {strategy.why}"
             save_strategy(folder, strategy, settings)
         return Prepared("", settings.load_checkpoint, "strategy", (said,), (*settings.warnings, *strategy.warnings))
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -10,8 +10,8 @@ from reshard.cli.output import say, say_json, warn
 from reshard.cli.params import Json, Quiet, Source, Target, conversion_options, takes_conversion_options
 from reshard.cli.progress import observer, waiting
 from reshard.cli.reporting import Reporting, ReportPage, planned
-from reshard.cli.text import counted, shown_nbytes, shown_seconds
-from reshard.errors import UsageError
+from reshard.cli.text import shown_nbytes, shown_seconds
+from reshard.errors import UsageError, counted
 
 if TYPE_CHECKING:
     from reshard.ops.convert import Conversion

@@ -8,7 +8,8 @@ import typer
 
 from reshard.cli.output import say, say_json, warn
 from reshard.cli.params import Exclude, Include, Json, Quiet, Rename, Select, Suffix, name_rules
-from reshard.cli.text import counted, shown_nbytes
+from reshard.cli.text import shown_nbytes
+from reshard.errors import counted
 
 _SHOWN = 20
 

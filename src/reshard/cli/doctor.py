@@ -8,7 +8,8 @@ import typer
 
 from reshard.cli.output import say, say_json
 from reshard.cli.params import Json
-from reshard.cli.text import counted, shown_nbytes
+from reshard.cli.text import shown_nbytes
+from reshard.errors import counted
 
 if TYPE_CHECKING:
     from reshard.ops.doctor import Folder, Health, Machine

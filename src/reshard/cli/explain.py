@@ -10,7 +10,8 @@ import typer
 
 from reshard.cli.output import say, say_json, warn
 from reshard.cli.params import Dtype, Json, Rename, Select, Source, SrcStrategy, Suffix, name_rules
-from reshard.cli.text import counted, shown_nbytes
+from reshard.cli.text import shown_nbytes
+from reshard.errors import counted
 
 if TYPE_CHECKING:
     from reshard.index import Extent

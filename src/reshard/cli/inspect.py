@@ -10,8 +10,8 @@ from reshard.cli.fingerprint import grouped
 from reshard.cli.output import say, say_json, warn
 from reshard.cli.params import Json, Select, Suffix
 from reshard.cli.reporting import page_path, write_page
-from reshard.cli.text import counted, shown_nbytes
-from reshard.errors import UsageError
+from reshard.cli.text import shown_nbytes
+from reshard.errors import UsageError, counted
 
 if TYPE_CHECKING:
     from reshard.ops.inspect import Inspection

@@ -8,7 +8,7 @@ import typer
 
 from reshard.cli.output import say, say_json
 from reshard.cli.params import Json
-from reshard.cli.text import counted
+from reshard.errors import counted
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at, merge, compare and make strategy files.")
 

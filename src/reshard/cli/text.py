@@ -53,14 +53,6 @@ def parse_rename(text: str) -> tuple[str, str]:
     return pattern, replacement
 
 
-def counted(count: int, noun: str) -> str:
-    """
-    >>> counted(1, "file"), counted(2000, "file")
-    ('1 file', '2,000 files')
-    """
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
-
-
 def shown_nbytes(nbytes: float) -> str:
     """
     >>> shown_nbytes(1536), shown_nbytes(3)

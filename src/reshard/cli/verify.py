@@ -21,8 +21,8 @@ from reshard.cli.params import (
     name_rules,
 )
 from reshard.cli.progress import observer
-from reshard.cli.text import counted, shown_nbytes
-from reshard.errors import UsageError
+from reshard.cli.text import shown_nbytes
+from reshard.errors import UsageError, counted
 
 _SHOWN = 8
 

@@ -13,7 +13,7 @@ from reshard.compat.arguments import parsed, parser, path, truth, whole
 from reshard.compat.console import Progress, banner, log, program, warn
 from reshard.compat.placing import place_folders, remove, staged
 from reshard.compat.strategies import merge_signals, prepared
-from reshard.errors import ReshardError, UsageError
+from reshard.errors import ReshardError, UsageError, counted
 from reshard.ops.convert import execute, plan
 from reshard.ops.options import Options
 from reshard.planning.decide import Missing
@@ -172,13 +172,13 @@ def _ranks(job: Job, dst_strategy: str) -> frozenset[int] | None:
     world = read_strategy(dst_strategy).world if dst_strategy else 1
     if job.processes == 1:
         if job.world_size not in (1, world):
-            warn([f"world_size is {job.world_size}, the target has {world} ranks: all of them are made"])
+            warn([f"world_size is {job.world_size}, the target has {counted(world, 'rank')}: all are made"])
         return None
     if not dst_strategy:
         return frozenset({0} if job.rank_id == 0 else ())
     if world != job.world_size:
         raise UsageError(
-            f"world_size is {job.world_size}, the strategy has {world} ranks: some would be made by no process",
+            f"world_size is {job.world_size}, the strategy has {counted(world, 'rank')}: no process makes some",
             where=job.dst_strategy,
             hint=f"--world_size {world}",
         )

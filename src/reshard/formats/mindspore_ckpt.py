@@ -86,6 +86,10 @@ class MindSporeCkpt(Struct, frozen=True):
         pieces: list[tuple[int, bytes]] = []
         holes: dict[str, tuple[Extent, ...]] = {}
         at = 0
+        if "" in tensors or "" in texts:
+            raise FormatError(
+                "a tensor without a name cannot be stored in .ckpt", hint="write safetensors, or --rename it"
+            )
         for name, spec in tensors.items():
             dtype = _NAMES.get(spec.dtype)
             if dtype is None:

@@ -27,7 +27,9 @@ _TYPES = {
     "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
 }  # fmt: skip
 _CODES = {dtype: code for code, dtype in _TYPES.items()} | {"int4x2": "I8"}
-_SUB_BYTE = frozenset({"F4", "F6_E2M3", "F6_E3M2"})
+_PACKED = {"F4": ("float4_e2m1fn_x2", 2), "F6_E2M3": ("float6_e2m3fn_x4", 4), "F6_E3M2": ("float6_e3m2fn_x4", 4)}
+"""Values of less than a byte: one of our elements is as many of them as fill whole bytes."""
+_PACKS = {dtype: (code, values) for code, (dtype, values) in _PACKED.items()}
 _MAX_HEADER_NBYTES = 100_000_000  # the official library's limit
 _WINDOW_NBYTES = 65536
 _COMMON_HEADER_NBYTES = 1 << 20
@@ -54,8 +56,10 @@ class Safetensors(Struct, frozen=True):
             raise FormatError(
                 f"string {taken[0]!r} would be taken for something else in safetensors", hint="--rename or --exclude it"
             )
-        # widest elements first, so that each tensor begins at a multiple of its element size
-        order = sorted(tensors, key=lambda name: (-ITEMSIZE[tensors[name].dtype], name))
+        # widest elements first, so that each tensor begins at a multiple of its element size; of three bytes, anywhere
+        order = sorted(
+            tensors, key=lambda name: (-(ITEMSIZE[tensors[name].dtype] & -ITEMSIZE[tensors[name].dtype]), name)
+        )
         marks = {name: _INT4 for name in order if tensors[name].dtype == "int4x2"}
         metadata = {**texts, **marks, **notes}
         header: dict[str, Any] = {_METADATA: metadata} if metadata else {}
@@ -64,11 +68,8 @@ class Safetensors(Struct, frozen=True):
         for name in order:
             spec = tensors[name]
             places[name] = Extent(at, spec.nbytes)
-            header[name] = {
-                "dtype": _CODES[spec.dtype],
-                "shape": spec.shape,
-                "data_offsets": (at, at + spec.nbytes),
-            }
+            code, shape = _written(name, spec)
+            header[name] = {"dtype": code, "shape": shape, "data_offsets": (at, at + spec.nbytes)}
             at += spec.nbytes
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         text += b" " * (-len(text) % 8)
@@ -82,10 +83,21 @@ class Safetensors(Struct, frozen=True):
         return Frame(len(head) + at, ((0, head),), holes)
 
 
+def _written(name: str, spec: TensorSpec) -> tuple[str, tuple[int, ...]]:
+    """Type and shape as a header has them."""
+    if spec.dtype not in _PACKS:
+        return _CODES[spec.dtype], spec.shape
+    code, values = _PACKS[spec.dtype]
+    if not spec.shape:
+        raise FormatError(f"tensor {name!r} is {spec}: values of less than a byte have no place without a row")
+    return code, (*spec.shape[:-1], spec.shape[-1] * values)
+
+
 def _contents(content: bytes, nbytes: int) -> Contents:
     """What a header says of a file of so many bytes."""
     header, start = _entries(content), 8 + len(content)
-    metadata = header.pop(_METADATA, {})
+    metadata = header.pop(_METADATA, None)
+    metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise FormatError("__metadata__ is not a map of strings")
     _check_unicode((*header, *metadata, *metadata.values()))
@@ -148,19 +160,28 @@ def _is_sizes(value: Any) -> bool:
 
 
 def _stored(name: str, entry: Any, start: int, metadata: Mapping[str, str]) -> Stored:
-    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= set(entry):
         raise FormatError(f"the entry of tensor {name!r} is not dtype, shape and data_offsets")
     code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not _is_sizes(shape) or not _is_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise FormatError(f"tensor {name!r} has shape {shape} and data_offsets {offsets}")
-    if not isinstance(code, str) or code not in _TYPES:
-        kind = "elements smaller than a byte" if str(code) in _SUB_BYTE else "an unknown type"
-        raise FormatError(f"tensor {name!r} is {code!r}: {kind}")
     int4 = code == "I8" and metadata.get(name) == _INT4
-    spec = TensorSpec("int4x2" if int4 else _TYPES[code], tuple(shape))
+    spec = TensorSpec("int4x2", tuple(shape)) if int4 else _spec(name, code, tuple(shape))
     if prod(spec.shape) * ITEMSIZE[spec.dtype] != offsets[1] - offsets[0]:
         raise FormatError(f"tensor {name!r} is {code}{shape} and has {offsets[1] - offsets[0]} bytes")
     return Stored(spec, (Extent(start + offsets[0], offsets[1] - offsets[0]),))
+
+
+def _spec(name: str, code: object, shape: tuple[int, ...]) -> TensorSpec:
+    """What a header's type and shape are here. Raises FormatError by tensor name."""
+    if isinstance(code, str) and code in _TYPES:
+        return TensorSpec(_TYPES[code], shape)
+    if not isinstance(code, str) or code not in _PACKED:
+        raise FormatError(f"tensor {name!r} is {code!r}: an unknown type")
+    dtype, values = _PACKED[code]
+    if not shape or shape[-1] % values:
+        raise FormatError(f"tensor {name!r} is {code}{list(shape)}: a row of it does not come out on whole bytes")
+    return TensorSpec(dtype, (*shape[:-1], shape[-1] // values))
 
 
 def _check_tiling(tensors: Mapping[str, Stored], start: int, end: int) -> None:

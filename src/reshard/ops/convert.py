@@ -137,9 +137,7 @@ def execute(plan: Plan, dst: str | Path, options: Options, observer: Observer) -
     finally:
         if replacement:
             replacement.close()
-    told = (
-        f"{done.hard_links} files are hard links of equal ones: chmod or a change in place of one reaches all of them"
-    )
+    told = f"hard links of equal files: {done.hard_links}; chmod or a change in place of one reaches all of them"
     return Conversion(
         str(dst),
         bill,

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from msgspec import Struct
 
 from reshard.dtypes import FLOATING, ITEMSIZE
-from reshard.errors import DifferenceError, UsageError, listed
+from reshard.errors import DifferenceError, UsageError, counted, listed
 from reshard.layout.box import Box
 from reshard.ops.observer import Observer
 from reshard.planning.blocks import Access
@@ -88,7 +88,8 @@ def verify_content(
     faults = [str(d) for d in found.differences if d.name not in excused]
     if faults:
         raise DifferenceError(
-            f"{len(faults)} tensors differ (A is {src.path}, B is {dst.path}):\n" + listed(faults), dst.path
+            f"{counted(len(faults), 'tensor')} that differ (A is {src.path}, B is {dst.path}):\n" + listed(faults),
+            dst.path,
         )
     said = (
         (f"{len(excused)} optimizer states are not in {dst.path}, whose strategy does not have them",)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from reshard.errors import StrategyError, UsageError
+from reshard.errors import StrategyError, UsageError, counted
 from reshard.layout.tensor import Sharding
 from reshard.planning.names import compiled, no_match
 from reshard.run.disk import Disk
@@ -73,7 +73,7 @@ def merge(folder: str, out: str, *, overwrite: bool = False) -> str:
         raise StrategyError(f"the strategies are .{merged.kind}", out, f"name the merged file *.{merged.kind}")
     Disk().write_whole(str(out), encode(merged, current_stage=1), fsync=True)
     stages = {name.split("-", 1)[0] for name in merged.layouts}
-    return f"{out}: {len(merged.layouts)} tensors of {len(stages)} stages"
+    return f"{out}: {counted(len(merged.layouts), 'tensor')} of {counted(len(stages), 'stage')}"
 
 
 def diff(a: str, b: str) -> list[str]:
@@ -83,7 +83,8 @@ def diff(a: str, b: str) -> list[str]:
 
 def _differences(a: Strategy, b: Strategy) -> Iterator[str]:
     if (len(a.stages), a.devices) != (len(b.stages), b.devices):
-        yield f"{len(a.stages)} stages of {a.devices} ranks in A, {len(b.stages)} of {b.devices} in B"
+        sizes = [f"{counted(len(s.stages), 'stage')} of {counted(s.devices, 'rank')}" for s in (a, b)]
+        yield "{} in A, {} in B".format(*sizes)
         return
     for stage, (ours, theirs) in enumerate(zip(a.stages, b.stages, strict=True)):
         for name in sorted(ours.keys() | theirs.keys()):

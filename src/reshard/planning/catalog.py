@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from msgspec import Struct
 
-from reshard.errors import CheckpointError, ReshardError, listed
+from reshard.errors import CheckpointError, ReshardError, counted, listed
 from reshard.index import Contents, Stored, TensorSpec
 from reshard.layout.tensor import Cell, Layout, Sharding
 from reshard.planning.names import layer_pattern
@@ -140,7 +140,7 @@ def _check_ranks(files: Sequence[IndexedFile], strategy: Strategy) -> None:
     beyond = sorted({f.rank for f in files if f.rank >= strategy.world})
     if beyond:
         raise CheckpointError(
-            f"rank_{beyond[0]} to rank_{beyond[-1]} are beyond the {strategy.world} ranks of the strategy "
+            f"rank_{beyond[0]} to rank_{beyond[-1]} are beyond the {counted(strategy.world, 'rank')} of the strategy "
             f"(stages: {len(strategy.stages)}, ranks in each: {strategy.devices})",
             where=strategy.where,
             hint="the strategy is of another job, or of one pipeline stage: give the folder of all stages",
@@ -174,7 +174,9 @@ def _redundancy(
     if flag == "True" and not thinned and replicated:
         return ("the files say that redundancy was removed, and every replica is there: all are read as they are",)
     if flag != "True" and thinned:
-        return (f"the files say that every rank has its shards, and {thinned} tensors are on some ranks only",)
+        return (
+            f"the files say that every rank has its shards, and {counted(thinned, 'tensor')} lie on some ranks only",
+        )
     return ()
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from reshard.errors import InputError, RunError
+from reshard.errors import InputError, RunError, counted
 from reshard.index import Extent, Seal, TensorSpec
 from reshard.layout.box import Box
 from reshard.layout.tensor import Cell, Layout
@@ -142,8 +142,9 @@ class Plan(Struct, frozen=True):
     schema: int = SCHEMA
 
     def __repr__(self) -> str:
-        files = f"{len(self.files):,} files of {self.world:,} ranks from {len(self.sources):,} files"
-        return f"<plan: {len(self.tensors):,} tensors, {self.nbytes:,} bytes to {files}>"
+        files = f"{counted(len(self.files), 'file')} of {counted(self.world, 'rank')}"
+        sources = counted(len(self.sources), "file")
+        return f"<plan: {counted(len(self.tensors), 'tensor')}, {self.nbytes:,} bytes to {files} from {sources}>"
 
     def _repr_html_(self) -> str:
         return table(repr(self).strip("<>"), self._rows())

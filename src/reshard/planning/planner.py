@@ -298,7 +298,9 @@ def _notes(source: Catalog, target: Target) -> dict[str, str]:
     if target.format.name != "safetensors":
         return {}
     hugging_face = target.parts is not None and target.parts.names == "hf"
-    notes = {"format": source.notes.get("format", "pt" if hugging_face else "ms")}
+    from_mindspore = source.files[0].format == "ckpt" and not hugging_face
+    # MindSpore reads a file whatever it is for; loaders for PyTorch refuse one that is for MindSpore
+    notes = {"format": source.notes.get("format", "ms" if from_mindspore else "pt")}
     if target.drop_redundancy or "remove_redundancy" in source.notes:
         notes["remove_redundancy"] = str(target.drop_redundancy)
     return notes

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from msgspec import Struct, field
 
 from reshard.dtypes import FLOATING
-from reshard.errors import UsageError
+from reshard.errors import UsageError, counted
 from reshard.formats.base import Format
 from reshard.planning.decide import Missing
 from reshard.planning.lora import LoraMerge
@@ -59,7 +59,7 @@ class Target(Struct, frozen=True):
         beyond = sorted(r for r in self.ranks or () if not 0 <= r < self.world)
         if beyond:
             raise UsageError(
-                f"rank {beyond[0]} is not among the target's {self.world} ranks", hint="ranks count from 0"
+                f"rank {beyond[0]} is not among the target's {counted(self.world, 'rank')}", hint="ranks count from 0"
             )
 
     @property

@@ -67,9 +67,10 @@ class _Comparison:
         are no longer looked at.
         """
         nbytes = self._box.size * self._itemsize
-        for start in range(0, nbytes, _BLOCK_NBYTES):
+        block_nbytes = _BLOCK_NBYTES - _BLOCK_NBYTES % self._itemsize
+        for start in range(0, nbytes, block_nbytes):
             while len(held) > 1:
-                found = self._parting(held, start, min(_BLOCK_NBYTES, nbytes - start))
+                found = self._parting(held, start, min(block_nbytes, nbytes - start))
                 if found is None:
                     break
                 at, values = found

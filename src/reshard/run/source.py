@@ -11,7 +11,7 @@ from pathlib import Path
 from msgspec import Struct
 from msgspec.structs import replace
 
-from reshard.errors import CheckpointError, FormatError, UsageError
+from reshard.errors import CheckpointError, FormatError, UsageError, counted
 from reshard.formats.registry import format_of
 from reshard.interruption import proceed
 from reshard.planning.blocks import cut_extents
@@ -50,7 +50,7 @@ def open_source(source: Source, *, trust_manifest: bool = True) -> Catalog:
     strategy = read_strategy(source.strategy) if source.strategy else None
     if strategy is not None and not found.distributed and strategy.world > 1:
         raise UsageError(
-            f"a strategy of {strategy.world} ranks was given for one full checkpoint",
+            f"a strategy of {counted(strategy.world, 'rank')} was given for one full checkpoint",
             where=source.path,
             hint="leave --src-strategy out, or give the folder that holds rank_0, rank_1, …",
         )
@@ -65,7 +65,7 @@ def _check_lone_ranks(found: Found, *, has_strategy: bool) -> None:
     if has_strategy or not found.distributed or [rank for rank, _ in found.files] == [0]:
         return
     raise CheckpointError(
-        f"{len(found.files)} rank folders and no strategy: nobody can know how the tensors were cut",
+        f"{counted(len(found.files), 'rank folder')} and no strategy: nobody can know how the tensors were cut",
         found.path,
         "give its strategy: the file or folder that the job saved "
         "(--strategy, --src-strategy; diff: --a-strategy, --b-strategy)",

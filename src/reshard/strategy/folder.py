@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from reshard.errors import StorageError, StrategyError, listed
+from reshard.errors import StorageError, StrategyError, counted, listed
 from reshard.layout.tensor import Sharding
 from reshard.strategy.file import STAGE_PREFIX, LayoutItem, Operator, StrategyFile
 from reshard.strategy.json_file import read_json, write_json
@@ -125,7 +125,7 @@ def _check_ranks(
     for file in files:
         found = _RANK.search(file.path)
         if found and file.operators and int(found[1]) // devices != file.stage:
-            faults.append(f"{Path(file.path).name} describes stage {file.stage} of {devices} ranks a stage")
+            faults.append(f"{Path(file.path).name} describes stage {file.stage} of {counted(devices, 'rank')} a stage")
     world = devices * len(stages)
     for path in paths:
         found = _RANK.search(path.name)

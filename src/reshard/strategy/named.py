@@ -11,7 +11,7 @@ from typing import Any
 from msgspec import Struct
 
 from reshard.dtypes import ALIASES
-from reshard.errors import StrategyError, listed
+from reshard.errors import StrategyError, counted, listed
 from reshard.index import TensorSpec
 from reshard.strategy.expression import evaluate, names_in
 from reshard.strategy.job import Job, Release
@@ -129,7 +129,7 @@ def named_by_headers(family: Family, names: Mapping[str, Any], headers: Mapping[
             found.append(Found(name, spec, block, rule, own))
     if unknown:
         raise StrategyError(
-            f"no rule of family {family.name!r} matches {len(unknown)} tensors:\n" + listed(unknown),
+            f"no rule of family {family.name!r} matches {counted(len(unknown), 'tensor')}:\n" + listed(unknown),
             hint="names have to be those of the model's own parameters; a rules file (--rules) may name more",
         )
     return found

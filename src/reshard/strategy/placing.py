@@ -10,7 +10,7 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
-from reshard.errors import LayoutError, StrategyError, listed
+from reshard.errors import LayoutError, StrategyError, counted, listed
 from reshard.index import TensorSpec
 from reshard.layout.tensor import Layout, Sharding
 from reshard.strategy.expression import evaluate, names_in
@@ -166,7 +166,7 @@ def _arranged(matrix: Mapping[str, Any], devices: int) -> list[tuple[str, int]]:
         raise StrategyError(f"devices cannot be arranged as {sizes}")
     used = prod(matrix.values())
     if devices % used:
-        raise StrategyError(f"{devices} ranks of a stage cannot be arranged as {sizes}")
+        raise StrategyError(f"{counted(devices, 'rank')} of a stage cannot be arranged as {sizes}")
     axes = [(axis, size) for axis, size in matrix.items() if size > 1]
     if used < devices:
         axes.append(("", devices // used))

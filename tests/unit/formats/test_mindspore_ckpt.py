@@ -176,6 +176,13 @@ def test_a_map_tensor_is_refused_by_name() -> None:
         read(b"\x0a" + bytes([len(value)]) + value)
 
 
+@pytest.mark.parametrize("texts", [{}, {"": "x"}])
+def test_a_tensor_or_a_text_without_a_name(texts: dict[str, str]) -> None:
+    tensors = {"w": TensorSpec("float32", (2,)), **({} if texts else {"": TensorSpec("float32", (2,))})}
+    with pytest.raises(FormatError, match="without a name"):
+        CKPT.frame(tensors, texts, {})
+
+
 @pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2", "complex64"])
 def test_what_it_cannot_hold_is_refused_by_name(dtype: str) -> None:
     with pytest.raises(FormatError, match=f"tensor 'w' is {dtype}, which .ckpt cannot hold"):

@@ -7,6 +7,8 @@ from collections import Counter
 import pytest
 from catalogs import ROWS, WHOLE, file, full, ranks, strategy
 
+from msgspec.structs import replace
+
 from reshard.errors import InputError, PlanError, RunError, UsageError
 from reshard.formats.mindspore_ckpt import MindSporeCkpt
 from reshard.formats.safetensors import Safetensors
@@ -14,6 +16,7 @@ from reshard.layout.tensor import Sharding
 from reshard.planning.bill import make_bill
 from reshard.planning.catalog import Catalog, catalog
 from reshard.planning.decide import Missing
+from reshard.planning.parts import Parts
 from reshard.planning.plan import FileResult, Plan, Run, check_runs, plan_from_json
 from reshard.planning.planner import make_plan
 from reshard.planning.target import Choices, Target
@@ -118,9 +121,32 @@ def test_strings_go_to_every_rank_and_are_warned_of_where_ranks_differ() -> None
     assert "own" in plan.warnings[0]
 
 
-def test_a_new_safetensors_says_that_nothing_was_dropped() -> None:
-    plan = make_plan(full({"w": (2,)}), Target(None, Safetensors()), Choices())
-    assert b'"format":"ms"' in plan.forms[0].header[0][1]
+@pytest.mark.parametrize(
+    ("form", "told", "parts", "note"),
+    [
+        ("ckpt", {}, None, "ms"),
+        ("ckpt", {}, Parts(1 << 30), "pt"),
+        ("ckpt", {}, Parts(1 << 30, "mindspore"), "ms"),
+        ("safetensors", {}, None, "pt"),
+        ("safetensors", {}, Parts(1 << 30, "mindspore"), "pt"),
+        ("safetensors", {"format": "ms"}, Parts(1 << 30), "ms"),
+        ("safetensors", {"format": "flax"}, None, "flax"),
+    ],
+)
+def test_a_new_safetensors_says_whom_it_is_for(form: str, told: dict[str, str], parts: Parts | None, note: str) -> None:
+    """Loaders for PyTorch refuse a file that says it is for MindSpore, which itself does not look."""
+    (one,) = full({"w": (2,)}).files
+    source = catalog([replace(one, format=form, contents=replace(one.contents, notes=told))], None)
+    plan = make_plan(source, Target(None, Safetensors(), parts=parts), Choices())
+    assert f'"format":"{note}"'.encode() in plan.forms[0].header[0][1]
+
+
+@pytest.mark.parametrize("form", ["ckpt", "safetensors"])
+def test_ranks_keep_the_note_of_their_source(form: str) -> None:
+    (one,) = full({"w": (4,)}).files
+    source = catalog([replace(one, format=form)], None)
+    plan = make_plan(source, Target(strategy({"w": ROWS}), Safetensors()), Choices())
+    assert f'"format":"{"ms" if form == "ckpt" else "pt"}"'.encode() in plan.forms[0].header[0][1]
 
 
 # --- the plan is a value

@@ -9,6 +9,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from reshard.compat.mindspore.calls import check_strategy_path, check_type, reference_errors
+from reshard.errors import counted
 from reshard.layout.tensor import Sharding
 from reshard.ops.strategies import merge
 from reshard.planning.needed import needed_ranks
@@ -66,8 +67,9 @@ def rank_list_for_transform(
     with reference_errors():
         source = read_strategy(src_strategy_file)
         target = read_strategy(dst_strategy_file) if dst_strategy_file is not None else None
-    if not 0 <= rank_id < (target.world if target else 1):
-        raise ValueError(f"rank_id {rank_id} is not among the target's {target.world if target else 1} ranks")
+    world = target.world if target else 1
+    if not 0 <= rank_id < world:
+        raise ValueError(f"rank_id {rank_id} is not among the target's {counted(world, 'rank')}")
     return list(reversed(needed_ranks(source, target, rank_id)))
 
 
