@@ -1,9 +1,9 @@
 """Names and sizes of element types.
 
 A dtype is its name (``"bfloat16"``); its size is in bytes. Types that NumPy lacks (bfloat16 and the fp8 kinds) come
-from ml_dtypes,
-imported when first asked for. ``int4x2`` is MindSpore's packed int4: one element is one byte that holds two values.
-So are the floats of less than a byte: ``x2`` in one byte, ``x4`` in three. They are carried, never looked into.
+from ml_dtypes, imported when first asked for. ``int4x2`` is MindSpore's packed int4: one element is one byte that
+holds two values. So are the floats of less than a byte: ``x2`` in one byte, ``x4`` in three; ``complex32`` is two
+float16. They are carried, never looked into.
 ``str`` is text, which has no bytes of its own in a plan.
 """
 
@@ -20,8 +20,8 @@ ITEMSIZE = {
     "float4_e2m1fn_x2": 1, "float6_e2m3fn_x4": 3, "float6_e3m2fn_x4": 3,
     "float8_e4m3fn": 1, "float8_e5m2": 1, "float8_e8m0fnu": 1, "float8_e4m3fnuz": 1, "float8_e5m2fnuz": 1,
     "int16": 2, "uint16": 2, "float16": 2, "bfloat16": 2,
-    "int32": 4, "uint32": 4, "float32": 4,
-    "int64": 8, "uint64": 8, "float64": 8, "complex64": 8,
+    "int32": 4, "uint32": 4, "float32": 4, "complex32": 4,
+    "int64": 8, "uint64": 8, "float64": 8, "complex64": 8, "complex128": 16,
 }  # fmt: skip
 
 FLOATING = frozenset({"float16", "bfloat16", "float32", "float64"} | {d for d in ITEMSIZE if d.startswith("float8")})
@@ -29,7 +29,8 @@ FLOATING = frozenset({"float16", "bfloat16", "float32", "float64"} | {d for d in
 ALIASES = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "fp64": "float64"}
 """Short names that users write for the same types."""
 
-_PACKED = {"int4x2": "uint8", "float4_e2m1fn_x2": "uint8", "float6_e2m3fn_x4": "V3", "float6_e3m2fn_x4": "V3"}
+_PACKED = {"int4x2": "uint8", "float4_e2m1fn_x2": "uint8", "float6_e2m3fn_x4": "V3", "float6_e3m2fn_x4": "V3",
+           "complex32": "uint32"}  # fmt: skip
 _ML_DTYPES = frozenset({"bfloat16"} | {d for d in ITEMSIZE if d.startswith("float8")})
 
 

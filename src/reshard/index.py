@@ -55,12 +55,13 @@ class Stored(Struct, frozen=True):
 
 class Contents(Struct, frozen=True):
     """What the headers of one file say. ``texts`` are strings stored beside the tensors, ``notes`` the format's own
-    flags.
+    flags; ``warnings`` tell what the file has besides and is not taken.
     """
 
     tensors: Mapping[str, Stored]
     texts: Mapping[str, str] = {}
     notes: Mapping[str, str] = {}
+    warnings: tuple[str, ...] = ()
 
 
 class Seal(Struct, frozen=True):

@@ -85,8 +85,13 @@ class Safetensors(Struct, frozen=True):
 
 def _written(name: str, spec: TensorSpec) -> tuple[str, tuple[int, ...]]:
     """Type and shape as a header has them."""
-    if spec.dtype not in _PACKS:
+    if spec.dtype in _CODES:
         return _CODES[spec.dtype], spec.shape
+    if spec.dtype not in _PACKS:
+        raise FormatError(
+            f"tensor {name!r} is {spec.dtype}, which safetensors cannot hold",
+            hint="leave it out with --exclude, or write a torch file (--format torch)",
+        )
     code, values = _PACKS[spec.dtype]
     if not spec.shape:
         raise FormatError(f"tensor {name!r} is {spec}: values of less than a byte have no place without a row")

@@ -12,7 +12,7 @@ from reshard.layout.box import Box
 
 Array = npt.NDArray[Any]
 Buffer = memoryview | bytearray
-_PLAIN = {1: "uint8", 2: "uint16", 3: "V3", 4: "uint32", 8: "uint64"}
+_PLAIN = {1: "uint8", 2: "uint16", 3: "V3", 4: "uint32", 8: "uint64", 16: "complex128"}
 
 
 def shaped(buffer: Buffer, dtype: str, box: Box) -> Array:

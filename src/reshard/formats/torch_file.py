@@ -1,0 +1,131 @@
+"""``pytorch_model.bin``, ``.pt``, ``.pth``: what ``torch.save`` writes, read without torch, and none of it run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from itertools import product
+from math import prod
+from typing import Any
+
+from msgspec import Struct
+
+from reshard.dtypes import ITEMSIZE
+from reshard.errors import FormatError
+from reshard.formats.base import ByteRanges
+from reshard.formats.pickle_paths import paths, within
+from reshard.formats.pickled import Record
+from reshard.formats.torch_records import TorchRecords, read_torch_records
+from reshard.formats.torch_values import StorageRef, TensorRef
+from reshard.index import Contents, Extent, Stored, TensorSpec
+
+_MAX_RUNS = 1 << 16
+_MAX_RUNS_OF_FILE = 1 << 20
+_KINDS_TOLD = 6
+_SPECIAL = {
+    "_rebuild_sparse_tensor": "a sparse tensor",
+    "_rebuild_sparse_csr_tensor": "a sparse tensor",
+    "_rebuild_qtensor": "a quantised tensor",
+    "_rebuild_meta_tensor_no_storage": "a tensor on the device 'meta', which has no numbers",
+    "_rebuild_nested_tensor": "a nested tensor",
+    "_rebuild_device_tensor_from_numpy": "a tensor kept as a NumPy array",
+    "_rebuild_device_tensor_from_cpu_tensor": "a tensor of another device",
+}
+
+
+class TorchFile(Struct, frozen=True):
+    name: str = "torch"
+    suffix: str = ".bin"
+
+    def read_index(self, source: ByteRanges) -> Contents:
+        return contents(read_torch_records(source))
+
+
+def contents(records: TorchRecords) -> Contents:
+    """Tensors and texts by their paths. Raises FormatError for a tensor that is not plain, by its name."""
+    tensors: dict[str, Stored] = {}
+    texts: dict[str, str] = {}
+    other: Counter[str] = Counter()
+    runs = 0
+    for name, value in paths(records.pickled.value, records.nbytes):
+        if isinstance(value, TensorRef):
+            if name in tensors:
+                raise FormatError(f"two tensors are called {name!r}, as dots join the keys of nested dicts")
+            tensors[name] = _stored(name, value, records)
+            runs += len(tensors[name].extents)
+            if runs > _MAX_RUNS_OF_FILE:
+                raise FormatError(f"its tensors lie in more than {_MAX_RUNS_OF_FILE:,} runs of bytes")
+        elif isinstance(value, str):
+            texts[name] = value
+        else:
+            _refuse_special(name, value)
+            other[_kind(value)] += 1
+    clash = sorted(tensors.keys() & texts.keys())
+    if clash:
+        raise FormatError(f"a tensor and a text are called {clash[0]!r}, as dots join the keys of nested dicts")
+    return Contents(tensors, texts, {}, tuple(_warnings(other, records.pickled.unknown)))
+
+
+def _warnings(other: Counter[str], unknown: Mapping[str, int]) -> Iterator[str]:
+    if other:
+        kinds = ", ".join(f"{n:,} {kind}" for kind, n in other.most_common(_KINDS_TOLD))
+        more = f" and {len(other) - _KINDS_TOLD} other kinds" if len(other) > _KINDS_TOLD else ""
+        yield f"what is neither tensor nor text is left out: {kinds}{more}"
+    for name, count in sorted(unknown.items()):
+        yield f"{name} is a class that we do not know: what is of it ({count:,}) was not built, and is left out"
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Record):
+        return str(value.made_by)
+    return "storage" if isinstance(value, StorageRef) else type(value).__name__
+
+
+def _refuse_special(name: str, value: Any) -> None:
+    """Raises FormatError for a tensor that is not plain numbers, and for an object that holds tensors."""
+    for one in within(value):
+        if isinstance(one, Record) and one.made_by.name in _SPECIAL:
+            raise FormatError(f"tensor {name!r} is {_SPECIAL[one.made_by.name]} ({one.made_by})")
+        if isinstance(one, TensorRef) and one is not value:
+            kind = value.made_by if isinstance(value, Record) else type(value).__name__
+            module = str(kind).startswith("torch.nn.modules.")
+            raise FormatError(
+                f"tensor {name!r} lies in an object of class {kind}"
+                + (": a whole module was saved" if module else ", which is not read as a plain tensor"),
+                hint="save its state_dict() instead" if module else "save plain tensors, or leave it out",
+            )
+
+
+def _stored(name: str, found: TensorRef, records: TorchRecords) -> Stored:
+    try:
+        place = records.place(found.storage)
+        if records.big_endian and ITEMSIZE[found.dtype] > 1:
+            raise FormatError("its numbers are big-endian")
+        if found.conjugated or found.negated:
+            raise FormatError("its numbers are stored conjugated or negated")
+        return Stored(TensorSpec(found.dtype, found.shape), extents(found, place))
+    except FormatError as error:
+        raise FormatError(f"tensor {name!r}: {error.message}", hint=error.hint) from None
+
+
+def extents(found: TensorRef, storage: Extent) -> tuple[Extent, ...]:
+    """The bytes of a view, row-major, in its storage's. Raises FormatError where they are scattered too widely."""
+    itemsize = ITEMSIZE[found.dtype]
+    start = storage.offset + found.storage.start * ITEMSIZE[found.storage.dtype] + found.offset * itemsize
+    if not found.size:
+        return (Extent(start if found.offset * itemsize <= storage.nbytes else storage.offset, 0),)
+    dims = [(n, stride) for n, stride in zip(found.shape, found.strides, strict=True) if n > 1]
+    run = 1
+    while dims and dims[-1][1] == run:
+        run *= dims.pop()[0]
+    count = prod(n for n, _ in dims)
+    if count > _MAX_RUNS:
+        raise FormatError(
+            f"a view of shape {list(found.shape)} and strides {list(found.strides)} lies in {count:,} runs of bytes",
+            hint="make it contiguous() before it is saved",
+        )
+    return tuple(Extent(start + at * itemsize, run * itemsize) for at in _offsets(dims))
+
+
+def _offsets(dims: list[tuple[int, int]]) -> Iterator[int]:
+    return map(sum, product(*(range(0, n * stride, stride) if stride else (0,) * n for n, stride in dims)))

@@ -1,0 +1,26 @@
+"""A part of a file, read as a file of its own."""
+
+from __future__ import annotations
+
+from reshard.errors import FormatError
+from reshard.formats.base import ByteRanges
+
+
+class Window:
+    """``nbytes`` bytes of a file from ``offset`` on. Raises FormatError where the file has fewer."""
+
+    def __init__(self, file: ByteRanges, offset: int, nbytes: int) -> None:
+        if offset < 0 or nbytes < 0 or offset + nbytes > file.nbytes:
+            raise FormatError(f"bytes {offset:,} to {offset + nbytes:,} of a file of {file.nbytes:,}")
+        self._file = file
+        self._offset = offset
+        self._nbytes = nbytes
+
+    @property
+    def nbytes(self) -> int:
+        return self._nbytes
+
+    def read(self, offset: int, nbytes: int) -> bytes:
+        if offset < 0 or nbytes < 0 or offset + nbytes > self._nbytes:
+            raise FormatError(f"bytes {offset:,} to {offset + nbytes:,} of a part of {self._nbytes:,}")
+        return self._file.read(self._offset + offset, nbytes)
