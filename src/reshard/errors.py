@@ -91,6 +91,11 @@ class DifferenceError(ReshardError):
     exit_code = 1
 
 
+def as_bug(error: BaseException) -> RunError:
+    """What a program says of an error that is none of ours."""
+    return RunError(f"{type(error).__name__}: {error}", hint="a bug in reshard; --debug shows where")
+
+
 def listed(faults: list[str], limit: int = 8) -> str:
     """Faults one per line, the first ``limit`` of them; the rest counted.
 

@@ -72,6 +72,30 @@ def test_unset(unset: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "`dst_checkpoint_dir` is set to" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("unset", ["", "None", " None "])
+def test_every_option_may_be_unset(unset: str) -> None:
+    """Scripts hand every option on; the defaults are taken."""
+    names = ("src_strategy", "prefix", "rank_id", "world_size", "transform_process_num", "transform_by_rank", "missing")
+    words = [f"--{name}={unset}" for name in names]
+    assert main(["--src_checkpoint=full.ckpt", "--dst_checkpoint=a", "--dst_strategy=two", *words]) == 0
+    assert held("a/full/rank_1/checkpoint_1.ckpt") == {"w": W[4:], "n": N}
+    given = ["--src_ckpt_dir=ckpt", "--src_ckpt_strategy=four", "--dst_ckpt_dir=b"]
+    words = [word for name in ("dst_ckpt_strategy", "prefix", "missing") for word in (f"--{name}", unset)]
+    assert transform_ckpt([*given, *words]) == 0
+    assert held("b/rank_0/checkpoint_0.ckpt") == {"w": W, "n": N}
+    write_file(Path("lora.ckpt"), LORA)
+    words = [
+        f"--{n}={unset}" for n in ("src_ckpt_strategy", "dst_ckpt_strategy", "prefix", "lora_scaling", "save_format")
+    ]
+    assert transform_ckpt_lora(["--src_ckpt_path_or_dir=lora.ckpt", "--dst_ckpt_dir=c", *words]) == 0
+    assert Path("c/merged_lora.ckpt").is_file()
+    write_ranks(Path("st"), FULL, FOUR, suffix="-1_1.safetensors")
+    names = ("file_suffix", "format", "has_redundancy", "filter_out_param_prefix", "max_process_num")
+    words = [f"--{name}={unset}" for name in names]
+    assert unified_safetensors(["--mindspore_ckpt_dir=st", "--src_strategy_dirs=four", "--output_dir=d", *words]) == 0
+    assert held("d/1_1_ckpt_convert/unified_safe/part0.safetensors") == {"w": W, "n": N}
+
+
 def test_both_strategies_unset(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--src_checkpoint=ckpt", "--dst_checkpoint=out", "--src_strategy=None", "--dst_strategy="]) == 2
     assert "`src_strategy` and `dst_strategy` cannot both be None!" in capsys.readouterr().err
@@ -136,6 +160,25 @@ def test_full_files_that_lack_a_tensor_are_refused(capsys: pytest.CaptureFixture
     assert main([*words, "--missing=drop"]) == 0
 
 
+def test_several_full_checkpoints_in_one_folder_are_converted_each() -> None:
+    for name, factor in (("a", 1), ("b", 2)):
+        write_file(Path(f"models/{name}.ckpt"), {n: factor * value for n, value in FULL.items()})
+    assert main(["--src_checkpoint=models", "--dst_checkpoint=out", "--dst_strategy=two"]) == 0
+    assert held("out/a/rank_1/checkpoint_1.ckpt") == {"w": W[4:], "n": N}
+    assert held("out/b/rank_1/checkpoint_1.ckpt") == {"w": [2 * w for w in W[4:]], "n": [2 * n for n in N]}
+
+
+def test_a_part_beside_a_full_checkpoint_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing of it is taken from the other."""
+    write_file(Path("models/a.ckpt"), FULL)
+    write_file(Path("models/b.ckpt"), {"w": FULL["w"]})
+    words = ["--src_checkpoint=models", "--dst_checkpoint=out", "--dst_strategy=two"]
+    assert main(words) == 3
+    assert "models/b.ckpt: nobody can know what these should be:\nn: no source file holds it" in capsys.readouterr().err
+    assert not [*Path("out").rglob("*.ckpt")]
+    assert main([*words, "--missing=drop"]) == 0
+
+
 def test_names_equal_up_to_the_first_dot() -> None:
     write_file(Path("parts/a.v1.ckpt"), {"w": FULL["w"]})
     write_file(Path("parts/a.v2.ckpt"), {"n": FULL["n"]})
@@ -149,7 +192,9 @@ def test_failure_leaves_its_signal_and_no_files(capsys: pytest.CaptureFixture[st
     assert main(["--src_checkpoint=ckpt", "--dst_checkpoint=out", "--src_strategy=four"]) == 3
     assert list(tree(Path("out"))) == ["ckpt/transform_failed_rank_0.txt"]
     assert "w: 50% missing" in Path("out/ckpt/transform_failed_rank_0.txt").read_text()
-    assert ".........Transform failed due to: " in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert ".........Transform failed due to: PlanError.........\n" in said.out
+    assert (said.out + said.err).count("w: 50% missing") == 1
 
 
 def test_a_success_removes_the_signal_of_a_failure() -> None:
@@ -195,6 +240,7 @@ def test_processes_make_their_own_ranks_in_any_order(monkeypatch: pytest.MonkeyP
     assert main(several) == 0  # a process that is not among the two has nothing to do
     monkeypatch.delenv("RANK_ID")
     assert main([*several, "--rank_id=0"]) == 0
+    assert main([*several, "--rank_id=4"]) == 2
     assert sorted(tree(Path("out/full"))) == [
         *(f"rank_{r}/checkpoint_{r}.ckpt" for r in range(4)),
         "transform_succeed_rank_0.txt",
@@ -203,9 +249,32 @@ def test_processes_make_their_own_ranks_in_any_order(monkeypatch: pytest.MonkeyP
     assert [p.name for p in Path("out").iterdir()] == ["full"]
 
 
+@pytest.mark.parametrize(
+    ("environ", "words"),
+    [
+        ({}, "--world_size=4 --process_num=2"),
+        ({}, "--world_size=4 --process_num=4 --rank_id=None"),
+        ({}, "--world_size=2 --process_num=2"),
+        ({}, "--process_num=2"),
+        ({"RANK_ID": ""}, "--world_size=4 --process_num=2"),
+        ({"RANK_ID": "4"}, "--world_size=4 --process_num=1"),
+        ({"RANK_ID": "4"}, ""),
+        ({"RANK_ID": "x"}, "--world_size=4"),
+    ],
+)
+def test_who_names_no_process_makes_all_ranks(
+    environ: dict[str, str], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    assert main(["--src_checkpoint=full.ckpt", "--dst_checkpoint=out", "--dst_strategy=four", *words.split()]) == 0
+    for rank in range(4):
+        assert held(f"out/full/rank_{rank}/checkpoint_{rank}.ckpt") == {"w": W[2 * rank : 2 * rank + 2], "n": N}
+
+
 def test_shares_must_fit_the_strategy(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--src_checkpoint=full.ckpt", "--dst_checkpoint=out", "--dst_strategy=four"]
-    assert main([*words, "--world_size=2", "--process_num=2"]) == 2
+    assert main([*words, "--world_size=2", "--process_num=2", "--rank_id=0"]) == 2
     assert main([*words, "--world_size=4", "--process_num=3"]) == 2
     assert main([*words, "--world_size=4", "--process_num=0"]) == 2
     said = capsys.readouterr().err
@@ -239,8 +308,15 @@ def test_the_script_fails_when_a_child_fails() -> None:
     assert done.returncode == 3
     assert "transform finished" not in done.stdout
     assert "process 1 failed with exit code 3" in done.stderr
-    assert "w: 25% missing" in done.stderr + Path("log/transform_1.log").read_text()
+    assert "w: 25% missing" in Path("log/transform_1.log").read_text()
+    assert done.stderr.count("w: 25% missing") == 1
     assert Path("out/ckpt/transform_failed_rank_1.txt").is_file()
+
+
+def test_the_script_takes_none_for_what_is_not_given() -> None:
+    done = shell("full.ckpt", "None", "out", "two", "None", "", "None")
+    assert done.returncode == 0, done.stderr
+    assert held("out/full/rank_1/checkpoint_1.ckpt") == {"w": W[4:], "n": N}
 
 
 @pytest.mark.parametrize("words", [("ckpt",), ("a", "b", "c", "d", "0", "1"), ("a", "b", "c", "d", "4", "3")])

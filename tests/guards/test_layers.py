@@ -7,7 +7,7 @@ import ast
 import pytest
 from source import MODULES, dotted, imports, parsed
 
-LEAVES = {"errors", "dtypes", "closest", "drawing", "interruption", "_version"}
+LEAVES = {"errors", "dtypes", "closest", "drawing", "interruption", "streams", "_version"}
 VALUES = {"layout", "index", "wire", "yaml_text"}
 HEADERS = {"formats", "strategy"}
 LIBRARY = LEAVES | VALUES | HEADERS | {"planning", "run", "ops"}
@@ -17,6 +17,7 @@ ALLOWED = {
     "closest": set(),
     "drawing": set(),
     "interruption": set(),
+    "streams": set(),
     "_version": set(),
     "__init__": LIBRARY | {"checkpoint"},  # names only, imported when used
     "layout": LEAVES,

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import gc
 import sys
+from typing import Any
 
 import typer
 
 from reshard.cli.commands import app_for, called
 from reshard.cli.environment import suit_workers
-from reshard.cli.output import complain, on_terminal, say_error
+from reshard.cli.output import on_terminal, say_error
 from reshard.cli.usage import CommandLineError, say_wrong_words
-from reshard.errors import ReshardError, RunError
+from reshard.errors import ReshardError, RunError, as_bug
 from reshard.interruption import interrupted, interruptible, leave
+from reshard.streams import make_safe
 
 _INTERRUPTED = 130
 _COLLECT_AFTER = 50_000  # new objects: most that a command makes live as long as it, and are looked at in vain
@@ -21,6 +23,7 @@ _COLLECT_AFTER = 50_000  # new objects: most that a command makes live as long a
 def main(argv: list[str] | None = None) -> None:
     """Run the program and leave with its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    make_safe(sys.stdout, sys.stderr)
     stderr = sys.stderr  # a bar that is drawn puts itself in its place
     gc.set_threshold(_COLLECT_AFTER)
     try:
@@ -50,11 +53,7 @@ def _main(args: list[str]) -> None:
     debug = "--debug" in args[:ours]
     args = [a for i, a in enumerate(args) if i >= ours or a != "--debug"]
     try:
-        code = interruptible(lambda: app_for(args)(args, prog_name="reshard", standalone_mode=False))
-        if callable(code):  # what the process becomes
-            if interrupted():
-                raise KeyboardInterrupt
-            code()
+        code = _carried_out(args)
     except ReshardError as error:
         if debug:
             raise
@@ -64,11 +63,23 @@ def _main(args: list[str]) -> None:
         sys.exit(say_wrong_words(error))
     except typer.Abort:  # what typer makes of an interruption, in some releases
         raise KeyboardInterrupt from None
-    except Exception as error:
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of a library in Rust is no Exception
         if debug:
             raise
-        complain(f"{type(error).__name__}: {error}", ["a bug in reshard; --debug shows where"], RunError("").docs)
+        say_error(as_bug(error))
         sys.exit(RunError.exit_code)
     if code == _INTERRUPTED:  # what it makes of one in others
         raise KeyboardInterrupt
     sys.exit(code)
+
+
+def _carried_out(args: list[str]) -> Any:
+    """The exit code of a command; unless the process becomes another program."""
+    code = interruptible(lambda: app_for(args)(args, prog_name="reshard", standalone_mode=False))
+    if callable(code):  # what the process becomes
+        if interrupted():
+            raise KeyboardInterrupt
+        code()
+    return code

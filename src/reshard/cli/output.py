@@ -10,6 +10,7 @@ from typing import Any
 
 from reshard.closest import closest, did_you_mean
 from reshard.errors import InputError, ReshardError
+from reshard.streams import json_for
 
 _RED, _YELLOW = "31", "33"
 _SOME = 6
@@ -22,7 +23,7 @@ def say(text: str) -> None:
 def say_json(value: Any) -> None:
     import msgspec
 
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
+    say(json_for(sys.stdout, msgspec.json.format(msgspec.json.encode(value), indent=2).decode()))
 
 
 def on_terminal() -> bool:

@@ -13,6 +13,7 @@ from reshard.cli.params import Json, Source, conversion_options, takes_conversio
 from reshard.cli.progress import waiting
 from reshard.cli.reporting import ReportPage, planned
 from reshard.cli.text import shown_nbytes
+from reshard.streams import json_for
 
 
 @takes_conversion_options("resume", "overwrite", "verify", "no_fsync", "checksum")
@@ -41,7 +42,7 @@ def plan(
     if reporting:
         reporting.write(made, settings, bill)
     if full:
-        sys.stdout.write(made.to_json().decode() + "\n")
+        say(json_for(sys.stdout, made.to_json().decode()))
         return
     if json:
         say_json(bill)

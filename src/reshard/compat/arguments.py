@@ -3,32 +3,50 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from reshard.errors import UsageError
 
 _TRUE = ("true", "1", "yes", "y", "t", "on")
-_FALSE = ("false", "0", "no", "n", "f", "off", "", "none")
+_FALSE = ("false", "0", "no", "n", "f", "off")
 
 
-def parser(name: str, description: str, *example: str) -> argparse.ArgumentParser:
-    """A parser that takes unambiguous beginnings of options, as the reference's do.
+class Parser:
+    """The options of a tool. Unambiguous beginnings of them are taken, as by the reference's tools.
 
     Args:
         example: options of a command that the help shows.
+        spellings: of other releases and of the documentation → ours. They are no options of the parser, so that
+            abbreviations stay unambiguous.
     """
-    shown = " \\\n".join([f"  reshard compat {name}", *(f"    {option}" for option in example)])
-    return argparse.ArgumentParser(
-        prog=f"reshard compat {name}",
-        description=description,
-        epilog=f"example:\n{shown}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=True,
-    )
+
+    def __init__(self, name: str, description: str, example: Iterable[str], spellings: Mapping[str, str]) -> None:
+        shown = " \\\n".join([f"  reshard compat {name}", *(f"    {option}" for option in example)])
+        self._spellings = spellings
+        self._parser = argparse.ArgumentParser(
+            prog=f"reshard compat {name}",
+            description=description,
+            epilog=f"example:\n{shown}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=True,
+        )
+
+    def add(self, option: str, default: object = "", kind: Callable[[str], object] = str, **shown: Any) -> None:
+        """An option with one value; "" and "None" mean that it is not given."""
+
+        def value(text: str) -> object:
+            return default if text.strip() in ("", "None") else kind(text)
+
+        value.__name__ = kind.__name__  # as errors call it
+        self._parser.add_argument(option, default=default, type=value, **shown)
+
+    def parse(self, argv: Iterable[str]) -> argparse.Namespace:
+        return self._parser.parse_args(spelled(argv, self._spellings))
 
 
 def spelled(argv: Iterable[str], spellings: Mapping[str, str]) -> list[str]:
-    """Options in the spelling that the parser knows. They are no options of it, so that abbreviations stay unambiguous.
+    """Options in the spelling that the parser knows.
 
     >>> spelled(["--process_num=2", "--prefix", "a"], {"--process_num": "--transform_process_num"})
     ['--transform_process_num=2', '--prefix', 'a']
@@ -40,19 +58,10 @@ def spelled(argv: Iterable[str], spellings: Mapping[str, str]) -> list[str]:
     return made
 
 
-def path(text: str) -> str:
-    """A path, or "" for one that is not given.
-
-    >>> path("None"), path("a/b")
-    ('', 'a/b')
-    """
-    return "" if text.strip() in ("", "None") else text
-
-
 def truth(text: str) -> bool:
     """
-    >>> truth("True"), truth("False"), truth("")
-    (True, False, False)
+    >>> truth("True"), truth("False")
+    (True, False)
     """
     word = text.strip().lower()
     if word in _TRUE:
@@ -62,17 +71,8 @@ def truth(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
 
 
-def whole(text: str) -> int | None:
-    """A number, or None for one that is not given."""
-    return int(text) if path(text) else None
-
-
 def required(values: Mapping[str, str]) -> None:
     """Raises UsageError naming all options that are not given."""
     absent = [option for option, value in values.items() if not value]
     if absent:
         raise UsageError(f"{', '.join(absent)} must be given")
-
-
-def parsed(options: argparse.ArgumentParser, argv: Sequence[str], spellings: Mapping[str, str]) -> argparse.Namespace:
-    return options.parse_args(spelled(argv, spellings))

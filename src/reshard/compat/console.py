@@ -6,9 +6,10 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
 
-from reshard.errors import ReshardError
+from reshard.errors import ReshardError, as_bug
 from reshard.interruption import clears_up, interruptible, leave, proceed
 from reshard.ops.observer import Observer
+from reshard.streams import make_safe
 
 _WIDTH = 50
 _INTERRUPTED = 130
@@ -73,18 +74,30 @@ def program(run: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str] | N
         def work() -> None:
             run(sys.argv[1:] if argv is None else argv)
 
+        make_safe(sys.stdout, sys.stderr)
         try:
             interruptible(work) if alone else work()
         except ReshardError as error:
-            where = f"{error.where}: " if error.where else ""
-            hint = f"\n  hint: {error.hint}" if error.hint else ""
-            print(f"error: {where}{error.message}{hint}\n  docs: {error.docs}", file=sys.stderr, flush=True)
-            return error.exit_code
+            return _told(error)
         except KeyboardInterrupt:
             if not alone:
                 raise
             leave(sys.stderr, "interrupted: no file under its final name is partial\n", _INTERRUPTED)
             return _INTERRUPTED
+        except SystemExit:  # of argparse, which has said why
+            raise
+        except BaseException as error:  # a panic of a library in Rust is no Exception
+            if not alone:
+                raise
+            return _told(as_bug(error))
         return 0
 
     return main
+
+
+def _told(error: ReshardError) -> int:
+    """Say it, once. Gives the exit code."""
+    where = f"{error.where}: " if error.where else ""
+    hint = f"\n  hint: {error.hint}" if error.hint else ""
+    print(f"error: {where}{error.message}{hint}\n  docs: {error.docs}", file=sys.stderr, flush=True)
+    return error.exit_code

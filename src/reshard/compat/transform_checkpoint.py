@@ -9,12 +9,13 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from reshard.compat.arguments import parsed, parser, path, truth, whole
+from reshard.compat.arguments import Parser, truth
 from reshard.compat.console import Progress, banner, log, program, warn
+from reshard.compat.mindspore.catalogs import of_files
 from reshard.compat.placing import place_folders, remove, staged
 from reshard.compat.strategies import merge_signals, prepared
-from reshard.errors import ReshardError, UsageError, counted
-from reshard.ops.convert import execute, plan
+from reshard.errors import PlanError, ReshardError, UsageError, counted
+from reshard.ops.convert import execute, plan, plan_from
 from reshard.ops.options import Options
 from reshard.planning.decide import Missing
 from reshard.run.discover import Select
@@ -39,8 +40,9 @@ class Job(Struct, frozen=True):
     """What one process was asked to do.
 
     Attributes:
-        rank_id: this process's number; it makes the target ranks from here to the next process's.
+        rank_id: this process's number. Where ``shared``, it makes the target ranks from here to the next process's.
         world_size: target ranks, of which ``processes`` processes make an equal share each.
+        shared: other processes were started for the other ranks; else this one makes them all.
     """
 
     src: str
@@ -51,6 +53,7 @@ class Job(Struct, frozen=True):
     rank_id: int
     world_size: int
     processes: int
+    shared: bool
     by_rank: bool
     missing: Missing
 
@@ -73,25 +76,24 @@ def _run(argv: Sequence[str]) -> None:
     log(f"transform_rank_id_list: {list(job.writers)}")
     if not job.src_strategy and not job.dst_strategy:
         raise UsageError("`src_strategy` and `dst_strategy` cannot both be None!")
-    if job.rank_id not in job.writers:
+    if job.shared and job.rank_id not in job.writers:
         log(f"rank_id {job.rank_id} is not in transform_rank_id_list: nothing to do")
         return
     main = job.rank_id == 0
     sources = _sources(job.src)
-    transforms = [_Transform(job, source, Path(job.dst, name), len(sources)) for name, source in sources.items()]
+    transforms = [_Transform(job, source, Path(job.dst, name)) for name, source in sources.items()]
     for transform in transforms:
         transform.refuse_inside()
     try:
         strategies = prepared(job.src_strategy, write=main), prepared(job.dst_strategy, write=main)
         ranks = _ranks(job, strategies[1])
-        if len(sources) > 1:
-            _refuse_gaps(job, *strategies)
+        parts = _parts(job, [*sources.values()], *strategies) if len(sources) > 1 else frozenset()
     except ReshardError as error:
         transforms[0].failed(error)
         raise
     with merge_signals([job.src_strategy, job.dst_strategy], main=main):
         for transform in transforms:
-            transform.run(*strategies, ranks)
+            transform.run(*strategies, ranks, "drop" if transform.source in parts else job.missing)
     log("......Transform finished!......")
 
 
@@ -99,44 +101,54 @@ main = program(_run)
 
 
 def _job(argv: Sequence[str]) -> Job:
-    options = parser("transform_checkpoint", "Convert MindSpore .ckpt weights between parallel layouts.", *_EXAMPLE)
-    add = options.add_argument
-    add("--src_checkpoint", default="", type=path, metavar="P", help="a .ckpt, a folder of them, or of rank_x/")
-    add("--dst_checkpoint_dir", default="", type=path, metavar="P", help="gets NAME/rank_r/{prefix}{r}.ckpt")
-    add("--src_strategy", default="", type=path, metavar="P", help="file or folder; none: a full checkpoint")
-    add("--dst_strategy", default="", type=path, metavar="P", help="file or folder; none: a full checkpoint")
-    add("--prefix", default="checkpoint_", help="beginning of the file names (default: %(default)s)")
-    add("--rank_id", default=None, type=whole, metavar="R", help="number of this process (default: env RANK_ID)")
-    add("--world_size", default=1, type=int, metavar="N", help="target ranks that the processes share")
-    add("--transform_process_num", default=1, type=int, metavar="N", help="processes, each started with its --rank_id")
-    add("--transform_by_rank", default=False, type=truth, metavar="BOOL", help="take the file last changed of a rank_x")
-    add("--missing", default="error", choices=["error", "drop"], help="ours: drop leaves out what nobody can know")
-    given = parsed(options, argv, _SPELLINGS)
+    options = Parser(
+        "transform_checkpoint", "Convert MindSpore .ckpt weights between parallel layouts.", _EXAMPLE, _SPELLINGS
+    )
+    add = options.add
+    add("--src_checkpoint", metavar="P", help="a .ckpt, a folder of them, or of rank_x/")
+    add("--dst_checkpoint_dir", metavar="P", help="gets NAME/rank_r/{prefix}{r}.ckpt")
+    add("--src_strategy", metavar="P", help="file or folder; none: a full checkpoint")
+    add("--dst_strategy", metavar="P", help="file or folder; none: a full checkpoint")
+    add("--prefix", "checkpoint_", help="beginning of the file names (default: %(default)s)")
+    add("--rank_id", None, int, metavar="R", help="number of this process (default: env RANK_ID; none: it makes all)")
+    add("--world_size", 1, int, metavar="N", help="target ranks that the processes share")
+    add("--transform_process_num", 1, int, metavar="N", help="processes; with --rank_id or RANK_ID this is one of them")
+    add("--transform_by_rank", False, truth, metavar="BOOL", help="take the file last changed of a rank_x")
+    add("--missing", "error", choices=["error", "drop"], help="ours: drop leaves out what nobody can know")
+    given = options.parse(argv)
     if not given.src_checkpoint:
         raise UsageError("--src_checkpoint must be given")
     dst = given.dst_checkpoint_dir or os.path.join(os.getcwd(), "transformed_checkpoint")
     if not given.dst_checkpoint_dir:
         warn([f"`dst_checkpoint_dir` is set to {dst}"])
     processes = _processes(given.transform_process_num, given.world_size)
+    rank = _given_rank(given.rank_id, given.world_size) if processes > 1 else None
     return Job(
         given.src_checkpoint.rstrip("/") or "/",
         dst,
         given.src_strategy,
         given.dst_strategy,
         given.prefix,
-        (given.rank_id or _environment_rank()) if given.world_size > 1 else 0,
+        rank or 0,
         given.world_size,
         processes,
+        rank is not None,
         processes > 1 or (given.transform_by_rank and given.world_size > 1),
         given.missing,
     )
 
 
-def _environment_rank() -> int:
-    text = os.environ.get("RANK_ID", "") or "0"
-    if not text.isdigit():
+def _given_rank(option: int | None, world: int) -> int | None:
+    """The number of this process, an option of 0 or none being overruled by the environment; None: there is one."""
+    text = os.environ.get("RANK_ID", "")
+    if text and not text.isdigit():
         raise UsageError(f"RANK_ID={text!r} is not a number")
-    return int(text)
+    rank = option or (int(text) if text else option)
+    if rank is not None and not 0 <= rank < world:
+        raise UsageError(
+            f"rank_id {rank} is not one of {world} ranks", hint="check --rank_id, RANK_ID and --world_size"
+        )
+    return rank
 
 
 def _processes(asked: int, world: int) -> int:
@@ -170,7 +182,7 @@ def _sources(src: str) -> dict[str, str]:
 def _ranks(job: Job, dst_strategy: str) -> frozenset[int] | None:
     """The target ranks that this process makes; None for all of them."""
     world = read_strategy(dst_strategy).world if dst_strategy else 1
-    if job.processes == 1:
+    if not job.shared:
         if job.world_size not in (1, world):
             warn([f"world_size is {job.world_size}, the target has {counted(world, 'rank')}: all are made"])
         return None
@@ -185,21 +197,36 @@ def _ranks(job: Job, dst_strategy: str) -> frozenset[int] | None:
     return frozenset(range(job.rank_id, job.rank_id + job.world_size // job.processes))
 
 
-def _refuse_gaps(job: Job, src_strategy: str, dst_strategy: str) -> None:
-    """Full files of one checkpoint are converted one by one; that they make a whole together is seen here."""
-    plan(job.src, job.dst, Options(src_strategy, dst_strategy, format="ckpt", missing=job.missing))
+def _parts(job: Job, sources: list[str], src_strategy: str, dst_strategy: str) -> frozenset[str]:
+    """Of the full files of one folder, each converted by itself, those that make a whole only together.
+
+    Raises:
+        PlanError: they do not.
+    """
+    options = Options(src_strategy, dst_strategy, format="ckpt", missing=job.missing)
+    lacking: dict[str, PlanError] = {}
+    for source in sources:
+        try:
+            plan(source, job.dst, options)
+        except PlanError as error:
+            lacking[source] = error
+    if len(lacking) == 1:
+        ((source, alone),) = lacking.items()
+        raise PlanError(alone.message, source, alone.hint)
+    if lacking:
+        plan_from(of_files(dict(enumerate(lacking))), job.dst, options)
+    return frozenset(lacking)
 
 
 class _Transform:
     """One source into its folder of the target."""
 
-    def __init__(self, job: Job, source: str, target: Path, sources: int) -> None:
+    def __init__(self, job: Job, source: str, target: Path) -> None:
         self._job = job
-        self._source = source
+        self.source = source
         self._target = target
-        self._missing: Missing = job.missing if sources == 1 else "drop"
 
-    def run(self, src_strategy: str, dst_strategy: str, ranks: frozenset[int] | None) -> None:
+    def run(self, src_strategy: str, dst_strategy: str, ranks: frozenset[int] | None, missing: Missing) -> None:
         job = self._job
         options = Options(
             src_strategy,
@@ -208,7 +235,7 @@ class _Transform:
             prefix=job.prefix,
             select=job.select,
             ranks=ranks,
-            missing=self._missing,
+            missing=missing,
             overwrite=True,
         )
         log(f"The transformed checkpoint will be saved under {self._target}.")
@@ -228,19 +255,19 @@ class _Transform:
     def _convert(self, options: Options) -> None:
         job = self._job
         banner("Transforming ckpt")
-        log(f"src_checkpoint: {self._source}")
+        log(f"src_checkpoint: {self.source}")
         log(f"src_strategy: {options.src_strategy or None}")
         log(f"dst_checkpoint: {self._target}")
         log(f"dst_strategy: {options.dst_strategy or None}")
         progress = Progress("Transforming checkpoint")
-        made = plan(self._source, self._target, options)
+        made = plan(self.source, self._target, options)
         warn(made.warnings)
         log(f"checkpoint_file_map: {[s.path for s in made.sources]}")
         if job.by_rank:
             for file in made.files:
                 banner(f"Transforming Ckpt For Rank: {file.rank}")
                 log(f"save_checkpoint_path: {self._target / file.path}")
-        if job.processes == 1:
+        if not job.shared:
             execute(made, self._target, options, progress)
         else:
             with staged(self._target, f"rank_{job.rank_id}") as folder:
@@ -252,7 +279,7 @@ class _Transform:
 
     def refuse_inside(self) -> None:
         """Nothing that was given may lie in the folder whose content is replaced."""
-        for given in filter(None, (self._source, self._job.src_strategy, self._job.dst_strategy)):
+        for given in filter(None, (self.source, self._job.src_strategy, self._job.dst_strategy)):
             if is_inside(given, self._target):
                 raise UsageError(f"{given} lies inside the target", str(self._target), "choose another target")
 
@@ -261,7 +288,7 @@ class _Transform:
         job = self._job
         for outcome in ("succeed", "failed"):
             remove(self._signal(outcome))
-        if job.processes == 1 or job.rank_id or not self._target.is_dir():
+        if not job.shared or job.rank_id or not self._target.is_dir():
             return
         ranks = {f"rank_{r}" for r in range(job.world_size if job.dst_strategy else 1)}
         signals = {self._signal(o, r).name for o in ("succeed", "failed") for r in job.writers}
@@ -271,10 +298,11 @@ class _Transform:
                     remove(path)
 
     def failed(self, error: BaseException) -> None:
-        banner(f"Transform failed due to: {error}")
+        kind = type(error).__name__
+        banner(f"Transform failed due to: {kind}")  # what it says comes once, on standard error
         with suppress(OSError):  # the error itself is what must be seen
             self._target.mkdir(parents=True, exist_ok=True)
-            self._signal("failed").write_text(str(error) or type(error).__name__)
+            self._signal("failed").write_text(str(error) or kind, encoding="utf-8", errors="backslashreplace")
 
     def _signal(self, outcome: str, rank: int | None = None) -> Path:
         return self._target / f"transform_{outcome}_rank_{self._job.rank_id if rank is None else rank}.txt"

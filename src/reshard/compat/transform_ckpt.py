@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from reshard.compat.arguments import parsed, parser, path, required
+from reshard.compat.arguments import Parser, required
 from reshard.compat.console import Progress, log, program, warn
 from reshard.compat.placing import placed
 from reshard.compat.strategies import prepared
@@ -25,15 +25,17 @@ _EXAMPLE = ("--src_ckpt_strategy old/", "--src_ckpt_dir ckpt", "--dst_ckpt_dir o
 
 
 def _run(argv: Sequence[str]) -> None:
-    options = parser("transform_ckpt", "Convert rank folders of .ckpt weights between parallel layouts.", *_EXAMPLE)
-    add = options.add_argument
-    add("--src_ckpt_strategy", default="", type=path, metavar="P", help="file or folder; none: a full checkpoint")
-    add("--dst_ckpt_strategy", default="", type=path, metavar="P", help="file or folder; none: a full checkpoint")
-    add("--src_ckpt_dir", default="", type=path, metavar="P", help="the folder of rank_x/")
-    add("--dst_ckpt_dir", default="", type=path, metavar="P", help="gets rank_r/{prefix}{r}.ckpt")
-    add("--prefix", default="checkpoint_", help="beginning of the file names (default: %(default)s)")
-    add("--missing", default="error", choices=["error", "drop"], help="ours: drop leaves out what nobody can know")
-    given = parsed(options, argv, _SPELLINGS)
+    options = Parser(
+        "transform_ckpt", "Convert rank folders of .ckpt weights between parallel layouts.", _EXAMPLE, _SPELLINGS
+    )
+    add = options.add
+    add("--src_ckpt_strategy", metavar="P", help="file or folder; none: a full checkpoint")
+    add("--dst_ckpt_strategy", metavar="P", help="file or folder; none: a full checkpoint")
+    add("--src_ckpt_dir", metavar="P", help="the folder of rank_x/")
+    add("--dst_ckpt_dir", metavar="P", help="gets rank_r/{prefix}{r}.ckpt")
+    add("--prefix", "checkpoint_", help="beginning of the file names (default: %(default)s)")
+    add("--missing", "error", choices=["error", "drop"], help="ours: drop leaves out what nobody can know")
+    given = options.parse(argv)
     required({"--src_ckpt_dir": given.src_ckpt_dir, "--dst_ckpt_dir": given.dst_ckpt_dir})
     made = Options(
         prepared(given.src_ckpt_strategy),

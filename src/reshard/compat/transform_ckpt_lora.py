@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from reshard.compat.arguments import parsed, parser, path, required
+from reshard.compat.arguments import Parser, required
 from reshard.compat.console import Progress, log, program, warn
 from reshard.compat.placing import placed
 from reshard.compat.strategies import prepared
@@ -28,16 +28,16 @@ _EXAMPLE = ("--src_ckpt_path_or_dir lora.ckpt", "--dst_ckpt_dir out", "--lora_sc
 
 
 def _run(argv: Sequence[str]) -> None:
-    options = parser("transform_ckpt_lora", "Merge LoRA weights into their base.", *_EXAMPLE)
-    add = options.add_argument
-    add("--src_ckpt_strategy", default="", type=path, metavar="P", help="file or folder; none: a full checkpoint")
-    add("--dst_ckpt_strategy", default="", type=path, metavar="P", help="merged slices of this layout, not one file")
-    add("--src_ckpt_path_or_dir", default="", type=path, metavar="P", help="a weight file or the folder of rank_x/")
-    add("--dst_ckpt_dir", default="", type=path, metavar="P", help="gets merged_lora.ckpt")
-    add("--prefix", default="checkpoint_", help="with --dst_ckpt_strategy: beginning of the file names")
-    add("--lora_scaling", default="", type=path, metavar="S", help="lora_alpha/lora_rank: 2 or 16/8 (default: 1)")
-    add("--save_format", default="ckpt", choices=sorted(_NAMES), help="(default: %(default)s)")
-    given = parsed(options, argv, _SPELLINGS)
+    options = Parser("transform_ckpt_lora", "Merge LoRA weights into their base.", _EXAMPLE, _SPELLINGS)
+    add = options.add
+    add("--src_ckpt_strategy", metavar="P", help="file or folder; none: a full checkpoint")
+    add("--dst_ckpt_strategy", metavar="P", help="merged slices of this layout, not one file")
+    add("--src_ckpt_path_or_dir", metavar="P", help="a weight file or the folder of rank_x/")
+    add("--dst_ckpt_dir", metavar="P", help="gets merged_lora.ckpt")
+    add("--prefix", "checkpoint_", help="with --dst_ckpt_strategy: beginning of the file names")
+    add("--lora_scaling", metavar="S", help="lora_alpha/lora_rank: 2 or 16/8 (default: 1)")
+    add("--save_format", "ckpt", choices=sorted(_NAMES), help="(default: %(default)s)")
+    given = options.parse(argv)
     required({"--src_ckpt_path_or_dir": given.src_ckpt_path_or_dir, "--dst_ckpt_dir": given.dst_ckpt_dir})
     if not given.lora_scaling:
         warn(["no --lora_scaling: 1 is taken, as the reference does; most adapters need lora_alpha/lora_rank"])

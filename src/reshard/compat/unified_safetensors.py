@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from reshard.compat.arguments import parsed, parser, path, required, truth
+from reshard.compat.arguments import Parser, required, truth
 from reshard.compat.console import Progress, log, program, warn
 from reshard.compat.strategies import prepared
 from reshard.ops.convert import execute
@@ -45,7 +45,7 @@ def unify(name: str, argv: Sequence[str], *, merge_in_place: bool) -> None:
     prefix = given.filter_out_param_prefix
     options = Options(
         strategy,
-        suffix=path(given.file_suffix),
+        suffix=given.file_suffix,
         names=NameRules(exclude=(f"^{re.escape(prefix)}",) if prefix else ()),
         overwrite=True,
     )
@@ -66,17 +66,19 @@ def unify(name: str, argv: Sequence[str], *, merge_in_place: bool) -> None:
 
 def _given(name: str, argv: Sequence[str]) -> argparse.Namespace:
     example = ("--mindspore_ckpt_dir ckpt", "--src_strategy_dirs strategy/", "--output_dir out")
-    options = parser(name, "Merge sliced safetensors, de-duplicated or not, into one full checkpoint.", *example)
-    add = options.add_argument
-    add("--mindspore_ckpt_dir", default="", type=path, metavar="P", help="the folder of rank_x/")
-    add("--src_strategy_dirs", default="", type=path, metavar="P", help="strategy folder or file")
-    add("--output_dir", default="", type=path, metavar="P", help="gets SUFFIX_ckpt_convert/ (also --tmp_dir)")
-    add("--file_suffix", default="1_1", metavar="E_S", help="end of the file names (default: %(default)s)")
-    add("--format", default="safetensors", choices=["ckpt", "safetensors"], help="not used, as in the reference")
-    add("--has_redundancy", default=None, type=truth, metavar="BOOL", help="not used: what the files hold decides")
-    add("--filter_out_param_prefix", default="", type=path, metavar="S", help="leave out parameters that begin so")
-    add("--max_process_num", default=64, type=int, metavar="N", help="not used: threads that suit the disks")
-    given = parsed(options, argv, _SPELLINGS)
+    options = Parser(
+        name, "Merge sliced safetensors, de-duplicated or not, into one full checkpoint.", example, _SPELLINGS
+    )
+    add = options.add
+    add("--mindspore_ckpt_dir", metavar="P", help="the folder of rank_x/")
+    add("--src_strategy_dirs", metavar="P", help="strategy folder or file")
+    add("--output_dir", metavar="P", help="gets SUFFIX_ckpt_convert/ (also --tmp_dir)")
+    add("--file_suffix", "1_1", metavar="E_S", help="end of the file names (default: %(default)s)")
+    add("--format", "safetensors", choices=["ckpt", "safetensors"], help="not used, as in the reference")
+    add("--has_redundancy", None, truth, metavar="BOOL", help="not used: what the files hold decides")
+    add("--filter_out_param_prefix", metavar="S", help="leave out parameters that begin so")
+    add("--max_process_num", 64, int, metavar="N", help="not used: threads that suit the disks")
+    given = options.parse(argv)
     names = ("mindspore_ckpt_dir", "src_strategy_dirs", "output_dir")
     required({f"--{n}": getattr(given, n) for n in names})
     return given

@@ -196,7 +196,11 @@ class Plan(Struct, frozen=True):
             yield slot, boxes[slot.layout]
 
     def to_json(self) -> bytes:
-        return msgspec.json.encode(self)
+        """Raises InputError for paths that are no Unicode, which JSON cannot hold."""
+        try:
+            return msgspec.json.encode(self)
+        except UnicodeEncodeError as error:
+            raise InputError(f"{error.object!r} is not Unicode: JSON cannot hold it", hint="rename it") from None
 
 
 def plan_from_json(data: bytes) -> Plan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -38,6 +39,8 @@ _BROKEN_OFF = re.compile(
 _CODE = re.compile(r"<Code>([^<]*)</Code>")
 _MESSAGE = re.compile(r"<Message>([^<]*)</Message>")
 _REFUSED = re.compile(r"status code: 40[13]")
+_GAVE_UP = "the client of the object store failed"
+_VARIABLES = ("AWS_", "AZURE_", "GOOGLE_")
 _NO_STORE = ("NoSuchBucket", "ContainerNotFound")
 _CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION, AWS_ENDPOINT_URL",
@@ -153,6 +156,10 @@ class Bucket:
             yield
         except (BaseError, OSError) as error:
             raise self._translated(error, self.url(key)) from error
+        except BaseException as error:
+            if not _is_panic(error):
+                raise
+            raise StorageError(f"{_GAVE_UP}: {error}", self.url(key), self._credentials()) from None
 
     def _translated(self, error: Exception, url: str) -> ReshardError:
         from obstore.exceptions import PermissionDeniedError, UnauthenticatedError
@@ -242,7 +249,7 @@ def _meta(found: ObjectMeta) -> Meta:
     return Meta(found["path"], found["size"], int(found["last_modified"].timestamp() * 1e9), stamp)
 
 
-def _said(error: Exception) -> str:
+def _said(error: BaseException) -> str:
     """The part of an error that tells a user something: what the server says, or else its first line."""
     text = str(error)
     code, message = _CODE.search(text), _MESSAGE.search(text)
@@ -277,20 +284,42 @@ def _store(settings: Settings) -> ObjectStore:
         },
     }
     config: Any = dict(settings.config)
+    if settings.keys is not None:
+        config["credential_provider"] = _provider(settings.keys)
     try:
-        if settings.scheme in READ_ONLY:
-            return HTTPStore(f"{settings.scheme}://{settings.name}", client_options=client, retry_config=retry)
-        if settings.scheme == "gs":
-            return GCSStore(settings.name, client_options=client, retry_config=retry)
-        if settings.scheme == "az":
-            return AzureStore(settings.name, client_options=client, retry_config=retry)
-        if settings.keys is not None:
-            config["credential_provider"] = _provider(settings.keys)
-        return S3Store(settings.name, client_options=client, retry_config=retry, **config)
-    except (BaseError, ValueError, OSError) as error:
+        with _no_empty_variables():
+            if settings.scheme in READ_ONLY:
+                return HTTPStore(f"{settings.scheme}://{settings.name}", client_options=client, retry_config=retry)
+            if settings.scheme == "gs":
+                return GCSStore(settings.name, client_options=client, retry_config=retry)
+            if settings.scheme == "az":
+                return AzureStore(settings.name, client_options=client, retry_config=retry)
+            return S3Store(settings.name, client_options=client, retry_config=retry, **config)
+    except BaseException as error:
+        if not isinstance(error, (BaseError, ValueError, OSError)) and not _is_panic(error):
+            raise
         where, names = f"{settings.scheme}://{settings.name}", _CREDENTIALS.get(settings.scheme, "")
         message = f"the environment does not say how to reach it: {_said(error)}"
-        raise StorageError(message, where, f"look at {names}" if names else "") from error
+        raise StorageError(message, where, f"look at {names}" if names else "") from None
+
+
+@contextmanager
+def _no_empty_variables() -> Iterator[None]:
+    """The client takes an empty variable for a value; for everybody else it is not set."""
+    empty = [name for name, value in os.environ.items() if not value and name.startswith(_VARIABLES)]
+    for name in empty:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(dict.fromkeys(empty, ""))
+
+
+def _is_panic(error: BaseException) -> bool:
+    """Whether the client, which is Rust, failed in a way that its authors did not expect. It can be called by its name
+    only.
+    """
+    return type(error).__module__ == "pyo3_runtime"
 
 
 def _provider(keys: Keys) -> Callable[[], S3Credential]:

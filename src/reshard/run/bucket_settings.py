@@ -22,6 +22,16 @@ _OBS_KEYS = (
     ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
 )
 _S3_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+_ENDPOINTS = {
+    "s3": _S3_ENDPOINTS,
+    "obs": _OBS_ENDPOINTS,
+    "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
+    "gs": ("GOOGLE_BASE_URL",),
+}
+_HEADERS = {
+    "s3": (*_OBS_KEYS[-1], "AWS_REGION", "AWS_DEFAULT_REGION"),
+    "obs": (*(name for names in _OBS_KEYS for name in names), "OBS_REGION"),
+}
 _REGION = re.compile(r"\bobs\.([a-z0-9-]+)\.")
 
 
@@ -81,13 +91,43 @@ def address_of(url: str) -> Address:
 
 def settings_of(address: Address, environ: Mapping[str, str] = os.environ) -> Settings:
     """How to reach a bucket. Raises StorageError where the environment lacks what only it can tell."""
+    _check(address, environ)
     if address.scheme == "obs":
         return _obs(address, environ)
     if address.scheme == "s3":
         endpoint = _first(environ, _S3_ENDPOINTS)
         config = (("endpoint", endpoint),) if endpoint else ()
-        return Settings("s3", address.name, (*config, _NO_BULK), plain_http=endpoint.startswith("http://"))
+        return Settings("s3", address.name, (*config, _NO_BULK), plain_http=endpoint.lower().startswith("http://"))
     return Settings(address.scheme, address.name, plain_http=address.scheme == "http")
+
+
+def _check(address: Address, environ: Mapping[str, str]) -> None:
+    """Refuse by name what would make the client below panic. Raises StorageError, UsageError."""
+    where = f"{address.scheme}://{address.name}"
+    if not re.fullmatch(r"[^\s\x00-\x20]+", address.name):
+        raise UsageError("a bucket or host has no spaces in its name", where, "check the URL")
+    for name in _ENDPOINTS.get(address.scheme, ()):
+        value = environ.get(name, "")
+        if address.scheme == "obs" and "://" not in value:  # as ModelArts sets it
+            value = value and f"https://{value}"
+        fault = _endpoint_fault(value) if value else ""
+        if fault:
+            raise StorageError(f"{name}={environ[name]!r}: {fault}", where, f"export {name}=https://host:port")
+    for name in _HEADERS.get(address.scheme, ()):
+        if not re.fullmatch(r"[\x21-\x7e]*", environ.get(name, "")):
+            raise StorageError(f"{name} has a space or a sign that no request can carry", where, f"export {name} anew")
+
+
+def _endpoint_fault(value: str) -> str:
+    """What is wrong with a URL of a service."""
+    if not re.match("https?://", value, re.IGNORECASE):
+        return "http:// or https:// is missing in front"
+    try:
+        parts = urlsplit(value)
+        parts.port  # noqa: B018  raises where it is none
+    except ValueError as error:
+        return f"not a URL: {error}"
+    return "" if parts.hostname and re.fullmatch(r"[\x21-\x7e]*", value) else "not a URL of a host"
 
 
 _NO_BULK = ("disable_bulk_delete", True)  # not every store that speaks S3 has it

@@ -63,3 +63,45 @@ def test_s3_over_http_is_only_allowed_where_the_endpoint_says_so() -> None:
 def test_urls_that_cannot_be_used(url: str) -> None:
     with pytest.raises(UsageError):
         address_of(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "environ", "said"),
+    [
+        (
+            "s3://b/x",
+            {"AWS_ENDPOINT_URL": "minio:9000"},
+            "AWS_ENDPOINT_URL='minio:9000': http:// or https:// is missing",
+        ),
+        ("s3://b/x", {"AWS_ENDPOINT_URL_S3": "minio"}, "AWS_ENDPOINT_URL_S3='minio': http:// or https:// is missing"),
+        (
+            "s3://b/x",
+            {"AWS_ENDPOINT_URL": "", "AWS_ENDPOINT": "ftp://m"},
+            "AWS_ENDPOINT='ftp://m': http:// or https://",
+        ),
+        ("s3://b/x", {"AWS_ENDPOINT_URL": "http://"}, "not a URL of a host"),
+        ("s3://b/x", {"AWS_ENDPOINT_URL": "http://a b"}, "not a URL of a host"),
+        ("s3://b/x", {"AWS_ENDPOINT_URL": "http://m:port"}, "AWS_ENDPOINT_URL='http://m:port': not a URL"),
+        ("s3://b/x", {"AWS_ENDPOINT_URL": "http://[::1"}, "AWS_ENDPOINT_URL='http://\\[::1': not a URL"),
+        ("s3://b/x", {"AWS_REGION": "eu west"}, "AWS_REGION has a space"),
+        ("s3://b/x", {"AWS_SESSION_TOKEN": "a\n"}, "AWS_SESSION_TOKEN has a space"),
+        ("obs://b/x", {**KEYS, "OBS_ENDPOINT": "obs x.com"}, "OBS_ENDPOINT='obs x.com': not a URL"),
+        ("az://b/x", {"AZURE_STORAGE_ENDPOINT": "minio:9000"}, "AZURE_STORAGE_ENDPOINT='minio:9000': http:// or"),
+        ("gs://b/x", {"GOOGLE_BASE_URL": "minio:9000"}, "GOOGLE_BASE_URL='minio:9000': http:// or"),
+    ],
+)
+def test_what_would_make_the_client_panic_is_refused_by_name(url: str, environ: dict[str, str], said: str) -> None:
+    with pytest.raises(StorageError, match=said):
+        settings_of(address_of(url), environ)
+
+
+def test_an_empty_endpoint_is_none() -> None:
+    found = settings_of(address_of("s3://b/x"), {"AWS_ENDPOINT_URL_S3": "", "AWS_ENDPOINT_URL": "HTTP://m:9000"})
+    assert dict(found.config)["endpoint"] == "HTTP://m:9000"
+    assert found.plain_http
+    assert "endpoint" not in dict(settings_of(address_of("s3://b/x"), {"AWS_ENDPOINT_URL": ""}).config)
+
+
+def test_a_bucket_has_no_spaces() -> None:
+    with pytest.raises(UsageError, match="no spaces"):
+        settings_of(address_of("s3://a b/x"), {})

@@ -1,0 +1,44 @@
+"""Standard output and error that show what their encoding can: no work fails over how its log looks."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import json
+import re
+from typing import TextIO
+
+_HANDLER = "reshard.shown"
+_FRAIL = ("strict", "surrogateescape", "backslashreplace")
+_PLAIN = {
+    "×": "x", "→": "->", "←": "<-", "↔": "<->", "▮": "#", "…": "...", "·": ".", "–": "-", "—": "-",
+    "−": "-", "≤": "<=", "≥": ">=", "✓": "ok", "─": "-", "│": "|", "├": "+", "└": "+",
+}  # fmt: skip
+
+
+def make_safe(*streams: TextIO | None) -> None:
+    """Let streams replace what they cannot show. One whose owner chose another way to do so keeps that."""
+    codecs.register_error(_HANDLER, _replaced)
+    for stream in streams:
+        if not isinstance(stream, io.TextIOWrapper) or stream.errors not in _FRAIL:
+            continue
+        if not (is_utf8(stream) and stream.errors == "surrogateescape"):  # that one shows all there is
+            stream.reconfigure(errors=_HANDLER)
+
+
+def _replaced(error: UnicodeError) -> tuple[str, int]:
+    """Our own notation in plain signs; all else as Python spells it, so that a name still can be told from others."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    signs = error.object[error.start : error.end]
+    plain = (_PLAIN.get(sign) or sign.encode("ascii", "backslashreplace").decode() for sign in signs)
+    return "".join(plain), error.end
+
+
+def is_utf8(stream: TextIO) -> bool:
+    return codecs.lookup(stream.encoding or "ascii").name == "utf-8"
+
+
+def json_for(stream: TextIO, text: str) -> str:
+    """JSON that stays JSON in the stream's encoding: escaped where that is not UTF-8."""
+    return text if is_utf8(stream) else re.sub(r"[^\x00-\x7f]", lambda found: json.dumps(found[0])[1:-1], text)

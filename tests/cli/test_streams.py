@@ -1,0 +1,145 @@
+"""Standard output and error that cannot show every sign: the work is done, and what is said stays readable."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from making import counted, write_file, write_strategy
+from reshard.cli.main import main
+from reshard.compat import transform_ckpt, transform_ckpt_lora, unified_safetensors
+from reshard.errors import RunError
+from reshard.layout.tensor import Sharding
+
+FULL = {"w": counted(8, 4), "q.mindpet_delta_lora_a": counted(2, 4), "q.mindpet_delta_lora_b": counted(4, 2)}
+FULL["q.weight"] = counted(4, 4)
+CUT = {name: Sharding((4,), ((), ())) for name in FULL} | {"w": Sharding((4,), ((0,), ()))}
+ENCODINGS = ["gbk", "ascii", "latin-1", "utf-8"]
+NAMES = ["模型×é", os.fsdecode(b"raw-\xe4\xff")]
+COMMANDS = [
+    "inspect FULL",
+    "inspect FULL --json",
+    "plan FULL out --dst-strategy four",
+    "plan FULL out --dst-strategy four --full",
+    "convert FULL out --dst-strategy four --report out.html",
+    "explain w FULL --dst-strategy four",
+    "diff FULL FULL",
+    "diff FULL FULL --json",
+    "fingerprint FULL",
+    "strategy show four",
+    "doctor .",
+    "lora merge FULL out.ckpt --scaling 2",
+    "compat transform_checkpoint --src_checkpoint=FULL --dst_checkpoint=out --dst_strategy=four",
+    "compat transform_ckpt --src_ckpt_dir=FULL --dst_ckpt_dir=out --dst_ckpt_strategy=four",
+    "compat transform_ckpt_lora --src_ckpt_path_or_dir=FULL --dst_ckpt_dir=out --lora_scaling=2",
+]
+FAILING = [
+    ("inspect NOWHERE", 3),
+    ("convert FULL out --dst-strategy NOWHERE", 3),
+    ("convert FULL --×", 2),
+    ("compat transform_checkpoint --src_checkpoint=FULL --dst_checkpoint=out --dst_strategy=NOWHERE", 3),
+    ("auto --config NOWHERE", 3),
+]
+
+
+class Narrow:
+    """Runs the program with streams of an encoding, strict as Python opens them."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self._patch = patch
+
+    def __call__(self, encoding: str, words: list[str]) -> tuple[int, str, str]:
+        out, err = io.BytesIO(), io.BytesIO()
+        with self._patch.context() as patch:
+            patch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding, "strict"))
+            patch.setattr(sys, "stderr", io.TextIOWrapper(err, encoding, "strict"))
+            with pytest.raises(SystemExit) as stopped:
+                main(words)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            return int(stopped.value.code or 0), out.getvalue().decode(encoding), err.getvalue().decode(encoding)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, list[str]], tuple[int, str, str]]:
+    return Narrow(monkeypatch)
+
+
+@pytest.fixture(params=NAMES, ids=["chinese", "surrogates"])
+def name(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A working folder of that name with ``<name>.ckpt`` and the strategy ``four``."""
+    folder = tmp_path / request.param
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    write_file(folder / f"{request.param}.ckpt", FULL)
+    write_strategy(folder / "four", [CUT])
+    return str(request.param)
+
+
+def words_of(command: str, name: str) -> list[str]:
+    here = Path.cwd()
+    return [w.replace("FULL", f"{here}/{name}.ckpt").replace("NOWHERE", f"{here}/{name}.no") for w in command.split()]
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_do_their_work(command: str, encoding: str, name: str, run: Narrow) -> None:
+    code, out, err = run(encoding, words_of(command, name))
+    if "--full" in command and not name.isprintable():
+        assert (code, "is not Unicode: JSON cannot hold it" in err) == (3, True)
+        return
+    assert code == 0, err
+    if "--json" in command or "--full" in command:
+        json.loads(out)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize(("command", "want"), FAILING)
+def test_errors_are_told(command: str, want: int, encoding: str, name: str, run: Narrow) -> None:
+    code, _, err = run(encoding, words_of(command, name))
+    assert (code, err.count("error: ")) == (want, 1), err
+    assert "UnicodeEncodeError" not in err
+
+
+def test_what_cannot_be_shown_is_spelled(name: str, run: Narrow) -> None:
+    _, out, _ = run("ascii", words_of(COMMANDS[0], name))
+    assert name.encode("ascii", "backslashreplace").decode().replace("\\xd7", "x") in out
+    assert "8x4" in out
+    _, out, _ = run("ascii", words_of(COMMANDS[12], name))
+    assert "|##################################################|100%" in out
+
+
+def test_json_keeps_what_it_says(name: str, run: Narrow) -> None:
+    """In any encoding the same values."""
+    words = words_of("inspect FULL --json", name)
+    assert json.loads(run("ascii", words)[1]) == json.loads(run("gbk", words)[1]) == json.loads(run("utf-8", words)[1])
+
+
+class Panic(BaseException):
+    """As a library in Rust raises it: no Exception."""
+
+
+@pytest.mark.parametrize("tool", [transform_ckpt, transform_ckpt_lora, unified_safetensors])
+def test_a_panic_is_a_bug_and_no_difference(
+    tool: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit 1 says that a difference was found, and nothing else says it."""
+
+    def panics(*_: object, **__: object) -> None:
+        raise Panic("called unwrap")
+
+    monkeypatch.setattr(tool, "required", panics)
+    called = tool.__name__.rpartition(".")[2]  # type: ignore[attr-defined]
+    assert tool.main([]) == RunError.exit_code  # type: ignore[attr-defined]
+    with pytest.raises(SystemExit) as stopped:
+        main(["compat", called])
+    assert stopped.value.code == RunError.exit_code
+    said = capsys.readouterr().err
+    assert said.count("error: Panic: called unwrap") == 2
+    assert "Traceback" not in said
