@@ -281,7 +281,7 @@ def test_shares_must_fit_the_strategy(capsys: pytest.CaptureFixture[str]) -> Non
     assert "world_size is 2, the strategy has 4 ranks" in said
     assert "transform_process_num 3 does not divide world_size 4" in said
     assert main([*words, "--world_size=2", "--process_num=1"]) == 0
-    assert "all of them are made" in capsys.readouterr().err
+    assert "all are made" in capsys.readouterr().err
 
 
 def shell(*words: str) -> subprocess.CompletedProcess[str]:

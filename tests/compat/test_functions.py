@@ -156,7 +156,7 @@ def test_rank_list_for_transform() -> None:
         ms.rank_list_for_transform("0")  # type: ignore[arg-type]
     with pytest.raises(TypeError):
         ms.rank_list_for_transform(0, 3)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="not among the target's 1 ranks"):
+    with pytest.raises(ValueError, match="not among the target's 1 rank"):
         ms.rank_list_for_transform(1, four())
 
 
