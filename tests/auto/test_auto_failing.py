@@ -150,7 +150,7 @@ def test_an_early_rank_does_not_take_the_last_run_for_this_one(tmp_path: Path, r
     said = tmp_path / "output/.reshard-auto/rank_7.json"
     until(lambda: str(early[-1].pid).encode() in said.read_bytes())
     time.sleep(0.5)
-    assert all(rank.log.read_text() == "" for rank in early)  # they found all of a run that was done, and wait
+    assert all(rank.said() == "" for rank in early)  # they found all of a run that was done, and wait
     last = ranks.start("--config", config, "--rank", "0", "--world-size", "8", cwd=tmp_path)
     assert [rank.ended().code for rank in (*early, last)] == [0] * WORLD
     assert (tmp_path / "output/.reshard-auto/generation.json").read_bytes() != first

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from terminal import PROGRAM
 
+from forks import forks
 from making import array, write_file, write_strategy
 from reshard.closest import closest, closest_pattern, did_you_mean
 from reshard.layout.tensor import Sharding
@@ -29,9 +28,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(made: Path) -> Callable[[str], tuple[int, str]]:
     def said(words: str) -> tuple[int, str]:
-        done = subprocess.run([str(PROGRAM), *words.split()], cwd=made, capture_output=True, text=True, check=False)
+        ended = forks().run(*words.split(), cwd=made)
         shutil.rmtree(made / "out", ignore_errors=True)
-        return done.returncode, done.stderr
+        return ended.code, ended.err
 
     return said
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from typing import Any
 
 import pytest
 import typer.main
-from terminal import PROGRAM
 
+from forks import forks
 from reshard.cli.commands import app_for
 
 
@@ -22,7 +21,7 @@ ALL = groups(typer.main.get_command(app_for()))
 
 
 def help_of(path: tuple[str, ...]) -> str:
-    return subprocess.run([str(PROGRAM), *path, "--help"], capture_output=True, text=True, check=True).stdout
+    return forks().run(*path, "--help").out
 
 
 @pytest.mark.parametrize("path", [p for p, c in ALL.items() if hasattr(c, "commands")], ids=" ".join)

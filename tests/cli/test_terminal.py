@@ -28,7 +28,7 @@ def piped(*args: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 SUMMARY = re.compile(
-    r"\S+: 4 files of 8 tensors\n2\.0 MiB read, 2\.0 MiB written in [\d.]+ s \([\d.]+ MiB/s\)\nleft out: nothing\n"
+    r"\S+: 4 files of 8 tensors\n2\.0 MiB read, 2\.0 MiB written in [\d.]+ s \([\d.]+ [KM]iB/s\)\nleft out: nothing\n"
 )
 
 

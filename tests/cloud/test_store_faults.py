@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,11 +10,11 @@ from pathlib import Path
 import pytest
 from servers import S3, Kind, Request, ask, told
 
+from forks import DONE, forks
 from making import array, tree, write_file, write_ranks, write_strategy
 from reshard.layout.tensor import Sharding
 
 FULL = {f"w{i}": array((512, 1024), seed=i) for i in range(12)}  # 24 MiB
-PROGRAM = str(Path(sys.executable).with_name("reshard"))
 OLD, NEW = Sharding((2,), ((0,), ())), Sharding((2,), ((), (0,)))
 
 
@@ -36,8 +34,7 @@ class Job:
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
     made = Job(tmp_path_factory.mktemp("job"))
-    words = map(str, made.words(made.ranks, made.out))
-    subprocess.run([PROGRAM, *words, "--no-fsync", "--quiet"], check=True)
+    assert forks().run(*map(str, made.words(made.ranks, made.out)), "--no-fsync", "--quiet") == DONE
     return made
 
 
@@ -148,13 +145,13 @@ def test_a_killed_upload_is_gone_on_with(job: Job, s3: S3, capsys: pytest.Captur
     """Killed when one file is whole and the next is under way, the rest is made and the whole file is not."""
     source = s3.put(job.ranks, "ranks")
     words = [*map(str, job.words(source, f"{s3.url}/out")), "--max-memory", "144MiB", "--workers", "2", "--quiet"]
-    process = subprocess.Popen([PROGRAM, *words], env=dict(os.environ))
+    process = forks().start(*words)
     for _ in range(6000):
-        if s3.proxy.count("PUT", ".reshard/done/") or process.poll() is not None:
+        if s3.proxy.count("PUT", ".reshard/done/"):
             break
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process.kill(signal.SIGKILL)
+    assert process.ended().code == -signal.SIGKILL
     whole = [k for k in s3.keys("out") if k.endswith(".safetensors")]
     assert len(whole) == 1
     assert not [k for k in s3.keys("out") if k.endswith("manifest.json")]

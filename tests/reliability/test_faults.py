@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from forks import Forks
 from job import INPUT, OLD, STAGES, STORAGE, USAGE, WORKER, Run, Work, one_error, wait_until
 
 import reshard
+from forks import DONE, forks
 from making import array, tree, write_file, write_strategy
 from reshard import interruption
 from reshard.ops.options import Options
@@ -182,21 +182,17 @@ def test_a_worker_that_dies(work: Work, run: Run, error: Exception, monkeypatch:
 
 
 def test_two_conversions_into_one_target(work: Work, run: Run) -> None:
-    forks = Forks()
-    try:
-        first = forks.start(*work.command("--max-rate", "1KiB/s", "--quiet"))
-        wait_until((work.out / ".reshard" / "begun.json").exists)
-        for more, said in [
-            ("--resume", "another conversion is writing here: rank_"),
-            ("--quiet", "the target is not empty"),
-        ]:
-            code, error = run(*work.command(more))
-            assert code == USAGE
-            assert said in one_error(error)
-        os.kill(first, signal.SIGINT)
-        assert forks.wait()[0] == 130
-    finally:
-        forks.close()
+    first = forks().start(*work.command("--max-rate", "1KiB/s", "--quiet"))
+    wait_until((work.out / ".reshard" / "begun.json").exists)
+    for more, said in [
+        ("--resume", "another conversion is writing here: rank_"),
+        ("--quiet", "the target is not empty"),
+    ]:
+        code, error = run(*work.command(more))
+        assert code == USAGE
+        assert said in one_error(error)
+    first.kill(signal.SIGINT)
+    assert first.ended().code == 130
     assert run(*work.command(*["--resume"] * work.out.exists())) == (0, "")
     work.assert_whole()
 
@@ -207,18 +203,14 @@ def test_an_overwrite_meanwhile(work: Work, run: Run, old: tuple[str, ...]) -> N
     first = ("--overwrite",) * bool(old)
     for name in old:
         (work.out / name).mkdir(parents=True)
-    forks = Forks()
-    try:
-        forks.start(*work.command("--max-rate", "1KiB/s", "--quiet", *first))
-        wait_until(lambda: list(work.folder.glob("*out*/.reshard/begun.json")))
-        before = tree(work.out)
-        code, error = run(*work.command("--overwrite", "--dtype", "float16"))
-        assert code == USAGE
-        assert "another conversion is writing here" in one_error(error)
-        assert tree(work.out).keys() >= before.keys()
-        assert forks.wait() == (0, "")
-    finally:
-        forks.close()
+    under_way = forks().start(*work.command("--max-rate", "1KiB/s", "--quiet", *first))
+    wait_until(lambda: list(work.folder.glob("*out*/.reshard/begun.json")))
+    before = tree(work.out)
+    code, error = run(*work.command("--overwrite", "--dtype", "float16"))
+    assert code == USAGE
+    assert "another conversion is writing here" in one_error(error)
+    assert tree(work.out).keys() >= before.keys()
+    assert under_way.ended() == DONE
     work.assert_whole()
     assert sorted(p.name for p in work.folder.iterdir()) == ["new", "old", "out", "src"]
 

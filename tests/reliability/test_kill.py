@@ -7,19 +7,18 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
 import pytest
-from forks import Forks
 
 import reshard
+from forks import forks
 from making import array, tree, write_ranks, write_strategy
 from reshard.layout.tensor import Sharding
 from reshard.ops.options import Options
 
-KILLS = int(os.environ.get("RESHARD_KILLS", "120"))
+KILLS = int(os.environ.get("RESHARD_KILLS", "30"))
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 STAGES = 8
 OLD, NEW = Sharding((4,), ((), (0,))), Sharding((2,), ((0,), ()))
@@ -66,36 +65,39 @@ class Work:
 
 
 @pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    made = Forks()
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Work:
     return Work(tmp_path_factory.mktemp("kill"))
 
 
-def duration(work: Work, forks: Forks, *more: str) -> float:
+def run(work: Work, *more: str, kill: tuple[signal.Signals, float] | None = None) -> tuple[int, str]:
+    """Exit code, negative for a signal that ended it, and what it said. ``kill``: which signal after how long."""
+    running = forks().start(*work.command(*more))
+    if kill:
+        time.sleep(kill[1])
+        running.kill(kill[0])
+    ended = running.ended()
+    return ended.code, ended.said
+
+
+def duration(work: Work, *more: str) -> float:
     """Seconds that a conversion takes here and now."""
     began = time.monotonic()
-    assert forks.run(*work.command(*more)) == (0, "")
+    assert run(work, *more) == (0, "")
     assert tree(work.out) == work.wanted
     shutil.rmtree(work.out)
     return time.monotonic() - began
 
 
-def test_killed_at_any_moment_it_resumes_to_the_same_bytes(work: Work, forks: Forks) -> None:
+def test_killed_at_any_moment_it_resumes_to_the_same_bytes(work: Work) -> None:
     random = Random(20)
-    whole = duration(work, forks, "--no-fsync")
+    whole = duration(work, "--no-fsync")
     landed = resumed = 0
     while landed < KILLS:
         shutil.rmtree(work.out, ignore_errors=True)
         begun = False
         while True:  # killed, resumed, perhaps killed again
             kind, after = SIGNALS[landed % 3], random.uniform(0, whole)
-            code, said = forks.run(*work.command("--no-fsync", *["--resume"] * begun), kill=(kind, after))
+            code, said = run(work, "--no-fsync", *["--resume"] * begun, kill=(kind, after))
             work.assert_nothing_half_done_looks_finished()
             if work.finished():
                 break
@@ -105,7 +107,7 @@ def test_killed_at_any_moment_it_resumes_to_the_same_bytes(work: Work, forks: Fo
             begun = work.out.exists()
             if random.random() < 0.5:
                 noted = work.noted()
-                assert forks.run(*work.command("--no-fsync", *["--resume"] * begun)) == (0, "")
+                assert run(work, "--no-fsync", *["--resume"] * begun) == (0, "")
                 assert {path: (work.out / path).stat().st_ino for path in noted} == noted  # not made again
                 resumed += bool(noted)
                 break
@@ -114,10 +116,10 @@ def test_killed_at_any_moment_it_resumes_to_the_same_bytes(work: Work, forks: Fo
     assert resumed >= KILLS // 24  # those that had something done to go on from
 
 
-def test_a_killed_overwrite_leaves_the_old_tree_or_the_new_one(work: Work, forks: Forks) -> None:
+def test_a_killed_overwrite_leaves_the_old_tree_or_the_new_one(work: Work) -> None:
     random = Random(21)
     shutil.rmtree(work.out, ignore_errors=True)
-    whole = duration(work, forks)
+    whole = duration(work)
     old = {"rank_0/mine.ckpt": b"mine", "notes.txt": b"more"}
     for number in range(max(KILLS // 4, 30)):
         shutil.rmtree(work.out, ignore_errors=True)
@@ -125,8 +127,8 @@ def test_a_killed_overwrite_leaves_the_old_tree_or_the_new_one(work: Work, forks
         for name, content in old.items():
             (work.out / name).write_bytes(content)
         after = whole * random.choice([random.uniform(0, 1), random.uniform(0.9, 1.1)])
-        forks.run(*work.command("--overwrite"), kill=(SIGNALS[number % 3], after))
+        run(work, "--overwrite", kill=(SIGNALS[number % 3], after))
         assert tree(work.out) == (work.wanted if work.finished() else old)
-    assert forks.run(*work.command("--overwrite")) == (0, "")
+    assert run(work, "--overwrite") == (0, "")
     assert tree(work.out) == work.wanted
     assert list(work.folder.glob(".out.reshard-*")) == []

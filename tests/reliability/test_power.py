@@ -10,15 +10,14 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from random import Random
 
-import pytest
-from forks import Forks
 from job import STAGES, Work, wait_until
 from mounts import ext4_image, mounted
+
+from forks import DONE, forks
 
 CUTS = int(os.environ.get("RESHARD_POWER_CUTS", "12"))
 DISK_NBYTES = 8 << 20
@@ -30,13 +29,6 @@ def disk_now(image: Path, copy: Path) -> Path:
         shutil.copyfile(image, copy)
         if copy.read_bytes() == image.read_bytes():
             return copy
-
-
-@pytest.fixture
-def forks() -> Iterator[Forks]:
-    made = Forks()
-    yield made
-    made.close()
 
 
 def named(work: Work) -> set[int]:
@@ -59,38 +51,38 @@ def reached(work: Work, files: int) -> bool:
     return finished(work) or len(noted(work)) >= files
 
 
-def test_the_power_fails_at_any_moment(work: Work, forks: Forks) -> None:
+def test_the_power_fails_at_any_moment(work: Work) -> None:
     random = Random(22)
     seen = set()
     for number in range(CUTS):
         image = ext4_image(work.folder / "image", DISK_NBYTES)
         with mounted(work.folder / "disk", "-o", "loop", image) as disk:
             work.out = disk / "out"
-            child = forks.start(*work.command("--quiet", "--max-rate", "4KiB/s"))
+            child = forks().start(*work.command("--quiet", "--max-rate", "4KiB/s"))
             wait_until(partial(reached, work, number % (2 * STAGES)))
             time.sleep(random.choice([0, random.uniform(0, 0.3)]))
-            os.kill(child, signal.SIGSTOP)
+            child.kill(signal.SIGSTOP)
             done = set(range(2 * STAGES)) if finished(work) else noted(work)
             if number % 2:
                 os.sync()  # the kernel may write all it has of its own accord
             held = disk_now(image, work.folder / "held")
-            os.kill(child, signal.SIGKILL)
-            assert forks.wait()[0] in (0, -signal.SIGKILL)
+            child.kill(signal.SIGKILL)
+            assert child.ended().code in (0, -signal.SIGKILL)
         with mounted(work.folder / "disk", "-o", "loop", held) as disk:
             assert named(work) >= done
             seen.add(len(named(work)))
             if finished(work):
                 work.assert_whole()
-            assert forks.run(*work.command("--quiet", *["--resume"] * (disk / "out").exists())) == (0, "")
+            assert forks().run(*work.command("--quiet", *["--resume"] * (disk / "out").exists())) == DONE
             work.assert_whole()
     assert len(seen) > 2
 
 
-def test_what_is_told_to_be_done_is_on_the_disk(work: Work, forks: Forks) -> None:
+def test_what_is_told_to_be_done_is_on_the_disk(work: Work) -> None:
     image = ext4_image(work.folder / "image", DISK_NBYTES)
     with mounted(work.folder / "disk", "-o", "loop", image) as disk:
         work.out = disk / "deep" / "out"
-        assert forks.run(*work.command("--quiet")) == (0, "")
+        assert forks().run(*work.command("--quiet")) == DONE
         held = disk_now(image, work.folder / "held")
     with mounted(work.folder / "disk", "-o", "loop", held):
         work.assert_whole()

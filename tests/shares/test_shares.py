@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +15,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 import reshard
+from forks import Running, forks
 from making import array, tree, write_file, write_ranks, write_strategy
 from reshard import Options
 from reshard.cli.sharing import parse_share
@@ -25,10 +24,8 @@ from reshard.layout.tensor import Sharding
 from reshard.ops.convert import bill_of
 from reshard.planning.shares import Group, Share, divided
 
-PROGRAM = str(Path(sys.executable).with_name("reshard"))
 ROWS, COLUMNS, WHOLE = (Sharding((2, 4), m) for m in (((0,), ()), ((), (0,)), ((), ())))
 OLD = Sharding((2, 2), ((0,), ()))
-Process = subprocess.Popen[str]
 
 
 class Work:
@@ -52,19 +49,18 @@ class Work:
         reshard.convert(self.src, folder / "wanted", self.options)
         self.wanted = tree(folder / "wanted")
 
-    def start(self, share: str, *more: str, src: Path | None = None, env: Mapping[str, str] | None = None) -> Process:
+    def start(self, share: str, *more: str, src: Path | None = None, env: Mapping[str, str] | None = None) -> Running:
         strategies = ["--src-strategy", self.options.src_strategy, "--dst-strategy", self.options.dst_strategy]
-        argv = [PROGRAM, "convert", str(src or self.src), str(self.out), *strategies, "--share", share, *more]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        return subprocess.Popen(argv, text=True, env={**os.environ, **(env or {})}, **pipes)  # type: ignore[call-overload]
+        words = ("convert", src or self.src, self.out, *strategies, "--share", share, *more)
+        return forks().start(*words, env={**os.environ, **(env or {})})
 
     def published(self) -> bool:
         return (self.out / ".reshard" / "manifest.json").exists()
 
 
-def ended(process: Process) -> tuple[int, str]:
-    said = process.communicate(timeout=60)[0]
-    return process.returncode, said
+def ended(process: Running) -> tuple[int, str]:
+    found = process.ended()
+    return found.code, found.said
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +82,7 @@ def test_four_processes_one_killed_and_run_again(work: Work) -> None:
     for process in others:
         code, said = ended(process)
         assert (code, "still to be made" in said) == (0, True), said
-    slow.send_signal(signal.SIGKILL)
+    slow.kill(signal.SIGKILL)
     ended(slow)
     assert not work.published()
     assert not [p for p in tree(work.out) if not p.endswith(".part") and tree(work.out)[p] != work.wanted[p]]
@@ -118,7 +114,7 @@ def test_a_share_under_way_is_not_begun_twice(work: Work) -> None:
     code, said = ended(work.start("1/4"))
     assert code == 2
     assert "another conversion is writing here: rank_" in said
-    slow.send_signal(signal.SIGINT)
+    slow.kill(signal.SIGINT)
     assert ended(slow)[0] == 130
 
 
