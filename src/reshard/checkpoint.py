@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from reshard.errors import counted
+from reshard.families.planner import make_plan
 from reshard.formats.registry import format_named
 from reshard.planning.catalog import Catalog, Tensor
 from reshard.planning.decide import Missing
-from reshard.planning.planner import make_plan
 from reshard.planning.show import catalog_html, tensor_html
 from reshard.planning.target import Choices, Target
 from reshard.planning.tasks import tasks
@@ -23,9 +23,9 @@ from reshard.run.strategies import read_strategy
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from reshard.layout.stages import Strategy
     from reshard.run.discover import Select
     from reshard.run.memory import LazyArrays
-    from reshard.strategy.strategy import Strategy
 
 
 def open(
@@ -50,7 +50,7 @@ class TensorView:
         self.name = tensor.name
         self.dtype = tensor.spec.dtype
         self.shape = tensor.spec.shape
-        self.parts = tensor.layout.sharding.parts
+        self.parts = tensor.parts
         self._checkpoint = checkpoint
 
     def read(self) -> npt.NDArray[Any]:
@@ -136,6 +136,6 @@ def _arrays(source: Catalog, strategy: Strategy | None, rank: int, dtype: str, m
     from reshard.run.memory import LazyArrays
 
     target = Target(strategy, format_named("safetensors"), ranks=frozenset({rank}), dtype=dtype)
-    choices = Choices(missing=missing, agreed=agreements(source, source.unlaid()))
+    choices = Choices(missing=missing, agreed=agreements(source, source.compared()))
     (task,) = tasks(make_plan(source, target, choices))
     return LazyArrays({m.name: m for m in task.moves}, task.sources)

@@ -10,6 +10,9 @@ from msgspec import Struct
 from reshard.dtypes import ITEMSIZE
 from reshard.errors import FormatError
 
+ZEROS = -1
+"""In place of a file's number: no file holds the elements, they are zeros."""
+
 
 class TensorSpec(Struct, frozen=True):
     """Element type and shape of a tensor or of one shard of it; ``()`` is a 0-d tensor of one element."""
@@ -24,8 +27,12 @@ class TensorSpec(Struct, frozen=True):
             raise FormatError(f"negative size in shape {list(self.shape)}")
 
     @property
+    def itemsize(self) -> int:
+        return ITEMSIZE[self.dtype]
+
+    @property
     def nbytes(self) -> int:
-        return prod(self.shape) * ITEMSIZE[self.dtype]
+        return prod(self.shape) * self.itemsize
 
     def __str__(self) -> str:
         return f"{self.dtype}{list(self.shape)}"
@@ -44,6 +51,26 @@ class Extent(Struct, frozen=True, order=True):
     @property
     def end(self) -> int:
         return self.offset + self.nbytes
+
+
+def cut_extents(extents: tuple[Extent, ...], start: int, nbytes: int) -> tuple[Extent, ...]:
+    """Bytes ``start`` to ``start + nbytes`` of what the extents hold one after the other.
+
+    >>> cut_extents((Extent(100, 10), Extent(200, 10)), 8, 4)
+    (Extent(offset=108, nbytes=2), Extent(offset=200, nbytes=2))
+    """
+    out = []
+    for extent in extents:
+        if nbytes <= 0:
+            break
+        if start < extent.nbytes:
+            length = min(extent.nbytes - start, nbytes)
+            out.append(Extent(extent.offset + start, length))
+            nbytes -= length
+            start = 0
+        else:
+            start -= extent.nbytes
+    return tuple(out)
 
 
 class Stored(Struct, frozen=True):

@@ -18,9 +18,9 @@ import pytest
 
 from golden.cases import NAMES, unpack
 from golden.readers import Value, messages, read_items, read_weights, weight_files
+from reshard.layout.stages import Strategy, layout_of_full, layout_of_shard
 from reshard.layout.tensor import Layout
 from reshard.strategy.folder import encode, merge_stages, read_strategy
-from reshard.strategy.strategy import Strategy, layout_of_full, layout_of_shard
 
 HERE = Path(__file__).parent
 COMPILED = sorted(p.parent for p in HERE.glob("*/*/how.json"))

@@ -16,7 +16,7 @@ from reshard.index import Extent
 from reshard.layout.tensor import Layout, Sharding
 from reshard.ops.convert import bill_of
 from reshard.planning import bill
-from reshard.planning.plan import Move, Piece
+from reshard.planning.plan import Assembly, Move, Piece
 from reshard.planning.shares import Share
 
 ROWS, COLUMNS = ((0,), ()), ((), (0,))
@@ -98,7 +98,7 @@ def test_what_is_needed_and_read_is_counted_as_the_tasks_say(tmp_path: Path) -> 
     plan = reshard.plan(source, "out", options)
     read = sum(sum(bill.reads(move, 8 << 20)) for task in tasks(plan) for move in task.moves)
     assert bill_of(plan, "out", options).read_nbytes == read
-    narrow = Move("w", (4, 4), "float32", "float32", (Piece(0, _box((0, 0), (4, 4)), (Extent(0, 64),)),),
+    narrow = Move("w", Assembly("float32", (4, 4), (Piece(0, _box((0, 0), (4, 4)), (Extent(0, 64),)),)), "float32",
                   (Piece(0, _box((0, 0), (4, 1)), (Extent(0, 16),)),))  # fmt: skip
     assert list(bill.reads(narrow, 8 << 20)) == [64]
 

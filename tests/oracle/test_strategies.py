@@ -10,12 +10,12 @@ import pytest
 from test_transforming import GOLDEN, parameters, strategy_of
 
 from golden.cases import run_reshard
+from reshard.layout.stages import Entry, layout_of_full
 from reshard.layout.tensor import Sharding
 from reshard.strategy.file import LayoutItem
 from reshard.strategy.folder import read_strategy
 from reshard.strategy.json_file import encode_json_layout, encode_json_made, write_json
 from reshard.strategy.protobuf import encode_layout, encode_made, write_protobuf
-from reshard.strategy.strategy import Entry, layout_of_full
 
 pytestmark = pytest.mark.oracle
 

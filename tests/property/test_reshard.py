@@ -14,6 +14,7 @@ from random_layouts import Case, Job, cases
 
 import reshard
 from making import array, read_rank, same, shard_of, write_file, write_ranks, write_strategy
+from reshard.families.planner import make_plan
 from reshard.formats.base import Format
 from reshard.formats.mindspore_ckpt import MindSporeCkpt
 from reshard.formats.registry import format_named
@@ -21,7 +22,6 @@ from reshard.ops.convert import execute
 from reshard.ops.observer import Observer
 from reshard.ops.options import Options
 from reshard.planning.bill import make_bill
-from reshard.planning.planner import make_plan
 from reshard.planning.target import Choices, Target
 from reshard.run.source import Source, open_source
 from reshard.strategy.folder import read_strategy

@@ -9,6 +9,7 @@ import pytest
 from configurations import CONFIGURATIONS, headers, making, parameters
 
 from making import write_file
+from reshard.layout.stages import Entry
 from reshard.layout.tensor import Layout, Sharding
 from reshard.ops import make_strategy
 from reshard.ops.make_strategy import Making, made_stages
@@ -16,7 +17,6 @@ from reshard.strategy.expression import evaluate
 from reshard.strategy.file import StrategyFile
 from reshard.strategy.folder import read_strategy, stage_files
 from reshard.strategy.named import named_by_family, values_of
-from reshard.strategy.strategy import Entry
 
 each_configuration = pytest.mark.parametrize("folder", CONFIGURATIONS, ids=lambda folder: folder.name)
 

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from reshard.auto.config import Config
 from reshard.auto.settings import Settings
 from reshard.errors import InputError, ReshardError, StrategyError, counted
+from reshard.layout.stages import Entry, Factored, Strategy
 from reshard.layout.tensor import Sharding
 from reshard.ops.make_strategy import Making, made_stages
 from reshard.planning.names import is_state
@@ -21,7 +22,6 @@ from reshard.run.storage import is_url
 from reshard.run.strategies import read_strategy
 from reshard.strategy.made import made_files
 from reshard.strategy.placing import Stages
-from reshard.strategy.strategy import Entry, Factored, Strategy
 
 
 class JobStrategy(Struct, frozen=True):

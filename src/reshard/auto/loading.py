@@ -16,8 +16,8 @@ from reshard.auto.matching import Here, match
 from reshard.auto.preparing import Call
 from reshard.auto.settings import read_settings
 from reshard.errors import UsageError
+from reshard.families.planner import make_plan
 from reshard.formats.registry import format_named
-from reshard.planning.planner import make_plan
 from reshard.planning.target import Choices, Target
 from reshard.planning.tasks import tasks
 from reshard.run.discover import Found
@@ -80,5 +80,5 @@ def _arrays(source: JobSource, strategy: JobStrategy, rank: int) -> LazyArrays:
     opened = open_source(source.source)
     probe(opened)
     target = Target(strategy.strategy, format_named("safetensors"), ranks=frozenset({rank}))
-    (task,) = tasks(make_plan(opened, target, Choices(agreed=agreements(opened, opened.unlaid()))))
+    (task,) = tasks(make_plan(opened, target, Choices(agreed=agreements(opened, opened.compared()))))
     return LazyArrays({move.name: move for move in task.moves}, task.sources)

@@ -8,10 +8,10 @@ from reshard.auto.job_strategy import JobStrategy, compared
 from reshard.errors import CheckpointError, counted
 from reshard.formats.registry import format_of
 from reshard.index import TensorSpec
+from reshard.layout.stages import Strategy
 from reshard.planning.names import is_state
 from reshard.run.discover import Found
 from reshard.run.source import index_files
-from reshard.strategy.strategy import Strategy
 
 
 class Here(Struct, frozen=True):

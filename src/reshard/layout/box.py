@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import product
 from math import prod
 from types import EllipsisType
 
@@ -65,3 +67,20 @@ class Box(Struct, frozen=True, order=True):
             at = at * (last - first) + start - first
             one_row = one_row and stop - start == 1
         return at
+
+    def runs_in(self, outer: Box) -> Iterator[tuple[int, int]]:
+        """Where in ``outer``, row-major, this box's elements lie: (first, how many), in the box's own order.
+
+        >>> list(Box((1, 2), (3, 4)).runs_in(Box((0, 0), (3, 4))))
+        [(6, 2), (10, 2)]
+        """
+        if not self.size:
+            return
+        dims = len(self.start)
+        while dims > 1 and (self.start[dims - 1], self.stop[dims - 1]) == (outer.start[dims - 1], outer.stop[dims - 1]):
+            dims -= 1
+        rows = max(dims - 1, 0)
+        steps = [prod(outer.shape[dim + 1 :]) for dim in range(len(self.start))]
+        first = sum((a - o) * step for a, o, step in zip(self.start, outer.start, steps, strict=True))
+        for index in product(*map(range, self.shape[:rows])):
+            yield first + sum(i * step for i, step in zip(index, steps[:rows], strict=True)), prod(self.shape[rows:])

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from reshard.dtypes import ALIASES
 from reshard.errors import CheckpointError, DifferenceError, UsageError, listed
+from reshard.families.planner import make_plan
 from reshard.formats.base import Format
 from reshard.formats.mindspore_ckpt import MindSporeCkpt, stored_crc
 from reshard.formats.registry import format_named, format_of
@@ -24,7 +25,6 @@ from reshard.planning.catalog import Catalog
 from reshard.planning.lora import LoraMerge
 from reshard.planning.parts import Parts
 from reshard.planning.plan import Plan
-from reshard.planning.planner import make_plan
 from reshard.planning.target import Choices, Target
 from reshard.run.machine import uncollected
 from reshard.run.place import Place
@@ -94,7 +94,7 @@ def plan_from(
         drop_redundancy=options.drop_redundancy,
         dtype=ALIASES.get(options.dtype, options.dtype),
     )
-    agreed = agreements(source, (t for t in source.unlaid() if options.names.takes(t.name)))
+    agreed = agreements(source, (t for t in source.compared() if options.names.takes(t.name)))
     return make_plan(source, target, Choices(options.names, options.missing, agreed, lora))
 
 

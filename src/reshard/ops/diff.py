@@ -11,12 +11,13 @@ from msgspec import Struct
 
 from reshard.dtypes import FLOATING, ITEMSIZE
 from reshard.errors import DifferenceError, UsageError, counted, listed
-from reshard.layout.box import Box
 from reshard.ops.observer import Observer
+from reshard.planning.assembly import assembled
+from reshard.planning.assembly import every_copy as copies
 from reshard.planning.blocks import Access
-from reshard.planning.catalog import Catalog, Held, Tensor
+from reshard.planning.catalog import Catalog, Held, Shard, Tensor
 from reshard.planning.names import NameRules, is_state
-from reshard.planning.plan import Move, Piece, SourceFile
+from reshard.planning.plan import Move, SourceFile
 from reshard.run.machine import allow_many_files, auto_workers
 from reshard.run.mover import Mover
 from reshard.run.replicas import shown_values
@@ -83,7 +84,7 @@ def verify_content(
     excused = [
         d.name
         for d in found.differences
-        if d.kind == "only in A" and is_state(d.name) and target.strategy and d.name not in target.strategy.names()
+        if d.kind == "only in A" and is_state(d.name) and target.expected and d.name not in target.expected
     ]
     faults = [str(d) for d in found.differences if d.name not in excused]
     if faults:
@@ -111,7 +112,7 @@ def _compare(
     differences += [Difference(n, "only in B") for n in theirs if n not in ours]
     differences += _texts(a, b, rules)
     moves: list[Move] = []
-    varied = {n for n, same in agreements(a, a.unlaid()).items() if not same}
+    varied = {n for n, same in agreements(a, a.compared()).items() if not same}
     for name, tensor in ours.items():
         if name not in theirs:
             continue
@@ -122,22 +123,13 @@ def _compare(
             differences.append(
                 Difference(name, "type or shape", f"{expected}{list(tensor.spec.shape)}", str(other.spec))
             )
-        elif tensor.missing() or other.missing():
+        elif tensor.shards.missing() or other.shards.missing():
             differences.append(Difference(name, "incomplete"))
         elif tensor.name in varied:
             differences += _varied(a, tensor, b, other)
         else:
-            targets = _pieces(other, every_copy=every_copy)
-            moves.append(
-                Move(
-                    name,
-                    tensor.spec.shape,
-                    tensor.spec.dtype,
-                    expected,
-                    _pieces(tensor, every_copy=False),
-                    targets,
-                )
-            )
+            targets = copies(other) if every_copy else assembled(other).pieces
+            moves.append(Move(name, assembled(tensor), expected, targets))
     allow_many_files()
     nbytes = sum(_nbytes(m) for m in moves)
     observer.start("comparing", nbytes)
@@ -157,15 +149,7 @@ def _threads(*sides: Catalog) -> int:
 
 
 def _nbytes(move: Move) -> int:
-    return sum(p.box.size for p in move.targets) * ITEMSIZE[move.target_dtype]
-
-
-def _pieces(tensor: Tensor, *, every_copy: bool) -> tuple[Piece, ...]:
-    return tuple(
-        Piece(h.file, tensor.layout.box_of(cell), h.stored.extents)
-        for cell, held in sorted(tensor.cells.items())
-        for h in (held if every_copy else held[:1])
-    )
+    return sum(p.box.size for p in move.targets) * ITEMSIZE[move.dtype]
 
 
 def _files(source: Catalog) -> tuple[SourceFile, ...]:
@@ -193,15 +177,14 @@ def _varied(a: Catalog, tensor: Tensor, b: Catalog, other: Tensor) -> list[Diffe
 def _all_values(source: Catalog, tensor: Tensor) -> set[bytes]:
     files = Sources(_files(source))
     try:
-        return {_bytes(files, h) for held in tensor.cells.values() for h in held}
+        return {_bytes(files, tensor, shard, held) for shard in tensor.shards for held in shard.held}
     finally:
         files.close()
 
 
-def _bytes(files: Sources, held: Held) -> bytes:
-    buffer = bytearray(held.stored.spec.nbytes)
-    box = Box.whole(held.stored.spec.shape)
-    files.read_into(Access(0, held.file, box, held.stored.extents), memoryview(buffer))
+def _bytes(files: Sources, tensor: Tensor, shard: Shard, held: Held) -> bytes:
+    buffer = bytearray(shard.box.size * tensor.spec.itemsize)
+    files.read_into(Access(0, held.file, shard.box, held.extents), memoryview(buffer))
     return bytes(buffer)
 
 
@@ -236,8 +219,8 @@ _Bytes = npt.NDArray[np.uint8]
 
 
 def _difference(move: Move, access: Access, mine: _Bytes, other: _Bytes, b: Catalog) -> Difference:
-    itemsize = ITEMSIZE[move.target_dtype]
+    itemsize = ITEMSIZE[move.dtype]
     at = int(np.flatnonzero(mine != other)[0]) // itemsize
     index = tuple(int(i) + s for i, s in zip(np.unravel_index(at, access.box.shape), access.box.start, strict=True))
-    texts = shown_values(move.target_dtype, [v[at * itemsize : (at + 1) * itemsize].tobytes() for v in (mine, other)])
+    texts = shown_values(move.dtype, [v[at * itemsize : (at + 1) * itemsize].tobytes() for v in (mine, other)])
     return Difference(move.name, "value", texts[0], texts[1], index, b.files[access.file].path)

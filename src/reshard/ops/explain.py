@@ -13,15 +13,14 @@ from msgspec.structs import replace
 from reshard.closest import closest
 from reshard.dtypes import ITEMSIZE
 from reshard.errors import PlanError, UsageError
-from reshard.index import Extent
+from reshard.index import ZEROS, Extent, cut_extents
 from reshard.layout.box import Box
 from reshard.layout.tensor import Layout
 from reshard.ops.convert import plan_from
 from reshard.ops.options import Options
-from reshard.planning.blocks import cut_extents
 from reshard.planning.catalog import Catalog, Tensor
 from reshard.planning.names import NameRules
-from reshard.planning.plan import Piece, Plan, PlannedTensor
+from reshard.planning.plan import Piece, Plan, PlannedTensor, unordered
 from reshard.run.source import Source, open_source
 
 _CLOSE = 5
@@ -171,11 +170,11 @@ def _plan(source: Catalog, tensor: Tensor, options: Options) -> Plan:
 
 
 def _source_cut(source: Catalog, tensor: Tensor) -> Cut:
-    strategy = source.strategy
-    ranks = {source.files[h.file].rank for held in tensor.cells.values() for h in held}
-    ranks |= {r for named in tensor.expected.values() for r in named}
-    devices, stages = (strategy.devices, len(strategy.stages)) if strategy else (1, 1)
-    return _cut(tensor.layout, sorted({r // devices for r in ranks}) if strategy else [0], stages)
+    ranks = {source.files[h.file].rank for shard in tensor.shards for h in shard.held if h.file != ZEROS}
+    ranks |= {rank for shard in tensor.shards for rank in shard.expected}
+    stages = tuple(sorted({rank // source.ranks.devices for rank in ranks}))
+    opt = tensor.cut.sharding.opt_parts if tensor.cut and tensor.parts else 1
+    return Cut(tensor.parts, opt, stages, source.ranks.stages)
 
 
 def _cut(layout: Layout, stages: Iterable[int], of_stages: int) -> Cut:
@@ -185,13 +184,13 @@ def _cut(layout: Layout, stages: Iterable[int], of_stages: int) -> Cut:
 
 def _parts(source: Catalog, tensor: Tensor) -> Iterator[Part]:
     """In row-major order."""
-    for cell in sorted({*tensor.layout.sharding.holders(), *tensor.cells}):
-        box = tensor.layout.box_of(cell)
+    for shard in tensor.shards:
         held = (
-            Place(source.files[h.file].rank, source.files[h.file].path, h.stored.extents)
-            for h in tensor.cells.get(cell, ())
+            Place(source.files[h.file].rank, source.files[h.file].path, h.extents)
+            for h in shard.held
+            if h.file != ZEROS
         )
-        yield Part(box.start, box.shape, tuple(held), tuple(tensor.expected.get(cell, ())))
+        yield Part(shard.box.start, shard.box.shape, tuple(held), shard.expected)
 
 
 def _target(source: Catalog, plan: Plan, numbers: list[int], rank: int | None) -> Target:
@@ -218,10 +217,12 @@ def _target(source: Catalog, plan: Plan, numbers: list[int], rank: int | None) -
 
 
 def _taken(source: Catalog, tensor: PlannedTensor, box: Box) -> Iterator[Taken]:
-    for piece in tensor.pieces:
-        part = piece.box & box
-        if part.size:
-            offset, run_nbytes, runs, end = byte_runs(piece, part, ITEMSIZE[tensor.source_dtype])
+    base = tensor.step.base
+    wanted = unordered(box, base.order) if base.order else box
+    for piece in base.pieces:
+        part = piece.box & wanted
+        if part.size and piece.file != ZEROS:
+            offset, run_nbytes, runs, end = byte_runs(piece, part, ITEMSIZE[base.dtype])
             file = source.files[piece.file]
             yield Taken(file.rank, file.path, part.start, part.shape, offset, run_nbytes, runs, end)
 
@@ -233,13 +234,13 @@ def byte_runs(piece: Piece, part: Box, itemsize: int) -> tuple[int, int, int, in
     >>> byte_runs(piece, Box((1, 0), (3, 8)), 4), byte_runs(piece, Box((1, 4), (3, 8)), 4)
     ((132, 64, 1, 196), (148, 16, 2, 196))
     """
-    shape, whole = part.shape, piece.box.shape
+    shape, whole = part.shape, piece.stored.shape
     dim = len(shape)
     while dim > 1 and shape[dim - 1] == whole[dim - 1]:
         dim -= 1
     together = prod(shape[dim - 1 :])
     first = last = 0
-    for start, stop, base, size in zip(part.start, part.stop, piece.box.start, whole, strict=True):
+    for start, stop, base, size in zip(part.start, part.stop, piece.stored.start, whole, strict=True):
         first = first * size + start - base
         last = last * size + stop - 1 - base
     begin = cut_extents(piece.extents, first * itemsize, itemsize)[0].offset

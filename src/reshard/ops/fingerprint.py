@@ -8,11 +8,11 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from reshard.dtypes import ITEMSIZE
 from reshard.errors import CheckpointError, UsageError, listed
 from reshard.index import Extent
 from reshard.layout.box import Box
 from reshard.ops.observer import Observer
+from reshard.planning.assembly import assembled
 from reshard.planning.catalog import Catalog, Tensor
 from reshard.planning.names import NameRules, is_state
 from reshard.planning.plan import Move, Piece, SourceFile
@@ -78,7 +78,7 @@ def fingerprint(
     if source.tensors and not tensors:
         idle = rules.idle((*source.tensors, *source.texts))
         raise UsageError("\n".join(("no tensor is left to count", *idle)), hint="check --include and --exclude")
-    agreed = agreements(source, (t for t in source.unlaid() if rules.takes(t.name)))
+    agreed = agreements(source, (t for t in source.compared() if rules.takes(t.name)))
     varied = [name for name, tensor in tensors.items() if not agreed.get(tensor.name, True)]
     tensors = {name: tensor for name, tensor in tensors.items() if name not in varied}
     _check_whole(tensors.values())
@@ -113,9 +113,9 @@ def _named(source: Catalog, rules: NameRules) -> dict[str, Tensor]:
 def _check_whole(tensors: Iterable[Tensor]) -> None:
     faults = []
     for tensor in tensors:
-        missing = tensor.missing()
+        missing = tensor.shards.missing()
         if missing:
-            ranks = sorted({r for cell in missing for r in tensor.expected.get(cell, ())})
+            ranks = sorted({rank for shard in missing for rank in shard.expected})
             shown = ", ".join(map(str, ranks[:8])) + (" …" if len(ranks) > 8 else "")
             faults.append(f"{tensor.name}: {len(missing)} shards missing; rank {shown} should hold them")
     if faults:
@@ -147,8 +147,5 @@ def _sums(source: Catalog, tensors: dict[str, Tensor], path: str, observer: Obse
 
 def _move(name: str, tensor: Tensor) -> Move:
     """The reading of a whole tensor from one holder of each shard, as one run of bytes."""
-    held = sorted(tensor.cells.items())
-    pieces = tuple(Piece(h[0].file, tensor.layout.box_of(cell), h[0].stored.extents) for cell, h in held)
-    nbytes = Box.whole(tensor.spec.shape).size * ITEMSIZE[tensor.spec.dtype]
-    whole = Piece(0, Box.whole(tensor.spec.shape), (Extent(0, nbytes),))
-    return Move(name, tensor.spec.shape, tensor.spec.dtype, tensor.spec.dtype, pieces, (whole,))
+    whole = Piece(0, Box.whole(tensor.spec.shape), (Extent(0, tensor.spec.nbytes),))
+    return Move(name, assembled(tensor), tensor.spec.dtype, (whole,))

@@ -9,7 +9,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from reshard.errors import CheckpointError, UsageError
-from reshard.planning.catalog import Catalog, IndexedFile, catalog
+from reshard.families.full import catalog_of_full
+from reshard.planning.catalog import Catalog, IndexedFile
 from reshard.planning.names import no_match
 from reshard.run.discover import Select, discover
 from reshard.run.source import Source, index_files, open_source
@@ -74,7 +75,7 @@ def _of_rank(files: list[IndexedFile], rank: int | None, path: str) -> Catalog:
         there = ", ".join(str(f.rank) for f in files[:16]) + (" …" if len(files) > 16 else "")
         raise CheckpointError(f"no file of rank {rank}", path, f"ranks {there} are there")
     others = (f for f in files if f.rank != rank)
-    return replace(catalog(mine, None), files=(*mine, *others), warnings=warnings)
+    return replace(catalog_of_full(mine), files=(*mine, *others), warnings=warnings)
 
 
 def inspect(
@@ -95,22 +96,22 @@ def inspection(source: Catalog) -> Inspection:
     """What a checkpoint holds, as a table."""
     rows = []
     for tensor in source.tensors.values():
-        copies = min((len(held) for held in tensor.cells.values()), default=0)
+        copies = min((len(shard.held) for shard in tensor.shards if shard.held), default=0)
         rows.append(
             Row(
                 tensor.name,
                 tensor.spec.dtype,
                 tensor.spec.shape,
-                tensor.layout.sharding.parts,
+                tensor.parts,
                 copies,
-                len(tensor.missing()),
+                len(tensor.shards.missing()),
             )
         )
     return Inspection(
         len(source.files),
         sum(f.nbytes for f in source.files),
         len({f.rank for f in source.files}),
-        len(source.strategy.stages) if source.strategy else 1,
+        source.ranks.stages,
         tuple(rows),
         {name: next(iter(by_rank.values())) for name, by_rank in source.texts.items()},
         source.warnings,

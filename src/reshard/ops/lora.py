@@ -13,7 +13,7 @@ from reshard.ops.convert import Conversion, execute, plan_from
 from reshard.ops.observer import Observer
 from reshard.ops.options import Options
 from reshard.ops.scaling import AlphaRank, LoraConfig, parse_scaling, read_config
-from reshard.planning.catalog import Catalog, Held, Tensor
+from reshard.planning.catalog import Catalog, Loose, Tensor
 from reshard.planning.lora import lora_name, pair_factors
 from reshard.planning.plan import Plan
 from reshard.run.source import Source, open_source
@@ -109,6 +109,6 @@ def _joined(base: Catalog, adapter: Catalog) -> Catalog:
 
 
 def _renumbered(tensor: Tensor, files: int) -> Tensor:
-    """The same tensor, its files counted after ``files`` others. It needs no agreement of ranks: it is whole."""
-    cells = {c: tuple(Held(h.file + files, h.stored) for h in held) for c, held in tensor.cells.items()}
-    return replace(tensor, cells=cells, laid_out=True)
+    """The same tensor, its files counted after ``files`` others."""
+    shards = (replace(s, held=tuple(replace(h, file=h.file + files) for h in s.held)) for s in tensor.shards)
+    return replace(tensor, shards=Loose(tuple(shards)), known=True)

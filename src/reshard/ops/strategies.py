@@ -9,12 +9,12 @@ from pathlib import Path
 from msgspec import Struct
 
 from reshard.errors import StrategyError, UsageError, counted
+from reshard.layout.stages import Entry, Strategy
 from reshard.layout.tensor import Sharding
 from reshard.planning.names import compiled, no_match
 from reshard.run.disk import Disk
 from reshard.run.strategies import merge_stages, read_strategy
 from reshard.strategy.folder import encode
-from reshard.strategy.strategy import Entry, Strategy
 
 
 class Row(Struct, frozen=True):

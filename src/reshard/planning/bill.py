@@ -6,10 +6,12 @@ from collections.abc import Iterable, Iterator
 from math import prod
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from reshard.dtypes import ITEMSIZE
+from reshard.index import ZEROS
 from reshard.planning.blocks import Blocks
-from reshard.planning.plan import Move, Piece, Plan, PlannedFile
+from reshard.planning.plan import Move, Piece, Plan, PlannedFile, PlannedTensor, unordered
 from reshard.planning.tasks import MAX_FILES, groups, needed
 
 _BASE_MEMORY_NBYTES = 96 << 20
@@ -91,7 +93,7 @@ class ReadCount:
         self._plan = plan
         self._block_nbytes = block_nbytes
         self._known: dict[object, int] = {}
-        self._boxes = [tuple(piece.box for piece in tensor.pieces) for tensor in plan.tensors]
+        self._lie = [_lies(tensor) for tensor in plan.tensors]
 
     def of(self, files: Iterable[PlannedFile]) -> int:
         """Bytes that a task of these files reads."""
@@ -103,7 +105,7 @@ class ReadCount:
         for number, places in self._places(self._plan.files).items():
             tensor = self._plan.tensors[number]
             elements = min(prod(tensor.spec.shape), sum(self._covered(*place) for place in places))
-            total += elements * ITEMSIZE[tensor.source_dtype]
+            total += elements * ITEMSIZE[tensor.step.base.dtype]
         return total
 
     def _covered(self, layout: int, ranks: tuple[int, ...]) -> int:
@@ -129,14 +131,20 @@ class ReadCount:
 
     def _of_tensor(self, number: int, places: tuple[tuple[int, tuple[int, ...]], ...]) -> int:
         tensor = self._plan.tensors[number]
-        key = (self._boxes[number], places, tensor.source_dtype, tensor.spec.dtype, tensor.lora is None)
+        key = (self._lie[number], places)
         if key not in self._known:
             boxes = [self._plan.layouts[layout].box(rank) for layout, ranks in places for rank in ranks]
             targets = tuple(Piece(0, box, ()) for box in dict.fromkeys(boxes))
-            sources = tuple(needed(tensor.pieces, targets))
-            move = Move("", tensor.spec.shape, tensor.source_dtype, tensor.spec.dtype, sources, targets, tensor.lora)
-            self._known[key] = sum(reads(move, self._block_nbytes))
+            move = Move("", tensor.step, tensor.spec.dtype, targets)
+            self._known[key] = sum(reads(replace(move, step=needed(move)), self._block_nbytes))
         return self._known[key]
+
+
+def _lies(tensor: PlannedTensor) -> tuple[object, ...]:
+    """What decides how much is read of a tensor, besides where it goes."""
+    base = tensor.step.base
+    pieces = tuple((piece.box, piece.outer, piece.file == ZEROS) for piece in base.pieces)
+    return pieces, base.order, base.dtype, tensor.spec.dtype, len(tensor.step.beside)
 
 
 def reads(move: Move, block_nbytes: int) -> Iterator[int]:
@@ -144,7 +152,9 @@ def reads(move: Move, block_nbytes: int) -> Iterator[int]:
     the file.
     """
     blocks = Blocks(move, block_nbytes)
-    for piece in move.sources:
-        part = (piece.box & blocks.hull).shape
-        wide = (*part[: blocks.split + 1], *piece.box.shape[blocks.split + 1 :])
-        yield prod(wide) * ITEMSIZE[move.source_dtype]
+    base = blocks.base
+    wanted = unordered(blocks.hull, base.order) if base.order else blocks.hull
+    for piece in base.pieces:
+        part = (piece.box & wanted).shape
+        wide = part if base.order else (*part[: blocks.split + 1], *piece.stored.shape[blocks.split + 1 :])
+        yield 0 if piece.file == ZEROS else prod(wide) * ITEMSIZE[base.dtype]

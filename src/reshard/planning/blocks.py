@@ -10,14 +10,15 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator
+from itertools import chain
 from math import prod
 
 from msgspec import Struct
 
 from reshard.dtypes import ITEMSIZE
-from reshard.index import Extent
+from reshard.index import ZEROS, Extent, cut_extents
 from reshard.layout.box import Box
-from reshard.planning.plan import Move, Piece
+from reshard.planning.plan import Move, Piece, unordered
 from reshard.planning.tasks import hull_of
 
 
@@ -43,14 +44,16 @@ class Blocks:
 
     def __init__(self, move: Move, block_nbytes: int) -> None:
         self.move = move
-        self.source_itemsize = ITEMSIZE[move.source_dtype]
-        self.target_itemsize = ITEMSIZE[move.target_dtype]
+        self.base = move.step.base
+        self.source_itemsize = ITEMSIZE[self.base.dtype]
+        self.target_itemsize = ITEMSIZE[move.dtype]
         self.hull = hull_of(move.targets)
-        self._sources = _Shelf(move.sources)
+        self._sources = _Shelf(self.base.pieces)
         self._targets = _Shelf(move.targets)
         wide = self.hull
-        for piece in move.sources:
-            wide = wide.hull(piece.box)
+        if not self.base.order:
+            for piece in self.base.pieces:
+                wide = wide.hull(piece.stored)
         itemsize = max(self.source_itemsize, self.target_itemsize)
         self.split, self._rows = _split(wide.shape, itemsize, block_nbytes)
         outer = self.hull.shape[: self.split]
@@ -63,13 +66,18 @@ class Blocks:
 
     def __getitem__(self, i: int) -> Block:
         box = self._box(i)
-        reads = tuple(
-            a for n, p in self._sources.near(box) for a in _access(n, p, box, self.source_itemsize, self.split)
-        )
-        writes = tuple(
-            a for n, p in self._targets.near(box) for a in _access(n, p, box, self.target_itemsize, self.split)
-        )
-        return Block(box, reads, writes)
+        near = self._targets.near(box)
+        writes = tuple(a for n, p in near for a in _together(n, p, box, self.target_itemsize, self.split))
+        return Block(box, tuple(self._reads(box)), writes)
+
+    def _reads(self, box: Box) -> Iterator[Access]:
+        order = self.base.order
+        wanted = unordered(box, order) if order else box
+        for number, piece in self._sources.near(wanted):
+            if order:
+                yield from _scattered(number, piece, wanted, self.source_itemsize)
+            else:
+                yield from _together(number, piece, wanted, self.source_itemsize, self.split)
 
     def _box(self, i: int) -> Box:
         if not self.hull.shape:
@@ -118,34 +126,29 @@ class _Shelf:
         yield from self._pieces[first:last]
 
 
-def _access(number: int, piece: Piece, box: Box, itemsize: int, split: int) -> Iterator[Access]:
+def _together(number: int, piece: Piece, box: Box, itemsize: int, split: int) -> Iterator[Access]:
     """The part of ``piece`` that lies in ``box``, widened after the split dim to what lies together in the file."""
     part = piece.box & box
     if not part.size:
         return
-    inner = slice(split + 1, None)
-    wide = Box(part.start[: split + 1] + piece.box.start[inner], part.stop[: split + 1] + piece.box.stop[inner])
-    at = wide.place_in(piece.box)
+    if piece.file == ZEROS:
+        yield Access(number, ZEROS, part, ())
+        return
+    inner, stored = slice(split + 1, None), piece.stored
+    wide = Box(part.start[: split + 1] + stored.start[inner], part.stop[: split + 1] + stored.stop[inner])
+    at = wide.place_in(stored)
     if at is None:
-        raise AssertionError(f"{wide} does not lie together in {piece.box}")
+        raise AssertionError(f"{wide} does not lie together in {stored}")
     yield Access(number, piece.file, wide, cut_extents(piece.extents, at * itemsize, wide.size * itemsize))
 
 
-def cut_extents(extents: tuple[Extent, ...], start: int, nbytes: int) -> tuple[Extent, ...]:
-    """Bytes ``start`` to ``start + nbytes`` of what the extents hold one after the other.
-
-    >>> cut_extents((Extent(100, 10), Extent(200, 10)), 8, 4)
-    (Extent(offset=108, nbytes=2), Extent(offset=200, nbytes=2))
-    """
-    out = []
-    for extent in extents:
-        if nbytes <= 0:
-            break
-        if start < extent.nbytes:
-            length = min(extent.nbytes - start, nbytes)
-            out.append(Extent(extent.offset + start, length))
-            nbytes -= length
-            start = 0
-        else:
-            start -= extent.nbytes
-    return tuple(out)
+def _scattered(number: int, piece: Piece, box: Box, itemsize: int) -> Iterator[Access]:
+    """The part of ``piece`` that lies in ``box``, wherever its rows lie: nothing besides is read."""
+    part = piece.box & box
+    if not part.size:
+        return
+    extents = (
+        cut_extents(piece.extents, at * itemsize, length * itemsize) for at, length in part.runs_in(piece.stored)
+    )
+    ranges = () if piece.file == ZEROS else tuple(chain.from_iterable(extents))
+    yield Access(number, piece.file, part, ranges)

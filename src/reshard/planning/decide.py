@@ -9,12 +9,12 @@ from typing import Literal
 from msgspec import Struct
 
 from reshard.errors import PlanError, ReshardError, UsageError, listed
+from reshard.layout.stages import Strategy, layout_of_full
 from reshard.layout.tensor import Layout, Sharding
 from reshard.planning.catalog import Catalog, Tensor
 from reshard.planning.lora import LoraMerge
 from reshard.planning.names import NameRules, is_lora, is_state, layer_pattern, weight_of_state
 from reshard.planning.plan import LeftOut
-from reshard.strategy.strategy import Strategy, layout_of_full
 
 Missing = Literal["error", "drop"]
 
@@ -52,7 +52,7 @@ def decide(
 
     Args:
         target: None for one full checkpoint.
-        agreed: for each of ``source.unlaid()``, whether all ranks hold the same bytes.
+        agreed: for each of ``source.compared()``, whether all ranks hold the same bytes.
         lora: what is added to weights; its factors and all optimizer states stay behind.
 
     Raises:
@@ -118,17 +118,16 @@ class _Decider:
 
     def place(self, tensor: Tensor, name: str) -> None:
         """Decide about a tensor that the source holds."""
-        unlaid = self.source.strategy is not None and not tensor.laid_out
         if self.target is not None and name not in self.target_names:
-            if tensor.laid_out:
+            if tensor.known:
                 if is_state(name):
                     self.leave_out("dropped", "optimizer states that the target's strategy does not have", name)
                 else:
                     self.refuse("dropped", "only the source's strategy has it", name)
                 return
-            if not unlaid and self._drops_unknown(name):
+            if not tensor.compared and self._drops_unknown(name):
                 return
-        if unlaid and not self.agreed[tensor.name]:
+        if tensor.compared and not self.agreed[tensor.name]:
             if prod(tensor.spec.shape) != 1:
                 self.refuse("dropped", "no strategy knows it and its ranks disagree", name)
                 return
@@ -173,9 +172,8 @@ class _Decider:
                 self.refuse("absent", self._held_by_none(), name)
 
     def _held_by_none(self) -> str:
-        strategy = self.source.strategy
         present = {f.rank for f in self.source.files}
-        absent = [r for r in range(strategy.world) if r not in present] if strategy else []
+        absent = [r for r in range(self.source.ranks.world) if r not in present]
         ranks = ", ".join(map(str, absent[:8])) + (" …" if len(absent) > 8 else "")
         return "no source file holds it" + (f", and rank {ranks} has no file" if absent else "")
 
@@ -183,6 +181,5 @@ class _Decider:
         if self.target is not None:
             names = dict.fromkeys(name for stage in self.target.stages for name in stage)
             yield from (name for name in names if rules.takes(name))
-        elif self.source.strategy is not None:
-            names = dict.fromkeys(name for stage in self.source.strategy.stages for name in stage)
-            yield from (rules.renamed(name) for name in names if rules.takes(name))
+        else:
+            yield from (rules.renamed(name) for name in self.source.expected if rules.takes(name))

@@ -10,10 +10,10 @@ from __future__ import annotations
 import msgspec
 import xxhash
 
+from reshard.layout.stages import Strategy
 from reshard.planning.catalog import Catalog
 from reshard.planning.plan import SCHEMA
 from reshard.planning.target import Choices, Target
-from reshard.strategy.strategy import Strategy
 
 
 def identity_of(made_of: dict[str, str]) -> str:
@@ -26,7 +26,8 @@ def parts_of_identity(source: Catalog, target: Target, choices: Choices) -> dict
     files = [(f.name.encode("utf-8", "surrogateescape"), f.rank, f.nbytes, f.mtime_ns) for f in source.files]
     return {
         "sources": _hash(sorted(files)),
-        "strategies": _hash([_entries(source.strategy), _entries(target.strategy)]),
+        "source cut by": _hash(sorted(source.told_by.items())),
+        "target's strategy": hash_of_strategy(target.strategy) if target.strategy else "",
         "tensors taken": _hash([rules.include, rules.exclude, rules.rename]),
         "LoRA scaling": _hash(sorted((p.a.name, p.b.name, p.scaling, p.transposed) for p in pairs.values())),
         "prefix": target.prefix,
@@ -39,8 +40,9 @@ def parts_of_identity(source: Catalog, target: Target, choices: Choices) -> dict
     }
 
 
-def _entries(strategy: Strategy | None) -> object:
-    return strategy and (strategy.devices, [sorted(stage.items()) for stage in strategy.stages])
+def hash_of_strategy(strategy: Strategy) -> str:
+    """Of what it says, whatever file says it."""
+    return _hash((strategy.devices, [sorted(stage.items()) for stage in strategy.stages]))
 
 
 def _hash(content: object) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from itertools import product
 
+from reshard.layout.stages import Entry, Strategy
 from reshard.layout.tensor import Sharding
-from reshard.strategy.strategy import Entry, Strategy
 
 
 def needed_ranks(source: Strategy, target: Strategy | None, rank: int) -> tuple[int, ...]:

@@ -4,11 +4,12 @@ travels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from reshard.errors import InputError, RunError, counted
 from reshard.index import Extent, Seal, TensorSpec
@@ -17,7 +18,7 @@ from reshard.layout.tensor import Cell, Layout
 from reshard.planning.names import layer_pattern
 from reshard.planning.show import Holders, Row, cells_of, table
 
-SCHEMA = 1
+SCHEMA = 2
 Fate = Literal["dropped", "absent"]
 Link = Literal["", "reflink", "hardlink"]
 
@@ -30,41 +31,119 @@ class SourceFile(Struct, frozen=True):
     mtime_ns: int
 
 
-class Piece(Struct, frozen=True):
-    """One box of a tensor, row-major, in the extents of one file; ``file`` counts the plan's or the task's files."""
+class Piece(Struct, frozen=True, omit_defaults=True):
+    """One box of a tensor, row-major, in the extents of one file.
+
+    Attributes:
+        file: counts the plan's or the task's files; ``ZEROS`` where no file holds it and it is filled with zeros.
+        outer: what the extents hold, where that is more than ``box``.
+    """
 
     file: int
     box: Box
     extents: tuple[Extent, ...]
+    outer: Box | None = None
+
+    @property
+    def stored(self) -> Box:
+        """What the extents hold; ``box`` lies in it."""
+        return self.outer or self.box
 
 
-class Factor(Struct, frozen=True):
-    """A tensor that is read to compute another: its dtype and full shape, and the pieces that tile it."""
+class Assembly(Struct, frozen=True, omit_defaults=True, tag="copy"):
+    """A tensor put together: the pieces tile ``shape``. As a step it is the copy of its elements.
 
-    spec: TensorSpec
+    ``order`` says which dim of ``shape`` each dim of the result is; ``()`` leaves them as they are.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
     pieces: tuple[Piece, ...]
+    order: tuple[int, ...] = ()
+
+    @property
+    def base(self) -> Assembly:
+        return self
+
+    @property
+    def beside(self) -> tuple[Assembly, ...]:
+        return ()
+
+    @property
+    def made_shape(self) -> tuple[int, ...]:
+        """The shape of the result."""
+        return tuple(self.shape[dim] for dim in self.order) if self.order else self.shape
 
 
-class LoraAdd(Struct, frozen=True):
+class LoraAdd(Struct, frozen=True, tag="lora"):
     """The step ``W + (B @ A) * scaling``; the product is transposed first where W is stored so."""
 
-    a: Factor
-    b: Factor
+    weight: Assembly
+    a: Assembly
+    b: Assembly
     scaling: float
     transposed: bool
 
+    @property
+    def base(self) -> Assembly:
+        return self.weight
+
+    @property
+    def beside(self) -> tuple[Assembly, ...]:
+        return (self.a, self.b)
+
+
+class Scaled(Struct, frozen=True, tag="scaled"):
+    """The step ``of * scale``: one element of ``scale`` counts for a block of so many elements in each dim.
+
+    Blocks and scales are those of the results, whose last blocks may be shorter.
+    """
+
+    of: Assembly
+    scale: Assembly
+    block: tuple[int, ...]
+
+    @property
+    def base(self) -> Assembly:
+        return self.of
+
+    @property
+    def beside(self) -> tuple[Assembly, ...]:
+        return (self.scale,)
+
+
+Step = Assembly | LoraAdd | Scaled
+"""How a tensor is made. ``base`` is what it is made of block by block, ``beside`` what is read for it besides."""
+
+
+def with_pieces(step: Step, change: Callable[[Assembly], Assembly]) -> Step:
+    """The same step of changed assemblies."""
+    match step:
+        case Assembly():
+            return change(step)
+        case LoraAdd():
+            return replace(step, weight=change(step.weight), a=change(step.a), b=change(step.b))
+        case Scaled():
+            return replace(step, of=change(step.of), scale=change(step.scale))
+
+
+def unordered(box: Box, order: tuple[int, ...]) -> Box:
+    """The box, of a result whose dims are those of its source in this order, in the source.
+
+    >>> unordered(Box((1, 2, 3), (4, 5, 6)), (2, 0, 1))
+    Box(start=(2, 3, 1), stop=(5, 6, 4))
+    """
+    places = [order.index(dim) for dim in range(len(order))]
+    return Box(tuple(box.start[p] for p in places), tuple(box.stop[p] for p in places))
+
 
 class PlannedTensor(Struct, frozen=True):
-    """A tensor to write. ``spec`` is what the target gets, ``source_dtype`` what is read; the pieces tile the full
-    shape.
-    """
+    """A tensor to write. ``spec`` is what the target gets, whole; ``step`` makes it."""
 
     name: str
     source_name: str
     spec: TensorSpec
-    source_dtype: str
-    pieces: tuple[Piece, ...]
-    lora: LoraAdd | None = None
+    step: Step
 
 
 class Slot(Struct, frozen=True):
@@ -75,7 +154,7 @@ class Slot(Struct, frozen=True):
     extents: tuple[Extent, ...]
 
 
-class FileForm(Struct, frozen=True):
+class FileForm(Struct, frozen=True, omit_defaults=True):
     """What files of one kind consist of: header pieces and slots, which cover ``nbytes`` exactly once.
 
     ``texts`` and ``notes`` are what the header says besides its tensors.
@@ -215,15 +294,12 @@ def plan_from_json(data: bytes) -> Plan:
 
 
 class Move(Struct, frozen=True):
-    """The making of one tensor's target pieces from its source pieces; ``shape`` is the full shape."""
+    """The making of one tensor's target pieces, in ``dtype``, by a step."""
 
     name: str
-    shape: tuple[int, ...]
-    source_dtype: str
-    target_dtype: str
-    sources: tuple[Piece, ...]
+    step: Step
+    dtype: str
     targets: tuple[Piece, ...]
-    lora: LoraAdd | None = None
 
 
 class TaskFile(Struct, frozen=True):

@@ -9,8 +9,9 @@ from itertools import product
 from msgspec import Struct
 
 from reshard.drawing import svg
-from reshard.layout.tensor import Cell, Layout
-from reshard.planning.catalog import Catalog, Tensor
+from reshard.index import ZEROS
+from reshard.layout.tensor import Cell, Layout, Sharding
+from reshard.planning.catalog import Catalog, Grid, Tensor
 from reshard.planning.names import layer_pattern
 
 _MOST_ROWS = 60
@@ -28,14 +29,14 @@ class Row(Struct, frozen=True):
 
 def tensor_html(source: Catalog, tensor: Tensor) -> str:
     """How one tensor of a checkpoint is cut, with the global ranks whose files hold each part."""
-    sharding = tensor.layout.sharding
     title = f"{tensor.name}: {tensor.spec}"
-    drawn = svg(tensor.spec.shape, sharding.parts, _opt_parts(tensor.layout), _held(source, tensor))
+    layout, held = _drawn(source, tensor)
+    drawn = svg(layout.shape, layout.sharding.parts, _opt_parts(layout), held)
     return f"<div><b>{escape(title)}</b>{drawn}</div>"
 
 
 def catalog_html(title: str, source: Catalog) -> str:
-    rows = (Row(layer_pattern(t.name), t.spec.dtype, t.layout, _held(source, t)) for t in source.tensors.values())
+    rows = (Row(layer_pattern(t.name), t.spec.dtype, *_drawn(source, t)) for t in source.tensors.values())
     return table(title, rows)
 
 
@@ -44,9 +45,15 @@ def cells_of(layout: Layout) -> Iterable[Cell]:
     return product(*map(range, layout.sharding.parts))
 
 
-def _held(source: Catalog, tensor: Tensor) -> Holders:
-    cells = tensor.cells
-    return tuple(tuple(source.files[h.file].rank for h in cells.get(cell, ())) for cell in cells_of(tensor.layout))
+def _drawn(source: Catalog, tensor: Tensor) -> tuple[Layout, Holders]:
+    """A layout to draw, and who holds each part of it: where none describes the shards, the whole, and all ranks."""
+    if isinstance(tensor.shards, Grid):
+        cells = tensor.shards.cells
+        layout = tensor.shards.layout
+        return layout, tuple(tuple(source.files[h.file].rank for h in cells.get(c, ())) for c in cells_of(layout))
+    ranks = {source.files[h.file].rank for shard in tensor.shards for h in shard.held if h.file != ZEROS}
+    shape = tensor.spec.shape
+    return Layout(shape, Sharding.whole(1, len(shape))), (tuple(sorted(ranks)),)
 
 
 def _opt_parts(layout: Layout) -> int:

@@ -9,12 +9,12 @@ from msgspec import Struct, field
 from reshard.dtypes import FLOATING
 from reshard.errors import UsageError, counted
 from reshard.formats.base import Format
+from reshard.layout.stages import Strategy
 from reshard.planning.decide import Missing
 from reshard.planning.lora import LoraMerge
 from reshard.planning.names import NameRules
 from reshard.planning.parts import Parts
 from reshard.planning.shares import Share
-from reshard.strategy.strategy import Strategy
 
 
 class Target(Struct, frozen=True):

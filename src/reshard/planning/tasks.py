@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 
 from msgspec.structs import replace
 
+from reshard.index import ZEROS
 from reshard.layout.box import Box
 from reshard.layout.tensor import Cell
-from reshard.planning.plan import LoraAdd, Move, Piece, Plan, PlannedFile, Task, TaskFile
+from reshard.planning.plan import Assembly, Move, Piece, Plan, PlannedFile, Step, Task, TaskFile, unordered, with_pieces
 
 MAX_FILES = 128
 """Files of one task: all are open at once."""
@@ -76,21 +77,19 @@ def _task(plan: Plan, number: int, twins: list[Twins]) -> Task:
         for slot, box in plan.slots(file):
             targets.setdefault(slot.tensor, []).append(Piece(i, box, slot.extents))
     used: dict[int, int] = {}
+
+    def renumbered(assembly: Assembly) -> Assembly:
+        """Its files counted as the task counts them."""
+        return replace(assembly, pieces=tuple(map(counted, assembly.pieces)))
+
+    def counted(piece: Piece) -> Piece:
+        return piece if piece.file == ZEROS else replace(piece, file=used.setdefault(piece.file, len(used)))
+
     moves = []
     for tensor, pieces in targets.items():
         planned = plan.tensors[tensor]
-        sources = [Piece(used.setdefault(p.file, len(used)), p.box, p.extents) for p in needed(planned.pieces, pieces)]
-        moves.append(
-            Move(
-                planned.name,
-                planned.spec.shape,
-                planned.source_dtype,
-                planned.spec.dtype,
-                tuple(sources),
-                tuple(pieces),
-                _lora(planned.lora, used),
-            )
-        )
+        move = Move(planned.name, planned.step, planned.spec.dtype, tuple(pieces))
+        moves.append(replace(move, step=with_pieces(needed(move), renumbered)))
     made = tuple(_task_file(plan, *same) for same in twins)
     return Task(number, tuple(plan.sources[i] for i in used), made, tuple(moves))
 
@@ -100,26 +99,16 @@ def _task_file(plan: Plan, file: PlannedFile, *twins: PlannedFile) -> TaskFile:
     return TaskFile(file.path, form.nbytes, form.header, form.seal, tuple(t.path for t in twins))
 
 
-def _lora(lora: LoraAdd | None, used: dict[int, int]) -> LoraAdd | None:
-    """The step with its files counted as the task counts them."""
-    if lora is None:
-        return None
-    a, b = (
-        replace(f, pieces=tuple(replace(p, file=used.setdefault(p.file, len(used))) for p in f.pieces))
-        for f in (lora.a, lora.b)
-    )
-    return replace(lora, a=a, b=b)
+def needed(move: Move) -> Step:
+    """The move's step with those pieces of its base alone that meet the hull of the targets."""
+    base = move.step.base
+    hull = hull_of(move.targets)
+    wanted = unordered(hull, base.order) if base.order else hull
+    pieces = tuple(p for p in base.pieces if p.box == wanted or (p.box & wanted).size)
+    return with_pieces(move.step, lambda assembly: replace(base, pieces=pieces) if assembly is base else assembly)
 
 
-def needed(sources: tuple[Piece, ...], targets: list[Piece] | tuple[Piece, ...]) -> Iterator[Piece]:
-    """Source pieces that meet the hull of the target boxes."""
-    hull = hull_of(targets)
-    for piece in sources:
-        if hull == piece.box or (piece.box & hull).size:
-            yield piece
-
-
-def hull_of(pieces: list[Piece] | tuple[Piece, ...]) -> Box:
+def hull_of(pieces: Sequence[Piece]) -> Box:
     hull = pieces[0].box
     for piece in pieces[1:]:
         hull = hull.hull(piece.box)

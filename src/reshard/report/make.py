@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from reshard._version import __version__
 from reshard.planning.bill import Bill
 from reshard.planning.catalog import Catalog
-from reshard.planning.plan import Plan, PlannedTensor
+from reshard.planning.plan import LoraAdd, Plan, PlannedTensor
 from reshard.report.fold import folded_names, readable
 from reshard.report.movement import movement, read_of_files
 from reshard.report.placements import SourcePlacements, TargetPlacements
@@ -54,10 +54,10 @@ def plan_report(source: Catalog, plan: Plan, paths: tuple[str, str], cost: Cost,
             tensor.spec.dtype,
             tensor.spec.shape,
             tensor.spec.nbytes,
-            tensor.source_dtype,
+            tensor.step.base.dtype,
             from_places.number(source.tensors[tensor.source_name]),
             to_places.numbers(tensor.name),
-            tensor.lora is not None,
+            isinstance(tensor.step, LoraAdd),
             varied,
             (),
         )
@@ -98,8 +98,7 @@ def _with_names(kinds: dict[Kind, _Names]) -> tuple[Kind, ...]:
 def _source(source: Catalog, path: str, places: SourcePlacements, read: list[int]) -> Side:
     paths = _below(path, [f.path for f in source.files])
     files = (File(p, f.rank, f.nbytes, n) for p, f, n in zip(paths, source.files, read, strict=True))
-    stages, devices = (len(source.strategy.stages), source.strategy.devices) if source.strategy else (1, 1)
-    return Side(readable(path), tuple(files), tuple(places.all), stages, devices)
+    return Side(readable(path), tuple(files), tuple(places.all), source.ranks.stages, source.ranks.devices)
 
 
 def _target(plan: Plan, path: str, places: TargetPlacements) -> Side:

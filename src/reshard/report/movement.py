@@ -10,10 +10,11 @@ from math import prod
 from msgspec.structs import replace
 
 from reshard.dtypes import ITEMSIZE
+from reshard.index import ZEROS
 from reshard.layout.tensor import Cell, Layout
 from reshard.planning.bill import reads
 from reshard.planning.catalog import Catalog
-from reshard.planning.plan import Plan
+from reshard.planning.plan import Plan, PlannedTensor, unordered
 from reshard.planning.tasks import tasks
 from reshard.report.values import Movement
 
@@ -25,7 +26,7 @@ Slots = tuple[tuple[int, int], ...]
 
 def movement(source: Catalog, plan: Plan) -> Movement:
     """Bytes of tensors by source and target rank; their sum is what the plan writes without headers."""
-    ranks = source.strategy.world if source.strategy else 1 + max(f.rank for f in source.files)
+    ranks = source.ranks.world
     steps = -(-ranks // MAX_SIDE), -(-plan.world // MAX_SIDE)
     sums = [[0] * -(-plan.world // steps[1]) for _ in range(-(-ranks // steps[0]))]
     files: dict[int, list[int]] = {}
@@ -33,17 +34,41 @@ def movement(source: Catalog, plan: Plan) -> Movement:
         files.setdefault(file.form, []).append(i)
     for tensor_number, slots, count in _alike(source, plan):
         tensor = plan.tensors[tensor_number]
-        layout = source.tensors[tensor.source_name].layout
+        met = _Met(source, tensor)
         itemsize = ITEMSIZE[tensor.spec.dtype]
-        rank_of = {_cell(layout, p.box.start): source.files[p.file].rank // steps[0] for p in tensor.pieces}
         for number, form in slots:
-            target = plan.layouts[number]
-            cells = target.sharding.cells()
             for i in files.get(form, ()):
                 column = plan.files[i].rank // steps[1]
-                for cell, elements in meeting(layout, target, cells[plan.files[i].local_rank]):
-                    sums[rank_of[cell]][column] += elements * itemsize * count
+                for rank, elements in met.by(plan.layouts[number], plan.files[i].local_rank):
+                    sums[rank // steps[0]][column] += elements * itemsize * count
     return Movement(ranks, plan.world, *steps, tuple(map(tuple, sums)))
+
+
+class _Met:
+    """Which source ranks a part of a tensor comes from, in how many elements of each."""
+
+    def __init__(self, source: Catalog, tensor: PlannedTensor) -> None:
+        self._base = tensor.step.base
+        self._cut = None if self._base.order else source.tensors[tensor.source_name].cut
+        self._pieces = [p for p in self._base.pieces if p.file != ZEROS]
+        self._ranks = [source.files[p.file].rank for p in self._pieces]
+        self._known: dict[tuple[Layout, Cell], list[tuple[int, int]]] = {}
+        if self._cut:
+            places = (_cell(self._cut, p.box.start) for p in self._pieces)
+            self._rank_of = dict(zip(places, self._ranks, strict=True))
+
+    def by(self, layout: Layout, local_rank: int) -> list[tuple[int, int]]:
+        cell = layout.sharding.cells()[local_rank]
+        if (layout, cell) not in self._known:
+            if self._cut:
+                found = [(self._rank_of[at], elements) for at, elements in meeting(self._cut, layout, cell)]
+            else:
+                box = layout.box_of(cell)
+                wanted = unordered(box, self._base.order) if self._base.order else box
+                met = zip(self._ranks, ((p.box & wanted).size for p in self._pieces), strict=True)
+                found = [(rank, elements) for rank, elements in met if elements]
+            self._known[layout, cell] = found
+        return self._known[layout, cell]
 
 
 def _alike(source: Catalog, plan: Plan) -> Iterator[tuple[int, Slots, int]]:
@@ -54,13 +79,14 @@ def _alike(source: Catalog, plan: Plan) -> Iterator[tuple[int, Slots, int]]:
             slots[slot.tensor].append((slot.layout, number))
     found: dict[object, list[int]] = {}
     for i, tensor in enumerate(plan.tensors):
-        layout = source.tensors[tensor.source_name].layout
-        files = tuple(p.file for p in tensor.pieces)
-        whole = len(files) == prod(layout.sharding.parts)
-        boxes = () if whole else tuple(p.box.start for p in tensor.pieces)
-        dtypes = (tensor.source_dtype, tensor.spec.dtype)
-        lora = i if tensor.lora else -1  # its factors lie where they lie
-        found.setdefault((layout, files, boxes, tuple(slots[i]), dtypes, lora), []).append(i)
+        base = tensor.step.base
+        layout = source.tensors[tensor.source_name].cut
+        files = tuple(p.file for p in base.pieces)
+        whole = layout is not None and len(files) == prod(layout.sharding.parts)
+        boxes = () if whole else tuple((p.box, p.outer) for p in base.pieces)
+        kind = (base.dtype, tensor.spec, base.order)
+        apart = i if tensor.step.beside else -1  # what is read besides lies where it lies
+        found.setdefault((layout, files, boxes, tuple(slots[i]), kind, apart), []).append(i)
     for same in found.values():
         yield same[0], tuple(slots[same[0]]), len(same)
 
@@ -102,6 +128,7 @@ def read_of_files(source: Catalog, plan: Plan, block_nbytes: int, *, link_replic
     for task in tasks(few, link_replicas=link_replicas):
         files = [numbers[s.path] for s in task.sources]
         for move in task.moves:
-            for piece, nbytes in zip(move.sources, reads(move, block_nbytes), strict=True):
-                sums[files[piece.file]] += nbytes * counts[int(move.name)]
+            for piece, nbytes in zip(move.step.base.pieces, reads(move, block_nbytes), strict=True):
+                if piece.file != ZEROS:
+                    sums[files[piece.file]] += nbytes * counts[int(move.name)]
     return sums

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from math import prod
 
 from reshard.drawing import spans
+from reshard.index import ZEROS
 from reshard.layout.tensor import Cell, Sharding
-from reshard.planning.catalog import Catalog, Tensor
+from reshard.planning.catalog import Catalog, Grid, Shard, Tensor
 from reshard.planning.plan import Plan
 from reshard.report.values import Placement
 
@@ -43,18 +44,25 @@ class SourcePlacements(_Numbered):
         self._source = source
 
     def number(self, tensor: Tensor) -> int:
-        cells = tuple((cell, *(h.file for h in held)) for cell, held in tensor.cells.items())
-        key = (tensor.layout.sharding, tensor.laid_out, cells)
+        shards = tensor.shards
+        if isinstance(shards, Grid):
+            cells = tuple((cell, *(h.file for h in held)) for cell, held in shards.cells.items())
+            key: Hashable = (shards.layout.sharding, tensor.known, cells)
+        else:
+            key = (shards, tensor.known)
         known = self.by_key.get(key)
         return known if known is not None else self.add(key, self._made(tensor))
 
     def _made(self, tensor: Tensor) -> Placement:
-        parts = tensor.layout.sharding.parts
-        held = {h.file: flat(cell, parts) for cell, holders in tensor.cells.items() for h in holders}
+        shards = tuple(tensor.shards)
+        parts = _drawn_parts(tensor)
+        numbers = _numbers(shards, parts)
+        held = {h.file: n for n, shard in zip(numbers, shards, strict=True) for h in shard.held if h.file != ZEROS}
         present = {self._source.files[file].rank for file in held}
-        absent = sorted({r for ranks in tensor.expected.values() for r in ranks} - present)
-        missing = tuple(flat(cell, parts) for cell in tensor.missing())
-        return _placement(tensor.layout.sharding, held, missing, absent)
+        absent = sorted({rank for shard in shards for rank in shard.expected} - present)
+        missing = tuple(n for n, shard in zip(numbers, shards, strict=True) if not shard.held)
+        opt = tensor.cut.sharding.opt_parts if tensor.cut and parts else 1
+        return _placement(parts, opt, held, missing, absent)
 
 
 class TargetPlacements(_Numbered):
@@ -85,13 +93,24 @@ class TargetPlacements(_Numbered):
         files = (i for form in dict.fromkeys(forms) for i in self._files.get(form, ()))
         held = {i: flat(cells[self._plan.files[i].local_rank], sharding.parts) for i in files}
         missing = set(range(prod(sharding.parts))) - set(held.values())
-        return _placement(sharding, held, tuple(sorted(missing)), ())
+        opt = sharding.opt_parts if sharding.parts else 1
+        return _placement(sharding.parts, opt, held, tuple(sorted(missing)), ())
 
 
 def _placement(
-    sharding: Sharding, held: Mapping[int, int], missing: tuple[int, ...], absent_ranks: Iterable[int]
+    parts: tuple[int, ...], opt: int, held: Mapping[int, int], missing: tuple[int, ...], absent_ranks: Iterable[int]
 ) -> Placement:
     files = sorted(held)
-    opt = sharding.opt_parts if sharding.parts else 1
     cells = tuple(held[f] for f in files)
-    return Placement(sharding.parts, opt, spans(files), cells, missing, spans(absent_ranks))
+    return Placement(parts, opt, spans(files), cells, missing, spans(absent_ranks))
+
+
+def _drawn_parts(tensor: Tensor) -> tuple[int, ...]:
+    """The parts that are drawn: uneven ones as if they were even; one, where boxes lie in no grid at all."""
+    parts = tensor.parts
+    return parts if tensor.cut or prod(parts) == sum(1 for _ in tensor.shards) else (1,) * len(parts)
+
+
+def _numbers(shards: Sequence[Shard], parts: tuple[int, ...]) -> Sequence[int]:
+    """Which part each shard is, of shards in row-major order."""
+    return range(len(shards)) if prod(parts) == len(shards) else [0] * len(shards)

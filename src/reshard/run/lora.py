@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -10,8 +9,7 @@ import numpy.typing as npt
 
 from reshard.errors import CheckpointError
 from reshard.layout.box import Box
-from reshard.planning.plan import Factor, LoraAdd, Move, Piece
-from reshard.run.elements import Buffer, shaped
+from reshard.planning.plan import LoraAdd
 
 Array = npt.NDArray[Any]
 _CHUNK = (
@@ -20,35 +18,9 @@ _CHUNK = (
 Range = tuple[int, int]
 
 
-def factor_moves(lora: LoraAdd, box: Box) -> tuple[Move, Move]:
-    """The readings of A and B that a block of the weight needs."""
-    a, b = factor_boxes(lora, box)
-    return _part(lora.a, a), _part(lora.b, b)
-
-
-def _part(factor: Factor, box: Box) -> Move:
-    dtype = factor.spec.dtype
-    return Move("", factor.spec.shape, dtype, dtype, factor.pieces, (Piece(0, box, ()),))
-
-
-def block_with_lora(
-    move: Move, lora: LoraAdd, box: Box, made: memoryview, weight: memoryview, factors: Iterable[tuple[Move, Buffer]]
-) -> None:
-    """Set ``made`` to a block of the weight with the low-rank product added, in the target's dtype.
-
-    Args:
-        factors: the readings of A and B, and what they gave.
-    """
-    before = shaped(weight, move.source_dtype, box)
-    after = shaped(made, move.target_dtype, box)
-    a, b = (shaped(content, part.target_dtype, part.targets[0].box) for part, content in factors)
-    add_lora(lora, after, before, a, b)
-    check_finite(move.name, lora, box, (before, a, b), after)
-
-
 def factor_boxes(lora: LoraAdd, box: Box) -> tuple[Box, Box]:
     """The parts of A and B that a block of the weight needs."""
-    rank = (0, lora.a.spec.shape[-2])
+    rank = (0, lora.a.made_shape[-2])
     *lead, rows, columns = zip(box.start, box.stop, strict=True)
     if lora.transposed:
         rows, columns = columns, rows

@@ -33,7 +33,8 @@ def load_array(move: Move, files: tuple[SourceFile, ...]) -> Array:
 
 def _mapped(move: Move, files: tuple[SourceFile, ...]) -> Array | None:
     blocks = Blocks(move, _WHOLE)
-    if move.source_dtype != move.target_dtype or move.lora or len(blocks) != 1:
+    base = move.step.base
+    if move.step is not base or base.order or base.dtype != move.dtype or len(blocks) != 1:
         return None
     (read, *others) = blocks[0].reads
     box = move.targets[0].box
@@ -46,7 +47,7 @@ def _mapped(move: Move, files: tuple[SourceFile, ...]) -> Array | None:
         sources.close()
     return np.memmap(
         files[read.file].path,
-        numpy_dtype(move.target_dtype),
+        numpy_dtype(move.dtype),
         mode="c",
         offset=read.ranges[0].offset,
         shape=box.shape,
@@ -56,7 +57,7 @@ def _mapped(move: Move, files: tuple[SourceFile, ...]) -> Array | None:
 def _read(move: Move, files: tuple[SourceFile, ...]) -> Array:
     sources = Sources(files)
     try:
-        return shaped(collect(move, sources, Scratch()), move.target_dtype, move.targets[0].box)
+        return shaped(collect(move, sources, Scratch()), move.dtype, move.targets[0].box)
     finally:
         sources.close()
 

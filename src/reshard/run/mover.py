@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable
 from msgspec.structs import replace
 
 from reshard.dtypes import ITEMSIZE
-from reshard.index import Extent
+from reshard.index import ZEROS, Extent
 from reshard.layout.box import Box
 from reshard.planning.blocks import Access, Block, Blocks
-from reshard.planning.plan import LoraAdd, Move
+from reshard.planning.plan import Assembly, Move
 from reshard.run.scratch import Scratch
 from reshard.run.sources import Sources
 
@@ -23,7 +23,7 @@ _COLLECT_BLOCK_NBYTES = 8 << 20
 def collect(move: Move, sources: Sources, scratch: Scratch) -> bytearray:
     """The bytes of the one target piece of a move."""
     (piece,) = move.targets
-    out = bytearray(piece.box.size * ITEMSIZE[move.target_dtype])
+    out = bytearray(piece.box.size * ITEMSIZE[move.dtype])
 
     def take(access: Access, data: memoryview) -> None:
         start = access.ranges[0].offset
@@ -39,7 +39,7 @@ class Mover:
     """Carries out one move, any of its blocks in any thread.
 
     Bytes that lie together in the block go straight from the file and straight to the sink. What has to touch elements
-    (``elements``, ``lora``) is imported when there is such work: NumPy takes longer to come than many a job to run.
+    (``elements``, ``steps``) is imported when there is such work: NumPy takes longer to come than many a job to run.
     """
 
     def __init__(self, move: Move, sources: Sources, scratch: Scratch, block_nbytes: int) -> None:
@@ -52,42 +52,50 @@ class Mover:
         for number in numbers:
             block = self.blocks[number]
             if block.writes:
-                lora = self.blocks.move.lora
-                slab = self._gather_lora(lora, block) if lora else self._gather(block)
-                dtype = self.blocks.move.target_dtype if lora else self.blocks.move.source_dtype
+                slab, dtype = self._made(block)
                 for write in block.writes:
                     sink(write, self._cut(slab, block.box, dtype, write))
 
+    def _made(self, block: Block) -> tuple[memoryview, str]:
+        """The block as its step makes it, row-major, and the dtype that it has by now."""
+        move = self.blocks.move
+        if isinstance(move.step, Assembly):
+            return self._gather(block), move.step.dtype
+        from reshard.run.steps import beside_of, made_block
+
+        beside = [
+            (part, collect(part, self._sources, self._scratch)) for part in beside_of(move.step, block.box)
+        ]  # before the block, whose buffers they come through
+        made = self._scratch.take("made", block.box.size * ITEMSIZE[move.dtype])
+        made_block(move, block.box, made, self._gather(block), beside)
+        return made, move.dtype
+
     def _gather(self, block: Block) -> memoryview:
         """The block's elements, row-major, from all its source pieces."""
-        dtype = self.blocks.move.source_dtype
-        itemsize = ITEMSIZE[dtype]
+        base = self.blocks.base
+        itemsize = ITEMSIZE[base.dtype]
         slab = self._scratch.take("slab", block.box.size * itemsize)
         for read in block.reads:
-            at = read.box.place_in(block.box)
+            at = None if base.order else read.box.place_in(block.box)
             if at is not None:
-                self._sources.read_into(read, slab[at * itemsize : (at + read.box.size) * itemsize])
+                self._read(read, slab[at * itemsize : (at + read.box.size) * itemsize])
                 continue
             from reshard.run.elements import copy_between
 
             wide = self._scratch.take("read", read.box.size * itemsize)
-            self._sources.read_into(read, wide)
-            copy_between(slab, block.box, wide, read.box, dtype)
+            self._read(read, wide)
+            copy_between((slab, block.box), (wide, read.box), base.dtype, base.order)
         return slab
 
-    def _gather_lora(self, lora: LoraAdd, block: Block) -> memoryview:
-        """As _gather, with the low-rank product added, in the target's dtype."""
-        from reshard.run.lora import block_with_lora, factor_moves
-
-        factors = [(move, collect(move, self._sources, self._scratch)) for move in factor_moves(lora, block.box)]
-        weight = self._gather(block)  # through the buffers that the factors came through
-        made = self._scratch.take("sum", block.box.size * ITEMSIZE[self.blocks.move.target_dtype])
-        block_with_lora(self.blocks.move, lora, block.box, made, weight, factors)
-        return made
+    def _read(self, access: Access, buffer: memoryview) -> None:
+        if access.file == ZEROS:
+            buffer[:] = bytes(len(buffer))
+        else:
+            self._sources.read_into(access, buffer)
 
     def _cut(self, slab: memoryview, box: Box, dtype: str, write: Access) -> memoryview:
         """The bytes of a target access, in its dtype."""
-        target = self.blocks.move.target_dtype
+        target = self.blocks.move.dtype
         itemsize = ITEMSIZE[target]
         at = write.box.place_in(box) if dtype == target else None
         if at is not None:
@@ -96,7 +104,7 @@ class Mover:
 
         out = self._scratch.take("write", write.box.size * itemsize)
         if dtype == target:
-            copy_between(out, write.box, slab, box, dtype)
+            copy_between((out, write.box), (slab, box), dtype)
         else:
             cast_out(out, write.box, target, slab, box, dtype)
         return out

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from reshard.errors import CheckpointError
-from reshard.planning.blocks import cut_extents
+from reshard.index import cut_extents
 from reshard.planning.catalog import Catalog, Held, Tensor
 from reshard.run.stores import storage_of
 
@@ -32,13 +32,14 @@ def probe(source: Catalog) -> tuple[str, ...]:
     start_of = _starts(source, sample)
     for tensor in sample:
         differing = _differing_replicas(source, tensor, start_of)
-        replicated += any(len(held) > 1 for held in tensor.cells.values())
+        held = [shard.held for shard in tensor.shards if shard.held]
+        replicated += any(len(holders) > 1 for holders in held)
         if differing:
             unequal.append(f"ranks {differing[0]} and {differing[1]} hold the same of {tensor.name}, and they do not")
-        starts = {start_of[held[0]] for held in tensor.cells.values()}
-        if len(tensor.cells) > 1 and not any(map(_is_repeated, starts)):
+        starts = {start_of[holders[0]] for holders in held}
+        if len(held) > 1 and not any(map(_is_repeated, starts)):
             cut += 1
-            alike += len(starts) < len(tensor.cells)
+            alike += len(starts) < len(held)
     if len(unequal) >= _ENOUGH and 2 * len(unequal) > replicated:
         raise _contradiction(source, unequal[0])
     if cut >= _ENOUGH and cut == alike:
@@ -48,15 +49,14 @@ def probe(source: Catalog) -> tuple[str, ...]:
 
 def _differing_replicas(source: Catalog, tensor: Tensor, start_of: Mapping[Held, bytes]) -> tuple[int, int] | None:
     """Two ranks that should begin with the same bytes and do not."""
-    for held in tensor.cells.values():
+    for held in (shard.held for shard in tensor.shards):
         if len(held) > 1 and start_of[held[0]] != start_of[held[-1]]:
             return source.files[held[0].file].rank, source.files[held[-1].file].rank
     return None
 
 
 def _contradiction(source: Catalog, what: str) -> CheckpointError:
-    where = source.strategy.where if source.strategy else ""
-    return CheckpointError(f"by the strategy {what}", where, _HINT)
+    return CheckpointError(f"by the strategy {what}", source.ranks.where, _HINT)
 
 
 def _is_repeated(start: bytes) -> bool:
@@ -66,16 +66,17 @@ def _is_repeated(start: bytes) -> bool:
 
 def _sample(source: Catalog) -> Iterator[Tensor]:
     """The largest tensors, of different cuts first."""
-    cut = [t for t in source.tensors.values() if t.laid_out and t.cells]
+    cut = [t for t in source.tensors.values() if t.known and t.cut and any(s.held for s in t.shards)]
     cut.sort(key=lambda t: (-t.spec.nbytes, t.name))
-    kinds = {t.layout.sharding: t for t in reversed(cut)}
+    kinds = {t.cut.sharding: t for t in reversed(cut) if t.cut}
     chosen = {t.name: t for t in (*list(kinds.values())[:_TENSORS], *cut[:_TENSORS])}
     yield from chosen.values()
 
 
 def _starts(source: Catalog, tensors: Iterable[Tensor]) -> Mapping[Held, bytes]:
     """The first bytes of each shard of some tensors, as the first and the last of its holders have them."""
-    wanted = list({held: None for t in tensors for held in (h for c in t.cells.values() for h in (c[0], c[-1]))})
+    held = (s.held for t in tensors for s in t.shards if s.held)
+    wanted = list({h: None for holders in held for h in (holders[0], holders[-1])})
     with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
         return dict(zip(wanted, pool.map(partial(_start, source), wanted), strict=True))
 
@@ -84,7 +85,6 @@ def _start(source: Catalog, held: Held) -> bytes:
     path = source.files[held.file].path
     file = storage_of(path).open(path)
     try:
-        nbytes = min(_PROBE_NBYTES, held.stored.spec.nbytes)
-        return b"".join(file.read(e.offset, e.nbytes) for e in cut_extents(held.stored.extents, 0, nbytes))
+        return b"".join(file.read(e.offset, e.nbytes) for e in cut_extents(held.extents, 0, _PROBE_NBYTES))
     finally:
         file.close()

@@ -9,10 +9,11 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from reshard.dtypes import ITEMSIZE, numpy_dtype
+from reshard.dtypes import numpy_dtype
 from reshard.errors import named_ranks
+from reshard.index import cut_extents
 from reshard.layout.box import Box
-from reshard.planning.blocks import Access, cut_extents
+from reshard.planning.blocks import Access
 from reshard.planning.catalog import Catalog, Held, Tensor
 from reshard.planning.plan import SourceFile
 from reshard.run.machine import allow_many_files, auto_workers
@@ -36,11 +37,11 @@ def replica_faults(source: Catalog) -> list[str]:
 
 def _faults_of(source: Catalog, scratch: Scratch, tensor: Tensor) -> list[str]:
     faults: list[str] = []
-    for cell, held in tensor.cells.items():
+    for shard in tensor.shards:
         sources = Sources(tuple(SourceFile(f.path, f.nbytes, f.mtime_ns) for f in source.files))
         try:
-            comparison = _Comparison(tensor, tensor.layout.box_of(cell), sources, scratch)
-            for element, values in comparison.partings(held):
+            comparison = _Comparison(tensor, shard.box, sources, scratch)
+            for element, values in comparison.partings(shard.held):
                 shown = shown_values(tensor.spec.dtype, list(values))
                 who = (
                     f"{value} in {named_ranks([source.files[h.file].rank for h in holders])}"
@@ -58,7 +59,7 @@ class _Comparison:
 
     def __init__(self, tensor: Tensor, box: Box, sources: Sources, scratch: Scratch) -> None:
         self._box = box
-        self._itemsize = ITEMSIZE[tensor.spec.dtype]
+        self._itemsize = tensor.spec.itemsize
         self._sources = sources
         self._scratch = scratch
 
@@ -96,7 +97,7 @@ class _Comparison:
 
     def _read(self, use: str, held: Held, start: int, nbytes: int) -> _Bytes:
         buffer = self._scratch.take(use, nbytes)
-        extents = cut_extents(held.stored.extents, start, nbytes)
+        extents = cut_extents(held.extents_of(self._box, self._itemsize), start, nbytes)
         self._sources.read_into(Access(0, held.file, self._box, extents), buffer)
         return np.frombuffer(buffer, np.uint8)
 

@@ -12,10 +12,11 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from reshard.errors import CheckpointError, FormatError, UsageError, counted
+from reshard.families.rank_folders import catalog
 from reshard.formats.registry import format_of
+from reshard.index import Extent, cut_extents
 from reshard.interruption import proceed
-from reshard.planning.blocks import cut_extents
-from reshard.planning.catalog import Catalog, Held, IndexedFile, Tensor, catalog
+from reshard.planning.catalog import Catalog, IndexedFile, Tensor
 from reshard.run.beside import Told, told_by_manifest
 from reshard.run.discover import Found, Select, discover
 from reshard.run.machine import uncollected
@@ -28,6 +29,10 @@ _REMOTE_THREADS = 48
 _BLOCK_NBYTES = 8 << 20
 _REMOTE_COMPARISONS = 16  # each with two blocks
 _REMOTE_BLOCK_NBYTES = 1 << 20
+
+
+_Bytes = tuple[int, tuple[Extent, ...]]
+"""The number of a file, and bytes of it."""
 
 
 class Source(Struct, frozen=True):
@@ -116,18 +121,18 @@ def _comparing_at_once(source: Catalog) -> int:
 
 
 def _agree(source: Catalog, tensor: Tensor) -> bool:
-    pairs = ((held[0], other) for held in tensor.cells.values() for other in held[1:])
-    return all(_equal(source, a, b) for a, b in pairs)
+    itemsize = tensor.spec.itemsize
+    held = ([(h.file, h.extents_of(shard.box, itemsize)) for h in shard.held] for shard in tensor.shards)
+    return all(_equal(source, holders[0], other) for holders in held for other in holders[1:])
 
 
-def _equal(source: Catalog, a: Held, b: Held) -> bool:
+def _equal(source: Catalog, a: _Bytes, b: _Bytes) -> bool:
     """Whether two equally long shards hold the same bytes."""
-    block_nbytes = _REMOTE_BLOCK_NBYTES if is_url(source.files[a.file].path) else _BLOCK_NBYTES
-    left, right = (storage_of(path).open(path) for path in (source.files[h.file].path for h in (a, b)))
+    block_nbytes = _REMOTE_BLOCK_NBYTES if is_url(source.files[a[0]].path) else _BLOCK_NBYTES
+    left, right = (storage_of(path).open(path) for path in (source.files[file].path for file, _ in (a, b)))
     try:
-        for start in range(0, a.stored.spec.nbytes, block_nbytes):
-            nbytes = min(block_nbytes, a.stored.spec.nbytes - start)
-            if _read(left, a, start, nbytes) != _read(right, b, start, nbytes):
+        for start in range(0, sum(extent.nbytes for extent in a[1]), block_nbytes):
+            if _read(left, a[1], start, block_nbytes) != _read(right, b[1], start, block_nbytes):
                 return False
         return True
     finally:
@@ -135,9 +140,8 @@ def _equal(source: Catalog, a: Held, b: Held) -> bool:
         right.close()
 
 
-def _read(file: ReadFile, held: Held, start: int, nbytes: int) -> bytes:
-    extents = cut_extents(held.stored.extents, start, nbytes)
-    return b"".join(file.read(e.offset, e.nbytes) for e in extents)
+def _read(file: ReadFile, extents: tuple[Extent, ...], start: int, nbytes: int) -> bytes:
+    return b"".join(file.read(e.offset, e.nbytes) for e in cut_extents(extents, start, nbytes))
 
 
 def is_inside(path: str | Path, folder: str | Path) -> bool:

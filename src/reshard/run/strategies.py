@@ -8,12 +8,12 @@ from functools import cached_property
 from pathlib import Path
 
 from reshard.errors import CheckpointError, StrategyError
+from reshard.layout.stages import Strategy
 from reshard.run.storage import is_url, join
 from reshard.run.stores import content_of, storage_of
 from reshard.strategy import folder as local
 from reshard.strategy.file import StrategyFile
 from reshard.strategy.folder import AnyPath
-from reshard.strategy.strategy import Strategy
 
 _AT_ONCE = 16
 

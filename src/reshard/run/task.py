@@ -111,7 +111,7 @@ class TaskRun:
         for move in in_file_order(self._task.moves) if self._storage.front_to_back else self._task.moves:
             mover = Mover(move, self._sources, self._scratch, self._settings.block_nbytes)
             blocks = len(mover.blocks)
-            block_nbytes = max(mover.blocks.hull.size * ITEMSIZE[move.source_dtype] // max(blocks, 1), 1)
+            block_nbytes = max(mover.blocks.hull.size * ITEMSIZE[move.step.base.dtype] // max(blocks, 1), 1)
             start = 0
             while start < blocks:
                 stop = min(start + max(room // block_nbytes, 1), blocks)

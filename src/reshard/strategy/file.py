@@ -9,7 +9,7 @@ from typing import Literal
 from msgspec import Struct
 
 from reshard.errors import StrategyError
-from reshard.strategy.strategy import Entry
+from reshard.layout.stages import Entry
 
 Kind = Literal["ckpt", "json"]
 STAGE_PREFIX = re.compile(r"(\d+)-(.+)", re.DOTALL)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Protocol
 
 from reshard.errors import StorageError, StrategyError, counted, listed
+from reshard.layout.stages import Entry, Strategy
 from reshard.layout.tensor import Sharding
 from reshard.strategy.file import STAGE_PREFIX, LayoutItem, Operator, StrategyFile
 from reshard.strategy.json_file import read_json, write_json
 from reshard.strategy.protobuf import read_protobuf, write_protobuf
-from reshard.strategy.strategy import Entry, Strategy
 
 _RANK = re.compile(r"_rank_(\d+)\.(?:ckpt|json)$")
 SUFFIXES = (".ckpt", ".json")

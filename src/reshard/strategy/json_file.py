@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from reshard.errors import LayoutError, StrategyError
+from reshard.layout.stages import Entry, Factored
 from reshard.layout.tensor import Layout
 from reshard.strategy.file import LayoutItem, Operator, StrategyFile
 from reshard.strategy.protobuf import opt_shard_step, refuse_manual_split, sharding
-from reshard.strategy.strategy import Entry, Factored
 
 
 def read_json(data: bytes, path: str) -> StrategyFile:

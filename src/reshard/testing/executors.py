@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from reshard.errors import CheckpointError, RunError, StorageError
 from reshard.index import Extent, Seal
 from reshard.layout.box import Box
-from reshard.planning.plan import FileResult, Move, Piece, SourceFile, Task, TaskFile, check_runs
+from reshard.planning.plan import Assembly, FileResult, Move, Piece, SourceFile, Task, TaskFile, check_runs
 from reshard.run.local import Executor
 from reshard.run.task import Settings
 from reshard.testing.sealed import Sealed
@@ -44,7 +44,7 @@ class Work:
         whole = Piece(0, Box.whole(SHAPE), (Extent(len(HEAD), FULL.nbytes),))
         size = len(HEAD) + nbytes + (seal.nbytes if seal else 0)
         files = tuple(TaskFile(self.name(number, i), size, ((0, HEAD),), seal) for i in range(2))
-        move = Move("w", SHAPE, "uint32", "uint32", (whole,), targets)
+        move = Move("w", Assembly("uint32", SHAPE, (whole,)), "uint32", targets)
         return Task(number, (SourceFile(str(self.source), status.st_size, status.st_mtime_ns),), files, (move,))
 
     @staticmethod

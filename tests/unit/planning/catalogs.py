@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from reshard.families.rank_folders import catalog
 from reshard.index import Contents, Extent, Stored, TensorSpec
+from reshard.layout.stages import Entry, Strategy
 from reshard.layout.tensor import Sharding
-from reshard.planning.catalog import Catalog, IndexedFile, catalog
-from reshard.strategy.strategy import Entry, Strategy
+from reshard.planning.catalog import Catalog, IndexedFile
 
 ROWS = Sharding((2,), ((0,),))
 """A vector cut in two, on two ranks."""

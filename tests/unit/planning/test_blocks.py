@@ -8,11 +8,11 @@ from math import prod
 import pytest
 
 from making import dtype_named
-from reshard.index import Extent
+from reshard.index import Extent, cut_extents
 from reshard.layout.box import Box
 from reshard.layout.tensor import Layout, Sharding
-from reshard.planning.blocks import Access, Blocks, cut_extents
-from reshard.planning.plan import Move, Piece
+from reshard.planning.blocks import Access, Blocks
+from reshard.planning.plan import Assembly, Move, Piece
 
 SHAPE = (4, 6, 8)
 SHARDINGS = {
@@ -39,10 +39,14 @@ def pieces(sharding: Sharding, itemsize: int, piece_nbytes: int = 1 << 30) -> tu
     return tuple(made)
 
 
+def copied(*sources: Piece, shape: tuple[int, ...] = SHAPE) -> Assembly:
+    return Assembly("float32", shape, sources)
+
+
 def move(source: Sharding, target: Sharding, piece_nbytes: int = 1 << 30, dtype: str = "float32") -> Move:
     distinct = {p.box: p for p in pieces(source, 4, piece_nbytes)}
     itemsize = dtype_named(dtype).itemsize
-    return Move("w", SHAPE, "float32", dtype, tuple(distinct.values()), pieces(target, itemsize, piece_nbytes))
+    return Move("w", copied(*distinct.values()), dtype, pieces(target, itemsize, piece_nbytes))
 
 
 @pytest.fixture(params=[8, 100, 768, 1 << 20])
@@ -100,7 +104,7 @@ def test_a_narrow_target_reads_its_columns_only_where_rows_are_long() -> None:
     """A row of the source longer than a block is read in part."""
     rows = Sharding((4,), ((0,), (), ()))
     whole = move(rows, Sharding((8,), ((), (), (0,))))
-    narrow = Move("w", SHAPE, "float32", "float32", whole.sources, whole.targets[:1])
+    narrow = Move("w", whole.step, "float32", whole.targets[:1])
     blocks = Blocks(narrow, 16)
     assert sum(r.nbytes for i in range(len(blocks)) for a in blocks[i].reads for r in a.ranges) < prod(SHAPE) * 4
 
@@ -117,7 +121,7 @@ def test_a_cast_counts_both_sizes(dtype: str, itemsize: int, block_nbytes: int) 
 def test_a_scalar_is_one_block() -> None:
     box = Box((), ())
     piece = Piece(0, box, (Extent(8, 4),))
-    blocks = Blocks(Move("s", (), "float32", "float32", (piece,), (piece, piece)), 1)
+    blocks = Blocks(Move("s", copied(piece, shape=()), "float32", (piece, piece)), 1)
     assert len(blocks) == 1
     assert blocks[0].reads == (Access(0, 0, box, (Extent(8, 4),)),)
     assert [w.piece for w in blocks[0].writes] == [0, 1]
@@ -125,7 +129,7 @@ def test_a_scalar_is_one_block() -> None:
 
 def test_an_empty_tensor_has_no_block() -> None:
     piece = Piece(0, Box((0, 0), (0, 5)), ())
-    assert len(Blocks(Move("e", (0, 5), "float32", "float32", (piece,), (piece,)), 64)) == 0
+    assert len(Blocks(Move("e", copied(piece, shape=(0, 5)), "float32", (piece,)), 64)) == 0
 
 
 @pytest.mark.parametrize(

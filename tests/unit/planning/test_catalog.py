@@ -4,8 +4,8 @@ import pytest
 from catalogs import ROWS, WHOLE, file, full, ranks, strategy
 
 from reshard.errors import CheckpointError
+from reshard.families.rank_folders import catalog
 from reshard.layout.tensor import Sharding
-from reshard.planning.catalog import catalog
 
 
 def test_full_shape_comes_from_shard_and_cut() -> None:
@@ -16,14 +16,14 @@ def test_full_shape_comes_from_shard_and_cut() -> None:
 
 def test_replicas_are_held_in_rank_order() -> None:
     found = ranks(strategy({"w": WHOLE}), {"w": (2,)}, {"w": (2,)})
-    assert [h.file for h in found.tensors["w"].cells[(0,)]] == [0, 1]
+    assert [h.file for h in next(iter(found.tensors["w"].shards)).held] == [0, 1]
 
 
 def test_missing_cells_name_the_ranks_that_should_hold_them() -> None:
     found = catalog([file(0, {"w": (2,)})], strategy({"w": ROWS}))
     tensor = found.tensors["w"]
-    assert tensor.missing() == ((1,),)
-    assert tensor.expected[(1,)] == (1,)
+    assert [shard.box for shard in tensor.shards.missing()] == [Box((2,), (4,))]
+    assert [shard.expected for shard in tensor.shards.missing()] == [(1,)]
 
 
 def test_a_rank_without_file_is_warned_of() -> None:
@@ -45,7 +45,7 @@ def test_a_tensor_in_a_stage_that_does_not_have_it_is_refused() -> None:
 def test_a_tied_tensor_is_taken_from_the_stage_that_holds_it_whole() -> None:
     plan = strategy({"w": ROWS}, {"w": ROWS})
     found = catalog([file(0, {"w": (2,)}), file(2, {"w": (2,)}), file(3, {"w": (2,)})], plan)
-    assert {h.file for held in found.tensors["w"].cells.values() for h in held} == {1, 2}
+    assert {h.file for shard in found.tensors["w"].shards for h in shard.held} == {1, 2}
 
 
 def test_shards_that_differ_are_all_told() -> None:
@@ -67,9 +67,9 @@ def test_a_full_checkpoint_holds_each_tensor_once() -> None:
 
 
 def test_unknown_names_are_asked_about_only_where_a_strategy_is() -> None:
-    assert not full({"w": (2,)}).unlaid()
+    assert not full({"w": (2,)}).compared()
     found = ranks(strategy({"w": ROWS}), *[{"w": (2,), "step": ()}] * 2)
-    assert [t.name for t in found.unlaid()] == ["step"]
+    assert [t.name for t in found.compared()] == ["step"]
 
 
 def test_texts_are_kept_by_rank() -> None:

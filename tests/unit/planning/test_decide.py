@@ -8,11 +8,11 @@ import pytest
 from catalogs import ROWS, WHOLE, full, ranks, strategy
 
 from reshard.errors import PlanError, UsageError
+from reshard.layout.stages import Strategy
 from reshard.layout.tensor import Sharding
 from reshard.planning.catalog import Catalog
 from reshard.planning.decide import Decisions, Missing, decide
 from reshard.planning.names import NameRules
-from reshard.strategy.strategy import Strategy
 
 STATES = "optimizer states that the target's strategy does not have"
 NO_STATES = "optimizer states and gradients that a strategy lists and no file holds"

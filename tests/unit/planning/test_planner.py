@@ -6,22 +6,22 @@ from collections import Counter
 
 import pytest
 from catalogs import ROWS, WHOLE, file, full, ranks, strategy
-
 from msgspec.structs import replace
 
 from reshard.errors import InputError, PlanError, RunError, UsageError
+from reshard.families.planner import make_plan
+from reshard.families.rank_folders import catalog
 from reshard.formats.mindspore_ckpt import MindSporeCkpt
 from reshard.formats.safetensors import Safetensors
+from reshard.layout.stages import Strategy
 from reshard.layout.tensor import Sharding
 from reshard.planning.bill import make_bill
-from reshard.planning.catalog import Catalog, catalog
+from reshard.planning.catalog import Catalog
 from reshard.planning.decide import Missing
 from reshard.planning.parts import Parts
 from reshard.planning.plan import FileResult, Plan, Run, check_runs, plan_from_json
-from reshard.planning.planner import make_plan
 from reshard.planning.target import Choices, Target
 from reshard.planning.tasks import groups, tasks
-from reshard.strategy.strategy import Strategy
 
 CKPT = MindSporeCkpt()
 
@@ -65,7 +65,7 @@ def test_replicas_share_the_reading() -> None:
     source = ranks(strategy(dict.fromkeys(shapes, WHOLE)), *[shapes] * 2)
     read = Counter[int]()
     for tensor in planned(source).tensors:
-        read[tensor.pieces[0].file] += tensor.spec.nbytes
+        read[tensor.step.base.pieces[0].file] += tensor.spec.nbytes
     assert read[0] == read[1]
 
 
@@ -77,7 +77,7 @@ def test_a_varied_value_comes_from_the_rank_of_the_same_place() -> None:
     source = ranks(strategy({"w": ROWS}), *[{"w": (4,), "step": ()}] * 2)
     plan = planned(source, strategy({"w": cut}, devices=4), Choices(agreed={"step": False}))
     held = [next(plan.tensors[s.tensor] for s in plan.forms[f.form].slots if s.layout) for f in plan.files]
-    assert [t.pieces[0].file for t in held] == [0, 1, 0, 1]
+    assert [t.step.base.pieces[0].file for t in held] == [0, 1, 0, 1]
     assert len(plan.warnings) == 1
 
 

@@ -6,8 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from reshard.index import TensorSpec
-from reshard.planning.plan import Factor, LoraAdd
+from reshard.planning.plan import Assembly, LoraAdd
 from reshard.run.lora import add_lora
 
 RNG = np.random.default_rng(11)
@@ -17,9 +16,9 @@ def step(rank: int, shape: tuple[int, ...], *, transposed: bool = False) -> Lora
     *lead, rows, columns = shape
     if transposed:
         rows, columns = columns, rows
-    a = Factor(TensorSpec("float32", (*lead, rank, columns)), ())
-    b = Factor(TensorSpec("float32", (*lead, rows, rank)), ())
-    return LoraAdd(a, b, 0.75, transposed)
+    a = Assembly("float32", (*lead, rank, columns), ())
+    b = Assembly("float32", (*lead, rows, rank), ())
+    return LoraAdd(Assembly("float32", shape, ()), a, b, 0.75, transposed)
 
 
 def looped(weight: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:

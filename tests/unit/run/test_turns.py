@@ -10,7 +10,7 @@ import xxhash
 from reshard.errors import RunError
 from reshard.index import Extent, Seal
 from reshard.layout.box import Box
-from reshard.planning.plan import FileResult, Move, Piece, TaskFile, check_runs
+from reshard.planning.plan import Assembly, FileResult, Move, Piece, TaskFile, check_runs
 from reshard.run.turns import Turns, in_file_order
 
 
@@ -37,7 +37,7 @@ class Kept:
 def move(name: str, *places: tuple[int, int, int]) -> Move:
     """A tensor of bytes at (file, offset, size)."""
     targets = tuple(Piece(file, Box((0,), (size,)), (Extent(offset, size),)) for file, offset, size in places)
-    return Move(name, (10,), "uint8", "uint8", (), targets)
+    return Move(name, Assembly("uint8", (10,), ()), "uint8", targets)
 
 
 def names(*moves: Move) -> list[str]:

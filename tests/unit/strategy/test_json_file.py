@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from reshard.errors import StrategyError
+from reshard.layout.stages import Factored, layout_of_full, layout_of_shard
 from reshard.layout.tensor import Layout, Sharding
 from reshard.strategy.json_file import encode_json_layout, encode_json_made, read_json, write_json
 from reshard.strategy.protobuf import encode_made
-from reshard.strategy.strategy import Factored, layout_of_full, layout_of_shard
 
 LAYOUTS = {
     "plain": Layout((8, 12), Sharding((2, 2), ((1,), (0,)))),

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 
 from msgspec.structs import replace
 
-from reshard.planning.catalog import Catalog, Tensor, catalog
+from reshard.families.rank_folders import catalog
+from reshard.planning.catalog import Catalog, Tensor
 from reshard.run.discover import Found
 from reshard.run.source import index_files
 from reshard.strategy.folder import read_strategy

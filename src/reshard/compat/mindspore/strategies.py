@@ -10,13 +10,13 @@ from msgspec import Struct
 
 from reshard.compat.mindspore.calls import check_strategy_path, check_type, reference_errors
 from reshard.errors import counted
+from reshard.layout.stages import Entry
 from reshard.layout.tensor import Sharding
 from reshard.ops.strategies import merge
 from reshard.planning.needed import needed_ranks
 from reshard.strategy.folder import read_strategy
 from reshard.strategy.json_file import read_json
 from reshard.strategy.protobuf import opt_shard_step, read_protobuf
-from reshard.strategy.strategy import Entry
 
 
 class Dims(Struct, frozen=True):

@@ -71,7 +71,7 @@ def _chosen_plan(src: str, dst: str, options: Options, choice_func: ChoiceFuncti
     def choose(tensor: Tensor) -> str | None:
         if tensor.name.startswith("accu_grads"):
             return None
-        if not tensor.laid_out:
+        if not tensor.known:
             return tensor.name
         choice = choice_func(tensor.name)
         if not isinstance(choice, (bool, str)):

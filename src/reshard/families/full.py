@@ -1,0 +1,87 @@
+"""Full checkpoints: each tensor whole, in one file or in several parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from reshard.errors import CheckpointError, listed
+from reshard.families.draft import Draft
+from reshard.index import Stored, TensorSpec
+from reshard.layout.stages import layout_of_full
+from reshard.layout.tensor import Sharding
+from reshard.planning.catalog import Catalog, Grid, Held, IndexedFile, Tensor
+from reshard.planning.parts import EXTRAS_NAME, Parts, split_parts
+from reshard.planning.plan import PlannedFile
+
+
+def catalog_of_full(files: Sequence[IndexedFile]) -> Catalog:
+    """Join the headers of files in which each tensor stands once. Raises CheckpointError for one that stands twice."""
+    tensors: dict[str, Tensor] = {}
+    places: dict[str, int] = {}
+    faults = []
+    for i, file in enumerate(files):
+        for name, stored in file.contents.tensors.items():
+            if name in places:
+                faults.append(f"{name}: in {files[places[name]].path} and again in {file.path}")
+            places[name] = i
+            tensors[name] = whole(name, {0: (i, stored)})
+    if faults:
+        raise CheckpointError(
+            "tensors stand in two files of one checkpoint:\n" + listed(faults),
+            hint="are these several checkpoints in one folder? name one file",
+        )
+    return Catalog(tuple(files), tensors, *texts_and_notes(files))
+
+
+def whole(name: str, by_rank: Mapping[int, tuple[int, Stored]], *, compared: bool = False) -> Tensor:
+    """A tensor that each of some ranks holds whole: the number of its file, and what that holds."""
+    spec = agreed_spec(by_rank)
+    layout = layout_of_full(Sharding.whole(1, len(spec.shape)), spec.shape)
+    held = tuple(Held(file, stored.extents) for _, (file, stored) in sorted(by_rank.items()))
+    return Tensor(name, spec, Grid(layout, {(0,) * len(spec.shape): held}), compared=compared)
+
+
+def agreed_spec(by_rank: Mapping[int, tuple[int, Stored]]) -> TensorSpec:
+    """The dtype and shape that all ranks have. Raises CheckpointError where they differ."""
+    specs: dict[TensorSpec, int] = {}
+    for rank in sorted(by_rank):
+        specs.setdefault(by_rank[rank][1].spec, rank)
+    if len(specs) > 1:
+        shown = ", ".join(f"{spec} on rank {rank}" for spec, rank in list(specs.items())[:4])
+        raise CheckpointError(f"its shards differ: {shown}")
+    return next(iter(specs))
+
+
+def texts_and_notes(files: Sequence[IndexedFile]) -> tuple[dict[str, dict[int, str]], dict[str, str]]:
+    """Strings stored beside tensors, by rank, and the formats' own flags, of which the first counts."""
+    texts: dict[str, dict[int, str]] = {}
+    notes: dict[str, str] = {}
+    for file in files:
+        notes = {**file.contents.notes, **notes}
+        for name, text in file.contents.texts.items():
+            texts.setdefault(name, {})[file.rank] = text
+    return texts, notes
+
+
+def part_files(draft: Draft, parts: Parts) -> list[PlannedFile]:
+    """The files of one full checkpoint in several parts, and the index that names them."""
+    apart = parts.names == "mindspore"
+    cuts = dict(draft.cut(kept, kept.layouts[0], 0) for kept in draft.kept if not (apart and kept.tensor.compared))
+    tensors = draft.assembler.tensors
+    sizes = {number: tensors[number].spec.nbytes for number in cuts}
+    split = split_parts(sizes, parts.max_nbytes)
+    groups = dict(zip(parts.file_names(len(split)), split, strict=True))
+    where = {tensors[number].name: name for name, numbers in groups.items() for number in numbers}
+    extras = dict(draft.cut(kept, kept.layouts[0], 0) for kept in draft.kept if apart and kept.tensor.compared)
+    if extras:
+        groups[EXTRAS_NAME] = list(extras)
+        cuts |= extras
+    files = []
+    for i, (path, numbers) in enumerate(groups.items()):
+        form = draft.forms.form(tuple((n, cuts[n]) for n in numbers), draft.texts(0) if i == 0 else ())
+        files.append(PlannedFile(i, path, 0, 0, form, i))
+    index = parts.index(where, sum(sizes.values()))
+    if index:
+        name, content = index
+        files.append(PlannedFile(len(groups), name, 0, 0, draft.forms.of_content(content), len(groups)))
+    return files

@@ -1,0 +1,42 @@
+"""Source catalog and target → plan, with the proof that every target byte has exactly one source."""
+
+from __future__ import annotations
+
+from reshard.errors import PlanError
+from reshard.families.draft import Draft, of_share
+from reshard.families.full import part_files
+from reshard.families.rank_folders import rank_files
+from reshard.planning.catalog import Catalog
+from reshard.planning.decide import decide
+from reshard.planning.identity import identity_of, parts_of_identity
+from reshard.planning.plan import Plan, SourceFile
+from reshard.planning.target import Choices, Target
+
+
+def make_plan(source: Catalog, target: Target, choices: Choices) -> Plan:
+    """Raises PlanError listing every target byte that has no agreed source."""
+    decisions = decide(source, target.strategy, choices.rules, choices.missing, choices.agreed, choices.lora)
+    if not decisions.kept:
+        idle = choices.rules.idle((*source.tensors, *source.texts))
+        raise PlanError("\n".join(("no tensor is left to write", *idle)), hint="check --include and --exclude")
+    draft = Draft(source, target, choices, decisions)
+    files = part_files(draft, target.parts) if target.parts else rank_files(draft)
+    total = len(files) if target.parts else target.world
+    if target.parts and target.share:
+        files = of_share(draft, files, target.share)
+    made_of = parts_of_identity(source, target, choices)
+    plan = Plan(
+        tuple(SourceFile(f.path, f.nbytes, f.mtime_ns) for f in source.files),
+        tuple(draft.forms.layouts),
+        tuple(draft.assembler.tensors),
+        tuple(draft.forms.made),
+        tuple(files),
+        decisions.left_out,
+        tuple(draft.warnings),
+        target.world,
+        total,
+        identity_of(made_of),
+        made_of,
+    )
+    draft.assembler.prove_covered(plan)
+    return plan

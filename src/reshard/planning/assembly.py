@@ -1,0 +1,125 @@
+"""What a target's tensors are made of: shards become pieces here and nowhere else; and the proof that none lacks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+from reshard.dtypes import FLOATING
+from reshard.errors import PlanError, listed
+from reshard.index import TensorSpec
+from reshard.layout.box import Box
+from reshard.planning.catalog import Catalog, Held, Shard, Tensor
+from reshard.planning.decide import Kept
+from reshard.planning.lora import LoraMerge
+from reshard.planning.names import is_state
+from reshard.planning.plan import Assembly, LoraAdd, Piece, Plan, PlannedTensor, Step
+
+ANY_RANK = -1
+Choose = Callable[[Shard], Held]
+
+
+def assembled(tensor: Tensor, choose: Choose = lambda shard: shard.held[0]) -> Assembly:
+    """A tensor of one holder of each shard; shards that no file holds are left out."""
+    pieces = tuple(_piece(shard, choose(shard)) for shard in tensor.shards if shard.held)
+    return Assembly(tensor.spec.dtype, tensor.spec.shape, pieces)
+
+
+def every_copy(tensor: Tensor) -> tuple[Piece, ...]:
+    """A piece for each shard and each that holds it."""
+    return tuple(_piece(shard, held) for shard in tensor.shards for held in shard.held)
+
+
+def _piece(shard: Shard, held: Held) -> Piece:
+    return Piece(held.file, shard.box, held.extents, held.outer)
+
+
+class Assembler:
+    """Planned tensors, each assembled when first asked for. Of replicas the one is read whose file is read least."""
+
+    def __init__(self, source: Catalog, dtype: str, lora: LoraMerge | None) -> None:
+        self.tensors: list[PlannedTensor] = []
+        self._ranks = [file.rank for file in source.files]
+        self._dtype = dtype
+        self._pairs = lora.pairs if lora else {}
+        self._numbers: dict[tuple[str, int], int] = {}
+        self._lacking: dict[int, tuple[Tensor, tuple[Shard, ...]]] = {}
+        self._read: Counter[int] = Counter()
+
+    def number(self, kept: Kept, source_rank: int = ANY_RANK) -> int:
+        """The planned tensor's number. ``source_rank`` says whose value counts, of one that varies."""
+        key = (kept.name, source_rank)
+        if key not in self._numbers:
+            self._numbers[key] = len(self.tensors)
+            tensor = kept.tensor
+            casts = self._dtype and tensor.spec.dtype in FLOATING and not is_state(kept.name)
+            spec = TensorSpec(self._dtype if casts else tensor.spec.dtype, tensor.spec.shape)
+            if missing := tensor.shards.missing():
+                self._lacking[self._numbers[key]] = (tensor, missing)
+            self.tensors.append(PlannedTensor(kept.name, tensor.name, spec, self._step(tensor, source_rank)))
+        return self._numbers[key]
+
+    def _step(self, tensor: Tensor, source_rank: int) -> Step:
+        base = self._assembled(tensor, source_rank)
+        pair = self._pairs.get(tensor.name)
+        if pair is None:
+            return base
+        a, b = (self._assembled(factor, ANY_RANK) for factor in (pair.a, pair.b))
+        return LoraAdd(base, a, b, pair.scaling, pair.transposed)
+
+    def _assembled(self, tensor: Tensor, source_rank: int) -> Assembly:
+        itemsize = tensor.spec.itemsize
+
+        def choose(shard: Shard) -> Held:
+            held = shard.held
+            chosen = held[0] if len(held) == 1 else min(held, key=lambda h: self._read[h.file])
+            if source_rank != ANY_RANK:
+                chosen = next((h for h in held if self._ranks[h.file] == source_rank), chosen)
+            self._read[chosen.file] += shard.box.size * itemsize
+            return chosen
+
+        return assembled(tensor, choose)
+
+    def prove_covered(self, plan: Plan) -> None:
+        """Shards tile their tensor: a box of it is covered once where no shard that it meets is missing.
+
+        Raises PlanError listing what every planned file lacks.
+        """
+        faults: list[str] = []
+        for pair in self._pairs.values():
+            for factor in (pair.a, pair.b):
+                faults += _uncovered(factor, factor.shards.missing(), [Box.whole(factor.spec.shape)])
+        wanted = _boxes(plan, self._lacking)
+        for number, (tensor, missing) in self._lacking.items():
+            faults += _uncovered(tensor, missing, wanted.get(number, ()))
+        if faults:
+            raise PlanError(
+                "slices that no file holds:\n" + listed(faults),
+                hint="bring the missing ranks' files, or check that the strategy is the one of these files",
+            )
+
+
+def _boxes(plan: Plan, tensors: Mapping[int, object]) -> dict[int, set[Box]]:
+    """What the planned files hold of some tensors."""
+    boxes: dict[int, set[Box]] = {}
+    slots = [[slot for slot in form.slots if slot.tensor in tensors] for form in plan.forms]
+    for file in plan.files:
+        for slot in slots[file.form]:
+            boxes.setdefault(slot.tensor, set()).add(plan.layouts[slot.layout].box(file.local_rank))
+    return boxes
+
+
+def _uncovered(tensor: Tensor, missing: Sequence[Shard], boxes: Iterable[Box]) -> Iterator[str]:
+    """One line when a box needs a missing shard: whose it is and what share of the tensor lacks."""
+    wanted = list(boxes)
+    needed = [shard for shard in missing if any((shard.box & box).size for box in wanted)]
+    if needed:
+        ranks = sorted({rank for shard in needed for rank in shard.expected})
+        shown = ", ".join(map(str, ranks[:8])) + (" …" if len(ranks) > 8 else "")
+        share = sum(shard.box.size for shard in needed) / Box.whole(tensor.spec.shape).size
+        box = needed[0].box
+        whose = f"; rank {shown} should hold it" if ranks else ""
+        yield (
+            f"{tensor.name}: {share:.0%} missing, from {list(box.start)} to {list(box.stop)}"
+            f" of {list(tensor.spec.shape)}{whose}"
+        )
