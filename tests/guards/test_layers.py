@@ -10,7 +10,7 @@ from source import MODULES, dotted, imports, parsed
 LEAVES = {"errors", "dtypes", "closest", "drawing", "interruption", "streams", "_version"}
 VALUES = {"layout", "index", "wire", "yaml_text"}
 HEADERS = {"formats", "strategy"}
-LIBRARY = LEAVES | VALUES | HEADERS | {"planning", "run", "ops"}
+LIBRARY = LEAVES | VALUES | HEADERS | {"planning", "families", "run", "ops"}
 ALLOWED = {
     "errors": set(),
     "dtypes": set(),
@@ -26,8 +26,9 @@ ALLOWED = {
     "yaml_text": LEAVES,
     "formats": LEAVES | {"index", "wire"},
     "strategy": LEAVES | VALUES,
-    "planning": LEAVES | VALUES | {"strategy", "formats"},
-    "run": LEAVES | VALUES | HEADERS | {"planning"},
+    "planning": LEAVES | VALUES | {"formats"},
+    "families": LEAVES | VALUES | {"formats", "planning"},
+    "run": LEAVES | VALUES | HEADERS | {"planning", "families"},
     "ops": LIBRARY - {"ops"},
     "checkpoint": LIBRARY,
     "report": LEAVES | VALUES | {"planning"},
@@ -37,8 +38,8 @@ ALLOWED = {
     "__main__": {"cli"},
     "testing": LIBRARY,
 }
-# plan knows strategies as values and formats as a promise, not how any file is read
-NARROW = {"planning": {"strategy": {"strategy"}, "formats": {"base"}}}
+# plan and families know formats as a promise, not how any file is read
+NARROW = {"planning": {"formats": {"base"}}, "families": {"formats": {"base"}}}
 CONCRETE_FORMATS = {"reshard.formats.mindspore_ckpt", "reshard.formats.safetensors"}
 PURE = {"layout", "index", "wire", "planning", "report"}
 OUT_LOUD = {"rich", "typer", "click"}

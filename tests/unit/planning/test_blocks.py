@@ -84,7 +84,7 @@ def test_reads_hold_the_block(source: str, target: str, block_nbytes: int) -> No
         block = blocks[i]
         assert sum((read.box & block.box).size for read in block.reads) == block.box.size
         for read in block.reads:
-            assert read.box in made.sources[read.piece].box
+            assert read.box in made.step.base.pieces[read.piece].box
             assert sum(r.nbytes for r in read.ranges) == read.box.size * 4
 
 

@@ -5,6 +5,7 @@ from catalogs import ROWS, WHOLE, file, full, ranks, strategy
 
 from reshard.errors import CheckpointError
 from reshard.families.rank_folders import catalog
+from reshard.layout.box import Box
 from reshard.layout.tensor import Sharding
 
 

@@ -168,7 +168,7 @@ def test_what_is_no_plan(data: bytes) -> None:
 
 
 def test_a_plan_of_another_release() -> None:
-    data = two_stages().to_json().replace(b'"schema":1', b'"schema":99')
+    data = two_stages().to_json().replace(b'"schema":2', b'"schema":99')
     with pytest.raises(InputError, match="schema 99"):
         plan_from_json(data)
 
@@ -218,7 +218,7 @@ def test_a_task_reads_only_the_files_that_it_needs() -> None:
     plan = make_plan(source, Target(strategy({"w": ROWS}), CKPT, ranks=frozenset({1})), Choices())
     (task,) = tasks(plan)
     assert [s.path for s in task.sources] == ["rank_2/m.ckpt", "rank_3/m.ckpt"]
-    assert [p.file for p in task.moves[0].sources] == [0, 1]
+    assert [p.file for p in task.moves[0].step.base.pieces] == [0, 1]
 
 
 def test_bill() -> None:
