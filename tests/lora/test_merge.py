@@ -8,7 +8,6 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from msgspec.structs import replace
 from safetensors.numpy import load_file, save_file
 
 from reshard.errors import InputError, PlanError
@@ -115,7 +114,7 @@ def test_experts_in_three_dims(tmp_path: Path) -> None:
 def test_transposed_weights(tmp_path: Path) -> None:
     w, a, b = normal(IN, OUT), normal(RANK, IN), normal(OUT, RANK)
     source = save(tmp_path / "in.safetensors", {"l.weight": w, "l.lora_A": a, "l.lora_B": b})
-    merge_lora(source, tmp_path / "out", replace(lora_config(scaling="2"), transposed=True))
+    merge_lora(source, tmp_path / "out", lora_config(scaling="2"))
     np.testing.assert_array_equal(merged(tmp_path / "out")["l.weight"], exact_sum(w.T, a, b, 2).T)
 
 

@@ -9,6 +9,21 @@ import typer
 from reshard.cli.convert import DryRun, carry_out
 from reshard.cli.params import Json, Quiet, Source, Target, conversion_options, takes_conversion_options
 from reshard.cli.reporting import Reporting, ReportPage, page_path
+from reshard.cli.text import parse_rename
+from reshard.errors import UsageError
+
+Adapter = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(metavar="P", help="The adapter, if not in SRC: file or folder. One a call."),
+]
+AdapterRename = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(metavar="'RE=>NAME'", help="What the adapter's layers are called in SRC; repeatable."),
+]
+Stored = Annotated[
+    Optional[bool],  # noqa: UP045
+    typer.Option("--fan-in-fan-out/--no-fan-in-fan-out", help="All weights are stored [in, out], or [out, in]."),
+]
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Merge LoRA adapters into their base weights.")
 
@@ -23,14 +38,15 @@ def _lora() -> None:
 def merge(
     src: Source,
     dst: Target,
-    adapter: Annotated[str, typer.Option(metavar="P", help="The adapter, if not in SRC: file or folder.")] = "",
+    adapter: Adapter = None,
+    adapter_rename: AdapterRename = None,
     scaling: Annotated[str, typer.Option(metavar="S", help="By what B @ A counts: 2 or 16/8.")] = "",
     lora_alpha: Annotated[Optional[float], typer.Option(metavar="A", help="Scaling is alpha / rank.")] = None,  # noqa: UP045
     lora_rank: Annotated[Optional[int], typer.Option(metavar="R", help="Scaling is alpha / rank.")] = None,  # noqa: UP045
     config: Annotated[
         str, typer.Option(metavar="P", help="adapter_config.json of PEFT, or a MindFormers YAML with pet_config.")
     ] = "",
-    fan_in_fan_out: Annotated[bool, typer.Option("--fan-in-fan-out", help="Weights are stored [in, out].")] = False,
+    fan_in_fan_out: Stored = None,
     dry_run: DryRun = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -47,12 +63,18 @@ def merge(
 
     from reshard.ops.lora import lora_config, open_with_adapter, plan_lora_of
 
-    made = conversion_options(options)
-    how = lora_config(scaling, lora_alpha, lora_rank, config, adapter)
-    if fan_in_fan_out:
-        how = replace(how, transposed=True)
+    if adapter and len(adapter) > 1:
+        raise UsageError(
+            f"--adapter is given {len(adapter)} times",
+            hint="one adapter a call: merge the first, then the next into what that made",
+        )
+    made, own = conversion_options(options), "".join(adapter or ())
+    how = lora_config(scaling, lora_alpha, lora_rank, config, own or src)
+    how = replace(how, rename=tuple(map(parse_rename, adapter_rename or ())))
+    if fan_in_fan_out is not None:
+        how = replace(how, transposed=fan_in_fan_out, stated=True)
     page = page_path(report) if report else None
-    source = open_with_adapter(src, made, adapter)
+    source = open_with_adapter(src, made, own)
     plan = plan_lora_of(source, dst, how, made)
     reporting = Reporting(page, source, (src, dst)) if page else None
     carry_out(plan, dst, made, reporting, dry_run=dry_run, json=json, quiet=quiet)

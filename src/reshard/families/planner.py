@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from reshard.errors import PlanError
 from reshard.families.draft import Draft, of_share
 from reshard.families.full import part_files
@@ -10,6 +12,7 @@ from reshard.planning.catalog import Catalog
 from reshard.planning.decide import decide
 from reshard.planning.identity import identity_of, parts_of_identity
 from reshard.planning.plan import Plan, SourceFile
+from reshard.planning.scales import Wishes, refuse_parted
 from reshard.planning.target import Choices, Target
 
 
@@ -19,7 +22,9 @@ def make_plan(source: Catalog, target: Target, choices: Choices) -> Plan:
     if not decisions.kept:
         idle = choices.rules.idle((*source.tensors, *source.texts))
         raise PlanError("\n".join(("no tensor is left to write", *idle)), hint="check --include and --exclude")
-    draft = Draft(source, target, choices, decisions)
+    summed = choices.lora.pairs.keys() if choices.lora else frozenset()
+    told = refuse_parted(source.tensors, decisions.kept, Wishes(target.dtype, target.strategy, summed))
+    draft = Draft(source, target, choices, replace(decisions, warnings=(*decisions.warnings, *told)))
     files = part_files(draft, target.parts) if target.parts else rank_files(draft)
     total = len(files) if target.parts else target.world
     if target.parts and target.share:

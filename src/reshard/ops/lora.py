@@ -12,7 +12,7 @@ from reshard.formats.registry import format_of
 from reshard.ops.convert import Conversion, execute, plan_from
 from reshard.ops.observer import Observer
 from reshard.ops.options import Options
-from reshard.ops.scaling import AlphaRank, LoraConfig, parse_scaling, read_config
+from reshard.ops.scaling import AlphaRank, LoraConfig, own_orientation, parse_scaling, read_config
 from reshard.planning.catalog import Catalog, Loose, Tensor
 from reshard.planning.lora import lora_name, pair_factors
 from reshard.planning.plan import Plan
@@ -28,24 +28,33 @@ def lora_config(
 ) -> LoraConfig:
     """The one source of scaling that was given. Raises UsageError for none and for several.
 
-    A PEFT adapter folder brings its own ``adapter_config.json``, used when nothing else is given.
+    An adapter that PEFT saved brings its own ``adapter_config.json``: it says the scaling when nothing else is given,
+    and in any case whether this is plain LoRA. Raises InputError where it is not.
     """
     given = [bool(scaling), alpha is not None or rank is not None, bool(config)]
     if sum(given) > 1:
         raise UsageError("several sources of scaling", hint="one of --scaling, --lora-alpha with --lora-rank, --config")
+    own = _own_config(adapter)
+    transposed = own_orientation(own) if own and own != config else False
     if scaling:
-        return LoraConfig(parse_scaling(scaling))
+        return LoraConfig(parse_scaling(scaling), transposed)
     if alpha is not None or rank is not None:
         if alpha is None or rank is None or rank < 1:
             raise UsageError("--lora-alpha and --lora-rank go together, the rank above 0")
-        return LoraConfig(AlphaRank(alpha, rank))
-    own = join(adapter, _PEFT_CONFIG) if adapter and format_of(adapter) is None else ""
-    if config or (own and storage_of(own).entry(own) is not None):
+        return LoraConfig(AlphaRank(alpha, rank), transposed)
+    if config or own:
         return read_config(config or own)
     raise UsageError(
         "no scaling was given, and a wrong one makes a wrong model",
         hint="--scaling alpha/rank, as 16/8; or --lora-alpha and --lora-rank; or --config adapter_config.json",
     )
+
+
+def _own_config(adapter: str) -> str:
+    """The ``adapter_config.json`` in an adapter's folder, or beside its file; "" without one."""
+    folder = adapter if format_of(adapter) is None else adapter.rpartition("/")[0] or "."
+    own = join(folder, _PEFT_CONFIG)
+    return own if adapter and storage_of(own).entry(own) is not None else ""
 
 
 def plan_lora(
@@ -68,7 +77,7 @@ def open_with_adapter(src: str | Path, options: Options, adapter: str | Path = "
 
 def plan_lora_of(source: Catalog, dst: str | Path, config: LoraConfig, options: Options) -> Plan:
     """As ``plan_lora``, of what is open already."""
-    merge = pair_factors(source.tensors, config.scaling.of, transposed=config.transposed)
+    merge = pair_factors(source.tensors, config.rules())
     return plan_from(source, str(dst), options, merge)
 
 

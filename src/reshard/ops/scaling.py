@@ -13,6 +13,9 @@ from typing import Any
 from msgspec import Struct
 
 from reshard.errors import InputError, UsageError
+from reshard.ops.peft import refuse_other_kinds
+from reshard.planning.lora import Rules, Stored
+from reshard.planning.names import NameRules
 from reshard.run.stores import content_of
 from reshard.yaml_text import read_yaml
 
@@ -22,12 +25,13 @@ class Fixed(Struct, frozen=True):
 
     value: float
 
-    def of(self, module: str, rank: int) -> float:
+    def of(self, layer: str, rank: int) -> float:
         return self.value
 
 
 class AlphaRank(Struct, frozen=True):
-    """alpha / rank, or alpha / √rank with ``rslora``; patterns (regular expressions on module names) override both.
+    """alpha / rank, or alpha / √rank with ``rslora``; patterns (regular expressions on names of layers, as the model
+    calls them) override both.
 
     ``rank`` 0 means whatever the factors have; otherwise factors of another rank are refused.
     """
@@ -38,14 +42,14 @@ class AlphaRank(Struct, frozen=True):
     rank_pattern: Mapping[str, int] = {}
     alpha_pattern: Mapping[str, float] = {}
 
-    def of(self, module: str, rank: int) -> float:
+    def of(self, layer: str, rank: int) -> float:
         """Raises InputError when the factors have another rank than the configuration says."""
-        said = _matching(self.rank_pattern, module, self.rank)
+        said = _matching(self.rank_pattern, layer, self.rank)
         if said and said != rank:
             raise InputError(
-                f"{module}: its factors have rank {rank}, the configuration says {said}", hint="is it this adapter's?"
+                f"{layer}: its factors have rank {rank}, the configuration says {said}", hint="is it this adapter's?"
             )
-        alpha = _matching(self.alpha_pattern, module, self.alpha)
+        alpha = _matching(self.alpha_pattern, layer, self.alpha)
         return float(alpha / sqrt(rank) if self.rslora else Fraction(alpha) / rank)
 
 
@@ -53,15 +57,33 @@ Scaling = Fixed | AlphaRank
 
 
 class LoraConfig(Struct, frozen=True):
+    """How an adapter counts.
+
+    Attributes:
+        transposed: square weights are stored [in, out], of others the shapes tell; of all with ``stated``.
+        stated: ``transposed`` is what the user says, of all weights.
+        rename: what the adapter's layers are called in the base: (regular expression, replacement) pairs.
+    """
+
     scaling: Scaling
     transposed: bool = False
+    stated: bool = False
+    rename: tuple[tuple[str, str], ...] = ()
+
+    def rules(self) -> Rules:
+        stored: Stored = "by shape"
+        if self.stated:
+            stored = "in_out" if self.transposed else "out_in"
+        return Rules(self.scaling.of, stored, self.transposed, NameRules(rename=self.rename).renamed)
 
 
-def _matching(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
-    """PEFT's rule: a key matches the end of a module's name, from a dot on."""
+def _matching(patterns: Mapping[str, Any], layer: str, default: Any) -> Any:
+    """PEFT's rule (its ``get_pattern_key``): a key matches a layer's whole name, or its end from a dot on; the first
+    that does counts.
+    """
     for pattern, value in patterns.items():
         try:
-            if re.match(rf"(.*\.)?({pattern})$", module):
+            if re.match(rf"(.*\.)?({pattern})$", layer):
                 return value
         except re.error as error:
             raise InputError(f"pattern {pattern!r} is not a regular expression: {error}") from None
@@ -87,21 +109,35 @@ def parse_scaling(text: str) -> Fixed:
 def read_config(path: str | Path) -> LoraConfig:
     """From a PEFT ``adapter_config.json`` or a MindFormers YAML with ``pet_config``. Raises InputError."""
     path = str(path)
+    content = _content(path)
+    return _peft(content, path) if path.endswith(".json") else _mindformers(content, path)
+
+
+def own_orientation(path: str) -> bool:
+    """Whether square weights are stored [in, out], of an adapter whose scaling is said elsewhere.
+
+    Raises InputError where its ``adapter_config.json`` says that it is no plain LoRA.
+    """
+    content = _content(path)
+    if not isinstance(content, dict):
+        raise InputError("not a configuration of PEFT", path)
+    refuse_other_kinds(content, path)
+    return bool(content.get("fan_in_fan_out"))
+
+
+def _content(path: str) -> Any:
     text = content_of(path).decode(errors="replace")
     try:
-        content = json.loads(text) if path.endswith(".json") else read_yaml(text)
+        return json.loads(text) if path.endswith(".json") else read_yaml(text)
     except (ValueError, RecursionError, InputError) as error:
         said = error.message if isinstance(error, InputError) else error
         raise InputError(f"not a configuration: {said}", path) from None
-    if path.endswith(".json"):
-        return _peft(content, path)
-    return _mindformers(content, path)
 
 
 def _peft(content: Any, path: str) -> LoraConfig:
+    if isinstance(content, dict):
+        refuse_other_kinds(content, path)
     rank, alpha = _number(content, "r", path), _number(content, "lora_alpha", path)
-    if content.get("use_dora"):
-        raise InputError("use_dora: DoRA adapters cannot be merged", path)
     patterns = [content.get(key) or {} for key in ("rank_pattern", "alpha_pattern")]
     if not all(isinstance(p, dict) and all(type(v) in (int, float) for v in p.values()) for p in patterns):
         raise InputError("rank_pattern and alpha_pattern are maps of numbers", path)
@@ -113,6 +149,11 @@ def _mindformers(content: Any, path: str) -> LoraConfig:
     found = _find(content, "pet_config", depth=8)
     if not isinstance(found, dict):
         raise InputError("no pet_config", path, "give --scaling, or --lora-alpha and --lora-rank")
+    kind = found.get("pet_type") or "lora"
+    if str(kind).lower() != "lora":
+        raise InputError(f"pet_type is {kind}, and only lora is merged", path)
+    if "alpha" in (inner := str(found.get("target_cells"))) or "rank" in inner:
+        raise InputError("target_cells gives layers a rank or an alpha of their own", path, "merge it in MindFormers")
     rank, alpha = _number(found, "lora_rank", path), _number(found, "lora_alpha", path)
     return LoraConfig(AlphaRank(alpha, int(rank)))
 

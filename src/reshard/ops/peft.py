@@ -1,0 +1,86 @@
+"""What a PEFT ``adapter_config.json`` may say and still be merged: plain LoRA on the base as it is, and nothing else.
+
+Keys are those of PEFT 0.1 to 0.21. A key that is off (null, false, empty) says nothing. One that is on and not known
+here may change the sum, so it is refused by name: a newer PEFT has ways that this release cannot know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from reshard.errors import InputError
+
+_COUNT = frozenset({"r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out"})
+"""What is read, by ``ops.scaling``."""
+
+_NEUTRAL = frozenset({
+    # where the training took its base and what it was for
+    "auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type",
+    # which layers have factors: their names tell
+    "exclude_modules", "layers_pattern", "layers_to_transform", "target_modules",
+    # the training alone
+    "bias", "lora_dropout",
+    # how factors began, where init_lora_weights says that they began so
+    "corda_config", "eva_config", "lora_ga_config", "loftq_config",
+    # of a kind that another key turns on
+    "megatron_core", "qalora_group_size", "runtime_config", "ensure_weight_tying",
+    # of old PEFT and of ModelScope's Swift
+    "merge_weights", "lora_dtype", "lorap_emb_lr", "lorap_lr_ratio", "model_key_mapping", "group_tag",
+})  # fmt: skip
+
+_OTHER_KINDS = {
+    "alora_invocation_tokens": "the adapter acts after these tokens only (aLoRA), which no merged weight does",
+    "arrow_config": "adapters are mixed token by token (Arrow)",
+    "kasa_config": "KaSA takes singular values out of the base",
+    "layer_replication": "the base has its layers several times",
+    "lora_bias": "the product has a bias of its own",
+    "megatron_config": "factors are those of Megatron's parallel layers",
+    "modules_to_save": "whole layers were trained beside the factors and replace those of the base",
+    "monteclora_config": "factors are sampled (MonteCLoRA)",
+    "target_parameters": "factors of fused parameters lie in another order",
+    "trainable_token_indices": "rows of the embedding were trained beside the factors",
+    "use_bdlora": "factors are block-diagonal (BD-LoRA)",
+    "use_dora": "DoRA scales each row by a magnitude",
+    "use_qalora": "inputs are pooled before the product (QA-LoRA)",
+    "velora_config": "activations are compressed by tensors of the adapter's own (VeLoRA)",
+}
+
+_INITS_ON_THE_BASE = frozenset({"true", "false", "none", "gaussian", "eva", "orthogonal", "mica"})
+_INITS_THAT_CHANGE_IT = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+def refuse_other_kinds(content: Mapping[str, Any], path: str) -> None:
+    """Raises InputError naming every key that makes an adapter something else than plain LoRA on its base."""
+    faults = list(_faults(content))
+    if faults:
+        raise InputError(f"not a plain LoRA adapter: {'; '.join(faults)}", path, _hint(content))
+
+
+def _faults(content: Mapping[str, Any]) -> Iterator[str]:
+    kind = str(content.get("peft_type") or "LORA").rpartition(".")[2]
+    if kind.upper() != "LORA":
+        yield f"peft_type is {kind}"
+    init = str(content.get("init_lora_weights", True)).lower()
+    if init.startswith(_INITS_THAT_CHANGE_IT):
+        yield f"init_lora_weights is {init}: the training took the first factors out of the base"
+    elif init not in _INITS_ON_THE_BASE:
+        yield f"init_lora_weights is {init}, which is not known here and may have changed the base"
+    for key, value in content.items():
+        if not value or key in _COUNT or key in _NEUTRAL or key in ("peft_type", "init_lora_weights"):
+            continue
+        yield f"{key}: {_OTHER_KINDS.get(key, f'{_short(value)}, which is not known here and may change the sum')}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 40 else f"{text[:36]} …"
+
+
+def _hint(content: Mapping[str, Any]) -> str:
+    if str(content.get("init_lora_weights")).lower().startswith(_INITS_THAT_CHANGE_IT):
+        return (
+            "save it in PEFT with path_initial_model_for_weight_conversion, or merge it there; if SRC is the base "
+            "without the first factors, set init_lora_weights to true in the file"
+        )
+    return "merge it in PEFT: merge_and_unload; take a key out of the file only if it does not count"

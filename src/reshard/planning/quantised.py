@@ -1,0 +1,104 @@
+"""Quantised weights: codes that are numbers only together with the scales, zero points and maps beside them.
+
+Names differ from tool to tool and agree in what they are made of: the layer, perhaps ``weight``, and words such as
+``scale`` or ``zero_point``. So a tensor's owner is its name without such words, and codes belong with what has the
+same owner.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from msgspec import Struct
+
+_SCALES = frozenset({
+    "scale", "scales", "scaling", "scb", "absmax", "codebook", "codebooks", "wscale", "wscales", "ascales",
+})  # fmt: skip
+"""Words of what codes are multiplied by or looked up in: beside narrow numbers they say that these are codes."""
+
+_BESIDE = _SCALES | {
+    "zero", "zeros", "zp", "point", "qzeros", "wzeros", "offset", "idx", "perm", "invperm", "groups", "map", "state",
+    "statistics", "amax", "shape", "format", "deq", "dequant", "quant", "prequant", "smooth", "bitsandbytes",
+}  # fmt: skip
+_CODES = frozenset({"weight", "weights", "qweight", "packed", "qdata", "data", "codes", "blocks", "qidxs"})
+_QUALIFIERS = frozenset({
+    "input", "output", "act", "activation", "activations", "inv", "g", "k", "v", "q", "kv", "w", "global", "nested",
+    "nf4", "fp4", "ub", "max", "pre", "bias", "per", "tensor", "channel", "token", "group", "block", "factor",
+    "factors",
+})  # fmt: skip
+_WRAPPERS = frozenset({"matmul", "quant_op", "_layer", "_handler", "_weight_quantizer", "_input_quantizer"})
+"""Components between a layer and its scales that name no layer of their own, in MindSpore's quantised cells."""
+
+_NARROW = ("float8", "float6", "float4", "int8", "uint8", "int4", "uint4", "int2", "uint2")
+_PACKED = frozenset({"qweight", "packed", "codes", "qidxs", "qdata"})
+_SEPARATOR = re.compile(r"[_\W]+")
+
+
+class Quantised(Struct, frozen=True):
+    """The tensors of one layer's quantised weights: raw ``codes`` and what stands ``beside`` them."""
+
+    codes: tuple[str, ...]
+    beside: tuple[str, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (*self.codes, *self.beside)
+
+
+def _words(component: str) -> list[str]:
+    if component in ("W_q", "q_weight"):
+        return ["qweight"]
+    return [word for word in _SEPARATOR.split(component.lower()) if word]
+
+
+def owner_of(name: str) -> str:
+    """The layer that codes and scales of these names belong to.
+
+    >>> owner_of("layers.0.up.weight"), owner_of("layers.0.up.weight_scale_inv"), owner_of("layers.0.up.qzeros")
+    ('layers.0.up', 'layers.0.up', 'layers.0.up')
+    >>> owner_of("experts.down_proj_blocks"), owner_of("experts.down_proj_scales"), owner_of("up.weight.absmax")
+    ('experts.down_proj', 'experts.down_proj', 'up')
+    """
+    *layer, last = re.split(r"[.:/]", name)
+    while True:
+        words = _words(last)
+        if last not in _WRAPPERS:
+            if not any(word in _BESIDE or word in _CODES for word in words):
+                return ".".join((*layer, last))
+            own = [w for w in words if not (w in _BESIDE or w in _CODES or w in _QUALIFIERS or w.isdigit())]
+            if own:
+                return ".".join((*layer, "_".join(own)))
+        if not layer:
+            return ""
+        *layer, last = layer
+
+
+def _is_beside(name: str) -> bool:
+    return any(word in _BESIDE for word in _words(re.split(r"[.:/]", name)[-1]))
+
+
+def _may_be_codes(name: str, dtype: str) -> bool:
+    """By dtype: numbers of a byte or less; wider integers where the name says that several codes are packed in each."""
+    if dtype.startswith(_NARROW):
+        return True
+    words = _words(name.rsplit(".", 1)[-1])
+    return dtype.startswith(("int", "uint")) and any(word in _PACKED for word in words)
+
+
+def quantised(dtypes: Mapping[str, str]) -> dict[str, Quantised]:
+    """Quantised weights by owner, from the names and dtypes of a checkpoint's tensors."""
+    if not any(_may_be_codes(name, dtype) for name, dtype in dtypes.items()):
+        return {}
+    codes: dict[str, list[str]] = {}
+    beside: dict[str, list[str]] = {}
+    for name, dtype in dtypes.items():
+        if _is_beside(name):
+            beside.setdefault(owner_of(name), []).append(name)
+        elif _may_be_codes(name, dtype):
+            codes.setdefault(owner_of(name), []).append(name)
+    return {
+        owner: Quantised(tuple(found), tuple(beside[owner]))
+        for owner, found in codes.items()
+        if any(word in _SCALES for name in beside.get(owner, ()) for word in _words(name))
+    }

@@ -1,0 +1,95 @@
+"""What no conversion may do to quantised weights: cast or add to raw codes, round scales, or part the two."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+
+from msgspec import Struct
+
+from reshard.dtypes import FLOATING
+from reshard.errors import PlanError, listed
+from reshard.layout.stages import Strategy
+from reshard.planning.catalog import Tensor
+from reshard.planning.decide import Kept
+from reshard.planning.quantised import Quantised, quantised
+
+
+class Wishes(Struct, frozen=True):
+    """What a conversion is to do besides copying.
+
+    Attributes:
+        dtype: floating weights are cast to this; empty for no cast.
+        target: the strategy of the target.
+        summed: names of weights that LoRA weights are added to.
+    """
+
+    dtype: str = ""
+    target: Strategy | None = None
+    summed: Set[str] = frozenset()
+
+    def casts(self, dtype: str) -> bool:
+        return bool(self.dtype) and dtype in FLOATING and dtype != self.dtype
+
+
+def refuse_parted(source: Mapping[str, Tensor], kept: Sequence[Kept], wishes: Wishes) -> tuple[str, ...]:
+    """Refuse what would make quantised weights mean something else. Gives warnings; raises PlanError that lists all."""
+    dtypes = {name: tensor.spec.dtype for name, tensor in source.items()}
+    found = quantised(dtypes)
+    if found:
+        faults = list(_faults(found, dtypes, kept, wishes))
+        if faults:
+            raise PlanError(
+                "quantised weights mean nothing without their scales:\n" + listed(faults),
+                hint="codes and scales are copied together, unchanged; a cast or a sum needs the weights dequantised "
+                "first, by the tool that quantised them",
+            )
+    return _plain_fp8(kept, wishes)
+
+
+def _faults(
+    found: Mapping[str, Quantised], dtypes: Mapping[str, str], kept: Sequence[Kept], wishes: Wishes
+) -> Iterator[str]:
+    new_names = {each.tensor.name: each.name for each in kept}
+    renamed = quantised({each.name: each.tensor.spec.dtype for each in kept})
+    new_owners = {name: owner for owner, group in renamed.items() for name in group.names}
+    known = {name for stage in wishes.target.stages for name in stage} if wishes.target else set(new_owners)
+    for group in found.values():
+        here = {name: new_names[name] for name in group.names if name in new_names}
+        if here:
+            yield from _touched(group, dtypes, wishes)
+            yield from _parted(group, here, new_owners, known)
+
+
+def _touched(group: Quantised, dtypes: Mapping[str, str], wishes: Wishes) -> Iterator[str]:
+    """What a cast or a LoRA sum would change."""
+    for name in group.codes:
+        raw = f"{name}: raw codes, {dtypes[name]} with {group.beside[0]}"
+        if name in wishes.summed:
+            yield f"{raw}: LoRA weights cannot be added to them"
+        elif wishes.casts(dtypes[name]):
+            yield f"{raw}: --dtype {wishes.dtype} would take them for numbers"
+    for name in group.beside:
+        if wishes.casts(dtypes[name]):
+            yield f"{name}: belongs to the raw codes {group.codes[0]}: --dtype {wishes.dtype} would change it"
+
+
+def _parted(group: Quantised, here: Mapping[str, str], new_owners: Mapping[str, str], known: Set[str]) -> Iterator[str]:
+    """What would reach the target without what it belongs to. ``here``: those that are kept, and their new names."""
+    first, *others = here.values()
+    lost = [name for name in group.names if name not in here]
+    unknown = [name for name in here.values() if name not in known]
+    if lost:
+        yield f"{next(iter(here))}: would go without {', '.join(lost[:4])}"
+    elif first not in new_owners or any(new_owners.get(name) != new_owners[first] for name in others):
+        yield f"{', '.join(here.values())}: by their new names they no longer belong together"
+    elif unknown and len(unknown) < len(here):
+        yield f"{', '.join(unknown[:4])}: the target's strategy has {group.codes[0]} and not this, or the reverse"
+
+
+def _plain_fp8(kept: Iterable[Kept], wishes: Wishes) -> tuple[str, ...]:
+    """A warning where fp8 without scales is cast: it is taken at its word."""
+    cast = [k.name for k in kept if k.tensor.spec.dtype.startswith("float8") and wishes.casts(k.tensor.spec.dtype)]
+    if not cast:
+        return ()
+    more = f" and {len(cast) - 1:,} more" if cast[1:] else ""
+    return (f"fp8 with no scale beside it, cast as plain numbers: {cast[0]}{more}",)

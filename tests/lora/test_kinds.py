@@ -1,0 +1,228 @@
+"""Adapters that are merged exactly as PEFT merges them, and those that are refused by name.
+
+What is right here was tried with PEFT 0.21.2 (``merge_and_unload``).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from reshard.errors import InputError, PlanError
+from reshard.ops.lora import lora_config, merge_lora
+from reshard.ops.scaling import LoraConfig, read_config
+
+OUT, IN, RANK = 6, 4, 2
+
+
+def ones(*shape: int) -> np.ndarray:
+    return np.ones(shape, np.float32)
+
+
+def configuration(folder: Path, **more: object) -> Path:
+    folder.mkdir(exist_ok=True)
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({"peft_type": "LORA", "r": RANK, "lora_alpha": RANK, **more}))
+    return path
+
+
+def adapter(folder: Path, layers: dict[str, tuple[int, ...]], front: str = "base_model.model.", **more: object) -> Path:
+    """Factors of ones for weights [out, in] or more dims before these."""
+    configuration(folder, **more)
+    factors = {}
+    for name, (*lead, out, inner) in layers.items():
+        factors[f"{front}{name}.lora_A.weight"] = ones(*lead, RANK, inner)
+        factors[f"{front}{name}.lora_B.weight"] = ones(*lead, out, RANK)
+    save_file(factors, folder / "adapter_model.safetensors")
+    return folder
+
+
+def merged(base: dict[str, np.ndarray], folder: Path, config: LoraConfig | None = None) -> dict[str, np.ndarray]:
+    source, out = folder.parent / "base.safetensors", folder.parent / "out.safetensors"
+    save_file(base, source)
+    merge_lora(source, out, config or lora_config(adapter=str(folder)), adapter=folder)
+    return load_file(out)
+
+
+REFUSED = {
+    "peft_type": "ADALORA",
+    "init_lora_weights": "pissa",
+    "use_dora": True,
+    "alora_invocation_tokens": [7],
+    "layer_replication": [[0, 2], [1, 3]],
+    "lora_bias": True,
+    "megatron_config": {"hidden_size": 4},
+    "modules_to_save": ["lm_head"],
+    "target_parameters": ["experts.down_proj"],
+    "trainable_token_indices": [1],
+    "use_qalora": True,
+    "something_of_next_year": {"strength": 3},
+}
+
+
+@pytest.mark.parametrize("key", REFUSED)
+@pytest.mark.parametrize("scaling", ["", "2"], ids=["its own scaling", "another scaling"])
+def test_what_is_no_plain_lora_is_refused_by_name(tmp_path: Path, key: str, scaling: str) -> None:
+    configuration(tmp_path, **{key: REFUSED[key]})
+    with pytest.raises(InputError, match=rf"not a plain LoRA adapter: {key}"):
+        lora_config(scaling=scaling, adapter=str(tmp_path))
+
+
+@pytest.mark.parametrize("init", ["pissa_niter_16", "OLoRA", "corda", "loftq", "lora_ga", "of_next_year"])
+def test_factors_that_began_in_the_base_are_refused(tmp_path: Path, init: str) -> None:
+    with pytest.raises(InputError, match=f"init_lora_weights is {init.lower()}"):
+        read_config(configuration(tmp_path, init_lora_weights=init))
+
+
+@pytest.mark.parametrize("init", [True, False, None, "gaussian", "Gaussian", "eva", "orthogonal", "mica"])
+def test_factors_that_began_beside_the_base_are_merged(tmp_path: Path, init: object) -> None:
+    assert read_config(configuration(tmp_path, init_lora_weights=init)).scaling.of("m", RANK) == 1
+
+
+def test_keys_that_are_off_or_of_the_training_say_nothing(tmp_path: Path) -> None:
+    off = {"use_dora": False, "modules_to_save": None, "layer_replication": [], "of_next_year": None, "bias": "none"}
+    training = {
+        "target_modules": ["q"],
+        "lora_dropout": 0.1,
+        "task_type": "CAUSAL_LM",
+        "megatron_core": "megatron.core",
+    }
+    read_config(configuration(tmp_path, **off, **training, qalora_group_size=16, eva_config={"rho": 2.0}))
+
+
+def test_a_file_has_the_configuration_beside_it(tmp_path: Path) -> None:
+    configuration(tmp_path, use_dora=True)
+    with pytest.raises(InputError, match="use_dora"):
+        lora_config(adapter=str(tmp_path / "adapter_model.safetensors"))
+
+
+def test_a_mindformers_adapter_of_another_kind(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("pet_config: {pet_type: slora, lora_rank: 8, lora_alpha: 8}\n")
+    with pytest.raises(InputError, match="pet_type is slora"):
+        read_config(path)
+    path.write_text("pet_config: {lora_rank: 8, lora_alpha: 8, target_cells: [{cell: a.b, alpha: 4}]}\n")
+    with pytest.raises(InputError, match="target_cells"):
+        read_config(path)
+
+
+PATTERNS = {
+    r"^layers\.0\.q": True,
+    r"^model\.layers\.0\.q": False,
+    "layers.0.q": True,
+    r"layers\.(0|7)\.(q|k)": True,
+    "k|q": True,
+    "q$": True,
+    r"layers.(\d).q": True,
+    "base_model.model.layers.0.q": False,
+    "ers.0.q": False,
+}
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_patterns_match_as_in_peft(tmp_path: Path, pattern: str) -> None:
+    folder = adapter(tmp_path / "a", {"layers.0.q": (OUT, IN)}, alpha_pattern={pattern: 16 * RANK})
+    found = merged({"layers.0.q.weight": ones(OUT, IN)}, folder)["layers.0.q.weight"]
+    assert found[0, 0] == 1 + RANK * (16 if PATTERNS[pattern] else 1)
+
+
+def test_the_first_pattern_that_matches_counts(tmp_path: Path) -> None:
+    scaling = read_config(configuration(tmp_path, alpha_pattern={"q": 8, "layers.0.q": 16})).scaling
+    assert scaling.of("layers.0.q", RANK) == 4
+
+
+CONVOLUTIONS = {
+    "1d": ((RANK, IN, 3), (OUT, RANK, 1), (OUT, IN, 3)),
+    "2d": ((RANK, IN, 3, 3), (OUT, RANK, 1, 1), (OUT, IN, 3, 3)),
+    "2d of one, all sizes alike": ((RANK, RANK, 1, 1), (RANK, RANK, 1, 1), (RANK, RANK, 1, 1)),
+    "3d": ((RANK, IN, 1, 1, 1), (OUT, RANK, 1, 1, 1), (OUT, IN, 1, 1, 1)),
+}
+
+
+@pytest.mark.parametrize("kind", CONVOLUTIONS)
+def test_convolutions_are_refused(tmp_path: Path, kind: str) -> None:
+    a, b, w = (ones(*shape) for shape in CONVOLUTIONS[kind])
+    save_file({"c.weight": w, "c.lora_A": a, "c.lora_B": b}, tmp_path / "in.safetensors")
+    with pytest.raises(PlanError, match="convolutions are not merged"):
+        merge_lora(tmp_path / "in.safetensors", tmp_path / "out", lora_config(alpha=4, rank=RANK))
+
+
+def layer_with_ramp(folder: Path, name: str, size: int) -> np.ndarray:
+    """Make the factors of one square layer so that their product differs from its transpose; gives the product."""
+    path = folder / "adapter_model.safetensors"
+    factors = load_file(path)
+    ramp = np.arange(RANK * size, dtype=np.float32).reshape(RANK, size)
+    factors[f"base_model.model.{name}.lora_A.weight"] = ramp
+    save_file(factors, path)
+    return ones(size, RANK) @ ramp
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_square_weights_are_stored_as_the_configuration_says(tmp_path: Path, said: bool) -> None:
+    folder = adapter(tmp_path / "a", {"q": (IN, IN)}, fan_in_fan_out=said)
+    product = layer_with_ramp(folder, "q", IN)
+    found = merged({"q.weight": ones(IN, IN)}, folder)["q.weight"]
+    np.testing.assert_array_equal(found - 1, product.T if said else product)
+
+
+def test_of_other_weights_the_shapes_tell(tmp_path: Path) -> None:
+    folder = adapter(tmp_path / "a", {"q": (OUT, IN), "k": (OUT, IN)}, fan_in_fan_out=True)
+    found = merged({"q.weight": ones(IN, OUT), "k.weight": ones(OUT, IN)}, folder)
+    assert found["q.weight"].shape == (IN, OUT)
+    assert found["k.weight"].shape == (OUT, IN)
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_a_square_weight_among_both_ways_is_refused(tmp_path: Path, said: bool) -> None:
+    folder = adapter(tmp_path / "a", {"q": (OUT, IN), "k": (OUT, IN), "s": (IN, IN)}, fan_in_fan_out=said)
+    base = {"q.weight": ones(IN, OUT), "k.weight": ones(OUT, IN), "s.weight": ones(IN, IN)}
+    with pytest.raises(PlanError, match=r"s\.weight: nothing tells whether it is stored"):
+        merged(base, folder)
+
+
+def test_a_bias_tells_that_a_model_stores_in_out(tmp_path: Path) -> None:
+    folder = adapter(tmp_path / "a", {"c_proj": (IN, IN)})
+    base = {"c_proj.weight": ones(IN, IN), "c_attn.weight": ones(IN, OUT), "c_attn.bias": ones(OUT)}
+    with pytest.raises(PlanError, match=r"c_proj\.weight: nothing tells.*c_attn\.weight is \[in, out\]"):
+        merged(base, folder, lora_config(scaling="1"))
+    stated = LoraConfig(lora_config(scaling="1").scaling, transposed=True, stated=True)
+    assert merged(base, folder, stated)["c_proj.weight"][0, 0] == 1 + RANK
+
+
+def test_what_the_user_states_holds_for_all(tmp_path: Path) -> None:
+    folder = adapter(tmp_path / "a", {"q": (OUT, IN)})
+    stated = LoraConfig(lora_config(scaling="1").scaling, transposed=True, stated=True)
+    with pytest.raises(PlanError, match="do not make"):
+        merged({"q.weight": ones(OUT, IN)}, folder, stated)
+
+
+NAMES = {
+    "model.layers.0.attn.q": r"^language_model\.=>",
+    "text.model.layers.0.attn.q": r"^language_model\.=>text.",
+    "language_model.text.model.layers.0.attn.q": r"^language_model\.=>language_model.text.",
+}
+
+
+@pytest.mark.parametrize("base", NAMES)
+def test_the_nearest_name_is_said_and_leads_on(tmp_path: Path, base: str) -> None:
+    asked = "language_model.model.layers.0.attn.q"
+    folder = adapter(tmp_path / "a", {asked: (OUT, IN)}, alpha_pattern={r"^language_model\..*\.q": 4 * RANK})
+    weights = {f"{base}.weight": ones(OUT, IN), "model.layers.1.attn.q.weight": ones(OUT, IN)}
+    with pytest.raises(PlanError, match=rf"the base has {base}\.weight") as refused:
+        merged(weights, folder)
+    assert f"--adapter-rename '{NAMES[base]}'" in refused.value.hint
+    rename = tuple(NAMES[base].split("=>"))
+    config = lora_config(adapter=str(folder))
+    found = merged(weights, folder, LoraConfig(config.scaling, rename=(rename,)))
+    assert found[f"{base}.weight"][0, 0] == 1 + 4 * RANK, "patterns are of the adapter's own names"
+
+
+def test_another_layer_is_not_near(tmp_path: Path) -> None:
+    folder = adapter(tmp_path / "a", {"model.layers.5.attn.q": (OUT, IN)})
+    with pytest.raises(PlanError, match="its weight is missing") as refused:
+        merged({"model.layers.0.attn.q.weight": ones(OUT, IN)}, folder)
+    assert "rename" not in refused.value.hint

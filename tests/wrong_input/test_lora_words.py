@@ -1,0 +1,39 @@
+"""reshard lora merge: what is said of wrong words, and whether it leads on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from program import refused, run
+from safetensors.numpy import load_file, save_file
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save_file({"l.q.weight": np.zeros((2, 2), np.float32)}, tmp_path / "base.safetensors")
+    for name in ("a", "b"):
+        factors = {"text.l.q.lora_A": np.eye(2, dtype=np.float32), "text.l.q.lora_B": np.ones((2, 2), np.float32)}
+        save_file(factors, tmp_path / f"{name}.safetensors")
+    return tmp_path
+
+
+def words(folder: Path) -> tuple[str | Path, ...]:
+    out = folder / "out.safetensors"
+    return "lora", "merge", folder / "base.safetensors", out, "--scaling", "2", "--adapter", folder / "a.safetensors"
+
+
+def test_two_adapters_are_refused(folder: Path) -> None:
+    said = refused(2, *words(folder), "--adapter", folder / "b.safetensors")
+    assert "--adapter is given 2 times" in said
+    assert not (folder / "out.safetensors").exists()
+
+
+def test_the_hint_of_another_name_leads_on(folder: Path) -> None:
+    said = run(*words(folder))
+    assert said.code == 3
+    assert "the base has l.q.weight" in said.err
+    assert r"--adapter-rename '^text\.=>'" in said.err
+    assert run(*words(folder), "--adapter-rename", r"^text\.=>").code == 0
+    assert load_file(folder / "out.safetensors")["l.q.weight"].tolist() == [[2, 2], [2, 2]]
