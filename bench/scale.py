@@ -198,10 +198,10 @@ class Case:
 
 def measure(what: str, case: Case) -> dict[str, float]:
     """In this process: its own time and memory."""
+    from reshard.families.open_checkpoint import Source, open_source
     from reshard.ops.convert import bill_of, plan, plan_from
     from reshard.ops.options import Options
     from reshard.planning.shares import Share
-    from reshard.run.source import Source, open_source
 
     options = Options(src_strategy=case.src_strategy, dst_strategy=case.dst_strategy, format="safetensors")
     if not case.dst_strategy:

@@ -13,6 +13,7 @@ from reshard._version import __version__
 if TYPE_CHECKING:
     from reshard.checkpoint import Checkpoint, open
     from reshard.errors import ReshardError
+    from reshard.families.open_checkpoint import Source
     from reshard.ops.convert import Conversion, convert, plan
     from reshard.ops.diff import diff, verify_content
     from reshard.ops.fingerprint import Fingerprint, fingerprint
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from reshard.ops.unify import unify
     from reshard.ops.verify import verify
     from reshard.planning.names import NameRules
-    from reshard.run.source import Source
 
 _PLACES = {
     "Checkpoint": "reshard.checkpoint",
@@ -35,7 +35,7 @@ _PLACES = {
     "fingerprint": "reshard.ops.fingerprint",
     "NameRules": "reshard.planning.names",
     "Options": "reshard.ops.options",
-    "Source": "reshard.run.source",
+    "Source": "reshard.families.open_checkpoint",
     "lora_config": "reshard.ops.lora",
     "merge_lora": "reshard.ops.lora",
     "unify": "reshard.ops.unify",

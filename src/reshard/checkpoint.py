@@ -9,23 +9,23 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from reshard.errors import counted
+from reshard.families.open_checkpoint import Source, agreements, open_source
 from reshard.families.planner import make_plan
+from reshard.families.probe import probe
+from reshard.families.strategies import read_strategy
 from reshard.formats.registry import format_named
 from reshard.planning.catalog import Catalog, Tensor
 from reshard.planning.decide import Missing
 from reshard.planning.show import catalog_html, tensor_html
 from reshard.planning.target import Choices, Target
 from reshard.planning.tasks import tasks
-from reshard.run.probe import probe
-from reshard.run.source import Source, agreements, open_source
-from reshard.run.strategies import read_strategy
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from reshard.families.discover import Select
     from reshard.layout.stages import Strategy
-    from reshard.run.discover import Select
-    from reshard.run.memory import LazyArrays
+    from reshard.moving.memory import LazyArrays
 
 
 def open(
@@ -133,7 +133,7 @@ class Checkpoint(Mapping[str, TensorView]):
 
 
 def _arrays(source: Catalog, strategy: Strategy | None, rank: int, dtype: str, missing: Missing) -> LazyArrays:
-    from reshard.run.memory import LazyArrays
+    from reshard.moving.memory import LazyArrays
 
     target = Target(strategy, format_named("safetensors"), ranks=frozenset({rank}), dtype=dtype)
     choices = Choices(missing=missing, agreed=agreements(source, source.compared()))

@@ -14,7 +14,7 @@ from terminal import PROGRAM
 
 from reshard.cli.doctor import lines
 from reshard.ops import doctor
-from reshard.run import machine
+from reshard.storage import machine
 
 
 def run(*paths: str | Path, limit_files: int = 0) -> tuple[int, str]:

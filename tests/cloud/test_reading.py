@@ -12,11 +12,11 @@ from servers import S3, Request, told
 
 import reshard
 from making import array, same, tree, write_file, write_ranks, write_strategy
+from reshard.families.open_checkpoint import Source, open_source
+from reshard.families.probe import probe
 from reshard.layout.tensor import Sharding
 from reshard.ops.options import Options
 from reshard.planning.catalog import Catalog
-from reshard.run.probe import probe
-from reshard.run.source import Source, open_source
 
 ROWS, COLUMNS, BOTH = Sharding((2,), ((0,), ())), Sharding((2,), ((), (0,))), Sharding((2, 2), ((1,), (0,)))
 FULL = {f"layers.{i}.{w}": array((16, 24), seed=10 * i + j) for i in range(3) for j, w in enumerate("ab")}

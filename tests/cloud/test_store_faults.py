@@ -84,7 +84,7 @@ def test_answers_that_do_not_come_are_asked_for_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Twice a store is silent, or does what it was asked for and cannot say so."""
-    monkeypatch.setattr("reshard.run.bucket._SILENCE_S", 1)
+    monkeypatch.setattr("reshard.storage.bucket._SILENCE_S", 1)
     source = s3.put(job.ranks, "ranks")
     spoilt: list[Request] = []
 
@@ -209,7 +209,7 @@ def test_wrong_buckets_keys_and_credentials(s3: S3, tmp_path: Path, capsys: pyte
 def test_a_server_that_is_not_there_ends_in_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("reshard.run.bucket._RETRIES", 1)
+    monkeypatch.setattr("reshard.storage.bucket._RETRIES", 1)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")

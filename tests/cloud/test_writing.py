@@ -91,7 +91,7 @@ def test_replicas_are_copied_by_the_store(tmp_path: Path, s3: S3, capsys: pytest
 def test_a_replica_too_large_to_be_copied_passes_through(
     tmp_path: Path, s3: S3, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("reshard.run.object_store._LARGEST_COPY_NBYTES", 1000)
+    monkeypatch.setattr("reshard.storage.object_store._LARGEST_COPY_NBYTES", 1000)
     full = write_file(tmp_path / "full.safetensors", {"w": array((64, 64))})
     strategy = write_strategy(tmp_path / "dp2", [{"w": Sharding((2,), ((), ()))}])
     words = ("--dst-strategy", strategy, "--replicas", "link", "--quiet")

@@ -24,11 +24,11 @@ from reshard import Options
 from reshard.cli.main import main
 from reshard.errors import CheckpointError, RunError, StorageError, UsageError
 from reshard.layout.tensor import Sharding
+from reshard.moving.ray import Call, Cluster, RayExecutor
+from reshard.moving.task import OnBytes, Settings
 from reshard.ops.convert import bill_of
 from reshard.ops.observer import Observer
 from reshard.ops.options import NodeRanks
-from reshard.run.ray import Call, Cluster, RayExecutor
-from reshard.run.task import OnBytes, Settings
 from reshard.testing import ExecutorTests
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'reshard[ray]'")
@@ -195,7 +195,7 @@ def test_where_no_worker_is_free_the_wait_has_an_end(cluster: Cluster, monkeypat
         time.sleep(60)
 
     holding = [ray.remote(num_cpus=1)(hold).remote() for _ in range(3)]
-    monkeypatch.setattr("reshard.run.ray._PATIENCE_S", 2.0)
+    monkeypatch.setattr("reshard.moving.ray._PATIENCE_S", 2.0)
     try:
         time.sleep(1)
         with pytest.raises(RunError, match="no worker of the cluster did anything for 2 s; it has 3 cores"):
@@ -223,7 +223,7 @@ def test_a_node_killed_midway_changes_nothing(
             time.sleep(600)
         while not half_done.exists():  # the others leave it a task
             time.sleep(0.01)
-        from reshard.run.ray import _carry_out_task
+        from reshard.moving.ray import _carry_out_task
 
         return _carry_out_task(chore, on_bytes)
 
@@ -232,7 +232,7 @@ def test_a_node_killed_midway_changes_nothing(
             time.sleep(0.01)
         nodes.remove_node(doomed, allow_graceful=False)
 
-    monkeypatch.setattr("reshard.run.ray._carry_out_task", stalls)
+    monkeypatch.setattr("reshard.moving.ray._carry_out_task", stalls)
     killing = threading.Thread(target=kill, daemon=True)
     killing.start()
     reshard.convert(work.src, work.out, work.options)
@@ -259,7 +259,7 @@ def test_each_node_writes_its_own_ranks_on_its_own_disk(work: Work, disks: dict[
 
 
 def test_a_target_that_nodes_do_not_share_is_no_success(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("reshard.run.ray._SEEN_S", 0.5)
+    monkeypatch.setattr("reshard.moving.ray._SEEN_S", 0.5)
     monkeypatch.chdir(work.src.parent)
     with pytest.raises(RunError, match="a worker wrote it, and it is not seen here") as caught:
         reshard.convert(work.src, f"{OWN_DISK}/out", work.options)

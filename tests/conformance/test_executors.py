@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from reshard.run.local import LocalExecutor
-from reshard.run.task import Settings
+from reshard.moving.local import LocalExecutor
+from reshard.moving.task import Settings
 from reshard.testing import ExecutorTests
 
 

@@ -11,12 +11,12 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from reshard.errors import PlanError, UsageError
+from reshard.families.open_checkpoint import Source, open_source
 from reshard.layout.tensor import Sharding
 from reshard.ops.convert import convert, plan
 from reshard.ops.diff import verify_content
 from reshard.ops.options import Options
 from reshard.ops.unify import unify
-from reshard.run.source import Source, open_source
 from reshard.strategy.protobuf import encode_layout, encode_made, write_protobuf
 
 RNG = np.random.default_rng(3)

@@ -14,6 +14,7 @@ from random_layouts import Case, Job, cases
 
 import reshard
 from making import array, read_rank, same, shard_of, write_file, write_ranks, write_strategy
+from reshard.families.open_checkpoint import Source, open_source
 from reshard.families.planner import make_plan
 from reshard.formats.base import Format
 from reshard.formats.mindspore_ckpt import MindSporeCkpt
@@ -23,7 +24,6 @@ from reshard.ops.observer import Observer
 from reshard.ops.options import Options
 from reshard.planning.bill import make_bill
 from reshard.planning.target import Choices, Target
-from reshard.run.source import Source, open_source
 from reshard.strategy.folder import read_strategy
 
 EXAMPLES = settings(

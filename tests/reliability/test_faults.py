@@ -19,9 +19,9 @@ import reshard
 from forks import DONE, forks
 from making import array, tree, write_file, write_strategy
 from reshard import interruption
+from reshard.moving.mover import Mover
 from reshard.ops.options import Options
-from reshard.run.mover import Mover
-from reshard.run.target import Filling
+from reshard.target.filling import Filling
 
 # --- a system call fails
 
@@ -390,7 +390,7 @@ def test_clocks_that_were_wrong(work: Work, run: Run, when: int) -> None:
 def test_without_atomic_exchange_names_change_in_two_steps(
     work: Work, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("reshard.run.replacement.exchange", lambda a, b: False)
+    monkeypatch.setattr("reshard.target.overwrite.exchange", lambda a, b: False)
     reshard.convert(work.src, work.out, Options(src_strategy=str(work.old), dst_strategy=str(work.old)))
     assert run(*work.command("--overwrite")) == (0, "")
     work.assert_whole()

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from reshard.closest import closest
 from reshard.errors import InputError, UsageError
-from reshard.run.storage import reported
+from reshard.storage.storage import reported
 from reshard.yaml_text import read_yaml
 
 SRC_STRATEGY = ("src_strategy_path_or_dir", "src_strategy")

@@ -16,19 +16,19 @@ from reshard.auto.session import Session
 from reshard.auto.settings import Settings
 from reshard.auto.shares import Part
 from reshard.errors import CheckpointError, RunError
+from reshard.families.open_checkpoint import open_source
+from reshard.families.strategies import merge_stages
 from reshard.ops.convert import execute, plan_from
 from reshard.ops.observer import Observer
 from reshard.ops.options import Options
 from reshard.planning.plan import Plan
-from reshard.run.disk import Disk
-from reshard.run.manifest import MANIFEST
-from reshard.run.place import META, Place
-from reshard.run.room import check_room
-from reshard.run.source import open_source
-from reshard.run.storage import is_url, reported
-from reshard.run.stores import content_of
-from reshard.run.strategies import merge_stages
+from reshard.storage.disk import Disk
+from reshard.storage.storage import is_url, reported
+from reshard.storage.storages import content_of
 from reshard.strategy.folder import encode
+from reshard.target.manifest import MANIFEST
+from reshard.target.preflight import check_room
+from reshard.target.target_paths import META, Place
 
 T = TypeVar("T")
 

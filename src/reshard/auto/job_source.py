@@ -9,12 +9,12 @@ from msgspec import Struct
 
 from reshard.auto.settings import Settings
 from reshard.errors import CheckpointError
+from reshard.families.discover import Found, discover
+from reshard.families.open_checkpoint import Source, is_inside
+from reshard.families.strategies import read_strategy
 from reshard.layout.stages import Strategy
-from reshard.run.discover import Found, discover
-from reshard.run.source import Source, is_inside
-from reshard.run.storage import Entry, is_url, join
-from reshard.run.stores import storage_of
-from reshard.run.strategies import read_strategy
+from reshard.storage.storage import Entry, is_url, join
+from reshard.storage.storages import storage_of
 
 _RANK_FOLDER = re.compile(r"rank_\d+")
 _AFTER_RANK = re.compile(r"rank_\d+(?P<rest>[-_].+)")

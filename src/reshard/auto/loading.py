@@ -16,16 +16,16 @@ from reshard.auto.matching import Here, match
 from reshard.auto.preparing import Call
 from reshard.auto.settings import read_settings
 from reshard.errors import UsageError
+from reshard.families.discover import Found
+from reshard.families.open_checkpoint import Source, agreements, open_source
 from reshard.families.planner import make_plan
+from reshard.families.probe import probe
 from reshard.formats.registry import format_named
 from reshard.planning.target import Choices, Target
 from reshard.planning.tasks import tasks
-from reshard.run.discover import Found
-from reshard.run.probe import probe
-from reshard.run.source import Source, agreements, open_source
 
 if TYPE_CHECKING:
-    from reshard.run.memory import LazyArrays
+    from reshard.moving.memory import LazyArrays
 
 
 def load(
@@ -75,7 +75,7 @@ def _own_file(found: Found, rank: int) -> JobSource:
 
 
 def _arrays(source: JobSource, strategy: JobStrategy, rank: int) -> LazyArrays:
-    from reshard.run.memory import LazyArrays
+    from reshard.moving.memory import LazyArrays
 
     opened = open_source(source.source)
     probe(opened)

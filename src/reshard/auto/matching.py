@@ -6,12 +6,12 @@ from msgspec import Struct
 
 from reshard.auto.job_strategy import JobStrategy, compared
 from reshard.errors import CheckpointError, counted
+from reshard.families.discover import Found
+from reshard.families.open_checkpoint import index_files
 from reshard.formats.registry import format_of
 from reshard.index import TensorSpec
 from reshard.layout.stages import Strategy
 from reshard.planning.names import is_state
-from reshard.run.discover import Found
-from reshard.run.source import index_files
 
 
 class Here(Struct, frozen=True):

@@ -9,11 +9,11 @@ from pathlib import Path
 from msgspec import Struct
 
 from reshard.auto.results import Results
-from reshard.run.disk import DiskFile
-from reshard.run.place import META
-from reshard.run.storage import join, reported
-from reshard.run.stores import storage_of
-from reshard.run.whole_file import copy_file
+from reshard.storage.disk import DiskFile
+from reshard.storage.storage import join, reported
+from reshard.storage.storages import storage_of
+from reshard.storage.whole_file import copy_file
+from reshard.target.target_paths import META
 
 _BLOCK_NBYTES = 8 << 20
 

@@ -19,8 +19,8 @@ from msgspec import Struct
 
 from reshard.auto.processes import Process
 from reshard.errors import CheckpointError, InputError, ReshardError, RunError, StorageError
-from reshard.run.disk import Disk
-from reshard.run.storage import reported
+from reshard.storage.disk import Disk
+from reshard.storage.storage import reported
 
 T = TypeVar("T")
 _RANK = re.compile(r"rank_\d+\.json")

@@ -12,8 +12,8 @@ from reshard.auto.config import SRC_STRATEGY, Config
 from reshard.auto.launch import Launch
 from reshard.auto.modelarts import ROOT, in_modelarts
 from reshard.errors import UsageError, listed
-from reshard.run.discover import Select
-from reshard.run.storage import is_url
+from reshard.families.discover import Select
+from reshard.storage.storage import is_url
 from reshard.yaml_text import whole_numbers
 
 _AXES = ("data_parallel", "model_parallel", "context_parallel", "pipeline_stage")

@@ -33,9 +33,9 @@ def diff(
     reshard diff full.safetensors ckpt --b-strategy strategy/
     """
     from reshard.cli.progress import observer
+    from reshard.families.discover import as_select
+    from reshard.families.open_checkpoint import Source
     from reshard.ops.diff import diff as compare
-    from reshard.run.discover import as_select
-    from reshard.run.source import Source
 
     rules = name_rules(include, exclude, rename)
     result = compare(

@@ -42,9 +42,9 @@ def explain(
     reshard explain lm_head.weight ckpt --src-strategy old/ --dst-strategy new/ --on-rank 3
     """
     from reshard.errors import UsageError
+    from reshard.families.discover import as_select
     from reshard.ops.explain import explain as told
     from reshard.ops.options import Options
-    from reshard.run.discover import as_select
 
     if on_rank >= 0 and not dst_strategy:
         raise UsageError("--on-rank names a target rank and there is no --dst-strategy")

@@ -31,8 +31,8 @@ def fingerprint(
     reshard fingerprint model.safetensors --tensors
     """
     from reshard.cli.progress import observer
+    from reshard.families.discover import as_select
     from reshard.ops.fingerprint import fingerprint as number
-    from reshard.run.discover import as_select
 
     rules = name_rules(include, exclude, rename)
     found = number(path, strategy, rules, as_select(select), suffix, observer(quiet=quiet or json))

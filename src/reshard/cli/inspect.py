@@ -41,12 +41,12 @@ def inspect(
     from msgspec.structs import replace
 
     from reshard.cli.progress import observer
+    from reshard.families.discover import as_select
     from reshard.ops.fingerprint import fingerprint as number
     from reshard.ops.inspect import inspection, only, opened
     from reshard.planning.names import NameRules, compiled
     from reshard.report.make import checkpoint_report
     from reshard.report.values import Print
-    from reshard.run.discover import as_select
 
     if fingerprint and on_rank >= 0:
         raise UsageError("--fingerprint is of a whole checkpoint, --on-rank of one rank", hint="give one of them")

@@ -198,8 +198,8 @@ def name_rules(include: list[str] | None, exclude: list[str] | None, rename: lis
 def conversion_options(given: dict[str, Any]) -> Options:
     """The options of a conversion from those of a command. Raises UsageError."""
     from reshard.errors import UsageError
+    from reshard.families.discover import as_select
     from reshard.ops.options import Options
-    from reshard.run.discover import as_select
 
     if given["checksum"] not in ("xxh3", "off"):
         raise UsageError(f"--checksum {given['checksum']!r}", hint="xxh3 or off")

@@ -31,8 +31,8 @@ def plan(
     reshard plan ckpt --src-strategy old/ --dst-strategy new/
     """
     from reshard.ops.convert import bill_of
-    from reshard.run.place import Place
-    from reshard.run.room import free_nbytes
+    from reshard.target.preflight import free_nbytes
+    from reshard.target.target_paths import Place
 
     absent = {"resume": False, "overwrite": False, "verify": False, "no_fsync": False, "checksum": "xxh3"}
     settings = conversion_options({**options, **absent})

@@ -43,7 +43,7 @@ def page_path(name: str) -> Path:
 def write_page(path: Path, report: Report) -> None:
     """Write the page, over an older one of the same name."""
     from reshard.report.html import page
-    from reshard.run.storage import reported
+    from reshard.storage.storage import reported
 
     with reported(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,8 +52,8 @@ def write_page(path: Path, report: Report) -> None:
 
 def planned(src: str, dst: str, options: Options, page: str) -> tuple[Plan, Reporting | None]:
     """The plan of a conversion, and the report of it where a page is asked for."""
+    from reshard.families.open_checkpoint import Source, open_source
     from reshard.ops.convert import plan, plan_from
-    from reshard.run.source import Source, open_source
 
     if not page:
         return plan(src, dst, options), None

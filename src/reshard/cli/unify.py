@@ -36,9 +36,9 @@ def unify(
     \b
     reshard unify ckpt out --src-strategy strategy/ --suffix 1_10
     """
+    from reshard.families.open_checkpoint import Source as Opened
+    from reshard.families.open_checkpoint import open_source
     from reshard.ops.unify import plan_unify_of
-    from reshard.run.source import Source as Opened
-    from reshard.run.source import open_source
 
     made = conversion_options(options)
     if names not in ("mindspore", "hf"):

@@ -57,9 +57,9 @@ def verify(
     if len(paths) != 2:
         raise UsageError("give DST, or SRC and DST")
     from reshard.dtypes import ALIASES
+    from reshard.families.discover import as_select
+    from reshard.families.open_checkpoint import Source
     from reshard.ops.diff import verify_content
-    from reshard.run.discover import as_select
-    from reshard.run.source import Source
 
     result = verify_content(
         Source(paths[0], src_strategy, as_select(select), suffix),

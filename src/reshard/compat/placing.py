@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from reshard.errors import UsageError
-from reshard.run.place import META
-from reshard.run.storage import reported
+from reshard.storage.storage import reported
+from reshard.target.target_paths import META
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 from reshard.compat.console import banner, warn
 from reshard.errors import StorageError, StrategyError
 from reshard.ops.strategies import merge
-from reshard.run.storage import reported
+from reshard.storage.storage import reported
 
 MERGED = "merged_ckpt_strategy"
 SIGNAL = "merge_succeed.txt"

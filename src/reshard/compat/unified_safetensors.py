@@ -16,7 +16,7 @@ from reshard.ops.options import Options
 from reshard.ops.strategies import merge
 from reshard.ops.unify import plan_unify
 from reshard.planning.names import NameRules
-from reshard.run.storage import reported
+from reshard.storage.storage import reported
 
 _SPELLINGS = {
     "--tmp_dir": "--output_dir",

@@ -18,8 +18,8 @@ from msgspec import Struct
 
 from reshard.dtypes import ITEMSIZE
 from reshard.errors import FormatError
-from reshard.formats.alike import Kinds
 from reshard.formats.base import ByteRanges
+from reshard.formats.header_cache import Kinds
 from reshard.index import Contents, Extent, Frame, Seal, Stored, TensorSpec
 from reshard.wire import BYTES, VARINT, bytes_field, bytes_head, read_varint, signed, varint_field
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from msgspec import Struct
 
 from reshard.errors import UsageError
+from reshard.moving.local import TASKS_AT_ONCE
 from reshard.ops.options import Options
 from reshard.planning.bill import BUFFERS_A_WORKER
 from reshard.planning.plan import Plan
 from reshard.planning.tasks import MAX_FILES
-from reshard.run.local import TASKS_AT_ONCE
-from reshard.run.machine import auto_workers
-from reshard.run.storage import is_url
+from reshard.storage.machine import auto_workers
+from reshard.storage.storage import is_url
 
 _UPLOAD_NBYTES = 512 << 20
 _WORTH_A_REQUEST_NBYTES = 2 << 20
@@ -39,7 +39,7 @@ def budget_of(plan: Plan, dst: str, workers: int, options: Options) -> Budget:
     connections = workers * _CONNECTION_NBYTES
     if not uploading:
         return Budget(options.block_nbytes(workers, connections), others_nbytes=connections)
-    from reshard.run.object_store import most_files, part_nbytes
+    from reshard.storage.object_store import most_files, part_nbytes
 
     spare = options.spare_nbytes - connections
     uploads = min(_UPLOAD_NBYTES, spare // 2)

@@ -10,7 +10,10 @@ from msgspec.structs import replace
 
 from reshard.dtypes import ALIASES
 from reshard.errors import CheckpointError, DifferenceError, UsageError, listed
+from reshard.families.open_checkpoint import Source, agreements, open_source
 from reshard.families.planner import make_plan
+from reshard.families.probe import probe
+from reshard.families.strategies import read_strategy
 from reshard.formats.base import Format
 from reshard.formats.mindspore_ckpt import MindSporeCkpt, stored_crc
 from reshard.formats.registry import format_named, format_of
@@ -26,16 +29,13 @@ from reshard.planning.lora import LoraMerge
 from reshard.planning.parts import Parts
 from reshard.planning.plan import Plan
 from reshard.planning.target import Choices, Target
-from reshard.run.machine import uncollected
-from reshard.run.place import Place
-from reshard.run.probe import probe
-from reshard.run.replacement import Replacement
-from reshard.run.room import refuse_occupied, refuse_source
-from reshard.run.source import Source, agreements, open_source
-from reshard.run.storage import is_url
-from reshard.run.stores import storage_of
-from reshard.run.strategies import read_strategy
-from reshard.run.whole_file import crc32_of
+from reshard.storage.machine import uncollected
+from reshard.storage.storage import is_url
+from reshard.storage.storages import storage_of
+from reshard.storage.whole_file import crc32_of
+from reshard.target.overwrite import Replacement
+from reshard.target.preflight import refuse_occupied, refuse_source
+from reshard.target.target_paths import Place
 
 _CRC_BLOCK_NBYTES = 8 << 20
 _OTHERS_FILES = (".pt", ".pth", ".bin", ".npz", ".gguf", ".onnx", ".safetensor")
@@ -186,7 +186,7 @@ def _target_format(single: str, source: Catalog, options: Options) -> Format:
 
 
 def _refuse_replicas(source: Catalog) -> None:
-    from reshard.run.replicas import replica_faults  # with NumPy, which planning does without
+    from reshard.families.replicas import replica_faults  # with NumPy, which planning does without
 
     faults = replica_faults(source)
     if faults:

@@ -11,6 +11,11 @@ from msgspec import Struct
 
 from reshard.dtypes import FLOATING, ITEMSIZE
 from reshard.errors import DifferenceError, UsageError, counted, listed
+from reshard.families.open_checkpoint import Source, agreements, open_source
+from reshard.families.replicas import shown_values
+from reshard.moving.mover import Mover
+from reshard.moving.scratch import Scratch
+from reshard.moving.task_inputs import Sources
 from reshard.ops.observer import Observer
 from reshard.planning.assembly import assembled
 from reshard.planning.assembly import every_copy as copies
@@ -18,13 +23,8 @@ from reshard.planning.blocks import Access
 from reshard.planning.catalog import Catalog, Held, Shard, Tensor
 from reshard.planning.names import NameRules, is_state
 from reshard.planning.plan import Move, SourceFile
-from reshard.run.machine import allow_many_files, auto_workers
-from reshard.run.mover import Mover
-from reshard.run.replicas import shown_values
-from reshard.run.scratch import Scratch
-from reshard.run.source import Source, agreements, open_source
-from reshard.run.sources import Sources
-from reshard.run.storage import is_url
+from reshard.storage.machine import allow_many_files, auto_workers
+from reshard.storage.storage import is_url
 
 _BLOCK_NBYTES = 4 << 20
 _DISK_THREADS = 4

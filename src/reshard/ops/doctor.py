@@ -16,10 +16,10 @@ from msgspec import Struct
 
 from reshard._version import __version__
 from reshard.errors import ReshardError
-from reshard.run.disk import Disk, exchange
-from reshard.run.machine import auto_workers, filesystem, is_network, memory_limit_nbytes
-from reshard.run.storage import is_url
-from reshard.run.stores import storage_of
+from reshard.storage.disk import Disk, exchange
+from reshard.storage.machine import auto_workers, filesystem, is_network, memory_limit_nbytes
+from reshard.storage.storage import is_url
+from reshard.storage.storages import storage_of
 
 _EXTRAS = {"obstore": "cloud", "ray": "ray"}
 _FEW_FILES = 4096

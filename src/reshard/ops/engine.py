@@ -8,14 +8,14 @@ from collections.abc import Generator
 from msgspec.structs import replace
 
 from reshard.errors import UsageError, listed
+from reshard.moving.local import LocalExecutor
+from reshard.moving.task import OnBytes, Settings
 from reshard.ops.budget import budget_of
 from reshard.ops.options import NodeRanks, Options
 from reshard.planning.plan import FileResult, Plan
 from reshard.planning.tasks import tasks
-from reshard.run.local import LocalExecutor
-from reshard.run.storage import is_url
-from reshard.run.stores import storage_of
-from reshard.run.task import OnBytes, Settings
+from reshard.storage.storage import is_url
+from reshard.storage.storages import storage_of
 
 _TASKS_A_WORKER = 2
 
@@ -34,7 +34,7 @@ def most_files(plan: Plan, folder: str, workers: int, options: Options) -> int:
     most = budget_of(plan, folder, workers, options).max_files
     if options.engine == "local" or options.nodes_local:
         return most
-    from reshard.run.ray import Cluster
+    from reshard.moving.ray import Cluster
 
     fair = -(-len(plan.files) // max(_TASKS_A_WORKER * Cluster(options.address).workers(), 1))
     return max(1, min(fair, most))
@@ -48,7 +48,7 @@ def carried_out(
     if options.engine == "local":
         executor = LocalExecutor(settings, workers, on_bytes, storage_of(settings.folder))
         return executor.run(tasks(plan, link_replicas=options.link_replicas, max_files=most))
-    from reshard.run.ray import Cluster, RayExecutor
+    from reshard.moving.ray import Cluster, RayExecutor
 
     records = tasks(seen_by_all(plan), link_replicas=options.link_replicas, max_files=most, largest_first=True)
     there = replace(settings, folder=absolute(settings.folder))

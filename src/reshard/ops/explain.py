@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from reshard.closest import closest
 from reshard.dtypes import ITEMSIZE
 from reshard.errors import PlanError, UsageError
+from reshard.families.open_checkpoint import Source, open_source
 from reshard.index import ZEROS, Extent, cut_extents
 from reshard.layout.box import Box
 from reshard.layout.tensor import Layout
@@ -21,7 +22,6 @@ from reshard.ops.options import Options
 from reshard.planning.catalog import Catalog, Tensor
 from reshard.planning.names import NameRules
 from reshard.planning.plan import Piece, Plan, PlannedTensor, unordered
-from reshard.run.source import Source, open_source
 
 _CLOSE = 5
 

@@ -7,17 +7,17 @@ from contextlib import closing
 from msgspec import Struct
 from msgspec.structs import replace
 
+from reshard.moving.task import OnBytes, Settings
 from reshard.ops.budget import budget_of, workers_for
 from reshard.ops.engine import absolute, carried_out, node_of_each, seen_by_all
 from reshard.ops.observer import Observer
 from reshard.ops.options import Options
 from reshard.ops.verify import verify
 from reshard.planning.plan import Plan
-from reshard.run.machine import allow_many_files, paced
-from reshard.run.place import Place
-from reshard.run.room import check_room
-from reshard.run.target import Filling
-from reshard.run.task import OnBytes, Settings
+from reshard.storage.machine import allow_many_files, paced
+from reshard.target.filling import Filling
+from reshard.target.preflight import check_room
+from reshard.target.target_paths import Place
 
 
 class Filled(Struct, frozen=True):
@@ -88,7 +88,7 @@ class _Part(Struct, frozen=True):
 
 def fill_on_nodes(plan: Plan, place: Place, options: Options, observer: Observer) -> Filled:
     """Let each node of a Ray cluster make its own ranks where ``place`` is there, with a partial manifest."""
-    from reshard.run.ray import Call, Cluster
+    from reshard.moving.ray import Call, Cluster
 
     cluster = Cluster(options.address)
     plan, place = seen_by_all(plan), Place.of(absolute(place.path), single=place.single)

@@ -9,20 +9,20 @@ from pathlib import Path
 from msgspec import Struct
 
 from reshard.errors import CheckpointError, UsageError, listed
+from reshard.families.discover import Select
+from reshard.families.open_checkpoint import Source, agreements, open_source
+from reshard.families.probe import probe
 from reshard.index import Extent
 from reshard.layout.box import Box
+from reshard.moving.fingerprint import VERSION, Portion, Sums, lots, number_of, number_of_all, portion_sums
+from reshard.moving.scratch import Scratch
+from reshard.moving.task_inputs import Sources
 from reshard.ops.observer import Observer
 from reshard.planning.assembly import assembled
 from reshard.planning.catalog import Catalog, Tensor
 from reshard.planning.names import NameRules, is_state
 from reshard.planning.plan import Move, Piece, SourceFile
-from reshard.run.discover import Select
-from reshard.run.fingerprint import VERSION, Portion, Sums, lots, number_of, number_of_all, portion_sums
-from reshard.run.machine import allow_many_files, auto_workers
-from reshard.run.probe import probe
-from reshard.run.scratch import Scratch
-from reshard.run.source import Source, agreements, open_source
-from reshard.run.sources import Sources
+from reshard.storage.machine import allow_many_files, auto_workers
 
 
 class TensorPrint(Struct, frozen=True):

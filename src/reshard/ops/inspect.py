@@ -9,11 +9,11 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from reshard.errors import CheckpointError, UsageError
+from reshard.families.discover import Select, discover
 from reshard.families.full import catalog_of_full
+from reshard.families.open_checkpoint import Source, index_files, open_source
 from reshard.planning.catalog import Catalog, IndexedFile
 from reshard.planning.names import no_match
-from reshard.run.discover import Select, discover
-from reshard.run.source import Source, index_files, open_source
 
 
 class Row(Struct, frozen=True):

@@ -8,6 +8,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from reshard.errors import PlanError, UsageError, listed
+from reshard.families.open_checkpoint import Source, open_source
 from reshard.formats.registry import format_of
 from reshard.ops.convert import Conversion, execute, plan_from
 from reshard.ops.observer import Observer
@@ -16,9 +17,8 @@ from reshard.ops.scaling import AlphaRank, LoraConfig, own_orientation, parse_sc
 from reshard.planning.catalog import Catalog, Loose, Tensor
 from reshard.planning.lora import lora_name, pair_factors
 from reshard.planning.plan import Plan
-from reshard.run.source import Source, open_source
-from reshard.run.storage import join
-from reshard.run.stores import storage_of
+from reshard.storage.storage import join
+from reshard.storage.storages import storage_of
 
 _PEFT_CONFIG = "adapter_config.json"
 

@@ -11,14 +11,14 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from reshard.errors import StrategyError, UsageError
+from reshard.families.open_checkpoint import Source, open_source
 from reshard.index import TensorSpec
 from reshard.planning.names import is_lora, is_state
-from reshard.run.disk import Disk
-from reshard.run.source import Source, open_source
-from reshard.run.storage import reported
+from reshard.storage.disk import Disk
+from reshard.storage.storage import reported
 from reshard.strategy.families import family_of
 from reshard.strategy.job import Job, Sizes, as_release
-from reshard.strategy.made import made_files
+from reshard.strategy.marked_files import made_files
 from reshard.strategy.model_yaml import model_names, read_job
 from reshard.strategy.optimizer_shard import OptimizerParallel
 from reshard.strategy.optimizer_states import NONE, check_optimizer, optimizer_of

@@ -7,11 +7,11 @@ from typing import Literal
 from msgspec import Struct, field
 
 from reshard.errors import UsageError
+from reshard.families.discover import Select
 from reshard.planning.bill import BUFFERS_A_WORKER
 from reshard.planning.decide import Missing
 from reshard.planning.names import NameRules
 from reshard.planning.shares import Share
-from reshard.run.discover import Select
 
 _MAX_BLOCK_NBYTES = 8 << 20
 _MIN_BLOCK_NBYTES = 64 << 10

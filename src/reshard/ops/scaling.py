@@ -16,7 +16,7 @@ from reshard.errors import InputError, UsageError
 from reshard.ops.peft import refuse_other_kinds
 from reshard.planning.lora import Rules, Stored
 from reshard.planning.names import NameRules
-from reshard.run.stores import content_of
+from reshard.storage.storages import content_of
 from reshard.yaml_text import read_yaml
 
 

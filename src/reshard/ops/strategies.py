@@ -9,11 +9,11 @@ from pathlib import Path
 from msgspec import Struct
 
 from reshard.errors import StrategyError, UsageError, counted
+from reshard.families.strategies import merge_stages, read_strategy
 from reshard.layout.stages import Entry, Strategy
 from reshard.layout.tensor import Sharding
 from reshard.planning.names import compiled, no_match
-from reshard.run.disk import Disk
-from reshard.run.strategies import merge_stages, read_strategy
+from reshard.storage.disk import Disk
 from reshard.strategy.folder import encode
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
+from reshard.families.open_checkpoint import Source, open_source
 from reshard.ops.convert import Conversion, execute, plan_from
 from reshard.ops.observer import Observer
 from reshard.ops.options import Options
 from reshard.planning.catalog import Catalog
 from reshard.planning.parts import Names, Parts
 from reshard.planning.plan import Plan
-from reshard.run.source import Source, open_source
 
 _DEFAULT_NBYTES = 3 << 30
 _ACCUMULATED = r"^accu_grads"

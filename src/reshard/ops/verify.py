@@ -11,11 +11,11 @@ from msgspec import Struct
 from reshard.errors import CheckpointError, DifferenceError, listed
 from reshard.formats.registry import format_of
 from reshard.ops.observer import Observer
-from reshard.run.machine import auto_workers
-from reshard.run.manifest import Manifest, file_faults, read_manifest
-from reshard.run.place import Place
-from reshard.run.storage import join
-from reshard.run.stores import storage_of
+from reshard.storage.machine import auto_workers
+from reshard.storage.storage import join
+from reshard.storage.storages import storage_of
+from reshard.target.manifest import Manifest, file_faults, read_manifest
+from reshard.target.target_paths import Place
 
 
 class Verified(Struct, frozen=True):

@@ -13,9 +13,9 @@ from msgspec.structs import replace
 from reshard.errors import CheckpointError, RunError, StorageError
 from reshard.index import Extent, Seal
 from reshard.layout.box import Box
+from reshard.moving.local import Executor
+from reshard.moving.task import Settings
 from reshard.planning.plan import Assembly, FileResult, Move, Piece, SourceFile, Task, TaskFile, check_runs
-from reshard.run.local import Executor
-from reshard.run.task import Settings
 from reshard.testing.sealed import Sealed
 
 SHAPE = (24, 16)

@@ -6,7 +6,7 @@ import pytest
 
 from making import array, ckpt_bytes
 from reshard.errors import FormatError
-from reshard.formats.alike import Kinds
+from reshard.formats.header_cache import Kinds
 from reshard.formats.mindspore_ckpt import MindSporeCkpt
 from reshard.index import Contents
 from reshard.testing.formats import MemoryFile

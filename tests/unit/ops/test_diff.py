@@ -11,12 +11,12 @@ import pytest
 import reshard
 from making import array, counted, write_file, write_ranks, write_strategy
 from reshard.errors import CheckpointError, DifferenceError
+from reshard.families.discover import Found
+from reshard.families.open_checkpoint import Source
 from reshard.layout.tensor import Sharding
+from reshard.moving.mover import Mover
 from reshard.ops.diff import Comparison
 from reshard.planning.names import NameRules
-from reshard.run.discover import Found
-from reshard.run.mover import Mover
-from reshard.run.source import Source
 
 FULL = {"a": array((4, 6), seed=1), "b": counted(8, 2)}
 
@@ -91,7 +91,7 @@ def test_verify_knows_both_sides_by_their_own_headers(
 ) -> None:
     """A manifest may tell of headers, in object storage; a proof does not ask it."""
     asked: list[Found] = []
-    monkeypatch.setattr("reshard.run.source.told_by_manifest", lambda found: asked.append(found) or {})
+    monkeypatch.setattr("reshard.families.open_checkpoint.told_by_manifest", lambda found: asked.append(found) or {})
     b = Source(str(write_file(tmp_path / "b.safetensors", FULL)))
     assert reshard.diff(a, b).equal
     assert len(asked) == 2

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 
 from msgspec.structs import replace
 
+from reshard.families.discover import Found
+from reshard.families.open_checkpoint import index_files
 from reshard.families.rank_folders import catalog
 from reshard.planning.catalog import Catalog, Tensor
-from reshard.run.discover import Found
-from reshard.run.source import index_files
 from reshard.strategy.folder import read_strategy
 
 

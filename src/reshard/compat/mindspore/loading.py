@@ -12,11 +12,11 @@ from reshard.compat.mindspore.calls import check_strategy_path, reference_errors
 from reshard.compat.mindspore.catalogs import chosen, of_files
 from reshard.compat.mindspore.parameters import as_parameters, load_into, this_rank
 from reshard.compat.placing import place_files, staged
+from reshard.families.open_checkpoint import Source, open_source
 from reshard.ops.convert import execute, plan_from
 from reshard.ops.observer import Observer
 from reshard.ops.options import Options
 from reshard.planning.catalog import Catalog, Tensor
-from reshard.run.source import Source, open_source
 
 _FORMATS = ("safetensors", "ckpt")
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from msgspec import Struct
 
 from reshard.compat.mindspore.calls import check_strategy_path, check_type, reference_errors
+from reshard.compat.mindspore.needed_ranks import needed_ranks
 from reshard.errors import counted
 from reshard.layout.stages import Entry
 from reshard.layout.tensor import Sharding
 from reshard.ops.strategies import merge
-from reshard.planning.needed import needed_ranks
 from reshard.strategy.folder import read_strategy
 from reshard.strategy.json_file import read_json
 from reshard.strategy.protobuf import opt_shard_step, read_protobuf

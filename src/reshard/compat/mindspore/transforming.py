@@ -12,12 +12,12 @@ from reshard.compat.mindspore.calls import check_strategy_path, check_type, refe
 from reshard.compat.mindspore.catalogs import of_files
 from reshard.compat.placing import place_files, placed, staged
 from reshard.errors import PlanError, listed
+from reshard.families.discover import Select
 from reshard.ops.convert import execute, plan, plan_from
 from reshard.ops.observer import Observer
 from reshard.ops.options import Options
 from reshard.planning.names import is_lora, is_state
 from reshard.planning.plan import Plan
-from reshard.run.discover import Select
 from reshard.strategy.folder import read_strategy
 
 _FORMATS = ("ckpt", "safetensors")

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from reshard.compat.mindspore.calls import check_strategy_path, reference_errors, warn
 from reshard.compat.mindspore.catalogs import chosen
 from reshard.compat.placing import placed
+from reshard.families.open_checkpoint import Source, open_source
 from reshard.ops.convert import execute, plan_from
 from reshard.ops.observer import Observer
 from reshard.ops.options import Options
@@ -18,7 +19,6 @@ from reshard.ops.unify import plan_unify
 from reshard.planning.catalog import Tensor
 from reshard.planning.parts import Parts
 from reshard.planning.plan import Plan
-from reshard.run.source import Source, open_source
 
 _PART_NBYTES = 3 << 30
 ChoiceFunction = Callable[[str], "bool | str"]

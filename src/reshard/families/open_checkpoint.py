@@ -1,0 +1,152 @@
+"""Opening a checkpoint: its files' headers, joined with its strategy; the comparison of what only bytes can settle."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from reshard.errors import CheckpointError, FormatError, UsageError, counted
+from reshard.families.discover import Found, Select, discover
+from reshard.families.manifest_headers import Told, told_by_manifest
+from reshard.families.rank_folders import catalog
+from reshard.families.strategies import read_strategy
+from reshard.formats.registry import format_of
+from reshard.index import Extent, cut_extents
+from reshard.interruption import proceed
+from reshard.planning.catalog import Catalog, IndexedFile, Tensor
+from reshard.storage.machine import uncollected
+from reshard.storage.storage import ReadFile, is_url
+from reshard.storage.storages import storage_of
+
+_THREADS = 8
+_REMOTE_THREADS = 48
+_BLOCK_NBYTES = 8 << 20
+_REMOTE_COMPARISONS = 16  # each with two blocks
+_REMOTE_BLOCK_NBYTES = 1 << 20
+
+
+_Bytes = tuple[int, tuple[Extent, ...]]
+"""The number of a file, and bytes of it."""
+
+
+class Source(Struct, frozen=True):
+    """What a user names as a checkpoint: a path, the strategy it was saved with, and which file of several."""
+
+    path: str
+    strategy: str = ""
+    select: Select = "natural"
+    suffix: str = ""
+
+
+@uncollected()
+def open_source(source: Source, *, trust_manifest: bool = True) -> Catalog:
+    """Read headers and strategy. Raises InputError with what is missing or contradictory.
+
+    Args:
+        trust_manifest: in object storage, take a manifest's word for headers.
+    """
+    found = discover(source.path, source.select, source.suffix)
+    strategy = read_strategy(source.strategy) if source.strategy else None
+    if strategy is not None and not found.distributed and strategy.world > 1:
+        raise UsageError(
+            f"a strategy of {counted(strategy.world, 'rank')} was given for one full checkpoint",
+            where=source.path,
+            hint="leave --src-strategy out, or give the folder that holds rank_0, rank_1, …",
+        )
+    _check_lone_ranks(found, has_strategy=strategy is not None)
+    files = index_files(found, trust_manifest=trust_manifest)
+    made = catalog(files, strategy)
+    return replace(made, warnings=(*found.warnings, *made.warnings))
+
+
+def _check_lone_ranks(found: Found, *, has_strategy: bool) -> None:
+    """Without a strategy only rank_0 alone is a whole checkpoint."""
+    if has_strategy or not found.distributed or [rank for rank, _ in found.files] == [0]:
+        return
+    raise CheckpointError(
+        f"{counted(len(found.files), 'rank folder')} and no strategy: nobody can know how the tensors were cut",
+        found.path,
+        "give its strategy: the file or folder that the job saved "
+        "(--strategy, --src-strategy; diff: --a-strategy, --b-strategy)",
+    )
+
+
+def index_files(found: Found, *, trust_manifest: bool = True) -> list[IndexedFile]:
+    """The headers of all files, read by several threads. Raises FormatError naming the file.
+
+    The first is read alone: what it is like, the others need not be parsed for.
+    """
+    told = told_by_manifest(found) if trust_manifest else {}
+
+    def read(ranked: tuple[int, str]) -> IndexedFile:
+        return _index(*ranked, found.path, told)
+
+    first = [read(ranked) for ranked in found.files[:1]]
+    with ThreadPoolExecutor(_REMOTE_THREADS if is_url(found.path) else _THREADS) as pool:
+        return [*first, *pool.map(read, found.files[1:])]
+
+
+def _index(rank: int, path: str, root: str, told: Mapping[str, Told]) -> IndexedFile:
+    form = format_of(path)
+    if form is None:
+        raise FormatError("not a weight file by its name", path)
+    proceed()
+    file = storage_of(path).open(path)
+    try:
+        known = told.get(path)
+        contents = known.contents if known and known.nbytes == file.nbytes else form.read_index(file)
+    except FormatError as error:
+        raise FormatError(error.message, path, error.hint) from error
+    finally:
+        file.close()
+    name = path.removeprefix(root).lstrip("/") or os.path.basename(path)
+    return IndexedFile(path, name, file.nbytes, file.mtime_ns, rank, form.name, contents)
+
+
+def agreements(source: Catalog, names: Iterable[Tensor]) -> dict[str, bool]:
+    """Whether all ranks that hold a tensor hold the same bytes, by reading them."""
+    with ThreadPoolExecutor(_comparing_at_once(source)) as pool:
+        tensors = list(names)
+        return {t.name: same for t, same in zip(tensors, pool.map(partial(_agree, source), tensors), strict=True)}
+
+
+def _comparing_at_once(source: Catalog) -> int:
+    return _REMOTE_COMPARISONS if any(is_url(f.path) for f in source.files[:1]) else 1
+
+
+def _agree(source: Catalog, tensor: Tensor) -> bool:
+    itemsize = tensor.spec.itemsize
+    held = ([(h.file, h.extents_of(shard.box, itemsize)) for h in shard.held] for shard in tensor.shards)
+    return all(_equal(source, holders[0], other) for holders in held for other in holders[1:])
+
+
+def _equal(source: Catalog, a: _Bytes, b: _Bytes) -> bool:
+    """Whether two equally long shards hold the same bytes."""
+    block_nbytes = _REMOTE_BLOCK_NBYTES if is_url(source.files[a[0]].path) else _BLOCK_NBYTES
+    left, right = (storage_of(path).open(path) for path in (source.files[file].path for file, _ in (a, b)))
+    try:
+        for start in range(0, sum(extent.nbytes for extent in a[1]), block_nbytes):
+            if _read(left, a[1], start, block_nbytes) != _read(right, b[1], start, block_nbytes):
+                return False
+        return True
+    finally:
+        left.close()
+        right.close()
+
+
+def _read(file: ReadFile, extents: tuple[Extent, ...], start: int, nbytes: int) -> bytes:
+    return b"".join(file.read(e.offset, e.nbytes) for e in cut_extents(extents, start, nbytes))
+
+
+def is_inside(path: str | Path, folder: str | Path) -> bool:
+    """Whether a path lies in a folder or is the folder, links followed."""
+    if is_url(str(path)) or is_url(str(folder)):
+        return f"{str(path).rstrip('/')}/".startswith(f"{str(folder).rstrip('/')}/")
+    resolved, outer = Path(path).resolve(), Path(folder).resolve()
+    return resolved == outer or outer in resolved.parents

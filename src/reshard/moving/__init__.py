@@ -1,0 +1,1 @@
+"""Tasks carried out: the one part that moves the bytes of tensors."""

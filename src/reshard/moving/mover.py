@@ -1,0 +1,110 @@
+"""Blocks of a move → the bytes of each target piece, read once and handed on in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from msgspec.structs import replace
+
+from reshard.dtypes import ITEMSIZE
+from reshard.index import ZEROS, Extent
+from reshard.layout.box import Box
+from reshard.moving.scratch import Scratch
+from reshard.moving.task_inputs import Sources
+from reshard.planning.blocks import Access, Block, Blocks
+from reshard.planning.plan import Assembly, Move
+
+Sink = Callable[[Access, memoryview], None]
+"""Takes the bytes of one access to a target piece. They are valid during the call only."""
+
+_COLLECT_BLOCK_NBYTES = 8 << 20
+
+
+def collect(move: Move, sources: Sources, scratch: Scratch) -> bytearray:
+    """The bytes of the one target piece of a move."""
+    (piece,) = move.targets
+    out = bytearray(piece.box.size * ITEMSIZE[move.dtype])
+
+    def take(access: Access, data: memoryview) -> None:
+        start = access.ranges[0].offset
+        out[start : start + len(data)] = data
+
+    target = replace(piece, file=0, extents=(Extent(0, len(out)),))
+    mover = Mover(replace(move, targets=(target,)), sources, scratch, _COLLECT_BLOCK_NBYTES)
+    mover.run(range(len(mover.blocks)), take)
+    return out
+
+
+class Mover:
+    """Carries out one move, any of its blocks in any thread.
+
+    Bytes that lie together in the block go straight from the file and straight to the sink. What has to touch elements
+    (``elements``, ``steps``) is imported when there is such work: NumPy takes longer to come than many a job to run.
+    """
+
+    def __init__(self, move: Move, sources: Sources, scratch: Scratch, block_nbytes: int) -> None:
+        self.blocks = Blocks(move, block_nbytes)
+        self._sources = sources
+        self._scratch = scratch
+
+    def run(self, numbers: Iterable[int], sink: Sink) -> None:
+        """Give ``sink`` the bytes of these blocks. In rising order they reach each target piece from front to back."""
+        for number in numbers:
+            block = self.blocks[number]
+            if block.writes:
+                slab, dtype = self._made(block)
+                for write in block.writes:
+                    sink(write, self._cut(slab, block.box, dtype, write))
+
+    def _made(self, block: Block) -> tuple[memoryview, str]:
+        """The block as its step makes it, row-major, and the dtype that it has by now."""
+        move = self.blocks.move
+        if isinstance(move.step, Assembly):
+            return self._gather(block), move.step.dtype
+        from reshard.moving.steps import beside_of, made_block
+
+        beside = [
+            (part, collect(part, self._sources, self._scratch)) for part in beside_of(move.step, block.box)
+        ]  # before the block, whose buffers they come through
+        made = self._scratch.take("made", block.box.size * ITEMSIZE[move.dtype])
+        made_block(move, block.box, made, self._gather(block), beside)
+        return made, move.dtype
+
+    def _gather(self, block: Block) -> memoryview:
+        """The block's elements, row-major, from all its source pieces."""
+        base = self.blocks.base
+        itemsize = ITEMSIZE[base.dtype]
+        slab = self._scratch.take("slab", block.box.size * itemsize)
+        for read in block.reads:
+            at = None if base.order else read.box.place_in(block.box)
+            if at is not None:
+                self._read(read, slab[at * itemsize : (at + read.box.size) * itemsize])
+                continue
+            from reshard.moving.elements import copy_between
+
+            wide = self._scratch.take("read", read.box.size * itemsize)
+            self._read(read, wide)
+            copy_between((slab, block.box), (wide, read.box), base.dtype, base.order)
+        return slab
+
+    def _read(self, access: Access, buffer: memoryview) -> None:
+        if access.file == ZEROS:
+            buffer[:] = bytes(len(buffer))
+        else:
+            self._sources.read_into(access, buffer)
+
+    def _cut(self, slab: memoryview, box: Box, dtype: str, write: Access) -> memoryview:
+        """The bytes of a target access, in its dtype."""
+        target = self.blocks.move.dtype
+        itemsize = ITEMSIZE[target]
+        at = write.box.place_in(box) if dtype == target else None
+        if at is not None:
+            return slab[at * itemsize : (at + write.box.size) * itemsize]
+        from reshard.moving.elements import cast_out, copy_between
+
+        out = self._scratch.take("write", write.box.size * itemsize)
+        if dtype == target:
+            copy_between((out, write.box), (slab, box), dtype)
+        else:
+            cast_out(out, write.box, target, slab, box, dtype)
+        return out

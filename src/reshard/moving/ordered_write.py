@@ -1,0 +1,104 @@
+"""New files that take their bytes front to back only, as uploads do, while many threads make them."""
+
+from __future__ import annotations
+
+import threading
+import zlib
+from graphlib import CycleError, TopologicalSorter
+from itertools import pairwise
+
+import xxhash
+
+from reshard.errors import RunError
+from reshard.planning.plan import Move, Run, TaskFile
+from reshard.storage.storage import NewFile
+
+_RUN_NBYTES = 64 << 20
+_LOOK_S = 0.2
+
+
+def in_file_order(moves: tuple[Move, ...]) -> tuple[Move, ...]:
+    """The moves in such an order that one after the other would write every file front to back."""
+    places: dict[int, list[tuple[int, int]]] = {}
+    for number, move in enumerate(moves):
+        for piece in move.targets:
+            if piece.box.size:
+                places.setdefault(piece.file, []).append((piece.extents[0].offset, number))
+    order: TopologicalSorter[int] = TopologicalSorter(dict.fromkeys(range(len(moves)), ()))
+    for found in places.values():
+        found.sort()
+        for (_, before), (_, after) in pairwise(found):
+            order.add(after, before)
+    try:
+        return tuple(moves[number] for number in order.static_order())
+    except CycleError as error:
+        raise RunError(f"files of one group hold their tensors in contrary orders: {error}") from None
+
+
+class Turns:
+    """Lets bytes into a new file in their order: who comes early waits. Hashes what passes.
+
+    Nobody waits for ever: of work that is handed out in file order, what is furthest behind never waits. Header
+    pieces are written when those before them are.
+    """
+
+    def __init__(self, file: TaskFile, new: NewFile, *, checksum: bool) -> None:
+        self._path = file.path
+        self._new = new
+        self._header = sorted(file.header, reverse=True)
+        self._checksum = checksum
+        self._sealed = file.seal is not None
+        self._at = 0
+        self._crc = 0
+        self._began = 0
+        self._digest = xxhash.xxh3_128()
+        self._turn = threading.Condition()
+        self.runs: list[Run] = []
+        with self._turn:
+            self._write_header()
+
+    def put(self, offset: int, data: memoryview, stopped: threading.Event) -> None:
+        """Write the bytes when it is their turn. Raises RunError when ``stopped`` is set before."""
+        with self._turn:
+            while self._at != offset:
+                if stopped.is_set():
+                    raise RunError("stopped", self._path)
+                self._turn.wait(_LOOK_S)
+            self._write(data)
+            if self._at - self._began >= _RUN_NBYTES:
+                self._end_run()
+            self._write_header()
+            self._turn.notify_all()
+
+    def finish(self) -> int:
+        """Note the last run; gives the CRC-32 of all that was written, where the file is to be sealed with it."""
+        with self._turn:
+            self._end_run()
+            return self._crc
+
+    def seal(self, data: bytes) -> None:
+        """Write the last bytes."""
+        with self._turn:
+            self._write(memoryview(data))
+            self._end_run()
+
+    def _write(self, data: memoryview) -> None:
+        self._new.write(self._at, data)
+        if self._checksum:
+            self._digest.update(data)
+        if self._sealed:
+            self._crc = zlib.crc32(data, self._crc)
+        self._at += len(data)
+
+    def _write_header(self) -> None:
+        while self._header and self._header[-1][0] == self._at:
+            self._end_run()
+            self._write(memoryview(self._header.pop()[1]))
+            self._end_run()
+
+    def _end_run(self) -> None:
+        if self._at > self._began:
+            digest = self._digest.hexdigest() if self._checksum else ""
+            self.runs.append(Run(self._began, self._at - self._began, digest))
+            self._began = self._at
+            self._digest.reset()

@@ -1,0 +1,371 @@
+"""Ray: calls that run anywhere in a cluster, heard of while they run, and made again when a worker or node is lost.
+
+Ray starts processes, finds free ones and notices their end. It carries the records of tasks and their results; bytes of
+tensors never pass through it. This is the one module that imports it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future
+from contextlib import suppress
+from functools import partial
+from itertools import islice
+from typing import Any, Generic, TypeVar
+
+from msgspec import Struct
+
+from reshard._version import __version__
+from reshard.errors import CheckpointError, ReshardError, RunError, UsageError
+from reshard.moving.local import LocalExecutor
+from reshard.moving.task import OnBytes, Settings
+from reshard.planning.plan import FileResult, Task
+from reshard.storage.storage import is_url, join
+from reshard.storage.storages import storage_of
+
+_HEARD_EVERY_S = 1.0
+_ENDING_S = 6.0
+_PATIENCE_S = 120.0
+_MADE_AGAIN = 3
+_ANSWER_S = 10.0
+_SEEN_S = 90.0  # network file systems remember for a minute that a file was not there
+_LOOK_S = 0.5
+_LOCAL_STORE_NBYTES = 100 << 20
+_NOBODY_WAITS = "stopped: nobody waits for the result any more"
+
+A = TypeVar("A")
+R = TypeVar("R")
+Work = Callable[[A, OnBytes], R]
+"""Runs on a worker. It tells its progress; telling may raise, when nobody waits for the result any more."""
+
+
+class Call(Struct, Generic[A], frozen=True):
+    """``argument`` of a Work. ``node``: the id of the one node where it may run; empty for any."""
+
+    number: int
+    argument: A
+    node: str = ""
+
+
+class _Failed(Struct, frozen=True):
+    """An error as a value, so that it arrives as it was raised."""
+
+    error: ReshardError
+
+
+class _Board:
+    """The actor that workers tell their progress to. What it knows it hears again every second."""
+
+    def __init__(self) -> None:
+        self._nbytes: dict[int, int] = {}
+        self._heard = 0
+        self._stopped = False
+
+    def tell(self, number: int, nbytes: int) -> bool:
+        """Bytes that a call has moved so far. Gives whether it shall stop."""
+        self._nbytes[number] = nbytes
+        self._heard += 1
+        return self._stopped
+
+    def told(self) -> tuple[int, dict[int, int]]:
+        """How often anything was told, and the bytes of each call."""
+        return self._heard, self._nbytes
+
+    def stop(self) -> frozenset[int]:
+        """All shall stop. Gives those that have begun."""
+        self._stopped = True
+        return frozenset(self._nbytes)
+
+
+class Cluster:
+    """A Ray cluster: ``auto`` is the one this machine belongs to, ``local`` one of this machine and process alone.
+
+    Raises UsageError where Ray is not installed or there is no such cluster.
+    """
+
+    def __init__(self, address: str = "auto") -> None:
+        self._ray = _imported()
+        if not self._ray.is_initialized():
+            self._connect(address)
+
+    def _connect(self, address: str) -> None:
+        _check_answers(address)
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+        connect = partial(self._ray.init, address, **options)
+        try:
+            if address == "local":
+                _call_to_last(partial(connect, include_dashboard=False, object_store_memory=_LOCAL_STORE_NBYTES))
+            else:
+                connect()
+        except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+            raise _no_cluster(address, error) from None
+
+    def workers(self) -> int:
+        """Tasks that run at once: one a core."""
+        return int(self._ray.cluster_resources().get("CPU", 0))
+
+    def nodes(self) -> dict[str, str]:
+        """The id of each living node, by id, address and host name."""
+        found = {}
+        for node in self._ray.nodes():
+            if node["Alive"]:
+                names = (node["NodeID"], node["NodeManagerAddress"], node.get("NodeManagerHostname", ""))
+                found.update({name: node["NodeID"] for name in names if name})
+        return found
+
+    def run(self, work: Work[A, R], calls: Iterable[Call[A]], on_bytes: OnBytes) -> Iterator[R]:
+        """Give the results as they come. The first error stops all and is raised as it was; a lost worker is none.
+
+        Raises RunError for a call that was lost too often, and where no worker of the cluster does anything.
+        """
+        running = _Running(self._ray, work, on_bytes)
+        waiting = iter(calls)
+        try:
+            while running.submit(islice(waiting, max(2 * self.workers() - running.count, 1 - running.count, 0))):
+                yield from running.results()
+        finally:
+            running.end()
+
+
+class _Running(Generic[A, R]):
+    """The calls under way."""
+
+    def __init__(self, ray: Any, work: Work[A, R], on_bytes: OnBytes) -> None:
+        self._ray = ray
+        self._work = work
+        self._on_bytes = on_bytes
+        self._calls: dict[Any, Call[A]] = {}
+        self._board = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Board).remote()
+        self._carry_out = ray.remote(num_cpus=1, max_retries=_MADE_AGAIN, retry_exceptions=False)(_carry_out)
+        self._done_nbytes = self._said_nbytes = 0
+        self._of_calls: dict[int, int] = {}
+        self._heard = -1
+        self._last_s = time.monotonic()
+
+    @property
+    def count(self) -> int:
+        return len(self._calls)
+
+    def submit(self, calls: Iterable[Call[A]]) -> bool:
+        """Begin calls; gives whether any is under way."""
+        for call in calls:
+            remote = self._carry_out
+            if call.node:
+                strategies = self._ray.util.scheduling_strategies
+                remote = remote.options(
+                    scheduling_strategy=strategies.NodeAffinitySchedulingStrategy(call.node, soft=False)
+                )
+            self._calls[remote.remote(__version__, self._work, call, self._board)] = call
+        return bool(self._calls)
+
+    def results(self) -> Iterator[R]:
+        """Those that come within a second."""
+        done, _ = self._ray.wait(list(self._calls), num_returns=1, timeout=_HEARD_EVERY_S)
+        for reference in done:
+            call = self._calls.pop(reference)
+            result = self._result(reference, call)
+            self._done_nbytes += self._of_calls.pop(call.number, 0)
+            self._last_s = time.monotonic()
+            yield result
+        self._hear()
+
+    def _result(self, reference: Any, call: Call[A]) -> R:
+        try:
+            result, nbytes = self._ray.get(reference)
+        except self._ray.exceptions.RayError as error:
+            where = f"on node {call.node[:8]} " if call.node else ""
+            raise RunError(
+                f"a task was lost {where}with its worker: {type(error).__name__}",
+                hint="look at the nodes' logs (ray status; memory?), then run again with --resume",
+            ) from error
+        if isinstance(result, _Failed):
+            raise result.error
+        self._of_calls[call.number] = nbytes
+        made: R = result
+        return made
+
+    def _hear(self) -> None:
+        """Pass on the progress. Raises RunError where nothing is heard for long."""
+        with suppress(self._ray.exceptions.RayError):  # the board may be starting again, on another node
+            heard, told = self._ray.get(self._board.told.remote(), timeout=_HEARD_EVERY_S)
+            if heard != self._heard:
+                self._heard, self._last_s = heard, time.monotonic()
+            numbers = {call.number for call in self._calls.values()}
+            self._of_calls |= {number: nbytes for number, nbytes in told.items() if number in numbers}
+        total = self._done_nbytes + sum(self._of_calls.values())
+        more = max(total - self._said_nbytes, 0)  # a call that begins again counts again from nothing
+        self._on_bytes(more)
+        self._said_nbytes += more
+        if self._calls and time.monotonic() - self._last_s > _PATIENCE_S:
+            cores = self._ray.cluster_resources().get("CPU", 0)
+            raise RunError(
+                f"no worker of the cluster did anything for {_PATIENCE_S:.0f} s; it has {cores:.0f} cores",
+                hint="ray status says what is free; wait for other jobs to end, or add nodes",
+            )
+
+    def end(self) -> None:
+        """Let what is under way clear up behind itself; queued calls are dropped."""
+        with suppress(self._ray.exceptions.RayError):
+            if self._calls:
+                begun = self._ray.get(self._board.stop.remote(), timeout=_HEARD_EVERY_S)
+                for reference, call in self._calls.items():
+                    if call.number not in begun:  # the others end at their next step
+                        self._ray.cancel(reference, force=False, recursive=False)
+                self._ray.wait(list(self._calls), num_returns=len(self._calls), timeout=_ENDING_S)
+        self._ray.kill(self._board)
+
+
+def _carry_out(version: str, work: Work[A, R], call: Call[A], board: Any) -> tuple[R | _Failed, int]:
+    """On a worker: the result and the bytes moved."""
+    if version != __version__:
+        return _Failed(UsageError(f"this node has reshard {__version__}, the driver {version}")), 0
+    teller = _Teller(call.number, board)
+    try:
+        return work(call.argument, teller.on_bytes), teller.nbytes
+    except KeyboardInterrupt:
+        return _Failed(RunError(_NOBODY_WAITS)), 0
+    except CheckpointError as error:
+        return _Failed(CheckpointError(error.message, error.where, _elsewhere())), 0
+    except ReshardError as error:
+        return _Failed(error), 0
+    except Exception as error:
+        return _Failed(RunError(f"{type(error).__name__}: {error}", hint="a bug in reshard")), 0
+    finally:
+        teller.close()
+
+
+def _elsewhere() -> str:
+    return (
+        f"so on node {socket.gethostname()}: every node must see the source under this path; copies of it must have "
+        "its times (cp -p, rsync -a), and nobody may write it meanwhile"
+    )
+
+
+class _Teller:
+    """Tells the board every second that its call is alive and how far it came."""
+
+    def __init__(self, number: int, board: Any) -> None:
+        self._number = number
+        self._board = board
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._stopped = False
+        self.nbytes = 0
+        self._thread = threading.Thread(target=self._tell, daemon=True)
+        self._thread.start()
+
+    def on_bytes(self, nbytes: int) -> None:
+        with self._lock:
+            self.nbytes += nbytes
+        if self._stopped:
+            raise RunError(_NOBODY_WAITS)
+
+    def _tell(self) -> None:
+        import ray
+
+        while True:
+            with suppress(ray.exceptions.RayError):  # the board may be starting again
+                self._stopped = ray.get(self._board.tell.remote(self._number, self.nbytes), timeout=_ANSWER_S)
+            if self._ended.wait(_HEARD_EVERY_S):
+                return
+
+    def close(self) -> None:
+        self._ended.set()
+        self._thread.join()
+
+
+class _Chore(Struct, frozen=True):
+    """A task and how it is carried out."""
+
+    task: Task
+    settings: Settings
+    threads: int
+
+
+def _carry_out_task(chore: _Chore, on_bytes: OnBytes) -> list[FileResult]:
+    executor = LocalExecutor(chore.settings, chore.threads, on_bytes, storage_of(chore.settings.folder))
+    (results,) = executor.run([chore.task])
+    return results
+
+
+class RayExecutor(Struct, frozen=True):
+    """Tasks anywhere in a cluster whose nodes all see the source and the target. Results come as tasks end.
+
+    Raises RunError for a file that is written there and not seen here: the nodes do not share the target's disk.
+    """
+
+    settings: Settings
+    cluster: Cluster
+    threads: int
+    on_bytes: OnBytes
+
+    def run(self, tasks: Iterable[Task]) -> Generator[list[FileResult], None, None]:
+        calls = (Call(i, _Chore(task, self.settings, self.threads)) for i, task in enumerate(tasks))
+        for results in self.cluster.run(_carry_out_task, calls, self.on_bytes):
+            for result in results:
+                self._check_seen(result)
+            yield results
+
+    def _check_seen(self, result: FileResult) -> None:
+        folder = self.settings.folder
+        path, patient_until_s = join(folder, result.path), time.monotonic() + _SEEN_S
+        while not is_url(folder):
+            there = storage_of(folder).entry(path)
+            if there is not None and there.nbytes == result.nbytes:
+                return
+            if time.monotonic() > patient_until_s:
+                raise RunError(
+                    "a worker wrote it, and it is not seen here",
+                    path,
+                    "DST must lie where all nodes see it; where nodes share no disk: --nodes-local MAP",
+                )
+            self.on_bytes(0)
+            time.sleep(_LOOK_S)
+
+
+def _call_to_last(call: Callable[[], object]) -> None:
+    """Call in a thread that lives as long as the process: what Ray starts ends with the thread that started it."""
+    done: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            call()
+        except BaseException as error:
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+            threading.Event().wait()
+
+    threading.Thread(target=run, name="reshard ray", daemon=True).start()
+    done.result()
+
+
+def _check_answers(address: str) -> None:
+    """Ray would try for many minutes. Raises UsageError where nobody listens at ``host:port``."""
+    host, _, port = address.removeprefix("ray://").partition("/")[0].rpartition(":")
+    if host and port.isdigit():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), _ANSWER_S).close()
+        except (OSError, OverflowError) as error:
+            raise _no_cluster(address, error) from None
+
+
+def _no_cluster(address: str, error: Exception) -> UsageError:
+    return UsageError(
+        f"no Ray cluster at {address!r}: {error}",
+        hint="start one with ray start --head, give --address, or --address local for this machine alone",
+    )
+
+
+def _imported() -> Any:
+    try:
+        import ray
+        import ray.util.scheduling_strategies
+    except ImportError:
+        raise UsageError("Ray is not installed", hint="pip install 'reshard[ray]'") from None
+    return ray

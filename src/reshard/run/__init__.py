@@ -1,1 +1,0 @@
-"""The only part that moves tensor bytes."""

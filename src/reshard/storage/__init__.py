@@ -1,0 +1,1 @@
+"""Files as ranges of bytes, wherever they lie: disks and object storage."""

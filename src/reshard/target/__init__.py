@@ -1,0 +1,1 @@
+"""A target while it is filled: its notes, locks, manifest, and what is checked before."""

@@ -1,0 +1,255 @@
+"""A target being filled, by one process or by several on many machines; its notes, and at last its manifest.
+
+``DST/.reshard/`` holds ``begun.json`` (what is made, and of what), ``done/k.json`` (file k of the target is whole),
+``lock`` and ``manifest.json`` (written last: with it, the target is complete). For a target that is one file they
+lie in ``.reshard/<file name>/`` beside it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext, suppress
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from reshard.errors import InputError, UsageError
+from reshard.planning.plan import FileResult, Plan
+from reshard.storage.disk import sync_folder
+from reshard.storage.storage import join, reported
+from reshard.target.locks import Locks
+from reshard.target.manifest import (
+    MANIFEST,
+    Published,
+    Whole,
+    decode_published,
+    encode_manifest,
+    manifest_file,
+    read_whole,
+    whole,
+)
+from reshard.target.target_paths import Place
+
+BEGUN = "begun.json"
+DONE = "done"
+_SHORT = 24  # hashes are longer
+
+
+class Begun(Struct, frozen=True):
+    """The identity of the plan that a target is filled by, and what it stands for."""
+
+    plan: str
+    made_of: dict[str, str] = {}
+
+    def changes_from(self, earlier: Begun) -> list[str]:
+        """The parts that differ, with their values where these are short.
+
+        >>> Begun("", {"dtype": "float16"}).changes_from(Begun("", {"dtype": ""}))
+        ["dtype ('' then, 'float16' now)"]
+        """
+        changed = []
+        for part, now in self.made_of.items():
+            then = earlier.made_of.get(part, now)
+            if then != now:
+                short = max(len(then), len(now)) <= _SHORT
+                changed.append(f"{part} ({then!r} then, {now!r} now)" if short else part)
+        return changed
+
+
+class Filling:
+    """A target being filled: ``record`` what is whole; ``publish`` at the end; ``close`` in any case.
+
+    ``done`` are those of the plan's files that were whole already. Where nothing was, ``close`` leaves nothing behind.
+
+    Args:
+        join: go on with what others of the same identity began or are making just now. Raises UsageError for another
+            identity. Without it, notes of earlier runs count for nothing.
+    """
+
+    def __init__(self, place: Place, plan: Plan, *, join: bool) -> None:
+        self._place = place
+        self._storage = place.storage
+        self._plan = plan
+        self._begun = Begun(plan.identity, plan.made_of)
+        self._numbers = {file.path: number for number, file in enumerate(plan.files)}
+        self._recorded = False
+        self._made_folders = _absent_parents(place, plan) if place.local else []
+        made_meta = Path(place.meta) in self._made_folders
+        self._locks = Locks(self._path("lock")) if place.local else None
+        self.done: frozenset[str] = frozenset()
+        try:
+            self._take_files(join=join)
+            self._begin(join=join)
+            if join:
+                self.done = frozenset(self._whole_files())
+        except BaseException:
+            if self._locks:
+                if made_meta and self._locks.alone():
+                    self._remove_meta()
+                self._locks.close()
+            raise
+
+    def _path(self, *names: str) -> str:
+        return join(self._place.meta, *names)
+
+    def _take_files(self, *, join: bool) -> None:
+        """Those of the plan; all of the target when it is begun anew."""
+        numbers = [f.number for f in self._plan.files] if join else range(self._plan.total)
+        held = self._locks.take(numbers) if self._locks else None
+        if held is not None:
+            what = next((f.path for f in self._plan.files if f.number == held), "other files")
+            raise UsageError(
+                f"another conversion is writing here: {what}",
+                self._place.path,
+                "wait for it to end, or choose another target",
+            )
+
+    def _begin(self, *, join: bool) -> None:
+        content = msgspec.json.encode(self._begun)
+        if not join and self._locks:  # whoever began before is gone, for we hold all locks
+            self._forget_records()
+            self._storage.write_whole(self._path(BEGUN), content, fsync=True)
+            return
+        earlier = self._earlier()
+        if earlier is None and not self._storage.create_whole(self._path(BEGUN), content, fsync=True):
+            earlier = _decoded(read_whole(self._storage, self._path(BEGUN)) or b"")
+        if earlier is not None and earlier.plan != self._begun.plan:
+            self._refuse(earlier)
+
+    def _earlier(self) -> Begun | None:
+        """What was begun here, or is complete. Raises UsageError where others put their files."""
+        occupied = (
+            self._place.occupied_by_others()
+        )  # asked first: one who begins just now has noted it before his files
+        content = read_whole(self._storage, self._path(BEGUN))
+        if content is not None:
+            return _decoded(content)
+        manifest = self._manifest()
+        if manifest is not None:
+            return Begun(manifest.plan, manifest.made_of)
+        if occupied:
+            raise UsageError(
+                "the target is not empty, and this conversion did not begin it",
+                self._place.path,
+                "choose another, or give --overwrite",
+            )
+        return None
+
+    def _refuse(self, earlier: Begun) -> None:
+        changed = self._begun.changes_from(earlier)
+        raise UsageError(
+            "the target was begun from other sources, strategies or options"
+            + (f"; what differs: {', '.join(changed)}" if changed else ""),
+            self._place.path,
+            "give the same command again to resume it, or --overwrite to start anew"
+            + ("; copies of the sources must have their times (cp -p, rsync -a)" if "sources" in changed else ""),
+        )
+
+    def _manifest(self) -> Published | None:
+        content = read_whole(self._storage, self._path(MANIFEST))
+        return None if content is None else decode_published(content, self._path(MANIFEST))
+
+    def _files(self) -> list[Whole]:
+        """Files that are whole, in order of their ranks, as a manifest of this plan and the records tell."""
+        manifest = self._manifest()
+        told = list(map(whole, manifest.files)) if manifest and manifest.plan == self._begun.plan else []
+        files = {file.path: file for file in (*told, *self._records())}
+        return sorted(files.values(), key=lambda file: file.rank)
+
+    def _records(self) -> Iterator[Whole]:
+        """One that a power cut spoilt counts for none."""
+        entries = [e for e in self._storage.entries(self._path(DONE)) if e.name.removesuffix(".json").isdigit()]
+        for entry in sorted(entries, key=lambda e: int(e.name.removesuffix(".json"))):
+            content = read_whole(self._storage, self._path(DONE, entry.name))
+            with suppress(InputError):
+                yield whole(content or b"")
+
+    def _whole_files(self) -> Iterator[str]:
+        """Files of the plan that are noted and still as long."""
+        for file in self._files():
+            if file.path in self._numbers:
+                there = self._storage.entry(join(self._place.folder, file.path))
+                if there is not None and not there.folder and there.nbytes == file.nbytes:
+                    yield file.path
+
+    def record(self, results: Iterable[FileResult]) -> None:
+        """Note files that are whole and named. A note lost in a power cut costs making its file again, no more."""
+        for result in results:
+            file = self._plan.files[self._numbers[result.path]]
+            content = msgspec.json.encode(manifest_file(self._plan, file, result))
+            self._storage.write_whole(self._path(DONE, f"{file.number}.json"), content, fsync=False)
+            self._recorded = True
+
+    def publish(self, *, partial: bool, fsync: bool) -> int:
+        """Write the manifest if all files of the target are whole, whoever made them. Gives the number still missing.
+
+        Args:
+            partial: also write one when files are missing, of those that are there. Object storage cannot keep two
+                such writers apart: there it is the complete one or none.
+        """
+        with self._locks.publishing() if self._locks else nullcontext():
+            files = self._files()
+            missing = self._plan.total - len(files)
+            if missing and not (partial and self._locks):
+                ended = self._manifest()  # on object storage by another, that removed the records while we read
+                return 0 if ended and ended.complete and ended.plan == self._begun.plan else missing
+            if fsync:
+                self._sync_folders()
+            manifest = encode_manifest(self._plan, files, complete=not missing)
+            self._storage.write_whole(self._path(MANIFEST), manifest, fsync=fsync)
+            self._recorded = True
+            self._forget_records()
+            if not missing:
+                self._storage.remove(self._path(BEGUN))
+            return missing
+
+    def _forget_records(self) -> None:
+        for entry in self._storage.entries(self._path(DONE)):
+            self._storage.remove(self._path(DONE, entry.name))
+
+    def _sync_folders(self) -> None:
+        """Files are durable in their folders; so must the folders be in theirs, those too that an earlier run made."""
+        if self._place.local:
+            top = Path(self._place.folder).absolute()
+            made = {folder.parent for folder in self._made_folders if folder.exists()}
+            above = {top.parent} if os.access(top.parent, os.R_OK) else set()
+            for folder in {top, *above, *made}:
+                with reported(folder):
+                    sync_folder(str(folder))
+
+    def close(self) -> None:
+        if not self._locks:
+            return
+        if not self._recorded and self._locks.alone():
+            _remove_empty(self._made_folders)
+            if not self._place.occupied_by_others() and not self._files():
+                self._remove_meta()
+        self._locks.close()
+
+    def _remove_meta(self) -> None:
+        shutil.rmtree(self._place.meta, ignore_errors=True)
+        _remove_empty(self._made_folders)
+
+
+def _decoded(content: bytes) -> Begun:
+    """Of no plan where it cannot be read."""
+    try:
+        return msgspec.json.decode(content, type=Begun)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return Begun("")
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in folders:
+        with suppress(OSError):  # one that is not empty, or was never made, stays as it is
+            folder.rmdir()
+
+
+def _absent_parents(place: Place, plan: Plan) -> list[Path]:
+    """Folders that this run will make, innermost first."""
+    folders = {Path(place.folder, f.path).parent for f in plan.files} | {Path(place.meta)}
+    absent = {up for folder in folders for up in (folder, *folder.parents) if not up.exists()}
+    return sorted(absent, key=lambda folder: len(folder.parts), reverse=True)

@@ -1,0 +1,188 @@
+"""The manifest of a target: every file, every tensor's place in it, and an xxh3-128 of every byte."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
+
+import msgspec
+import xxhash
+from msgspec import Struct
+
+from reshard import __version__
+from reshard.errors import CheckpointError, FormatError, InputError, RunError
+from reshard.index import Extent
+from reshard.planning.plan import FileResult, Plan, PlannedFile, Run, check_runs
+from reshard.storage.storage import ReadFile, Storage, join
+from reshard.target.target_paths import Place
+
+MANIFEST = "manifest.json"
+SCHEMA = 1
+_BLOCK_NBYTES = 8 << 20
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, FormatError)
+
+
+class Shard(Struct, frozen=True):
+    """What a file holds of a tensor of ``full_shape``: ``shape`` elements from ``start``."""
+
+    dtype: str
+    full_shape: tuple[int, ...]
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
+    extents: tuple[Extent, ...]
+
+
+class ManifestFile(Struct, frozen=True):
+    """``texts`` and ``notes`` are what its header says besides its tensors; None where that was not noted."""
+
+    path: str
+    rank: int
+    nbytes: int
+    runs: tuple[Run, ...]
+    tensors: dict[str, Shard]
+    texts: dict[str, str] | None = None
+    notes: dict[str, str] | None = None
+
+
+class Manifest(Struct, frozen=True):
+    """``complete`` is False where only some ranks were asked for; ``made_of`` says what ``plan`` stands for."""
+
+    plan: str
+    world: int
+    complete: bool
+    files: tuple[ManifestFile, ...]
+    made_of: dict[str, str]
+
+
+class Published(Struct, frozen=True):
+    """A manifest as it lies on disk, its files not yet looked into."""
+
+    plan: str
+    world: int
+    complete: bool
+    files: tuple[msgspec.Raw, ...]
+    made_of: dict[str, str] = {}
+    reshard: str = __version__
+    schema: int = SCHEMA
+
+
+class Whole(Struct, frozen=True):
+    """A file that is whole, and all that was noted of it."""
+
+    path: str
+    rank: int
+    nbytes: int
+    raw: msgspec.Raw
+
+
+def manifest_file(plan: Plan, file: PlannedFile, result: FileResult) -> ManifestFile:
+    """What is to be known of a file of the plan, now that it is whole."""
+    form = plan.forms[file.form]
+    shards = {}
+    for slot, box in plan.slots(file):
+        tensor = plan.tensors[slot.tensor]
+        shards[tensor.name] = Shard(tensor.spec.dtype, tensor.spec.shape, box.start, box.shape, slot.extents)
+    return ManifestFile(file.path, file.rank, result.nbytes, result.runs, shards, form.texts, form.notes)
+
+
+def encode_manifest(plan: Plan, files: Iterable[Whole], *, complete: bool) -> bytes:
+    """The manifest as it is written, from files as they were noted: a target of thousands need not be taken apart."""
+    raw = tuple(file.raw for file in files)
+    return msgspec.json.encode(Published(plan.identity, plan.world, complete, raw, plan.made_of))
+
+
+def decode_published(content: bytes, where: str) -> Published:
+    """Raises InputError for what is no manifest of this schema."""
+    try:
+        found = msgspec.json.decode(content, type=Published)
+    except _UNREADABLE as error:
+        raise InputError(f"not a manifest: {error}", where) from None
+    if found.schema != SCHEMA:
+        raise InputError(f"manifest of schema {found.schema}, this release reads {SCHEMA}", where)
+    return found
+
+
+def whole(raw: bytes | msgspec.Raw) -> Whole:
+    """What was noted of a file. Raises InputError where it is damaged."""
+    file = _file(raw)
+    return Whole(file.path, file.rank, file.nbytes, msgspec.Raw(raw))
+
+
+def _file(raw: bytes | msgspec.Raw) -> ManifestFile:
+    try:
+        file = msgspec.json.decode(raw, type=ManifestFile)
+    except _UNREADABLE as error:
+        raise InputError(f"not a manifest: {error}") from None
+    try:
+        check_runs(FileResult(file.path, file.nbytes, file.runs))
+    except RunError as error:
+        raise InputError(f"the manifest is damaged: of {file.path}, {error.message}") from None
+    if file.path.startswith("/") or ".." in file.path.split("/"):
+        raise InputError(f"the manifest is damaged: {file.path!r} leaves the target")
+    return file
+
+
+def read_manifest(place: Place) -> Manifest:
+    """Raises CheckpointError where there is none, InputError for one that we cannot read."""
+    path = join(place.meta, MANIFEST)
+    content = read_whole(place.storage, path)
+    if content is None:
+        raise CheckpointError(
+            "no manifest: not made by reshard, or not finished",
+            place.path,
+            "compare with the source instead: reshard verify SRC DST",
+        )
+    found = decode_published(content, path)
+    try:
+        files = tuple(map(_file, found.files))
+    except InputError as error:
+        raise InputError(error.message, path) from None
+    return Manifest(found.plan, found.world, found.complete, files, found.made_of)
+
+
+def read_whole(storage: Storage, path: str) -> bytes | None:
+    """The content of a small file; None where there is none."""
+    if storage.entry(path) is None:
+        return None
+    file = storage.open(path)
+    try:
+        return file.read(0, file.nbytes)
+    finally:
+        file.close()
+
+
+def file_faults(place: Place, file: ManifestFile, pool: Executor, on_bytes: Callable[[int], None]) -> list[str]:
+    """Read a file again, runs of it at once, and compare with its manifest; ``on_bytes`` hears of what was read."""
+    path = join(place.folder, file.path)
+    there = place.storage.entry(path)
+    if there is None or there.folder:
+        return [f"{file.path}: missing"]
+    source = place.storage.open(path)
+    try:
+        if source.nbytes != file.nbytes:
+            return [f"{file.path}: {source.nbytes} bytes, the manifest has {file.nbytes}"]
+        digests = pool.map(lambda run: _digest(source, run, on_bytes), file.runs)
+        return [f"{file.path}: bytes {run.offset} to {run.offset + run.nbytes} changed{_whose(file, run)}"
+                for run, digest in zip(file.runs, digests, strict=True) if digest != run.xxh3]  # fmt: skip
+    finally:
+        source.close()
+
+
+def _whose(file: ManifestFile, run: Run) -> str:
+    names = [
+        name
+        for name, shard in file.tensors.items()
+        if any(e.offset < run.offset + run.nbytes and run.offset < e.end for e in shard.extents)
+    ]
+    return f" ({', '.join(names[:3])})" if names else " (header)"
+
+
+def _digest(source: ReadFile, run: Run, on_bytes: Callable[[int], None]) -> str:
+    digest = xxhash.xxh3_128()
+    buffer = memoryview(bytearray(min(_BLOCK_NBYTES, run.nbytes)))
+    for at in range(0, run.nbytes, _BLOCK_NBYTES):
+        part = buffer[: min(_BLOCK_NBYTES, run.nbytes - at)]
+        source.read_into(run.offset + at, part)
+        digest.update(part)
+        on_bytes(len(part))
+    return digest.hexdigest()

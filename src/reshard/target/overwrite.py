@@ -1,0 +1,84 @@
+"""``--overwrite``: a target built beside the old one, whose place it takes when it is whole."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+from reshard.errors import StorageError, UsageError
+from reshard.storage.disk import exchange, sync_folder
+from reshard.storage.storage import reported
+from reshard.target.locks import Locks
+from reshard.target.target_paths import Place
+
+
+class Replacement:
+    """The new target, and the lock of the old one: who fills that just now must not lose it.
+
+    ``swap`` or ``abandon`` it, then ``close``. What an earlier one left when it was killed is removed first.
+    """
+
+    def __init__(self, place: Place) -> None:
+        if not place.local:
+            raise UsageError("object storage has no rename", place.path, "remove it first, or choose another target")
+        if Path(place.path).is_file():
+            raise UsageError("a file stands where a folder should go", place.path, "choose another target")
+        self._old = Path(place.path).resolve()  # a link to the target stays, what it leads to is replaced
+        self._meta = Path(Place.of(self._old, single=False).meta)
+        self._made_meta = not self._meta.exists()
+        self._locks = Locks(str(self._meta / "lock"))
+        if not self._locks.take_all():
+            self._locks.close()
+            raise UsageError(
+                "another conversion is writing here", place.path, "wait for it to end, or choose another target"
+            )
+        if self._locks.real:
+            self._remove_leftovers()
+        self._new = self._beside("new")
+        self.place = Place.of(self._new, single=False)
+
+    def _beside(self, what: str) -> Path:
+        return self._old.parent / f".{self._old.name}.reshard-{what}-{os.urandom(4).hex()}"
+
+    def _remove_leftovers(self) -> None:
+        names = (f".{self._old.name}.reshard-new-", f".{self._old.name}.reshard-old-")
+        for there in self._old.parent.iterdir():
+            if there.name.startswith(names):
+                shutil.rmtree(there, ignore_errors=True)
+
+    def swap(self) -> None:
+        """The old one is removed once the new one has its name; where the system can, names change in one step."""
+        with reported(self._old):
+            aside = self._beside("old")
+            if exchange(str(self._new), str(self._old)):
+                os.rename(self._new, aside)
+            else:
+                os.rename(self._old, aside)
+                try:
+                    os.rename(self._new, self._old)
+                except OSError:
+                    os.rename(aside, self._old)
+                    raise
+            self._made_meta = False  # what has this name now is the new one's
+            sync_folder(str(self._old.parent))
+        try:
+            shutil.rmtree(aside)
+        except OSError as error:
+            raise StorageError(
+                f"the new target is in its place; the old one could not be removed: {error.strerror}",
+                str(aside),
+                "remove it by hand",
+            ) from error
+
+    def abandon(self) -> None:
+        """Leave the old one as it was."""
+        shutil.rmtree(self._new, ignore_errors=True)
+        if self._made_meta and self._locks.alone():
+            with suppress(OSError):
+                (self._meta / "lock").unlink()
+                self._meta.rmdir()
+
+    def close(self) -> None:
+        self._locks.close()

@@ -1,0 +1,61 @@
+"""Whether a target may go where it should, asked before anything is written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from reshard.errors import StorageError, UsageError
+from reshard.families.open_checkpoint import is_inside
+from reshard.storage.storage import reported
+from reshard.target.target_paths import Place
+
+
+def free_nbytes(place: Place) -> int | None:
+    """Bytes free where the target goes; None where nothing tells."""
+    if not place.local:
+        return None
+    folder = _existing(Path(place.folder))
+    with reported(folder):
+        status = os.statvfs(folder)
+    return status.f_bavail * status.f_frsize
+
+
+def _existing(folder: Path) -> Path:
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
+def check_room(place: Place, nbytes: int) -> None:
+    """Raises StorageError before anything is written when the disk cannot hold ``nbytes`` more or may not be
+    written.
+    """
+    free = free_nbytes(place)
+    if free is None:
+        return
+    if free < nbytes:
+        raise StorageError(
+            f"the target needs {nbytes:,} bytes, {free:,} are free",
+            place.path,
+            "free some space, or choose another disk",
+        )
+    folder = _existing(Path(place.folder))
+    if not folder.is_dir():
+        raise StorageError("a file stands where a folder should be", str(folder), "choose another target")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise StorageError("not allowed to write here", str(folder), "check owner and mode of the folder")
+
+
+def refuse_source(place: Place, sources: Iterable[str]) -> None:
+    """Raises UsageError where writing the target would replace a source."""
+    for source in sources:
+        if is_inside(source, place.path):
+            raise UsageError("the source lies inside the target", place.path, "choose another target")
+
+
+def refuse_occupied(place: Place) -> None:
+    if place.occupied():
+        raise UsageError("the target is not empty", place.path, "choose another, or give --overwrite or --resume")

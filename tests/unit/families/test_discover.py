@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from reshard.errors import CheckpointError, FormatError, UsageError
+from reshard.families.discover import Select, as_select, discover
+
+
+def put(folder: Path, *names: str) -> Path:
+    """Files of these names, each a second older than the next."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, name in enumerate(names):
+        (folder / name).write_bytes(b"x")
+        os.utime(folder / name, (1_000_000 + i, 1_000_000 + i))
+    return folder
+
+
+def chosen(path: Path, select: Select = "natural", suffix: str = "") -> dict[int, str]:
+    return {rank: Path(name).name for rank, name in discover(path, select, suffix).files}
+
+
+# --- which of several files
+
+
+@pytest.mark.parametrize(
+    ("select", "name"),
+    [("natural", "a-1_10.ckpt"), ("step", "a-1_10.ckpt"), ("name", "a-1_9.ckpt"), ("mtime", "a-1_2.ckpt")],
+)
+def test_rules_where_the_steps_have_one_and_two_digits(tmp_path: Path, select: Select, name: str) -> None:
+    put(tmp_path / "rank_0", "a-1_10.ckpt", "a-1_9.ckpt", "a-1_2.ckpt")
+    found = discover(tmp_path, select)
+    assert chosen(tmp_path, select) == {0: name}
+    assert any("--select differ" in w for w in found.warnings)
+
+
+@pytest.mark.parametrize(("select", "name"), [("natural", "a-2_5.ckpt"), ("step", "a-1_900.ckpt")])
+def test_natural_goes_by_epoch_and_then_step_and_step_by_step_alone(tmp_path: Path, select: Select, name: str) -> None:
+    put(tmp_path / "rank_0", "a-1_900.ckpt", "a-2_5.ckpt")
+    assert chosen(tmp_path, select) == {0: name}
+
+
+def test_no_warning_where_all_rules_agree(tmp_path: Path) -> None:
+    put(tmp_path / "rank_0", "a-1_1.ckpt", "a-1_2.ckpt")
+    assert discover(tmp_path).warnings == ()
+
+
+def test_ranks_at_different_steps_are_warned_of(tmp_path: Path) -> None:
+    put(tmp_path / "rank_0", "a-1_4.ckpt")
+    put(tmp_path / "rank_1", "a-1_5.ckpt")
+    (warning,) = discover(tmp_path).warnings
+    assert "(1, 4), (1, 5)" in warning
+
+
+@pytest.mark.parametrize(("suffix", "name"), [("1_1", "a-1_1.ckpt"), ("1_11", "a-1_11.ckpt"), ("-1_1", "a-1_1.ckpt")])
+def test_suffix_chooses_and_cuts_no_number(tmp_path: Path, suffix: str, name: str) -> None:
+    put(tmp_path / "rank_0", "a-1_1.ckpt", "a-1_11.ckpt", "a-11_1.ckpt")
+    assert chosen(tmp_path, suffix=suffix) == {0: name}
+
+
+def test_suffix_that_no_file_has(tmp_path: Path) -> None:
+    put(tmp_path / "rank_0", "a-1_1.ckpt")
+    with pytest.raises(CheckpointError, match="no file whose name ends in '3_3'"):
+        discover(tmp_path, suffix="3_3")
+
+
+def test_only_known_rules() -> None:
+    assert as_select("mtime") == "mtime"
+    with pytest.raises(UsageError, match="--select 'newest'"):
+        as_select("newest")
+
+
+# --- rank folders
+
+
+def test_ranks_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    for rank in (10, 9, 0):
+        put(tmp_path / f"rank_{rank}", f"m_{rank}.ckpt")
+    found = discover(tmp_path)
+    assert [rank for rank, _ in found.files] == [0, 9, 10]
+    assert found.distributed
+
+
+def test_one_rank_written_twice(tmp_path: Path) -> None:
+    put(tmp_path / "rank_1", "a.ckpt")
+    put(tmp_path / "rank_01", "a.ckpt")
+    with pytest.raises(CheckpointError, match=r"rank_0?1 and rank_0?1 are the same rank"):
+        discover(tmp_path)
+
+
+def test_loose_files_beside_rank_folders_are_warned_of(tmp_path: Path) -> None:
+    put(tmp_path, "full.ckpt")
+    put(tmp_path / "rank_0", "a.ckpt")
+    found = discover(tmp_path)
+    assert chosen(tmp_path) == {0: "a.ckpt"}
+    assert len(found.warnings) == 1
+    assert "the rank folders are used" in found.warnings[0]
+
+
+def test_two_formats_in_one_rank(tmp_path: Path) -> None:
+    put(tmp_path / "rank_0", "a.ckpt", "a.safetensors")
+    with pytest.raises(CheckpointError, match="two formats in one rank folder"):
+        discover(tmp_path)
+
+
+def test_other_files_and_folders_are_passed_over(tmp_path: Path) -> None:
+    put(tmp_path / "rank_0", "a.ckpt", "a.ckpt.part", "graph.meta", "notes.txt")
+    put(tmp_path / "rank_x", "a.ckpt")
+    put(tmp_path / "rank_1")
+    assert chosen(tmp_path) == {0: "a.ckpt"}
+
+
+def test_rank_folders_without_files(tmp_path: Path) -> None:
+    put(tmp_path / "rank_0")
+    with pytest.raises(CheckpointError, match="hold no weight files"):
+        discover(tmp_path)
+
+
+# --- full checkpoints
+
+
+def test_one_file(tmp_path: Path) -> None:
+    put(tmp_path, "a.ckpt")
+    found = discover(tmp_path / "a.ckpt")
+    assert (chosen(tmp_path / "a.ckpt"), found.distributed) == ({0: "a.ckpt"}, False)
+
+
+def test_one_file_of_no_known_name(tmp_path: Path) -> None:
+    put(tmp_path, "a.bin")
+    with pytest.raises(FormatError, match=r"\.ckpt or \.safetensors"):
+        discover(tmp_path / "a.bin")
+
+
+def test_a_folder_of_parts(tmp_path: Path) -> None:
+    put(tmp_path, "m-1.safetensors", "m-2.safetensors", "config.json")
+    assert [Path(p).name for _, p in discover(tmp_path).files] == ["m-1.safetensors", "m-2.safetensors"]
+
+
+def test_full_files_of_two_formats(tmp_path: Path) -> None:
+    put(tmp_path, "a.ckpt", "a.safetensors")
+    with pytest.raises(CheckpointError, match="two formats in one folder"):
+        discover(tmp_path)
+
+
+def write_index(folder: Path, *parts: str, name: str = "model.safetensors.index.json") -> None:
+    (folder / name).write_text(json.dumps({"weight_map": {f"w{i}": p for i, p in enumerate(parts)}}))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors.index.json", "param_name_map.json"])
+def test_a_part_that_the_index_names_is_missing(tmp_path: Path, name: str) -> None:
+    put(tmp_path, "m-1.safetensors")
+    write_index(tmp_path, "m-1.safetensors", "m-2.safetensors", name=name)
+    with pytest.raises(CheckpointError, match=r"missing:\nm-2.safetensors"):
+        discover(tmp_path)
+
+
+def test_a_file_that_the_index_does_not_name_is_warned_of(tmp_path: Path) -> None:
+    put(tmp_path, "m-1.safetensors", "old.safetensors")
+    write_index(tmp_path, "m-1.safetensors")
+    (warning,) = discover(tmp_path).warnings
+    assert "old.safetensors" in warning
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "5", '{"weight_map": 5}', '{"weight_map": {"w": []}}', "\udcff"])
+def test_an_index_that_is_none(tmp_path: Path, text: str) -> None:
+    put(tmp_path, "m-1.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(CheckpointError, match="not an index"):
+        discover(tmp_path)
+
+
+@pytest.mark.parametrize("path", ["empty", "absent"])
+def test_nothing_there(tmp_path: Path, path: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError):
+        discover(tmp_path / path)

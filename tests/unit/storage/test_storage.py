@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import errno
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from reshard.errors import CheckpointError, StorageError
+from reshard.storage import disk
+from reshard.storage.disk import Disk
+
+
+def test_a_new_file_has_its_name_only_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "f"
+    new = Disk().create(str(path), 4, fsync=True)
+    new.write(2, memoryview(b"cd"))
+    new.write(0, memoryview(b"ab"))
+    assert not path.exists()
+    new.commit()
+    assert path.read_bytes() == b"abcd"
+    assert [p.name for p in path.parent.iterdir()] == ["f"]
+
+
+@pytest.mark.parametrize(("fsync", "begun"), [(True, [4, 8]), (False, [])])
+def test_what_must_be_on_the_disk_goes_there_while_it_is_written(
+    fsync: bool, begun: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    written = 0
+    monkeypatch.setattr(disk, "start_writing", lambda fd: seen.append(written))
+    new = Disk().create(str(tmp_path / "f"), 9 << 20, fsync=fsync)
+    for written in range(1, 10):
+        new.write((9 - written) << 20, memoryview(bytes(1 << 20)))
+    new.commit()
+    assert seen == begun
+
+
+def test_an_abandoned_file_leaves_nothing(tmp_path: Path) -> None:
+    new = Disk().create(str(tmp_path / "f"), 4, fsync=False)
+    new.abandon()
+    new.abandon()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_left_of_an_earlier_run_is_written_over(tmp_path: Path) -> None:
+    (tmp_path / "f.part").write_bytes(b"old and longer")
+    new = Disk().create(str(tmp_path / "f"), 2, fsync=False)
+    new.write(0, memoryview(b"ab"))
+    new.commit()
+    assert (tmp_path / "f").read_bytes() == b"ab"
+
+
+def test_of_two_that_write_one_file_the_first_never_names_the_other_s_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    first = Disk().create(str(path), 2, fsync=False)
+    second = Disk().create(str(path), 2, fsync=False)
+    with pytest.raises(StorageError, match="another process writes this file too"):
+        first.commit()
+    first.abandon()
+    assert not path.exists()
+    second.write(0, memoryview(b"ab"))
+    second.commit()
+    assert path.read_bytes() == b"ab"
+    assert [p.name for p in tmp_path.iterdir()] == ["f"]
+
+
+def test_a_short_read_is_an_error_and_never_padding(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"abcd")
+    file = Disk().open(str(tmp_path / "f"))
+    assert file.read(1, 3) == b"bcd"
+    with pytest.raises(StorageError, match="the file ends at byte 4, 1 more were expected"):
+        file.read(1, 4)
+    file.close()
+
+
+def test_what_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        Disk().open(str(tmp_path / "f"))
+    assert caught.value.where == str(tmp_path / "f")
+
+
+def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"")
+    with pytest.raises((CheckpointError, StorageError)):
+        Disk().create(str(tmp_path / "f" / "g"), 4, fsync=False)
+
+
+def test_write_whole_replaces(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"old")
+    Disk().write_whole(str(tmp_path / "f"), b"new!", fsync=True)
+    assert (tmp_path / "f").read_bytes() == b"new!"
+
+
+def test_of_several_that_make_a_file_one_wins(tmp_path: Path) -> None:
+    path = str(tmp_path / "deep" / "f")
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda i: Disk().create_whole(path, b"%d" % i * 1000, fsync=False), range(32)))
+    assert made.count(True) == 1
+    assert Path(path).read_bytes() == b"%d" % made.index(True) * 1000
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["f"]
+
+
+def test_where_a_file_system_has_no_links_one_wins_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_links(*args: object) -> None:
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", no_links)
+    path = str(tmp_path / "f")
+    assert [Disk().create_whole(path, text, fsync=True) for text in (b"a", b"b")] == [True, False]
+    assert (tmp_path / "f").read_bytes() == b"a"
+    assert [p.name for p in tmp_path.iterdir()] == ["f"]
+
+
+def test_what_a_folder_holds(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a").write_bytes(b"abc")
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    disk = Disk()
+    assert [(e.name, e.folder, e.nbytes) for e in disk.entries(str(tmp_path)) if not e.folder] == [("a", False, 3)]
+    assert [e.name for e in disk.entries(str(tmp_path))] == ["a", "b"]
+    assert disk.entry(str(tmp_path / "b")) is not None
+    assert disk.entry(str(tmp_path / "c")) is None
+    assert disk.entries(str(tmp_path / "c")) == disk.entries(str(tmp_path / "a" / "b")) == []
+    disk.remove(str(tmp_path / "a"))
+    disk.remove(str(tmp_path / "a"))
+    assert [e.name for e in disk.entries(str(tmp_path))] == ["b"]
