@@ -10,7 +10,7 @@ from source import MODULES, dotted, imports, parsed
 LEAVES = {"errors", "dtypes", "closest", "drawing", "interruption", "streams", "_version"}
 VALUES = {"layout", "index", "wire", "yaml_text"}
 HEADERS = {"formats", "strategy"}
-LIBRARY = LEAVES | VALUES | HEADERS | {"planning", "families", "run", "ops"}
+LIBRARY = LEAVES | VALUES | HEADERS | {"planning", "storage", "target", "moving", "families", "ops"}
 ALLOWED = {
     "errors": set(),
     "dtypes": set(),
@@ -27,8 +27,10 @@ ALLOWED = {
     "formats": LEAVES | {"index", "wire"},
     "strategy": LEAVES | VALUES,
     "planning": LEAVES | VALUES | {"formats"},
-    "families": LEAVES | VALUES | {"formats", "planning"},
-    "run": LEAVES | VALUES | HEADERS | {"planning", "families"},
+    "storage": LEAVES | VALUES | {"formats", "planning"},
+    "target": LEAVES | VALUES | {"planning", "storage"},
+    "moving": LEAVES | VALUES | {"planning", "storage"},
+    "families": LEAVES | VALUES | HEADERS | {"planning", "storage", "target", "moving"},
     "ops": LIBRARY - {"ops"},
     "checkpoint": LIBRARY,
     "report": LEAVES | VALUES | {"planning"},
@@ -38,8 +40,8 @@ ALLOWED = {
     "__main__": {"cli"},
     "testing": LIBRARY,
 }
-# plan and families know formats as a promise, not how any file is read
-NARROW = {"planning": {"formats": {"base"}}, "families": {"formats": {"base"}}}
+# plan knows formats as a promise, not how any file is read
+NARROW = {"planning": {"formats": {"base"}}}
 CONCRETE_FORMATS = {"reshard.formats.mindspore_ckpt", "reshard.formats.safetensors"}
 PURE = {"layout", "index", "wire", "planning", "report"}
 OUT_LOUD = {"rich", "typer", "click"}
@@ -76,8 +78,8 @@ def test_plan_reads_no_file(module: str) -> None:
         assert allowed is None or not leaf or leaf[0] in allowed, f"{module} imports {name}"
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("run/")])
-def test_run_knows_no_concrete_format(module: str) -> None:
+@pytest.mark.parametrize("module", [m for m in MODULES if m.startswith(("storage/", "target/", "moving/"))])
+def test_what_moves_bytes_knows_no_concrete_format(module: str) -> None:
     assert not targets(module) & CONCRETE_FORMATS
 
 

@@ -11,13 +11,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 from random_layouts import Case, cases
-from reshard.run import fingerprint as of_bytes
 from test_reshard import EXAMPLES, on_disk
 
 import reshard
 from making import array, counted, shard_of, write_file, write_ranks, write_strategy
 from reshard.errors import CheckpointError
 from reshard.layout.tensor import Sharding
+from reshard.moving import fingerprint as of_bytes
 from reshard.moving.fingerprint import PRIME, Sums, sums_of
 from reshard.moving.scratch import Scratch
 from reshard.planning.names import NameRules

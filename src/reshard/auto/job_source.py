@@ -10,11 +10,11 @@ from msgspec import Struct
 from reshard.auto.settings import Settings
 from reshard.errors import CheckpointError
 from reshard.families.discover import Found, discover
-from reshard.families.open_checkpoint import Source, is_inside
+from reshard.families.open_checkpoint import Source
 from reshard.families.strategies import read_strategy
 from reshard.layout.stages import Strategy
 from reshard.storage.storage import Entry, is_url, join
-from reshard.storage.storages import storage_of
+from reshard.storage.storages import is_inside, storage_of
 
 _RANK_FOLDER = re.compile(r"rank_\d+")
 _AFTER_RANK = re.compile(r"rank_\d+(?P<rest>[-_].+)")

@@ -13,13 +13,13 @@ from msgspec.structs import replace
 from reshard.auto.config import Config
 from reshard.auto.settings import Settings
 from reshard.errors import InputError, ReshardError, StrategyError, counted
-from reshard.families.open_checkpoint import is_inside
 from reshard.families.strategies import read_strategy
 from reshard.layout.stages import Entry, Factored, Strategy
 from reshard.layout.tensor import Sharding
 from reshard.ops.make_strategy import Making, made_stages
 from reshard.planning.names import is_state
 from reshard.storage.storage import is_url
+from reshard.storage.storages import is_inside
 from reshard.strategy.marked_files import made_files
 from reshard.strategy.placing import Stages
 

@@ -13,9 +13,9 @@ from msgspec import Struct
 from reshard.auto.job_strategy import JobStrategy
 from reshard.auto.settings import Settings
 from reshard.errors import UsageError
-from reshard.families.open_checkpoint import is_inside
 from reshard.storage.disk import Disk
 from reshard.storage.storage import is_url, reported
+from reshard.storage.storages import is_inside
 
 _ROOTS = {"ckpt": "transformed_checkpoint", "safetensors": "unified_checkpoint"}
 HANDED_OVER = "reshard_run.yaml"

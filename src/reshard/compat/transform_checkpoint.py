@@ -16,11 +16,11 @@ from reshard.compat.placing import place_folders, remove, staged
 from reshard.compat.strategies import merge_signals, prepared
 from reshard.errors import PlanError, ReshardError, UsageError, counted
 from reshard.families.discover import Select
-from reshard.families.open_checkpoint import is_inside
 from reshard.ops.convert import execute, plan, plan_from
 from reshard.ops.options import Options
 from reshard.planning.decide import Missing
 from reshard.storage.storage import reported
+from reshard.storage.storages import is_inside
 from reshard.strategy.folder import read_strategy
 
 _SPELLINGS = {

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -142,11 +141,3 @@ def _equal(source: Catalog, a: _Bytes, b: _Bytes) -> bool:
 
 def _read(file: ReadFile, extents: tuple[Extent, ...], start: int, nbytes: int) -> bytes:
     return b"".join(file.read(e.offset, e.nbytes) for e in cut_extents(extents, start, nbytes))
-
-
-def is_inside(path: str | Path, folder: str | Path) -> bool:
-    """Whether a path lies in a folder or is the folder, links followed."""
-    if is_url(str(path)) or is_url(str(folder)):
-        return f"{str(path).rstrip('/')}/".startswith(f"{str(folder).rstrip('/')}/")
-    resolved, outer = Path(path).resolve(), Path(folder).resolve()
-    return resolved == outer or outer in resolved.parents

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from reshard.storage.disk import Disk
 from reshard.storage.storage import Storage, is_url
 
@@ -22,3 +24,11 @@ def content_of(path: str) -> bytes:
         return file.read(0, file.nbytes)
     finally:
         file.close()
+
+
+def is_inside(path: str | Path, folder: str | Path) -> bool:
+    """Whether a path lies in a folder or is the folder, links followed."""
+    if is_url(str(path)) or is_url(str(folder)):
+        return f"{str(path).rstrip('/')}/".startswith(f"{str(folder).rstrip('/')}/")
+    resolved, outer = Path(path).resolve(), Path(folder).resolve()
+    return resolved == outer or outer in resolved.parents

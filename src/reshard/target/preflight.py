@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from reshard.errors import StorageError, UsageError
-from reshard.families.open_checkpoint import is_inside
 from reshard.storage.storage import reported
+from reshard.storage.storages import is_inside
 from reshard.target.target_paths import Place
 
 
