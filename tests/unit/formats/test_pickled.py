@@ -123,7 +123,7 @@ def test_a_pickle_may_be_read_as_it_comes() -> None:
         ({"deep": [(Runs(os.popen, "x"),)]}, "os.popen"),
         (Runs(Ours, getattr), "builtins.getattr"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_what_runs_code_is_refused_by_name(made: Any, named: str, protocol: int) -> None:
     with pytest.raises(FormatError, match="this file runs code when loaded") as caught:
