@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from cloud.store import object_store
+from reshard import waits
 
 collect_ignore_glob = ["conftest.py", "*/conftest.py", "oracle/auto_worker.py", "fuzz/guided.py"]
 """Modules without tests that cannot be imported here: of one name, for MindSpore's environment, for atheris."""
@@ -28,6 +30,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Without ``--mindspore`` the oracle has no voice, without ``--browser`` nothing is looked at."""
+    unsteady = sorted({item.nodeid.partition("[")[0] for item in items if " at 0x" in item.nodeid})
+    if unsteady:
+        raise pytest.UsageError(f"names of tests differ from process to process; give ids= to {', '.join(unsteady)}")
     reasons = {
         "oracle": ""
         if config.getoption("--mindspore")
@@ -45,6 +50,16 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of this run that all its workers have in common."""
     own = tmp_path_factory.getbasetemp()
     return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture
+def shorten(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Puts other seconds in the place of some of ``reshard.waits``."""
+
+    def shorten(**seconds: float) -> None:
+        monkeypatch.setattr(waits, "now", replace(waits.now, **seconds))
+
+    return shorten
 
 
 @pytest.fixture(scope="session")

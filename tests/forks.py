@@ -79,8 +79,17 @@ class Forks:
         )
         self.run("--version")
 
-    def start(self, *args: str | Path, cwd: str | Path | None = None, env: Mapping[str, str] | None = None) -> Running:
-        """``reshard ARGS`` by default in the folder and the environment of who starts it. Returns once it runs."""
+    def start(
+        self,
+        *args: str | Path,
+        cwd: str | Path | None = None,
+        env: Mapping[str, str] | None = None,
+        waits: Mapping[str, float] | None = None,
+    ) -> Running:
+        """``reshard ARGS`` by default in the folder and the environment of who starts it. Returns once it runs.
+
+        ``waits``: what differs from ``reshard.waits``, in seconds.
+        """
         number = next(self._numbers)
         streams = Path(self._folder.name, f"{number}.out"), Path(self._folder.name, f"{number}.err")
         request = {
@@ -88,6 +97,7 @@ class Forks:
             "cwd": str(cwd or Path.cwd()),
             "env": dict(os.environ if env is None else env),
             "streams": [str(stream) for stream in streams],
+            "waits": dict(waits or {}),
         }
         return Running(self.told({"start": request}), streams, self)
 
@@ -119,8 +129,12 @@ def forks() -> Forks:
 
 
 def _child(request: Mapping[str, Any], ready: int) -> None:
+    from msgspec.structs import replace
+
+    from reshard import waits
     from reshard.cli import main as program
 
+    waits.now = replace(waits.now, **request["waits"])
     run = program._main
 
     def told(args: list[str]) -> None:

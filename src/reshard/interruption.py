@@ -18,14 +18,13 @@ from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import NoReturn, TextIO, TypeVar
 
+from reshard import waits
+
 T = TypeVar("T")
 Outcome = Callable[[], T]
 """Gives what work gave, or raises what it raised."""
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_IDLE_S = 0.5  # what leaves nothing behind is not waited for any longer
-_BUSY_S = 10.0  # nor what clears up behind itself: to end it at any moment is safe, only not tidy
-_AGAIN_S = 1.0  # launchers pass on what the terminal has sent already: those are one interruption
 
 
 class _Work:
@@ -101,12 +100,12 @@ def _fail(error: BaseException) -> NoReturn:
 def _after_interruption(told: SimpleQueue[Outcome[T] | None]) -> Outcome[T]:
     """How the work ended. Raises KeyboardInterrupt where it goes on."""
     began = time.monotonic()
-    while (left := began + (_BUSY_S if _work.clearing_up else _IDLE_S) - time.monotonic()) > 0:
+    while (left := began + (waits.now.busy_s if _work.clearing_up else waits.now.idle_s) - time.monotonic()) > 0:
         with suppress(Empty):
-            outcome = told.get(timeout=min(left, _IDLE_S))
+            outcome = told.get(timeout=min(left, waits.now.idle_s))
             if outcome is not None:
                 return outcome
-            if time.monotonic() - began > _AGAIN_S:
+            if time.monotonic() - began > waits.now.again_s:
                 break
     raise KeyboardInterrupt
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -81,10 +82,10 @@ def test_answers_that_do_not_come_are_asked_for_again(
     method: str,
     part: str,
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    shorten: Callable[..., None],
 ) -> None:
     """Twice a store is silent, or does what it was asked for and cannot say so."""
-    monkeypatch.setattr("reshard.storage.bucket._SILENCE_S", 1)
+    shorten(store_silence_s=1)
     source = s3.put(job.ranks, "ranks")
     spoilt: list[Request] = []
 
@@ -94,7 +95,7 @@ def test_answers_that_do_not_come_are_asked_for_again(
         spoilt.append(request)
         return kind
 
-    s3.proxy.spoil, s3.proxy.slow_s = spoil, 3
+    s3.proxy.spoil, s3.proxy.slow_s = spoil, 2
     said = told(capsys, *job.words(source, f"{s3.url}/out"))
     assert said.code == 0, said.err
     assert len(spoilt) == 2

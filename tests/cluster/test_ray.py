@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -187,7 +187,7 @@ def test_a_call_that_kills_every_worker_is_given_up(cluster: Cluster) -> None:
         list(cluster.run(dies, [Call(0, None)], lambda nbytes: None))
 
 
-def test_where_no_worker_is_free_the_wait_has_an_end(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_no_worker_is_free_the_wait_has_an_end(cluster: Cluster, shorten: Callable[..., None]) -> None:
     def slow(argument: None, on_bytes: OnBytes) -> None:
         raise AssertionError
 
@@ -195,7 +195,7 @@ def test_where_no_worker_is_free_the_wait_has_an_end(cluster: Cluster, monkeypat
         time.sleep(60)
 
     holding = [ray.remote(num_cpus=1)(hold).remote() for _ in range(3)]
-    monkeypatch.setattr("reshard.moving.ray._PATIENCE_S", 2.0)
+    shorten(ray_patience_s=2.0)
     try:
         time.sleep(1)
         with pytest.raises(RunError, match="no worker of the cluster did anything for 2 s; it has 3 cores"):
@@ -258,8 +258,10 @@ def test_each_node_writes_its_own_ranks_on_its_own_disk(work: Work, disks: dict[
     assert (disks[mapped[1].node] / "own" / "rank_8").exists()
 
 
-def test_a_target_that_nodes_do_not_share_is_no_success(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("reshard.moving.ray._SEEN_S", 0.5)
+def test_a_target_that_nodes_do_not_share_is_no_success(
+    work: Work, shorten: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shorten(ray_seen_s=0.5)
     monkeypatch.chdir(work.src.parent)
     with pytest.raises(RunError, match="a worker wrote it, and it is not seen here") as caught:
         reshard.convert(work.src, f"{OWN_DISK}/out", work.options)

@@ -18,7 +18,7 @@ from job import INPUT, OLD, STAGES, STORAGE, USAGE, WORKER, Run, Work, one_error
 import reshard
 from forks import DONE, forks
 from making import array, tree, write_file, write_strategy
-from reshard import interruption
+from reshard import waits
 from reshard.moving.mover import Mover
 from reshard.ops.options import Options
 from reshard.target.filling import Filling
@@ -257,7 +257,7 @@ def test_an_interrupted_overwrite_is_given_the_time_to_clear_up(
     remove, move = shutil.rmtree, Mover.run
 
     def slow(*args: Any, **options: Any) -> None:
-        time.sleep(1.5 * interruption._IDLE_S)
+        time.sleep(1.5 * waits.now.idle_s)
         remove(*args, **options)
 
     def interrupted(self: Mover, *args: Any) -> None:

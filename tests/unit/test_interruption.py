@@ -12,7 +12,7 @@ from contextlib import suppress
 
 import pytest
 
-from reshard import interruption
+from reshard import interruption, waits
 from reshard.interruption import clears_up, interrupted, interruptible, leave, proceed
 
 SOON_S, LONG_S = 0.2, 60.0
@@ -130,15 +130,15 @@ def test_idle_work_is_not_waited_for(exits: list[int]) -> None:
     assert exits == [130]
 
 
-def test_work_that_clears_up_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch, exits: list[int]) -> None:
-    monkeypatch.setattr(interruption, "_BUSY_S", interruption._IDLE_S + 1)
+def test_work_that_clears_up_is_not_waited_for_without_end(shorten: Callable[..., None], exits: list[int]) -> None:
+    shorten(busy_s=waits.now.idle_s + 1)
     said: list[str] = []
     over = threading.Event()
 
     def work() -> None:
         with clears_up():
             interrupt()
-            time.sleep(interruption._IDLE_S + SOON_S)
+            time.sleep(waits.now.idle_s + SOON_S)
             said.append("still waited for")
             over.wait(LONG_S)
 
@@ -155,7 +155,7 @@ def test_a_second_interruption_leaves_at_once_but_not_one_that_was_passed_on(exi
         with clears_up():
             interrupt()
             interrupt(signal.SIGTERM)
-            time.sleep(interruption._AGAIN_S + SOON_S)
+            time.sleep(waits.now.again_s + SOON_S)
             said.append("still waited for")
             interrupt()
             over.wait(LONG_S)

@@ -15,13 +15,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+from reshard import waits
 from reshard.auto.records import Folder, Word
 
-_LOOK_S = 5.0
-"""How long to look for what the other has written; a network file system may take seconds to show it."""
-_PAUSE_S = 0.25
-_TRY_S = 0.5
-_ANSWER_S = 30.0
 _MAX_LINE = 4096
 
 
@@ -76,23 +72,23 @@ class Hello:
 
     def _listen(self) -> None:
         with suppress(OSError), socket.create_server(("", self._address[1]), backlog=128) as server:
-            server.settimeout(_TRY_S)
+            server.settimeout(waits.now.hello_try_s)
             while not self._over.is_set():
                 with suppress(TimeoutError):
                     connection, _ = server.accept()
                     threading.Thread(target=self._greet, args=(connection,), daemon=True).start()
 
     def _call(self) -> None:
-        while not self._over.wait(_TRY_S):
+        while not self._over.wait(waits.now.hello_try_s):
             with suppress(OSError):
-                connection = socket.create_connection(self._address, timeout=_TRY_S)
+                connection = socket.create_connection(self._address, timeout=waits.now.hello_try_s)
                 if self._greet(connection):
                     return
 
     def _greet(self, connection: socket.socket) -> bool:
         """Exchange nonces, look, exchange what was seen. False where the other side is not one of ours."""
         with connection, suppress(OSError, ValueError, KeyError, TypeError):
-            connection.settimeout(_ANSWER_S)
+            connection.settimeout(waits.now.hello_answer_s)
             lines = connection.makefile("rb")
             ours = self._word
             self._send(connection, rank=ours.rank, nonce=ours.nonce, at=self._place())
@@ -118,7 +114,7 @@ class Hello:
         return f"{self._folder.path.parent} on {self._word.process.host}"
 
     def _sees(self, rank: int, nonce: str) -> bool:
-        until = time.monotonic() + _LOOK_S
+        until = time.monotonic() + waits.now.hello_look_s
         while True:
             word = self._folder.word(rank)
             if word and word.nonce == nonce:
@@ -128,4 +124,4 @@ class Hello:
             if self._wrong or time.monotonic() > until:
                 return False
             self._folder.look_afresh()
-            time.sleep(_PAUSE_S)
+            time.sleep(waits.now.hello_pause_s)

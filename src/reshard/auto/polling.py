@@ -5,20 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
+from reshard import waits
 from reshard.interruption import proceed
 
-_FIRST_S = 0.05
-_LONGEST_S = 1.0
 _LONGER = 1.3
 
 
 def pauses() -> Iterator[None]:
     """Pauses between looks, short at first."""
-    pause = _FIRST_S
+    pause = waits.now.poll_s
     while True:
         yield
         time.sleep(pause)
-        pause = min(pause * _LONGER, _LONGEST_S)
+        pause = min(pause * _LONGER, waits.now.longest_poll_s)
 
 
 def polls() -> Iterator[None]:

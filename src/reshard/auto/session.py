@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from msgspec import Struct, structs
 
+from reshard import waits
 from reshard.auto.meeting import Meeting
 from reshard.auto.polling import pauses, polls
 from reshard.auto.processes import ended, is_alive, is_dead, this_process
@@ -20,13 +21,8 @@ from reshard.errors import ReshardError, RunError, UsageError, named_ranks
 from reshard.interruption import proceed
 
 T = TypeVar("T")
-_BEAT_S = 1.0
-_LOOK_S = 1.0
 _FEW_RANKS = 64  # of more, beats are rarer: each is some requests to a file server
 _BEATS_A_TIMEOUT = 16
-_LINGER_S = 20.0  # how long a leader that gives up stays, to tell those who come late
-_AWAITED_S = 2.0  # how long a rank that cannot begin looks whether others wait for it
-_STALL_S = 600.0  # how long a rank that lives may get nothing done; planning and syncing large files take their time
 
 
 class _Seen(Struct):
@@ -52,7 +48,7 @@ class Session:
         self.rank, self.members, self.leader = rank, members, members[0]
         self._folder = Folder(path)
         self._timeout_s = timeout_s
-        often_s = min(_BEAT_S, timeout_s / 4)
+        often_s = min(waits.now.beat_s, timeout_s / 4)
         self._beat_s = often_s if len(members) <= _FEW_RANKS else max(often_s, timeout_s / _BEATS_A_TIMEOUT)
         self._meeting = meeting
         self._word = Word(rank, secrets.token_hex(8), this_process(), about)
@@ -92,7 +88,7 @@ class Session:
     def awaited(self) -> bool:
         """Whether others wait in the folder for this rank, which has not joined. Looks for some seconds."""
         first = self._words()
-        until = time.monotonic() + _AWAITED_S + self._beat_s
+        until = time.monotonic() + waits.now.awaited_s + self._beat_s
         for _ in polls():
             for rank, word in self._words().items():
                 here = not word.left and (is_alive(word.process) or word != first.get(rank))
@@ -136,7 +132,7 @@ class Session:
             self._gather_until(until)
         except BaseException as error:
             patient = isinstance(error, ReshardError) and time.monotonic() < until
-            self._give_up(error, _LINGER_S if patient else 0)
+            self._give_up(error, waits.now.linger_s if patient else 0)
             raise
         self._agree(self._name)
         self._folder.forget_all_but(self._name)
@@ -228,7 +224,7 @@ class Session:
             last = leader
             if leader and leader.nonce != self._old.get(self.leader) and is_dead(leader.process):
                 raise ended(self.leader, leader.process)
-            if time.monotonic() > max(heard, began) + self._timeout_s + _LOOK_S:
+            if time.monotonic() > max(heard, began) + self._timeout_s + waits.now.look_s:
                 raise RunError(
                     f"rank {self.leader} did not come in {self._timeout_s:.0f} s",
                     str(self._folder.path.parent),
@@ -306,7 +302,7 @@ class Session:
     def check(self) -> None:
         """Raises RunError with the error of a rank that failed, or naming one that died or is silent."""
         with self._lock:  # writers' threads call this too
-            if time.monotonic() - self._looked_at < _LOOK_S:
+            if time.monotonic() - self._looked_at < waits.now.look_s:
                 return
             self._looked_at = time.monotonic()
         self._check_failures()
@@ -356,7 +352,7 @@ class Session:
         seen.word = word
         if now - seen.beat_at > self._timeout_s:
             return f"gave no sign of life for {now - seen.beat_at:.0f} s"
-        if now - seen.progress_at > max(_STALL_S, self._timeout_s):
+        if now - seen.progress_at > max(waits.now.stall_s, self._timeout_s):
             return f"lives, and got nothing done for {now - seen.progress_at:.0f} s"
         return ""
 
@@ -366,7 +362,7 @@ class Session:
         """Tell the others how this rank ended."""
         self._over.set()
         if self._beating:
-            self._beating.join(_BEAT_S)  # one that hangs on a dead disk must not hold us
+            self._beating.join(waits.now.beat_s)  # one that hangs on a dead disk must not hold us
         try:
             if error and self._generation and error is not self._heard:
                 self._folder.fail(self._name, Failure.of(self.rank, error))

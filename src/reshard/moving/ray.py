@@ -19,6 +19,7 @@ from typing import Any, Generic, TypeVar
 
 from msgspec import Struct
 
+from reshard import waits
 from reshard._version import __version__
 from reshard.errors import CheckpointError, ReshardError, RunError, UsageError
 from reshard.moving.local import LocalExecutor
@@ -27,13 +28,7 @@ from reshard.planning.plan import FileResult, Task
 from reshard.storage.storage import is_url, join
 from reshard.storage.storages import storage_of
 
-_HEARD_EVERY_S = 1.0
-_ENDING_S = 6.0
-_PATIENCE_S = 120.0
 _MADE_AGAIN = 3
-_ANSWER_S = 10.0
-_SEEN_S = 90.0  # network file systems remember for a minute that a file was not there
-_LOOK_S = 0.5
 _LOCAL_STORE_NBYTES = 100 << 20
 _NOBODY_WAITS = "stopped: nobody waits for the result any more"
 
@@ -165,7 +160,7 @@ class _Running(Generic[A, R]):
 
     def results(self) -> Iterator[R]:
         """Those that come within a second."""
-        done, _ = self._ray.wait(list(self._calls), num_returns=1, timeout=_HEARD_EVERY_S)
+        done, _ = self._ray.wait(list(self._calls), num_returns=1, timeout=waits.now.ray_heard_s)
         for reference in done:
             call = self._calls.pop(reference)
             result = self._result(reference, call)
@@ -192,7 +187,7 @@ class _Running(Generic[A, R]):
     def _hear(self) -> None:
         """Pass on the progress. Raises RunError where nothing is heard for long."""
         with suppress(self._ray.exceptions.RayError):  # the board may be starting again, on another node
-            heard, told = self._ray.get(self._board.told.remote(), timeout=_HEARD_EVERY_S)
+            heard, told = self._ray.get(self._board.told.remote(), timeout=waits.now.ray_heard_s)
             if heard != self._heard:
                 self._heard, self._last_s = heard, time.monotonic()
             numbers = {call.number for call in self._calls.values()}
@@ -201,10 +196,10 @@ class _Running(Generic[A, R]):
         more = max(total - self._said_nbytes, 0)  # a call that begins again counts again from nothing
         self._on_bytes(more)
         self._said_nbytes += more
-        if self._calls and time.monotonic() - self._last_s > _PATIENCE_S:
+        if self._calls and time.monotonic() - self._last_s > waits.now.ray_patience_s:
             cores = self._ray.cluster_resources().get("CPU", 0)
             raise RunError(
-                f"no worker of the cluster did anything for {_PATIENCE_S:.0f} s; it has {cores:.0f} cores",
+                f"no worker of the cluster did anything for {waits.now.ray_patience_s:.0f} s; it has {cores:.0f} cores",
                 hint="ray status says what is free; wait for other jobs to end, or add nodes",
             )
 
@@ -212,11 +207,11 @@ class _Running(Generic[A, R]):
         """Let what is under way clear up behind itself; queued calls are dropped."""
         with suppress(self._ray.exceptions.RayError):
             if self._calls:
-                begun = self._ray.get(self._board.stop.remote(), timeout=_HEARD_EVERY_S)
+                begun = self._ray.get(self._board.stop.remote(), timeout=waits.now.ray_heard_s)
                 for reference, call in self._calls.items():
                     if call.number not in begun:  # the others end at their next step
                         self._ray.cancel(reference, force=False, recursive=False)
-                self._ray.wait(list(self._calls), num_returns=len(self._calls), timeout=_ENDING_S)
+                self._ray.wait(list(self._calls), num_returns=len(self._calls), timeout=waits.now.ray_ending_s)
         self._ray.kill(self._board)
 
 
@@ -270,8 +265,10 @@ class _Teller:
 
         while True:
             with suppress(ray.exceptions.RayError):  # the board may be starting again
-                self._stopped = ray.get(self._board.tell.remote(self._number, self.nbytes), timeout=_ANSWER_S)
-            if self._ended.wait(_HEARD_EVERY_S):
+                self._stopped = ray.get(
+                    self._board.tell.remote(self._number, self.nbytes), timeout=waits.now.ray_answer_s
+                )
+            if self._ended.wait(waits.now.ray_heard_s):
                 return
 
     def close(self) -> None:
@@ -313,7 +310,7 @@ class RayExecutor(Struct, frozen=True):
 
     def _check_seen(self, result: FileResult) -> None:
         folder = self.settings.folder
-        path, patient_until_s = join(folder, result.path), time.monotonic() + _SEEN_S
+        path, patient_until_s = join(folder, result.path), time.monotonic() + waits.now.ray_seen_s
         while not is_url(folder):
             there = storage_of(folder).entry(path)
             if there is not None and there.nbytes == result.nbytes:
@@ -325,7 +322,7 @@ class RayExecutor(Struct, frozen=True):
                     "DST must lie where all nodes see it; where nodes share no disk: --nodes-local MAP",
                 )
             self.on_bytes(0)
-            time.sleep(_LOOK_S)
+            time.sleep(waits.now.ray_look_s)
 
 
 def _call_to_last(call: Callable[[], object]) -> None:
@@ -350,7 +347,7 @@ def _check_answers(address: str) -> None:
     host, _, port = address.removeprefix("ray://").partition("/")[0].rpartition(":")
     if host and port.isdigit():
         try:
-            socket.create_connection((host.strip("[]"), int(port)), _ANSWER_S).close()
+            socket.create_connection((host.strip("[]"), int(port)), waits.now.ray_answer_s).close()
         except (OSError, OverflowError) as error:
             raise _no_cluster(address, error) from None
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from msgspec import Struct
 
-from reshard import __version__
+from reshard import __version__, waits
 from reshard.errors import CheckpointError, ReshardError, StorageError, UsageError
 from reshard.storage.bucket_settings import READ_ONLY, Address, Keys, Settings, settings_of
 
@@ -23,13 +23,7 @@ if TYPE_CHECKING:
     from obstore import ObjectMeta, WritableFile
     from obstore.store import ClientConfig, ObjectStore, RetryConfig, S3Credential
 
-_CONNECT_S = 10
-_SILENCE_S = 30
-_REQUEST_S = 120
-_RETRY_S = 120
 _RETRIES = 8
-_FIRST_PAUSE_S = 0.1
-_LONGEST_PAUSE_S = 10.0
 _CHUNK_NBYTES = 1 << 20
 _BROKEN_OFF = re.compile(
     r"body error|decoding response|IncompleteMessage|response body"
@@ -239,7 +233,7 @@ def _again(ask: Callable[[], _T]) -> _T:
         except GenericError as error:
             if not _BROKEN_OFF.search(str(error)):
                 raise
-            time.sleep(min(_FIRST_PAUSE_S * 2**tries, _LONGEST_PAUSE_S))
+            time.sleep(min(waits.now.store_pause_s * 2**tries, waits.now.store_longest_pause_s))
     return ask()
 
 
@@ -268,18 +262,18 @@ def _store(settings: Settings) -> ObjectStore:
             f"{settings.scheme}:// needs the package obstore", hint="pip install 'reshard[cloud]'"
         ) from None
     client: ClientConfig = {
-        "timeout": timedelta(seconds=_REQUEST_S),
-        "connect_timeout": timedelta(seconds=_CONNECT_S),
-        "read_timeout": timedelta(seconds=_SILENCE_S),
+        "timeout": timedelta(seconds=waits.now.store_request_s),
+        "connect_timeout": timedelta(seconds=waits.now.store_connect_s),
+        "read_timeout": timedelta(seconds=waits.now.store_silence_s),
         "allow_http": settings.plain_http,
         "user_agent": f"reshard/{__version__}",
     }
     retry: RetryConfig = {
         "max_retries": _RETRIES,
-        "retry_timeout": timedelta(seconds=_RETRY_S),
+        "retry_timeout": timedelta(seconds=waits.now.store_retry_s),
         "backoff": {
-            "init_backoff": timedelta(seconds=_FIRST_PAUSE_S),
-            "max_backoff": timedelta(seconds=_LONGEST_PAUSE_S),
+            "init_backoff": timedelta(seconds=waits.now.store_pause_s),
+            "max_backoff": timedelta(seconds=waits.now.store_longest_pause_s),
             "base": 2,
         },
     }
