@@ -26,7 +26,7 @@ from reshard.ops.options import Options
 from reshard.planning.names import NameRules
 from reshard.report.fold import folded_names, numbers_text, pattern_of
 from reshard.report.html import page
-from reshard.report.make import Cost, checkpoint_report, plan_report
+from reshard.report.make import checkpoint_report, plan_report
 
 ROWS, COLUMNS, WHOLE = ((0,), ()), ((), (0,)), ((), ())
 FULL = {f"layers.{i}.{name}": counted(8, 12) + i for i in range(4) for name in ("up", "down")}
@@ -70,8 +70,7 @@ def made_report(job: Path, options: Options) -> tuple[Any, Any, Any]:
     source = opened(str(job / "ckpt"), options.src_strategy)
     plan = plan_from(source, str(job / "out"), options)
     bill = bill_of(plan, job / "out", options)
-    cost = Cost(bill, options.block_nbytes(bill.workers), options.link_replicas)
-    return values_of(page(plan_report(source, plan, ("ckpt", "out"), cost))), plan, bill
+    return values_of(page(plan_report(source, plan, ("ckpt", "out"), bill))), plan, bill
 
 
 @pytest.mark.parametrize(
@@ -134,8 +133,8 @@ def test_renamed_tensors_say_what_they_were(job: Path) -> None:
     source = opened(str(job / "ckpt"), str(job / "old"))
     options = Options(src_strategy=str(job / "old"), names=rename)
     plan = plan_from(source, str(job / "out.safetensors"), options)
-    cost = Cost(bill_of(plan, job / "out", options), 1 << 20, False)
-    report = values_of(page(plan_report(source, plan, ("ckpt", "out"), cost)))
+    bill = bill_of(plan, job / "out", options)
+    report = values_of(page(plan_report(source, plan, ("ckpt", "out"), bill)))
     patterns = {(n["pattern"], n["source"], n["numbers"]) for k in report["kinds"] for n in k["names"]}
     assert ("blocks.#.up", "layers.#.up", "0-1") in patterns
 

@@ -52,13 +52,13 @@ def write_page(path: Path, report: Report) -> None:
 
 def planned(src: str, dst: str, options: Options, page: str) -> tuple[Plan, Reporting | None]:
     """The plan of a conversion, and the report of it where a page is asked for."""
-    from reshard.families.open_checkpoint import Source, open_source
+    from reshard.families.open_checkpoint import open_source
     from reshard.ops.convert import plan, plan_from
 
     if not page:
         return plan(src, dst, options), None
     path = page_path(page)
-    source = open_source(Source(src, options.src_strategy, options.select, options.suffix))
+    source = open_source(options.source(src))
     return plan_from(source, dst, options), Reporting(path, source, (src, dst))
 
 
@@ -78,16 +78,13 @@ class Reporting:
 
     def write(self, plan: Plan, options: Options, bill: Bill, done: Conversion | None = None) -> None:
         """The page of the plan, and where it was carried out of what was done."""
-        from reshard.ops.budget import budget_of
-        from reshard.report.make import Cost, plan_report
+        from reshard.report.make import plan_report
 
-        block = budget_of(plan, self._paths[1], bill.workers, options).block_nbytes
         runs = (self._run(done, options),) if done else ()
-        cost = Cost(bill, block, options.link_replicas)
         src, dst = self._paths
         if not runs and dst == ".":
             dst = ""  # a plan for a target that has no name yet
-        write_page(self._page, plan_report(self._source, plan, (src, dst), cost, runs))
+        write_page(self._page, plan_report(self._source, plan, (src, dst), bill, runs))
 
     def _run(self, done: Conversion, options: Options) -> Run:
         from reshard.report.values import Phase, Run

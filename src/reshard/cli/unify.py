@@ -36,7 +36,6 @@ def unify(
     \b
     reshard unify ckpt out --src-strategy strategy/ --suffix 1_10
     """
-    from reshard.families.open_checkpoint import Source as Opened
     from reshard.families.open_checkpoint import open_source
     from reshard.ops.unify import plan_unify_of
 
@@ -44,7 +43,7 @@ def unify(
     if names not in ("mindspore", "hf"):
         raise UsageError(f"--names {names!r}", hint="mindspore or hf")
     page = page_path(report) if report else None
-    source = open_source(Opened(src, made.src_strategy, made.select, made.suffix))
+    source = open_source(made.source(src))
     plan = plan_unify_of(source, dst, made, "hf" if names == "hf" else "mindspore")
     reporting = Reporting(page, source, (src, dst)) if page else None
     carry_out(plan, dst, made, reporting, dry_run=dry_run, json=json, quiet=quiet)

@@ -42,6 +42,7 @@ def make_plan(source: Catalog, target: Target, choices: Choices) -> Plan:
         total,
         identity_of(made_of),
         made_of,
+        target.part,
     )
     draft.assembler.prove_covered(plan)
     return plan

@@ -1,4 +1,4 @@
-"""What memory a conversion gives to blocks and, where files are uploaded, to the parts on their way."""
+"""How many workers a conversion gets, and the memory of their blocks and of what is on its way to a store."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from msgspec import Struct
 
 from reshard.errors import UsageError
 from reshard.moving.local import TASKS_AT_ONCE
-from reshard.ops.options import Options
+from reshard.ops.options import Means
 from reshard.planning.bill import BUFFERS_A_WORKER
 from reshard.planning.plan import Plan
 from reshard.planning.tasks import MAX_FILES
@@ -23,25 +23,30 @@ _CONNECTION_NBYTES = 4 << 20
 
 
 class Budget(Struct, frozen=True):
-    """``upload_nbytes`` are those of one task; ``others_nbytes`` all that is taken beside blocks."""
+    """What the carrying out of a plan may take: threads, and bytes.
 
+    ``upload_nbytes`` are those of one task; ``others_nbytes`` all that is taken beside blocks.
+    """
+
+    workers: int
     block_nbytes: int
     max_files: int = MAX_FILES
     upload_nbytes: int = 0
     others_nbytes: int = 0
 
 
-def budget_of(plan: Plan, dst: str, workers: int, options: Options) -> Budget:
+def budget_of(plan: Plan, dst: str, means: Means) -> Budget:
     """Half of what ``--max-memory`` leaves goes to parts. Raises UsageError where not one file could be uploaded."""
+    workers = _workers(plan, dst, means)
     uploading = is_url(dst)
     if not uploading and not any(is_url(s.path) for s in plan.sources[:1]):
-        return Budget(options.block_nbytes(workers))
+        return Budget(workers, means.block_nbytes(workers))
     connections = workers * _CONNECTION_NBYTES
     if not uploading:
-        return Budget(options.block_nbytes(workers, connections), others_nbytes=connections)
+        return Budget(workers, means.block_nbytes(workers, connections), others_nbytes=connections)
     from reshard.storage.object_store import most_files, part_nbytes
 
-    spare = options.spare_nbytes - connections
+    spare = means.spare_nbytes - connections
     uploads = min(_UPLOAD_NBYTES, spare // 2)
     largest = max((plan.forms[f.form].nbytes for f in plan.files), default=0)
     files = min(most_files(largest, uploads // TASKS_AT_ONCE), MAX_FILES)
@@ -52,19 +57,19 @@ def budget_of(plan: Plan, dst: str, workers: int, options: Options) -> Budget:
             dst,
             "give --max-memory more, or fewer --workers",
         )
-    block = options.block_nbytes(workers, connections + uploads)
-    return Budget(block, files, uploads // TASKS_AT_ONCE, connections + uploads)
+    block = means.block_nbytes(workers, connections + uploads)
+    return Budget(workers, block, files, uploads // TASKS_AT_ONCE, connections + uploads)
 
 
-def workers_for(plan: Plan, dst: str, options: Options) -> int:
+def _workers(plan: Plan, dst: str, means: Means) -> int:
     """The workers asked for, or what suits where source and target lie."""
-    if options.workers:
-        return options.workers
+    if means.workers:
+        return means.workers
     paths = [dst, *(s.path for s in plan.sources[:1])]
     suited, remote = auto_workers(paths), any(map(is_url, paths))
-    if options.engine == "ray" and not options.nodes_local:
+    if means.engine == "ray" and not means.nodes_local:
         suited = min(suited, _RAY_REMOTE_THREADS if remote else _RAY_THREADS)
     if remote:  # few large requests rather than many small ones, which cost as long
         each = BUFFERS_A_WORKER * _WORTH_A_REQUEST_NBYTES + _CONNECTION_NBYTES
-        suited = max(2, min(suited, options.spare_nbytes // 2 // each))
+        suited = max(2, min(suited, means.spare_nbytes // 2 // each))
     return suited

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from reshard.dtypes import ALIASES
 from reshard.errors import CheckpointError, DifferenceError, UsageError, listed
-from reshard.families.open_checkpoint import Source, agreements, open_source
+from reshard.families.open_checkpoint import agreements, open_source
 from reshard.families.planner import make_plan
 from reshard.families.probe import probe
 from reshard.families.strategies import read_strategy
@@ -18,11 +18,11 @@ from reshard.formats.base import Format
 from reshard.formats.mindspore_ckpt import MindSporeCkpt, stored_crc
 from reshard.formats.registry import format_named, format_of
 from reshard.interruption import clears_up
-from reshard.ops.budget import budget_of, workers_for
+from reshard.ops.budget import Budget, budget_of
 from reshard.ops.engine import most_files
-from reshard.ops.fill import fill, fill_on_nodes
+from reshard.ops.fill import fill, fill_on_nodes, joins
 from reshard.ops.observer import Observer
-from reshard.ops.options import Options
+from reshard.ops.options import Means, Options
 from reshard.planning.bill import Bill, make_bill
 from reshard.planning.catalog import Catalog
 from reshard.planning.lora import LoraMerge
@@ -65,8 +65,7 @@ def plan(src: str | Path, dst: str | Path, options: Options | None = None) -> Pl
     target.
     """
     options = options or Options()
-    source = open_source(Source(str(src), options.src_strategy, options.select, options.suffix))
-    return plan_from(source, str(dst), options)
+    return plan_from(open_source(options.source(src)), str(dst), options)
 
 
 @uncollected()
@@ -113,21 +112,25 @@ def convert(
 
 
 @clears_up()
-def execute(plan: Plan, dst: str | Path, options: Options, observer: Observer) -> Conversion:
+def execute(plan: Plan, dst: str | Path, means: Means, observer: Observer) -> Conversion:
     """Carry out a plan."""
     began = time.monotonic()
     place = Place.of(dst, single=names_file(dst))
     replacement: Replacement | None = None
-    if not options.nodes_local and place.occupied() and (options.overwrite or not options.joins):
-        if not options.overwrite:
+    if not means.nodes_local and place.occupied() and (means.overwrite or not joins(plan, means)):
+        if not means.overwrite:
             refuse_occupied(place)
         refuse_source(place, (s.path for s in plan.sources))
         if not place.single:
             replacement = Replacement(place)
             place = replacement.place
     try:
-        bill = bill_of(plan, dst, options)
-        done = (fill_on_nodes if options.nodes_local else fill)(plan, place, options, observer)
+        budget = budget_of(plan, str(dst), means)
+        bill = _bill(plan, means, budget)
+        if means.nodes_local:
+            done = fill_on_nodes(plan, place, means, observer)
+        else:
+            done = fill(plan, place, means, budget, observer)
         if replacement:
             replacement.swap()
     except BaseException:
@@ -162,16 +165,18 @@ def names_file(dst: str | Path) -> bool:
     return format_of(str(dst)) is not None and (is_url(str(dst)) or not Path(dst).is_dir())
 
 
-def bill_of(plan: Plan, dst: str | Path, options: Options) -> Bill:
-    """What executing the plan with these options will read, write and need."""
-    workers = workers_for(plan, str(dst), options)
-    budget = budget_of(plan, str(dst), workers, options)
+def bill_of(plan: Plan, dst: str | Path, means: Means) -> Bill:
+    """What executing the plan by these means will read, write and need."""
+    return _bill(plan, means, budget_of(plan, str(dst), means))
+
+
+def _bill(plan: Plan, means: Means, budget: Budget) -> Bill:
     return make_bill(
         plan,
-        workers,
+        budget.workers,
         budget.block_nbytes,
-        link_replicas=options.link_replicas,
-        max_files=most_files(plan, str(dst), workers, options),
+        link_replicas=means.link_replicas,
+        max_files=most_files(plan, means, budget),
         others_nbytes=budget.others_nbytes,
     )
 

@@ -10,8 +10,8 @@ from msgspec.structs import replace
 from reshard.errors import UsageError, listed
 from reshard.moving.local import LocalExecutor
 from reshard.moving.task import OnBytes, Settings
-from reshard.ops.budget import budget_of
-from reshard.ops.options import NodeRanks, Options
+from reshard.ops.budget import Budget
+from reshard.ops.options import Means, NodeRanks
 from reshard.planning.plan import FileResult, Plan
 from reshard.planning.tasks import tasks
 from reshard.storage.storage import is_url
@@ -29,30 +29,30 @@ def absolute(path: str) -> str:
     return path if is_url(path) else os.path.abspath(path)
 
 
-def most_files(plan: Plan, folder: str, workers: int, options: Options) -> int:
+def most_files(plan: Plan, means: Means, budget: Budget) -> int:
     """Files of one task at most: what memory allows, and on a cluster so few that every core has its part."""
-    most = budget_of(plan, folder, workers, options).max_files
-    if options.engine == "local" or options.nodes_local:
-        return most
+    if means.engine == "local" or means.nodes_local:
+        return budget.max_files
     from reshard.moving.ray import Cluster
 
-    fair = -(-len(plan.files) // max(_TASKS_A_WORKER * Cluster(options.address).workers(), 1))
-    return max(1, min(fair, most))
+    fair = -(-len(plan.files) // max(_TASKS_A_WORKER * Cluster(means.address).workers(), 1))
+    return max(1, min(fair, budget.max_files))
 
 
 def carried_out(
-    plan: Plan, options: Options, settings: Settings, workers: int, on_bytes: OnBytes
+    plan: Plan, folder: str, means: Means, budget: Budget, on_bytes: OnBytes
 ) -> Generator[list[FileResult], None, None]:
     """The results of a plan's tasks, as they come."""
-    most = most_files(plan, settings.folder, workers, options)
-    if options.engine == "local":
-        executor = LocalExecutor(settings, workers, on_bytes, storage_of(settings.folder))
-        return executor.run(tasks(plan, link_replicas=options.link_replicas, max_files=most))
+    settings = Settings(folder, budget.block_nbytes, means.fsync, means.checksum, budget.upload_nbytes)
+    most = most_files(plan, means, budget)
+    if means.engine == "local":
+        executor = LocalExecutor(settings, budget.workers, on_bytes, storage_of(folder))
+        return executor.run(tasks(plan, link_replicas=means.link_replicas, max_files=most))
     from reshard.moving.ray import Cluster, RayExecutor
 
-    records = tasks(seen_by_all(plan), link_replicas=options.link_replicas, max_files=most, largest_first=True)
-    there = replace(settings, folder=absolute(settings.folder))
-    return RayExecutor(there, Cluster(options.address), workers, on_bytes).run(records)
+    records = tasks(seen_by_all(plan), link_replicas=means.link_replicas, max_files=most, largest_first=True)
+    there = replace(settings, folder=absolute(folder))
+    return RayExecutor(there, Cluster(means.address), budget.workers, on_bytes).run(records)
 
 
 def node_of_each(plan: Plan, mapped: tuple[NodeRanks, ...], nodes: dict[str, str]) -> dict[str, frozenset[int]]:

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from reshard.closest import closest
 from reshard.dtypes import ITEMSIZE
 from reshard.errors import PlanError, UsageError
-from reshard.families.open_checkpoint import Source, open_source
+from reshard.families.open_checkpoint import open_source
 from reshard.index import ZEROS, Extent, cut_extents
 from reshard.layout.box import Box
 from reshard.layout.tensor import Layout
@@ -115,7 +115,7 @@ def explain(name: str, src: str | Path, options: Options, *, rank: int | None = 
     Raises:
         UsageError: no tensor is called so; with the closest names.
     """
-    source = open_source(Source(str(src), options.src_strategy, options.select, options.suffix))
+    source = open_source(options.source(src))
     tensor = _found(name, source, options.names)
     warnings = source.warnings
     targets: tuple[Target, ...] = ()

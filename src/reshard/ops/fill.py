@@ -7,11 +7,11 @@ from contextlib import closing
 from msgspec import Struct
 from msgspec.structs import replace
 
-from reshard.moving.task import OnBytes, Settings
-from reshard.ops.budget import budget_of, workers_for
+from reshard.moving.task import OnBytes
+from reshard.ops.budget import Budget, budget_of
 from reshard.ops.engine import absolute, carried_out, node_of_each, seen_by_all
 from reshard.ops.observer import Observer
-from reshard.ops.options import Options
+from reshard.ops.options import Means
 from reshard.ops.verify import verify
 from reshard.planning.plan import Plan
 from reshard.storage.machine import allow_many_files, paced
@@ -41,24 +41,27 @@ class Filled(Struct, frozen=True):
         )
 
 
-def fill(plan: Plan, place: Place, options: Options, observer: Observer) -> Filled:
+def joins(plan: Plan, means: Means) -> bool:
+    """Whether a run may go on with a target that others of the same identity began."""
+    return means.resume or plan.part != ""
+
+
+def fill(plan: Plan, place: Place, means: Means, budget: Budget, observer: Observer) -> Filled:
     """Make the plan's files that are not whole yet, then the manifest."""
-    check_room(place, 0 if options.joins or options.link_replicas else plan.nbytes)
+    join = joins(plan, means)
+    check_room(place, 0 if join or means.link_replicas else plan.nbytes)
     allow_many_files()
-    workers = workers_for(plan, place.path, options)
-    filling = Filling(place, plan, join=options.joins)
+    filling = Filling(place, plan, join=join)
     on_bytes: OnBytes = observer.advance
-    if options.max_rate_nbytes:
-        on_bytes = paced(on_bytes, options.max_rate_nbytes)
+    if means.max_rate_nbytes:
+        on_bytes = paced(on_bytes, means.max_rate_nbytes)
     done = Filled()
     try:
         todo = replace(plan, files=tuple(f for f in plan.files if f.path not in filling.done))
-        budget = budget_of(todo, place.path, workers, options)
-        settings = Settings(place.folder, budget.block_nbytes, options.fsync, options.checksum, budget.upload_nbytes)
         try:
             observer.start("writing", todo.tensor_nbytes)
             observer.start_files(len(todo.files))
-            with closing(carried_out(todo, options, settings, workers, on_bytes)) as made:
+            with closing(carried_out(todo, place.folder, means, budget, on_bytes)) as made:
                 for results in made:
                     filling.record(results)
                     observer.finish_files(len(results))
@@ -70,11 +73,11 @@ def fill(plan: Plan, place: Place, options: Options, observer: Observer) -> Fill
                     )
         finally:
             observer.end()
-        missing = filling.publish(partial=options.ranks is not None, fsync=options.fsync)
+        missing = filling.publish(partial=plan.part == "ranks", fsync=means.fsync)
     finally:
         filling.close()
-    whole = not missing or options.share is None
-    verified = verify(place.path, observer).nbytes if options.verify and whole else 0
+    whole = not missing or plan.part != "share"
+    verified = verify(place.path, observer).nbytes if means.verify and whole else 0
     return replace(done, missing_files=missing, verified_nbytes=verified)
 
 
@@ -83,19 +86,19 @@ class _Part(Struct, frozen=True):
 
     plan: Plan
     place: Place
-    options: Options
+    means: Means
 
 
-def fill_on_nodes(plan: Plan, place: Place, options: Options, observer: Observer) -> Filled:
+def fill_on_nodes(plan: Plan, place: Place, means: Means, observer: Observer) -> Filled:
     """Let each node of a Ray cluster make its own ranks where ``place`` is there, with a partial manifest."""
     from reshard.moving.ray import Call, Cluster
 
-    cluster = Cluster(options.address)
+    cluster = Cluster(means.address)
     plan, place = seen_by_all(plan), Place.of(absolute(place.path), single=place.single)
     calls = []
-    for number, (node, ranks) in enumerate(node_of_each(plan, options.nodes_local, cluster.nodes()).items()):
-        part = replace(plan, files=tuple(f for f in plan.files if f.rank in ranks))
-        here = replace(options, engine="local", nodes_local=(), ranks=ranks)
+    for number, (node, ranks) in enumerate(node_of_each(plan, means.nodes_local, cluster.nodes()).items()):
+        part = replace(plan, files=tuple(f for f in plan.files if f.rank in ranks), part="ranks")
+        here = replace(means, engine="local", nodes_local=())
         calls.append(Call(number, _Part(part, place, here), node))
     done = Filled()
     try:
@@ -110,7 +113,8 @@ def fill_on_nodes(plan: Plan, place: Place, options: Options, observer: Observer
 
 
 def _fill_part(part: _Part, on_bytes: OnBytes) -> Filled:
-    return fill(part.plan, part.place, part.options, _Passing(on_bytes))
+    budget = budget_of(part.plan, part.place.path, part.means)
+    return fill(part.plan, part.place, part.means, budget, _Passing(on_bytes))
 
 
 class _Passing(Observer):

@@ -71,7 +71,7 @@ def plan_lora(
 
 def open_with_adapter(src: str | Path, options: Options, adapter: str | Path = "") -> Catalog:
     """The base, and the adapter's factors with it. Raises InputError."""
-    source = open_source(Source(str(src), options.src_strategy, options.select, options.suffix))
+    source = open_source(options.source(src))
     return _joined(source, open_source(Source(str(adapter)))) if adapter else source
 
 

@@ -1,13 +1,15 @@
-"""The options of a conversion, as the command line and the Python interface take them."""
+"""What a user says of a conversion, as the command line and the Python interface take it."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from msgspec import Struct, field
 
 from reshard.errors import UsageError
 from reshard.families.discover import Select
+from reshard.families.open_checkpoint import Source
 from reshard.planning.bill import BUFFERS_A_WORKER
 from reshard.planning.decide import Missing
 from reshard.planning.names import NameRules
@@ -27,21 +29,10 @@ class NodeRanks(Struct, frozen=True):
     node: str
 
 
-class Options(Struct, frozen=True):
-    """All of them have the default of the command line.
+class Means(Struct, frozen=True, kw_only=True):
+    """By what means a plan is carried out, and where it finds something already. None of them changes a byte.
 
     Attributes:
-        src_strategy, dst_strategy: a strategy file or folder; empty for one full checkpoint.
-        format: ``ckpt`` or ``safetensors``; empty for what the target's name or else the source says.
-        ranks: make only these target ranks; None for all.
-        share: make only this part of the target, as others make theirs; None for all.
-        missing: ``drop`` leaves out tensors of which nobody can know what they should be.
-        names: which tensors to take and what to call them.
-        dtype: cast floating weights to this; optimizer states stay as they are.
-        max_shard_nbytes: a full safetensors checkpoint in parts of at most this, with an index.
-        drop_redundancy: of equal shards one rank alone keeps its own, as MindSpore's training saves them.
-        check_replicas: read all replicas and refuse those that differ.
-        crc: check the CRC-32 of .ckpt sources that have one and write it into .ckpt targets.
         checksum: compute xxh3-128 of what is written, for the manifest.
         workers: threads; 0 for what suits the disks.
         max_rate_nbytes: write at most so many bytes a second.
@@ -51,21 +42,6 @@ class Options(Struct, frozen=True):
         nodes_local: each node writes its own ranks, to its own disk; empty where all nodes see the target.
     """
 
-    src_strategy: str = ""
-    dst_strategy: str = ""
-    format: str = ""
-    prefix: str = "checkpoint_"
-    select: Select = "natural"
-    suffix: str = ""
-    ranks: frozenset[int] | None = None
-    share: Share | None = None
-    missing: Missing = "error"
-    names: NameRules = field(default_factory=NameRules)
-    dtype: str = ""
-    max_shard_nbytes: int | None = None
-    drop_redundancy: bool = False
-    check_replicas: bool = False
-    crc: bool = False
     checksum: bool = True
     fsync: bool = True
     workers: int = 0
@@ -82,23 +58,12 @@ class Options(Struct, frozen=True):
     def __post_init__(self) -> None:
         if self.resume and self.overwrite:
             raise UsageError("--resume and --overwrite contradict each other")
-        if self.share and self.overwrite:
-            raise UsageError("--share and --overwrite contradict each other", hint="remove the old target first")
-        if self.share and self.ranks is not None:
-            raise UsageError("--share and --ranks contradict each other", hint="a share is of all ranks")
         if self.engine not in ("local", "ray"):
             raise UsageError(f"--engine {self.engine!r}", hint="one of: local, ray")
         if self.engine == "ray" and self.max_rate_nbytes and not self.nodes_local:
             raise UsageError("--max-rate is of one process, and --engine ray has many")
         if self.nodes_local and (self.engine != "ray" or self.overwrite):
             raise UsageError("--nodes-local needs --engine ray and a target that is not there yet")
-        if self.missing not in ("error", "drop"):
-            raise UsageError(f"--missing {self.missing!r}", hint="one of: error, drop")
-
-    @property
-    def joins(self) -> bool:
-        """Whether this run may go on with a target that others of the same identity began."""
-        return self.resume or self.ranks is not None or self.share is not None
 
     @property
     def spare_nbytes(self) -> int:
@@ -117,3 +82,51 @@ class Options(Struct, frozen=True):
             least = _RESERVED_NBYTES + others_nbytes + workers * BUFFERS_A_WORKER * _MIN_BLOCK_NBYTES
             raise UsageError(f"--max-memory of {self.max_memory_nbytes:,} bytes is below the {least:,} needed")
         return min(block, _MAX_BLOCK_NBYTES)
+
+
+class Options(Means, frozen=True):
+    """What a user says of a conversion, with the defaults of the command line: of the source, of the target, and by
+    what means.
+
+    Attributes:
+        src_strategy, dst_strategy: a strategy file or folder; empty for one full checkpoint.
+        format: ``ckpt`` or ``safetensors``; empty for what the target's name or else the source says.
+        ranks: make only these target ranks; None for all.
+        share: make only this part of the target, as others make theirs; None for all.
+        missing: ``drop`` leaves out tensors of which nobody can know what they should be.
+        names: which tensors to take and what to call them.
+        dtype: cast floating weights to this; optimizer states stay as they are.
+        max_shard_nbytes: a full safetensors checkpoint in parts of at most this, with an index.
+        drop_redundancy: of equal shards one rank alone keeps its own, as MindSpore's training saves them.
+        check_replicas: read all replicas and refuse those that differ.
+        crc: check the CRC-32 of .ckpt sources that have one and write it into .ckpt targets.
+    """
+
+    src_strategy: str = ""
+    dst_strategy: str = ""
+    format: str = ""
+    prefix: str = "checkpoint_"
+    select: Select = "natural"
+    suffix: str = ""
+    ranks: frozenset[int] | None = None
+    share: Share | None = None
+    missing: Missing = "error"
+    names: NameRules = field(default_factory=NameRules)
+    dtype: str = ""
+    max_shard_nbytes: int | None = None
+    drop_redundancy: bool = False
+    check_replicas: bool = False
+    crc: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.share and self.overwrite:
+            raise UsageError("--share and --overwrite contradict each other", hint="remove the old target first")
+        if self.share and self.ranks is not None:
+            raise UsageError("--share and --ranks contradict each other", hint="a share is of all ranks")
+        if self.missing not in ("error", "drop"):
+            raise UsageError(f"--missing {self.missing!r}", hint="one of: error, drop")
+
+    def source(self, path: str | Path) -> Source:
+        """The source at this path."""
+        return Source(str(path), self.src_strategy, self.select, self.suffix)

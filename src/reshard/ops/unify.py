@@ -7,7 +7,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from reshard.families.open_checkpoint import Source, open_source
+from reshard.families.open_checkpoint import open_source
 from reshard.ops.convert import Conversion, execute, plan_from
 from reshard.ops.observer import Observer
 from reshard.ops.options import Options
@@ -21,8 +21,7 @@ _ACCUMULATED = r"^accu_grads"
 
 def plan_unify(src: str | Path, dst: str | Path, options: Options, names: Names = "mindspore") -> Plan:
     """Make the plan; accumulated gradients are left out, as the reference does. Raises InputError."""
-    source = open_source(Source(str(src), options.src_strategy, options.select, options.suffix))
-    return plan_unify_of(source, dst, options, names)
+    return plan_unify_of(open_source(options.source(src)), dst, options, names)
 
 
 def plan_unify_of(source: Catalog, dst: str | Path, options: Options, names: Names = "mindspore") -> Plan:

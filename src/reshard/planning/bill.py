@@ -28,6 +28,7 @@ class Bill(Struct, frozen=True):
         written_nbytes: bytes that will be written, headers included; the disk space that the target takes.
         linked_files: files that share the bytes of an equal one (``--replicas link``).
         largest_file_nbytes, smallest_file_nbytes: the balance of the target.
+        block_nbytes: bytes that a worker reads and writes at a time, at most.
         memory_nbytes: an upper bound of the buffers and the program.
     """
 
@@ -43,6 +44,7 @@ class Bill(Struct, frozen=True):
     smallest_file_nbytes: int
     tasks: int
     workers: int
+    block_nbytes: int
     memory_nbytes: int
     dropped: dict[str, int]
     absent: dict[str, int]
@@ -79,6 +81,7 @@ def make_bill(
         smallest_file_nbytes=min(sizes, default=0),
         tasks=len(made),
         workers=workers,
+        block_nbytes=block_nbytes,
         memory_nbytes=_BASE_MEMORY_NBYTES + workers * BUFFERS_A_WORKER * block_nbytes + others_nbytes,
         dropped=left["dropped"],
         absent=left["absent"],

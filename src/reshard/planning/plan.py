@@ -21,6 +21,7 @@ from reshard.planning.show import Holders, Row, cells_of, table
 SCHEMA = 2
 Fate = Literal["dropped", "absent"]
 Link = Literal["", "reflink", "hardlink"]
+Part = Literal["", "ranks", "share"]
 
 
 class SourceFile(Struct, frozen=True):
@@ -205,6 +206,7 @@ class Plan(Struct, frozen=True):
         identity: names the conversion; runs of the same identity may fill one target together, whatever ranks each
             makes.
         made_of: what the identity stands for, part by part: values, or hashes of what is long.
+        part: whether ``files`` are some ranks' or a share of the whole target, which others may be making too.
     """
 
     sources: tuple[SourceFile, ...]
@@ -218,6 +220,7 @@ class Plan(Struct, frozen=True):
     total: int = 1
     identity: str = ""
     made_of: dict[str, str] = {}
+    part: Part = ""
     schema: int = SCHEMA
 
     def __repr__(self) -> str:

@@ -14,6 +14,7 @@ from reshard.planning.decide import Missing
 from reshard.planning.lora import LoraMerge
 from reshard.planning.names import NameRules
 from reshard.planning.parts import Parts
+from reshard.planning.plan import Part
 from reshard.planning.shares import Share
 
 
@@ -61,6 +62,10 @@ class Target(Struct, frozen=True):
             raise UsageError(
                 f"rank {beyond[0]} is not among the target's {counted(self.world, 'rank')}", hint="ranks count from 0"
             )
+
+    @property
+    def part(self) -> Part:
+        return "share" if self.share else "ranks" if self.ranks is not None else ""
 
     @property
     def world(self) -> int:

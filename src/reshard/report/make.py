@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from reshard._version import __version__
@@ -17,14 +16,6 @@ from reshard.report.placements import SourcePlacements, TargetPlacements
 from reshard.report.values import Conversion, Fate, File, Kind, Print, Report, Run, Side
 
 _Names = list[tuple[str, str]]
-
-
-class Cost(Struct, frozen=True):
-    """What a conversion takes: its bill, and the block size that decides how much is read."""
-
-    bill: Bill
-    block_nbytes: int
-    link_replicas: bool
 
 
 def checkpoint_report(source: Catalog, path: str, prints: tuple[Print, ...] = ()) -> Report:
@@ -45,7 +36,7 @@ def checkpoint_report(source: Catalog, path: str, prints: tuple[Print, ...] = ()
     )
 
 
-def plan_report(source: Catalog, plan: Plan, paths: tuple[str, str], cost: Cost, runs: tuple[Run, ...] = ()) -> Report:
+def plan_report(source: Catalog, plan: Plan, paths: tuple[str, str], bill: Bill, runs: tuple[Run, ...] = ()) -> Report:
     """What a conversion does and did. ``paths``: source and target as the user named them."""
     from_places, to_places = SourcePlacements(source), TargetPlacements(plan)
     kinds: dict[Kind, _Names] = {}
@@ -63,12 +54,12 @@ def plan_report(source: Catalog, plan: Plan, paths: tuple[str, str], cost: Cost,
         )
         kinds.setdefault(kind, []).append((tensor.name, tensor.source_name))
     report = checkpoint_report(replace(source, tensors={}), paths[0])
-    read = read_of_files(source, plan, cost.block_nbytes, link_replicas=cost.link_replicas)
+    read = read_of_files(source, plan, bill.block_nbytes, link_replicas=bill.linked_files > 0)
     fates = (Fate(o.fate, o.reason, len(o.names), folded_names((n, n) for n in o.names)) for o in plan.left_out)
     conversion = Conversion(
         _target(plan, paths[1], to_places),
         movement(source, plan),
-        cost.bill,
+        bill,
         tuple(fates),
         plan.identity,
         {part: readable(value) for part, value in plan.made_of.items()},

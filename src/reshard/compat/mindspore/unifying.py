@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from reshard.compat.mindspore.calls import check_strategy_path, reference_errors, warn
 from reshard.compat.mindspore.catalogs import chosen
 from reshard.compat.placing import placed
-from reshard.families.open_checkpoint import Source, open_source
+from reshard.families.open_checkpoint import open_source
 from reshard.ops.convert import execute, plan_from
 from reshard.ops.observer import Observer
 from reshard.ops.options import Options
@@ -80,7 +80,7 @@ def _chosen_plan(src: str, dst: str, options: Options, choice_func: ChoiceFuncti
             return choice
         return tensor.name if choice else None
 
-    source = open_source(Source(src, options.src_strategy, options.select, options.suffix))
+    source = open_source(options.source(src))
     return plan_from(
         chosen(source, choose), dst, replace(options, missing="drop"), parts=Parts(_PART_NBYTES, "mindspore")
     )
