@@ -55,10 +55,9 @@ def merge(
 
     \b
     reshard merge ckpt full.safetensors --src-strategy strategy/
+    reshard merge made-by-reshard full.safetensors
     reshard merge ckpt out --src-strategy strategy/ --format safetensors --max-shard-size 5GiB
     """
-    if not options["src_strategy"]:
-        raise UsageError("merge needs --src-strategy", hint="the strategy that the checkpoint was saved with")
     run(src, dst, options, report, dry_run=dry_run, json=json, quiet=quiet)
 
 

@@ -9,7 +9,7 @@ from reshard.families.draft import Draft
 from reshard.index import Stored, TensorSpec
 from reshard.layout.stages import layout_of_full
 from reshard.layout.tensor import Sharding
-from reshard.planning.catalog import Catalog, Grid, Held, IndexedFile, Tensor
+from reshard.planning.catalog import Catalog, Grid, Held, IndexedFile, Ranks, Tensor
 from reshard.planning.parts import EXTRAS_NAME, Parts, split_parts
 from reshard.planning.plan import PlannedFile
 
@@ -61,6 +61,15 @@ def texts_and_notes(files: Sequence[IndexedFile]) -> tuple[dict[str, dict[int, s
         for name, text in file.contents.texts.items():
             texts.setdefault(name, {})[file.rank] = text
     return texts, notes
+
+
+def stand_ins(files: Sequence[IndexedFile], ranks: Ranks) -> tuple[str, ...]:
+    """A warning where ranks have no file: their replicas stand in, and what none holds the plan refuses."""
+    absent = sorted(set(range(ranks.world)) - {f.rank for f in files})
+    if not absent:
+        return ()
+    shown = ", ".join(f"rank_{r}" for r in absent[:8]) + (f" and {len(absent) - 8} more" if len(absent) > 8 else "")
+    return (f"no file of {shown}: shards are taken from replicas on other ranks, where there are any",)
 
 
 def part_files(draft: Draft, parts: Parts) -> list[PlannedFile]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -13,11 +13,13 @@ from msgspec.structs import replace
 from reshard.errors import CheckpointError, FormatError, UsageError, counted
 from reshard.families.discover import Found, Select, discover
 from reshard.families.manifest_headers import Told, told_by_manifest
+from reshard.families.ours import by_manifest, strategy_fault
 from reshard.families.rank_folders import catalog
 from reshard.families.strategies import read_strategy
 from reshard.formats.registry import format_of
 from reshard.index import Extent, cut_extents
 from reshard.interruption import proceed
+from reshard.layout.stages import Strategy
 from reshard.planning.catalog import Catalog, IndexedFile, Tensor
 from reshard.storage.machine import uncollected
 from reshard.storage.storage import ReadFile, is_url
@@ -58,18 +60,37 @@ def open_source(source: Source, *, trust_manifest: bool = True) -> Catalog:
             where=source.path,
             hint="leave --src-strategy out, or give the folder that holds rank_0, rank_1, …",
         )
-    _check_lone_ranks(found, has_strategy=strategy is not None)
     files = index_files(found, trust_manifest=trust_manifest)
-    made = catalog(files, strategy)
+    made = _told_apart(found, files, strategy)
     return replace(made, warnings=(*found.warnings, *made.warnings))
 
 
-def _check_lone_ranks(found: Found, *, has_strategy: bool) -> None:
-    """Without a strategy only rank_0 alone is a whole checkpoint."""
-    if has_strategy or not found.distributed or [rank for rank, _ in found.files] == [0]:
+def _told_apart(found: Found, files: Sequence[IndexedFile], strategy: Strategy | None) -> Catalog:
+    """By its strategy, or of files that we wrote by their manifest; else of a full checkpoint."""
+    ours, doubt = by_manifest(found, files)
+    if strategy is not None:
+        made = catalog(files, strategy)
+        if ours is not None and (fault := strategy_fault(made, ours)):
+            raise CheckpointError(
+                f"the strategy is not the one of these files, which reshard wrote: {fault}",
+                found.path,
+                "leave the strategy out: the manifest beside the files says how they are cut",
+            )
+        told = (f"the manifest beside the files is not trusted: {doubt}",) if doubt else ()
+        return replace(made, warnings=(*made.warnings, *told))
+    if ours is not None:
+        return ours
+    _check_lone_ranks(found, doubt)
+    return catalog(files, None)
+
+
+def _check_lone_ranks(found: Found, doubt: str) -> None:
+    """Without a strategy only rank_0 alone is a whole checkpoint. ``doubt``: why no manifest helps."""
+    if not found.distributed or [rank for rank, _ in found.files] == [0]:
         return
+    why = f" (its manifest is not trusted: {doubt})" if doubt else ""
     raise CheckpointError(
-        f"{counted(len(found.files), 'rank folder')} and no strategy: nobody can know how the tensors were cut",
+        f"{counted(len(found.files), 'rank folder')} and no strategy: nobody can know how the tensors were cut{why}",
         found.path,
         "give its strategy: the file or folder that the job saved "
         "(--strategy, --src-strategy; diff: --a-strategy, --b-strategy)",

@@ -8,7 +8,7 @@ from math import prod
 
 from reshard.errors import CheckpointError, ReshardError, counted, listed
 from reshard.families.draft import Draft
-from reshard.families.full import agreed_spec, catalog_of_full, texts_and_notes, whole
+from reshard.families.full import agreed_spec, catalog_of_full, stand_ins, texts_and_notes, whole
 from reshard.index import Stored, TensorSpec
 from reshard.layout.stages import Strategy, layout_of_shard
 from reshard.layout.tensor import Cell, Sharding
@@ -51,15 +51,16 @@ def catalog_of_ranks(files: Sequence[IndexedFile], strategy: Strategy) -> Catalo
             hint="is this the strategy that the checkpoint was saved with?",
         )
     texts, notes = texts_and_notes(files)
+    ranks = Ranks(len(strategy.stages), strategy.devices, strategy.where)
     return Catalog(
         tuple(files),
         tensors,
         texts,
         notes,
-        Ranks(len(strategy.stages), strategy.devices, strategy.where),
+        ranks,
         tuple(dict.fromkeys(name for stage in strategy.stages for name in stage)),
         {"strategy": hash_of_strategy(strategy)},
-        (*_stand_ins(files, strategy), *_redundancy(files, tensors, notes)),
+        (*stand_ins(files, ranks), *_redundancy(files, tensors, notes)),
     )
 
 
@@ -72,15 +73,6 @@ def _check_ranks(files: Sequence[IndexedFile], strategy: Strategy) -> None:
             where=strategy.where,
             hint="the strategy is of another job, or of one pipeline stage: give the folder of all stages",
         )
-
-
-def _stand_ins(files: Sequence[IndexedFile], strategy: Strategy) -> tuple[str, ...]:
-    """A warning where ranks have no file: their replicas stand in, and what none holds the plan refuses."""
-    absent = sorted(set(range(strategy.world)) - {f.rank for f in files})
-    if not absent:
-        return ()
-    ranks = ", ".join(f"rank_{r}" for r in absent[:8]) + (f" and {len(absent) - 8} more" if len(absent) > 8 else "")
-    return (f"no file of {ranks}: shards are taken from replicas on other ranks, where there are any",)
 
 
 def _redundancy(

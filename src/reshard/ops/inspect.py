@@ -12,6 +12,7 @@ from reshard.errors import CheckpointError, UsageError
 from reshard.families.discover import Select, discover
 from reshard.families.full import catalog_of_full
 from reshard.families.open_checkpoint import Source, index_files, open_source
+from reshard.families.ours import by_manifest
 from reshard.planning.catalog import Catalog, IndexedFile
 from reshard.planning.names import no_match
 
@@ -59,9 +60,10 @@ def opened(
     if rank is None and strategy:
         return open_source(Source(path, strategy, select, suffix))
     found = discover(path, select, suffix)
-    if not found.distributed:
+    files = index_files(found)
+    if not found.distributed or (rank is None and by_manifest(found, files)[0]):
         return open_source(Source(path, "", select, suffix))
-    return _of_rank(index_files(found), rank, path)
+    return _of_rank(files, rank, path)
 
 
 def _of_rank(files: list[IndexedFile], rank: int | None, path: str) -> Catalog:

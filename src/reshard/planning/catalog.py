@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
+from math import prod
 
 from msgspec import Struct
 
@@ -11,7 +12,8 @@ from reshard.errors import CheckpointError
 from reshard.index import Contents, Extent, TensorSpec, cut_extents
 from reshard.layout.box import Box
 from reshard.layout.cover import gaps, overlap
-from reshard.layout.tensor import Cell, Layout
+from reshard.layout.stages import layout_of_full
+from reshard.layout.tensor import MAX_DEVICES, Cell, Layout, Sharding
 
 
 class IndexedFile(Struct, frozen=True):
@@ -127,7 +129,7 @@ class Tensor(Struct, frozen=True):
         return tuple(len({start[dim] for start in starts}) for dim in range(len(self.spec.shape)))
 
 
-def loose(name: str, spec: TensorSpec, shards: Iterable[Shard], *, known: bool = True) -> Tensor:
+def tensor_of_shards(name: str, spec: TensorSpec, shards: Iterable[Shard], *, known: bool = True) -> Tensor:
     """A tensor of boxes that its files say themselves; equal boxes are replicas, and gaps become missing shards.
 
     Raises:
@@ -139,14 +141,39 @@ def loose(name: str, spec: TensorSpec, shards: Iterable[Shard], *, known: bool =
         if shard.box not in whole:
             raise CheckpointError(f"{name}: {shard.box} lies beyond its shape {list(spec.shape)}")
         if shard.box.size or not whole.size:
-            other = merged.get(shard.box, Shard(shard.box, ()))
-            merged[shard.box] = Shard(shard.box, other.held + shard.held, other.expected + shard.expected)
+            other = merged.get(shard.box)
+            merged[shard.box] = (
+                Shard(shard.box, other.held + shard.held, other.expected + shard.expected) if other else shard
+            )
+    grid = _grid(spec, merged)
+    if grid is not None:
+        return Tensor(name, spec, grid, known)
     left = gaps(merged, whole)
     if sum(box.size for box in merged) + sum(box.size for box in left) != whole.size:
         one, two = overlap(tuple(merged)) or (whole, whole)
         raise CheckpointError(f"{name}: {one} and {two} overlap, and nobody can know which counts")
     merged |= {box: Shard(box, ()) for box in left}
     return Tensor(name, spec, Loose(tuple(merged[box] for box in sorted(merged))), known)
+
+
+def _grid(spec: TensorSpec, shards: Mapping[Box, Shard]) -> Grid | None:
+    """The shards as cells of a layout, where they are an even cut: of those there may be very many."""
+    size = next(iter(shards)).shape if shards else ()
+    if 0 in spec.shape or not shards or any(n % m for n, m in zip(spec.shape, size, strict=True)):
+        return None
+    parts = tuple(n // m for n, m in zip(spec.shape, size, strict=True))
+    if prod(parts) > MAX_DEVICES:
+        return None
+    cells, expected = {}, {}
+    for box, shard in shards.items():
+        if box.shape != size or any(start % m for start, m in zip(box.start, size, strict=True)):
+            return None
+        cell = tuple(start // m for start, m in zip(box.start, size, strict=True))
+        expected[cell] = shard.expected
+        if shard.held:
+            cells[cell] = shard.held
+    axes = tuple((axis,) for axis in reversed(range(len(parts))))
+    return Grid(layout_of_full(Sharding(parts, axes), spec.shape), cells, expected)
 
 
 class Ranks(Struct, frozen=True):

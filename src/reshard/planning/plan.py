@@ -259,6 +259,11 @@ class Plan(Struct, frozen=True):
         return tuple(tuple(held.get(cell, ())) for cell in cells_of(layout))
 
     @property
+    def stages(self) -> int:
+        """Pipeline stages of the target's ranks."""
+        return self.world // self.layouts[0].sharding.devices if self.layouts else 1
+
+    @property
     def nbytes(self) -> int:
         """Bytes to write, headers included."""
         return sum(self.forms[f.form].nbytes for f in self.files)

@@ -45,13 +45,17 @@ class ManifestFile(Struct, frozen=True):
 
 
 class Manifest(Struct, frozen=True):
-    """``complete`` is False where only some ranks were asked for; ``made_of`` says what ``plan`` stands for."""
+    """``complete`` is False where only some ranks were asked for; ``made_of`` says what ``plan`` stands for.
+
+    ``stages``: pipeline stages of the ``world`` ranks.
+    """
 
     plan: str
     world: int
     complete: bool
     files: tuple[ManifestFile, ...]
     made_of: dict[str, str]
+    stages: int = 1
 
 
 class Published(Struct, frozen=True):
@@ -62,6 +66,7 @@ class Published(Struct, frozen=True):
     complete: bool
     files: tuple[msgspec.Raw, ...]
     made_of: dict[str, str] = {}
+    stages: int = 1
     reshard: str = __version__
     schema: int = SCHEMA
 
@@ -88,7 +93,7 @@ def manifest_file(plan: Plan, file: PlannedFile, result: FileResult) -> Manifest
 def encode_manifest(plan: Plan, files: Iterable[Whole], *, complete: bool) -> bytes:
     """The manifest as it is written, from files as they were noted: a target of thousands need not be taken apart."""
     raw = tuple(file.raw for file in files)
-    return msgspec.json.encode(Published(plan.identity, plan.world, complete, raw, plan.made_of))
+    return msgspec.json.encode(Published(plan.identity, plan.world, complete, raw, plan.made_of, plan.stages))
 
 
 def decode_published(content: bytes, where: str) -> Published:
@@ -137,7 +142,7 @@ def read_manifest(place: Place) -> Manifest:
         files = tuple(map(_file, found.files))
     except InputError as error:
         raise InputError(error.message, path) from None
-    return Manifest(found.plan, found.world, found.complete, files, found.made_of)
+    return Manifest(found.plan, found.world, found.complete, files, found.made_of, found.stages)
 
 
 def read_whole(storage: Storage, path: str) -> bytes | None:

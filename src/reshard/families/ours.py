@@ -1,0 +1,99 @@
+"""Targets that we wrote: their manifest says which box of each tensor every file holds, so no strategy is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+from msgspec.structs import replace
+
+from reshard.errors import CheckpointError, InputError, counted
+from reshard.families.discover import Found
+from reshard.families.full import stand_ins, texts_and_notes
+from reshard.index import TensorSpec
+from reshard.layout.box import Box
+from reshard.planning.catalog import Catalog, Held, IndexedFile, Ranks, Shard, Tensor, tensor_of_shards
+from reshard.storage.storage import join
+from reshard.target.manifest import MANIFEST, Manifest, read_manifest
+from reshard.target.target_paths import Place
+
+
+def by_manifest(found: Found, files: Sequence[IndexedFile]) -> tuple[Catalog | None, str]:
+    """What rank folders hold by the manifest beside them; else None, and why one that is there does not count."""
+    place = Place.of(found.path, single=False)
+    if not found.distributed or place.storage.entry(join(place.meta, MANIFEST)) is None:
+        return None, ""
+    try:
+        manifest = read_manifest(place)
+        doubt = _misfit(manifest, files)
+        return (None, doubt) if doubt else (_catalog(files, manifest), "")
+    except InputError as error:
+        return None, error.message
+
+
+def _misfit(manifest: Manifest, files: Sequence[IndexedFile]) -> str:
+    """How the files are not those that the manifest tells of, or not all; "" where they are."""
+    if manifest.stages < 1 or manifest.world % manifest.stages:
+        return f"it tells of {manifest.world} ranks in {manifest.stages} stages"
+    if not manifest.complete:
+        return "it tells of a part of the target only"
+    told = {file.path: file for file in manifest.files if file.tensors}
+    found = {file.name: file for file in files}
+    if found.keys() - told.keys():
+        return f"{min(found.keys() - told.keys())} is none of its files"
+    for path, file in found.items():
+        if file.nbytes != told[path].nbytes:
+            return f"{path} has {counted(file.nbytes, 'byte')}, it says {told[path].nbytes:,}"
+        shards = told[path].tensors
+        held = {name: (stored.spec, stored.extents) for name, stored in file.contents.tensors.items()}
+        if held != {name: (TensorSpec(s.dtype, s.shape), s.extents) for name, s in shards.items()}:
+            return f"{path} holds other tensors than it says"
+    return ""
+
+
+def _catalog(files: Sequence[IndexedFile], manifest: Manifest) -> Catalog:
+    """What the files hold, by the boxes that their manifest says. Raises CheckpointError for boxes that overlap."""
+    numbers = {file.name: number for number, file in enumerate(files)}
+    shards: dict[str, list[Shard]] = {}
+    specs: dict[str, TensorSpec] = {}
+    for told in manifest.files:
+        for name, shard in told.tensors.items():
+            spec = specs.setdefault(name, TensorSpec(shard.dtype, shard.full_shape))
+            if spec != TensorSpec(shard.dtype, shard.full_shape):
+                raise CheckpointError(f"{name}: its manifest says {spec} and {shard.dtype}{list(shard.full_shape)}")
+            stop = tuple(a + n for a, n in zip(shard.start, shard.shape, strict=True))
+            held = (Held(numbers[told.path], shard.extents),) if told.path in numbers else ()
+            shards.setdefault(name, []).append(Shard(Box(shard.start, stop), held, (told.rank,)))
+    ranks = Ranks(manifest.stages, manifest.world // manifest.stages)
+    tensors = {name: _tensor(name, specs[name], found, ranks.devices) for name, found in shards.items()}
+    texts, notes = texts_and_notes(files)
+    return Catalog(tuple(files), tensors, texts, notes, ranks, warnings=stand_ins(files, ranks))
+
+
+def _tensor(name: str, spec: TensorSpec, shards: Sequence[Shard], devices: int) -> Tensor:
+    """What is whole everywhere may be of no strategy, as in a full checkpoint; a single value may vary by rank.
+
+    A tied tensor may lie in several stages, cut differently: the first stage that holds it whole is taken.
+    """
+    if len({shard.box for shard in shards}) == 1:
+        varies = len(shards) > 1 and prod(spec.shape) == 1
+        return replace(tensor_of_shards(name, spec, shards), known=False, compared=varies)
+    by_stage: dict[int, list[Shard]] = {}
+    for shard in shards:
+        by_stage.setdefault(shard.expected[0] // devices, []).append(shard)
+    found = [tensor_of_shards(name, spec, of_stage) for _, of_stage in sorted(by_stage.items())]
+    return next((tensor for tensor in found if not tensor.shards.missing()), found[0])
+
+
+def strategy_fault(by_strategy: Catalog, by_manifest: Catalog) -> str:
+    """The first tensor that a strategy cuts otherwise than the manifest says, in words; "" where they agree."""
+    for name, tensor in by_strategy.tensors.items():
+        ours, theirs = (_places(catalog, catalog.tensors[name]) for catalog in (by_strategy, by_manifest))
+        rank = next((rank for rank in ours if tensor.known and ours[rank] != theirs.get(rank, ours[rank])), None)
+        if rank is not None:
+            return f"{name}: on rank {rank} it is {ours[rank]} by the strategy, {theirs[rank]} by the manifest"
+    return ""
+
+
+def _places(catalog: Catalog, tensor: Tensor) -> dict[int, Box]:
+    return {catalog.files[held.file].rank: shard.box for shard in tensor.shards for held in shard.held}

@@ -1,0 +1,164 @@
+"""What we wrote is read back with no strategy: its manifest says how it is cut."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import reshard
+from making import array, read_file, same, write_file, write_ranks, write_strategy
+from reshard.errors import CheckpointError, PlanError
+from reshard.families.open_checkpoint import Source
+from reshard.layout.tensor import Sharding
+from reshard.ops.diff import diff, verify_content
+from reshard.ops.explain import explain
+from reshard.ops.fingerprint import fingerprint
+from reshard.ops.inspect import inspect
+from reshard.ops.options import Options
+from reshard.planning.shares import Share
+
+ROWS, WHOLE = Sharding((2, 2), ((1,), ())), Sharding((2, 2), ((), ()))
+COLUMNS = Sharding((2, 2), ((), (0,)))
+FULL = {
+    "layers.0.w": array((8, 6), seed=1),
+    "layers.1.w": array((6, 8), "float16", seed=2),
+    "tied": array((4, 4), seed=3),
+    "scale": array((), seed=4),
+}
+STAGES = [{"layers.0.w": ROWS, "tied": ROWS}, {"layers.1.w": COLUMNS, "tied": COLUMNS}]
+
+
+class Made:
+    """Four ranks in two stages, written by us from one full checkpoint; a tied tensor is cut differently in them."""
+
+    def __init__(self, folder: Path, form: str = "safetensors") -> None:
+        self.full = write_file(folder / "full.safetensors", FULL)
+        self.strategy = str(write_strategy(folder / "s", STAGES))
+        self.path = folder / "ours"
+        reshard.convert(self.full, self.path, Options(dst_strategy=self.strategy, format=form))
+
+    @property
+    def manifest(self) -> Path:
+        return self.path / ".reshard" / "manifest.json"
+
+    def change(self, change: Callable[[Any], None]) -> None:
+        content = json.loads(self.manifest.read_bytes())
+        change(content)
+        self.manifest.write_text(json.dumps(content))
+
+
+@pytest.fixture(params=["safetensors", "ckpt"])
+def made(request: pytest.FixtureRequest, tmp_path: Path) -> Made:
+    return Made(tmp_path, request.param)
+
+
+def test_it_becomes_one_file_again(made: Made, tmp_path: Path) -> None:
+    reshard.convert(made.path, tmp_path / "again.safetensors")
+    again = read_file(tmp_path / "again.safetensors")
+    assert again.keys() == FULL.keys()
+    assert all(same(again[name], FULL[name]) for name in FULL)
+
+
+def test_it_is_recut(made: Made, tmp_path: Path) -> None:
+    other = str(write_strategy(tmp_path / "t", [{name: Sharding((3, 2), ((0,), ())) for name in list(FULL)[:3]}]))
+    reshard.convert(made.path, tmp_path / "out", Options(dst_strategy=other))
+    reshard.convert(made.full, tmp_path / "wanted", Options(dst_strategy=other, format=_format(made)))
+    assert diff(Source(str(tmp_path / "out")), Source(str(tmp_path / "wanted"))).equal
+
+
+def _format(made: Made) -> str:
+    return next(made.path.glob("rank_0/*")).suffix[1:]
+
+
+def test_every_command_reads_it(made: Made, tmp_path: Path) -> None:
+    source, path = str(made.full), str(made.path)
+    assert diff(Source(source), Source(path)).equal
+    verify_content(Source(source), Source(path))
+    assert fingerprint(path).number == fingerprint(source).number
+    found = inspect(path)
+    assert {row.name: row.shape for row in found.tensors} == {name: a.shape for name, a in FULL.items()}
+    assert (found.stages, found.ranks, not found.warnings) == (2, 8, True)
+    told = explain("layers.0.w", path, Options())
+    assert [len(part.held) for part in told.parts] == [2, 2]
+    opened = reshard.open(path)
+    assert all(same(np.asarray(opened[name].read()), FULL[name]) for name in FULL)
+
+
+def test_a_value_of_each_rank_s_own_varies(tmp_path: Path) -> None:
+    ranks = tmp_path / "ranks"
+    for rank in range(2):
+        write_file(
+            ranks / f"rank_{rank}" / "m.ckpt",
+            {"w": FULL["tied"][2 * rank : 2 * rank + 2], "seed": array((1,), seed=rank)},
+        )
+    strategy = str(write_strategy(tmp_path / "s", [{"w": Sharding((2,), ((0,), ()))}]))
+    reshard.convert(ranks, tmp_path / "ours", Options(src_strategy=strategy, dst_strategy=strategy))
+    reshard.convert(tmp_path / "ours", tmp_path / "again", Options(dst_strategy=strategy))
+    for rank in range(2):
+        again = read_file(tmp_path / "again" / f"rank_{rank}" / f"checkpoint_{rank}.ckpt")
+        assert same(again["seed"], array((1,), seed=rank))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda made: made.change(lambda m: m.update(complete=False)), "a part of the target only"),
+        (lambda made: made.change(lambda m: m.update(schema=99)), "schema 99"),
+        (lambda made: made.manifest.write_bytes(b"{"), "not a manifest"),
+        (lambda made: made.change(lambda m: m["files"].pop()), "is none of its files"),
+        (lambda made: made.change(lambda m: m["files"][0].update(path="rank_0/o.safetensors")), "none of its files"),
+        (lambda made: made.change(lambda m: m.update(stages=3)), "8 ranks in 3 stages"),
+        (
+            lambda made: made.change(lambda m: m["files"][0]["tensors"]["layers.0.w"].update(dtype="int32")),
+            "holds other tensors",
+        ),
+        (
+            lambda made: made.change(lambda m: m["files"][0]["tensors"]["layers.0.w"].update(start=[1, 0])),
+            "overlap",
+        ),
+    ],
+)
+def test_a_manifest_that_does_not_fit_is_not_trusted(tmp_path: Path, spoil: Callable[[Made], None], told: str) -> None:
+    made = Made(tmp_path)
+    spoil(made)
+    with pytest.raises(CheckpointError, match="no strategy") as caught:
+        reshard.plan(made.path, "out.safetensors")
+    assert told in caught.value.message
+    warnings = reshard.plan(made.path, "out.safetensors", Options(src_strategy=made.strategy)).warnings
+    assert any("is not trusted" in warning and told in warning for warning in warnings)
+
+
+def test_a_replica_stands_in_for_a_rank_without_file(made: Made, tmp_path: Path) -> None:
+    next(made.path.glob("rank_3/*")).unlink()
+    (warning,) = reshard.plan(made.path, "out.safetensors").warnings
+    assert "no file of rank_3" in warning
+    assert diff(Source(str(made.full)), Source(str(made.path))).equal
+    next(made.path.glob("rank_2/*")).unlink()
+    with pytest.raises(PlanError, match=r"layers.0.w: 50% missing.*rank 2, 3 should hold it"):
+        reshard.plan(made.path, "out.safetensors")
+
+
+def test_a_strategy_beside_it_is_compared(made: Made, tmp_path: Path) -> None:
+    assert reshard.plan(made.path, "out", Options(src_strategy=made.strategy)).tensors
+    other = [{"layers.0.w": ROWS, "tied": ROWS}, {"layers.1.w": WHOLE, "tied": COLUMNS}]
+    wrong = str(write_strategy(tmp_path / "wrong", other))
+    with pytest.raises(CheckpointError, match=r"not the one of these files.*layers.1.w"):
+        reshard.plan(made.path, "out", Options(src_strategy=wrong))
+
+
+def test_shares_make_one_that_is_read(made: Made, tmp_path: Path) -> None:
+    for index in range(2):
+        options = Options(dst_strategy=made.strategy, share=Share(index, 2))
+        reshard.convert(made.path, tmp_path / "out", options)
+    assert diff(Source(str(made.full)), Source(str(tmp_path / "out"))).equal
+
+
+def test_foreign_ranks_still_need_their_strategy(tmp_path: Path) -> None:
+    write_ranks(tmp_path / "ranks", {"w": FULL["tied"]}, [{"w": ROWS}])
+    with pytest.raises(CheckpointError, match="nobody can know how the tensors were cut"):
+        reshard.plan(tmp_path / "ranks", "out.ckpt")
