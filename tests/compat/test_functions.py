@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -32,6 +33,11 @@ SIGNATURES = {  # of MindSpore 2.7.2
     "transform_checkpoint_by_rank": "(rank_id, checkpoint_files_map, save_checkpoint_file_name, "
     "src_strategy_file=None, dst_strategy_file=None)",
     "rank_list_for_transform": "(rank_id, src_strategy_file=None, dst_strategy_file=None)",
+    "convert_checkpoints": "(src_checkpoints_dir, dst_checkpoints_dir, ckpt_prefix, src_strategy_file=None, "
+    "dst_strategy_file=None, process_num=1, output_format='ckpt')",
+    "convert_checkpoint_by_rank": "(rank_id, checkpoint_files_map, save_checkpoint_file_name, "
+    "src_strategy_file=None, dst_strategy_file=None)",
+    "rank_list_for_convert": "(rank_id, src_strategy_file=None, dst_strategy_file=None)",
     "merge_pipeline_strategys": "(src_strategy_dirs, dst_strategy_file)",
     "build_searched_strategy": "(strategy_filename)",
     "unified_safetensors": "(src_dir, src_strategy_file, dst_dir, merge_with_redundancy=True, file_suffix=None, "
@@ -96,7 +102,9 @@ def test_ckpt_becomes_safetensors_too() -> None:
 @pytest.mark.parametrize(
     ("arguments", "kind"),
     [
-        (("nowhere", "out", "p"), ValueError),
+        (("nowhere", "out", "p"), NotADirectoryError),
+        (("four/ckpt_strategy_rank_0.ckpt", "out", "p"), NotADirectoryError),
+        (("ckpt", "four/ckpt_strategy_rank_0.ckpt", "p"), NotADirectoryError),
         (("ckpt", "out", 3), TypeError),
         (("ckpt", "out", "p", 3), TypeError),
         (("ckpt", "out", "p", "nowhere.ckpt"), ValueError),
@@ -121,6 +129,9 @@ def test_transform_checkpoints_raises_as_the_reference(arguments: tuple[Any, ...
         ((0, {0: "ckpt/rank_0/model_0.ckpt"}, Path("out.ckpt")), TypeError),
         ((0, {0: "ckpt/rank_0/model_0.ckpt"}, "out.safetensors"), ValueError),
         ((0, {0: "nowhere"}, "out.ckpt"), ValueError),
+        ((0, {0: None}, "out.ckpt"), ValueError),
+        ((0, {"zero": "ckpt/rank_0/model_0.ckpt"}, "out.ckpt"), ValueError),
+        ((0, {0: "ckpt/rank_0/model_0.ckpt", "0": "ckpt/rank_1/model_1.ckpt"}, "out.ckpt"), ValueError),
         ((0, {0: "ckpt/rank_0/model_0.ckpt"}, "out.ckpt", "four/ckpt_strategy_rank_0.ckpt"), ValueError),
         ((9, {0: "ckpt/rank_0/model_0.ckpt"}, "out.ckpt", None, "four"), ValueError),
     ],
@@ -138,6 +149,15 @@ def test_by_rank_reads_one_stage_alone() -> None:
     ms.transform_checkpoint_by_rank(3, files, "new/x.ckpt", "stages", "stages")
     assert read_file(Path("new/x.ckpt")).keys() == {"layers.1.w"}
     assert [p.name for p in Path("new").iterdir()] == ["x.ckpt"]
+
+
+@pytest.mark.parametrize("key", [np.int64, np.int32, str])
+def test_by_rank_takes_numpy_ranks_and_ranks_as_text(key: Callable[[int], Any]) -> None:
+    """MindSpore's own lists hold NumPy's numbers, and JSON has no others than text for keys."""
+    files = {key(rank): f"ckpt/rank_{rank}/model_{rank}.ckpt" for rank in range(4)}
+    ms.convert_checkpoint_by_rank(np.int64(0), files, "new.ckpt", four(), None)
+    assert same(read_file(Path("new.ckpt"))["w"], FULL["w"])
+    assert ms.rank_list_for_convert(np.int64(0), four()) == [1, 0]
 
 
 def test_by_rank_refuses_a_weight_that_is_missing() -> None:
@@ -219,6 +239,20 @@ def test_choice_func_must_give_a_bool_or_a_name(st: str) -> None:
     with pytest.raises(ValueError, match="would be called same"):
         ms.unified_safetensors("st", st, "out", choice_func=lambda name: "same")
     assert not Path("out").exists()
+
+
+def test_choice_func_leaves_out_what_only_the_strategy_knows() -> None:
+    cut = {name: Sharding((2, 2), ((0,),)) for name in ("a", "b", "absent")}
+    write_strategy(Path("three"), [cut])
+    held = {name: cut[name] for name in "ab"}
+    write_ranks(Path("two"), {name: counted(4) for name in held}, [held], suffix=".safetensors")
+    strategy = "three/ckpt_strategy_rank_0.ckpt"
+    for choice in (None, lambda name: True, lambda name: name != "b"):
+        with pytest.raises(ValueError, match="absent: no source file holds it"):
+            ms.unified_safetensors("two", strategy, "out", choice_func=choice)
+    assert not Path("out").exists()
+    ms.unified_safetensors("two", strategy, "out", choice_func=lambda name: name == "a")
+    assert read_file(Path("out/part0.safetensors")).keys() == {"a"}
 
 
 def test_unified_safetensors_wants_a_folder(st: str) -> None:
@@ -321,6 +355,51 @@ def test_from_the_files_of_all_ranks() -> None:
     assert all(same(made[n], FULL[n]) for n in FULL)
 
 
+def as_lists(strategy: str) -> dict[str, Any]:
+    """As ``Model.infer_predict_layout`` gives it: matrix, map, shape of a slice, field, uniform split, group."""
+    found = (ms.build_searched_strategy(strategy) or {}).items()
+    return {n: [list(v.dev_matrix[0].dim), list(v.tensor_map[0].dim), [2, 2], 0, True, ""] for n, v in found}
+
+
+@pytest.mark.parametrize("kind", [ms.build_searched_strategy, as_lists])
+def test_the_strategy_of_prediction_as_a_dict(unified: str, kind: Callable[[str], Any]) -> None:
+    given: dict[str, Any] = {"format": "safetensors", "unified_safetensors_dir": unified}
+    for name, strategy in (("path", four()), ("dict", kind(four()))):
+        ms.load_distributed_checkpoint(None, predict_strategy=strategy, dst_safetensors_dir=name, **given)
+        made = ms.load_distributed_checkpoint(
+            None, predict_strategy=strategy, rank_id=np.int64(3), return_param_dict=True, **given
+        )
+        assert same(made["w"], FULL["w"][2:])
+    assert tree(Path("dict")) == tree(Path("path"))
+
+
+def test_the_stages_of_a_merged_strategy_as_a_dict() -> None:
+    ms.merge_pipeline_strategys("stages", "merged.ckpt")
+    write_file(Path("layers/part0.safetensors"), LAYERS)
+    given: dict[str, Any] = {"format": "safetensors", "unified_safetensors_dir": "layers", "return_param_dict": True}
+    made = ms.load_distributed_checkpoint(
+        None, predict_strategy=ms.build_searched_strategy("merged.ckpt"), rank_id=3, **given
+    )
+    assert made.keys() == {"layers.1.w"}
+    assert same(made["layers.1.w"], LAYERS["layers.1.w"][1:])
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (3, "w: expected a list of device matrix"),
+        ([[2], [0]], "w: expected a list of device matrix"),
+        ([[2], [0, -1], [2, 2], 1], "split by hand"),
+        ([[2], [5, -1], [2, 2], 0], "names an axis outside"),
+        ([[2], [0, -1], [2, 2], 0, True, "4-123"], "its optimizer shard is known as the group '4-123' only"),
+    ],
+)
+def test_a_dict_that_is_no_strategy(unified: str, value: Any, said: str) -> None:
+    given: dict[str, Any] = {"format": "safetensors", "unified_safetensors_dir": unified, "return_param_dict": True}
+    with pytest.raises(ValueError, match=said):
+        ms.load_distributed_checkpoint(None, predict_strategy={"w": value}, **given)
+
+
 @pytest.mark.parametrize(
     ("given", "kind"),
     [
@@ -329,6 +408,15 @@ def test_from_the_files_of_all_ranks() -> None:
         ({"format": "safetensors", "unified_safetensors_dir": "unified"}, ValueError),
         ({"format": "safetensors", "unified_safetensors_dir": "unified", "strict_load": True}, ValueError),
         ({"format": "safetensors", "unified_safetensors_dir": "unified", "predict_strategy": {}}, TypeError),
+        (
+            {
+                "format": "safetensors",
+                "unified_safetensors_dir": "unified",
+                "dst_safetensors_dir": "x",
+                "predict_strategy": 3,
+            },
+            TypeError,
+        ),
         ({"checkpoint_filenames": []}, ValueError),
         ({"dec_key": b"0" * 16}, ValueError),
         ({"checkpoint_filenames": ["unified/part0.safetensors"]}, RuntimeError),

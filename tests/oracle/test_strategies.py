@@ -10,6 +10,7 @@ import pytest
 from test_transforming import GOLDEN, parameters, strategy_of
 
 from golden.cases import run_reshard
+from reshard.compat.mindspore import merge_pipeline_strategys, rank_list_for_transform
 from reshard.layout.stages import Entry, layout_of_full
 from reshard.layout.tensor import Sharding
 from reshard.strategy.file import LayoutItem
@@ -98,6 +99,24 @@ PAIRS = [
     ("strategies/layout_tuple", "strategies/layout_tuple_opt"),
     ("families/qwen25_dp2mp4_opt_ws4", "families/qwen25_dp2mp2pp2_opt_ws8_pp"),
 ]
+
+
+LLAMA = [c for c in COMPILED if c.startswith("strategies/llama_dp") and "lora" not in c]
+
+
+def test_rank_lists_of_all_pairs(tmp_path: Path, ask: Any) -> None:
+    """``rank_list_for_transform`` of ours lists what theirs does, of compiled strategies in any pair."""
+    paths = [str(tmp_path / f"{i}.ckpt") for i in range(len(LLAMA))]
+    for config, path in zip(LLAMA, paths, strict=True):
+        merge_pipeline_strategys(str(strategy_of(config, Path(path).with_suffix(""))), path)
+    worlds = [read_strategy(path).world for path in paths]
+    pairs = [(a, b, world) for a in paths for b, world in zip(paths, worlds, strict=True)]
+    theirs = ask([("rank_lists", {"source": a, "target": b, "ranks": world}) for a, b, world in pairs])
+    fail = [answer for answer in theirs if isinstance(answer, dict)]
+    assert len(fail) * 20 < len(theirs), fail
+    for (a, b, world), answer in zip(pairs, theirs, strict=True):
+        ours = [sorted(rank_list_for_transform(rank, a, b)) for rank in range(world)]
+        assert ours == answer or isinstance(answer, dict), (a, b)
 
 
 def test_rank_lists(tmp_path: Path, ask: Any) -> None:

@@ -124,6 +124,11 @@ def _sharding(name: str, body: bytes) -> Sharding:
             numbers[number] = signed(value)
         else:
             raise StrategyError(f"tensor {name!r} has an unknown field {number}")
+    return sharding_of(name, lists, numbers)
+
+
+def sharding_of(name: str, lists: Mapping[int, list[tuple[int, ...]]], numbers: Mapping[int, int]) -> Sharding:
+    """The cut that the fields of a ``ParallelLayouts`` mean, by number. Raises StrategyError naming the tensor."""
     refuse_manual_split(name, numbers[5], any(lists[3]) or any(lists[4]))
     if len(lists[1]) != 1 or not lists[2]:
         raise StrategyError(f"tensor {name!r} has {len(lists[1])} device matrices and {len(lists[2])} tensor maps")

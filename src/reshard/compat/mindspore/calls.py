@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import operator
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from reshard.errors import InputError, ReshardError, RunError, StorageError, UsageError
 
@@ -28,6 +30,23 @@ def reference_errors() -> Iterator[None]:
 def warn(warnings: Iterable[str]) -> None:
     for warning in warnings:
         _LOG.warning(warning)
+
+
+class NotAFolder(NotADirectoryError, ValueError):
+    """The reference documents the one where it raises the other."""
+
+
+def check_folder(path: str | os.PathLike[str], argument: str) -> None:
+    if not os.path.isdir(path):
+        raise NotAFolder(f"{argument} {path} is not a directory.")
+
+
+def as_rank(given: Any, argument: str) -> int:
+    """A rank as an int; NumPy's are taken too, which the reference's own lists hold. Raises TypeError."""
+    try:
+        return operator.index(given)
+    except TypeError:
+        raise TypeError(f"The {argument} should be a int, but got {type(given).__name__}.") from None
 
 
 def check_strategy_path(given: object, argument: str) -> None:

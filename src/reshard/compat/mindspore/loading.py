@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from reshard.checkpoint import Checkpoint
-from reshard.compat.mindspore.calls import check_strategy_path, reference_errors, warn
+from reshard.compat.mindspore.calls import as_rank, check_strategy_path, reference_errors, warn
 from reshard.compat.mindspore.catalogs import chosen, of_files
+from reshard.compat.mindspore.given_strategies import strategy_file
 from reshard.compat.mindspore.parameters import as_parameters, load_into, this_rank
 from reshard.compat.placing import place_files, staged
 from reshard.families.open_checkpoint import Source, open_source
@@ -24,7 +25,7 @@ _FORMATS = ("safetensors", "ckpt")
 def load_distributed_checkpoint(
     network: Any,
     checkpoint_filenames: Sequence[str] | None = None,
-    predict_strategy: str | None = None,
+    predict_strategy: str | Mapping[str, Any] | None = None,
     train_strategy_filename: str | None = None,
     strict_load: bool = False,
     dec_key: bytes | None = None,
@@ -41,7 +42,8 @@ def load_distributed_checkpoint(
     """Cut a checkpoint for the strategy of prediction.
 
     The source is ``unified_safetensors_dir``, or with ``format="ckpt"`` ``checkpoint_filenames`` in order of rank,
-    cut as ``train_strategy_filename`` says. Without a network the slices of ``rank_id``, or of all ranks, are written:
+    cut as ``train_strategy_filename`` says. ``predict_strategy`` is a path, or a dict as ``build_searched_strategy`` or
+    ``infer_predict_layout`` give it. Without a network the slices of ``rank_id``, or of all ranks, are written:
     ``<dst>/rank_r/net.{output_format}``. Else this rank's parameters are returned or loaded into the network.
     ``name_map`` goes from names in the target to names in the source; ``max_process_num`` is not used.
 
@@ -49,32 +51,32 @@ def load_distributed_checkpoint(
         True when files were written; the parameters by name; or what MindSpore's ``load_param_into_net`` gives.
 
     Raises:
-        TypeError: a strategy that is not a path.
+        TypeError: a strategy that is neither a path nor such a dict.
         ValueError: arguments that contradict each other, files or strategies that are not right.
         RuntimeError: a network is given and MindSpore is not installed.
     """
-    _check_arguments(predict_strategy, dec_key, format, output_format)
-    target = str(predict_strategy or "")
-    if format == "ckpt":
-        source = _of_ranks(checkpoint_filenames, train_strategy_filename)
-        return _given_back(source, target, network, rank_id, strict=strict_load, parameters=return_param_dict)
-    if strict_load or dec_mode != "AES-GCM" or checkpoint_filenames is not None or train_strategy_filename is not None:
-        raise ValueError("strict_load, dec_mode and the names of .ckpt files are for format 'ckpt'.")
-    if network is None and dst_safetensors_dir is None and not return_param_dict:
-        raise ValueError("'dst_safetensors_dir' can not be None when network is None.")
-    source = _of_folder(unified_safetensors_dir, name_map or {})
-    if network is None and dst_safetensors_dir is not None:
-        _write(source, target, Path(dst_safetensors_dir), rank_id, output_format)
+    _check_arguments(dec_key, format, output_format)
+    with strategy_file(predict_strategy, "predict_strategy") as target:
+        if format == "ckpt":
+            source = _of_ranks(checkpoint_filenames, train_strategy_filename)
+            return _given_back(source, target, network, rank_id, strict=strict_load, parameters=return_param_dict)
+        if strict_load or dec_mode != "AES-GCM" or checkpoint_filenames or train_strategy_filename:
+            raise ValueError("strict_load, dec_mode and the names of .ckpt files are for format 'ckpt'.")
+        if network is None and dst_safetensors_dir is None and not return_param_dict:
+            raise ValueError("'dst_safetensors_dir' can not be None when network is None.")
+        source = _of_folder(unified_safetensors_dir, name_map or {})
+        if network is not None or dst_safetensors_dir is None:
+            return _given_back(source, target, network, rank_id, strict=False, parameters=return_param_dict)
+        rank = None if rank_id is None else as_rank(rank_id, "rank_id")
+        _write(source, target, Path(dst_safetensors_dir), rank, output_format)
         return True
-    return _given_back(source, target, network, rank_id, strict=False, parameters=return_param_dict)
 
 
-def _check_arguments(predict_strategy: object, dec_key: object, *formats: str) -> None:
+def _check_arguments(dec_key: object, *formats: str) -> None:
     if not set(formats) <= set(_FORMATS):
         raise ValueError(f"'format' and 'output_format' must be 'ckpt' or 'safetensors', but got {formats}.")
     if dec_key is not None:
         raise ValueError("dec_key: encrypted checkpoints are not read")
-    check_strategy_path(predict_strategy, "predict_strategy")
 
 
 def _of_ranks(files: Sequence[str] | None, strategy: str | None) -> Catalog:

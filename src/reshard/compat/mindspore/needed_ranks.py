@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 
 from reshard.layout.stages import Entry, Strategy
@@ -39,18 +40,32 @@ def _sharding(entry: Entry) -> Sharding:
 
 
 def _holders(source: Sharding, target: Sharding, rank: int) -> set[int]:
-    """Local source ranks that hold what ``rank`` of ``target`` gets, one for each cell; in a dim in which some rank
-    would need more than it holds itself, all of the dim.
+    """Local source ranks that hold what ``rank`` of ``target`` gets, one for each cell. In a dim in which some rank
+    would need more than it holds itself that is all of the dim, or of what the optimizer shard cut of it.
     """
     local = rank % target.devices if target.devices > 1 else rank
     own = local % source.devices
     cells, holders = source.cells(), source.holders()
     turn = holders[cells[own]].index(own)
-    spans = [
-        (part,) if not _gathers(source, target, dim) else range(source.parts[dim])
-        for dim, part in enumerate(cells[own])
-    ]
+    spans = [_span(source, target, dim, part) for dim, part in enumerate(cells[own])]
     return {group[turn % len(group)] for group in (holders[cell] for cell in product(*spans))}
+
+
+def _span(source: Sharding, target: Sharding, dim: int, part: int) -> Sequence[int]:
+    """The parts of a dim that a rank needs which holds ``part`` of it."""
+    if not _gathers(source, target, dim):
+        return (part,)
+    if dim == 0 and source.opt_parts > 1 and _mapped(source, target) == _mapped(target, source):
+        first = part - part % source.opt_parts
+        return range(first, first + source.opt_parts)
+    return range(source.parts[dim])
+
+
+def _mapped(sharding: Sharding, other: Sharding) -> tuple[int, list[int]]:
+    """How the tensor map alone cuts dim 0: into how many parts, and which each rank of either has."""
+    ranks, cells = max(sharding.devices, other.devices), sharding.cells()
+    parts = [cells[rank % sharding.devices][0] // sharding.opt_parts for rank in range(ranks)]
+    return sharding.parts[0] // sharding.opt_parts, parts
 
 
 def _gathers(source: Sharding, target: Sharding, dim: int) -> bool:

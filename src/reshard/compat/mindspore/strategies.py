@@ -8,7 +8,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from reshard.compat.mindspore.calls import check_strategy_path, check_type, reference_errors
+from reshard.compat.mindspore.calls import as_rank, check_strategy_path, reference_errors
 from reshard.compat.mindspore.needed_ranks import needed_ranks
 from reshard.errors import counted
 from reshard.layout.stages import Entry
@@ -59,7 +59,7 @@ def rank_list_for_transform(
         TypeError: an argument of another type.
         ValueError: a strategy that is not right.
     """
-    check_type(rank_id, int, "rank_id")
+    rank_id = as_rank(rank_id, "rank_id")
     check_strategy_path(src_strategy_file, "src_strategy_file")
     check_strategy_path(dst_strategy_file, "dst_strategy_file")
     if src_strategy_file is None:
@@ -71,6 +71,9 @@ def rank_list_for_transform(
     if not 0 <= rank_id < world:
         raise ValueError(f"rank_id {rank_id} is not among the target's {counted(world, 'rank')}")
     return list(reversed(needed_ranks(source, target, rank_id)))
+
+
+rank_list_for_convert = rank_list_for_transform
 
 
 def build_searched_strategy(strategy_filename: str | None) -> dict[str, ParallelLayouts] | None:

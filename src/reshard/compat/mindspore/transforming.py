@@ -5,10 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from msgspec.structs import replace
 
-from reshard.compat.mindspore.calls import check_strategy_path, check_type, reference_errors, warn
+from reshard.compat.mindspore.calls import (
+    as_rank,
+    check_folder,
+    check_strategy_path,
+    check_type,
+    reference_errors,
+    warn,
+)
 from reshard.compat.mindspore.catalogs import of_files
 from reshard.compat.placing import place_files, placed, staged
 from reshard.errors import PlanError, listed
@@ -42,6 +50,7 @@ def transform_checkpoints(
         process_num: not used: threads that suit the disks.
 
     Raises:
+        NotADirectoryError: ``src_checkpoints_dir``, or what stands in ``dst_checkpoints_dir``, is no folder.
         TypeError, ValueError: arguments, strategies or files that are not right.
     """
     check_type(ckpt_prefix, str, "ckpt_prefix")
@@ -49,6 +58,9 @@ def transform_checkpoints(
     check_strategy_path(dst_strategy_file, "dst_strategy_file")
     if output_format not in _FORMATS:
         raise ValueError(f"output_format must be 'safetensors' or 'ckpt', but got {output_format}.")
+    check_folder(src_checkpoints_dir, "src_checkpoints_dir")
+    if os.path.exists(dst_checkpoints_dir):
+        check_folder(dst_checkpoints_dir, "dst_checkpoints_dir")
     named = any(Path(src_checkpoints_dir).glob("rank_*/*.ckpt"))
     select: Select = "name" if named else "natural"
     with reference_errors():
@@ -67,6 +79,9 @@ def transform_checkpoints(
             execute(ready, folder, options, Observer())
 
 
+convert_checkpoints = transform_checkpoints
+
+
 def transform_checkpoint_by_rank(
     rank_id: int,
     checkpoint_files_map: Mapping[int, str],
@@ -82,15 +97,13 @@ def transform_checkpoint_by_rank(
     """
     if not isinstance(checkpoint_files_map, Mapping):
         raise TypeError("The checkpoint_files_map should be a dict.")
-    check_type(rank_id, int, "rank_id")
+    rank_id = as_rank(rank_id, "rank_id")
     check_type(save_checkpoint_file_name, str, "save_checkpoint_file_name")
     if not save_checkpoint_file_name.endswith(".ckpt"):
         raise ValueError(f"The save_checkpoint_file_name {save_checkpoint_file_name} should end with .ckpt")
     check_strategy_path(src_strategy_file, "src_strategy_file")
     check_strategy_path(dst_strategy_file, "dst_strategy_file")
-    for rank, file in checkpoint_files_map.items():
-        if not os.path.exists(file):
-            raise ValueError(f"Checkpoint file {file} in rank {rank} not exits: ")
+    files = _files_of_ranks(checkpoint_files_map)
     target = Path(save_checkpoint_file_name)
     with reference_errors():
         options = Options(
@@ -99,12 +112,31 @@ def transform_checkpoint_by_rank(
             ranks=frozenset({rank_id}),
             missing="drop",  # files of one stage alone may be given; what this rank lacks is refused below
         )
-        source = replace(of_files(checkpoint_files_map, str(src_strategy_file or "")), warnings=())
+        source = replace(of_files(files, str(src_strategy_file or "")), warnings=())
         ready = plan_from(source, str(target.parent), options)
         _refuse_gaps(ready, options, rank_id)
         with staged(target, str(os.getpid())) as folder:
             execute(ready, folder, options, Observer())
-            place_files(folder, target.parent, lambda _: Path(target.name), checkpoint_files_map.values())
+            place_files(folder, target.parent, lambda _: Path(target.name), files.values())
+
+
+convert_checkpoint_by_rank = transform_checkpoint_by_rank
+
+
+def _files_of_ranks(given: Mapping[Any, Any]) -> dict[int, str]:
+    """Files by rank; a rank may be written as text, as JSON has it. Raises ValueError for an item that is not right."""
+    files: dict[int, str] = {}
+    for key, file in given.items():
+        try:
+            rank = int(key) if isinstance(key, str) else as_rank(key, "rank")
+        except (TypeError, ValueError):
+            raise ValueError(f"checkpoint_files_map: {key!r} is not a rank") from None
+        if not isinstance(file, (str, os.PathLike)) or not os.path.exists(file):
+            raise ValueError(f"Checkpoint file {file} in rank {rank} not exits: ")
+        if rank in files:
+            raise ValueError(f"checkpoint_files_map: rank {rank} has two files")
+        files[rank] = str(file)
+    return files
 
 
 def _refuse_gaps(ready: Plan, options: Options, rank: int) -> None:

@@ -15,8 +15,8 @@ from reshard.families.open_checkpoint import open_source
 from reshard.ops.convert import execute, plan_from
 from reshard.ops.observer import Observer
 from reshard.ops.options import Options
-from reshard.ops.unify import plan_unify
-from reshard.planning.catalog import Tensor
+from reshard.ops.unify import plan_unify_of
+from reshard.planning.catalog import Catalog, Tensor
 from reshard.planning.parts import Parts
 from reshard.planning.plan import Plan
 
@@ -53,10 +53,13 @@ def unified_safetensors(
         raise ValueError(f"split_dst_file {tuple(split_dst_file)} is not (i, n) with 1 <= i <= n")
     with reference_errors():
         options = Options(str(src_strategy_file), format="safetensors", suffix=file_suffix or "")
-        ready = plan_unify(src_dir, dst_dir, options)
+        source = open_source(options.source(src_dir))
+        if choice_func is not None:
+            source = _without_absent(source, choice_func)
+        ready = plan_unify_of(source, dst_dir, options)
         warn(ready.warnings)
         if choice_func is not None:
-            ready = _chosen_plan(src_dir, dst_dir, options, choice_func)
+            ready = _chosen_plan(source, dst_dir, options, choice_func)
         if split_dst_file:
             ready = _share(ready, split_dst_file[0], split_dst_file[1])
         if not ready.files:
@@ -65,7 +68,13 @@ def unified_safetensors(
             execute(ready, folder, options, Observer())
 
 
-def _chosen_plan(src: str, dst: str, options: Options, choice_func: ChoiceFunction) -> Plan:
+def _without_absent(source: Catalog, choice_func: ChoiceFunction) -> Catalog:
+    """The same, without expecting what no file holds and ``choice_func`` leaves out."""
+    expected = (n for n in source.expected if n in source.tensors or choice_func(n) is not False)
+    return replace(source, expected=tuple(expected))
+
+
+def _chosen_plan(source: Catalog, dst: str, options: Options, choice_func: ChoiceFunction) -> Plan:
     """The plan of what is chosen. That the source is whole was seen before."""
 
     def choose(tensor: Tensor) -> str | None:
@@ -80,7 +89,6 @@ def _chosen_plan(src: str, dst: str, options: Options, choice_func: ChoiceFuncti
             return choice
         return tensor.name if choice else None
 
-    source = open_source(options.source(src))
     return plan_from(
         chosen(source, choose), dst, replace(options, missing="drop"), parts=Parts(_PART_NBYTES, "mindspore")
     )
