@@ -32,13 +32,10 @@ def warn(warnings: Iterable[str]) -> None:
         _LOG.warning(warning)
 
 
-class NotAFolder(NotADirectoryError, ValueError):
-    """The reference documents the one where it raises the other."""
-
-
 def check_folder(path: str | os.PathLike[str], argument: str) -> None:
+    """Raises NotADirectoryError."""
     if not os.path.isdir(path):
-        raise NotAFolder(f"{argument} {path} is not a directory.")
+        raise NotADirectoryError(f"{argument} {path} is not a directory.")
 
 
 def as_rank(given: Any, argument: str) -> int:
