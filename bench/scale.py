@@ -198,7 +198,8 @@ class Case:
 
 def measure(what: str, case: Case) -> dict[str, float]:
     """In this process: its own time and memory."""
-    from reshard.families.open_checkpoint import Source, open_source
+    from reshard.families.open_checkpoint import open_source
+    from reshard.families.source import Source
     from reshard.ops.convert import bill_of, plan, plan_from
     from reshard.ops.options import Options
     from reshard.planning.shares import Share

@@ -13,7 +13,7 @@ from reshard._version import __version__
 if TYPE_CHECKING:
     from reshard.checkpoint import Checkpoint, open
     from reshard.errors import ReshardError
-    from reshard.families.open_checkpoint import Source
+    from reshard.families.source import Source
     from reshard.ops.convert import Conversion, convert, plan
     from reshard.ops.diff import diff, verify_content
     from reshard.ops.fingerprint import Fingerprint, fingerprint

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from reshard.errors import counted
-from reshard.families.open_checkpoint import Source, agreements, open_source
+from reshard.families.open_checkpoint import agreements, open_source
 from reshard.families.planner import make_plan
 from reshard.families.probe import probe
+from reshard.families.source import Source
 from reshard.families.strategies import read_strategy
 from reshard.formats.registry import format_named
 from reshard.planning.catalog import Catalog, Tensor

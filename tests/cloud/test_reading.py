@@ -12,8 +12,9 @@ from servers import S3, Request, told
 
 import reshard
 from making import array, same, tree, write_file, write_ranks, write_strategy
-from reshard.families.open_checkpoint import Source, open_source
+from reshard.families.open_checkpoint import open_source
 from reshard.families.probe import probe
+from reshard.families.source import Source
 from reshard.layout.tensor import Sharding
 from reshard.ops.options import Options
 from reshard.planning.catalog import Catalog

@@ -13,7 +13,7 @@ import pytest
 import reshard
 from making import array, read_file, same, write_file, write_ranks, write_strategy
 from reshard.errors import CheckpointError, PlanError
-from reshard.families.open_checkpoint import Source
+from reshard.families.source import Source
 from reshard.layout.tensor import Sharding
 from reshard.ops.diff import diff, verify_content
 from reshard.ops.explain import explain

@@ -11,7 +11,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from reshard.errors import PlanError, UsageError
-from reshard.families.open_checkpoint import Source, open_source
+from reshard.families.open_checkpoint import open_source
+from reshard.families.source import Source
 from reshard.layout.tensor import Sharding
 from reshard.ops.convert import convert, plan
 from reshard.ops.diff import verify_content

@@ -14,8 +14,9 @@ from random_layouts import Case, Job, cases
 
 import reshard
 from making import array, read_rank, same, shard_of, write_file, write_ranks, write_strategy
-from reshard.families.open_checkpoint import Source, open_source
+from reshard.families.open_checkpoint import open_source
 from reshard.families.planner import make_plan
+from reshard.families.source import Source
 from reshard.formats.base import Format
 from reshard.formats.mindspore_ckpt import MindSporeCkpt
 from reshard.formats.registry import format_named

@@ -10,7 +10,7 @@ from msgspec import Struct
 from reshard.auto.settings import Settings
 from reshard.errors import CheckpointError
 from reshard.families.discover import Found, discover
-from reshard.families.open_checkpoint import Source
+from reshard.families.source import Source
 from reshard.families.strategies import read_strategy
 from reshard.layout.stages import Strategy
 from reshard.storage.storage import Entry, is_url, join

@@ -17,9 +17,10 @@ from reshard.auto.preparing import Call
 from reshard.auto.settings import read_settings
 from reshard.errors import UsageError
 from reshard.families.discover import Found
-from reshard.families.open_checkpoint import Source, agreements, open_source
+from reshard.families.open_checkpoint import agreements, open_source
 from reshard.families.planner import make_plan
 from reshard.families.probe import probe
+from reshard.families.source import Source
 from reshard.formats.registry import format_named
 from reshard.planning.target import Choices, Target
 from reshard.planning.tasks import tasks

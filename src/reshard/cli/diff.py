@@ -34,7 +34,7 @@ def diff(
     """
     from reshard.cli.progress import observer
     from reshard.families.discover import as_select
-    from reshard.families.open_checkpoint import Source
+    from reshard.families.source import Source
     from reshard.ops.diff import diff as compare
 
     rules = name_rules(include, exclude, rename)

@@ -55,6 +55,10 @@ Dtype = Annotated[
     ),
 ]
 
+WeightsOnly = Annotated[bool, typer.Option("--weights-only", help="Without optimizer states.")]
+From = Annotated[str, typer.Option("--from", metavar="FAMILY", help="What SRC is, where that is ambiguous.")]
+Iteration = Annotated[int, typer.Option(metavar="N", min=-1, show_default=False, help="Which iteration of several.")]
+
 _CONVERSION: dict[str, tuple[Any, Any]] = {
     "src_strategy": (SrcStrategy, ""),
     "dst_strategy": (DstStrategy, ""),
@@ -74,6 +78,9 @@ _CONVERSION: dict[str, tuple[Any, Any]] = {
     "rename": (Rename, None),
     "include": (Include, None),
     "exclude": (Exclude, None),
+    "weights_only": (WeightsOnly, False),
+    "family": (From, ""),
+    "iteration": (Iteration, -1),
     "ranks": (Annotated[str, typer.Option(metavar="0-7,12", help="Make only these target ranks.")], ""),
     "share": (
         Annotated[str, typer.Option(metavar="i/n|auto", help="Make only this share; others make theirs, anywhere.")],
@@ -189,10 +196,17 @@ def takes_conversion_options(*without: str) -> Callable[[Callable[..., None]], C
     return decorate
 
 
-def name_rules(include: list[str] | None, exclude: list[str] | None, rename: list[str] | None) -> NameRules:
+def name_rules(
+    include: list[str] | None, exclude: list[str] | None, rename: list[str] | None, *, weights_only: bool = False
+) -> NameRules:
     from reshard.planning.names import NameRules
 
-    return NameRules(tuple(include or ()), tuple(exclude or ()), tuple(map(parse_rename, rename or ())))
+    return NameRules(tuple(include or ()), tuple(exclude or ()), tuple(map(parse_rename, rename or ())), weights_only)
+
+
+def numbered(iteration: int) -> int | None:
+    """The iteration that was asked for."""
+    return None if iteration < 0 else iteration
 
 
 def conversion_options(given: dict[str, Any]) -> Options:
@@ -220,10 +234,14 @@ def conversion_options(given: dict[str, Any]) -> Options:
         prefix=given.get("prefix", "checkpoint_"),
         select=as_select(given["select"]),
         suffix=given["suffix"],
+        family=given.get("family", ""),
+        iteration=numbered(given.get("iteration", -1)),
         ranks=parse_ranks(ranks) if ranks else None,
         share=parse_share(given["share"], os.environ) if given.get("share") else None,
         missing=given["missing"],
-        names=name_rules(given["include"], given["exclude"], given["rename"]),
+        names=name_rules(
+            given["include"], given["exclude"], given["rename"], weights_only=given.get("weights_only", False)
+        ),
         dtype=given["dtype"],
         max_shard_nbytes=parse_nbytes(max_shard) if max_shard else None,
         drop_redundancy=given.get("drop_redundancy", False),

@@ -58,7 +58,7 @@ def verify(
         raise UsageError("give DST, or SRC and DST")
     from reshard.dtypes import ALIASES
     from reshard.families.discover import as_select
-    from reshard.families.open_checkpoint import Source
+    from reshard.families.source import Source
     from reshard.ops.diff import verify_content
 
     result = verify_content(

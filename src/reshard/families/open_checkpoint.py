@@ -7,14 +7,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from reshard.errors import CheckpointError, FormatError, UsageError, counted
-from reshard.families.discover import Found, Select, discover
+from reshard.families.discover import Found, discover
 from reshard.families.manifest_headers import Told, told_by_manifest
 from reshard.families.ours import by_manifest, strategy_fault
 from reshard.families.rank_folders import catalog
+from reshard.families.registry import listing, recognised
+from reshard.families.source import Source
 from reshard.families.strategies import read_strategy
 from reshard.formats.registry import format_of
 from reshard.index import Extent, cut_extents
@@ -36,15 +37,6 @@ _Bytes = tuple[int, tuple[Extent, ...]]
 """The number of a file, and bytes of it."""
 
 
-class Source(Struct, frozen=True):
-    """What a user names as a checkpoint: a path, the strategy it was saved with, and which file of several."""
-
-    path: str
-    strategy: str = ""
-    select: Select = "natural"
-    suffix: str = ""
-
-
 @uncollected()
 def open_source(source: Source, *, trust_manifest: bool = True) -> Catalog:
     """Read headers and strategy. Raises InputError with what is missing or contradictory.
@@ -52,6 +44,16 @@ def open_source(source: Source, *, trust_manifest: bool = True) -> Catalog:
     Args:
         trust_manifest: in object storage, take a manifest's word for headers.
     """
+    there = listing(source.path)
+    family = recognised(there, source.family)
+    if family is not None:
+        if source.strategy:
+            raise UsageError(
+                f"a strategy was given, and {family.name} describes itself", there.path, "leave --src-strategy out"
+            )
+        return family.read(there, source)
+    if source.iteration is not None:
+        raise UsageError("there are no iterations to choose from", there.path, "leave --iteration out")
     found = discover(source.path, source.select, source.suffix)
     strategy = read_strategy(source.strategy) if source.strategy else None
     if strategy is not None and not found.distributed and strategy.world > 1:

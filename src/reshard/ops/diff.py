@@ -11,8 +11,9 @@ from msgspec import Struct
 
 from reshard.dtypes import FLOATING, ITEMSIZE
 from reshard.errors import DifferenceError, UsageError, counted, listed
-from reshard.families.open_checkpoint import Source, agreements, open_source
+from reshard.families.open_checkpoint import agreements, open_source
 from reshard.families.replicas import shown_values
+from reshard.families.source import Source
 from reshard.moving.mover import Mover
 from reshard.moving.scratch import Scratch
 from reshard.moving.task_inputs import Sources

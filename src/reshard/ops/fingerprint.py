@@ -10,8 +10,9 @@ from msgspec import Struct
 
 from reshard.errors import CheckpointError, UsageError, listed
 from reshard.families.discover import Select
-from reshard.families.open_checkpoint import Source, agreements, open_source
+from reshard.families.open_checkpoint import agreements, open_source
 from reshard.families.probe import probe
+from reshard.families.source import Source
 from reshard.index import Extent
 from reshard.layout.box import Box
 from reshard.moving.fingerprint import VERSION, Portion, Sums, lots, number_of, number_of_all, portion_sums

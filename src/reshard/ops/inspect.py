@@ -11,8 +11,9 @@ from msgspec.structs import replace
 from reshard.errors import CheckpointError, UsageError
 from reshard.families.discover import Select, discover
 from reshard.families.full import catalog_of_full
-from reshard.families.open_checkpoint import Source, index_files, open_source
+from reshard.families.open_checkpoint import index_files, open_source
 from reshard.families.ours import by_manifest
+from reshard.families.source import Source
 from reshard.planning.catalog import Catalog, IndexedFile
 from reshard.planning.names import no_match
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from reshard.errors import PlanError, UsageError, listed
-from reshard.families.open_checkpoint import Source, open_source
+from reshard.families.open_checkpoint import open_source
+from reshard.families.source import Source
 from reshard.formats.registry import format_of
 from reshard.ops.convert import Conversion, execute, plan_from
 from reshard.ops.observer import Observer

@@ -11,7 +11,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from reshard.errors import StrategyError, UsageError
-from reshard.families.open_checkpoint import Source, open_source
+from reshard.families.open_checkpoint import open_source
+from reshard.families.source import Source
 from reshard.index import TensorSpec
 from reshard.planning.names import is_lora, is_state
 from reshard.storage.disk import Disk

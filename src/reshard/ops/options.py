@@ -9,7 +9,7 @@ from msgspec import Struct, field
 
 from reshard.errors import UsageError
 from reshard.families.discover import Select
-from reshard.families.open_checkpoint import Source
+from reshard.families.source import Source
 from reshard.planning.bill import BUFFERS_A_WORKER
 from reshard.planning.decide import Missing
 from reshard.planning.names import NameRules
@@ -90,6 +90,7 @@ class Options(Means, frozen=True):
 
     Attributes:
         src_strategy, dst_strategy: a strategy file or folder; empty for one full checkpoint.
+        family, iteration: of the source, where several are there (``--from``, ``--iteration``).
         format: ``ckpt`` or ``safetensors``; empty for what the target's name or else the source says.
         ranks: make only these target ranks; None for all.
         share: make only this part of the target, as others make theirs; None for all.
@@ -108,6 +109,8 @@ class Options(Means, frozen=True):
     prefix: str = "checkpoint_"
     select: Select = "natural"
     suffix: str = ""
+    family: str = ""
+    iteration: int | None = None
     ranks: frozenset[int] | None = None
     share: Share | None = None
     missing: Missing = "error"
@@ -129,4 +132,4 @@ class Options(Means, frozen=True):
 
     def source(self, path: str | Path) -> Source:
         """The source at this path."""
-        return Source(str(path), self.src_strategy, self.select, self.suffix)
+        return Source(str(path), self.src_strategy, self.select, self.suffix, self.family, self.iteration)

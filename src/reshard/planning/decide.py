@@ -66,7 +66,9 @@ def decide(
     taken: dict[str, str] = {}
     for name, tensor in source.tensors.items():
         if not rules.takes(name):
-            maker.leave_out("dropped", "by --include / --exclude", name)
+            states = rules.weights_only and is_state(name)
+            reason = "optimizer states, by --weights-only" if states else "by --include / --exclude"
+            maker.leave_out("dropped", reason, name)
             taken[rules.renamed(name)] = name
             continue
         renamed = rules.renamed(name)

@@ -28,7 +28,7 @@ def parts_of_identity(source: Catalog, target: Target, choices: Choices) -> dict
         "sources": _hash(sorted(files)),
         "source cut by": _hash(sorted(source.told_by.items())),
         "target's strategy": hash_of_strategy(target.strategy) if target.strategy else "",
-        "tensors taken": _hash([rules.include, rules.exclude, rules.rename]),
+        "tensors taken": _hash([rules.include, rules.exclude, rules.rename, rules.weights_only]),
         "LoRA scaling": _hash(sorted((n, p.a.name, p.b.name, p.scaling, p.transposed) for n, p in pairs.items())),
         "prefix": target.prefix,
         "file name": target.single,

@@ -11,8 +11,8 @@ from reshard.closest import closest_pattern, did_you_mean
 from reshard.errors import UsageError
 
 _STATE = re.compile(
-    r"(?:(?:adam_[mv]|accu_grads|accum|moments?\d?|momentum|exp_avg\w*|max_exp_avg_sq|muon_m|v_?hat)\."
-    r"|exp_avg_(?:sq|insta)_(?:row_|col_)?)(.+)"
+    r"(?:(?:adam_[mv]|accu_grads|accum|moments?\d?|momentum(?:_buffer)?|exp_avg\w*|max_exp_avg_sq|muon_m|v_?hat|step|fp32)\."
+    r"|exp_avg_(?:sq|insta)_(?:row_|col_)?)(.+)|(?:optim|optimizer|optimizer_states)\..+"
 )
 _LORA = re.compile(r"(?:^|[._])lora_[abAB](?:$|[._])|mindpet_delta_lora")
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
@@ -34,7 +34,7 @@ def weight_of_state(name: str) -> str:
     'lm_head.weight'
     """
     found = _STATE.fullmatch(name)
-    return found[1] if found else name
+    return found[1] or name if found else name
 
 
 def is_lora(name: str) -> bool:
@@ -100,18 +100,22 @@ def folded(lines: Iterable[str]) -> list[str]:
 class NameRules(Struct, frozen=True):
     """Which tensors to take (``include``, ``exclude``: searched as regular expressions) and what to call them.
 
-    ``rename`` holds (regular expression, replacement) pairs, applied in order, as ``re.sub`` does.
+    ``rename`` holds (regular expression, replacement) pairs, applied in order, as ``re.sub`` does. ``weights_only``
+    takes no optimizer states.
     """
 
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     rename: tuple[tuple[str, str], ...] = ()
+    weights_only: bool = False
 
     def __post_init__(self) -> None:
         for pattern in (*self.include, *self.exclude, *(p for p, _ in self.rename)):
             compiled(pattern)
 
     def takes(self, name: str) -> bool:
+        if self.weights_only and is_state(name):
+            return False
         included = not self.include or any(re.search(p, name) for p in self.include)
         return included and not any(re.search(p, name) for p in self.exclude)
 

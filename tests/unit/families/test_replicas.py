@@ -11,8 +11,9 @@ import pytest
 from making import counted, read_file, write_file, write_ranks, write_strategy
 from reshard.errors import CheckpointError
 from reshard.families import replicas
-from reshard.families.open_checkpoint import Source, open_source
+from reshard.families.open_checkpoint import open_source
 from reshard.families.replicas import replica_faults
+from reshard.families.source import Source
 from reshard.layout.tensor import Sharding
 
 CUT = Sharding((4, 2), ((), (0,)))  # ranks 0, 2, 4, 6 hold the left half of the columns, the others the right half

@@ -12,7 +12,7 @@ import reshard
 from making import array, counted, write_file, write_ranks, write_strategy
 from reshard.errors import CheckpointError, DifferenceError
 from reshard.families.discover import Found
-from reshard.families.open_checkpoint import Source
+from reshard.families.source import Source
 from reshard.layout.tensor import Sharding
 from reshard.moving.mover import Mover
 from reshard.ops.diff import Comparison

@@ -73,3 +73,14 @@ def test_what_is_no_regular_expression(rules: dict) -> None:
 def test_a_group_that_is_not_there() -> None:
     with pytest.raises(UsageError, match="rename"):
         NameRules(rename=(("a", r"\1"),)).renamed("a")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["adam_m.w", "exp_avg.w", "max_exp_avg_sq.w", "momentum_buffer.w", "step.w", "fp32.w", "optim.state.w.exp_avg"],
+)
+def test_weights_only_takes_no_states(name: str) -> None:
+    rules = NameRules(weights_only=True)
+    assert not rules.takes(name)
+    assert NameRules().takes(name)
+    assert rules.takes("model.steps.w")

@@ -13,7 +13,8 @@ from reshard.compat.mindspore.catalogs import chosen, of_files
 from reshard.compat.mindspore.given_strategies import strategy_file
 from reshard.compat.mindspore.parameters import as_parameters, load_into, this_rank
 from reshard.compat.placing import place_files, staged
-from reshard.families.open_checkpoint import Source, open_source
+from reshard.families.open_checkpoint import open_source
+from reshard.families.source import Source
 from reshard.ops.convert import execute, plan_from
 from reshard.ops.observer import Observer
 from reshard.ops.options import Options

@@ -1,0 +1,72 @@
+"""Families by name, imported when a place may be one of theirs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+
+from msgspec import Struct
+
+from reshard.errors import CheckpointError, UsageError
+from reshard.families.family import Family, Listing
+from reshard.storage.storage import is_url
+from reshard.storage.storages import storage_of
+
+
+class _Entry(Struct, frozen=True):
+    """``marks`` matches the name of some entry of every folder of the family, or of its file."""
+
+    name: str
+    place: str
+    marks: str
+
+
+_FAMILIES: tuple[_Entry, ...] = ()
+PLAIN = ("ranks", "full")
+"""Families that need no recognising: rank folders, and full files, are what everything else is."""
+
+
+def family_named(name: str) -> Family:
+    """Raises UsageError for a family that is not known."""
+    for entry in _FAMILIES:
+        if entry.name == name:
+            module, _, attribute = entry.place.partition(":")
+            made: Family = getattr(import_module(module), attribute)()
+            return made
+    raise UsageError(f"no family {name!r}", hint=f"one of: {', '.join([*PLAIN, *(entry.name for entry in _FAMILIES)])}")
+
+
+def listing(path: str) -> Listing:
+    """What lies there. Raises CheckpointError where nothing does."""
+    path = path.rstrip("/") if is_url(path) else str(Path(path))
+    storage = storage_of(path)
+    there = storage.entry(path)
+    if there is None:
+        raise CheckpointError("no such file or folder", path)
+    return Listing(path, there, tuple(storage.entries(path)) if there.folder else ())
+
+
+def recognised(there: Listing, name: str = "") -> Family | None:
+    """The one family that a place is of; None for rank folders and full files. Raises UsageError where several may be.
+
+    Args:
+        name: what the user says that it is.
+    """
+    if name:
+        return None if name in PLAIN else family_named(name)
+    found = [family for family in _candidates(there) if family.recognises(there)]
+    if len(found) > 1:
+        names = [family.name for family in found]
+        raise UsageError(
+            f"it may be of several families: {', '.join(names)}", there.path, f"say which: --from {names[0]}"
+        )
+    return found[0] if found else None
+
+
+def _candidates(there: Listing) -> Iterator[Family]:
+    names = [entry.name for entry in there.entries] if there.folder else [there.there.name]
+    for entry in _FAMILIES:
+        if any(re.fullmatch(entry.marks, name) for name in names):
+            yield family_named(entry.name)
