@@ -211,22 +211,11 @@ def numbered(iteration: int) -> int | None:
 
 def conversion_options(given: dict[str, Any]) -> Options:
     """The options of a conversion from those of a command. Raises UsageError."""
-    from reshard.errors import UsageError
     from reshard.families.discover import as_select
     from reshard.ops.options import Options
 
-    if given["checksum"] not in ("xxh3", "off"):
-        raise UsageError(f"--checksum {given['checksum']!r}", hint="xxh3 or off")
-    if given["workers"] != "auto" and not (given["workers"].isdigit() and 0 < int(given["workers"]) <= 1024):
-        raise UsageError(f"--workers {given['workers']!r}", hint="a number from 1 to 1024, or auto")
-    if given["replicas"] not in ("copy", "link"):
-        raise UsageError(f"--replicas {given['replicas']!r}", hint="copy or link")
-    max_rate = given["max_rate"].removesuffix("/s")
-    max_shard, max_memory, ranks = (
-        given.get("max_shard_size", ""),
-        given["max_memory"],
-        given.get("ranks", ""),
-    )
+    max_shard, ranks = given.get("max_shard_size", ""), given.get("ranks", "")
+    weights_only = given.get("weights_only", False)
     return Options(
         src_strategy=given.get("src_strategy", ""),
         dst_strategy=given.get("dst_strategy", ""),
@@ -239,24 +228,38 @@ def conversion_options(given: dict[str, Any]) -> Options:
         ranks=parse_ranks(ranks) if ranks else None,
         share=parse_share(given["share"], os.environ) if given.get("share") else None,
         missing=given["missing"],
-        names=name_rules(
-            given["include"], given["exclude"], given["rename"], weights_only=given.get("weights_only", False)
-        ),
+        names=name_rules(given["include"], given["exclude"], given["rename"], weights_only=weights_only),
         dtype=given["dtype"],
         max_shard_nbytes=parse_nbytes(max_shard) if max_shard else None,
         drop_redundancy=given.get("drop_redundancy", False),
         check_replicas=given["check_replicas"],
         crc=given["crc"],
-        checksum=given["checksum"] == "xxh3",
-        fsync=not given["no_fsync"],
-        workers=0 if given["workers"] == "auto" else int(given["workers"]),
-        max_rate_nbytes=parse_nbytes(max_rate) if max_rate else None,
-        link_replicas=given["replicas"] == "link",
-        max_memory_nbytes=parse_nbytes(max_memory) if max_memory else None,
-        engine=given.get("engine", "local"),
-        address=given.get("address", "auto"),
-        nodes_local=read_nodes(given["nodes_local"]) if given.get("nodes_local") else (),
-        resume=given["resume"],
-        overwrite=given["overwrite"],
-        verify=given["verify"],
+        **_means(given),
     )
+
+
+def _means(given: dict[str, Any]) -> dict[str, Any]:
+    """By what means the conversion is carried out. Raises UsageError."""
+    from reshard.errors import UsageError
+
+    if given["checksum"] not in ("xxh3", "off"):
+        raise UsageError(f"--checksum {given['checksum']!r}", hint="xxh3 or off")
+    if given["workers"] != "auto" and not (given["workers"].isdigit() and 0 < int(given["workers"]) <= 1024):
+        raise UsageError(f"--workers {given['workers']!r}", hint="a number from 1 to 1024, or auto")
+    if given["replicas"] not in ("copy", "link"):
+        raise UsageError(f"--replicas {given['replicas']!r}", hint="copy or link")
+    max_rate, max_memory = given["max_rate"].removesuffix("/s"), given["max_memory"]
+    return {
+        "checksum": given["checksum"] == "xxh3",
+        "fsync": not given["no_fsync"],
+        "workers": 0 if given["workers"] == "auto" else int(given["workers"]),
+        "max_rate_nbytes": parse_nbytes(max_rate) if max_rate else None,
+        "link_replicas": given["replicas"] == "link",
+        "max_memory_nbytes": parse_nbytes(max_memory) if max_memory else None,
+        "engine": given.get("engine", "local"),
+        "address": given.get("address", "auto"),
+        "nodes_local": read_nodes(given["nodes_local"]) if given.get("nodes_local") else (),
+        "resume": given["resume"],
+        "overwrite": given["overwrite"],
+        "verify": given["verify"],
+    }
