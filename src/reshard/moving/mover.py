@@ -76,7 +76,9 @@ class Mover:
         itemsize = ITEMSIZE[base.dtype]
         slab = self._scratch.take("slab", block.box.size * itemsize)
         for read in block.reads:
-            at = None if base.order else read.box.place_in(block.box)
+            piece = base.pieces[read.piece]
+            counts = read.box & piece.box if piece.outer else read.box  # beside the piece lies what is not its own
+            at = read.box.place_in(block.box) if counts == read.box and not base.order else None
             if at is not None:
                 self._read(read, slab[at * itemsize : (at + read.box.size) * itemsize])
                 continue
@@ -84,7 +86,7 @@ class Mover:
 
             wide = self._scratch.take("read", read.box.size * itemsize)
             self._read(read, wide)
-            copy_between((slab, block.box), (wide, read.box), base.dtype, base.order)
+            copy_between((slab, block.box), (wide, read.box), counts, base.dtype, base.order)
         return slab
 
     def _read(self, access: Access, buffer: memoryview) -> None:
@@ -104,7 +106,7 @@ class Mover:
 
         out = self._scratch.take("write", write.box.size * itemsize)
         if dtype == target:
-            copy_between((out, write.box), (slab, box), dtype)
+            copy_between((out, write.box), (slab, box), box, dtype)
         else:
             cast_out(out, write.box, target, slab, box, dtype)
         return out

@@ -59,12 +59,12 @@ def scale(step: Scaled, made: Array, of: Array, scales: Array, box: Box) -> None
         wide = np.repeat(wide, n, dim)
         skipped = box.start[dim] - held.start[dim] * n
         wide = wide[(slice(None),) * dim + (slice(skipped, skipped + box.shape[dim]),)]
-    if not box.shape:
-        made[...] = of.astype(np.float32) * wide
-        return
-    rows = max(_CHUNK // max(prod(box.shape[1:]), 1), 1)
-    of_row = np.arange(box.start[0], box.stop[0]) // step.block[0] - held.start[0]
     with np.errstate(over="ignore", invalid="ignore"):
+        if not box.shape:
+            made[...] = of.astype(np.float32) * wide
+            return
+        rows = max(_CHUNK // max(prod(box.shape[1:]), 1), 1)
+        of_row = np.arange(box.start[0], box.stop[0]) // step.block[0] - held.start[0]
         for start in range(0, box.shape[0], rows):
             part = slice(start, start + rows)
             made[part] = of[part].astype(np.float32) * wide[of_row[part]]

@@ -138,6 +138,15 @@ def unordered(box: Box, order: tuple[int, ...]) -> Box:
     return Box(tuple(box.start[p] for p in places), tuple(box.stop[p] for p in places))
 
 
+def ordered(box: Box, order: tuple[int, ...]) -> Box:
+    """The box, of a source, in the result whose dims are those of the source in this order.
+
+    >>> ordered(Box((2, 3, 1), (5, 6, 4)), (2, 0, 1))
+    Box(start=(1, 2, 3), stop=(4, 5, 6))
+    """
+    return Box(tuple(box.start[d] for d in order), tuple(box.stop[d] for d in order))
+
+
 class PlannedTensor(Struct, frozen=True):
     """A tensor to write. ``spec`` is what the target gets, whole; ``step`` makes it."""
 
