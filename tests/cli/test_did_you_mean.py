@@ -70,10 +70,10 @@ def test_an_error_says_what_may_have_been_meant(
     assert docs in error.splitlines()[-1]
 
 
-@pytest.mark.parametrize("name", ["full.pt", "full.bin"])
+@pytest.mark.parametrize("name", ["full.npz", "full.gguf"])
 def test_a_target_named_as_a_file_of_another_kind_is_refused(run: Callable[[str], tuple[int, str]], name: str) -> None:
     code, said = run(f"convert llama.safetensors {name}")
-    assert (code, "hint: end it in .ckpt or .safetensors" in said) == (2, True)
+    assert (code, "hint: end it in .bin or .ckpt or .pt or .pth or .safetensors" in said) == (2, True)
 
 
 def test_where_nothing_is_near_it_says_what_is_there(run: Callable[[str], tuple[int, str]]) -> None:

@@ -4,6 +4,7 @@ import pytest
 
 from reshard.formats.mindspore_ckpt import MindSporeCkpt
 from reshard.formats.safetensors import Safetensors
+from reshard.formats.torch_file import TorchFile
 from reshard.testing import FormatTests
 
 PACKED = frozenset({"float4_e2m1fn_x2", "float6_e2m3fn_x4", "float6_e3m2fn_x4"})
@@ -29,6 +30,11 @@ class TestMindSporeCkptWithCrc(FormatTests):
     format = MindSporeCkpt(crc=True)
     refused = CKPT_REFUSES
     refused_shapes = frozenset({(0,)})  # older writers meant a scalar by it
+
+
+class TestTorchFile(FormatTests):
+    format = TorchFile()
+    refused = frozenset({"int4x2", "float6_e2m3fn_x4", "float6_e3m2fn_x4"})
 
 
 class TestSafetensors(FormatTests):

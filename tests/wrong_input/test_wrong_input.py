@@ -140,10 +140,10 @@ def test_not_a_weight_file(work: Work) -> None:
 
 
 def test_unknown_suffix(work: Work) -> None:
-    other = work.folder / "model.bin"
+    other = work.folder / "model.npz"
     other.write_bytes(b"\0" * 64)
     error = refused(INPUT, "split", other, work.out, "--dst-strategy", work.new, target=work.out)
-    assert ".ckpt or .safetensors" in error
+    assert ".pth or .safetensors" in error
 
 
 def test_formats_mixed_in_one_rank(work: Work) -> None:
@@ -270,7 +270,7 @@ def test_target_that_is_the_source_file(work: Work) -> None:
         (["--workers", "0"], "--workers '0'"),
         (["--max-memory", "1KiB"], "--max-memory"),
         (["--max-memory", "lots"], "'lots' is not a size"),
-        (["--max-shard-size", "5GiB"], "one full safetensors checkpoint"),
+        (["--max-shard-size", "5GiB"], "one full checkpoint, of safetensors"),
         (["--resume", "--overwrite"], "contradict"),
     ],
 )

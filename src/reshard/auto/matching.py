@@ -26,7 +26,8 @@ class Here(Struct, frozen=True):
 def match(here: Here, job: JobStrategy, wanted_format: str) -> str:
     """How it was seen that nothing is to be done; "" where the weights must be converted."""
     found = here.found
-    if wanted_format and any(format_of(path) != format_of(f"x.{wanted_format}") for _, path in found.files):
+    forms = {form.name for form in (format_of(path) for _, path in found.files) if form}
+    if "torch" in forms or (wanted_format and forms != {wanted_format}):
         return ""
     if job.strategy is None:
         whole = not found.distributed or (here.strategy is None and [r for r, _ in found.files] == [0])

@@ -152,7 +152,8 @@ class _Start(Struct, frozen=True):
             said = "transform: on_load: nothing is converted; the script loads with reshard.auto.load"
             return self._as_it_is("on load", said, strategy.warnings)
         refuse_unknown_cut(source)
-        form = settings.format or Path(source.found.files[0][1]).suffix.removeprefix(".")
+        ckpt = source.found.files[0][1].endswith(".ckpt")
+        form = settings.format or ("ckpt" if ckpt else "safetensors")
         results = Results.of(settings, form)
         results.refuse_inside(settings, replaced(results, strategy, form))
         return Job(settings, source, strategy, results, self._parts(strategy), form, self.call.limits)

@@ -67,8 +67,8 @@ _CONVERSION: dict[str, tuple[Any, Any]] = {
             str,
             typer.Option(
                 metavar="F",
-                help="ckpt or safetensors. Default: as SRC.",
-                autocompletion=one_of("ckpt", "safetensors"),
+                help="ckpt, safetensors or torch. Default: as SRC.",
+                autocompletion=one_of("ckpt", "safetensors", "torch"),
             ),
         ],
         "",
@@ -100,7 +100,7 @@ _CONVERSION: dict[str, tuple[Any, Any]] = {
         "error",
     ),
     "max_shard_size": (
-        Annotated[str, typer.Option(metavar="5GiB", help="One full safetensors checkpoint in parts, with an index.")],
+        Annotated[str, typer.Option(metavar="5GiB", help="One full checkpoint in parts, with an index.")],
         "",
     ),
     "drop_redundancy": (

@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from reshard.errors import CheckpointError, FormatError, UsageError, listed
 from reshard.families.index_files import parts_named, read_named
+from reshard.families.torch_names import weight_names
 from reshard.formats.registry import format_of, suffixes
 from reshard.storage.storage import Entry, is_url, join
 from reshard.storage.storages import storage_of
@@ -20,7 +21,7 @@ Select = Literal["natural", "name", "mtime", "step"]
 SELECTS: tuple[Select, ...] = ("natural", "name", "mtime", "step")
 _RANK = re.compile(r"rank_(\d+)")
 _STEP = re.compile(r"(\d+)_(\d+)\.[^.]+$")
-_INDEX = ("model.safetensors.index.json", "param_name_map.json")
+_INDEX = ("model.safetensors.index.json", "pytorch_model.bin.index.json", "param_name_map.json")
 _LISTINGS_AT_ONCE = 16
 
 
@@ -56,8 +57,9 @@ class _File(Struct, frozen=True):
         return self.name.rpartition(".")[0]
 
     @property
-    def suffix(self) -> str:
-        return self.name.rpartition(".")[2]
+    def format(self) -> str:
+        form = format_of(self.name)
+        return form.name if form else ""
 
 
 def discover(path: str | Path, select: Select = "natural", suffix: str = "") -> Found:
@@ -110,7 +112,9 @@ def _named(path: str) -> Found:
 
 
 def _weights(folder: str, entries: Iterable[Entry]) -> list[_File]:
-    return [_File(folder, e) for e in entries if not e.folder and format_of(e.name)]
+    files = [_File(folder, e) for e in entries if not e.folder and format_of(e.name)]
+    taken = weight_names(f.name for f in files)
+    return [f for f in files if f.name in taken]
 
 
 def _format_suffix(path: str) -> None:
@@ -118,19 +122,19 @@ def _format_suffix(path: str) -> None:
         raise FormatError(
             f"not a weight file by its name; expected {' or '.join(sorted(suffixes()))}",
             path,
-            "a .pt or .bin file of PyTorch has to be saved as safetensors first"
-            if path.endswith((".pt", ".pth", ".bin"))
-            else "rename it, if it is one",
+            "rename it, if it is one",
         )
 
 
 def _full(path: str, files: list[_File], suffix: str, there: set[str]) -> Found:
     files = _with_suffix(path, files, suffix)
-    if len({f.suffix for f in files}) > 1:
+    if len({f.format for f in files}) > 1:
         raise CheckpointError(
             "full weight files of two formats in one folder", path, "name one file, or keep one format"
         )
-    warnings = tuple(w for name in _INDEX if name in there for w in _check_index(join(path, name), files))
+    of_torch = files[0].format == "torch"
+    indexes = [name for name in _INDEX if name in there and name.startswith("pytorch_") == of_torch]
+    warnings = tuple(w for name in indexes for w in _check_index(join(path, name), files))
     newest = max(f.entry.mtime_ns for f in files)
     return Found(path, tuple((0, f.path) for f in files), distributed=False, warnings=warnings, newest_ns=newest)
 
@@ -210,7 +214,7 @@ def _ranks(path: str, folders: list[str], select: Select, suffix: str, warnings:
 def _of_rank(folder: str, files: list[_File], select: Select, suffix: str) -> tuple[_File, bool]:
     """The file of a rank, and whether all rules choose it."""
     files = _with_suffix(folder, files, suffix)
-    if len({f.suffix for f in files}) > 1:
+    if len({f.format for f in files}) > 1:
         raise CheckpointError(
             "weight files of two formats in one rank folder", folder, "keep one format, or give --suffix"
         )

@@ -64,7 +64,8 @@ def open_source(source: Source, *, trust_manifest: bool = True) -> Catalog:
         )
     files = index_files(found, trust_manifest=trust_manifest)
     made = _told_apart(found, files, strategy)
-    return replace(made, warnings=(*found.warnings, *made.warnings))
+    of_files = (f"{file.path}: {warning}" for file in files for warning in file.contents.warnings)
+    return replace(made, warnings=(*found.warnings, *of_files, *made.warnings))
 
 
 def _told_apart(found: Found, files: Sequence[IndexedFile], strategy: Strategy | None) -> Catalog:

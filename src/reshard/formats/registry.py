@@ -12,7 +12,10 @@ from reshard.formats.base import Format
 _BUILT_IN = {
     "ckpt": "reshard.formats.mindspore_ckpt:MindSporeCkpt",
     "safetensors": "reshard.formats.safetensors:Safetensors",
+    "torch": "reshard.formats.torch_file:TorchFile",
 }
+_SUFFIXES = {".ckpt": "ckpt", ".safetensors": "safetensors", ".bin": "torch", ".pt": "torch", ".pth": "torch"}
+"""Of the built-in formats, so that a name is judged without importing any."""
 
 
 @cache
@@ -45,11 +48,15 @@ def _names() -> Iterator[str]:
 
 def suffixes() -> Mapping[str, str]:
     """File name suffix → format name, for the formats known."""
-    return {format_named(name).suffix: name for name in _names()}
+    return _SUFFIXES | {format_named(name).suffix: name for name in _others()}
 
 
 def format_of(path: str) -> Format | None:
     """The format that the file's name says, a built-in one first, or None where it says none."""
-    if "." not in path.rpartition("/")[2]:
+    _, dot, suffix = path.rpartition("/")[2].rpartition(".")
+    if not dot:
         return None
-    return next((form for form in map(format_named, _names()) if path.endswith(form.suffix)), None)
+    name = _SUFFIXES.get(dot + suffix)
+    if name is None:
+        name = next((name for name in _others() if path.endswith(format_named(name).suffix)), None)
+    return format_named(name) if name else None

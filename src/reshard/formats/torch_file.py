@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from hashlib import sha256
 from itertools import product
 from math import prod
 from typing import Any
@@ -15,10 +16,13 @@ from reshard.errors import FormatError
 from reshard.formats.base import ByteRanges
 from reshard.formats.pickle_paths import paths, within
 from reshard.formats.pickled import Record
+from reshard.formats.pickling import write_pickle
 from reshard.formats.torch_records import TorchRecords, read_torch_records
-from reshard.formats.torch_values import StorageRef, TensorRef
-from reshard.index import Contents, Extent, Stored, TensorSpec
+from reshard.formats.torch_values import StorageRef, TensorRef, whole
+from reshard.formats.zip_frame import ZipFrame, zip_frame
+from reshard.index import Contents, Extent, Frame, Stored, TensorSpec
 
+FOLDER = "archive"
 _MAX_RUNS = 1 << 16
 _MAX_RUNS_OF_FILE = 1 << 20
 _KINDS_TOLD = 6
@@ -39,6 +43,43 @@ class TorchFile(Struct, frozen=True):
 
     def read_index(self, source: ByteRanges) -> Contents:
         return contents(read_torch_records(source))
+
+    def frame(self, tensors: Mapping[str, TensorSpec], texts: Mapping[str, str], notes: Mapping[str, str]) -> Frame:
+        taken = sorted(tensors.keys() & texts.keys())
+        if taken:
+            raise FormatError(f"a tensor and a string are both called {taken[0]!r}", hint="--rename or --exclude it")
+        keys = {name: str(number) for number, name in enumerate(tensors)}
+        laid = torch_frame(
+            {**{name: _whole(name, keys[name], spec) for name, spec in tensors.items()}, **texts},
+            {keys[name]: spec.nbytes for name, spec in tensors.items()},
+        )
+        holes = {name: (laid.holes[f"{FOLDER}/data/{key}"].extent,) for name, key in keys.items()}
+        return Frame(laid.nbytes, laid.pieces, holes)
+
+
+def torch_frame(value: Any, storages: Mapping[str, int]) -> ZipFrame:
+    """Lay out a file of a value whose TensorRefs lie in these storages, by key with their lengths in bytes.
+
+    Equal input gives equal files, whatever the numbers are.
+    """
+    data = write_pickle(value)
+    number = int.from_bytes(sha256(data).digest()[:16], "big")
+    records: list[tuple[str, bytes | int]] = [
+        ("data.pkl", data), (".format_version", b"1"), (".storage_alignment", b"64"), ("byteorder", b"little"),
+        *((f"data/{key}", nbytes) for key, nbytes in storages.items()),
+        ("version", b"3\n"), (".data/serialization_id", f"{number:040d}".encode()),
+    ]  # fmt: skip
+    return zip_frame([(f"{FOLDER}/{name}", content) for name, content in records])
+
+
+def _whole(name: str, key: str, spec: TensorSpec) -> TensorRef:
+    try:
+        return whole(key, spec)
+    except FormatError:
+        raise FormatError(
+            f"tensor {name!r} is {spec.dtype}, which torch does not have",
+            hint="leave it out with --exclude, or write another format (--format)",
+        ) from None
 
 
 def contents(records: TorchRecords) -> Contents:

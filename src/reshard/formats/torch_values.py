@@ -15,12 +15,22 @@ from reshard.dtypes import ITEMSIZE
 from reshard.errors import FormatError
 from reshard.formats.pickle_names import code, may_take
 from reshard.formats.pickled import GETATTR, Global, Meaning, More, Pickled, Record, nothing_more, read_pickle
+from reshard.index import TensorSpec
 
 _STORAGES = {
     "Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16", "Long": "int64",
     "Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8", "Bool": "bool",
     "ComplexFloat": "complex64", "ComplexDouble": "complex128",
 }  # fmt: skip
+STORAGE_CLASSES = {dtype: f"{name}Storage" for name, dtype in _STORAGES.items()}
+"""The class of the storage of a dtype, as in ``torch.FloatStorage``; newer dtypes have none."""
+
+RAW_DTYPES = frozenset(
+    {
+        "uint16", "uint32", "uint64", "complex32", "float4_e2m1fn_x2", "float8_e4m3fn", "float8_e5m2",
+        "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu",
+    }
+)  # fmt: skip
 _UNTYPED = "uint8"
 _SUB_BYTE = ("QInt8Storage", "QInt32Storage", "QUInt8Storage", "QUInt4x2Storage", "QUInt2x4Storage")
 _MAX_DIMS = 64
@@ -32,10 +42,11 @@ class StorageRef(Struct, frozen=True):
 
     Attributes:
         key: names the record: ``data/<key>`` in a zip.
-        dtype: of its elements; those of an untyped storage are bytes.
+        dtype: of its elements.
         count: elements of the record.
         start, stop: the part that is meant; all of it but in very old files.
         place: the device that it was on, as in ``cuda:0``; ``meta`` has no bytes.
+        raw: its elements are bytes, of whatever dtype the tensors in it are.
     """
 
     key: str
@@ -44,6 +55,7 @@ class StorageRef(Struct, frozen=True):
     start: int
     stop: int
     place: str
+    raw: bool = False
 
 
 class TensorRef(Struct, frozen=True):
@@ -74,6 +86,21 @@ class TensorRef(Struct, frozen=True):
         return self.offset + 1 + sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))
 
 
+def whole(key: str, spec: TensorSpec) -> TensorRef:
+    """A tensor that has a storage of its own, row-major. Raises FormatError for a dtype that torch does not have.
+
+    >>> whole("0", TensorSpec("float32", (3, 0, 2))).strides
+    (2, 2, 1)
+    """
+    if spec.dtype not in STORAGE_CLASSES and spec.dtype not in RAW_DTYPES:
+        raise FormatError(f"torch has no {spec.dtype}")
+    strides = tuple(prod(max(n, 1) for n in spec.shape[dim + 1 :]) for dim in range(len(spec.shape)))
+    raw = spec.dtype not in STORAGE_CLASSES
+    count = spec.nbytes if raw else prod(spec.shape)
+    storage = StorageRef(key, _UNTYPED if raw else spec.dtype, count, 0, count, "cpu", raw)
+    return TensorRef(storage, spec.dtype, spec.shape, strides, 0)
+
+
 def read_value(data: bytes, resolve: Callable[[Any], Any] | None = None, more: More = nothing_more) -> Pickled:
     """The value of a pickle as torch writes them: dicts, lists, texts and numbers, TensorRef and StorageRef, and
     Records for all other objects. Raises FormatError, also for a pickle that runs code when loaded.
@@ -94,11 +121,12 @@ def storage(pid: Any) -> StorageRef:
     dtype = _storage_dtype(kind)
     if not 0 <= count < _MAX:
         raise FormatError(f"storage {key!r} of {count} elements")
+    raw = kind.name == "UntypedStorage"
     match part:
         case None:
-            return StorageRef(key, dtype, count, 0, count, place)
+            return StorageRef(key, dtype, count, 0, count, place, raw)
         case (str(), int(start), int(size)) if 0 <= start <= start + size <= count:
-            return StorageRef(key, dtype, count, start, start + size, place)
+            return StorageRef(key, dtype, count, start, start + size, place, raw)
     raise FormatError(f"a part of storage {key!r} that does not lie within it")
 
 

@@ -16,15 +16,15 @@ from reshard.errors import FormatError
 from reshard.formats.base import ByteRanges
 
 _TAIL_NBYTES = 65536 + 22  # an end record with the longest comment
-_END = Layout("<4s4H2LH")
-_END64_LOCATOR = Layout("<4sLQL")
-_END64 = Layout("<4sQ2H2L4Q")
-_CENTRAL = Layout("<4s6H3L5H2L")
-_LOCAL = Layout("<4s5H3L2H")
+END = Layout("<4s4H2LH")
+END64_LOCATOR = Layout("<4sLQL")
+END64 = Layout("<4sQ2H2L4Q")
+CENTRAL = Layout("<4s6H3L5H2L")
+LOCAL = Layout("<4s5H3L2H")
 _MAX_DIRECTORY_NBYTES = 1 << 30
 _WITH_DESCRIPTOR = 8
 _ENCRYPTED = 1
-_WIDE = 0xFFFFFFFF  # from here on, numbers are in a zip64 field
+WIDE = 0xFFFFFFFF  # from here on, numbers are in a zip64 field
 _ALIGNMENTS = (64, 4096)
 STORED, DEFLATED = 0, 8
 _METHODS = {DEFLATED: "deflate", 9: "deflate64", 12: "bzip2", 14: "lzma", 93: "zstd", 95: "xz"}
@@ -112,17 +112,17 @@ def _directory(source: ByteRanges) -> tuple[int, bytes, int]:
     base = max(0, source.nbytes - _TAIL_NBYTES)
     tail = source.read(base, source.nbytes - base)
     place = tail.rfind(b"PK\x05\x06")
-    while place >= 0 and place + _END.size + int.from_bytes(tail[place + 20 : place + 22], "little") != len(tail):
+    while place >= 0 and place + END.size + int.from_bytes(tail[place + 20 : place + 22], "little") != len(tail):
         place = tail.rfind(b"PK\x05\x06", 0, place)
     if place < 0:
         raise FormatError(f"file has {source.nbytes:,} bytes and no directory of records at its end", hint=_CUT)
-    _, _, _, _, count, nbytes, start, _ = _END.unpack_from(tail, place)
+    _, _, _, _, count, nbytes, start, _ = END.unpack_from(tail, place)
     end = base + place
-    if place >= _END64_LOCATOR.size and tail.startswith(b"PK\x06\x07", place - _END64_LOCATOR.size):
-        _, _, at, _ = _END64_LOCATOR.unpack_from(tail, place - _END64_LOCATOR.size)
-        if at + _END64.size > end - _END64_LOCATOR.size:
+    if place >= END64_LOCATOR.size and tail.startswith(b"PK\x06\x07", place - END64_LOCATOR.size):
+        _, _, at, _ = END64_LOCATOR.unpack_from(tail, place - END64_LOCATOR.size)
+        if at + END64.size > end - END64_LOCATOR.size:
             raise FormatError("the directory's end record lies outside of the file", hint=_CUT)
-        mark, *_, count, nbytes, start = _END64.unpack(source.read(at, _END64.size))
+        mark, *_, count, nbytes, start = END64.unpack(source.read(at, END64.size))
         if mark != b"PK\x06\x06":
             raise FormatError(f"no end record of the directory at byte {at}", hint=_CUT)
         end = at
@@ -137,12 +137,12 @@ def _entries(data: bytes, count: int) -> list[_Entry]:
     entries: list[_Entry] = []
     at = 0
     while at < len(data):
-        if len(data) - at < _CENTRAL.size:
+        if len(data) - at < CENTRAL.size:
             raise FormatError("the directory of records ends within an entry", hint=_CUT)
         mark, _, _, flags, method, _, _, crc, packed, nbytes, name_nbytes, extra_nbytes, comment_nbytes, *_, header = (
-            _CENTRAL.unpack_from(data, at)
+            CENTRAL.unpack_from(data, at)
         )
-        names = at + _CENTRAL.size
+        names = at + CENTRAL.size
         extra = names + name_nbytes
         at = extra + extra_nbytes + comment_nbytes
         if mark != b"PK\x01\x02" or at > len(data):
@@ -167,7 +167,7 @@ def _wide(extra: bytes, sizes: list[int]) -> list[int]:
         if kind == 1:
             wide = [extra[at + i : at + i + 8] for i in range(0, nbytes - 7, 8)]
             for place, size in enumerate(sizes):
-                if size == _WIDE and wide:
+                if size == WIDE and wide:
                     sizes[place] = int.from_bytes(wide.pop(0), "little")
         at += nbytes
     return sizes
@@ -178,23 +178,23 @@ def _likely_start(entry: _Entry, after: int) -> int:
     the next header, and begin where torch aligns them to, after a header with one field of padding. 0 where these
     disagree, or the writer was another.
     """
-    wide = entry.header >= _WIDE or entry.nbytes >= _WIDE
+    wide = entry.header >= WIDE or entry.nbytes >= WIDE
     descriptor = 0
     if entry.flags & _WITH_DESCRIPTOR and entry.nbytes:
         descriptor = 24 if wide else 16
     by_end = after - descriptor - entry.packed_nbytes
-    least = entry.header + _LOCAL.size + entry.name_nbytes + 4
+    least = entry.header + LOCAL.size + entry.name_nbytes + 4
     if wide:
-        least += 4 + 16 * (entry.nbytes >= _WIDE) + 8 * (entry.header >= _WIDE)
+        least += 4 + 16 * (entry.nbytes >= WIDE) + 8 * (entry.header >= WIDE)
     return by_end if any(-(-least // n) * n == by_end for n in _ALIGNMENTS) else 0
 
 
 def _stated_start(source: ByteRanges, entry: _Entry) -> int:
     """Where a record begins as its own header says."""
-    if entry.header + _LOCAL.size > source.nbytes:
+    if entry.header + LOCAL.size > source.nbytes:
         raise FormatError(f"the record {entry.name!r} lies outside of the file", hint=_CUT)
-    mark, *_, name_nbytes, extra_nbytes = _LOCAL.unpack(source.read(entry.header, _LOCAL.size))
+    mark, *_, name_nbytes, extra_nbytes = LOCAL.unpack(source.read(entry.header, LOCAL.size))
     if mark != b"PK\x03\x04":
         raise FormatError(f"the record {entry.name!r} does not begin at byte {entry.header}", hint=_CUT)
-    start: int = entry.header + _LOCAL.size + name_nbytes + extra_nbytes
+    start: int = entry.header + LOCAL.size + name_nbytes + extra_nbytes
     return start

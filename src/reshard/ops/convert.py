@@ -16,7 +16,7 @@ from reshard.families.probe import probe
 from reshard.families.strategies import read_strategy
 from reshard.formats.base import Format
 from reshard.formats.mindspore_ckpt import MindSporeCkpt, stored_crc
-from reshard.formats.registry import format_named, format_of
+from reshard.formats.registry import format_named, format_of, suffixes
 from reshard.interruption import clears_up
 from reshard.ops.budget import Budget, budget_of
 from reshard.ops.engine import most_files
@@ -38,7 +38,7 @@ from reshard.target.preflight import refuse_occupied, refuse_source
 from reshard.target.target_paths import Place
 
 _CRC_BLOCK_NBYTES = 8 << 20
-_OTHERS_FILES = (".pt", ".pth", ".bin", ".npz", ".gguf", ".onnx", ".safetensor")
+_OTHERS_FILES = (".npz", ".gguf", ".onnx", ".safetensor")
 
 
 class Conversion(Struct, frozen=True):
@@ -73,8 +73,6 @@ def plan_from(
     source: Catalog, dst: str, options: Options, lora: LoraMerge | None = None, parts: Parts | None = None
 ) -> Plan:
     """As ``plan``, of a source that is open already; ``lora`` is what is added on the way."""
-    if options.max_shard_nbytes and parts is None:
-        parts = Parts(options.max_shard_nbytes)
     if options.check_replicas:
         _refuse_replicas(source)
     if options.crc:
@@ -82,9 +80,12 @@ def plan_from(
     idle = options.names.idle((*source.tensors, *source.texts))
     source = replace(source, warnings=(*source.warnings, *probe(source), *idle))
     single = names_file(dst)
+    form = _target_format(dst if single else "", source, options)
+    if options.max_shard_nbytes and parts is None:
+        parts = Parts(options.max_shard_nbytes, "torch" if form.name == "torch" else "hf")
     target = Target(
         read_strategy(options.dst_strategy) if options.dst_strategy else None,
-        _target_format(dst if single else "", source, options),
+        form,
         prefix=options.prefix,
         ranks=options.ranks,
         share=options.share,
@@ -160,7 +161,7 @@ def names_file(dst: str | Path) -> bool:
     """
     if str(dst).endswith(_OTHERS_FILES) and not Path(dst).is_dir():
         raise UsageError(
-            f"{str(dst)!r} is named as a file that we do not write", hint="end it in .ckpt or .safetensors"
+            f"{str(dst)!r} is named as a file that we do not write", hint=f"end it in {' or '.join(sorted(suffixes()))}"
         )
     return format_of(str(dst)) is not None and (is_url(str(dst)) or not Path(dst).is_dir())
 
@@ -182,9 +183,12 @@ def _bill(plan: Plan, means: Means, budget: Budget) -> Bill:
 
 
 def _target_format(single: str, source: Catalog, options: Options) -> Format:
-    """What is asked for, what the file's name says, or the format of the source."""
+    """What is asked for, what the file's name says, or the format of the source; ranks load no torch files."""
     by_name = format_of(single) if single else None
-    made = format_named(options.format) if options.format else by_name or format_named(source.files[0].format)
+    by_source = source.files[0].format
+    if by_source == "torch" and options.dst_strategy:
+        by_source = "safetensors"
+    made = format_named(options.format) if options.format else by_name or format_named(by_source)
     if by_name and by_name.name != made.name:
         raise UsageError(f"the target is named {single!r} and --format is {made.name}", hint="drop one of them")
     return replace(made, crc=True) if options.crc and isinstance(made, MindSporeCkpt) else made

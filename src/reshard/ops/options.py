@@ -91,13 +91,13 @@ class Options(Means, frozen=True):
     Attributes:
         src_strategy, dst_strategy: a strategy file or folder; empty for one full checkpoint.
         family, iteration: of the source, where several are there (``--from``, ``--iteration``).
-        format: ``ckpt`` or ``safetensors``; empty for what the target's name or else the source says.
+        format: ``ckpt``, ``safetensors`` or ``torch``; empty for what the target's name or else the source says.
         ranks: make only these target ranks; None for all.
         share: make only this part of the target, as others make theirs; None for all.
         missing: ``drop`` leaves out tensors of which nobody can know what they should be.
         names: which tensors to take and what to call them.
         dtype: cast floating weights to this; optimizer states stay as they are.
-        max_shard_nbytes: a full safetensors checkpoint in parts of at most this, with an index.
+        max_shard_nbytes: a full checkpoint of safetensors or torch files in parts of at most this, with an index.
         drop_redundancy: of equal shards one rank alone keeps its own, as MindSpore's training saves them.
         check_replicas: read all replicas and refuse those that differ.
         crc: check the CRC-32 of .ckpt sources that have one and write it into .ckpt targets.

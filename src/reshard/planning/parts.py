@@ -8,7 +8,8 @@ from typing import Literal
 
 from msgspec import Struct
 
-Names = Literal["hf", "mindspore"]
+Names = Literal["hf", "torch", "mindspore"]
+_HUGGING_FACE = {"hf": ("model", ".safetensors"), "torch": ("pytorch_model", ".bin")}
 EXTRAS_NAME = "hyper_param.safetensors"
 
 
@@ -16,12 +17,17 @@ class Parts(Struct, frozen=True):
     """Parts of at most ``max_nbytes``, called as ``names`` does.
 
     ``hf``: ``model-0000i-of-0000n.safetensors`` and ``model.safetensors.index.json``.
+    ``torch``: ``pytorch_model-0000i-of-0000n.bin`` and ``pytorch_model.bin.index.json``.
     ``mindspore``: ``part{i}.safetensors`` and ``param_name_map.json``; what no strategy knows is kept beside them, in
     ``hyper_param.safetensors``.
     """
 
     max_nbytes: int
     names: Names = "hf"
+
+    @property
+    def format(self) -> str:
+        return "torch" if self.names == "torch" else "safetensors"
 
     def file_names(self, count: int) -> list[str]:
         """
@@ -30,16 +36,19 @@ class Parts(Struct, frozen=True):
         """
         if self.names == "mindspore":
             return [f"part{i}.safetensors" for i in range(count)]
+        stem, suffix = _HUGGING_FACE[self.names]
         if count == 1:
-            return ["model.safetensors"]
-        return [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+            return [stem + suffix]
+        return [f"{stem}-{i + 1:05d}-of-{count:05d}{suffix}" for i in range(count)]
 
     def index(self, parts: Mapping[str, str], total_nbytes: int) -> tuple[str, bytes] | None:
         """Name and content of the file that says which part holds each tensor; None where one part needs none."""
-        if self.names == "hf" and len(set(parts.values())) < 2:
+        if self.names != "mindspore" and len(set(parts.values())) < 2:
             return None
         content = {"metadata": {"total_size": total_nbytes}, "weight_map": dict(sorted(parts.items()))}
-        name = "model.safetensors.index.json" if self.names == "hf" else "param_name_map.json"
+        name = (
+            "param_name_map.json" if self.names == "mindspore" else f"{''.join(_HUGGING_FACE[self.names])}.index.json"
+        )
         return name, json.dumps(content, indent=2).encode()
 
 

@@ -49,8 +49,10 @@ class Target(Struct, frozen=True):
             raise UsageError(f"prefix {self.prefix!r} is not Unicode", hint="file names of a target are UTF-8")
         if self.dtype and self.dtype not in FLOATING:
             raise UsageError(f"cannot cast to {self.dtype!r}", hint=f"one of: {', '.join(sorted(FLOATING))}")
-        if self.parts and (self.strategy or self.format.name != "safetensors"):
-            raise UsageError("only one full safetensors checkpoint is written in parts of a largest size")
+        if self.parts and (self.strategy or self.format.name != self.parts.format):
+            raise UsageError(
+                "only one full checkpoint, of safetensors or torch files, is written in parts of a largest size"
+            )
         if self.single and (self.strategy or self.parts):
             raise UsageError(f"{self.single!r} names a file, the target is a folder of several", hint="name a folder")
         if self.drop_redundancy and self.strategy is None:

@@ -129,9 +129,31 @@ def test_one_file(tmp_path: Path) -> None:
 
 
 def test_one_file_of_no_known_name(tmp_path: Path) -> None:
-    put(tmp_path, "a.bin")
-    with pytest.raises(FormatError, match=r"\.ckpt or \.safetensors"):
-        discover(tmp_path / "a.bin")
+    put(tmp_path, "a.npz")
+    with pytest.raises(FormatError, match=r"\.ckpt or \.pt or \.pth or \.safetensors"):
+        discover(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize(
+    ("there", "taken"),
+    [
+        (["model.safetensors", "pytorch_model.bin", "training_args.bin"], ["model.safetensors"]),
+        (["pytorch_model.bin", "training_args.bin", "optimizer.pt", "extra.pt"], ["pytorch_model.bin"]),
+        (["a.pt", "b.pth", "scheduler.pt", "rng_state_1.pth"], ["a.pt", "b.pth"]),
+    ],
+)
+def test_a_folder_as_trainers_leave_it(tmp_path: Path, there: list[str], taken: list[str]) -> None:
+    put(tmp_path, *there)
+    assert [Path(p).name for _, p in discover(tmp_path).files] == taken
+
+
+def test_only_the_index_of_what_is_taken_counts(tmp_path: Path) -> None:
+    put(tmp_path, "model.safetensors", "pytorch_model-1.bin")
+    write_index(tmp_path, "pytorch_model-2.bin", name="pytorch_model.bin.index.json")
+    assert len(discover(tmp_path).files) == 1
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"pytorch_model-2\.bin"):
+        discover(tmp_path)
 
 
 def test_a_folder_of_parts(tmp_path: Path) -> None:

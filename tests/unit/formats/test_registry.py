@@ -11,9 +11,12 @@ import pytest
 from reshard.errors import UsageError
 from reshard.formats.registry import format_named, format_of, suffixes
 
+BUILT_IN = {".ckpt": "ckpt", ".safetensors": "safetensors", ".bin": "torch", ".pt": "torch", ".pth": "torch"}
+
 
 def test_built_in() -> None:
-    assert suffixes() == {".ckpt": "ckpt", ".safetensors": "safetensors"}
+    assert suffixes() == BUILT_IN
+    assert {format_named(name).suffix for name in BUILT_IN.values()} <= set(BUILT_IN)
     assert format_of("a.b/c.ckpt") is format_named("ckpt")
     assert [format_of(p) for p in ("ckpt", "a.ckpt/b", "a.npz", "")] == [None] * 4
 
@@ -21,7 +24,7 @@ def test_built_in() -> None:
 def test_an_unknown_name_is_answered_with_those_that_are_known() -> None:
     with pytest.raises(UsageError, match="no format 'gguf'") as caught:
         format_named("gguf")
-    assert "ckpt, safetensors" in caught.value.hint
+    assert "ckpt, safetensors, torch" in caught.value.hint
 
 
 def test_a_package_adds_one(tmp_path: Path) -> None:
@@ -33,10 +36,10 @@ def test_a_package_adds_one(tmp_path: Path) -> None:
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
         "from reshard.formats.registry import format_of, suffixes\n"
-        "print(format_of('a.xyz').name, format_of('a.ckpt').name, suffixes())"
+        f"print(format_of('a.xyz').name, format_of('a.ckpt').name, suffixes() == {BUILT_IN | {'.xyz': 'theirs'}})"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert said == "theirs ckpt {'.ckpt': 'ckpt', '.safetensors': 'safetensors', '.xyz': 'theirs'}\n"
+    assert said == "theirs ckpt True\n"
 
 
 def test_to_know_a_format_nothing_installed_is_looked_through() -> None:
