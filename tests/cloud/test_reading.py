@@ -15,6 +15,7 @@ from making import array, same, tree, write_file, write_ranks, write_strategy
 from reshard.families.open_checkpoint import open_source
 from reshard.families.probe import probe
 from reshard.families.source import Source
+from reshard.families.strategies import merged_file
 from reshard.layout.tensor import Sharding
 from reshard.ops.options import Options
 from reshard.planning.catalog import Catalog
@@ -69,6 +70,13 @@ def test_every_command_reads_a_url_as_it_reads_a_disk(work: Work, capsys: pytest
         assert (there.code, there.err) == (here.code, here.err), words
         assert _lines(there.out.replace(work.s3.url, str(work.folder))) == _lines(here.out), words
         assert here.code == 0 or words[:2] == ("strategy", "diff")
+
+
+@pytest.mark.parametrize("work", [".safetensors"], indirect=True)
+def test_a_strategy_in_the_store_is_merged_as_one_on_a_disk_is(work: Work) -> None:
+    (file,) = sorted(work.strategy.iterdir())
+    assert merged_file(work.there(work.strategy)) == merged_file(work.strategy)
+    assert merged_file(f"{work.there(work.strategy)}/{file.name}") == (".ckpt", file.read_bytes())
 
 
 def _lines(text: str) -> list[str]:

@@ -108,3 +108,12 @@ def test_no_import_goes_round() -> None:
     while ready := {m for m in graph if m not in done and graph[m] <= done}:
         done |= ready
     assert set(graph) == done, f"a circle among {sorted(set(graph) - done)}"
+
+
+WHERE_PATHS_BECOME_STORAGES = {"auto/settings.py", "families/strategies.py", "ops/doctor.py"}
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if not m.startswith("storage/")])
+def test_how_far_away_bytes_are_a_storage_says_and_no_path(module: str) -> None:
+    asks = "reshard.storage.storage.is_url" in imports(parsed(module))
+    assert asks <= (module in WHERE_PATHS_BECOME_STORAGES)

@@ -17,15 +17,13 @@ from reshard.auto.settings import Settings
 from reshard.auto.shares import Part
 from reshard.errors import CheckpointError, RunError
 from reshard.families.open_checkpoint import open_source
-from reshard.families.strategies import merge_stages
+from reshard.families.strategies import merged_file
 from reshard.ops.convert import execute, plan_from
 from reshard.ops.observer import Observer
 from reshard.ops.options import Options
 from reshard.planning.plan import Plan
 from reshard.storage.disk import Disk
-from reshard.storage.storage import is_url, reported
-from reshard.storage.storages import content_of
-from reshard.strategy.folder import encode
+from reshard.storage.storage import reported
 from reshard.target.manifest import MANIFEST
 from reshard.target.preflight import check_room
 from reshard.target.target_paths import META, Place
@@ -210,12 +208,8 @@ def _merged(strategy: str, target: Path) -> None:
     if not strategy:
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    if is_url(strategy) or not Path(strategy).is_dir():
-        suffix = ".json" if strategy.endswith(".json") else ".ckpt"
-        Disk().write_whole(f"{target}{suffix}", content_of(strategy), fsync=False)
-        return
-    merged = merge_stages(strategy)
-    Disk().write_whole(f"{target}.{merged.kind}", encode(merged, current_stage=1), fsync=False)
+    suffix, content = merged_file(strategy)
+    Disk().write_whole(f"{target}{suffix}", content, fsync=False)
 
 
 def _finish(job: Job, staged: Path, strategies: dict[Path, Path]) -> None:

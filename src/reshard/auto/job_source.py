@@ -13,7 +13,7 @@ from reshard.families.discover import Found, discover
 from reshard.families.source import Source
 from reshard.families.strategies import read_strategy
 from reshard.layout.stages import Strategy
-from reshard.storage.storage import Entry, is_url, join
+from reshard.storage.storage import Entry, join
 from reshard.storage.storages import is_inside, storage_of
 
 _RANK_FOLDER = re.compile(r"rank_\d+")
@@ -58,7 +58,7 @@ def refuse_unknown_cut(source: JobSource) -> None:
 
 def _beside(settings: Settings, form: str) -> str:
     """MindFormers looks for the strategy of safetensors weights in ``strategy`` beside their folder."""
-    if form != "safetensors" or is_url(settings.load_checkpoint):
+    if form != "safetensors" or storage_of(settings.load_checkpoint).remote:
         return ""
     beside = Path(settings.load_checkpoint).absolute().parent / "strategy"
     return str(beside) if beside.is_dir() and not is_inside(beside, settings.output_dir) else ""

@@ -18,7 +18,6 @@ from reshard.layout.stages import Entry, Factored, Strategy
 from reshard.layout.tensor import Sharding
 from reshard.ops.make_strategy import Making, made_stages
 from reshard.planning.names import is_state
-from reshard.storage.storage import is_url
 from reshard.storage.storages import is_inside
 from reshard.strategy.marked_files import made_files
 from reshard.strategy.placing import Stages
@@ -91,7 +90,7 @@ def _written(settings: Settings, wanted: Wanted) -> tuple[Strategy | None, str]:
     folder = Path(settings.output_dir, "strategy")
     if not folder.is_dir() or not any(folder.iterdir()):
         return None, ""
-    if settings.src_strategy and not is_url(settings.src_strategy) and is_inside(settings.src_strategy, folder):
+    if settings.src_strategy and is_inside(settings.src_strategy, folder):
         return None, ""  # it is the source's
     try:
         found = read_strategy(folder)

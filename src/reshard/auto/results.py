@@ -14,7 +14,7 @@ from reshard.auto.job_strategy import JobStrategy
 from reshard.auto.settings import Settings
 from reshard.errors import UsageError
 from reshard.storage.disk import Disk
-from reshard.storage.storage import is_url, reported
+from reshard.storage.storage import reported
 from reshard.storage.storages import is_inside
 
 _ROOTS = {"ckpt": "transformed_checkpoint", "safetensors": "unified_checkpoint"}
@@ -55,7 +55,7 @@ class Results(Struct, frozen=True):
         """Nothing that is read may lie in a folder that is replaced. Raises UsageError."""
         for key, given in (("load_checkpoint", settings.load_checkpoint), ("src_strategy", settings.src_strategy)):
             for place in places:
-                if given and not is_url(given) and is_inside(given, place):
+                if given and is_inside(given, place):
                     raise UsageError(
                         f"{key} {given} lies inside {place}, which this job's results replace",
                         str(self.output),

@@ -14,7 +14,7 @@ from reshard.errors import CheckpointError, FormatError, UsageError, listed
 from reshard.families.index_files import parts_named, read_named
 from reshard.families.torch_names import weight_names
 from reshard.formats.registry import format_of, suffixes
-from reshard.storage.storage import Entry, is_url, join
+from reshard.storage.storage import Entry, join, normal
 from reshard.storage.storages import storage_of
 
 Select = Literal["natural", "name", "mtime", "step"]
@@ -73,7 +73,7 @@ def discover(path: str | Path, select: Select = "natural", suffix: str = "") -> 
     Raises:
         CheckpointError: nothing there, several formats in one rank, a rank twice.
     """
-    path = str(path).rstrip("/") if is_url(str(path)) else str(Path(path))
+    path = normal(path)
     if path.endswith(".json"):
         return _named(path)
     storage = storage_of(path)

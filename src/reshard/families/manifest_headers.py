@@ -8,7 +8,8 @@ from msgspec import Struct
 
 from reshard.families.discover import Found
 from reshard.index import Contents, Stored, TensorSpec
-from reshard.storage.storage import is_url, join
+from reshard.storage.storage import join
+from reshard.storage.storages import storage_of
 from reshard.target.manifest import MANIFEST, ManifestFile, read_manifest
 from reshard.target.target_paths import Place
 
@@ -22,7 +23,7 @@ class Told(Struct, frozen=True):
 
 def told_by_manifest(found: Found) -> Mapping[str, Told]:
     """By path; of files that lie far away, and that are no newer than their manifest. Raises InputError."""
-    if not is_url(found.path):
+    if not storage_of(found.path).remote:
         return {}  # a header on a disk costs less than a doubt
     place = Place.of(found.path, single=len(found.files) == 1 and found.files[0][1] == found.path)
     there = place.storage.entry(join(place.meta, MANIFEST))

@@ -23,11 +23,9 @@ from reshard.interruption import proceed
 from reshard.layout.stages import Strategy
 from reshard.planning.catalog import Catalog, IndexedFile, Tensor
 from reshard.storage.machine import uncollected
-from reshard.storage.storage import ReadFile, is_url
+from reshard.storage.storage import ReadFile
 from reshard.storage.storages import storage_of
 
-_THREADS = 8
-_REMOTE_THREADS = 48
 _BLOCK_NBYTES = 8 << 20
 _REMOTE_COMPARISONS = 16  # each with two blocks
 _REMOTE_BLOCK_NBYTES = 1 << 20
@@ -111,7 +109,7 @@ def index_files(found: Found, *, trust_manifest: bool = True) -> list[IndexedFil
         return _index(*ranked, found.path, told)
 
     first = [read(ranked) for ranked in found.files[:1]]
-    with ThreadPoolExecutor(_REMOTE_THREADS if is_url(found.path) else _THREADS) as pool:
+    with ThreadPoolExecutor(storage_of(found.path).at_once) as pool:
         return [*first, *pool.map(read, found.files[1:])]
 
 
@@ -140,7 +138,7 @@ def agreements(source: Catalog, names: Iterable[Tensor]) -> dict[str, bool]:
 
 
 def _comparing_at_once(source: Catalog) -> int:
-    return _REMOTE_COMPARISONS if any(is_url(f.path) for f in source.files[:1]) else 1
+    return _REMOTE_COMPARISONS if any(storage_of(f.path).remote for f in source.files[:1]) else 1
 
 
 def _agree(source: Catalog, tensor: Tensor) -> bool:
@@ -151,7 +149,7 @@ def _agree(source: Catalog, tensor: Tensor) -> bool:
 
 def _equal(source: Catalog, a: _Bytes, b: _Bytes) -> bool:
     """Whether two equally long shards hold the same bytes."""
-    block_nbytes = _REMOTE_BLOCK_NBYTES if is_url(source.files[a[0]].path) else _BLOCK_NBYTES
+    block_nbytes = _REMOTE_BLOCK_NBYTES if storage_of(source.files[a[0]].path).remote else _BLOCK_NBYTES
     left, right = (storage_of(path).open(path) for path in (source.files[file].path for file, _ in (a, b)))
     try:
         for start in range(0, sum(extent.nbytes for extent in a[1]), block_nbytes):

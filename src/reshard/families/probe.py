@@ -16,7 +16,6 @@ from reshard.storage.storages import storage_of
 
 _PROBE_NBYTES = 4096
 _TENSORS = 8
-_READS_AT_ONCE = 32  # in object storage each is a round trip
 _ENOUGH = 3
 _FEW_VALUES = 8
 _HINT = "is this the strategy of these files? if one rank's file is broken, move it away: its replicas stand in"
@@ -77,7 +76,7 @@ def _starts(source: Catalog, tensors: Iterable[Tensor]) -> Mapping[Held, bytes]:
     """The first bytes of each shard of some tensors, as the first and the last of its holders have them."""
     held = (s.held for t in tensors for s in t.shards if s.held)
     wanted = list({h: None for holders in held for h in (holders[0], holders[-1])})
-    with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
+    with ThreadPoolExecutor(storage_of(source.files[0].path).at_once) as pool:
         return dict(zip(wanted, pool.map(partial(_start, source), wanted), strict=True))
 
 

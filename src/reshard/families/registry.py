@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from importlib import import_module
-from pathlib import Path
 
 from msgspec import Struct
 
 from reshard.errors import CheckpointError, UsageError
 from reshard.families.family import Family, Listing
-from reshard.storage.storage import is_url
+from reshard.storage.storage import normal
 from reshard.storage.storages import storage_of
 
 
@@ -40,7 +39,7 @@ def family_named(name: str) -> Family:
 
 def listing(path: str) -> Listing:
     """What lies there. Raises CheckpointError where nothing does."""
-    path = path.rstrip("/") if is_url(path) else str(Path(path))
+    path = normal(path)
     storage = storage_of(path)
     there = storage.entry(path)
     if there is None:

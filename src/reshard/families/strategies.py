@@ -15,8 +15,6 @@ from reshard.strategy import folder as local
 from reshard.strategy.file import StrategyFile
 from reshard.strategy.folder import AnyPath
 
-_AT_ONCE = 16
-
 
 def read_strategy(path: str | Path) -> Strategy:
     """Read a strategy file (.ckpt or .json) or a folder of per-rank files. Raises StrategyError, StorageError."""
@@ -26,6 +24,15 @@ def read_strategy(path: str | Path) -> Strategy:
 def merge_stages(folder: str | Path) -> StrategyFile:
     """The per-rank files of a folder as one file of all stages, names as ``0-name``. Raises StrategyError."""
     return local.merge_stages(_path(folder))
+
+
+def merged_file(path: str | Path) -> tuple[str, bytes]:
+    """A strategy as one file, its suffix and content: a folder's stages merged, a file as it is."""
+    given = _path(path)
+    if not given.is_dir():
+        return ".json" if given.suffix == ".json" else ".ckpt", given.read_bytes()
+    merged = local.merge_stages(given)
+    return f".{merged.kind}", local.encode(merged, current_stage=1)
 
 
 def _path(path: str | Path) -> AnyPath:
@@ -51,9 +58,10 @@ class _Remote:
 
     def iterdir(self) -> Iterator[_Remote]:
         """The files of the folder; those that may be strategies are fetched, many at once."""
-        entries = storage_of(self._url).entries(self._url)
+        storage = storage_of(self._url)
+        entries = storage.entries(self._url)
         files = [_Remote(join(self._url, e.name)) for e in entries if not e.folder]
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
+        with ThreadPoolExecutor(storage.at_once) as pool:
             list(pool.map(_Remote.read_bytes, (f for f in files if f.suffix in local.SUFFIXES)))
         return iter(files)
 

@@ -15,7 +15,7 @@ from reshard.moving.scratch import Scratch
 from reshard.moving.task_inputs import Sources
 from reshard.planning.blocks import Blocks
 from reshard.planning.plan import Move, SourceFile
-from reshard.storage.storage import is_url
+from reshard.storage.storages import storage_of
 
 _WHOLE = 1 << 62
 Array = npt.NDArray[Any]
@@ -38,7 +38,7 @@ def _mapped(move: Move, files: tuple[SourceFile, ...]) -> Array | None:
         return None
     (read, *others) = blocks[0].reads
     box = move.targets[0].box
-    if others or read.box != box or len(read.ranges) != 1 or is_url(files[read.file].path):
+    if others or read.box != box or len(read.ranges) != 1 or storage_of(files[read.file].path).remote:
         return None
     sources = Sources(files)
     try:

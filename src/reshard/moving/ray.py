@@ -25,7 +25,7 @@ from reshard.errors import CheckpointError, ReshardError, RunError, UsageError
 from reshard.moving.local import LocalExecutor
 from reshard.moving.task import OnBytes, Settings
 from reshard.planning.plan import FileResult, Task
-from reshard.storage.storage import is_url, join
+from reshard.storage.storage import join
 from reshard.storage.storages import storage_of
 
 _MADE_AGAIN = 3
@@ -310,9 +310,10 @@ class RayExecutor(Struct, frozen=True):
 
     def _check_seen(self, result: FileResult) -> None:
         folder = self.settings.folder
+        storage = storage_of(folder)
         path, patient_until_s = join(folder, result.path), time.monotonic() + waits.now.ray_seen_s
-        while not is_url(folder):
-            there = storage_of(folder).entry(path)
+        while not storage.remote:
+            there = storage.entry(path)
             if there is not None and there.nbytes == result.nbytes:
                 return
             if time.monotonic() > patient_until_s:

@@ -19,7 +19,8 @@ from reshard.moving.scratch import Scratch
 from reshard.moving.task_inputs import Sources
 from reshard.planning.blocks import Access
 from reshard.planning.plan import FileResult, Run, Task, check_runs
-from reshard.storage.storage import NewFile, Storage, is_url, join
+from reshard.storage.storage import NewFile, Storage, join
+from reshard.storage.storages import storage_of
 from reshard.storage.whole_file import crc32_of
 
 _LOT_NBYTES = 64 << 20
@@ -104,7 +105,7 @@ class TaskRun:
         lot: list[Job] = []
         fair = sum(file.nbytes for file in self._task.files) // _LOTS
         lot_nbytes = min(max(fair, self._settings.block_nbytes), _LOT_NBYTES)
-        most_jobs = _REMOTE_JOBS if any(is_url(source.path) for source in self._task.sources) else _MANY
+        most_jobs = _REMOTE_JOBS if any(storage_of(source.path).remote for source in self._task.sources) else _MANY
         if self._storage.front_to_back:
             lot_nbytes = self._settings.block_nbytes
         room = lot_nbytes

@@ -11,7 +11,7 @@ from reshard.planning.bill import BUFFERS_A_WORKER
 from reshard.planning.plan import Plan
 from reshard.planning.tasks import MAX_FILES
 from reshard.storage.machine import auto_workers
-from reshard.storage.storage import is_url
+from reshard.storage.storages import storage_of
 
 _UPLOAD_NBYTES = 512 << 20
 _WORTH_A_REQUEST_NBYTES = 2 << 20
@@ -37,9 +37,11 @@ class Budget(Struct, frozen=True):
 
 def budget_of(plan: Plan, dst: str, means: Means) -> Budget:
     """Half of what ``--max-memory`` leaves goes to parts. Raises UsageError where not one file could be uploaded."""
-    workers = _workers(plan, dst, means)
-    uploading = is_url(dst)
-    if not uploading and not any(is_url(s.path) for s in plan.sources[:1]):
+    paths = [dst, *(s.path for s in plan.sources[:1])]
+    remote = any(storage_of(path).remote for path in paths)
+    workers = _workers(paths, means, remote=remote)
+    uploading = storage_of(dst).front_to_back
+    if not remote:
         return Budget(workers, means.block_nbytes(workers))
     connections = workers * _CONNECTION_NBYTES
     if not uploading:
@@ -61,12 +63,11 @@ def budget_of(plan: Plan, dst: str, means: Means) -> Budget:
     return Budget(workers, block, files, uploads // TASKS_AT_ONCE, connections + uploads)
 
 
-def _workers(plan: Plan, dst: str, means: Means) -> int:
+def _workers(paths: list[str], means: Means, *, remote: bool) -> int:
     """The workers asked for, or what suits where source and target lie."""
     if means.workers:
         return means.workers
-    paths = [dst, *(s.path for s in plan.sources[:1])]
-    suited, remote = auto_workers(paths), any(map(is_url, paths))
+    suited = auto_workers(paths)
     if means.engine == "ray" and not means.nodes_local:
         suited = min(suited, _RAY_REMOTE_THREADS if remote else _RAY_THREADS)
     if remote:  # few large requests rather than many small ones, which cost as long

@@ -30,7 +30,6 @@ from reshard.planning.parts import Parts
 from reshard.planning.plan import Plan
 from reshard.planning.target import Choices, Target
 from reshard.storage.machine import uncollected
-from reshard.storage.storage import is_url
 from reshard.storage.storages import storage_of
 from reshard.storage.whole_file import crc32_of
 from reshard.target.overwrite import Replacement
@@ -163,7 +162,7 @@ def names_file(dst: str | Path) -> bool:
         raise UsageError(
             f"{str(dst)!r} is named as a file that we do not write", hint=f"end it in {' or '.join(sorted(suffixes()))}"
         )
-    return format_of(str(dst)) is not None and (is_url(str(dst)) or not Path(dst).is_dir())
+    return format_of(str(dst)) is not None and not Path(dst).is_dir()
 
 
 def bill_of(plan: Plan, dst: str | Path, means: Means) -> Bill:

@@ -25,7 +25,7 @@ from reshard.planning.catalog import Catalog, Held, Shard, Tensor
 from reshard.planning.names import NameRules, is_state
 from reshard.planning.plan import Move, SourceFile
 from reshard.storage.machine import allow_many_files, auto_workers
-from reshard.storage.storage import is_url
+from reshard.storage.storages import storage_of
 
 _BLOCK_NBYTES = 4 << 20
 _DISK_THREADS = 4
@@ -146,7 +146,7 @@ def _compare(
 def _threads(*sides: Catalog) -> int:
     """Few on a disk, which the comparison itself keeps up with."""
     paths = [f.path for side in sides for f in side.files[:1]]
-    return auto_workers(paths) if any(map(is_url, paths)) else _DISK_THREADS
+    return auto_workers(paths) if any(storage_of(path).remote for path in paths) else _DISK_THREADS
 
 
 def _nbytes(move: Move) -> int:

@@ -87,9 +87,10 @@ def examine(paths: Iterable[str]) -> Health:
     """
     paths = tuple(paths)
     packages, missing = _packages()
-    machine = _machine(paths)
-    folders = tuple(_folder(path) for path in paths if not is_url(path))
-    stores = tuple(_store(path) for path in paths if is_url(path))
+    on_disk = [path for path in paths if not is_url(path)]
+    machine = _machine(on_disk)
+    folders = tuple(map(_folder, on_disk))
+    stores = tuple(_store(path) for path in paths if path not in on_disk)
     python = f"{platform.python_version()} ({sys.executable})"
     problems = (*missing, *_problems(machine), *(f"{s.path}: {s.fault}" for s in stores if s.fault))
     extras = {name: _version(name) for name in _EXTRAS}
@@ -143,13 +144,13 @@ def _key(version: str) -> tuple[int, ...]:
     return (*numbers, 0, 0, 0)[:3]
 
 
-def _machine(paths: tuple[str, ...]) -> Machine:
+def _machine(on_disk: list[str]) -> Machine:
     page = os.sysconf("SC_PAGE_SIZE")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     return Machine(
         f"{platform.system()} {platform.release()} {platform.machine()}",
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        auto_workers(path for path in paths if not is_url(path)),
+        auto_workers(on_disk),
         page,
         page * os.sysconf("SC_PHYS_PAGES"),
         _available_nbytes(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator
 
 from msgspec.structs import replace
@@ -14,7 +13,7 @@ from reshard.ops.budget import Budget
 from reshard.ops.options import Means, NodeRanks
 from reshard.planning.plan import FileResult, Plan
 from reshard.planning.tasks import tasks
-from reshard.storage.storage import is_url
+from reshard.storage.storage import absolute
 from reshard.storage.storages import storage_of
 
 _TASKS_A_WORKER = 2
@@ -23,10 +22,6 @@ _TASKS_A_WORKER = 2
 def seen_by_all(plan: Plan) -> Plan:
     """The plan with paths that mean the same in processes that began in other folders."""
     return replace(plan, sources=tuple(replace(s, path=absolute(s.path)) for s in plan.sources))
-
-
-def absolute(path: str) -> str:
-    return path if is_url(path) else os.path.abspath(path)
 
 
 def most_files(plan: Plan, means: Means, budget: Budget) -> int:

@@ -9,12 +9,13 @@ from msgspec.structs import replace
 
 from reshard.moving.task import OnBytes
 from reshard.ops.budget import Budget, budget_of
-from reshard.ops.engine import absolute, carried_out, node_of_each, seen_by_all
+from reshard.ops.engine import carried_out, node_of_each, seen_by_all
 from reshard.ops.observer import Observer
 from reshard.ops.options import Means
 from reshard.ops.verify import verify
 from reshard.planning.plan import Plan
 from reshard.storage.machine import allow_many_files, paced
+from reshard.storage.storage import absolute
 from reshard.target.filling import Filling
 from reshard.target.preflight import check_room
 from reshard.target.target_paths import Place

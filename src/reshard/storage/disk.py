@@ -184,6 +184,8 @@ def exchange(a: str, b: str) -> bool:
 class Disk:
     """Local files and whatever is mounted as such."""
 
+    remote = False
+    at_once = 16
     front_to_back = False
 
     def open(self, path: str) -> ReadFile:

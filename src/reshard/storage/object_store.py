@@ -107,6 +107,8 @@ class ObjectNewFile:
 class ObjectStore:
     """A bucket as a storage; paths are URLs in it. Folders are what stands before a slash."""
 
+    remote = True
+    at_once = 48
     front_to_back = True
 
     def __init__(self, address: Address) -> None:

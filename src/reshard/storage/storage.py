@@ -73,6 +73,16 @@ class Storage(Protocol):
     """Files by path. What cannot be done raises StorageError, a missing file that is read CheckpointError."""
 
     @property
+    def remote(self) -> bool:
+        """Whether bytes are far away: each request is a round trip, and there are no folders, locks or free space."""
+        ...
+
+    @property
+    def at_once(self) -> int:
+        """How many small requests at once are sensible."""
+        ...
+
+    @property
     def front_to_back(self) -> bool:
         """Whether new files take their bytes in this order only."""
         ...
@@ -116,6 +126,20 @@ def is_url(path: str) -> bool:
     (True, False, False)
     """
     return _URL.match(path) is not None
+
+
+def normal(path: str | Path) -> str:
+    """A path or URL without what says nothing.
+
+    >>> normal("s3://bucket/ckpt/"), normal("ckpt//rank_0/")
+    ('s3://bucket/ckpt', 'ckpt/rank_0')
+    """
+    return str(path).rstrip("/") if is_url(str(path)) else str(Path(path))
+
+
+def absolute(path: str) -> str:
+    """The path as it means the same in processes that began in other folders."""
+    return path if is_url(path) else os.path.abspath(path)
 
 
 def join(folder: str, *names: str) -> str:

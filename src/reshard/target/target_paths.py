@@ -7,7 +7,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from reshard.storage.storage import Storage, is_url, join
+from reshard.storage.storage import Storage, join, normal
 from reshard.storage.storages import storage_of
 
 META = ".reshard"
@@ -22,7 +22,7 @@ class Place(Struct, frozen=True):
 
     @staticmethod
     def of(path: str | Path, *, single: bool) -> Place:
-        path = str(path).rstrip("/") if is_url(str(path)) else str(Path(path))
+        path = normal(path)
         if single:
             folder, name = os.path.split(path)
             return Place(path, folder or ".", join(folder or ".", META, name))
@@ -39,7 +39,7 @@ class Place(Struct, frozen=True):
     @property
     def local(self) -> bool:
         """Whether it lies on a disk, which has folders, locks and free space."""
-        return not is_url(self.path)
+        return not self.storage.remote
 
     def occupied_by_others(self) -> bool:
         """Whether anything but our own files is there."""
