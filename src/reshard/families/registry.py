@@ -22,7 +22,13 @@ class _Entry(Struct, frozen=True):
     marks: str
 
 
-_FAMILIES: tuple[_Entry, ...] = ()
+_FAMILIES = (
+    _Entry(
+        "deepspeed",
+        "reshard.families.deepspeed:DeepSpeed",
+        r"latest|global_step\d+|(zero_pp_rank_\d+_)?mp_rank_\d+_model_states\.pt",
+    ),
+)
 PLAIN = ("ranks", "full")
 """Families that need no recognising: rank folders, and full files, are what everything else is."""
 

@@ -197,6 +197,7 @@ class Catalog(Struct, frozen=True):
     Attributes:
         ranks: of the job that wrote it; one for a full checkpoint.
         expected: names that it should hold, in order.
+        family: what kind of checkpoint it is and what wrote it, in words.
         told_by: hashes of what told how tensors are cut, besides the files themselves: a strategy, metadata.
     """
 
@@ -208,6 +209,7 @@ class Catalog(Struct, frozen=True):
     expected: tuple[str, ...] = ()
     told_by: Mapping[str, str] = {}
     warnings: tuple[str, ...] = ()
+    family: str = ""
 
     def compared(self) -> tuple[Tensor, ...]:
         """Tensors on several ranks of which nobody says that these agree."""

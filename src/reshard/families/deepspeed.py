@@ -1,0 +1,166 @@
+"""DeepSpeed: ZeRO of all stages, pipelines, tensor and expert parallelism, as training saves them.
+
+Facts and names: DeepSpeed 0.19.8. Weights are all weights: masters in fp32 by ``param_shapes``, frozen ones and buffers
+in their own dtype, second names of tied ones; moments are ``exp_avg.NAME`` and the like.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from msgspec import Struct
+
+from reshard.errors import CheckpointError, UsageError, listed
+from reshard.families.family import Listing
+from reshard.families.source import Source
+from reshard.families.torch_parts import TorchPart, files_of, open_parts
+from reshard.families.zero_states import Told, absent_models, tensors_of
+from reshard.planning.catalog import Catalog, Ranks
+from reshard.storage.storages import content_of, storage_of
+
+_MODEL = re.compile(r"(?:zero_pp_rank_(\d+)_)?mp_rank_(\d+)_model_states\.pt")
+_OPTIMIZER = re.compile(r"(?:bf16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")
+_LAYER = re.compile(r"layer_(\d+)(?:-model_(\d+))?-model_states\.pt")
+_EXPERT = re.compile(r"layer_(\d+)_expert_(\d+)_mp_rank_(\d+)_model_states\.pt")
+_LATEST = "latest"
+_FULL = re.compile(r"(pytorch_model|model|adapter_model).*\.(bin|safetensors)(\.index\.json)?")
+
+
+class DeepSpeed(Struct, frozen=True):
+    name: str = "deepspeed"
+
+    def recognises(self, there: Listing) -> bool:
+        return there.folder and (_is_tag(there) or bool(_tags(there)))
+
+    def read(self, there: Listing, source: Source) -> Catalog:
+        folder, warnings = _tag_folder(there, source)
+        names = sorted((entry.name for entry in folder.entries if not entry.folder), key=_natural)
+        told, parts, warned = _told(folder, names)
+        tensors = tensors_of(told)
+        stage = f"ZeRO-{told.stage}" if told.stage else "without ZeRO"
+        warned += [f"{name} is missing; nothing of it is needed" for name in absent_models(told)]
+        version = next((str(v) for p in told.models.values() if (v := p.value.get("ds_version"))), "")
+        return Catalog(
+            files_of(parts),
+            tensors,
+            {},
+            {},
+            Ranks(1, told.world, folder.path),
+            warnings=(*warnings, *warned, *(told for part in parts for told in part.warnings())),
+            family=f"DeepSpeed{f' {version}' if version else ''}, {stage}, {told.world} ranks",
+        )
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _is_tag(there: Listing) -> bool:
+    return any(_MODEL.fullmatch(entry.name) for entry in there.entries)
+
+
+def _tags(there: Listing) -> dict[str, Listing]:
+    """The folders below that hold a checkpoint, by name."""
+    storage = storage_of(there.path)
+    below = (Listing(there.at(e.name), e, tuple(storage.entries(there.at(e.name)))) for e in there.entries if e.folder)
+    return {listing.there.name: listing for listing in below if _is_tag(listing)}
+
+
+def _tag_folder(there: Listing, source: Source) -> tuple[Listing, tuple[str, ...]]:
+    """The folder of the checkpoint that is meant, and what to warn of."""
+    if _is_tag(there):
+        return there, ()
+    full = sorted(entry.name for entry in there.entries if _FULL.fullmatch(entry.name))
+    if full and not source.family:
+        raise UsageError(
+            f"DeepSpeed's folders and full weights ({', '.join(full[:3])}) lie here",
+            there.path,
+            "say which are meant: --from deepspeed or --from full",
+        )
+    tags = _tags(there)
+    shown = ", ".join(sorted(tags, key=_natural))
+    if source.iteration is not None:
+        tag = f"global_step{source.iteration}"
+    elif there.entry(_LATEST) is not None:
+        tag = content_of(there.at(_LATEST)).decode("utf-8", "replace").strip()
+    elif len(tags) == 1:
+        (tag,) = tags
+        return tags[tag], (f"{there.path} has no file 'latest': {tag} is the only checkpoint in it",)
+    else:
+        raise CheckpointError(
+            f"{len(tags)} checkpoints and no file 'latest': {shown}", there.path, "name the folder, or give --iteration"
+        )
+    if tag not in tags:
+        wanted = "asked for" if source.iteration is not None else "what 'latest' says"
+        raise CheckpointError(
+            f"{tag} is {wanted}, and no such checkpoint is there; there are: {shown or 'none'}",
+            there.path,
+            "name the folder that is meant, or give --iteration",
+        )
+    return tags[tag], ()
+
+
+def _told(folder: Listing, names: Sequence[str]) -> tuple[Told, list[TorchPart], list[str]]:
+    """All files of a checkpoint, opened, and what to warn of."""
+    found: dict[str, list[tuple[re.Match[str], str]]] = {}
+    for kind, pattern in (("model", _MODEL), ("optimizer", _OPTIMIZER), ("layer", _LAYER), ("expert", _EXPERT)):
+        found[kind] = [(match, folder.at(name)) for name in names if (match := pattern.fullmatch(name))]
+    data = 1 + max(_int(match[1]) for kind in ("model", "optimizer") for match, _ in found[kind])
+    ranked = [(_int(m[1]) + data * int(m[2]), path) for kind in ("model", "optimizer") for m, path in found[kind]]
+    ranked += [(0, path) for kind in ("layer", "expert") for _, path in found[kind]]
+    opened = open_parts(folder.path, ranked)
+    parts = iter(opened)
+    models = {(_int(m[1]), int(m[2])): next(parts) for m, _ in found["model"]}
+    optimizers = {(int(m[1]), int(m[2])): next(parts) for m, _ in found["optimizer"]}
+    layers = {(int(m[1]), _int(m[2])): next(parts) for m, _ in found["layer"]}
+    experts = [next(parts) for _ in found["expert"]]
+    for part in models.values():
+        if not isinstance(part.value, dict):
+            raise CheckpointError("it does not hold a model's states", part.path, "bring the file again")
+    optimizers, warned = _of_this_save(optimizers, folder.path)
+    return Told(models, optimizers, layers, experts), opened, warned
+
+
+def _int(text: str | None) -> int:
+    return int(text or 0)
+
+
+def _of_this_save(
+    optimizers: dict[tuple[int, int], TorchPart], folder: str
+) -> tuple[dict[tuple[int, int], TorchPart], list[str]]:
+    """The optimizer files without those of an older save of more ranks. Raises CheckpointError for missing ones."""
+    absent, left = [], []
+    kept: dict[tuple[int, int], TorchPart] = {}
+    for mp in sorted({mp for _, mp in optimizers}):
+        mine = {dp: part for (dp, of), part in optimizers.items() if of == mp}
+        world = _partition_count(mine[min(mine)])
+        wrong = [p.path for dp, p in mine.items() if dp < world and _partition_count(p) != world]
+        if wrong:
+            raise CheckpointError(
+                f"{mine[min(mine)].file.name} is of {world} data-parallel ranks, this one of another save",
+                wrong[0],
+                "bring the files of one save",
+            )
+        name = next(iter(mine.values())).file.name
+        absent += [re.sub(r"rank_\d+", f"rank_{dp}", name, count=1) for dp in range(world) if dp not in mine]
+        left += [part.path for dp, part in mine.items() if dp >= world]
+        kept |= {(dp, mp): part for dp, part in mine.items() if dp < world}
+    if absent:
+        raise CheckpointError(
+            "files of ranks are missing:\n" + listed(absent),
+            folder,
+            "bring them: each rank holds a part",
+        )
+    return kept, [f"{path} is of more ranks than this save has: left out" for path in left]
+
+
+def _partition_count(part: TorchPart) -> int:
+    """Data-parallel ranks of the save, as one of them tells."""
+    states = part.value.get("optimizer_state_dict") if isinstance(part.value, dict) else None
+    count: Any = states.get("partition_count") if isinstance(states, dict) else None
+    counts = [n for n in (count if isinstance(count, (list, tuple)) else [count]) if isinstance(n, int)]
+    if not counts:
+        raise CheckpointError("it does not hold an optimizer's states of ZeRO", part.path)
+    return max(counts)

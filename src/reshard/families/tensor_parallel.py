@@ -1,0 +1,100 @@
+"""Slices of tensor-parallel ranks → whole tensors, by the patterns that Megatron-DeepSpeed saves beside them.
+
+Source: DeepSpeed 0.19.8, ``checkpoint/ds_to_universal.py``: the first pattern that fits the beginning of a name counts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from reshard.errors import CheckpointError
+from reshard.index import TensorSpec
+from reshard.layout.box import Box
+from reshard.planning.catalog import Shard
+
+_AVERAGED = "parameter_to_average_patterns"
+_SUB_PARAMS = "parameter_with_sub_params"
+
+
+class Slice(Struct, frozen=True):
+    """What one rank holds of a tensor; ``name`` is the parameter's, also of its states."""
+
+    name: str
+    spec: TensorSpec
+    shards: tuple[Shard, ...]
+
+
+def merged(slices: Sequence[Mapping[str, Slice]], info: Mapping[str, Any]) -> dict[str, Slice]:
+    """The tensors of which each rank holds a slice. Raises CheckpointError where nothing says how they were cut."""
+    if len(slices) == 1:
+        return dict(slices[0])
+    if not info:
+        raise CheckpointError(
+            f"{len(slices)} tensor-parallel ranks, and no universal_checkpoint_info says how parameters are cut",
+            hint="save with it (Megatron-DeepSpeed sets it), for nobody can know which dim was cut",
+        )
+    names = {name for held in slices for name in held}
+    lacking = sorted(name for name in names if any(name not in held for held in slices))
+    if lacking:
+        raise CheckpointError(f"not all tensor-parallel ranks hold {lacking[0]}")
+    return {name: _merged(name, [held[name] for held in slices], info) for name in slices[0]}
+
+
+def _merged(name: str, slices: Sequence[Slice], info: Mapping[str, Any]) -> Slice:
+    def fits(kind: str) -> bool:
+        patterns = info.get(kind) or ()
+        return any(isinstance(p, str) and re.match(p, slices[0].name) for p in patterns)
+
+    if fits("tp_replicated_parameter_patterns"):
+        return slices[0]
+    if fits(_AVERAGED) or info.get(_SUB_PARAMS):
+        raise CheckpointError(f"{name}: slices that are to be averaged, or of several parts each, are not merged")
+    dim = 1 if fits("parameter_with_row_parallelism_patterns") else 0
+    halves = 2 if fits("parameter_with_2_sub_params_cat_dim_0") else 1
+    specs = {slice_.spec for slice_ in slices}
+    if len(specs) > 1 or dim >= len(slices[0].spec.shape) or slices[0].spec.shape[dim] % halves:
+        raise CheckpointError(f"{name}: its slices {', '.join(map(str, specs))} cannot be put together in dim {dim}")
+    each = slices[0].spec.shape[dim] // halves
+    size = each * halves * len(slices)
+    if fits("vocabulary_parameter_patterns") and isinstance(info.get("original_vocab_size"), int):
+        size = min(size, info["original_vocab_size"])
+    shape = tuple(size if d == dim else n for d, n in enumerate(slices[0].spec.shape))
+    shards = tuple(
+        shard
+        for rank, slice_ in enumerate(slices)
+        for half in range(halves)
+        for shard in _placed(
+            slice_.shards, dim, (half * each, (half + 1) * each), (half * len(slices) + rank) * each, size
+        )
+    )
+    return Slice(slices[0].name, TensorSpec(slices[0].spec.dtype, shape), shards)
+
+
+def _placed(shards: Sequence[Shard], dim: int, part: tuple[int, int], start: int, size: int) -> Iterator[Shard]:
+    """A part of a slice's shards, as it lies from ``start`` of ``dim`` on in the whole. Beyond ``size`` is padding.
+
+    Args:
+        part: where it begins in the slice, and how long it is.
+    """
+    first, length = part
+    shift = start - first
+    for shard in shards:
+        box = _moved(shard.box, dim, shift)
+        low, high = max(box.start[dim], start), min(box.stop[dim], start + length, size)
+        kept = Box(_with(box.start, dim, low), _with(box.stop, dim, max(high, low)))
+        if kept.size:
+            held = tuple(replace(h, outer=None if kept == box else box) for h in shard.held)
+            yield Shard(kept, held, shard.expected)
+
+
+def _moved(box: Box, dim: int, by: int) -> Box:
+    return Box(_with(box.start, dim, box.start[dim] + by), _with(box.stop, dim, box.stop[dim] + by))
+
+
+def _with(place: tuple[int, ...], dim: int, value: int) -> tuple[int, ...]:
+    return (*place[:dim], value, *place[dim + 1 :])

@@ -1,0 +1,113 @@
+"""Torch files of a checkpoint, opened: the object in each, and where the numbers of its tensors lie."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from msgspec import Struct
+
+from reshard.errors import FormatError
+from reshard.formats.torch_file import extents
+from reshard.formats.torch_records import TorchRecords, read_torch_records
+from reshard.formats.torch_values import TensorRef
+from reshard.index import Contents, Extent, TensorSpec, cut_extents
+from reshard.interruption import proceed
+from reshard.planning.catalog import Held, IndexedFile
+from reshard.storage.storages import storage_of
+
+_AT_ONCE = 8
+_SCALARS = {"float32": "<f", "float64": "<d", "int64": "<q", "int32": "<i"}
+
+
+class Flat(Struct, frozen=True):
+    """The numbers of a tensor that lies row-major in one file, to be cut as if it had one dim."""
+
+    file: int
+    dtype: str
+    count: int
+    extents: tuple[Extent, ...]
+
+    def cut(self, start: int, stop: int) -> tuple[Extent, ...]:
+        itemsize = TensorSpec(self.dtype, ()).itemsize
+        return cut_extents(self.extents, start * itemsize, (stop - start) * itemsize)
+
+
+class TorchPart(Struct, frozen=True):
+    """One file: ``number`` counts the checkpoint's files, ``value`` is the object that was saved."""
+
+    number: int
+    file: IndexedFile
+    records: TorchRecords
+
+    @property
+    def value(self) -> Any:
+        return self.records.pickled.value
+
+    @property
+    def path(self) -> str:
+        return self.file.path
+
+    def flat(self, tensor: TensorRef) -> Flat:
+        """Raises FormatError for a tensor whose numbers do not lie in the file as they are."""
+        try:
+            if tensor.conjugated or tensor.negated or self.records.big_endian:
+                raise FormatError("its numbers are stored conjugated, negated or big-endian")
+            found = extents(tensor, self.records.place(tensor.storage))
+        except FormatError as error:
+            raise FormatError(error.message, self.path, error.hint) from None
+        return Flat(self.number, tensor.dtype, tensor.size, found)
+
+    def held(self, tensor: TensorRef) -> Held:
+        return Held(self.number, self.flat(tensor).extents)
+
+    def scalar(self, value: Any) -> float | None:
+        """A number, read from the file where it is a tensor of one element; None for what is no number."""
+        if isinstance(value, bool) or not isinstance(value, (int, float, TensorRef)):
+            return None
+        if not isinstance(value, TensorRef):
+            return value
+        if value.size != 1 or value.dtype not in _SCALARS:
+            return None
+        (extent,) = self.flat(value).extents
+        source = storage_of(self.path).open(self.path)
+        try:
+            return float(struct.unpack(_SCALARS[value.dtype], source.read(extent.offset, extent.nbytes))[0])
+        finally:
+            source.close()
+
+    def warnings(self) -> list[str]:
+        """Classes that the file names and nobody knows."""
+        names = ", ".join(sorted(self.records.pickled.unknown))
+        return [f"{self.path}: objects of unknown classes are left out: {names}"] if names else []
+
+
+def open_parts(root: str, ranked: Sequence[tuple[int, str]], first: int = 0) -> list[TorchPart]:
+    """Open files, each with the rank that wrote it, several at once; numbers count from ``first``. Raises FormatError
+    naming the file.
+    """
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        numbered = [(number, *one, root) for number, one in enumerate(ranked, first)]
+        return list(pool.map(lambda one: _open(*one), numbered))
+
+
+def _open(number: int, rank: int, path: str, root: str) -> TorchPart:
+    proceed()
+    source = storage_of(path).open(path)
+    try:
+        records = read_torch_records(source)
+    except FormatError as error:
+        raise FormatError(error.message, path, error.hint) from None
+    finally:
+        source.close()
+    name = path.removeprefix(root).lstrip("/") or os.path.basename(path)
+    return TorchPart(
+        number, IndexedFile(path, name, source.nbytes, source.mtime_ns, rank, "torch", Contents({})), records
+    )
+
+
+def files_of(parts: Iterable[TorchPart]) -> tuple[IndexedFile, ...]:
+    return tuple(part.file for part in sorted(parts, key=lambda part: part.number))
