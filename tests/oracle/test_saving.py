@@ -69,18 +69,20 @@ def test_appended_values(tmp_path: Path, ask: Any) -> None:
 
 @pytest.mark.parametrize("form", ["ckpt", "safetensors"])
 def test_crc(form: str, tmp_path: Path, ask: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    """The tail or note is no tensor; ``--crc`` finds the .ckpt whole, and finds one changed bit of it."""
+    """The tail or note is no tensor; ``--crc`` finds the file whole, and finds one changed bit of it."""
     arrays = everything()
-    if form == "safetensors":  # its CRC fails on bfloat16, and takes a 0-d integer for a number of zero bytes
-        arrays = {name: a for name, a in arrays.items() if a.ndim and a.dtype.name != "bfloat16"}
+    if form == "safetensors":  # its CRC fails on bfloat16; it takes a 0-d integer for a number of zeros
+        arrays = {n: a for n, a in arrays.items() if a.ndim and a.dtype.name != "bfloat16"}
+        arrays |= {"epoch_num": np.array(12), "big": np.array(70_000, np.uint32), "none": np.array(0, np.int8)}
     path = tmp_path / f"saved.{form}"
     assert ask([request(path, form, arrays, crc_check=True)]) == [{}]
     assert_reads(path, arrays)
     assert run_reshard(["convert", str(path), str(tmp_path / f"made.{form}"), "--crc"]) == 0
+    assert "without a CRC-32" not in capsys.readouterr().err
     assert_reads(tmp_path / f"made.{form}", arrays)
-    if form == "ckpt":
-        data = bytearray(path.read_bytes())
-        data[data.index(b"Float64") + 30] ^= 1
-        (tmp_path / "spoilt.ckpt").write_bytes(data)
-        assert run_reshard(["convert", str(tmp_path / "spoilt.ckpt"), str(tmp_path / "no.ckpt"), "--crc"]) == 3
-        assert "crc" in capsys.readouterr().err.lower()
+    data = bytearray(path.read_bytes())
+    data[data.index(b"Float64") + 30 if form == "ckpt" else -1] ^= 1
+    spoilt = tmp_path / f"spoilt.{form}"
+    spoilt.write_bytes(data)
+    assert run_reshard(["convert", str(spoilt), str(tmp_path / f"no.{form}"), "--crc"]) == 3
+    assert "crc" in capsys.readouterr().err.lower()

@@ -101,22 +101,20 @@ PAIRS = [
 ]
 
 
-LLAMA = [c for c in COMPILED if c.startswith("strategies/llama_dp") and "lora" not in c]
+LLAMA = [c for c in COMPILED if c.startswith("strategies/llama_") and "lora" not in c]
+GATHERED = ["strategies/llama_dp4mp2_optshard", "strategies/llama_dp4mp2_allopt", "strategies/llama_dp2mp4"]
 
 
-def test_rank_lists_of_all_pairs(tmp_path: Path, ask: Any) -> None:
-    """``rank_list_for_transform`` of ours lists what theirs does, of compiled strategies in any pair."""
-    paths = [str(tmp_path / f"{i}.ckpt") for i in range(len(LLAMA))]
-    for config, path in zip(LLAMA, paths, strict=True):
+def test_rank_lists_of_ours(tmp_path: Path, ask: Any) -> None:
+    """``rank_list_for_transform`` of ours lists what theirs does, from strategies that have to be gathered to any."""
+    paths = {config: str(tmp_path / f"{i}.ckpt") for i, config in enumerate(LLAMA)}
+    for config, path in paths.items():
         merge_pipeline_strategys(str(strategy_of(config, Path(path).with_suffix(""))), path)
-    worlds = [read_strategy(path).world for path in paths]
-    pairs = [(a, b, world) for a in paths for b, world in zip(paths, worlds, strict=True)]
+    pairs = [(paths[a], path, read_strategy(path).world) for a in GATHERED for path in paths.values()]
     theirs = ask([("rank_lists", {"source": a, "target": b, "ranks": world}) for a, b, world in pairs])
-    fail = [answer for answer in theirs if isinstance(answer, dict)]
-    assert len(fail) * 20 < len(theirs), fail
     for (a, b, world), answer in zip(pairs, theirs, strict=True):
         ours = [sorted(rank_list_for_transform(rank, a, b)) for rank in range(world)]
-        assert ours == answer or isinstance(answer, dict), (a, b)
+        assert ours == answer, (a, b)
 
 
 def test_rank_lists(tmp_path: Path, ask: Any) -> None:

@@ -112,7 +112,7 @@ _CONVERSION: dict[str, tuple[Any, Any]] = {
         False,
     ),
     "crc": (
-        Annotated[bool, typer.Option("--crc", help="Check CRC tails of .ckpt sources, write them to .ckpt.")],
+        Annotated[bool, typer.Option("--crc", help="Check the CRC-32 that sources state, write it to .ckpt.")],
         False,
     ),
     "checksum": (

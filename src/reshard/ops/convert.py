@@ -9,16 +9,17 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from reshard.dtypes import ALIASES
-from reshard.errors import CheckpointError, DifferenceError, UsageError, listed
+from reshard.errors import DifferenceError, UsageError, listed
 from reshard.families.open_checkpoint import agreements, open_source
 from reshard.families.planner import make_plan
 from reshard.families.probe import probe
 from reshard.families.strategies import read_strategy
 from reshard.formats.base import Format
-from reshard.formats.mindspore_ckpt import MindSporeCkpt, stored_crc
+from reshard.formats.mindspore_ckpt import MindSporeCkpt
 from reshard.formats.registry import format_named, format_of, suffixes
 from reshard.interruption import clears_up
 from reshard.ops.budget import Budget, budget_of
+from reshard.ops.crc import check_crcs
 from reshard.ops.engine import most_files
 from reshard.ops.fill import fill, fill_on_nodes, joins
 from reshard.ops.observer import Observer
@@ -30,13 +31,10 @@ from reshard.planning.parts import Parts
 from reshard.planning.plan import Plan
 from reshard.planning.target import Choices, Target
 from reshard.storage.machine import uncollected
-from reshard.storage.storages import storage_of
-from reshard.storage.whole_file import crc32_of
 from reshard.target.overwrite import Replacement
 from reshard.target.preflight import refuse_occupied, refuse_source
 from reshard.target.target_paths import Place
 
-_CRC_BLOCK_NBYTES = 8 << 20
 _OTHERS_FILES = (".npz", ".gguf", ".onnx", ".safetensor")
 
 
@@ -74,10 +72,9 @@ def plan_from(
     """As ``plan``, of a source that is open already; ``lora`` is what is added on the way."""
     if options.check_replicas:
         _refuse_replicas(source)
-    if options.crc:
-        _check_crcs(source)
+    crcs = check_crcs(source) if options.crc else ()
     idle = options.names.idle((*source.tensors, *source.texts))
-    source = replace(source, warnings=(*source.warnings, *probe(source), *idle))
+    source = replace(source, warnings=(*source.warnings, *probe(source), *crcs, *idle))
     single = names_file(dst)
     form = _target_format(dst if single else "", source, options)
     if options.max_shard_nbytes and parts is None:
@@ -202,20 +199,3 @@ def _refuse_replicas(source: Catalog) -> None:
             "replicas differ:\n" + listed(faults),
             hint="is this the right strategy? a rank that trained apart is broken",
         )
-
-
-def _check_crcs(source: Catalog) -> None:
-    """Raises CheckpointError naming every .ckpt whose content does not have the CRC-32 that it states."""
-    faults = []
-    for file in source.files:
-        if file.format != "ckpt":
-            continue
-        opened = storage_of(file.path).open(file.path)
-        try:
-            stated = stored_crc(opened)
-            if stated is not None and stated[0] != crc32_of(opened, stated[1], _CRC_BLOCK_NBYTES):
-                faults.append(file.path)
-        finally:
-            opened.close()
-    if faults:
-        raise CheckpointError("the CRC-32 does not fit the content:\n" + listed(faults), hint="copy these files again")

@@ -100,7 +100,7 @@ class Options(Means, frozen=True):
         max_shard_nbytes: a full checkpoint of safetensors or torch files in parts of at most this, with an index.
         drop_redundancy: of equal shards one rank alone keeps its own, as MindSpore's training saves them.
         check_replicas: read all replicas and refuse those that differ.
-        crc: check the CRC-32 of .ckpt sources that have one and write it into .ckpt targets.
+        crc: check the CRC-32 of sources that state one and write it into .ckpt targets.
     """
 
     src_strategy: str = ""

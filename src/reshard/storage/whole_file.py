@@ -21,12 +21,11 @@ def copy_file(source: ReadFile, new: NewFile, block_nbytes: int, proceed: Callab
         raise
 
 
-def crc32_of(file: ReadFile | NewFile, nbytes: int, block_nbytes: int) -> int:
-    """The CRC-32 of the first ``nbytes`` of a file."""
-    crc = 0
+def crc32_of(file: ReadFile | NewFile, nbytes: int, block_nbytes: int, start: int = 0, crc: int = 0) -> int:
+    """The CRC-32 of ``nbytes`` of a file, going on from ``crc``."""
     buffer = memoryview(bytearray(min(block_nbytes, max(nbytes, 1))))
     for at in range(0, nbytes, len(buffer)):
         part = buffer[: min(len(buffer), nbytes - at)]
-        file.read_into(at, part)
+        file.read_into(start + at, part)
         crc = zlib.crc32(part, crc)
     return crc

@@ -1,0 +1,87 @@
+"""``--crc``: sources against the CRC-32 that they state, as MindSpore makes it for either format."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+
+from reshard.dtypes import ITEMSIZE
+from reshard.errors import CheckpointError, counted, listed
+from reshard.formats.mindspore_ckpt import stored_crc
+from reshard.index import Stored
+from reshard.interruption import proceed
+from reshard.planning.catalog import Catalog, IndexedFile
+from reshard.storage.storage import ReadFile
+from reshard.storage.storages import storage_of
+from reshard.storage.whole_file import crc32_of
+
+_BLOCK_NBYTES = 8 << 20
+_NOTE = "crc_num"
+_MOST_ZEROS = 1 << 31
+_INTEGERS = {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
+
+
+def check_crcs(source: Catalog) -> tuple[str, ...]:
+    """A warning where files state no CRC-32. Raises CheckpointError naming every file that does not fit its own."""
+    faults, silent = [], 0
+    for file in source.files:
+        proceed()
+        opened = storage_of(file.path).open(file.path)
+        try:
+            fits = _fits(file, opened)
+        finally:
+            opened.close()
+        silent += fits is None
+        if fits is False:
+            faults.append(file.path)
+    if faults:
+        raise CheckpointError("the CRC-32 does not fit the content:\n" + listed(faults), hint="copy these files again")
+    return (f"--crc: {counted(silent, 'file')} of {len(source.files)} without a CRC-32 to check",) if silent else ()
+
+
+def _fits(file: IndexedFile, opened: ReadFile) -> bool | None:
+    """None for a file that states none."""
+    if file.format == "ckpt":
+        stated = stored_crc(opened)
+        return None if stated is None else stated[0] == crc32_of(opened, stated[1], _BLOCK_NBYTES)
+    note = file.contents.notes.get(_NOTE)
+    if note is None:
+        return None
+    return any(str(crc) == note for crc in _of_tensors(file, opened))
+
+
+def _of_tensors(file: IndexedFile, opened: ReadFile) -> Iterator[int]:
+    """What the CRC-32 of a safetensors may be: over names and bytes in the order of names; of MindSpore, which takes
+    an integer without dims for so many zeros, or of others, which take its bytes.
+    """
+    tensors = sorted(file.contents.tensors.items())
+    odd = any(_is_integer(stored) for _, stored in tensors)
+    for zeros in (True, False) if odd else (False,):
+        crc = 0
+        for name, stored in tensors:
+            proceed()
+            crc = zlib.crc32(name.encode(), crc)
+            crc = _of_zeros(opened, stored, crc) if zeros and _is_integer(stored) else _of_bytes(opened, stored, crc)
+        yield crc
+
+
+def _is_integer(stored: Stored) -> bool:
+    return not stored.spec.shape and stored.spec.dtype in _INTEGERS
+
+
+def _of_bytes(opened: ReadFile, stored: Stored, crc: int) -> int:
+    for extent in stored.extents:
+        crc = crc32_of(opened, extent.nbytes, _BLOCK_NBYTES, extent.offset, crc)
+    return crc
+
+
+def _of_zeros(opened: ReadFile, stored: Stored, crc: int) -> int:
+    """``bytes`` of such an array in Python: NumPy says that it is a number, and a number stands for so many zeros."""
+    content = opened.read(stored.extents[0].offset, ITEMSIZE[stored.spec.dtype])
+    count = int.from_bytes(content, "little", signed=stored.spec.dtype.startswith("int"))
+    if not 0 <= count <= _MOST_ZEROS:  # MindSpore could not have saved it
+        return _of_bytes(opened, stored, crc)
+    block = bytes(min(count, _BLOCK_NBYTES))
+    for at in range(0, count, _BLOCK_NBYTES):
+        crc = zlib.crc32(block[: count - at], crc)
+    return crc
