@@ -47,7 +47,7 @@ def job_source(settings: Settings) -> JobSource:
 def refuse_unknown_cut(source: JobSource) -> None:
     """Raises CheckpointError for slices of which no strategy says how they were cut."""
     ranks = [rank for rank, _ in source.found.files]
-    if source.found.distributed and source.strategy is None and ranks != [0]:
+    if source.strategy is None and not source.found.whole:
         raise CheckpointError(
             f"{len(ranks)} rank folders ({', '.join(f'rank_{r}' for r in ranks[:4])} …) and no strategy: "
             "nobody can know how they were cut",

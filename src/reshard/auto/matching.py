@@ -6,7 +6,7 @@ from msgspec import Struct
 
 from reshard.auto.job_strategy import JobStrategy, compared
 from reshard.errors import CheckpointError, counted
-from reshard.families.discover import Found
+from reshard.families.found import Found
 from reshard.families.open_checkpoint import index_files
 from reshard.formats.registry import format_of
 from reshard.index import TensorSpec
@@ -30,7 +30,7 @@ def match(here: Here, job: JobStrategy, wanted_format: str) -> str:
     if "torch" in forms or (wanted_format and forms != {wanted_format}):
         return ""
     if job.strategy is None:
-        whole = not found.distributed or (here.strategy is None and [r for r, _ in found.files] == [0])
+        whole = found.whole and (here.strategy is None or not found.distributed)
         return "one full checkpoint, as the job loads it" if whole else ""
     if not found.distributed or not _ranks_are_here(here, job.strategy.world):
         return ""

@@ -4,53 +4,108 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from msgspec import Struct
 
-from reshard.errors import CheckpointError
+from reshard.errors import CheckpointError, FormatError, listed
+from reshard.formats.foreign import HEAD_NBYTES, foreign
 from reshard.formats.registry import format_of
+from reshard.planning.parts import EXTRAS_NAME
 from reshard.storage.storage import join
 from reshard.storage.storages import content_of
 
 _MANIFEST = re.compile(r"(.*?)/?\.reshard/(?:[^/]+/)?manifest\.json")
+_INDEX = re.compile(r"(.+[._-])?index\.json|(param_name_map|weight_map).*\.json", re.IGNORECASE)
+_MINDSPORE_INDEX = re.compile(r"param_name_map.*\.json")
 
 
-class Named(Struct, frozen=True):
-    """``files`` with the rank that each belongs to, below ``folder``."""
+class Index(Struct, frozen=True):
+    """An index of weight files: the path of the file that each tensor is to be taken from."""
+
+    path: str
+    folder: str
+    holders: Mapping[str, str]
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return tuple(sorted(set(self.holders.values())))
+
+    @property
+    def extras(self) -> str:
+        """What MindSpore keeps beside its parts and does not name; "" where there is none."""
+        name = self.path.rpartition("/")[2]
+        return join(self.folder, EXTRAS_NAME) if _MINDSPORE_INDEX.fullmatch(name) else ""
+
+    @property
+    def formats(self) -> set[str]:
+        """Those of its files; "" for files that are not read."""
+        return {form.name if (form := format_of(file)) else "" for file in self.files}
+
+
+def read_index(path: str) -> Index:
+    """Raises CheckpointError for any other JSON."""
+    content = _read_json(path)
+    named = content.get("weight_map", content) if isinstance(content, dict) else None
+    if not isinstance(named, dict) or not named or not all(isinstance(name, str) and name for name in named.values()):
+        raise CheckpointError("not an index of weight files: no map of tensors to files", path)
+    folder = path.rpartition("/")[0] or ("/" if path.startswith("/") else ".")
+    return Index(path, folder, {name: join(folder, file) for name, file in named.items()})
+
+
+def index_in(folder: str, names: Iterable[str], formats: Collection[str]) -> Index | None:
+    """The index among the files of a folder, of any name; one of torch files only where there are no others.
+
+    Args:
+        formats: those of the weight files that lie right in the folder.
+
+    Raises:
+        CheckpointError: several that differ.
+    """
+    indexes = [read_index(join(folder, name)) for name in sorted(names) if _INDEX.fullmatch(name)]
+    others = [index for index in indexes if index.formats != {"torch"}]
+    ours = [index for index in others or indexes if "" not in index.formats]
+    if not others and not set(formats) <= {"torch"}:
+        return None
+    if any(index.holders != ours[0].holders for index in ours):
+        raise CheckpointError(
+            f"{len(ours)} indexes in one folder, of different files",
+            folder,
+            "name the one that is meant:\n" + listed([index.path for index in ours]),
+        )
+    return next(iter(ours or others or indexes), None)
+
+
+class Manifest(Struct, frozen=True):
+    """``files`` with the rank that each belongs to, below ``folder``, as we wrote them."""
 
     folder: str
     files: tuple[tuple[int, str], ...]
     distributed: bool
 
 
-def read_named(path: str) -> Named:
-    """The files that an index or a manifest names. Raises CheckpointError for any other JSON."""
-    manifest = _MANIFEST.fullmatch(path)
-    if manifest is None:
-        folder = path.rpartition("/")[0] or "."
-        return Named(folder, tuple((0, join(folder, name)) for name in sorted(parts_named(path))), distributed=False)
-    folder = manifest[1] or "."
+def manifest_at(path: str) -> Manifest | None:
+    """What one of our manifests names; None for another JSON by its place. Raises CheckpointError."""
+    place = _MANIFEST.fullmatch(path)
+    if place is None:
+        return None
+    folder = place[1] or "."
     content = _read_json(path)
     try:
         told = [(int(f["rank"]), str(f["path"])) for f in content["files"] if format_of(f["path"])]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"not a manifest: {error!r}", path) from None
     distributed = any(name.startswith("rank_") for _, name in told)
-    return Named(folder, tuple((rank, join(folder, name)) for rank, name in sorted(told)), distributed)
-
-
-def parts_named(index: str) -> set[str]:
-    """The files that an index says its tensors lie in. Raises CheckpointError."""
-    content = _read_json(index)
-    named = content.get("weight_map", content) if isinstance(content, dict) else None
-    if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
-        raise CheckpointError("not an index of weight files: no map of tensors to files", index)
-    return set(named.values())
+    return Manifest(folder, tuple((rank, join(folder, name)) for rank, name in sorted(told)), distributed)
 
 
 def _read_json(path: str) -> Any:
+    content = content_of(path)
     try:
-        return json.loads(content_of(path))
+        return json.loads(content)
     except (ValueError, RecursionError) as error:
+        found = foreign(content[:HEAD_NBYTES])
+        if found is not None and not content.lstrip().startswith((b"{", b"[")):
+            raise FormatError(f"not an index of weight files: {found.what}", path, found.hint) from None
         raise CheckpointError(f"not an index of weight files: {error}", path) from None

@@ -11,12 +11,14 @@ from msgspec.structs import replace
 
 from reshard.errors import CheckpointError, FormatError, UsageError, counted
 from reshard.families.discover import Found, discover
+from reshard.families.indexed import by_index
 from reshard.families.manifest_headers import Told, told_by_manifest
 from reshard.families.ours import by_manifest, strategy_fault
 from reshard.families.rank_folders import catalog
 from reshard.families.registry import listing, recognised
 from reshard.families.source import Source
 from reshard.families.strategies import read_strategy
+from reshard.formats.foreign import HEAD_NBYTES, foreign
 from reshard.formats.registry import format_of
 from reshard.index import Extent, cut_extents
 from reshard.interruption import proceed
@@ -60,10 +62,10 @@ def open_source(source: Source, *, trust_manifest: bool = True) -> Catalog:
             where=source.path,
             hint="leave --src-strategy out, or give the folder that holds rank_0, rank_1, …",
         )
-    files = index_files(found, trust_manifest=trust_manifest)
+    files, told = by_index(found, index_files(found, trust_manifest=trust_manifest))
     made = _told_apart(found, files, strategy)
     of_files = (f"{file.path}: {warning}" for file in files for warning in file.contents.warnings)
-    return replace(made, warnings=(*found.warnings, *of_files, *made.warnings))
+    return replace(made, warnings=(*found.warnings, *told, *of_files, *made.warnings))
 
 
 def _told_apart(found: Found, files: Sequence[IndexedFile], strategy: Strategy | None) -> Catalog:
@@ -87,11 +89,13 @@ def _told_apart(found: Found, files: Sequence[IndexedFile], strategy: Strategy |
 
 def _check_lone_ranks(found: Found, doubt: str) -> None:
     """Without a strategy only rank_0 alone is a whole checkpoint. ``doubt``: why no manifest helps."""
-    if not found.distributed or [rank for rank, _ in found.files] == [0]:
+    if found.whole:
         return
     why = f" (its manifest is not trusted: {doubt})" if doubt else ""
+    without = f" ({len(found.empty)} without a weight file)" if found.empty else ""
+    folders = counted(len(found.files) + len(found.empty), "rank folder")
     raise CheckpointError(
-        f"{counted(len(found.files), 'rank folder')} and no strategy: nobody can know how the tensors were cut{why}",
+        f"{folders}{without} and no strategy: nobody can know how the tensors were cut{why}",
         found.path,
         "give its strategy: the file or folder that the job saved "
         "(--strategy, --src-strategy; diff: --a-strategy, --b-strategy)",
@@ -123,6 +127,9 @@ def _index(rank: int, path: str, root: str, told: Mapping[str, Told]) -> Indexed
         known = told.get(path)
         contents = known.contents if known and known.nbytes == file.nbytes else form.read_index(file)
     except FormatError as error:
+        other = foreign(file.read(0, min(file.nbytes, HEAD_NBYTES)), form.name)
+        if other is not None:
+            raise FormatError(f"it is {other.what}, not {form.name}", path, other.hint) from error
         raise FormatError(error.message, path, error.hint) from error
     finally:
         file.close()

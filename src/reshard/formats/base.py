@@ -7,6 +7,9 @@ from typing import Protocol
 
 from reshard.index import Contents, Frame, TensorSpec
 
+SHARDING = "DCP_SHARDING_INFO"
+"""The note that says where slices begin, as PyTorch's distributed checkpoint writes it."""
+
 
 class ByteRanges(Protocol):
     """A file as ranges of bytes; what it lies on is the storage's matter."""

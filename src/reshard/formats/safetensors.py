@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from reshard.dtypes import ITEMSIZE
 from reshard.errors import FormatError
-from reshard.formats.base import ByteRanges
+from reshard.formats.base import SHARDING, ByteRanges
 from reshard.index import Contents, Extent, Frame, Stored, TensorSpec
 
 _TYPES = {
@@ -35,7 +35,7 @@ _WINDOW_NBYTES = 65536
 _COMMON_HEADER_NBYTES = 1 << 20
 _METADATA = "__metadata__"
 _INT4 = "Int4"
-NOTES = frozenset({"format", "remove_redundancy", "crc_num"})
+NOTES = frozenset({"format", "remove_redundancy", "crc_num", SHARDING, "DCP_VERSION"})
 """Keys of ``__metadata__`` that speak of the file; all others are texts of its owner."""
 
 
@@ -121,10 +121,15 @@ def _read_header(source: ByteRanges) -> bytes:
         raise FormatError(f"file has {source.nbytes} bytes, a header needs 8", hint="copy the file again")
     start = source.read(0, min(source.nbytes, _WINDOW_NBYTES))  # the whole header of most files
     length = int.from_bytes(start[:8], "little")
-    if length > min(source.nbytes - 8, _MAX_HEADER_NBYTES):
+    if length > source.nbytes - 8:
         raise FormatError(
             f"a header of {length:,} bytes is announced, the file has {source.nbytes:,}",
             hint="not a safetensors file, or cut short: copy it again",
+        )
+    if length > _MAX_HEADER_NBYTES:
+        raise FormatError(
+            f"a header of {length:,} bytes, {_MAX_HEADER_NBYTES:,} bytes at most are read, here and elsewhere",
+            hint="write the model in several files, each with a smaller header",
         )
     rest = 8 + length - len(start)
     return start[8 : 8 + length] + (source.read(len(start), rest) if rest > 0 else b"")

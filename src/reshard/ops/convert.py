@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from reshard.dtypes import ALIASES
 from reshard.errors import DifferenceError, UsageError, listed
 from reshard.families.open_checkpoint import agreements, open_source
+from reshard.families.part_names import lone_parts
 from reshard.families.planner import make_plan
 from reshard.families.probe import probe
 from reshard.families.strategies import read_strategy
@@ -112,6 +113,11 @@ def convert(
 def execute(plan: Plan, dst: str | Path, means: Means, observer: Observer) -> Conversion:
     """Carry out a plan."""
     began = time.monotonic()
+    if lone := lone_parts((source.path for source in plan.sources), str(dst)):
+        raise CheckpointError(
+            "parts that are not a whole checkpoint:\n" + listed(lone),
+            hint="give their folder or its index; to convert a part alone, name the target as that part, too",
+        )
     place = Place.of(dst, single=names_file(dst))
     replacement: Replacement | None = None
     if not means.nodes_local and place.occupied() and (means.overwrite or not joins(plan, means)):

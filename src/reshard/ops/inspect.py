@@ -64,7 +64,9 @@ def opened(
     files = index_files(found)
     if not found.distributed or (rank is None and by_manifest(found, files)[0]):
         return open_source(Source(path, "", select, suffix))
-    return _of_rank(files, rank, path)
+    made = _of_rank(files, rank, path)
+    empty = tuple(f"rank_{rank} holds no weight file" for rank in found.empty[:4])
+    return replace(made, warnings=(*found.warnings, *made.warnings, *empty))
 
 
 def _of_rank(files: list[IndexedFile], rank: int | None, path: str) -> Catalog:

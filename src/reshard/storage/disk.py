@@ -224,8 +224,12 @@ class Disk:
                 names = sorted(os.listdir(folder))
         except CheckpointError:
             return []
-        found = (self.entry(os.path.join(folder, name)) for name in names)
-        return [entry for entry in found if entry is not None]  # what a link leads to may be gone
+        return [entry for name in names if (entry := self._listed(folder, name)) is not None]
+
+    def _listed(self, folder: str, name: str) -> Entry | None:
+        path = os.path.join(folder, name)
+        gone = Entry(name, folder=False, nbytes=0, mtime_ns=0, dangling=True)
+        return self.entry(path) or (gone if os.path.islink(path) else None)
 
     def write_whole(self, path: str, content: bytes, *, fsync: bool) -> None:
         with reported(path):

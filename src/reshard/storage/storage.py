@@ -23,12 +23,13 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 class Entry(Struct, frozen=True):
-    """A file or folder by its name in the folder that holds it."""
+    """A file or folder by its name in the folder that holds it; or, ``dangling``, a link that leads to nothing."""
 
     name: str
     folder: bool
     nbytes: int
     mtime_ns: int
+    dangling: bool = False
 
 
 class ReadFile(Protocol):

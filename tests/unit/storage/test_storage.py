@@ -120,8 +120,11 @@ def test_what_a_folder_holds(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
     disk = Disk()
-    assert [(e.name, e.folder, e.nbytes) for e in disk.entries(str(tmp_path)) if not e.folder] == [("a", False, 3)]
-    assert [e.name for e in disk.entries(str(tmp_path))] == ["a", "b"]
+    found = [(e.name, e.nbytes, e.dangling) for e in disk.entries(str(tmp_path)) if not e.folder]
+    assert found == [("a", 3, False), ("gone", 0, True)]
+    assert [e.name for e in disk.entries(str(tmp_path)) if e.folder] == ["b"]
+    assert disk.entry(str(tmp_path / "gone")) is None
+    (tmp_path / "gone").unlink()
     assert disk.entry(str(tmp_path / "b")) is not None
     assert disk.entry(str(tmp_path / "c")) is None
     assert disk.entries(str(tmp_path / "c")) == disk.entries(str(tmp_path / "a" / "b")) == []

@@ -1,0 +1,181 @@
+"""A folder that holds no checkpoint of ours: what it holds instead, and what to do."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from msgspec import Struct
+
+from reshard.errors import CheckpointError, counted, listed
+from reshard.families.found import WeightFile
+from reshard.formats.registry import format_of, suffixes
+from reshard.storage.storage import Entry, join
+from reshard.storage.storages import content_of, storage_of
+
+UNFINISHED = (".incomplete", ".aria2", ".crdownload", ".part", ".partial", ".download", ".!qB", ".tmp")
+_NOT_YET = "not read yet by this release"
+_MOST_METADATA_NBYTES = 256 << 20
+_KINDS = 6
+
+
+class _Mark(Struct, frozen=True):
+    """Names that tell a family of checkpoints that is not read. ``hint``: what to do beside waiting."""
+
+    family: str
+    names: re.Pattern[str]
+    hint: str
+
+
+_SAVE_FULL = "save one full checkpoint with the program that wrote it"
+_MARKS = (
+    _Mark(
+        "slices of a distributed PyTorch checkpoint (DCP) in safetensors",
+        re.compile(r"shard-\d+-.+\.safetensors"),
+        "give the consolidated checkpoint, or consolidate it (enable_consolidation=True)",
+    ),
+    _Mark("slices of DeepSeek's inference code", re.compile(r"model\d+-mp(?!1\.)\d+\.safetensors"), _SAVE_FULL),
+    _Mark(
+        "a Checkpoint 2.0 of MindFormers",
+        re.compile(r"(.*-)?(model|opt)-\d{7,}-(?!0*1\.)\d{7,}\.safetensors|iteration_\d{8,}"),
+        "save it with use_legacy_format: True",
+    ),
+    _Mark(
+        "a DeepSpeed checkpoint",
+        re.compile(
+            r"(bf16_)?zero_pp_rank_.+|zero_to_fp32\.py|mp_rank_\d+_model_states\.pt|layer_\d+-model.*_states\.pt|global_step\d+|latest_universal"
+        ),
+        "python zero_to_fp32.py FOLDER OUT --safe_serialization makes a full one of it",
+    ),
+    _Mark(
+        "FSDP files, one a rank",
+        re.compile(r"(model|optim)_world_size_\d+_rank_\d+\.pt"),
+        "merge them with the program that wrote them (verl: python -m verl.model_merger merge)",
+    ),
+    _Mark(
+        "a Megatron checkpoint",
+        re.compile(r"mp_rank_\d+(_\d+)*|iter_\d{7}|latest_checkpointed_iteration\.txt"),
+        _SAVE_FULL,
+    ),
+    _Mark(
+        "a distributed PyTorch checkpoint (DCP)",
+        re.compile(r"\.metadata|.+\.distcp"),
+        "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER OUT.pt makes one file of it",
+    ),
+)
+_WEIGHT_MARKS = _MARKS[:3]
+"""Families whose files are safetensors: without their marks they would be taken for full ones."""
+
+_HINTS = (
+    ((".gguf", ".ggml"), "GGUF is not read: take the model's safetensors"),
+    ((".zip", ".tar", ".gz", ".tgz", ".zst", ".7z", ".xz", ".bz2"), "unpack the archive, and give what was in it"),
+    ((".npz", ".npy", ".h5", ".hdf5", ".onnx", ".msgpack", ".pdparams"), "save the weights as safetensors first"),
+    (UNFINISHED, "a download is not finished: go on with it"),
+)
+
+
+def refuse_slices(path: str, entries: Sequence[Entry], files: Sequence[WeightFile]) -> None:
+    """Raises CheckpointError for families whose slices would be taken for full weights."""
+    # trainers lay full files beside what only they read
+    slices = files and all(f.format == "torch" and not f.name.startswith("pytorch_model") for f in files)
+    mark = _marked(entries, _MARKS if slices else _WEIGHT_MARKS)
+    if mark is not None or _is_checkpoint2(path, entries):
+        raise _not_read(path, mark or _WEIGHT_MARKS[2])
+
+
+def no_weights(path: str, entries: Sequence[Entry]) -> CheckpointError:
+    """What to say of a folder in which nothing is ours."""
+    cache = _hub_cache(path, entries)
+    if cache is not None:
+        return cache
+    mark = _marked(entries, _MARKS)
+    if mark is not None:
+        return _not_read(path, mark)
+    endings = " or ".join(sorted(suffixes()))
+    return CheckpointError(
+        f"no weight files ({endings}) and no rank_x folders: it holds {_held(entries)}", path, _hint(path, entries)
+    )
+
+
+def refuse_unfinished(path: str, entries: Iterable[Entry], wanted: Iterable[str]) -> None:
+    """A file beside which its download's notes lie has holes, whatever its size. Raises CheckpointError."""
+    there = {e.name for e in entries}
+    faults = [join(path, name) for name in sorted(wanted) if f"{name}.aria2" in there]
+    if faults:
+        raise CheckpointError(
+            "downloads that are not finished (an .aria2 lies beside):\n" + listed(faults),
+            path,
+            "go on with the download",
+        )
+
+
+def unfinished(entries: Iterable[Entry]) -> list[str]:
+    """Weight files of which only the beginning of a download is there, by the names under which it lies."""
+    names = {e.name for e in entries if not e.folder}
+    found = []
+    for name in sorted(names):
+        whole = next((name[: -len(end)] for end in UNFINISHED if name.endswith(end)), "")
+        if whole and format_of(whole) is not None and whole not in names:
+            found.append(name)
+    return found
+
+
+def _marked(entries: Iterable[Entry], marks: Sequence[_Mark]) -> _Mark | None:
+    names = [e.name for e in entries]
+    return next((mark for mark in marks if any(mark.names.fullmatch(name) for name in names)), None)
+
+
+def _not_read(path: str, mark: _Mark) -> CheckpointError:
+    return CheckpointError(f"{mark.family}: {_NOT_YET}", path, mark.hint)
+
+
+def _is_checkpoint2(path: str, entries: Iterable[Entry]) -> bool:
+    """By the content of its ``metadata.json``, for files may be called otherwise."""
+    for entry in entries:
+        if entry.name == "metadata.json" and not entry.folder and entry.nbytes <= _MOST_METADATA_NBYTES:
+            try:
+                content = json.loads(content_of(join(path, entry.name)))
+            except (ValueError, RecursionError):
+                return False
+            return isinstance(content, dict) and "state_dict_metadata" in content
+    return False
+
+
+def _hub_cache(path: str, entries: Sequence[Entry]) -> CheckpointError | None:
+    """The folders of a Hugging Face cache, whose files lie two or three levels below."""
+    folders = [e.name for e in entries if e.folder]
+    if "snapshots" in folders and {"refs", "blobs"} & set(folders):
+        revisions = [join(path, "snapshots", e.name) for e in storage_of(path).entries(join(path, "snapshots"))]
+        hint = "give one of its revisions: " + (" or ".join(revisions[:4]) or "snapshots/<revision>")
+        return CheckpointError("the cache of a model from a hub; its files are in snapshots/<revision>", path, hint)
+    models = [name for name in folders if name.startswith("models--")]
+    if models:
+        below = join(path, models[0], "snapshots", "<revision>")
+        held = counted(len(models), "model")
+        return CheckpointError(f"a cache of {held} from a hub", path, f"give a revision of one, as {below}")
+    return None
+
+
+def _held(entries: Iterable[Entry]) -> str:
+    """So many files of each ending, the most first."""
+    kinds: Counter[str] = Counter()
+    for entry in entries:
+        kinds["folder" if entry.folder else _ending(entry.name)] += 1
+    shown = [counted(n, kind) if kind == "folder" else f"{n:,} {kind}" for kind, n in kinds.most_common(_KINDS)]
+    more = len(kinds) - len(shown)
+    return (", ".join(shown) or "nothing") + (f" and {counted(more, 'other kind')}" if more > 0 else "")
+
+
+def _ending(name: str) -> str:
+    dot = name.rfind(".")
+    return name[dot:] if dot > 0 else "without an ending"
+
+
+def _hint(path: str, entries: Sequence[Entry]) -> str:
+    endings = {_ending(e.name) for e in entries if not e.folder}
+    for known, hint in _HINTS:
+        if endings & set(known):
+            return hint
+    return "give a weight file, a folder of them, or the folder that holds rank_0, rank_1, …"
