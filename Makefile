@@ -5,12 +5,21 @@ MS_VENV := .venv-mindspore
 NP1_VENV := .venv-numpy1
 DOCS_VENV := .venv-docs
 BIN := $(VENV)/bin
-SIDE_BY_SIDE := -n 3 --dist loadfile
+SIDE_BY_SIDE := -n 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup demo test test-oracle test-browser test-numpy1 docs bench lint format clean
+# Programs that judge what we write for them: each has tests/with_NAME, a marker, and an environment of its own.
+JUDGES := torch hf peft deepspeed megatron
+TORCH := torch==2.13.0
+JUDGE_torch := $(TORCH) safetensors==0.5.3
+JUDGE_hf := $(TORCH) transformers==5.24.0
+JUDGE_peft := $(TORCH) peft==0.21.2
+JUDGE_deepspeed := $(TORCH) deepspeed==0.19.8
+JUDGE_megatron := $(TORCH) megatron-core==0.16.1
+
+.PHONY: help setup demo test test-oracle test-browser test-numpy1 docs bench lint format clean $(JUDGES:%=test-%)
 
 help:
-	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/'
+	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed 's/:.*## /\t/'
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -36,6 +45,12 @@ $(DOCS_VENV)/ready: pyproject.toml
 	$(DOCS_VENV)/bin/python -m pip install -q -e '.[docs]'
 	touch $@
 
+$(JUDGES:%=.venv-%/ready): .venv-%/ready: Makefile
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install -q --upgrade pip
+	DS_BUILD_OPS=0 .venv-$*/bin/python -m pip install -q $(JUDGE_$*) 'pytest>=8.3' -e .
+	touch $@
+
 setup: $(VENV)/ready ## make .venv with reshard and its development tools
 
 demo: setup ## cut, re-cut and merge real weights, and prove the result
@@ -45,7 +60,7 @@ test: setup ## all tests that need neither MindSpore nor a network
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 test-oracle: setup $(MS_VENV)/ready ## MindSpore judges what we write and read
-	$(BIN)/python -m pytest -m oracle tests/oracle --mindspore $(MS_VENV)/bin/python
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m oracle tests/oracle --mindspore $(MS_VENV)/bin/python
 
 test-browser: setup ## reports in a real Chromium; installs one on Debian and its like where there is none
 	command -v chromedriver >/dev/null || { apt-get update -q && apt-get install -qy chromium chromium-driver; }
@@ -53,6 +68,14 @@ test-browser: setup ## reports in a real Chromium; installs one on Debian and it
 
 test-numpy1: $(NP1_VENV)/ready ## tests on the oldest NumPy, as MindSpore's process has it
 	$(NP1_VENV)/bin/python -m pytest $(SIDE_BY_SIDE) tests/unit tests/property tests/golden
+
+test-torch: ## torch and safetensors load what we write
+test-hf: ## transformers loads what we write
+test-peft: ## PEFT merges adapters as we do
+test-deepspeed: ## DeepSpeed loads what we write
+test-megatron: ## Megatron-Core loads what we write
+$(JUDGES:%=test-%): test-%: .venv-%/ready
+	.venv-$*/bin/python -m pytest -m $* tests/with_$* --judge $* -W default -rs
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff format --check .
@@ -70,4 +93,4 @@ bench: setup ## time conversions against cp
 	$(BIN)/python bench/run.py
 
 clean: ## remove what make made
-	rm -rf $(VENV) $(MS_VENV) $(NP1_VENV) $(DOCS_VENV) site demo/out bench/out
+	rm -rf $(VENV) $(MS_VENV) $(NP1_VENV) $(DOCS_VENV) $(JUDGES:%=.venv-%) site demo/out bench/out

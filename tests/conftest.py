@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -23,19 +24,50 @@ collect_ignore_glob = [
 """Modules without tests that cannot be imported here: of one name, for MindSpore's environment, for atheris."""
 
 
-def pytest_configure() -> None:
+LONGEST = (
+    "cluster/test_ray.py",
+    "docs/test_docs.py",
+    "reliability/test_kill.py",
+    "property/test_reshard.py",
+    "auto/test_auto_failing.py",
+    "cloud/test_store_faults.py",
+    "reliability/test_faults.py",
+    "fuzz/test_hostile.py",
+    "auto/test_auto_jobs.py",
+    "cloud/test_writing.py",
+    "cloud/test_reading.py",
+    "auto/test_auto_command.py",
+    "auto/test_auto_objects.py",
+)
+"""Files to begin with, so that at the end no worker is alone with one of them."""
+JUDGES = {
+    "torch": "torch",
+    "hf": "transformers",
+    "peft": "peft",
+    "deepspeed": "deepspeed",
+    "megatron": "megatron.core",
+}
+"""The module that each needs."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
     """Interruptions are tested, and what a shell ignores for its background jobs stays ignored in their children."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if judge := config.getoption("--judge"):
+        import_module(JUDGES[judge])  # or all its tests would be skipped, and nothing judged
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--mindspore", metavar="PYTHON", help="interpreter that has MindSpore; runs the oracle tests")
     parser.addoption("--browser", action="store_true", help="chromium and chromedriver are there; runs their tests")
+    parser.addoption("--judge", choices=JUDGES, help="the program that this environment has; runs the tests with it")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without ``--mindspore`` the oracle has no voice, without ``--browser`` nothing is looked at."""
+    """Without ``--mindspore`` the oracle has no voice, without ``--browser`` nothing is looked at; of the judges one is
+    heard at a time.
+    """
     unsteady = sorted({item.nodeid.partition("[")[0] for item in items if " at 0x" in item.nodeid})
     if unsteady:
         raise pytest.UsageError(f"names of tests differ from process to process; give ids= to {', '.join(unsteady)}")
@@ -44,11 +76,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if config.getoption("--mindspore")
         else "no --mindspore PYTHON was given; make test-oracle gives it",
         "browser": "" if config.getoption("--browser") else "no --browser was given; make test-browser gives it",
+        **{judge: f"judged in another environment: make test-{judge}" for judge in JUDGES},
+        str(config.getoption("--judge")): "",
     }
+    items.sort(key=lambda item: _turn(item.path))
     for item in items:
         for name, reason in reasons.items():
             if reason and item.get_closest_marker(name):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _turn(path: Path) -> int:
+    """When a file's tests come: the longest first, all others in their own order."""
+    name = f"{path.parent.name}/{path.name}"
+    return LONGEST.index(name) if name in LONGEST else len(LONGEST)
 
 
 @pytest.fixture(scope="session")

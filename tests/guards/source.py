@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import reshard
@@ -20,12 +21,18 @@ def dotted(module: str) -> str:
     return ".".join(["reshard", *Path(module).with_suffix("").parts]).removesuffix(".__init__")
 
 
+@cache
 def parsed(module: str) -> ast.Module:
     return ast.parse((ROOT / module).read_text(), module)
 
 
-def imports(tree: ast.AST) -> Iterator[str]:
+@cache
+def imports(module: str) -> frozenset[str]:
     """Every module that is imported, anywhere; also the names taken from it, which may be modules."""
+    return frozenset(_imports(parsed(module)))
+
+
+def _imports(tree: ast.AST) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

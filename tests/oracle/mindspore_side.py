@@ -1,4 +1,4 @@
-"""What MindSpore says: run by its own interpreter, ``mindspore_side.py REQUESTS.json ANSWERS.json``.
+"""What MindSpore says, run by its own interpreter: a line of requests (JSON) comes in, a line of answers goes out.
 
 It imports nothing of reshard. A request is a question, which is a function below, and its arguments; each gets an
 answer, in order. A request on which MindSpore raises is answered by ``{"error": "Type: message"}``.
@@ -11,7 +11,6 @@ import json
 import os
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 Request = Mapping[str, Any]
@@ -127,8 +126,12 @@ def answered(question: str, request: Request) -> Answer:
 
 
 def main() -> None:
-    asked, told = map(Path, sys.argv[1:])
-    told.write_text(json.dumps([answered(question, request) for question, request in json.loads(asked.read_text())]))
+    told = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # MindSpore writes there too
+    for line in sys.stdin:
+        print(
+            json.dumps([answered(question, request) for question, request in json.loads(line)]), file=told, flush=True
+        )
     os._exit(0)  # its threads outlive it now and then
 
 
