@@ -115,5 +115,5 @@ WHERE_PATHS_BECOME_STORAGES = {"auto/settings.py", "families/strategies.py", "op
 
 @pytest.mark.parametrize("module", [m for m in MODULES if not m.startswith("storage/")])
 def test_how_far_away_bytes_are_a_storage_says_and_no_path(module: str) -> None:
-    asks = "reshard.storage.storage.is_url" in imports(parsed(module))
+    asks = "reshard.storage.storage.is_url" in imports(module)
     assert asks <= (module in WHERE_PATHS_BECOME_STORAGES)
