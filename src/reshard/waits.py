@@ -17,6 +17,7 @@ class Waits(Struct, frozen=True):
         beat_s: how often a rank gives a sign of life.
         look_s: how often a rank at work looks for the failures of others.
         awaited_s: how long a rank that cannot begin looks whether others wait for it.
+        replaced_s: how long a rank that was killed early may lack its successor.
         linger_s: how long a leader that gives up stays, to tell those who come late.
         stall_s: how long a rank that lives may get nothing done; planning and syncing large files take their time.
         hello_try_s: how often a rank tries to greet another over the network.
@@ -45,6 +46,7 @@ class Waits(Struct, frozen=True):
     beat_s: float = 1.0
     look_s: float = 1.0
     awaited_s: float = 2.0
+    replaced_s: float = 10.0
     linger_s: float = 20.0
     stall_s: float = 600.0
     hello_try_s: float = 0.5

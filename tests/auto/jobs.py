@@ -21,7 +21,13 @@ SIZES = {
 }
 
 
-def write_yaml(path: Path, layout: str, **keys: Any) -> Path:
+GOLDEN = {"hidden_size": 16, "vocab_size": 64, "intermediate_size": 48}
+"""The model of the golden answers."""
+LARGE = {"hidden_size": 64, "vocab_size": 512, "multiple_of": 32}
+"""One whose copying can be slowed down."""
+
+
+def write_yaml(path: Path, layout: str, sizes: Mapping[str, int] = GOLDEN, **keys: Any) -> Path:
     """A training job as a user writes it. ``layout`` is a key of SIZES, or "" to leave parallel_config out."""
     content: dict[str, Any] = {
         "run_mode": "train",
@@ -33,12 +39,10 @@ def write_yaml(path: Path, layout: str, **keys: Any) -> Path:
             "arch": {"type": "LlamaForCausalLM"},
             "model_config": {
                 "type": "LlamaConfig",
-                "hidden_size": 64,
                 "num_layers": 4,
                 "num_heads": 8,
                 "n_kv_heads": 4,
-                "vocab_size": 512,
-                "multiple_of": 32,
+                **sizes,
                 "param_init_type": "float32",
             },
         },

@@ -115,6 +115,7 @@ def test_only_save_strategy(tmp_path: Path, ranks: Ranks) -> None:
         ({"auto_trans_ckpt": "yes"}, (), 2, "auto_trans_ckpt: 'yes', allowed: True or False"),
         ({"load_ckpt_format": "pt"}, (), 2, "load_ckpt_format: 'pt', allowed: ckpt or safetensors"),
         ({}, ("--parallel_config.data_parallel", "16"), 2, "= 64, allowed: a product of 8, the world size"),
+        ({"auto_trans_chkpt": True, "auto_trans_ckpt": None}, (), 2, "did you mean 'auto_trans_ckpt'?"),
         ({"src_strategy": "a", "src_strategy_path_or_dir": "b"}, (), 2, "allowed: one of the two"),
         ({"output_dir": "s3://bucket/out"}, (), 2, "allowed: a folder on disk"),
         ({"output_dir": "./run.yaml/out"}, (), 2, "run.yaml is a file"),

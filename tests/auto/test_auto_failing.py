@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from jobs import golden, handed_over, source_of, write_model, write_yaml
+from jobs import LARGE, golden, handed_over, source_of, write_model, write_yaml
 from ranks import Ended, Ranks, Running
 
 from golden.cases import judge_ranks
@@ -37,8 +37,10 @@ def free_port() -> str:
 
 @pytest.mark.parametrize("victim", [0, 4], ids=["the first rank", "another writer"])
 def test_a_killed_writer_fails_all_and_a_rerun_succeeds(tmp_path: Path, ranks: Ranks, victim: int) -> None:
-    model = write_model(tmp_path / "llama.ckpt", write_yaml(tmp_path / "any.yaml", "dp2mp4"))
-    config = write_yaml(tmp_path / "run.yaml", "dp2mp4", load_checkpoint=str(model), transform_process_num=2)
+    model = write_model(tmp_path / "llama.ckpt", write_yaml(tmp_path / "any.yaml", "dp2mp4", sizes=LARGE))
+    config = write_yaml(
+        tmp_path / "run.yaml", "dp2mp4", load_checkpoint=str(model), sizes=LARGE, transform_process_num=2
+    )
     old = tmp_path / "output/transformed_checkpoint/older/rank_0/mine.ckpt"
     old.parent.mkdir(parents=True)
     old.write_bytes(b"mine")
@@ -90,8 +92,8 @@ def started(tmp_path: Path, rank: Running, number: int, output: str = "output") 
 @pytest.mark.parametrize("blind", [0, 5], ids=["the first rank", "another"])
 def test_an_error_of_one_rank_before_it_meets_others_reaches_all(tmp_path: Path, ranks: Ranks, blind: int) -> None:
     """One machine does not see the weights, all others wait for it."""
-    model = write_model(tmp_path / "llama.ckpt", write_yaml(tmp_path / "any.yaml", "dp2mp4"))
-    config = write_yaml(tmp_path / "run.yaml", "dp2mp4", load_checkpoint=str(model))
+    model = write_model(tmp_path / "llama.ckpt", write_yaml(tmp_path / "any.yaml", "dp2mp4", sizes=LARGE))
+    config = write_yaml(tmp_path / "run.yaml", "dp2mp4", load_checkpoint=str(model), sizes=LARGE)
     words = ("--config", config, "--world-size", "8", "--rank")
     running = {rank: ranks.start(*words, str(rank), cwd=tmp_path) for rank in range(WORLD) if rank != blind}
     until(lambda: all(started(tmp_path, running[rank], rank) for rank in running))
@@ -107,8 +109,8 @@ def test_an_error_of_one_rank_before_it_meets_others_reaches_all(tmp_path: Path,
 
 def test_a_first_rank_killed_while_others_wait_with_it(tmp_path: Path, ranks: Ranks) -> None:
     """They came after it, and rank 7 is still to come."""
-    model = write_model(tmp_path / "llama.ckpt", write_yaml(tmp_path / "any.yaml", "dp2mp4"))
-    config = write_yaml(tmp_path / "run.yaml", "dp2mp4", load_checkpoint=str(model))
+    model = write_model(tmp_path / "llama.ckpt", write_yaml(tmp_path / "any.yaml", "dp2mp4", sizes=LARGE))
+    config = write_yaml(tmp_path / "run.yaml", "dp2mp4", load_checkpoint=str(model), sizes=LARGE)
     words = ("--config", config, "--world-size", "8", "--rank")
     first = ranks.start(*words, "0", cwd=tmp_path)
     until(lambda: started(tmp_path, first, 0))
@@ -124,8 +126,10 @@ def test_a_first_rank_killed_while_others_wait_with_it(tmp_path: Path, ranks: Ra
 
 
 def test_a_rank_that_comes_late_hears_why_there_is_no_run(tmp_path: Path, ranks: Ranks) -> None:
-    model = write_model(tmp_path / "llama.ckpt", write_yaml(tmp_path / "any.yaml", "dp2mp4"))
-    config = write_yaml(tmp_path / "run.yaml", "", load_checkpoint=str(model), parallel_config={"model_parallel": 4})
+    model = write_model(tmp_path / "llama.ckpt", write_yaml(tmp_path / "any.yaml", "dp2mp4", sizes=LARGE))
+    config = write_yaml(
+        tmp_path / "run.yaml", "", load_checkpoint=str(model), sizes=LARGE, parallel_config={"model_parallel": 4}
+    )
     words = ("--config", config, "--world-size", "4", "--rank")
     early = [
         ranks.start(*words, "0", cwd=tmp_path),
@@ -241,8 +245,8 @@ def test_a_rank_that_does_not_come_is_named(tmp_path: Path, ranks: Ranks) -> Non
 
 
 def test_a_rank_that_hangs_is_named(tmp_path: Path, ranks: Ranks) -> None:
-    model = write_model(tmp_path / "llama.ckpt", write_yaml(tmp_path / "any.yaml", "dp2mp4"))
-    config = write_yaml(tmp_path / "run.yaml", "dp2mp4", load_checkpoint=str(model))
+    model = write_model(tmp_path / "llama.ckpt", write_yaml(tmp_path / "any.yaml", "dp2mp4", sizes=LARGE))
+    config = write_yaml(tmp_path / "run.yaml", "dp2mp4", load_checkpoint=str(model), sizes=LARGE)
     sizes = ("--parallel_config.data_parallel", "1", "--parallel_config.model_parallel", "2")
     running = ranks.job(2, "--config", config, *sizes, "--peer-timeout", "6", *SLOW, cwd=tmp_path)
     until(lambda: [*tmp_path.glob("output/.transformed*/llama/rank_0/*.part")])
@@ -255,8 +259,10 @@ def test_a_rank_that_hangs_is_named(tmp_path: Path, ranks: Ranks) -> None:
 
 
 def test_two_jobs_in_one_output_are_told(tmp_path: Path, ranks: Ranks) -> None:
-    model = write_model(tmp_path / "llama.ckpt", write_yaml(tmp_path / "any.yaml", "dp2mp4"))
-    config = write_yaml(tmp_path / "run.yaml", "", load_checkpoint=str(model), parallel_config={"model_parallel": 2})
+    model = write_model(tmp_path / "llama.ckpt", write_yaml(tmp_path / "any.yaml", "dp2mp4", sizes=LARGE))
+    config = write_yaml(
+        tmp_path / "run.yaml", "", load_checkpoint=str(model), sizes=LARGE, parallel_config={"model_parallel": 2}
+    )
     first = ranks.job(2, "--config", config, *SLOW, cwd=tmp_path)
     until(lambda: [*tmp_path.glob("output/.transformed*/llama/rank_0/*.part")])
     second = ranks.job(2, "--config", config, "--no-fsync", cwd=tmp_path)

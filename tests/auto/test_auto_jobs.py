@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from jobs import golden, handed_over, source_of, write_model, write_yaml, written_by_job
+from jobs import LARGE, golden, handed_over, source_of, write_model, write_yaml, written_by_job
 from ranks import Ended, Ranks
 
 from golden.cases import judge_ranks
@@ -98,14 +98,16 @@ def test_weights_that_match_are_not_touched(tmp_path: Path, ranks: Ranks) -> Non
 
 @pytest.mark.parametrize("knows_strategy", [True, False], ids=["by strategy", "by shapes"])
 def test_a_machine_with_its_own_ranks_alone(tmp_path: Path, ranks: Ranks, knows_strategy: bool) -> None:
-    model = write_model(tmp_path / "llama.ckpt", write_yaml(tmp_path / "any.yaml", "dp2mp4"))
-    first = write_yaml(tmp_path / "run.yaml", "dp2mp4", load_checkpoint=str(model), output_dir="./first")
+    model = write_model(tmp_path / "llama.ckpt", write_yaml(tmp_path / "any.yaml", "dp2mp4", sizes=LARGE))
+    first = write_yaml(tmp_path / "run.yaml", "dp2mp4", load_checkpoint=str(model), sizes=LARGE, output_dir="./first")
     assert_all(ranks.run(WORLD, "--config", first, cwd=tmp_path))
     made = tmp_path / "first/transformed_checkpoint/llama"
     for rank in range(4):
         (made / f"rank_{rank}").rename(tmp_path / f"elsewhere_{rank}")
     keys = {"src_strategy": str(tmp_path / "first/strategy")} if knows_strategy else {}
-    config = write_yaml(tmp_path / "run.yaml", "dp2mp4", load_checkpoint=str(made), npu_num_per_node=4, **keys)
+    config = write_yaml(
+        tmp_path / "run.yaml", "dp2mp4", load_checkpoint=str(made), sizes=LARGE, npu_num_per_node=4, **keys
+    )
     node = [("--rank", str(rank), "--world-size", "8") for rank in range(4, 8)]
     ended = [r.ended() for r in [ranks.start("--config", config, *words, cwd=tmp_path) for words in node]]
     assert_all(ended)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from jobs import golden, source_of, write_model, write_yaml
+from jobs import LARGE, golden, source_of, write_model, write_yaml
 from ranks import Ranks
 
 import reshard.auto
@@ -77,8 +77,8 @@ def test_one_full_checkpoint_in_rank_0_is_every_ranks(tmp_path: Path, rank: int)
 
 
 def test_arrays_are_mapped_where_bytes_lie_together(tmp_path: Path) -> None:
-    model = write_model(tmp_path / "llama.safetensors", write_yaml(tmp_path / "any.yaml", "dp2mp4"))
-    config = write_yaml(tmp_path / "run.yaml", "dp2mp4", load_checkpoint=str(model))
+    model = write_model(tmp_path / "llama.safetensors", write_yaml(tmp_path / "any.yaml", "dp2mp4", sizes=LARGE))
+    config = write_yaml(tmp_path / "run.yaml", "dp2mp4", load_checkpoint=str(model), sizes=LARGE)
     ours = load(config, rank=0, world_size=WORLD)
     kinds = {name: isinstance(ours[name], np.memmap) for name in ours}
     assert kinds["model.layers.0.attention.wq.weight"]  # cut by rows
@@ -121,8 +121,8 @@ def test_slices_that_match_without_a_strategy_are_this_ranks_own_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranks: Ranks
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    model = write_model(tmp_path / "llama.ckpt", write_yaml(tmp_path / "any.yaml", "dp2mp4"))
-    config = write_yaml(tmp_path / "run.yaml", "dp2mp4", load_checkpoint=str(model))
+    model = write_model(tmp_path / "llama.ckpt", write_yaml(tmp_path / "any.yaml", "dp2mp4", sizes=LARGE))
+    config = write_yaml(tmp_path / "run.yaml", "dp2mp4", load_checkpoint=str(model), sizes=LARGE)
     assert {e.code for e in ranks.run(WORLD, "--config", config, cwd=tmp_path)} == {0}
     made = tmp_path / "output/transformed_checkpoint/llama"
     for rank in range(WORLD):  # from what is handed over, and from the model itself: the same

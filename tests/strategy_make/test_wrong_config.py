@@ -317,3 +317,22 @@ def test_a_release_whose_rules_are_not_known(tmp_path: Path, version: str) -> No
     asked = changed(tmp_path, LLAMA)
     with pytest.raises(StrategyError, match=r"only those of 1\.3 to 1\.9"):
         made_stages(Making(config=asked.config, mindformers_version=version))
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"parallel_config__model_paralel": 4, MP: None}, "parallel_config.model_paralel: no such key; did you mean"),
+        (
+            {"paralel_config": {}, "parallel_config": None},
+            "paralel_config: no such key; did you mean",
+        ),
+        ({CONFIG + "num_layer": 4, CONFIG + "num_layers": None}, "model_config.num_layer: no such key; did you mean"),
+        ({"moe_config": {"expert_nums": 8}}, "moe_config.expert_nums: no such key; did you mean 'expert_num'?"),
+        ({"parallel__enable_paralel_optimizer": True, "parallel__enable_parallel_optimizer": None}, "did you mean"),
+    ],
+)
+def test_a_slip_of_the_pen_is_not_passed_over(tmp_path: Path, keys: dict[str, Any], said: str) -> None:
+    with pytest.raises(StrategyError) as caught:
+        stages_of(tmp_path, LLAMA, **keys)
+    assert said in str(caught.value)

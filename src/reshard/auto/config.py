@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,18 @@ def parse_changes(words: Sequence[str]) -> dict[str, Any]:
         except InputError as error:
             raise UsageError(f"--{key} {value!r}: {error.message}") from None
     return changes
+
+
+@contextmanager
+def written(config: Config) -> Iterator[str]:
+    """The settings of a parallel job as a file, changes of the command line included, for a while."""
+    import yaml
+
+    text = yaml.safe_dump({**config.content, "use_parallel": True}, sort_keys=False)
+    with tempfile.TemporaryDirectory(prefix="reshard-") as folder:
+        path = Path(folder, "run.yaml")
+        path.write_text(text, encoding="utf-8")
+        yield str(path)
 
 
 def _text(path: Path) -> str:

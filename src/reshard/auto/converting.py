@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -9,13 +10,14 @@ from typing import TypeVar
 from msgspec import Struct
 from msgspec.structs import replace
 
+from reshard.auto.contradiction import Model, refuse_contradiction
 from reshard.auto.job_source import JobSource
 from reshard.auto.job_strategy import JobStrategy
 from reshard.auto.results import Results, beside, forget, take_places, write_files, write_strategy
 from reshard.auto.session import Session
 from reshard.auto.settings import Settings
 from reshard.auto.shares import Part
-from reshard.errors import CheckpointError, RunError
+from reshard.errors import CheckpointError, RunError, counted, named_ranks
 from reshard.families.open_checkpoint import open_source
 from reshard.families.strategies import merged_file
 from reshard.ops.convert import execute, plan_from
@@ -37,6 +39,7 @@ class Job(Struct, frozen=True):
     Attributes:
         parts: what each of the ranks that write makes.
         format: of the files to make.
+        model: what the YAML says of the weights.
     """
 
     settings: Settings
@@ -45,6 +48,7 @@ class Job(Struct, frozen=True):
     results: Results
     parts: dict[int, Part]
     format: str
+    model: Model
     limits: Options
 
     @property
@@ -96,10 +100,7 @@ def _told(session: Session, name: str, kind: type[T]) -> Callable[[], T | None]:
 
 
 def _lead(session: Session, job: Job, observer: Observer) -> Outcome:
-    strategy = _strategy_path(session, job)
-    options = _options(job, strategy)
-    source = open_source(job.source.source)
-    whole = plan_from(source, str(job.results.root), replace(options, ranks=job.ranks))
+    whole = _planned(job, _strategy_path(session, job))
     staged = job.results.staged(whole.identity)
     forget(job.results.root, "new", kept=staged)
     check_room(Place.of(staged, single=False), 0 if staged.exists() else whole.nbytes)
@@ -124,6 +125,38 @@ def _lead(session: Session, job: Job, observer: Observer) -> Outcome:
     )
     session.tell("outcome", outcome)
     return outcome
+
+
+def _planned(job: Job, strategy: str) -> Plan:
+    """The plan of all that is made here. Raises InputError for weights that are not those of the job."""
+    source = open_source(job.source.source)
+    full = {name: tensor.spec.shape for name, tensor in source.tensors.items()}
+    refuse_contradiction(job.model, full, job.settings.load_checkpoint)
+    return plan_from(source, str(job.results.root), replace(_options(job, strategy), ranks=job.ranks))
+
+
+def preview(job: Job) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What would be converted, from where and by whom, with the warnings; nothing is written."""
+    with tempfile.TemporaryDirectory(prefix="reshard-") as folder:
+        plan = _planned(job, _strategy_in(Path(folder), job))
+    source = job.source
+    cut = f"cut by {source.source.strategy}" if source.source.strategy else "one full checkpoint"
+    writers = (f"rank {rank} writes {_told_part(part)}" for rank, part in job.parts.items())
+    left = (f"{left.fate}: {len(left.names)}: {left.reason}" for left in plan.left_out)
+    said = (
+        f"would convert {job.settings.load_checkpoint}: {counted(len(source.found.files), 'file')}, {cut}",
+        f"to {_loaded(job, plan)}: {counted(len(plan.files), 'file')}, {plan.nbytes:,} bytes, {job.strategy.why}",
+        *writers,
+        *left,
+        "nothing was written, and nothing is started",
+    )
+    return said, (*job.strategy.warnings, *plan.warnings)
+
+
+def _told_part(part: Part) -> str:
+    if part.share:
+        return f"share {part.share.index}/{part.share.count} of all bytes"
+    return named_ranks(sorted(part.ranks or ()))
 
 
 def _write(session: Session, job: Job, work: Work, observer: Observer) -> Done:
@@ -170,10 +203,14 @@ def _options(job: Job, strategy: str) -> Options:
 
 def _strategy_path(session: Session, job: Job) -> str:
     """Where the job's strategy can be read; one that was made is noted in the run's own folder."""
+    return _strategy_in(session.room, job, f"{session.rank}_")
+
+
+def _strategy_in(folder: Path, job: Job, prefix: str = "") -> str:
     if job.strategy.strategy is None or job.strategy.path:
         return job.strategy.path
     ((name, content),) = job.strategy.files(merged=True).items()
-    path = session.room / f"{session.rank}_{name}"
+    path = folder / f"{prefix}{name}"
     Disk().write_whole(str(path), content, fsync=False)
     return str(path)
 

@@ -11,10 +11,12 @@ from reshard.errors import InputError
 from reshard.yaml_text import read_yaml
 
 
-def handed_over(config: Config, load_checkpoint: str) -> str:
-    """The text of a YAML that is the user's, changes of the command line included, and loads what is there now."""
-    changes = {**config.changes, "load_checkpoint": load_checkpoint, "auto_trans_ckpt": False}
-    wanted = {**config.content, "load_checkpoint": load_checkpoint, "auto_trans_ckpt": False}
+def handed_over(config: Config, load_checkpoint: str | None) -> str:
+    """The text of a YAML that is the user's, changes of the command line included, and loads what is there now; None
+    for what is left to the framework.
+    """
+    ours = {} if load_checkpoint is None else {"load_checkpoint": load_checkpoint, "auto_trans_ckpt": False}
+    changes, wanted = {**config.changes, **ours}, {**config.content, **ours}
     if config.text and not any("." in key for key in changes):
         edited = _edited(config.text, changes)
         if _reads_as(edited, wanted):

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-import yaml
 from msgspec import Struct
 from msgspec.structs import replace
 
-from reshard.auto.config import Config
+from reshard.auto.config import Config, written
 from reshard.auto.settings import Settings
 from reshard.errors import InputError, ReshardError, StrategyError, counted
 from reshard.families.strategies import read_strategy
@@ -85,6 +83,17 @@ def job_strategy(config: Config, settings: Settings, wanted: Wanted) -> JobStrat
     return JobStrategy(written, written.where, made.stages, why=f"strategy {written.where}")
 
 
+def made_from_yaml(config: Config, settings: Settings, wanted: Wanted) -> bool:
+    """Whether nothing but the YAML says how the job cuts its weights, and it does; the folder is not looked at."""
+    if wanted.given or not settings.parallel:
+        return False
+    try:
+        _made(config, settings, wanted)
+    except InputError:
+        return False
+    return True
+
+
 def _written(settings: Settings, wanted: Wanted) -> tuple[Strategy | None, str]:
     """What a run of the framework left in ``output/strategy``; and why it is passed over."""
     folder = Path(settings.output_dir, "strategy")
@@ -105,20 +114,17 @@ def _written(settings: Settings, wanted: Wanted) -> tuple[Strategy | None, str]:
 
 def _made(config: Config, settings: Settings, wanted: Wanted) -> JobStrategy:
     """From the YAML; where that lacks the model's settings, with names and shapes of a full source."""
-    text = yaml.safe_dump({**config.content, "use_parallel": True}, sort_keys=False)
-    with tempfile.TemporaryDirectory(prefix="reshard-") as folder:
-        path = Path(folder, "run.yaml")
-        path.write_text(text, encoding="utf-8")
-        making = Making(config=str(path), mindformers_version=wanted.mindformers_version)
+    with written(config) as path:
+        making = Making(config=path, mindformers_version=wanted.mindformers_version)
         try:
             _, job, stages = made_stages(making)
         except InputError as error:
             if settings.src_strategy:
-                raise _at(error, str(path), config) from None
+                raise _at(error, path, config) from None
             try:
                 _, job, stages = made_stages(replace(making, checkpoint=settings.load_checkpoint))
             except ReshardError:
-                raise _at(error, str(path), config) from None
+                raise _at(error, path, config) from None
     devices = job.sizes.devices
     strategy = Strategy(
         tuple({name: layout.sharding for name, layout in stage.items()} for stage in stages),
@@ -137,7 +143,7 @@ def _at(error: ReshardError, path: str, config: Config) -> ReshardError:
 
 def _with_hint(error: ReshardError, left: str) -> ReshardError:
     """An error of making a strategy, with what else could be done."""
-    more = "or give --dst-strategy, or let the job write its own with only_save_strategy"
+    more = "or give --dst-strategy, or start once with --only_save_strategy True: then the job writes its own"
     hint = "; ".join(filter(None, (left, error.hint, more)))
     return type(error)(error.message, error.where, hint)
 

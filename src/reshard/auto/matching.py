@@ -34,9 +34,12 @@ def match(here: Here, job: JobStrategy, wanted_format: str) -> str:
         return "one full checkpoint, as the job loads it" if whole else ""
     if not found.distributed or not _ranks_are_here(here, job.strategy.world):
         return ""
-    if here.strategy is not None:
-        return _same(here.strategy, job.strategy)
-    return _fits(here, job)
+    if here.strategy is None:
+        return _fits(here, job)
+    same = _same(here.strategy, job.strategy)
+    if same:
+        _check_shapes(here, job)
+    return same
 
 
 def _ranks_are_here(here: Here, world: int) -> bool:
@@ -61,19 +64,37 @@ def _same(source: Strategy, target: Strategy) -> str:
     return "the strategy that the weights were saved with is the job's"
 
 
-def _fits(here: Here, job: JobStrategy) -> str:
-    """Without the source's strategy: what is in this rank's file is what the job's strategy gives this rank."""
+def _check_shapes(here: Here, job: JobStrategy) -> None:
+    """Raises CheckpointError where the cut is the job's, and the model is not."""
+    held, wanted = _held(here), _wanted(here, job)
+    wrong = [name for name, shape in wanted.items() if name in held and held[name].shape != shape]
+    if wrong:
+        raise CheckpointError(
+            f"the weights are cut as the job's, and are not those of its model: {wrong[0]} in rank_{here.rank} is "
+            f"{_shown(held[wrong[0]])}, {list(wanted[wrong[0]])} by the YAML",
+            here.found.path,
+            "check vocab_size, hidden_size and the like in model_config",
+        )
+
+
+def _wanted(here: Here, job: JobStrategy) -> dict[str, tuple[int, ...]]:
+    """Shapes that this rank's weights have by the job's strategy; none where the YAML gives no shapes."""
     assert job.strategy is not None
-    if not job.stages:
-        return ""
+    stage = job.stages[here.rank // job.strategy.devices] if job.stages else {}
+    return {name: layout.shard_shape for name, layout in stage.items() if not is_state(name)}
+
+
+def _held(here: Here) -> dict[str, TensorSpec]:
     mine = tuple(ranked for ranked in here.found.files if ranked[0] == here.rank)
     (file,) = index_files(Found(here.found.path, mine, distributed=True))
-    wanted = {
-        name: layout.shard_shape
-        for name, layout in job.stages[here.rank // job.strategy.devices].items()
-        if not is_state(name)
-    }
-    held: dict[str, TensorSpec] = {name: stored.spec for name, stored in file.contents.tensors.items()}
+    return {name: stored.spec for name, stored in file.contents.tensors.items()}
+
+
+def _fits(here: Here, job: JobStrategy) -> str:
+    """Without the source's strategy: what is in this rank's file is what the job's strategy gives this rank."""
+    if not job.stages:
+        return ""
+    held, wanted = _held(here), _wanted(here, job)
     wrong = [name for name, shape in wanted.items() if name not in held or held[name].shape != shape]
     if not wrong:
         return f"names and shapes in rank_{here.rank} are those that the job's strategy gives it"

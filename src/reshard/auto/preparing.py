@@ -12,10 +12,11 @@ import xxhash
 from msgspec import Struct, field
 
 from reshard.auto.config import SRC_STRATEGY, Config, read_config
-from reshard.auto.converting import Job, Outcome, convert_together, replaced
+from reshard.auto.contradiction import held_shapes, model_of, refuse_contradiction, refuse_slice
+from reshard.auto.converting import Job, Outcome, convert_together, preview, replaced
 from reshard.auto.handover import handed_over
 from reshard.auto.job_source import job_source, refuse_unknown_cut
-from reshard.auto.job_strategy import JobStrategy, Wanted, job_strategy
+from reshard.auto.job_strategy import JobStrategy, Wanted, job_strategy, made_from_yaml
 from reshard.auto.launch import PORTS, Launch, launch_of
 from reshard.auto.matching import Here, match
 from reshard.auto.meeting import Hello
@@ -24,13 +25,14 @@ from reshard.auto.results import HANDED_OVER, Results, forget, refuse_file, save
 from reshard.auto.session import Session
 from reshard.auto.settings import Settings, read_settings
 from reshard.auto.shares import Part, parts
-from reshard.errors import ReshardError, UsageError, counted
+from reshard.errors import InputError, ReshardError, UsageError, counted
+from reshard.families.open_checkpoint import index_files
 from reshard.interruption import clears_up, proceed
 from reshard.ops.observer import Observer
 from reshard.ops.options import Options
 
 MEETING = ".reshard-auto"
-Action = Literal["converted", "matches", "nothing", "on load", "strategy", "scheduler"]
+Action = Literal["converted", "dry run", "left to the job", "matches", "nothing", "on load", "strategy", "scheduler"]
 
 
 class Call(Struct, frozen=True):
@@ -42,6 +44,8 @@ class Call(Struct, frozen=True):
         mindformers_version: whose rules a strategy is made by.
         per_node: each machine makes the files of its own ranks on its own disk.
         peer_timeout_s: how long another rank may be silent.
+        goes_on: whether the framework starts afterwards, by a command or in this process.
+        dry_run: say what would be done; nothing is written.
         hello_port: where rank 0 listens on the launcher's master address; None for one derived from the launcher's.
         limits: workers, memory, rate and the like of the conversion.
     """
@@ -52,6 +56,8 @@ class Call(Struct, frozen=True):
     per_node: bool = False
     peer_timeout_s: float = 120.0
     hello_port: int | None = None
+    goes_on: bool = True
+    dry_run: bool = False
     limits: Options = field(default_factory=Options)
 
     def __post_init__(self) -> None:
@@ -131,6 +137,10 @@ class _Start(Struct, frozen=True):
             return self._as_it_is("nothing", "load_checkpoint is empty: there are no weights to load")
         if not settings.auto_trans:
             return self._as_it_is("nothing", "auto_trans_ckpt is not True: the weights are loaded as they are")
+        if settings.own_loader:
+            return self._left_to_job("use_legacy_format: False: the job reads load_checkpoint and cuts it by itself")
+        if self.call.dry_run:
+            return self._shown(self._planned())
         try:
             planned = self._planned()
         except ReshardError as error:
@@ -138,15 +148,25 @@ class _Start(Struct, frozen=True):
             raise
         return planned if isinstance(planned, Prepared) else self._convert(planned, observer)
 
+    def _shown(self, planned: Prepared | Job) -> Prepared:
+        if isinstance(planned, Prepared):
+            return planned
+        said, warnings = preview(planned)
+        return Prepared("", self.settings.load_checkpoint, "dry run", said, (*self.settings.warnings, *warnings))
+
     def _planned(self) -> Prepared | Job:
         """What is seen from this rank alone: nothing is to be done, or what all are to do together."""
         settings = self.settings
         source = job_source(settings)
         wanted = Wanted(self.launch.world, self.call.dst_strategy, self.call.mindformers_version)
+        model = model_of(self.config, self.call.mindformers_version)
+        refuse_slice(source, model)
         strategy = job_strategy(self.config, settings, wanted)
         here = Here(source.found, source.strategy, self.launch.rank, settings.per_node)
         matched = match(here, strategy, settings.format)
         if matched:
+            if not source.found.distributed:
+                refuse_contradiction(model, held_shapes(index_files(source.found)), settings.load_checkpoint)
             return self._as_it_is("matches", f"nothing to convert: {matched}", strategy.warnings)
         if settings.on_load:
             said = "transform: on_load: nothing is converted; the script loads with reshard.auto.load"
@@ -156,7 +176,7 @@ class _Start(Struct, frozen=True):
         form = settings.format or ("ckpt" if ckpt else "safetensors")
         results = Results.of(settings, form)
         results.refuse_inside(settings, replaced(results, strategy, form))
-        return Job(settings, source, strategy, results, self._parts(strategy), form, self.call.limits)
+        return Job(settings, source, strategy, results, self._parts(strategy), form, model, self.call.limits)
 
     def _tell_waiting(self, error: ReshardError) -> None:
         """Others may see what this rank does not, and wait for it: they hear why it cannot begin."""
@@ -235,19 +255,36 @@ class _Start(Struct, frozen=True):
         load = self.settings.load_checkpoint
         return Prepared(self._hand_over(load), load, action, (said,), (*self.settings.warnings, *warnings))
 
-    def _hand_over(self, load_checkpoint: str) -> str:
+    def _left_to_job(self, said: str) -> Prepared:
+        """What the framework does itself: it starts with the settings as they are."""
+        load = self.settings.load_checkpoint
+        return Prepared(self._hand_over(None), load, "left to the job", (said,), self.settings.warnings)
+
+    def _hand_over(self, load_checkpoint: str | None) -> str:
+        """Write the YAML for the framework, and give its path; "" where nothing is to be written."""
+        if self.call.dry_run:
+            return ""
         path = Path(self.settings.output_dir).absolute() / HANDED_OVER
         write_if_other(path, handed_over(self.config, load_checkpoint))
         return str(path)
 
     def _strategy_alone(self) -> Prepared:
-        """``only_save_strategy``: rank 0 writes the files of all ranks, nothing is started."""
+        """``only_save_strategy``: the first of the ranks that share a disk writes the files of all, nothing is started.
+        What is not made from the YAML the job writes itself.
+        """
         settings = self.settings
-        if self.launch.rank:  # to look into the folder while rank 0 replaces it would find it half gone
-            said = "only_save_strategy: rank 0 saves it"
-            return Prepared("", settings.load_checkpoint, "strategy", (said,), settings.warnings)
         wanted = Wanted(self.launch.world, self.call.dst_strategy, self.call.mindformers_version)
-        strategy = job_strategy(self.config, settings, wanted)
+        first, *others = self._members()
+        if self.launch.rank in others and made_from_yaml(self.config, settings, wanted):
+            # to look into the folder while the first replaces it would find it half gone
+            said = f"only_save_strategy: rank {first} saves it"
+            return Prepared("", settings.load_checkpoint, "strategy", (said,), settings.warnings)
+        try:
+            strategy = job_strategy(self.config, settings, wanted)
+        except InputError as error:
+            if not self.call.goes_on:
+                raise
+            return self._left_to_job(f"only_save_strategy: the job writes its own; from the YAML: {error.message}")
         folder = Path(settings.output_dir).absolute() / "strategy"
         if strategy.strategy is None:
             said = "only_save_strategy: a job of one full checkpoint has no strategy"
@@ -255,5 +292,6 @@ class _Start(Struct, frozen=True):
             said = f"only_save_strategy: it is there already: {strategy.path}"
         else:
             said = f"only_save_strategy: {folder}, {strategy.why}"
-            save_strategy(folder, strategy, settings)
+            if not self.call.dry_run:
+                save_strategy(folder, strategy, settings)
         return Prepared("", settings.load_checkpoint, "strategy", (said,), (*settings.warnings, *strategy.warnings))

@@ -26,13 +26,26 @@ class Process(Struct, frozen=True):
     pid: int
     began: str
 
+    def began_after(self, other: Process) -> bool:
+        """Whether it is known to have begun later than another of this machine."""
+        return _can_be_seen(self) and _can_be_seen(other) and int(self.began) >= int(other.began)
+
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
 
 
 def this_process() -> Process:
-    status = _status(os.getpid())
-    return Process(socket.gethostname(), _space() if status else "", os.getpid(), status[1] if status else "")
+    return _process(os.getpid())
+
+
+def _process(pid: int) -> Process:
+    status = _status(pid)
+    return Process(socket.gethostname(), _space() if status else "", pid, status[1] if status else "")
+
+
+def launcher() -> Process:
+    """The process that started this one."""
+    return _process(os.getppid())
 
 
 def is_dead(process: Process) -> bool:

@@ -13,6 +13,7 @@ from typing import TypeVar
 from msgspec import Struct, structs
 
 from reshard import waits
+from reshard.auto.earlier import Earlier
 from reshard.auto.meeting import Meeting
 from reshard.auto.polling import pauses, polls
 from reshard.auto.processes import ended, is_alive, is_dead, this_process
@@ -106,8 +107,7 @@ class Session:
             refusing: why this rank cannot begin. The others hear of it when they join, so that none begins.
         """
         self._refusing = refusing
-        words = self._words()
-        self._old = {r: w.nonce for r, w in words.items() if w.left or not is_alive(w.process)}
+        self._earlier = Earlier(self._words())
         self._say()
         self._beating = threading.Thread(target=self._beat, name="reshard beat", daemon=True)
         self._beating.start()
@@ -159,7 +159,7 @@ class Session:
             if nonces(words) != announced:
                 announced = nonces(words)
                 self._announce(words, failure)
-            told = {r for r, w in words.items() if w.nonce != self._old.get(r)}
+            told = {r for r, w in words.items() if not self._earlier.has(w)}
             told |= self._meeting.told() if self._meeting else frozenset()
             if told.issuperset(self.members) or time.monotonic() > until:
                 return
@@ -171,9 +171,9 @@ class Session:
         self._check_own()
         self._check_shared()
         for rank, word in words.items():
-            if word.nonce != self._old.get(rank) and is_dead(word.process):
+            if not self._earlier.has(word) and is_dead(word.process):
                 raise ended(rank, word.process)
-            if word.nonce != self._old.get(rank) and word.about != self._word.about:
+            if not self._earlier.has(word) and word.about != self._word.about:
                 raise UsageError(
                     f"rank {rank} was started with other settings than rank {self.rank}",
                     str(self._folder.path.parent),
@@ -222,7 +222,7 @@ class Session:
             if leader and last and leader != last:
                 heard = time.monotonic()
             last = leader
-            if leader and leader.nonce != self._old.get(self.leader) and is_dead(leader.process):
+            if leader and not self._earlier.has(leader) and is_dead(leader.process):
                 raise ended(self.leader, leader.process)
             if time.monotonic() > max(heard, began) + self._timeout_s + waits.now.look_s:
                 raise RunError(

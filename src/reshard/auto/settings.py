@@ -8,12 +8,13 @@ from typing import Any
 
 from msgspec import Struct
 
-from reshard.auto.config import SRC_STRATEGY, Config
+from reshard.auto.config import KEYS, SRC_STRATEGY, Config
 from reshard.auto.launch import Launch
 from reshard.auto.modelarts import ROOT, in_modelarts
 from reshard.errors import UsageError, listed
 from reshard.families.discover import Select
 from reshard.storage.storage import is_url
+from reshard.strategy.spelling import misspelt
 from reshard.yaml_text import whole_numbers
 
 _AXES = ("data_parallel", "model_parallel", "context_parallel", "pipeline_stage")
@@ -32,6 +33,7 @@ class Settings(Struct, frozen=True):
         resume: False, True, or the name of a file to resume from.
         alone: each machine converts its own ranks, for machines share no disk.
         on_load: the training script loads by itself, nothing is written.
+        own_loader: MindFormers' newer loader, which reads whole weights and cuts them by itself.
     """
 
     load_checkpoint: str
@@ -48,6 +50,7 @@ class Settings(Struct, frozen=True):
     resume: bool | str
     alone: bool
     on_load: bool
+    own_loader: bool
     remote_save_url: str
     warnings: tuple[str, ...] = ()
 
@@ -86,6 +89,7 @@ class _Faults:
 def read_settings(config: Config, launch: Launch, environment: Mapping[str, str]) -> Settings:
     """Raises UsageError with every key that is wrong, the value seen and what is allowed."""
     keys = _Faults(config.content)
+    keys.found += misspelt(config.content, KEYS)
     parallel = keys.flag("use_parallel", default=launch.world > 1)
     world = launch.world
     writers = _writers(keys, world)
@@ -106,6 +110,7 @@ def read_settings(config: Config, launch: Launch, environment: Mapping[str, str]
         resume=keys.get("resume_training", False, lambda v: isinstance(v, bool | str), "True, False or a file name"),
         alone=in_modelarts(environment),
         on_load=keys.get("transform", "write", lambda v: v in ("write", "on_load"), "write or on_load") == "on_load",
+        own_loader=not keys.flag("use_legacy_format", default=not config.content.get("checkpoint")),
         remote_save_url=keys.text("remote_save_url", environment.get("REMOTE_SAVE_URL", "")),
         warnings=tuple(keys.warnings),
     )

@@ -44,6 +44,7 @@ HelloPort = Annotated[
 Workers = Annotated[str, typer.Option(metavar="N|auto", help="Threads of each process that writes.")]
 MaxMemory = Annotated[str, typer.Option(metavar="2GiB", help="Each process that writes stays below.")]
 MaxRate = Annotated[str, typer.Option(metavar="500MiB/s", help="Each process writes no faster.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be converted, from where, by whom.")]
 NoFsync = Annotated[bool, typer.Option("--no-fsync", help="Faster; a power cut may lose files.")]
 
 
@@ -77,6 +78,7 @@ def auto(
     max_memory: MaxMemory = "",
     max_rate: MaxRate = "",
     no_fsync: NoFsync = False,
+    dry_run: DryRun = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> Callable[[], None] | None:
@@ -100,6 +102,8 @@ def auto(
         per_node=per_node,
         peer_timeout_s=peer_timeout,
         hello_port=hello_port,
+        goes_on=bool(command),
+        dry_run=dry_run,
         limits=_limits(workers, max_memory, max_rate, fsync=not no_fsync),
     )
     shown = observer(quiet=quiet or json)
@@ -109,7 +113,7 @@ def auto(
         say_json(done)
     elif not quiet:
         say("\n".join((*done.said, *[f"start with {done.config}"] * bool(done.config))))
-    if command and done.action != "strategy":
+    if command and not dry_run and done.action != "strategy":
         return partial(_become, [word.replace(_CONFIG, done.config) for word in command])
     return None
 

@@ -21,6 +21,7 @@ from reshard.strategy.families import family_of
 from reshard.strategy.job import Job, Sizes, as_release
 from reshard.strategy.marked_files import made_files
 from reshard.strategy.model_yaml import model_names, read_job
+from reshard.strategy.named import named_by_family, values_of
 from reshard.strategy.optimizer_shard import OptimizerParallel
 from reshard.strategy.optimizer_states import NONE, check_optimizer, optimizer_of
 from reshard.strategy.placing import Stages, place
@@ -87,6 +88,13 @@ def made_stages(making: Making) -> tuple[Family, Job, Stages]:
         return family, job, place(family, job, None if stored is None else _weights(stored, job))
     except StrategyError as error:
         raise StrategyError(error.message, error.where or making.rules or making.config, error.hint) from None
+
+
+def model_shapes(making: Making) -> dict[str, tuple[int, ...]]:
+    """Full shapes of the weights that a YAML's model has, however its job cuts them. Raises StrategyError."""
+    job = _job(making)
+    family = family_of(job)
+    return {found.name: found.spec.shape for found in named_by_family(family, values_of(family, job))}
 
 
 def _job(making: Making) -> Job:

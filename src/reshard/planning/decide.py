@@ -14,6 +14,7 @@ from reshard.layout.tensor import Layout, Sharding
 from reshard.planning.catalog import Catalog, Tensor
 from reshard.planning.lora import LoraMerge
 from reshard.planning.names import NameRules, is_lora, is_state, layer_pattern, weight_of_state
+from reshard.planning.other_names import refuse_other_names
 from reshard.planning.plan import LeftOut
 
 Missing = Literal["error", "drop"]
@@ -82,6 +83,8 @@ def decide(
         taken[renamed] = name
         maker.place(tensor, renamed)
     maker.account_for_absent(taken, rules)
+    if target is not None:
+        refuse_other_names(taken, [name for name in maker.target_names if rules.takes(name)])
     if maker.faults:
         raise PlanError(
             "nobody can know what these should be:\n" + listed(maker.faults),

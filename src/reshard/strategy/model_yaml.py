@@ -8,11 +8,19 @@ from typing import Any
 
 from msgspec import Struct
 
-from reshard.errors import InputError, StrategyError
+from reshard.errors import InputError, StrategyError, listed
 from reshard.strategy.job import Job, Lora, Pipeline, Sizes, as_release
 from reshard.strategy.optimizer_shard import OptimizerParallel
 from reshard.strategy.optimizer_states import NONE
+from reshard.strategy.spelling import misspelt
 from reshard.yaml_text import read_yaml, whole_numbers
+
+_OUTERMOST = ("use_parallel", "run_mode", "model", "moe_config", "parallel_config", "parallel", "optimizer",
+              "use_legacy", "pretrained_model_dir")  # fmt: skip
+_AXES = ("data_parallel", "model_parallel", "pipeline_stage", "context_parallel", "expert_parallel")
+_CUTS = (*_AXES, "vocab_emb_dp", "use_seq_parallel")
+_PARALLEL = ("enable_parallel_optimizer", "parallel_optimizer_config", "parallel_mode", "pipeline_config",
+             "strategy_ckpt_config")  # fmt: skip
 
 
 def read_job(text: str, where: str, *, release: str = "") -> Job:
@@ -64,6 +72,7 @@ class _Keys(Struct, frozen=True):
 
 
 def _job(keys: _Keys, release: str) -> Job:
+    _check_spelling(keys)
     config = {k: v for k, v in keys.map("model.model_config").items() if v is not None}
     config["run_mode"] = keys.get("run_mode")
     config["auto_register"] = _registered(keys)
@@ -90,6 +99,15 @@ def _job(keys: _Keys, release: str) -> Job:
     return job
 
 
+def _check_spelling(keys: _Keys) -> None:
+    """Raises StrategyError for keys that are nearly one that is read."""
+    faults = misspelt(keys.content, _OUTERMOST)
+    faults += misspelt(keys.get("parallel_config"), _CUTS, "parallel_config.")
+    faults += misspelt(keys.get("parallel"), _PARALLEL, "parallel.")
+    if faults:
+        raise StrategyError(listed(faults))
+
+
 def model_names(config: Mapping[str, Any], arch: object = None) -> tuple[str, ...]:
     """What a configuration calls its model, most telling first."""
     architectures = config.get("architectures") or ()
@@ -104,8 +122,7 @@ def _registered(keys: _Keys) -> list[str]:
 
 
 def _sizes(keys: _Keys) -> Sizes:
-    names = ("data_parallel", "model_parallel", "pipeline_stage", "context_parallel", "expert_parallel")
-    return Sizes(*(keys.size(f"parallel_config.{name}") for name in names))
+    return Sizes(*(keys.size(f"parallel_config.{name}") for name in _AXES))
 
 
 def _core(keys: _Keys, config: Mapping[str, Any]) -> bool | None:

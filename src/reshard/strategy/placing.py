@@ -19,6 +19,7 @@ from reshard.strategy.named import Found, if_given, lookup, named_by_family, nam
 from reshard.strategy.optimizer_shard import with_optimizer_shard
 from reshard.strategy.optimizer_states import states_of
 from reshard.strategy.rules import Family
+from reshard.strategy.spelling import misspelt
 from reshard.strategy.stages_of_layers import stages_of_layers
 
 Stages = tuple[dict[str, Layout], ...]
@@ -43,6 +44,7 @@ def place(family: Family, job: Job, headers: Mapping[str, TensorSpec] | None = N
     Raises StrategyError: a config that MindSpore refuses, a tensor that no rule matches, a value that is not given.
     """
     names = values_of(family, job)
+    _check_spelling(family, job)
     _refuse_unread(family, job, names)
     _check(family, names)
     found = named_by_family(family, names) if headers is None else named_by_headers(family, names, headers)
@@ -56,6 +58,16 @@ def place(family: Family, job: Job, headers: Mapping[str, TensorSpec] | None = N
             f"no tensor lies in pipeline stage {', '.join(empty)}", hint="check pipeline_stage, offset and the stages"
         )
     return stages
+
+
+def _check_spelling(family: Family, job: Job) -> None:
+    """Raises StrategyError for keys of the model that are nearly one that the rules read."""
+    read = {key for entry in family.settings for key in entry.keys} | {unread.key for unread in family.unread}
+    faults = misspelt(job.config, {key for key in read if "." not in key}, "model_config.")
+    nested = {key.removeprefix("moe_config.") for key in read if key.startswith("moe_config.")}
+    faults += misspelt(job.config.get("moe_config"), nested, "moe_config.")
+    if faults:
+        raise StrategyError(listed(faults))
 
 
 def _refuse_unread(family: Family, job: Job, names: Mapping[str, Any]) -> None:

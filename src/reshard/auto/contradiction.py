@@ -1,0 +1,103 @@
+"""Weights that are not those of the YAML's model: seen in the headers, before any rank has started."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from msgspec import Struct
+
+from reshard.auto.config import Config, written
+from reshard.auto.job_source import JobSource
+from reshard.errors import CheckpointError, InputError, ReshardError, listed
+from reshard.ops.make_strategy import Making, model_shapes
+from reshard.planning.catalog import IndexedFile
+from reshard.planning.names import layer_pattern
+from reshard.storage.storage import is_url
+from reshard.storage.storages import storage_of
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class Model(Struct, frozen=True):
+    """Full shapes of the weights that the model of a YAML has; none where it does not say."""
+
+    shapes: Shapes
+    config: str
+
+
+_RANK = re.compile(r"(?P<before>(?:.*[_-])?rank_?)(?P<rank>\d+)(?P<after>.*)")
+
+
+def model_of(config: Config, mindformers_version: str) -> Model:
+    with written(config) as path:
+        try:
+            shapes = model_shapes(Making(config=path, mindformers_version=mindformers_version))
+        except InputError:
+            shapes = {}  # of no family that is known, or sizes are not given
+    return Model(shapes, config.where)
+
+
+def refuse_contradiction(model: Model, held: Shapes, path: str) -> None:
+    """Raises CheckpointError where full tensors are not those of the YAML's model.
+
+    Names that only one side has are no contradiction, unless the other has them in other layers.
+    """
+    shapes = model.shapes
+    wrong = [
+        f"{n}: {list(held[n])} in the file, {list(s)} by the YAML" for n, s in shapes.items() if held.get(n, s) != s
+    ]
+    of_yaml, of_file = (
+        {layer_pattern(name) for name in names if layer_pattern(name) != name} for names in (shapes, held)
+    )
+    wrong += [f"{n}: {list(s)} in the file, absent by the YAML" for n, s in held.items()
+              if n not in shapes and layer_pattern(n) in of_yaml]  # fmt: skip
+    wrong += [f"{n}: absent in the file, {list(s)} by the YAML" for n, s in shapes.items()
+              if n not in held and layer_pattern(n) in of_file]  # fmt: skip
+    if wrong:
+        raise CheckpointError(
+            f"the weights are not those of the model in {model.config}:\n" + listed(wrong),
+            path,
+            "check vocab_size, hidden_size, num_layers and the like in model_config; if it is one rank's slice, set "
+            "load_checkpoint to the folder of rank_x and src_strategy_path_or_dir to its strategy",
+        )
+
+
+def held_shapes(files: Iterable[IndexedFile]) -> Shapes:
+    """What full files hold."""
+    return {name: stored.spec.shape for file in files for name, stored in file.contents.tensors.items()}
+
+
+def refuse_slice(source: JobSource, model: Model) -> None:
+    """Raises CheckpointError for one rank's file that is given as a full checkpoint, where its neighbours tell and the
+    YAML cannot.
+    """
+    path = source.source.path
+    if model.shapes or source.found.distributed or is_url(path):
+        return
+    for place in (Path(path), Path(path).absolute().parent):
+        found = _RANK.fullmatch(place.name)
+        if found and (others := _others(place, found)):
+            raise CheckpointError(
+                f"one rank's file, given as a full checkpoint: {', '.join(others[:4])} lie beside {place.name}",
+                path,
+                "set load_checkpoint to the folder that holds them as rank_x, and src_strategy_path_or_dir to the "
+                "strategy that they were saved with; a full file that lies there belongs in a folder of its own",
+            )
+
+
+def _others(place: Path, found: re.Match[str]) -> list[str]:
+    """What is called as a file or folder is, for other ranks."""
+    try:
+        names = [entry.name for entry in storage_of(str(place.parent)).entries(str(place.parent))]
+    except ReshardError:
+        return []
+    alike = (m for name in names if (m := _RANK.fullmatch(name)) and m["before"] == found["before"])
+    return sorted(
+        {m[0] for m in alike if m["rank"] != found["rank"] and _ending(m["after"]) == _ending(found["after"])}
+    )
+
+
+def _ending(after: str) -> str:
+    return after.rpartition(".")[2]

@@ -1,0 +1,36 @@
+"""A source and a target that call their weights by names of different kinds: hardly one fits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+
+from reshard.errors import PlanError
+from reshard.planning.names import is_lora, is_state
+
+_HUGGING_FACE = re.compile(
+    r"self_attn\.[qkvo]_proj|mlp\.(?:gate|up|down)_proj|embed_tokens|input_layernorm|post_attention_layernorm"
+    r"|self_attention\.(?:dense|query_key_value)|word_embeddings\.weight"
+)
+_FEW = 0.1
+
+
+def refuse_other_names(source: Collection[str], target: Collection[str]) -> None:
+    """Raises PlanError where hardly a weight of either side has its name on the other.
+
+    Args:
+        source: the names that the source's tensors will have.
+        target: names that the target's strategy has.
+    """
+    ours, theirs = (dict.fromkeys(n for n in names if not is_state(n) and not is_lora(n)) for names in (source, target))
+    shared = sum(name in theirs for name in ours)
+    if not ours or not theirs or shared > _FEW * min(len(ours), len(theirs)):
+        return
+    first = next(name for name in ours if name not in theirs)
+    other = next(name for name in theirs if name not in ours)
+    kind = "Hugging Face's names" if any(map(_HUGGING_FACE.search, ours)) else "names of another kind"
+    raise PlanError(
+        f"almost no name fits: the source has {kind} ({first}), the target's strategy {other}; "
+        f"of {len(theirs):,} weights {shared:,} are in both",
+        hint="give the weights the names of the job's model first: MindFormers' convert_weight.py, or --rename",
+    )
