@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from ranks import Ended, Ranks, Running
 from test_auto_failing import started, until
 
 from making import read_file, tree, write_file
-from reshard.auto import earlier
 from reshard.auto.earlier import Earlier
 from reshard.auto.processes import Process, launcher, this_process
 from reshard.auto.records import Word
@@ -190,7 +190,7 @@ def word_of(process: Process, **changes: Any) -> Word:
     return Word(**{"rank": 0, "nonce": "a", "process": process, "about": "x", **changes})
 
 
-def test_whose_word_is_of_an_earlier_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whose_word_is_of_an_earlier_run(shorten: Callable[..., None]) -> None:
     mine, parent = this_process(), launcher()
     killed = Process(mine.host, mine.space, 2**22 + 1, mine.began)
     before = Process(mine.host, mine.space, 2**22 + 1, str(int(parent.began) - 1))
@@ -198,7 +198,7 @@ def test_whose_word_is_of_an_earlier_run(monkeypatch: pytest.MonkeyPatch) -> Non
     for word in (word_of(killed), word_of(before), word_of(killed, generation="b"), word_of(killed, left=True)):
         assert Earlier({0: word}).has(word)  # another may come in its place
         assert not Earlier({0: word}).has(word_of(mine, nonce="b"))
-    monkeypatch.setattr(earlier, "_REPLACED_S", 0)
+    shorten(replaced_s=0.0)
     assert not Earlier({0: word_of(killed)}).has(word_of(killed))
     for word in (word_of(before), word_of(killed, generation="b"), word_of(killed, left=True)):
         assert Earlier({0: word}).has(word)

@@ -21,7 +21,6 @@ from reshard.moving import fingerprint as of_bytes
 from reshard.moving.fingerprint import PRIME, Sums, sums_of
 from reshard.moving.scratch import Scratch
 from reshard.planning.names import NameRules
-from reshard.run import fingerprint as of_bytes
 
 FEWER = settings(EXAMPLES, max_examples=50)
 

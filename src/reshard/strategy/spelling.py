@@ -17,7 +17,7 @@ def misspelt(given: object, known: Collection[str], within: str = "") -> list[st
     >>> misspelt({"model_paralel": 4}, ["data_parallel", "model_parallel"], "parallel_config.")
     ["parallel_config.model_paralel: no such key; did you mean 'model_parallel'?"]
     """
-    said = []
+    said: list[str] = []
     if not isinstance(given, Mapping):
         return said
     for key in given:
