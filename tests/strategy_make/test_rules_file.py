@@ -95,7 +95,7 @@ def test_optimizer_and_optimizer_parallel_without_a_yaml(tmp_path: Path, checkpo
 def test_a_tensor_that_no_rule_matches_is_named(tmp_path: Path) -> None:
     weights = {"embedding": np.zeros((8, 8), np.float32), "h.0.qq": np.zeros((4,), np.float32)}
     odd = str(write_file(tmp_path / "odd.safetensors", weights))
-    with pytest.raises(StrategyError, match=r"no rule of family 'toy' matches 1 tensors:\nh\.0\.qq"):
+    with pytest.raises(StrategyError, match=r"no rule of family 'toy' matches 1 tensor:\nh\.0\.qq"):
         made(tmp_path, odd, Sizes())
 
 
