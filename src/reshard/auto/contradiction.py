@@ -14,7 +14,6 @@ from reshard.errors import CheckpointError, InputError, ReshardError, listed
 from reshard.ops.make_strategy import Making, model_shapes
 from reshard.planning.catalog import IndexedFile
 from reshard.planning.names import layer_pattern
-from reshard.storage.storage import is_url
 from reshard.storage.storages import storage_of
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -74,7 +73,7 @@ def refuse_slice(source: JobSource, model: Model) -> None:
     YAML cannot.
     """
     path = source.source.path
-    if model.shapes or source.found.distributed or is_url(path):
+    if model.shapes or source.found.distributed or storage_of(path).remote:
         return
     for place in (Path(path), Path(path).absolute().parent):
         found = _RANK.fullmatch(place.name)

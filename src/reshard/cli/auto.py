@@ -106,16 +106,14 @@ def auto(
         dry_run=dry_run,
         limits=_limits(workers, max_memory, max_rate, fsync=not no_fsync),
     )
-    shown = observer(quiet=quiet or json)
-    done = prepare(config, rank=rank, world_size=world_size, call=call, observer=shown)
+    done = prepare(config, rank=rank, world_size=world_size, call=call, observer=observer(quiet=quiet or json))
     warn(done.warnings)
     if json:
         say_json(done)
     elif not quiet:
         say("\n".join((*done.said, *[f"start with {done.config}"] * bool(done.config))))
-    if command and not dry_run and done.action != "strategy":
-        return partial(_become, [word.replace(_CONFIG, done.config) for word in command])
-    return None
+    starts = command and not dry_run and done.action != "strategy"
+    return partial(_become, [word.replace(_CONFIG, done.config) for word in command]) if starts else None
 
 
 def _command(words: list[str] | None) -> list[str]:

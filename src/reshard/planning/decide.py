@@ -83,8 +83,7 @@ def decide(
         taken[renamed] = name
         maker.place(tensor, renamed)
     maker.account_for_absent(taken, rules)
-    if target is not None:
-        refuse_other_names(taken, [name for name in maker.target_names if rules.takes(name)])
+    refuse_other_names(taken, filter(rules.takes, maker.target_names))
     if maker.faults:
         raise PlanError(
             "nobody can know what these should be:\n" + listed(maker.faults),

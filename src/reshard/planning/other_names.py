@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Iterable
 
 from reshard.errors import PlanError
 from reshard.planning.names import is_lora, is_state
@@ -15,7 +15,7 @@ _HUGGING_FACE = re.compile(
 _FEW = 0.1
 
 
-def refuse_other_names(source: Collection[str], target: Collection[str]) -> None:
+def refuse_other_names(source: Iterable[str], target: Iterable[str]) -> None:
     """Raises PlanError where hardly a weight of either side has its name on the other.
 
     Args:
