@@ -70,6 +70,20 @@ def test_a_cast_is_refused(quantised: tuple[Path, str]) -> None:
     refused(quantised[0], "(?s)quantised.*up", Options(dtype="bfloat16"))
 
 
+def test_a_cast_of_the_codes_alone_is_refused(tmp_path: Path) -> None:
+    scale = np.ones((1, 1), ml_dtypes.bfloat16)
+    tensors = {"up.weight": np.ones((4, 4), FP8), "up.weight_scale_inv": scale}
+    refused(save(tmp_path / "in.safetensors", tensors), r"up\.weight: raw codes", Options(dtype="bfloat16"))
+
+
+def test_a_cast_that_touches_neither_is_none(tmp_path: Path) -> None:
+    tensors = {"up.qweight": np.ones((1, 4), np.int32), "up.scales": np.ones((1, 4), np.float16)}
+    source = save(tmp_path / "in.safetensors", tensors | {"norm.weight": np.ones(4, np.float32)})
+    reshard.convert(source, tmp_path / "out.safetensors", Options(dtype="float16"))
+    found = {name: view.dtype for name, view in reshard.open(tmp_path / "out.safetensors").items()}
+    assert found == {"up.qweight": "int32", "up.scales": "float16", "norm.weight": "float16"}
+
+
 @pytest.mark.parametrize("left_out", ["scale|absmax", "weight$"])
 def test_what_would_be_left_alone_is_refused(quantised: tuple[Path, str], left_out: str) -> None:
     rules = reshard.NameRules(exclude=(rf"^up\..*({left_out})",))

@@ -140,7 +140,7 @@ def bill_lines(bill: Bill) -> list[str]:
 
 
 def summary(done: Conversion) -> list[str]:
-    """Three lines: what there is now, what it took, and what is not in it."""
+    """Three lines: what there is now, what it took, and what is not in it; one more where values did not fit."""
     bill = done.bill
     rate = done.written_nbytes / done.seconds if done.seconds else 0
     kept = f", {done.skipped_files} were whole already" if done.skipped_files else ""
@@ -152,4 +152,7 @@ def summary(done: Conversion) -> list[str]:
         f"in {shown_seconds(done.seconds)} ({shown_nbytes(rate)}/s)",
     ]
     read_again = f"; verified: {shown_nbytes(done.verified_nbytes)} read again, all as written"
+    if done.misfits:
+        count = sum(found.infinite + found.nan + found.largest for found in done.misfits)
+        lines.append(f"out of range or no numbers: {counted(count, 'value')} of {counted(len(done.misfits), 'tensor')}")
     return [*lines, "left out: " + ("; ".join(left) or "nothing") + (read_again if done.verified_nbytes else "")]

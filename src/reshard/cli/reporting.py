@@ -78,8 +78,12 @@ class Reporting:
 
     def write(self, plan: Plan, options: Options, bill: Bill, done: Conversion | None = None) -> None:
         """The page of the plan, and where it was carried out of what was done."""
+        from msgspec.structs import replace
+
         from reshard.report.make import plan_report
 
+        if done:
+            plan = replace(plan, warnings=(*plan.warnings, *done.warnings))
         runs = (self._run(done, options),) if done else ()
         src, dst = self._paths
         if not runs and dst == ".":

@@ -62,10 +62,11 @@ def _run(argv: Sequence[str]) -> None:
     progress = Progress("Merging LoRA")
     if given.dst_ckpt_strategy:
         with placed(dst, (s.path for s in plan.sources)) as folder:
-            execute(plan, folder, made, progress)
+            done = execute(plan, folder, made, progress)
     else:
-        execute(plan, dst, made, progress)
+        done = execute(plan, dst, made, progress)
     progress.finish()
+    warn(done.warnings)
     log(f"The merged checkpoint was saved to {dst}")
     log("......Merge succeed!.......")
 

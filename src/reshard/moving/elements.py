@@ -1,7 +1,8 @@
-"""Elements between buffers, where they do not lie together: strided copies, and casts."""
+"""Elements between buffers, where they do not lie together: strided copies; and rounding to another dtype."""
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy.typing as npt
 
 from reshard.dtypes import ITEMSIZE, numpy_dtype
 from reshard.layout.box import Box
-from reshard.planning.plan import ordered, unordered
+from reshard.planning.plan import Misfits, ordered, unordered
 
 Array = npt.NDArray[Any]
 Buffer = memoryview | bytearray
@@ -88,9 +89,79 @@ def _turn_words(target: Array, words: Array, tile: Array) -> None:
             target[first:stop:together] = elements[:, n::together]
 
 
-def cast_out(out: memoryview, out_box: Box, out_dtype: str, data: memoryview, box: Box, dtype: str) -> None:
-    """Give ``out`` its part of ``box`` in another dtype, rounding as ml_dtypes and NumPy do: to nearest, ties to even.
-    What is too large becomes infinite.
+INFINITE, NAN, LARGEST = 1, 2, 3
+"""Kinds of values that did not fit."""
+
+_NOT_FINITE = {
+    "float64": 0x7FF0000000000000, "float32": 0x7F800000, "float16": 0x7C00, "bfloat16": 0x7F80,
+    "float8_e5m2": 0x7C, "float8_e4m3fn": 0x7F, "float8_e8m0fnu": 0x7F,
+}  # fmt: skip
+"""Bits of an element without its sign: from here on it is NaN or infinite."""
+
+_WIDE = ("float16", "bfloat16", "float32", "float64")
+
+
+def all_finite(values: Array) -> bool:
+    """Whether none is NaN or infinite; by its bits as whole numbers, of which the largest is found fastest."""
+    itemsize = values.dtype.itemsize
+    signed, unsigned = values.view(f"i{itemsize}"), values.view(f"u{itemsize}")
+    if not values.size:
+        return True
+    if values.dtype.name not in _NOT_FINITE:  # the fnuz kinds, whose NaN is what elsewhere is -0
+        return bool(signed.min() != -128)
+    first = _NOT_FINITE[values.dtype.name]
+    return bool(signed.max() < first and unsigned.max() < first + (1 << (8 * itemsize - 1)))
+
+
+@cache
+def _holds_all(dtype: np.dtype[Any], of: np.dtype[Any]) -> bool:
+    """Whether every value of a dtype is one of another, save for its last bits."""
+    from ml_dtypes import finfo
+
+    largest, largest_of = (float(finfo(each).max) for each in (dtype, of))  # type: ignore[no-untyped-call]
+    return dtype.name in _WIDE and largest >= largest_of
+
+
+def round_to(out: Array, values: Array, *, computed: bool = False) -> Array | None:
+    """Set ``out`` to ``values`` in its own dtype, rounded as ml_dtypes and NumPy do: to nearest, ties to even.
+
+    What is too large becomes infinite, or NaN where the dtype has no infinity; of ``float8_e4m3fn`` it becomes the
+    largest, as PyTorch has it.
+
+    Args:
+        computed: whatever is NaN or infinite afterwards is told, not only what was not so before.
+
+    Returns:
+        The kind of each value that did not fit, 0 for those that did; None where all did.
     """
     with np.errstate(over="ignore", invalid="ignore"):
-        shaped(out, out_dtype, out_box)[...] = shaped(data, dtype, box)[out_box.within(box)]
+        out[...] = values
+    if not computed and _holds_all(out.dtype, values.dtype):
+        return None
+    if all_finite(out):
+        return None
+    was_nan, is_nan = np.isnan(values), np.isnan(out)
+    too_large = is_nan & ~was_nan
+    kinds = np.zeros(out.shape, np.uint8)
+    kinds[np.isinf(out) & (computed | np.isfinite(values))] = INFINITE
+    kinds[is_nan if computed else too_large] = NAN
+    if out.dtype.name == "float8_e4m3fn":
+        largest = np.copysign(np.float32(448), values.astype(np.float32)).astype(out.dtype)
+        np.copyto(out, largest, where=too_large)
+        kinds[too_large] = LARGEST
+    return kinds if kinds.any() else None
+
+
+def counted_kinds(tensor: str, dtype: str, kinds: Array) -> Misfits:
+    """
+    >>> str(counted_kinds("w", "float8_e4m3fn", np.array([0, NAN, LARGEST, LARGEST])))
+    'w: 1 NaN, 2 set to the largest float8_e4m3fn'
+    """
+    infinite, nan, largest = (int(np.count_nonzero(kinds == kind)) for kind in (INFINITE, NAN, LARGEST))
+    return Misfits(tensor, dtype, infinite, nan, largest)
+
+
+def cast_out(to: Part, dtype: str, of: Part, of_dtype: str) -> Array | None:
+    """Give ``to`` its part of another box in another dtype. Gives the kinds of what did not fit, as ``round_to``."""
+    (out, out_box), (data, box) = to, of
+    return round_to(shaped(out, dtype, out_box), shaped(data, of_dtype, box)[out_box.within(box)])

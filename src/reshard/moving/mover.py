@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
@@ -12,10 +13,16 @@ from reshard.layout.box import Box
 from reshard.moving.scratch import Scratch
 from reshard.moving.task_inputs import Sources
 from reshard.planning.blocks import Access, Block, Blocks
-from reshard.planning.plan import Assembly, Move
+from reshard.planning.plan import Assembly, Move, ShardMisfits
+
+if TYPE_CHECKING:
+    from reshard.moving.elements import Array
 
 Sink = Callable[[Access, memoryview], None]
 """Takes the bytes of one access to a target piece. They are valid during the call only."""
+
+Note = Callable[[int, ShardMisfits], None]
+"""Hears of values that did not fit, in a file of the move's targets."""
 
 _COLLECT_BLOCK_NBYTES = 8 << 20
 
@@ -42,8 +49,11 @@ class Mover:
     (``elements``, ``steps``) is imported when there is such work: NumPy takes longer to come than many a job to run.
     """
 
-    def __init__(self, move: Move, sources: Sources, scratch: Scratch, block_nbytes: int) -> None:
+    def __init__(
+        self, move: Move, sources: Sources, scratch: Scratch, block_nbytes: int, note: Note | None = None
+    ) -> None:
         self.blocks = Blocks(move, block_nbytes)
+        self._note = note
         self._sources = sources
         self._scratch = scratch
 
@@ -52,23 +62,35 @@ class Mover:
         for number in numbers:
             block = self.blocks[number]
             if block.writes:
-                slab, dtype = self._made(block)
+                slab, dtype, kinds = self._made(block)
                 for write in block.writes:
+                    if kinds is not None:
+                        self._tell(write, kinds[write.box.within(block.box)])
                     sink(write, self._cut(slab, block.box, dtype, write))
 
-    def _made(self, block: Block) -> tuple[memoryview, str]:
-        """The block as its step makes it, row-major, and the dtype that it has by now."""
+    def _tell(self, write: Access, kinds: Array | None) -> None:
+        """Pass on which values of a target access did not fit."""
+        if kinds is None or self._note is None or not kinds.any():
+            return
+        from reshard.moving.elements import counted_kinds
+
+        move = self.blocks.move
+        counts = counted_kinds(move.name, move.dtype, kinds)
+        self._note(write.file, ShardMisfits(move.targets[write.piece].box, counts))
+
+    def _made(self, block: Block) -> tuple[memoryview, str, Array | None]:
+        """The block as its step makes it, row-major, the dtype that it has by now, and what of it did not fit."""
         move = self.blocks.move
         if isinstance(move.step, Assembly):
-            return self._gather(block), move.step.dtype
+            return self._gather(block), move.step.dtype, None
         from reshard.moving.steps import beside_of, made_block
 
         beside = [
             (part, collect(part, self._sources, self._scratch)) for part in beside_of(move.step, block.box)
         ]  # before the block, whose buffers they come through
         made = self._scratch.take("made", block.box.size * ITEMSIZE[move.dtype])
-        made_block(move, block.box, made, self._gather(block), beside)
-        return made, move.dtype
+        kinds = made_block(move, block.box, made, self._gather(block), beside)
+        return made, move.dtype, kinds
 
     def _gather(self, block: Block) -> memoryview:
         """The block's elements, row-major, from all its source pieces."""
@@ -108,5 +130,5 @@ class Mover:
         if dtype == target:
             copy_between((out, write.box), (slab, box), box, dtype)
         else:
-            cast_out(out, write.box, target, slab, box, dtype)
+            self._tell(write, cast_out((out, write.box), target, (slab, box), dtype))
         return out

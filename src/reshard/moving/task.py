@@ -18,7 +18,7 @@ from reshard.moving.ordered_write import Turns, in_file_order
 from reshard.moving.scratch import Scratch
 from reshard.moving.task_inputs import Sources
 from reshard.planning.blocks import Access
-from reshard.planning.plan import FileResult, Run, Task, check_runs
+from reshard.planning.plan import FileResult, Run, ShardMisfits, Task, check_runs
 from reshard.storage.storage import NewFile, Storage, join
 from reshard.storage.storages import storage_of
 from reshard.storage.whole_file import crc32_of
@@ -65,6 +65,7 @@ class TaskRun:
         self._sources = Sources(task.sources)
         self._scratch = Scratch()
         self._runs: list[list[Run]] = [[] for _ in task.files]
+        self._misfits: dict[tuple[int, str], ShardMisfits] = {}
         self._lock = threading.Lock()
         self._files: dict[int, NewFile] = {}
         self._turns: dict[int, Turns] = {}
@@ -110,7 +111,7 @@ class TaskRun:
             lot_nbytes = self._settings.block_nbytes
         room = lot_nbytes
         for move in in_file_order(self._task.moves) if self._storage.front_to_back else self._task.moves:
-            mover = Mover(move, self._sources, self._scratch, self._settings.block_nbytes)
+            mover = Mover(move, self._sources, self._scratch, self._settings.block_nbytes, self._note)
             blocks = len(mover.blocks)
             block_nbytes = max(mover.blocks.hull.size * ITEMSIZE[move.step.base.dtype] // max(blocks, 1), 1)
             start = 0
@@ -164,7 +165,8 @@ class TaskRun:
                 self._write_seal(i, file.seal)
             read = self._sources.read_nbytes if i == 0 else 0
             runs = tuple(sorted(self._runs[i], key=lambda r: (r.offset, r.nbytes)))
-            results.append(FileResult(file.path, file.nbytes, runs, read))
+            misfits = tuple(found for (at, _), found in sorted(self._misfits.items()) if at == i)
+            results.append(FileResult(file.path, file.nbytes, runs, read, misfits=misfits))
             check_runs(results[-1])
         self._sources.check_unchanged()
         self._sources.close()
@@ -210,6 +212,14 @@ class TaskRun:
     def record(self, file: int, runs: list[Run]) -> None:
         with self._lock:
             self._runs[file] += runs
+
+    def _note(self, file: int, found: ShardMisfits) -> None:
+        """A file holds one shard of a tensor, whose blocks come one by one."""
+        key = (file, found.counts.tensor)
+        with self._lock:
+            if key in self._misfits:
+                found = replace(found, counts=self._misfits[key].counts + found.counts)
+            self._misfits[key] = found
 
     def put(self, access: Access, data: memoryview, stopped: threading.Event | None = None) -> None:
         """``stopped`` ends the wait for a turn, where there are turns."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from msgspec import Struct
@@ -29,7 +30,7 @@ from reshard.planning.bill import Bill, make_bill
 from reshard.planning.catalog import Catalog
 from reshard.planning.lora import LoraMerge
 from reshard.planning.parts import Parts
-from reshard.planning.plan import Plan
+from reshard.planning.plan import Misfits, Plan, by_tensor
 from reshard.planning.target import Choices, Target
 from reshard.storage.machine import uncollected
 from reshard.target.overwrite import Replacement
@@ -45,6 +46,7 @@ class Conversion(Struct, frozen=True):
     Attributes:
         skipped_files: were whole already when it began.
         missing_files: of the target, that others still have to make.
+        misfits: values of the target, as far as it is made, that a cast or a sum could not keep, by tensor.
     """
 
     target: str
@@ -56,6 +58,7 @@ class Conversion(Struct, frozen=True):
     verified_nbytes: int = 0
     missing_files: int = 0
     warnings: tuple[str, ...] = ()
+    misfits: tuple[Misfits, ...] = ()
 
 
 def plan(src: str | Path, dst: str | Path, options: Options | None = None) -> Plan:
@@ -143,7 +146,7 @@ def execute(plan: Plan, dst: str | Path, means: Means, observer: Observer) -> Co
     finally:
         if replacement:
             replacement.close()
-    told = f"hard links of equal files: {done.hard_links}; chmod or a change in place of one reaches all of them"
+    misfits = by_tensor(done.misfits)
     return Conversion(
         str(dst),
         bill,
@@ -153,8 +156,16 @@ def execute(plan: Plan, dst: str | Path, means: Means, observer: Observer) -> Co
         time.monotonic() - began,
         done.verified_nbytes,
         done.missing_files,
-        (told,) if done.hard_links else (),
+        tuple(_warnings(done.hard_links, misfits)),
+        misfits,
     )
+
+
+def _warnings(hard_links: int, misfits: tuple[Misfits, ...]) -> Iterator[str]:
+    if hard_links:
+        yield f"hard links of equal files: {hard_links}; chmod or a change in place of one reaches all of them"
+    if misfits:
+        yield "values out of range, or no numbers:\n" + listed([str(found) for found in misfits])
 
 
 def names_file(dst: str | Path) -> bool:

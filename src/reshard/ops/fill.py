@@ -13,7 +13,7 @@ from reshard.ops.engine import carried_out, node_of_each, seen_by_all
 from reshard.ops.observer import Observer
 from reshard.ops.options import Means
 from reshard.ops.verify import verify
-from reshard.planning.plan import Plan
+from reshard.planning.plan import Plan, ShardMisfits
 from reshard.storage.machine import allow_many_files, paced
 from reshard.storage.storage import absolute
 from reshard.target.filling import Filling
@@ -22,7 +22,7 @@ from reshard.target.target_paths import Place
 
 
 class Filled(Struct, frozen=True):
-    """What was done; ``missing`` files of the target are left to others."""
+    """What was done; ``missing`` files of the target are left to others, ``misfits`` of all that is whole by now."""
 
     written_nbytes: int = 0
     read_nbytes: int = 0
@@ -30,6 +30,7 @@ class Filled(Struct, frozen=True):
     missing_files: int = 0
     hard_links: int = 0
     verified_nbytes: int = 0
+    misfits: tuple[ShardMisfits, ...] = ()
 
     def __add__(self, other: Filled) -> Filled:
         return Filled(
@@ -39,6 +40,7 @@ class Filled(Struct, frozen=True):
             self.missing_files + other.missing_files,
             self.hard_links + other.hard_links,
             self.verified_nbytes + other.verified_nbytes,
+            tuple(dict.fromkeys((*self.misfits, *other.misfits))),
         )
 
 
@@ -79,7 +81,7 @@ def fill(plan: Plan, place: Place, means: Means, budget: Budget, observer: Obser
         filling.close()
     whole = not missing or plan.part != "share"
     verified = verify(place.path, observer).nbytes if means.verify and whole else 0
-    return replace(done, missing_files=missing, verified_nbytes=verified)
+    return replace(done, missing_files=missing, verified_nbytes=verified, misfits=filling.misfits)
 
 
 class _Part(Struct, frozen=True):

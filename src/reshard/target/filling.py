@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Struct
 
 from reshard.errors import InputError, UsageError
-from reshard.planning.plan import FileResult, Plan
+from reshard.planning.plan import FileResult, Plan, ShardMisfits
 from reshard.storage.disk import sync_folder
 from reshard.storage.storage import join, reported
 from reshard.target.locks import Locks
@@ -63,6 +63,7 @@ class Filling:
     """A target being filled: ``record`` what is whole; ``publish`` at the end; ``close`` in any case.
 
     ``done`` are those of the plan's files that were whole already. Where nothing was, ``close`` leaves nothing behind.
+    ``misfits`` are, once published, those of all files that are whole, whoever made them.
 
     Args:
         join: go on with what others of the same identity began or are making just now. Raises UsageError for another
@@ -80,6 +81,7 @@ class Filling:
         made_meta = Path(place.meta) in self._made_folders
         self._locks = Locks(self._path("lock")) if place.local else None
         self.done: frozenset[str] = frozenset()
+        self.misfits: tuple[ShardMisfits, ...] = ()
         try:
             self._take_files(join=join)
             self._begin(join=join)
@@ -193,9 +195,13 @@ class Filling:
         with self._locks.publishing() if self._locks else nullcontext():
             files = self._files()
             missing = self._plan.total - len(files)
+            self.misfits = _misfits(files)
             if missing and not (partial and self._locks):
                 ended = self._manifest()  # on object storage by another, that removed the records while we read
-                return 0 if ended and ended.complete and ended.plan == self._begun.plan else missing
+                if not (ended and ended.complete and ended.plan == self._begun.plan):
+                    return missing
+                self.misfits = _misfits(map(whole, ended.files))
+                return 0
             if fsync:
                 self._sync_folders()
             manifest = encode_manifest(self._plan, files, complete=not missing)
@@ -232,6 +238,11 @@ class Filling:
     def _remove_meta(self) -> None:
         shutil.rmtree(self._place.meta, ignore_errors=True)
         _remove_empty(self._made_folders)
+
+
+def _misfits(files: Iterable[Whole]) -> tuple[ShardMisfits, ...]:
+    """Of all files, replicas once."""
+    return tuple(dict.fromkeys(found for file in files for found in file.misfits))
 
 
 def _decoded(content: bytes) -> Begun:

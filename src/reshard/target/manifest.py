@@ -12,7 +12,7 @@ from msgspec import Struct
 from reshard import __version__
 from reshard.errors import CheckpointError, FormatError, InputError, RunError
 from reshard.index import Extent
-from reshard.planning.plan import FileResult, Plan, PlannedFile, Run, check_runs
+from reshard.planning.plan import FileResult, Plan, PlannedFile, Run, ShardMisfits, check_runs
 from reshard.storage.storage import ReadFile, Storage, join
 from reshard.target.target_paths import Place
 
@@ -32,8 +32,11 @@ class Shard(Struct, frozen=True):
     extents: tuple[Extent, ...]
 
 
-class ManifestFile(Struct, frozen=True):
-    """``texts`` and ``notes`` are what its header says besides its tensors; None where that was not noted."""
+class ManifestFile(Struct, frozen=True, omit_defaults=True):
+    """``texts`` and ``notes`` are what its header says besides its tensors; None where that was not noted.
+
+    ``misfits`` are the values that did not fit when the file was made.
+    """
 
     path: str
     rank: int
@@ -42,6 +45,7 @@ class ManifestFile(Struct, frozen=True):
     tensors: dict[str, Shard]
     texts: dict[str, str] | None = None
     notes: dict[str, str] | None = None
+    misfits: tuple[ShardMisfits, ...] = ()
 
 
 class Manifest(Struct, frozen=True):
@@ -78,6 +82,7 @@ class Whole(Struct, frozen=True):
     rank: int
     nbytes: int
     raw: msgspec.Raw
+    misfits: tuple[ShardMisfits, ...] = ()
 
 
 def manifest_file(plan: Plan, file: PlannedFile, result: FileResult) -> ManifestFile:
@@ -87,7 +92,9 @@ def manifest_file(plan: Plan, file: PlannedFile, result: FileResult) -> Manifest
     for slot, box in plan.slots(file):
         tensor = plan.tensors[slot.tensor]
         shards[tensor.name] = Shard(tensor.spec.dtype, tensor.spec.shape, box.start, box.shape, slot.extents)
-    return ManifestFile(file.path, file.rank, result.nbytes, result.runs, shards, form.texts, form.notes)
+    return ManifestFile(
+        file.path, file.rank, result.nbytes, result.runs, shards, form.texts, form.notes, result.misfits
+    )
 
 
 def encode_manifest(plan: Plan, files: Iterable[Whole], *, complete: bool) -> bytes:
@@ -110,7 +117,7 @@ def decode_published(content: bytes, where: str) -> Published:
 def whole(raw: bytes | msgspec.Raw) -> Whole:
     """What was noted of a file. Raises InputError where it is damaged."""
     file = _file(raw)
-    return Whole(file.path, file.rank, file.nbytes, msgspec.Raw(raw))
+    return Whole(file.path, file.rank, file.nbytes, msgspec.Raw(raw), file.misfits)
 
 
 def _file(raw: bytes | msgspec.Raw) -> ManifestFile:

@@ -15,7 +15,18 @@ from reshard.index import Extent, Seal
 from reshard.layout.box import Box
 from reshard.moving.local import Executor
 from reshard.moving.task import Settings
-from reshard.planning.plan import Assembly, FileResult, Move, Piece, SourceFile, Task, TaskFile, check_runs
+from reshard.planning.plan import (
+    Assembly,
+    FileResult,
+    Misfits,
+    Move,
+    Piece,
+    ShardMisfits,
+    SourceFile,
+    Task,
+    TaskFile,
+    check_runs,
+)
 from reshard.testing.sealed import Sealed
 
 SHAPE = (24, 16)
@@ -91,6 +102,21 @@ class ExecutorTests(Sealed):
     def test_bytes_are_read_once_for_all_files_of_a_task(self, work: Work) -> None:
         (results,) = self.executor(work.settings()).run([work.task(1)])
         assert sum(r.read_nbytes for r in results) == 8 * SHAPE[1] * 4
+
+    @pytest.mark.parametrize("block_nbytes", [4, 1 << 20])
+    def test_values_that_did_not_fit_are_told_with_their_file(self, work: Work, block_nbytes: int) -> None:
+        values = np.ones(SHAPE, np.float32)
+        values[[1, 3, 20], 9] = 1e6  # the last is in rows of another task
+        work.source.write_bytes(HEAD + values.tobytes())
+        task = work.task(0)
+        nbytes = 8 * 8 * 2
+        targets = tuple(replace(p, extents=(Extent(len(HEAD), nbytes),)) for p in task.moves[0].targets)
+        move = Move("w", replace(task.moves[0].step.base, dtype="float32"), "float16", targets)
+        files = tuple(replace(f, nbytes=len(HEAD) + nbytes) for f in task.files)
+        (results,) = self.executor(work.settings(block_nbytes)).run([replace(task, files=files, moves=(move,))])
+        told = {r.path: r.misfits for r in results}
+        assert told[files[0].path] == ()
+        assert told[files[1].path] == (ShardMisfits(targets[1].box, Misfits("w", "float16", infinite=2)),)
 
     def test_without_hashes(self, work: Work) -> None:
         (results,) = self.executor(work.settings(checksum=False)).run([work.task(0)])

@@ -1,0 +1,80 @@
+"""Rounding to another dtype: what fits, what does not, and what becomes of it. PyTorch 2.13 gave the values of fp8."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from making import dtype_named
+from reshard.moving.elements import INFINITE, LARGEST, NAN, all_finite, round_to
+
+INF = float("inf")
+VALUES = [1.0, 448, 464, 465, 1e30, INF, -1e30, float("nan"), 57344, 61440]
+BECOME = {
+    "float8_e4m3fn": ([1, 448, 448, 448, 448, 448, -448, NAN, 448, 448], {3, 4, 5, 6, 8, 9}, LARGEST),
+    "float8_e4m3fnuz": ([1] + [NAN] * 9, {1, 2, 3, 4, 5, 6, 8, 9}, NAN),
+    "float8_e5m2": ([1, 448, 448, 448, INF, INF, -INF, NAN, 57344, INF], {4, 6, 9}, INFINITE),
+    "float8_e5m2fnuz": ([1, 448, 448, 448, NAN, NAN, NAN, NAN, 57344, NAN], {4, 5, 6, 9}, NAN),
+    "float16": ([1, 448, 464, 465, INF, INF, -INF, NAN, 57344, 61440], {4, 6}, INFINITE),
+}
+
+
+def rounded(values: np.ndarray, dtype: str, *, computed: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """The values in another dtype, and the kinds."""
+    out = np.zeros(values.shape, dtype_named(dtype))
+    kinds = round_to(out, values, computed=computed)
+    return out, np.zeros(values.shape, np.uint8) if kinds is None else kinds
+
+
+@pytest.mark.parametrize("dtype", BECOME)
+@pytest.mark.parametrize("of", ["float32", "float64"])
+def test_what_is_too_large(dtype: str, of: str) -> None:
+    out, kinds = rounded(np.array(VALUES, of), dtype)
+    wanted, places, kind = BECOME[dtype]
+    wanted = [float("nan") if w is NAN and i != 0 else w for i, w in enumerate(wanted)]
+    np.testing.assert_array_equal(out.astype(np.float64), wanted)
+    assert kinds.tolist() == [kind if i in places else 0 for i in range(len(VALUES))]
+
+
+def test_bfloat16_has_an_end_too() -> None:
+    out, kinds = rounded(np.array([3.4e38, 3.3e38, INF, np.nan], np.float32), "bfloat16")
+    assert kinds.tolist() == [INFINITE, 0, 0, 0]
+    assert np.isinf(out.astype(np.float32)).tolist() == [True, False, True, False]
+
+
+@pytest.mark.parametrize(("of", "to"), [("bfloat16", "float32"), ("float16", "bfloat16"), ("float8_e5m2", "float16")])
+def test_a_wider_dtype_is_not_looked_at(of: str, to: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reshard.moving.elements.all_finite", None)
+    values = np.array([1, INF, np.nan], dtype_named(of))
+    assert round_to(np.zeros(3, dtype_named(to)), values) is None
+
+
+def test_of_what_is_computed_all_is_told() -> None:
+    values = np.array([1, INF, np.nan, 1e6], np.float32)
+    assert rounded(values, "float32", computed=True)[1].tolist() == [0, INFINITE, NAN, 0]
+    assert rounded(values, "float8_e4m3fn", computed=True)[1].tolist() == [0, LARGEST, NAN, LARGEST]
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (2, 0), (1, 1)])
+def test_shapes_of_few_elements(shape: tuple[int, ...]) -> None:
+    out, kinds = rounded(np.full(shape, 1e6, np.float32), "float16")
+    assert kinds.shape == shape
+    assert np.isinf(out).all()
+    assert (kinds == INFINITE).all()
+
+
+@pytest.mark.parametrize("dtype", [*BECOME, "bfloat16"])
+def test_bits_tell_what_is_finite(dtype: str) -> None:
+    kind = dtype_named(dtype)
+    every = np.arange(1 << 8 * kind.itemsize).astype(f"u{kind.itemsize}").view(kind)
+    finite = np.isfinite(every.astype(np.float32))
+    assert all_finite(every[finite])
+    assert not any(all_finite(every[i : i + 1]) for i in np.flatnonzero(~finite))
+
+
+def test_elements_that_do_not_lie_together() -> None:
+    values = np.full((4, 6), 1e6, np.float32)
+    out = np.zeros((4, 12), np.float16)[:, ::2]
+    kinds = round_to(out, values.T.copy().T)
+    assert kinds is not None
+    assert (kinds == INFINITE).all()
