@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from reshard.dtypes import ITEMSIZE, numpy_dtype
 from reshard.layout.box import Box
-from reshard.planning.plan import Misfits, ordered, unordered
+from reshard.planning.misfits import Misfits
+from reshard.planning.plan import ordered, unordered
 
 Array = npt.NDArray[Any]
 Buffer = memoryview | bytearray

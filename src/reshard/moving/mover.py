@@ -13,7 +13,8 @@ from reshard.layout.box import Box
 from reshard.moving.scratch import Scratch
 from reshard.moving.task_inputs import Sources
 from reshard.planning.blocks import Access, Block, Blocks
-from reshard.planning.plan import Assembly, Move, ShardMisfits
+from reshard.planning.misfits import ShardMisfits
+from reshard.planning.plan import Assembly, Move
 
 if TYPE_CHECKING:
     from reshard.moving.elements import Array

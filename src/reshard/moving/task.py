@@ -18,7 +18,8 @@ from reshard.moving.ordered_write import Turns, in_file_order
 from reshard.moving.scratch import Scratch
 from reshard.moving.task_inputs import Sources
 from reshard.planning.blocks import Access
-from reshard.planning.plan import FileResult, Run, ShardMisfits, Task, check_runs
+from reshard.planning.misfits import ShardMisfits
+from reshard.planning.plan import FileResult, Run, Task, check_runs
 from reshard.storage.storage import NewFile, Storage, join
 from reshard.storage.storages import storage_of
 from reshard.storage.whole_file import crc32_of

@@ -10,7 +10,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from reshard.dtypes import ALIASES
-from reshard.errors import DifferenceError, UsageError, listed
+from reshard.errors import CheckpointError, DifferenceError, UsageError, listed
 from reshard.families.open_checkpoint import agreements, open_source
 from reshard.families.part_names import lone_parts
 from reshard.families.planner import make_plan
@@ -29,8 +29,9 @@ from reshard.ops.options import Means, Options
 from reshard.planning.bill import Bill, make_bill
 from reshard.planning.catalog import Catalog
 from reshard.planning.lora import LoraMerge
+from reshard.planning.misfits import Misfits, by_tensor
 from reshard.planning.parts import Parts
-from reshard.planning.plan import Misfits, Plan, by_tensor
+from reshard.planning.plan import Plan
 from reshard.planning.target import Choices, Target
 from reshard.storage.machine import uncollected
 from reshard.target.overwrite import Replacement

@@ -13,7 +13,8 @@ from reshard.ops.engine import carried_out, node_of_each, seen_by_all
 from reshard.ops.observer import Observer
 from reshard.ops.options import Means
 from reshard.ops.verify import verify
-from reshard.planning.plan import Plan, ShardMisfits
+from reshard.planning.misfits import ShardMisfits
+from reshard.planning.plan import Plan
 from reshard.storage.machine import allow_many_files, paced
 from reshard.storage.storage import absolute
 from reshard.target.filling import Filling

@@ -15,6 +15,7 @@ from reshard.errors import InputError, RunError, counted
 from reshard.index import Extent, Seal, TensorSpec
 from reshard.layout.box import Box
 from reshard.layout.tensor import Cell, Layout
+from reshard.planning.misfits import ShardMisfits
 from reshard.planning.names import layer_pattern
 from reshard.planning.show import Holders, Row, cells_of, table
 
@@ -348,48 +349,6 @@ class Run(Struct, frozen=True):
     def __post_init__(self) -> None:
         if self.offset < 0 or self.nbytes < 0:
             raise InputError(f"bytes {self.offset} to {self.offset + self.nbytes}")
-
-
-class Misfits(Struct, frozen=True):
-    """Values of a tensor that a cast or a sum could not keep, counted.
-
-    Attributes:
-        infinite, nan: are so, of a cast without having been so before.
-        largest: are the largest that ``dtype`` holds, in place of what is larger.
-    """
-
-    tensor: str
-    dtype: str
-    infinite: int = 0
-    nan: int = 0
-    largest: int = 0
-
-    def __add__(self, other: Misfits) -> Misfits:
-        return replace(
-            self,
-            infinite=self.infinite + other.infinite,
-            nan=self.nan + other.nan,
-            largest=self.largest + other.largest,
-        )
-
-    def __str__(self) -> str:
-        kinds = {"infinite": self.infinite, "NaN": self.nan, f"set to the largest {self.dtype}": self.largest}
-        return f"{self.tensor}: {', '.join(f'{n:,} {kind}' for kind, n in kinds.items() if n)}"
-
-
-class ShardMisfits(Struct, frozen=True):
-    """Those of one box of a tensor, as a file holds it. Replicas have the same."""
-
-    box: Box
-    counts: Misfits
-
-
-def by_tensor(misfits: Iterable[ShardMisfits]) -> tuple[Misfits, ...]:
-    """The sum of each tensor, replicas counted once."""
-    found: dict[str, Misfits] = {}
-    for counts in (shard.counts for shard in dict.fromkeys(misfits)):
-        found[counts.tensor] = found[counts.tensor] + counts if counts.tensor in found else counts
-    return tuple(found.values())
 
 
 class FileResult(Struct, frozen=True):

@@ -17,7 +17,8 @@ import msgspec
 from msgspec import Struct
 
 from reshard.errors import InputError, UsageError
-from reshard.planning.plan import FileResult, Plan, ShardMisfits
+from reshard.planning.misfits import ShardMisfits
+from reshard.planning.plan import FileResult, Plan
 from reshard.storage.disk import sync_folder
 from reshard.storage.storage import join, reported
 from reshard.target.locks import Locks

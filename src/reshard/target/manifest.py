@@ -12,7 +12,8 @@ from msgspec import Struct
 from reshard import __version__
 from reshard.errors import CheckpointError, FormatError, InputError, RunError
 from reshard.index import Extent
-from reshard.planning.plan import FileResult, Plan, PlannedFile, Run, ShardMisfits, check_runs
+from reshard.planning.misfits import ShardMisfits
+from reshard.planning.plan import FileResult, Plan, PlannedFile, Run, check_runs
 from reshard.storage.storage import ReadFile, Storage, join
 from reshard.target.target_paths import Place
 

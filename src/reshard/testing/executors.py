@@ -15,18 +15,8 @@ from reshard.index import Extent, Seal
 from reshard.layout.box import Box
 from reshard.moving.local import Executor
 from reshard.moving.task import Settings
-from reshard.planning.plan import (
-    Assembly,
-    FileResult,
-    Misfits,
-    Move,
-    Piece,
-    ShardMisfits,
-    SourceFile,
-    Task,
-    TaskFile,
-    check_runs,
-)
+from reshard.planning.misfits import Misfits, ShardMisfits
+from reshard.planning.plan import Assembly, FileResult, Move, Piece, SourceFile, Task, TaskFile, check_runs
 from reshard.testing.sealed import Sealed
 
 SHAPE = (24, 16)

@@ -13,7 +13,7 @@ from making import array, read_file, write_file, write_strategy
 from reshard.layout.tensor import Sharding
 from reshard.ops.lora import lora_config, merge_lora
 from reshard.ops.options import Options
-from reshard.planning.plan import Misfits
+from reshard.planning.misfits import Misfits
 from reshard.planning.shares import Share
 
 HALF = Options(dtype="float16", fsync=False)
