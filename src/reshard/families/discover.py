@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from reshard.errors import CheckpointError, FormatError, listed
+from reshard.families.family import Listing
 from reshard.families.found import Found as Found
 from reshard.families.found import WeightFile, refuse_dangling, weights, with_suffix
 from reshard.families.index_files import Index, index_in, manifest_at, read_index
@@ -14,11 +15,12 @@ from reshard.families.part_names import Whole, part_of, wholes
 from reshard.families.rank_listing import Select as Select
 from reshard.families.rank_listing import as_select as as_select
 from reshard.families.rank_listing import find_ranks, rank_entries
+from reshard.families.registry import listing
 from reshard.families.strange_folders import UNFINISHED, no_weights, refuse_slices, refuse_unfinished, unfinished
 from reshard.formats.foreign import HEAD_NBYTES, foreign
 from reshard.formats.registry import format_of, suffixes
 from reshard.planning.parts import EXTRAS_NAME
-from reshard.storage.storage import Entry, join, normal
+from reshard.storage.storage import Entry, join
 from reshard.storage.storages import storage_of
 
 _AT_ONCE = 16
@@ -35,16 +37,16 @@ def discover(path: str | Path, select: Select = "natural", suffix: str = "") -> 
     Raises:
         CheckpointError: nothing there, a part that lacks, several checkpoints in one place, a rank twice.
     """
-    path = normal(path)
+    return files_of(listing(str(path)), select, suffix)
+
+
+def files_of(there: Listing, select: Select = "natural", suffix: str = "") -> Found:
+    """As ``discover``, of a place that was looked at."""
+    path, entries = there.path, there.entries
     if path.endswith(".json"):
         return _named(path)
-    storage = storage_of(path)
-    there = storage.entry(path)
-    if there is None:
-        raise CheckpointError("no such file or folder", path)
     if not there.folder:
-        return _one_file(path, there)
-    entries = storage.entries(path)
+        return _one_file(path, there.there)
     ranks = rank_entries(entries)
     files = weights(path, entries)
     names = (e.name for e in entries if not e.folder and not e.dangling)

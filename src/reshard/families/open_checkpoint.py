@@ -10,7 +10,7 @@ from functools import partial
 from msgspec.structs import replace
 
 from reshard.errors import CheckpointError, FormatError, UsageError, counted
-from reshard.families.discover import Found, discover
+from reshard.families.discover import Found, files_of
 from reshard.families.indexed import by_index
 from reshard.families.manifest_headers import Told, told_by_manifest
 from reshard.families.ours import by_manifest, strategy_fault
@@ -54,7 +54,7 @@ def open_source(source: Source, *, trust_manifest: bool = True) -> Catalog:
         return family.read(there, source)
     if source.iteration is not None:
         raise UsageError("there are no iterations to choose from", there.path, "leave --iteration out")
-    found = discover(source.path, source.select, source.suffix)
+    found = files_of(there, source.select, source.suffix)
     strategy = read_strategy(source.strategy) if source.strategy else None
     if strategy is not None and not found.distributed and strategy.world > 1:
         raise UsageError(
