@@ -91,27 +91,36 @@ class Contents(Struct, frozen=True):
     warnings: tuple[str, ...] = ()
 
 
-class Seal(Struct, frozen=True):
-    """The end of a file that vouches for the rest: ``mark``, then the CRC-32 of all bytes before it, big-endian."""
+class Checksum(Struct, frozen=True, omit_defaults=True):
+    """A CRC-32 that a file states of the bytes ``of`` it: ``nbytes`` bytes at each of ``places``, after what it is of.
 
-    mark: bytes
-    crc_nbytes: int
+    Little-endian, unless ``big_endian``.
+    """
 
-    @property
-    def nbytes(self) -> int:
-        return len(self.mark) + self.crc_nbytes
+    of: Extent
+    places: tuple[int, ...]
+    nbytes: int = 4
+    big_endian: bool = False
 
     def bytes_for(self, crc: int) -> bytes:
-        return self.mark + crc.to_bytes(self.crc_nbytes, "big")
+        return crc.to_bytes(self.nbytes, "big" if self.big_endian else "little")
+
+
+class StatedCrc(Struct, frozen=True):
+    """A CRC-32 that a file states of some of its bytes; ``what`` they are, "" for the whole file."""
+
+    what: str
+    of: Extent
+    crc: int
 
 
 class Frame(Struct, frozen=True):
-    """A new file laid out: header pieces at their offsets, the holes where each tensor's bytes go, and a seal.
+    """A new file laid out: header pieces at their offsets, the holes where each tensor's bytes go, and checksums.
 
-    Pieces, holes and seal together cover ``nbytes`` exactly once.
+    Pieces and holes together cover ``nbytes`` exactly once; checksums are written over zeros in pieces.
     """
 
     nbytes: int
     pieces: tuple[tuple[int, bytes], ...]
     holes: Mapping[str, tuple[Extent, ...]]
-    seal: Seal | None = None
+    checksums: tuple[Checksum, ...] = ()

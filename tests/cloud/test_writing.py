@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,18 @@ def test_one_file_is_a_target(tmp_path: Path, s3: S3, capsys: pytest.CaptureFixt
     again = told(capsys, "merge", f"{s3.url}/ranks", url, *words)
     assert (again.code, "not empty" in again.err) == (2, True)
     assert told(capsys, "merge", f"{s3.url}/ranks", url, *words, "--overwrite").code == 0
+
+
+def test_a_file_that_states_sums_of_its_bytes(tmp_path: Path, s3: S3, capsys: pytest.CaptureFixture[str]) -> None:
+    work = Work(tmp_path, s3, ".safetensors")
+    for words in (("full.pt",), ("full.ckpt", "--crc")):
+        job = (f"{s3.url}/ranks", "--src-strategy", work.old, *words[1:])
+        assert told(capsys, "merge", job[0], tmp_path / words[0], *job[1:]).code == 0
+        assert told(capsys, "merge", job[0], f"{s3.url}/one/{words[0]}", *job[1:]).code == 0
+        assert s3.get(f"one/{words[0]}") == (tmp_path / words[0]).read_bytes()
+    with zipfile.ZipFile(tmp_path / "full.pt") as file:
+        assert file.testzip() is None
+    assert told(capsys, "inspect", f"{s3.url}/one/full.pt").code == 0
 
 
 def test_a_target_that_holds_something_is_refused(tmp_path: Path, s3: S3, capsys: pytest.CaptureFixture[str]) -> None:

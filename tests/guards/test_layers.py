@@ -43,7 +43,7 @@ ALLOWED = {
 }
 # plan knows formats as a promise, not how any file is read
 NARROW = {"planning": {"formats": {"base"}}}
-CONCRETE_FORMATS = {"reshard.formats.mindspore_ckpt", "reshard.formats.safetensors"}
+CONCRETE_FORMATS = {"reshard.formats.mindspore_ckpt", "reshard.formats.safetensors", "reshard.formats.torch_file"}
 PURE = {"layout", "index", "wire", "planning", "report"}
 KNOWN = frozenset(dotted(m) for m in MODULES)
 OUT_LOUD = {"rich", "typer", "click"}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from reshard.index import Contents, Frame, TensorSpec
+from reshard.index import Contents, Frame, StatedCrc, TensorSpec
 
 SHARDING = "DCP_SHARDING_INFO"
 """The note that says where slices begin, as PyTorch's distributed checkpoint writes it."""
@@ -41,4 +41,8 @@ class Format(Protocol):
         """Lay out a file, tensors in the order that suits the format. Pure. Raises FormatError for what it cannot
         hold.
         """
+        ...
+
+    def crcs(self, source: ByteRanges) -> Sequence[StatedCrc]:
+        """The CRC-32 sums that a file states of its bytes; none where it states none. Raises FormatError."""
         ...

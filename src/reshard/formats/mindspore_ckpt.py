@@ -20,7 +20,7 @@ from reshard.dtypes import ITEMSIZE
 from reshard.errors import FormatError
 from reshard.formats.base import ByteRanges
 from reshard.formats.header_cache import Kinds
-from reshard.index import Contents, Extent, Frame, Seal, Stored, TensorSpec
+from reshard.index import Checksum, Contents, Extent, Frame, StatedCrc, Stored, TensorSpec
 from reshard.wire import BYTES, VARINT, bytes_field, bytes_head, read_varint, signed, varint_field
 
 _TYPES = {
@@ -30,24 +30,16 @@ _TYPES = {
 }  # fmt: skip
 _NAMES = {dtype: name for name, dtype in _TYPES.items()}
 _ENCRYPTED = {0x7F3A5ED8: "AES-GCM", 0x7F3A5ED9: "AES-CBC", 0x7F3A5EDA: "SM4-CBC"}
-_SEAL = Seal(b"crc_num", 10)
+_CRC_MARK = b"crc_num"
+_CRC_NBYTES = 10
 _MAX_DIMS = 64
 _MAX_NAME_NBYTES = 65536
 _WINDOW_NBYTES = 16384
 _WIDEST_WINDOW_NBYTES = 1 << 20
 
 
-def stored_crc(source: ByteRanges) -> tuple[int, int] | None:
-    """The CRC-32 that the file's tail states and of how many bytes; None without a tail."""
-    content = source.nbytes - _SEAL.nbytes
-    if content < 0:
-        return None
-    tail = source.read(content, _SEAL.nbytes)
-    return (int.from_bytes(tail[len(_SEAL.mark) :], "big"), content) if tail.startswith(_SEAL.mark) else None
-
-
 class MindSporeCkpt(Struct, frozen=True):
-    """``slice_nbytes``: a tensor longer than this is stored in pieces, as MindSpore does; ``crc``: seal new files."""
+    """``slice_nbytes``: a longer tensor is stored in pieces, as MindSpore does; ``crc``: new files end in one."""
 
     slice_nbytes: int = 512 << 20
     crc: bool = False
@@ -61,8 +53,8 @@ class MindSporeCkpt(Struct, frozen=True):
         if known is not None:
             return known
         _refuse_encrypted(source)
-        sealed = stored_crc(source)
-        end = sealed[1] if sealed else source.nbytes
+        stated = self.crcs(source)
+        end = stated[0].of.end if stated else source.nbytes
         cursor = _Cursor(source, end)
         values: dict[str, list[_Value]] = {}
         last = ""
@@ -115,8 +107,19 @@ class MindSporeCkpt(Struct, frozen=True):
             piece = _head(name, (0,), "str", len(content)) + content
             pieces.append((at, piece))
             at += len(piece)
-        seal = _SEAL if self.crc else None
-        return Frame(at + (seal.nbytes if seal else 0), tuple(pieces), holes, seal)
+        if not self.crc:
+            return Frame(at, tuple(pieces), holes)
+        pieces.append((at, _CRC_MARK + bytes(_CRC_NBYTES)))
+        checksum = Checksum(Extent(0, at), (at + len(_CRC_MARK),), _CRC_NBYTES, big_endian=True)
+        return Frame(at + len(pieces[-1][1]), tuple(pieces), holes, (checksum,))
+
+    def crcs(self, source: ByteRanges) -> tuple[StatedCrc, ...]:
+        """That of the file's tail, if it has one."""
+        content = source.nbytes - len(_CRC_MARK) - _CRC_NBYTES
+        tail = source.read(content, len(_CRC_MARK) + _CRC_NBYTES) if content >= 0 else b""
+        if not tail.startswith(_CRC_MARK):
+            return ()
+        return (StatedCrc("", Extent(0, content), int.from_bytes(tail[len(_CRC_MARK) :], "big")),)
 
 
 def _head(tag: str, dims: tuple[int, ...], dtype: str, nbytes: int) -> bytes:

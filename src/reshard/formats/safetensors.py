@@ -18,7 +18,7 @@ from msgspec import Struct
 from reshard.dtypes import ITEMSIZE
 from reshard.errors import FormatError
 from reshard.formats.base import SHARDING, ByteRanges
-from reshard.index import Contents, Extent, Frame, Stored, TensorSpec
+from reshard.index import Contents, Extent, Frame, StatedCrc, Stored, TensorSpec
 
 _TYPES = {
     "BOOL": "bool", "I8": "int8", "U8": "uint8", "I16": "int16", "U16": "uint16", "I32": "int32", "U32": "uint32",
@@ -81,6 +81,9 @@ class Safetensors(Struct, frozen=True):
         head = len(text).to_bytes(8, "little") + text
         holes = {name: (Extent(e.offset + len(head), e.nbytes),) for name, e in places.items()}
         return Frame(len(head) + at, ((0, head),), holes)
+
+    def crcs(self, source: ByteRanges) -> tuple[StatedCrc, ...]:
+        return ()
 
 
 def _written(name: str, spec: TensorSpec) -> tuple[str, tuple[int, ...]]:

@@ -19,8 +19,9 @@ from reshard.formats.pickled import Record
 from reshard.formats.pickling import write_pickle
 from reshard.formats.torch_records import TorchRecords, read_torch_records
 from reshard.formats.torch_values import StorageRef, TensorRef, whole
-from reshard.formats.zip_frame import ZipFrame, zip_frame
-from reshard.index import Contents, Extent, Frame, Stored, TensorSpec
+from reshard.formats.zip_frame import zip_frame
+from reshard.formats.zip_records import STORED, ZIP_MARK, zip_records
+from reshard.index import Contents, Extent, Frame, StatedCrc, Stored, TensorSpec
 
 FOLDER = "archive"
 _MAX_RUNS = 1 << 16
@@ -53,12 +54,23 @@ class TorchFile(Struct, frozen=True):
             {**{name: _whole(name, keys[name], spec) for name, spec in tensors.items()}, **texts},
             {keys[name]: spec.nbytes for name, spec in tensors.items()},
         )
-        holes = {name: (laid.holes[f"{FOLDER}/data/{key}"].extent,) for name, key in keys.items()}
-        return Frame(laid.nbytes, laid.pieces, holes)
+        holes = {name: laid.holes[f"{FOLDER}/data/{key}"] for name, key in keys.items()}
+        return Frame(laid.nbytes, laid.pieces, holes, laid.checksums)
+
+    def crcs(self, source: ByteRanges) -> tuple[StatedCrc, ...]:
+        """Those of a zip file's records; 0 is what writers give that compute none."""
+        if source.nbytes < len(ZIP_MARK) or source.read(0, len(ZIP_MARK)) != ZIP_MARK:
+            return ()
+        return tuple(
+            StatedCrc(name.partition("/")[2], Extent(record.start, record.packed_nbytes), record.crc)
+            for name, record in zip_records(source).items()
+            if record.crc and record.method == STORED
+        )
 
 
-def torch_frame(value: Any, storages: Mapping[str, int]) -> ZipFrame:
-    """Lay out a file of a value whose TensorRefs lie in these storages, by key with their lengths in bytes.
+def torch_frame(value: Any, storages: Mapping[str, int]) -> Frame:
+    """Lay out a file of a value whose TensorRefs lie in these storages, by key with their lengths in bytes. Its holes
+    go by the names of their records, ``archive/data/<key>``.
 
     Equal input gives equal files, whatever the numbers are.
     """

@@ -19,7 +19,7 @@ from reshard.errors import FormatError
 from reshard.formats.base import ByteRanges
 from reshard.formats.pickled import Pickled
 from reshard.formats.torch_values import StorageRef, read_value, storage
-from reshard.formats.zip_records import STORED, ZipRecord, read_record, zip_records
+from reshard.formats.zip_records import STORED, ZIP_MARK, ZipRecord, read_record, zip_records
 from reshard.index import Extent
 
 _MAX_PICKLE_NBYTES = 1 << 30
@@ -69,7 +69,7 @@ class TorchRecords(Struct, frozen=True):
 def read_torch_records(source: ByteRanges) -> TorchRecords:
     """Read all but the numbers. Raises FormatError."""
     first = source.read(0, min(source.nbytes, _FIRST_NBYTES))
-    if first.startswith(b"PK\x03\x04"):
+    if first.startswith(ZIP_MARK):
         return _from_zip(source)
     if first[:1] == b"\x80" and _MAGIC_BYTES in first[:32]:
         return _from_stream(source)

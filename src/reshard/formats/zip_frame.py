@@ -12,25 +12,11 @@ from struct import pack
 from msgspec import Struct
 
 from reshard.formats.zip_records import CENTRAL, END, END64, END64_LOCATOR, LOCAL, WIDE
-from reshard.index import Extent
+from reshard.index import Checksum, Extent, Frame
 
 _FLAGS = 0x0808  # lengths and CRC follow the bytes; names are UTF-8
+_CRC_IN_DESCRIPTOR, _CRC_IN_ENTRY = 4, 16
 _MADE_BY, _NEEDED = 0x031E, 0x2D
-
-
-class ZipHole(Struct, frozen=True):
-    """The bytes of a record that come later, and where its CRC-32 belongs: four bytes, little-endian."""
-
-    extent: Extent
-    crc_places: tuple[int, ...]
-
-
-class ZipFrame(Struct, frozen=True):
-    """``holes`` are those of the records that were given by length, by name."""
-
-    nbytes: int
-    pieces: tuple[tuple[int, bytes], ...]
-    holes: dict[str, ZipHole]
 
 
 class _Laid(Struct, frozen=True):
@@ -41,8 +27,8 @@ class _Laid(Struct, frozen=True):
     start: int
 
 
-def zip_frame(records: Sequence[tuple[str, bytes | int]], alignment: int = 64) -> ZipFrame:
-    """Lay out a zip file of records, each its bytes or the length of what comes later. Pure."""
+def zip_frame(records: Sequence[tuple[str, bytes | int]], alignment: int = 64) -> Frame:
+    """Lay out a zip file of records, each its bytes or the length of what comes later: these are its holes, by name."""
     pieces: list[tuple[int, bytes]] = []
     laid: list[_Laid] = []
     pending = b""  # what follows the record before
@@ -59,14 +45,17 @@ def zip_frame(records: Sequence[tuple[str, bytes | int]], alignment: int = 64) -
     central = b"".join(map(_central, laid))
     directory = at + len(pending)
     pieces.append((at, pending + central + _end(len(laid), directory, len(central))))
-    holes: dict[str, ZipHole] = {}
+    holes: dict[str, tuple[Extent, ...]] = {}
+    checksums: list[Checksum] = []
     entry = directory
     for (name, content), record in zip(records, laid, strict=True):
         if isinstance(content, int):
-            after = (record.start + record.nbytes + 4,) if record.nbytes else ()
-            holes[name] = ZipHole(Extent(record.start, record.nbytes), (*after, entry + 16))
+            extent = Extent(record.start, record.nbytes)
+            holes[name] = (extent,)
+            if record.nbytes:
+                checksums.append(Checksum(extent, (extent.end + _CRC_IN_DESCRIPTOR, entry + _CRC_IN_ENTRY)))
         entry += len(_central(record))
-    return ZipFrame(pieces[-1][0] + len(pieces[-1][1]), tuple(pieces), holes)
+    return Frame(pieces[-1][0] + len(pieces[-1][1]), tuple(pieces), holes, tuple(checksums))
 
 
 def _local_header(name: bytes, nbytes: int, header: int, alignment: int) -> bytes:

@@ -27,6 +27,7 @@ _ENCRYPTED = 1
 WIDE = 0xFFFFFFFF  # from here on, numbers are in a zip64 field
 _ALIGNMENTS = (64, 4096)
 STORED, DEFLATED = 0, 8
+ZIP_MARK = b"PK\x03\x04"
 _METHODS = {DEFLATED: "deflate", 9: "deflate64", 12: "bzip2", 14: "lzma", 93: "zstd", 95: "xz"}
 _CUT = "the file is cut short or damaged: copy it again"
 

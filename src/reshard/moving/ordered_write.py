@@ -10,6 +10,7 @@ from itertools import pairwise
 import xxhash
 
 from reshard.errors import RunError
+from reshard.moving.checksums import Sums
 from reshard.planning.plan import Move, Run, TaskFile
 from reshard.storage.storage import NewFile
 
@@ -47,9 +48,8 @@ class Turns:
         self._new = new
         self._header = sorted(file.header, reverse=True)
         self._checksum = checksum
-        self._sealed = file.seal is not None
+        self._sums = Sums(file.checksums) if file.checksums else None
         self._at = 0
-        self._crc = 0
         self._began = 0
         self._digest = xxhash.xxh3_128()
         self._turn = threading.Condition()
@@ -70,30 +70,24 @@ class Turns:
             self._write_header()
             self._turn.notify_all()
 
-    def finish(self) -> int:
-        """Note the last run; gives the CRC-32 of all that was written, where the file is to be sealed with it."""
+    def finish(self) -> None:
+        """Note the last run."""
         with self._turn:
-            self._end_run()
-            return self._crc
-
-    def seal(self, data: bytes) -> None:
-        """Write the last bytes."""
-        with self._turn:
-            self._write(memoryview(data))
             self._end_run()
 
     def _write(self, data: memoryview) -> None:
         self._new.write(self._at, data)
         if self._checksum:
             self._digest.update(data)
-        if self._sealed:
-            self._crc = zlib.crc32(data, self._crc)
+        if self._sums:
+            self._sums.add(self._at, len(data), zlib.crc32(data))
         self._at += len(data)
 
     def _write_header(self) -> None:
         while self._header and self._header[-1][0] == self._at:
             self._end_run()
-            self._write(memoryview(self._header.pop()[1]))
+            offset, piece = self._header.pop()
+            self._write(memoryview(self._sums.stated(offset, piece) if self._sums else piece))
             self._end_run()
 
     def _end_run(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,7 +13,7 @@ from msgspec.structs import replace
 
 from reshard.dtypes import ITEMSIZE
 from reshard.errors import RunError
-from reshard.index import Seal
+from reshard.moving.checksums import Sums
 from reshard.moving.mover import Mover
 from reshard.moving.ordered_write import Turns, in_file_order
 from reshard.moving.scratch import Scratch
@@ -22,7 +23,6 @@ from reshard.planning.misfits import ShardMisfits
 from reshard.planning.plan import FileResult, Run, Task, check_runs
 from reshard.storage.storage import NewFile, Storage, join
 from reshard.storage.storages import storage_of
-from reshard.storage.whole_file import crc32_of
 
 _LOT_NBYTES = 64 << 20
 _CREATORS = 8
@@ -70,6 +70,7 @@ class TaskRun:
         self._lock = threading.Lock()
         self._files: dict[int, NewFile] = {}
         self._turns: dict[int, Turns] = {}
+        self._sums = {number: Sums(file.checksums) for number, file in enumerate(task.files) if file.checksums}
         try:
             self._create_files()
         except BaseException:
@@ -95,7 +96,7 @@ class TaskRun:
         """Raises StorageError. May go on while jobs do; files that are written front to back have theirs already."""
         if not self._storage.front_to_back:
             for number, file in enumerate(self._task.files):
-                self._write(number, file.header)
+                self._write(number, [piece for piece in file.header if not self._waits(number, piece)])
 
     def jobs(self) -> Iterator[list[Job]]:
         """All the work, in lots of at most 64 MiB: a large tensor in several, many small ones in one. There are enough
@@ -160,10 +161,10 @@ class TaskRun:
         results = []
         for i, file in enumerate(self._task.files):
             if i in self._turns:
-                self._finish_turns(self._turns[i], file.seal)
+                self._turns[i].finish()
                 self._runs[i] = self._turns[i].runs
-            elif file.seal:
-                self._write_seal(i, file.seal)
+            elif i in self._sums:
+                self._write(i, (piece for piece in file.header if self._waits(i, piece)))
             read = self._sources.read_nbytes if i == 0 else 0
             runs = tuple(sorted(self._runs[i], key=lambda r: (r.offset, r.nbytes)))
             misfits = tuple(found for (at, _), found in sorted(self._misfits.items()) if at == i)
@@ -190,29 +191,28 @@ class TaskRun:
         for file in self._files.values():
             file.abandon()
 
-    @staticmethod
-    def _finish_turns(turns: Turns, seal: Seal | None) -> None:
-        crc = turns.finish()
-        if seal:
-            turns.seal(seal.bytes_for(crc))
-
-    def _write_seal(self, number: int, seal: Seal) -> None:
-        """Read back what the file holds by now and vouch for it."""
-        content = self._task.files[number].nbytes - seal.nbytes
-        crc = crc32_of(self._files[number], content, self._settings.block_nbytes)
-        self._write(number, [(content, seal.bytes_for(crc))])
+    def _waits(self, file: int, piece: tuple[int, bytes]) -> bool:
+        """Whether a header piece states the CRC-32 of what has to be written first."""
+        return file in self._sums and self._sums[file].awaited(piece[0], len(piece[1]))
 
     def _write(self, file: int, pieces: Iterable[tuple[int, bytes]]) -> None:
         """What is no tensor's."""
-        runs = []
+        sums = self._sums.get(file)
         for offset, piece in pieces:
-            self._files[file].write(offset, memoryview(piece))
-            runs.append(Run(offset, len(piece), xxhash.xxh3_128_hexdigest(piece)))
-        self.record(file, runs)
+            content = sums.stated(offset, piece) if sums else piece
+            self._files[file].write(offset, memoryview(content))
+            run = Run(offset, len(content), xxhash.xxh3_128_hexdigest(content))
+            self.record(file, run, zlib.crc32(content) if sums else 0)
 
-    def record(self, file: int, runs: list[Run]) -> None:
+    def record(self, file: int, run: Run, crc: int) -> None:
+        """Note what was written; its CRC-32 counts where the file states any."""
         with self._lock:
-            self._runs[file] += runs
+            self._runs[file].append(run)
+            if file in self._sums:
+                self._sums[file].add(run.offset, run.nbytes, crc)
+
+    def sums(self, file: int) -> bool:
+        return file in self._sums
 
     def _note(self, file: int, found: ShardMisfits) -> None:
         """A file holds one shard of a tensor, whose blocks come one by one."""
@@ -241,12 +241,23 @@ class TaskRun:
         return self._settings.checksum
 
 
+class _Open:
+    """A run under way."""
+
+    def __init__(self, file: int, offset: int) -> None:
+        self.file = file
+        self.offset = offset
+        self.end = offset
+        self.digest = xxhash.xxh3_128()
+        self.crc = 0
+
+
 class _HashingSink:
     """Writes what it is given; bytes that follow one another in a file make one run with one hash."""
 
     def __init__(self, run: TaskRun) -> None:
         self._run = run
-        self._open: dict[int, tuple[int, int, int, xxhash.xxh3_128]] = {}
+        self._open: dict[int, _Open] = {}
 
     def __call__(self, access: Access, data: memoryview) -> None:
         self._run.put(access, data)
@@ -257,18 +268,20 @@ class _HashingSink:
 
     def _add(self, piece: int, file: int, offset: int, data: memoryview) -> None:
         known = self._open.get(piece)
-        if known is not None and known[1] + known[2] != offset:
+        if known is not None and known.end != offset:
             self._close(known)
             known = None
         if known is None:
-            known = (file, offset, 0, xxhash.xxh3_128())
+            known = self._open[piece] = _Open(file, offset)
         if self._run.hashes:
-            known[3].update(data)
-        self._open[piece] = (file, known[1], known[2] + len(data), known[3])
+            known.digest.update(data)
+        if self._run.sums(file):
+            known.crc = zlib.crc32(data, known.crc)
+        known.end += len(data)
 
-    def _close(self, known: tuple[int, int, int, xxhash.xxh3_128]) -> None:
-        file, offset, nbytes, digest = known
-        self._run.record(file, [Run(offset, nbytes, digest.hexdigest() if self._run.hashes else "")])
+    def _close(self, known: _Open) -> None:
+        digest = known.digest.hexdigest() if self._run.hashes else ""
+        self._run.record(known.file, Run(known.offset, known.end - known.offset, digest), known.crc)
 
     def close(self) -> None:
         for known in self._open.values():

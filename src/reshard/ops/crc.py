@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from reshard.dtypes import ITEMSIZE
 from reshard.errors import CheckpointError, counted, listed
-from reshard.formats.mindspore_ckpt import stored_crc
+from reshard.formats.registry import format_named
 from reshard.index import Stored
 from reshard.interruption import proceed
 from reshard.planning.catalog import Catalog, IndexedFile
@@ -22,32 +22,33 @@ _INTEGERS = {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64
 
 
 def check_crcs(source: Catalog) -> tuple[str, ...]:
-    """A warning where files state no CRC-32. Raises CheckpointError naming every file that does not fit its own."""
-    faults, silent = [], 0
+    """A warning where files state no CRC-32. Raises CheckpointError naming every file, and record of one, that does not
+    fit its own.
+    """
+    faults: list[str] = []
+    silent = 0
     for file in source.files:
         proceed()
         opened = storage_of(file.path).open(file.path)
         try:
-            fits = _fits(file, opened)
+            found = _faults(file, opened)
         finally:
             opened.close()
-        silent += fits is None
-        if fits is False:
-            faults.append(file.path)
+        silent += found is None
+        faults += found or ()
     if faults:
         raise CheckpointError("the CRC-32 does not fit the content:\n" + listed(faults), hint="copy these files again")
     return (f"--crc: {counted(silent, 'file')} of {len(source.files)} without a CRC-32 to check",) if silent else ()
 
 
-def _fits(file: IndexedFile, opened: ReadFile) -> bool | None:
-    """None for a file that states none."""
-    if file.format == "ckpt":
-        stated = stored_crc(opened)
-        return None if stated is None else stated[0] == crc32_of(opened, stated[1], _BLOCK_NBYTES)
+def _faults(file: IndexedFile, opened: ReadFile) -> list[str] | None:
+    """What does not have the CRC-32 that is stated of it; None for a file that states none."""
     note = file.contents.notes.get(_NOTE)
-    if note is None:
-        return None
-    return any(str(crc) == note for crc in _of_tensors(file, opened))
+    if note is not None:
+        return [] if any(str(crc) == note for crc in _of_tensors(file, opened)) else [file.path]
+    stated = format_named(file.format).crcs(opened)
+    wrong = (one.what for one in stated if one.crc != crc32_of(opened, one.of, _BLOCK_NBYTES))
+    return [f"{file.path}: {what}" if what else file.path for what in wrong] if stated else None
 
 
 def _of_tensors(file: IndexedFile, opened: ReadFile) -> Iterator[int]:
@@ -71,7 +72,7 @@ def _is_integer(stored: Stored) -> bool:
 
 def _of_bytes(opened: ReadFile, stored: Stored, crc: int) -> int:
     for extent in stored.extents:
-        crc = crc32_of(opened, extent.nbytes, _BLOCK_NBYTES, extent.offset, crc)
+        crc = crc32_of(opened, extent, _BLOCK_NBYTES, crc)
     return crc
 
 

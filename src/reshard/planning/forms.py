@@ -39,7 +39,7 @@ class Forms:
             frame = self._format.frame(specs, dict(texts), self._notes)
             slots = tuple(Slot(t, n, frame.holes[self._tensors[t].name]) for t, n in cuts)
             self._numbers[cuts, texts] = len(self.made)
-            self.made.append(FileForm(frame.nbytes, frame.pieces, slots, frame.seal, dict(texts), self._notes))
+            self.made.append(FileForm(frame.nbytes, frame.pieces, slots, frame.checksums, dict(texts), self._notes))
         return self._numbers[cuts, texts]
 
     def of_content(self, content: bytes) -> int:

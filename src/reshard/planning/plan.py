@@ -12,7 +12,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from reshard.errors import InputError, RunError, counted
-from reshard.index import Extent, Seal, TensorSpec
+from reshard.index import Checksum, Extent, TensorSpec
 from reshard.layout.box import Box
 from reshard.layout.tensor import Cell, Layout
 from reshard.planning.misfits import ShardMisfits
@@ -174,7 +174,7 @@ class FileForm(Struct, frozen=True, omit_defaults=True):
     nbytes: int
     header: tuple[tuple[int, bytes], ...]
     slots: tuple[Slot, ...]
-    seal: Seal | None = None
+    checksums: tuple[Checksum, ...] = ()
     texts: dict[str, str] = {}
     notes: dict[str, str] = {}
 
@@ -326,7 +326,7 @@ class TaskFile(Struct, frozen=True):
     path: str
     nbytes: int
     header: tuple[tuple[int, bytes], ...]
-    seal: Seal | None
+    checksums: tuple[Checksum, ...] = ()
     twins: tuple[str, ...] = ()
 
 

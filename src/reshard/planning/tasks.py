@@ -96,7 +96,7 @@ def _task(plan: Plan, number: int, twins: list[Twins]) -> Task:
 
 def _task_file(plan: Plan, file: PlannedFile, *twins: PlannedFile) -> TaskFile:
     form = plan.forms[file.form]
-    return TaskFile(file.path, form.nbytes, form.header, form.seal, tuple(t.path for t in twins))
+    return TaskFile(file.path, form.nbytes, form.header, form.checksums, tuple(t.path for t in twins))
 
 
 def needed(move: Move) -> Step:

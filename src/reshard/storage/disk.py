@@ -105,9 +105,6 @@ class DiskNewFile:
             self._unsynced_nbytes = 0
             start_writing(self._fd)
 
-    def read_into(self, offset: int, buffer: memoryview) -> None:
-        read_all(self._fd, self._part, offset, buffer)
-
     def commit(self) -> None:
         with reported(self.path):
             if self._fsync:

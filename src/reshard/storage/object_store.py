@@ -92,9 +92,6 @@ class ObjectNewFile:
                 part, self._part, self._filled = self._part, bytearray(), 0
                 self._upload.add(part)
 
-    def read_into(self, offset: int, buffer: memoryview) -> None:
-        raise RunError("an object cannot be read before it is whole", self._url)
-
     def commit(self) -> None:
         if self._at != self._nbytes:
             raise RunError(f"{self._at} of {self._nbytes} bytes came", self._url)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable
 
+from reshard.index import Extent
 from reshard.storage.storage import NewFile, ReadFile
 
 
@@ -21,11 +22,11 @@ def copy_file(source: ReadFile, new: NewFile, block_nbytes: int, proceed: Callab
         raise
 
 
-def crc32_of(file: ReadFile | NewFile, nbytes: int, block_nbytes: int, start: int = 0, crc: int = 0) -> int:
-    """The CRC-32 of ``nbytes`` of a file, going on from ``crc``."""
-    buffer = memoryview(bytearray(min(block_nbytes, max(nbytes, 1))))
-    for at in range(0, nbytes, len(buffer)):
-        part = buffer[: min(len(buffer), nbytes - at)]
-        file.read_into(start + at, part)
+def crc32_of(file: ReadFile, extent: Extent, block_nbytes: int, crc: int = 0) -> int:
+    """The CRC-32 of some bytes of a file, going on from ``crc``."""
+    buffer = memoryview(bytearray(min(block_nbytes, max(extent.nbytes, 1))))
+    for at in range(extent.offset, extent.end, len(buffer)):
+        part = buffer[: min(len(buffer), extent.end - at)]
+        file.read_into(at, part)
         crc = zlib.crc32(part, crc)
     return crc

@@ -11,7 +11,7 @@ import xxhash
 from msgspec.structs import replace
 
 from reshard.errors import CheckpointError, RunError, StorageError
-from reshard.index import Extent, Seal
+from reshard.index import Checksum, Extent
 from reshard.layout.box import Box
 from reshard.moving.local import Executor
 from reshard.moving.task import Settings
@@ -35,16 +35,24 @@ class Work:
     def settings(self, block_nbytes: int = 100, *, checksum: bool = True) -> Settings:
         return Settings(str(self.out), block_nbytes, fsync=False, checksum=checksum)
 
-    def task(self, number: int, seal: Seal | None = None) -> Task:
-        """Two files, each of half the columns of the rows 8 * number to 8 * number + 8."""
+    def task(self, number: int, *, summed: bool = False) -> Task:
+        """Two files, each of half the columns of the rows 8 * number to 8 * number + 8; ``summed`` ones state the
+        CRC-32 of all and that of the tensor.
+        """
         status = self.source.stat()
         rows = (8 * number, 8 * number + 8)
         nbytes = 8 * 8 * 4
         boxes = [Box((rows[0], 8 * half), (rows[1], 8 * half + 8)) for half in range(2)]
         targets = tuple(Piece(i, box, (Extent(len(HEAD), nbytes),)) for i, box in enumerate(boxes))
         whole = Piece(0, Box.whole(SHAPE), (Extent(len(HEAD), FULL.nbytes),))
-        size = len(HEAD) + nbytes + (seal.nbytes if seal else 0)
-        files = tuple(TaskFile(self.name(number, i), size, ((0, HEAD),), seal) for i in range(2))
+        end = len(HEAD) + nbytes
+        header = ((0, HEAD), (end, b"sum" + bytes(10)), (end + 13, bytes(8)))[: 3 if summed else 1]
+        checksums = (
+            Checksum(Extent(0, end), (end + 3,), 10, big_endian=True),
+            Checksum(Extent(len(HEAD), nbytes), (end + 13, end + 17)),
+        )[: 2 * summed]
+        size = sum(len(piece) for _, piece in header) + nbytes
+        files = tuple(TaskFile(self.name(number, i), size, header, checksums) for i in range(2))
         move = Move("w", Assembly("uint32", SHAPE, (whole,)), "uint32", targets)
         return Task(number, (SourceFile(str(self.source), status.st_size, status.st_mtime_ns),), files, (move,))
 
@@ -114,12 +122,17 @@ class ExecutorTests(Sealed):
             check_runs(result)
         assert (work.out / work.name(0, 1)).read_bytes() == work.wanted(0, 1)
 
-    def test_a_seal_vouches_for_all_before_it(self, work: Work) -> None:
-        seal = Seal(b"seal", 10)
-        list(self.executor(work.settings()).run([work.task(0, seal)]))
-        for half in range(2):
+    @pytest.mark.parametrize("block_nbytes", [4, 100, 1 << 20])
+    @pytest.mark.parametrize("checksum", [True, False])
+    def test_stated_sums_are_those_of_the_bytes(self, work: Work, block_nbytes: int, checksum: bool) -> None:
+        (results,) = self.executor(work.settings(block_nbytes, checksum=checksum)).run([work.task(0, summed=True)])
+        for half, result in enumerate(sorted(results, key=lambda r: r.path)):
+            check_runs(result)
             content, wanted = (work.out / work.name(0, half)).read_bytes(), work.wanted(0, half)
-            assert content == wanted + seal.bytes_for(zlib.crc32(wanted))
+            tensor = zlib.crc32(wanted[len(HEAD) :]).to_bytes(4, "little")
+            assert content == wanted + b"sum" + zlib.crc32(wanted).to_bytes(10, "big") + 2 * tensor
+            for run in result.runs if checksum else ():
+                assert xxhash.xxh3_128_hexdigest(content[run.offset : run.offset + run.nbytes]) == run.xxh3
 
     def test_twins_get_the_content_of_their_file(self, work: Work) -> None:
         task = work.task(0)

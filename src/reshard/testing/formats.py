@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Mapping
 from typing import ClassVar
 
@@ -67,8 +68,6 @@ def fill(frame: Frame) -> bytes:
         for extent in extents:
             parts.append((extent.offset, data[at : at + extent.nbytes]))
             at += extent.nbytes
-    if frame.seal:
-        parts.append((frame.nbytes - frame.seal.nbytes, frame.seal.bytes_for(0)))
     out = []
     at = 0
     for offset, data in sorted(p for p in parts if p[1]):
@@ -76,7 +75,14 @@ def fill(frame: Frame) -> bytes:
         out.append(data)
         at += len(data)
     assert at == frame.nbytes, f"the parts cover {at} of {frame.nbytes} bytes"
-    return b"".join(out)
+    content = bytearray(b"".join(out))
+    for checksum in frame.checksums:
+        crc = zlib.crc32(content[checksum.of.offset : checksum.of.end])
+        for place in checksum.places:
+            assert place >= checksum.of.end, f"a sum at {place} of bytes to {checksum.of.end}"
+            assert not any(content[place : place + checksum.nbytes]), f"a sum at {place} where there are bytes"
+            content[place : place + checksum.nbytes] = checksum.bytes_for(crc)
+    return bytes(content)
 
 
 def held(content: bytes, found: Contents) -> dict[str, bytes]:
@@ -139,6 +145,14 @@ class FormatTests(Sealed):
         assert len(fill(frame)) == frame.nbytes
         assert not frame.holes
 
+    def test_stated_crcs_are_those_of_the_bytes(self) -> None:
+        frame = self.format.frame(_MIXED, {"note": "x"}, {})
+        content = fill(frame)
+        stated = self.format.crcs(MemoryFile(content))
+        assert {checksum.of for checksum in frame.checksums} <= {one.of for one in stated}
+        for one in stated:
+            assert one.crc == zlib.crc32(content[one.of.offset : one.of.end]), one.what
+
     def test_only_headers_are_read(self) -> None:
         tensors = {f"t{i}": TensorSpec("float32", (100_000,)) for i in range(3)}
         file = MemoryFile(fill(self.format.frame(tensors, {}, {})))
@@ -157,13 +171,13 @@ class FormatTests(Sealed):
     def test_every_truncation_is_told_or_leaves_a_whole_file(self) -> None:
         frame = self.format.frame(_MIXED, {"note": "x"}, {})
         content = fill(frame)
-        unsealed = frame.nbytes - (frame.seal.nbytes if frame.seal else 0)
+        ends = {checksum.of.end for checksum in frame.checksums}
         for nbytes in range(len(content)):
             found = _read(self.format, content[:nbytes])
             if found is not None:
                 whole = {n: pattern(n, _MIXED[n].nbytes) for n in found.tensors}
                 assert held(content[:nbytes], found) == whole
-                assert len(found.tensors) + len(found.texts) <= len(_MIXED) or nbytes == unsealed
+                assert len(found.tensors) + len(found.texts) <= len(_MIXED) or nbytes in ends
 
     @pytest.mark.parametrize(
         "changed",

@@ -5,8 +5,8 @@ from bytes_in_memory import Bytes, held
 
 from making import array, ckpt_bytes, ckpt_value
 from reshard.errors import FormatError
-from reshard.formats.mindspore_ckpt import MindSporeCkpt, stored_crc
-from reshard.index import Contents, TensorSpec
+from reshard.formats.mindspore_ckpt import MindSporeCkpt
+from reshard.index import Contents, Extent, StatedCrc, TensorSpec
 
 CKPT = MindSporeCkpt()
 ARRAYS = {
@@ -145,18 +145,19 @@ def test_crc_tail_is_no_tensor() -> None:
     data = ckpt_bytes(ARRAYS, {})
     sealed = data + b"crc_num" + (7).to_bytes(10, "big")
     assert list(read(sealed).tensors) == list(ARRAYS)
-    assert stored_crc(Bytes(sealed)) == (7, len(data))
-    assert stored_crc(Bytes(data)) is None
-    assert stored_crc(Bytes(b"crc_num")) is None
+    assert CKPT.crcs(Bytes(sealed)) == (StatedCrc("", Extent(0, len(data)), 7),)
+    assert CKPT.crcs(Bytes(data)) == ()
+    assert CKPT.crcs(Bytes(b"crc_num")) == ()
 
 
 def test_a_frame_with_crc_leaves_room_for_it() -> None:
     specs = {"w": TensorSpec("int8", (4,))}
     sealed, bare = MindSporeCkpt(crc=True).frame(specs, {}, {}), CKPT.frame(specs, {}, {})
-    assert bare.seal is None
-    assert sealed.seal is not None
+    assert bare.checksums == ()
     assert sealed.nbytes == bare.nbytes + 17
-    assert sealed.seal.bytes_for(7) == b"crc_num" + (7).to_bytes(10, "big")
+    (checksum,) = sealed.checksums
+    assert (checksum.of, checksum.places) == (Extent(0, bare.nbytes), (bare.nbytes + 7,))
+    assert checksum.bytes_for(7) == (7).to_bytes(10, "big")
 
 
 # --- what is refused
