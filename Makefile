@@ -5,6 +5,7 @@ MS_VENV := .venv-mindspore
 NP1_VENV := .venv-numpy1
 DOCS_VENV := .venv-docs
 BIN := $(VENV)/bin
+SHARED := ../shared
 SIDE_BY_SIDE := -n 4 --dist loadfile --no-loadscope-reorder
 
 # Programs that judge what we write for them: each has tests/with_NAME, a marker, and an environment of its own.
@@ -16,7 +17,7 @@ JUDGE_peft := $(TORCH) peft==0.21.2
 JUDGE_deepspeed := $(TORCH) deepspeed==0.19.8
 JUDGE_megatron := $(TORCH) megatron-core==0.16.1
 
-.PHONY: help setup demo test test-oracle test-browser test-numpy1 docs bench lint format clean $(JUDGES:%=test-%)
+.PHONY: help setup demo test test-oracle test-browser test-numpy1 test-answers docs bench lint format clean $(JUDGES:%=test-%)
 
 help:
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed 's/:.*## /\t/'
@@ -76,6 +77,14 @@ test-deepspeed: ## DeepSpeed loads what we write
 test-megatron: ## Megatron-Core loads what we write
 $(JUDGES:%=test-%): test-%: .venv-%/ready
 	.venv-$*/bin/python -m pytest -m $* tests/with_$* --judge $* -W default -rs
+
+test-answers: setup ## stored answers of other programs, where ../shared holds them
+	@for check in golden faults; do \
+		if [ -f $(SHARED)/$$check/check.py ]; then \
+			echo "$(SHARED)/$$check:"; \
+			$(BIN)/python $(SHARED)/$$check/check.py --reshard "$(CURDIR)/$(BIN)/reshard" || exit 1; \
+		else echo "$(SHARED)/$$check is not there: its answers were not compared"; fi; \
+	done
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff format --check .
