@@ -7,7 +7,7 @@ import ast
 import pytest
 from source import MODULES, dotted, imports, parsed
 
-LEAVES = {"errors", "dtypes", "closest", "drawing", "interruption", "waits", "streams", "_version"}
+LEAVES = {"errors", "dtypes", "closest", "hints", "drawing", "interruption", "waits", "streams", "_version"}
 VALUES = {"layout", "index", "wire", "yaml_text"}
 HEADERS = {"formats", "strategy"}
 LIBRARY = LEAVES | VALUES | HEADERS | {"planning", "storage", "target", "moving", "families", "ops"}
@@ -15,6 +15,7 @@ ALLOWED = {
     "errors": set(),
     "dtypes": set(),
     "closest": set(),
+    "hints": set(),
     "drawing": set(),
     "interruption": {"waits"},
     "waits": set(),

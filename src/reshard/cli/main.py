@@ -11,7 +11,7 @@ import typer
 from reshard.cli.commands import app_for, called
 from reshard.cli.environment import suit_workers
 from reshard.cli.output import on_terminal, say_error
-from reshard.cli.usage import CommandLineError, say_wrong_words
+from reshard.cli.usage import CommandLineError, in_words_of, say_wrong_words
 from reshard.errors import ReshardError, RunError, as_bug
 from reshard.interruption import interrupted, interruptible, leave
 from reshard.streams import make_safe
@@ -57,7 +57,7 @@ def _main(args: list[str]) -> None:
     except ReshardError as error:
         if debug:
             raise
-        say_error(error)
+        say_error(in_words_of(args[:ours], error))
         sys.exit(error.exit_code)
     except CommandLineError as error:
         sys.exit(say_wrong_words(error))

@@ -8,9 +8,11 @@ from typing import Any
 
 import typer
 
+from reshard.cli.commands import app_for
 from reshard.cli.output import complain
 from reshard.closest import closest, did_you_mean
-from reshard.errors import DOCS
+from reshard.errors import DOCS, ReshardError
+from reshard.hints import suited
 
 # typer before 0.26 takes click's classes, later releases carry their own: so by what they are, not by name
 CommandLineError: type[Exception] = next(c for c in reversed(typer.BadParameter.__mro__) if hasattr(c, "show"))
@@ -28,6 +30,28 @@ def say_wrong_words(error: Any) -> int:
     else:
         complain(_lowered(message), _hints(error, context, message), _docs(context))
     return int(error.exit_code)
+
+
+def in_words_of(words: list[str], error: ReshardError) -> ReshardError:
+    """The error, whose hint names options of the command that was called."""
+    command: Any = typer.main.get_command(app_for(words))
+    for word in words:
+        command = getattr(command, "commands", {}).get(word, command)
+    options = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    named = _OF_AUTO if command.name == "auto" else {}
+    strategies = " or ".join(option for option in _STRATEGIES if option in options)
+    named = {"--src-strategy": strategies, **named} if strategies else named
+    return type(error)(error.message, error.where, suited(error.hint, options.__contains__, named))
+
+
+_STRATEGIES = ("--src-strategy", "--strategy", "--a-strategy", "--b-strategy")
+_OF_AUTO = {
+    "--src-strategy": "src_strategy_path_or_dir",
+    "--suffix": "resume_training",
+    "--format": "load_ckpt_format",
+    "--only_save_strategy": "--only_save_strategy",
+}
+"""Keys of the YAML for options of other commands."""
 
 
 def _lowered(message: str) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from reshard.errors import ReshardError, as_bug
+from reshard.hints import suited
 from reshard.interruption import clears_up, interruptible, leave, proceed
 from reshard.ops.observer import Observer
 from reshard.streams import make_safe
@@ -64,8 +65,12 @@ class Progress(Observer):
         log(progress_line(self._prefix, 100))
 
 
-def program(run: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str] | None], int]:
-    """A command line of a tool: arguments without the program's name (None: the process's) → exit code."""
+def program(run: Callable[[Sequence[str]], None], called: Mapping[str, str]) -> Callable[[Sequence[str] | None], int]:
+    """A command line of a tool: arguments without the program's name (None: the process's) → exit code.
+
+    Args:
+        called: the tool's names of options of ``convert``, for hints.
+    """
 
     def main(argv: Sequence[str] | None = None) -> int:
         alone = threading.current_thread() is threading.main_thread()  # not for reshard compat, which waits there
@@ -78,7 +83,7 @@ def program(run: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str] | N
         try:
             interruptible(work) if alone else work()
         except ReshardError as error:
-            return _told(error)
+            return _told(error, called)
         except KeyboardInterrupt:
             if not alone:
                 raise
@@ -89,15 +94,16 @@ def program(run: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str] | N
         except BaseException as error:  # a panic of a library in Rust is no Exception
             if not alone:
                 raise
-            return _told(as_bug(error))
+            return _told(as_bug(error), called)
         return 0
 
     return main
 
 
-def _told(error: ReshardError) -> int:
+def _told(error: ReshardError, called: Mapping[str, str]) -> int:
     """Say it, once. Gives the exit code."""
     where = f"{error.where}: " if error.where else ""
-    hint = f"\n  hint: {error.hint}" if error.hint else ""
+    advice = suited(error.hint, lambda option: "_" in option, called)
+    hint = f"\n  hint: {advice}" if advice else ""
     print(f"error: {where}{error.message}{hint}\n  docs: {error.docs}", file=sys.stderr, flush=True)
     return error.exit_code

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from reshard.compat.console import program
-from reshard.compat.unified_safetensors import unify
+from reshard.compat.unified_safetensors import CALLED, unify
 
 
 def _run(argv: Sequence[str]) -> None:
     unify("convert_reversed", argv, merge_in_place=True)
 
 
-main = program(_run)
+main = program(_run, CALLED)

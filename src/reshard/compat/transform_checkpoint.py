@@ -97,7 +97,14 @@ def _run(argv: Sequence[str]) -> None:
     log("......Transform finished!......")
 
 
-main = program(_run)
+_CALLED = {"--src-strategy": "--src_strategy", "--dst-strategy": "--dst_strategy", "--missing": "--missing"}
+_BY_PLACE = {"--src-strategy": "SRC_STRATEGY", "--dst-strategy": "DST_STRATEGY"}
+"""Of the .sh, whose words have no options."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code of the command line, whoever called it."""
+    return program(_run, _BY_PLACE if os.environ.get("RESHARD_CALLED") else _CALLED)(argv)
 
 
 def _job(argv: Sequence[str]) -> Job:

@@ -57,4 +57,10 @@ def _run(argv: Sequence[str]) -> None:
     log("......Transform succeed!......")
 
 
-main = program(_run)
+_CALLED = {
+    "--src-strategy": "--src_ckpt_strategy",
+    "--dst-strategy": "--dst_ckpt_strategy",
+    "--missing": "--missing",
+}
+
+main = program(_run, _CALLED)

@@ -71,4 +71,11 @@ def _run(argv: Sequence[str]) -> None:
     log("......Merge succeed!.......")
 
 
-main = program(_run)
+_CALLED = {
+    "--src-strategy": "--src_ckpt_strategy",
+    "--dst-strategy": "--dst_ckpt_strategy",
+    "--scaling": "--lora_scaling",
+    "--format": "--save_format",
+}
+
+main = program(_run, _CALLED)

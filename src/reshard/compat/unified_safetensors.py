@@ -100,4 +100,6 @@ def _run(argv: Sequence[str]) -> None:
     unify("unified_safetensors", argv, merge_in_place=False)
 
 
-main = program(_run)
+CALLED = {"--src-strategy": "--src_strategy_dirs", "--suffix": "--file_suffix"}
+
+main = program(_run, CALLED)

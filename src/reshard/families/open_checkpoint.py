@@ -97,8 +97,7 @@ def _check_lone_ranks(found: Found, doubt: str) -> None:
     raise CheckpointError(
         f"{folders}{without} and no strategy: nobody can know how the tensors were cut{why}",
         found.path,
-        "give its strategy: the file or folder that the job saved "
-        "(--strategy, --src-strategy; diff: --a-strategy, --b-strategy)",
+        "give its strategy, the file or folder that the job saved: --src-strategy",
     )
 
 

@@ -78,7 +78,7 @@ def stage_files(folder: AnyPath) -> Mapping[int, StrategyFile]:
         raise StrategyError(
             "no strategy file (.ckpt or .json) in the folder",
             where=str(folder),
-            hint="a job leaves its ckpt_strategy_rank_x.ckpt in output/strategy",
+            hint=_one_level_down(folder) or "a job leaves its ckpt_strategy_rank_x.ckpt in output/strategy",
         )
     if len({p.suffix for p in paths}) > 1:
         raise StrategyError(
@@ -99,6 +99,16 @@ def stage_files(folder: AnyPath) -> Mapping[int, StrategyFile]:
             raise _mixed(folder, [known.path, file.path])
     _check_ranks(folder, paths, single, stages)
     return dict(sorted(stages.items()))
+
+
+def _one_level_down(folder: AnyPath) -> str:
+    """Where in a folder that has no strategies they are; "" where nowhere."""
+    below = sorted(
+        str(place)
+        for place in folder.iterdir()
+        if place.is_dir() and any(p.suffix in SUFFIXES and "strategy" in p.name for p in place.iterdir())
+    )
+    return f"there are some in {' and in '.join(below)}: give one of these" if below else ""
 
 
 def is_strategy_json(path: AnyPath) -> bool:
