@@ -16,6 +16,7 @@ from reshard.layout.box import Box
 from reshard.moving.mover import Mover
 from reshard.moving.scratch import Scratch
 from reshard.moving.task_inputs import Sources
+from reshard.planning.blocks import Access
 from reshard.planning.plan import Assembly, Move, Piece, SourceFile
 
 BLOCK_NBYTES = (1, 7, 24, 100, 1000, 1 << 20)
@@ -53,7 +54,7 @@ class Store:
         """The file that got the bytes, in one extent or in several that lie anywhere."""
         file = self._draw(st.integers(0, len(self._contents) - 1))
         content = self._contents[file]
-        ends = sorted({*self._draw(st.lists(st.integers(1, max(len(data) - 1, 1)), max_size=2)), len(data)})
+        ends = sorted({*self._draw(st.lists(st.integers(0, len(data)), max_size=2)), len(data)})
         parts = [(a, b) for a, b in zip([0, *ends], ends, strict=False) if a < b]
         extents = {}
         for a, b in self._draw(st.permutations(parts)):
@@ -61,7 +62,7 @@ class Store:
             content += data[a:b] + b"\xee" * self._draw(st.integers(0, 3))
         return file, tuple(extents[a] for a, _ in parts)
 
-    def piece(self, full: np.ndarray, box: Box, *, whole: Box | None = None) -> Piece:
+    def piece(self, full: np.ndarray, box: Box) -> Piece:
         """A box of ``full`` put somewhere, alone or as part of a larger box that may reach beyond the tensor."""
         outer = box
         if self._draw(st.booleans()):
@@ -108,7 +109,7 @@ def moved(move: Move, files: tuple[SourceFile, ...], block_nbytes: int) -> list[
     out = [bytearray() for _ in move.targets]
     sources = Sources(files)
 
-    def take(access, data) -> None:  # type: ignore[no-untyped-def]
+    def take(access: Access, data: memoryview) -> None:
         assert access.ranges[0].offset == len(out[access.piece])
         assert sum(e.nbytes for e in access.ranges) == len(data)
         out[access.piece] += data

@@ -10,14 +10,16 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from reshard.errors import CheckpointError
-from reshard.index import cut_extents
-from reshard.planning.catalog import Catalog, Held, Tensor
+from reshard.index import ZEROS, Extent, cut_extents
+from reshard.planning.catalog import Catalog, Held, Shard, Tensor
 from reshard.storage.storages import storage_of
 
 _PROBE_NBYTES = 4096
 _TENSORS = 8
 _ENOUGH = 3
 _FEW_VALUES = 8
+_Bytes = tuple[int, tuple[Extent, ...]]
+"""The number of a file, and bytes of it."""
 _HINT = "is this the strategy of these files? if one rank's file is broken, move it away: its replicas stand in"
 
 
@@ -31,11 +33,11 @@ def probe(source: Catalog) -> tuple[str, ...]:
     start_of = _starts(source, sample)
     for tensor in sample:
         differing = _differing_replicas(source, tensor, start_of)
-        held = [shard.held for shard in tensor.shards if shard.held]
-        replicated += any(len(holders) > 1 for holders in held)
+        held = [shard for shard in tensor.shards if shard.held]
+        replicated += any(len(shard.held) > 1 for shard in held)
         if differing:
             unequal.append(f"ranks {differing[0]} and {differing[1]} hold the same of {tensor.name}, and they do not")
-        starts = {start_of[holders[0]] for holders in held}
+        starts = {start_of[_first_bytes(tensor, shard, shard.held[0])] for shard in held}
         if len(held) > 1 and not any(map(_is_repeated, starts)):
             cut += 1
             alike += len(starts) < len(held)
@@ -46,11 +48,13 @@ def probe(source: Catalog) -> tuple[str, ...]:
     return tuple(f"by the strategy {u}: --check-replicas looks at all" for u in unequal[:1])
 
 
-def _differing_replicas(source: Catalog, tensor: Tensor, start_of: Mapping[Held, bytes]) -> tuple[int, int] | None:
+def _differing_replicas(source: Catalog, tensor: Tensor, start_of: Mapping[_Bytes, bytes]) -> tuple[int, int] | None:
     """Two ranks that should begin with the same bytes and do not."""
-    for held in (shard.held for shard in tensor.shards):
-        if len(held) > 1 and start_of[held[0]] != start_of[held[-1]]:
-            return source.files[held[0].file].rank, source.files[held[-1].file].rank
+    for shard in tensor.shards:
+        if len(shard.held) > 1:
+            one, other = shard.held[0], shard.held[-1]
+            if start_of[_first_bytes(tensor, shard, one)] != start_of[_first_bytes(tensor, shard, other)]:
+                return source.files[one.file].rank, source.files[other.file].rank
     return None
 
 
@@ -72,18 +76,26 @@ def _sample(source: Catalog) -> Iterator[Tensor]:
     yield from chosen.values()
 
 
-def _starts(source: Catalog, tensors: Iterable[Tensor]) -> Mapping[Held, bytes]:
+def _starts(source: Catalog, tensors: Iterable[Tensor]) -> Mapping[_Bytes, bytes]:
     """The first bytes of each shard of some tensors, as the first and the last of its holders have them."""
-    held = (s.held for t in tensors for s in t.shards if s.held)
-    wanted = list({h: None for holders in held for h in (holders[0], holders[-1])})
+    ends = (_first_bytes(t, s, s.held[end]) for t in tensors for s in t.shards if s.held for end in (0, -1))
+    wanted = list(dict.fromkeys(ends))
     with ThreadPoolExecutor(storage_of(source.files[0].path).at_once) as pool:
         return dict(zip(wanted, pool.map(partial(_start, source), wanted), strict=True))
 
 
-def _start(source: Catalog, held: Held) -> bytes:
-    path = source.files[held.file].path
+def _first_bytes(tensor: Tensor, shard: Shard, held: Held) -> _Bytes:
+    extents = held.extents_of(shard.box, tensor.spec.itemsize)
+    return held.file, cut_extents(extents, 0, _PROBE_NBYTES)
+
+
+def _start(source: Catalog, first: _Bytes) -> bytes:
+    number, extents = first
+    if number == ZEROS:
+        return b""
+    path = source.files[number].path
     file = storage_of(path).open(path)
     try:
-        return b"".join(file.read(e.offset, e.nbytes) for e in cut_extents(held.extents, 0, _PROBE_NBYTES))
+        return b"".join(file.read(e.offset, e.nbytes) for e in extents)
     finally:
         file.close()

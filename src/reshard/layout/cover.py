@@ -16,10 +16,14 @@ def gaps(boxes: Iterable[Box], whole: Box) -> tuple[Box, ...]:
     >>> gaps([], Box((), ()))
     (Box(start=(), stop=()),)
     """
+    found: list[Box] = []
     left = [whole] if whole.size else []
     for box in sorted(boxes):
+        if box.start:  # no later box begins before this one
+            found += (rest for rest in left if rest.stop[0] <= box.start[0])
+            left = [rest for rest in left if rest.stop[0] > box.start[0]]
         left = [part for rest in left for part in _without(rest, box)]
-    return tuple(left)
+    return (*found, *left)
 
 
 def _without(rest: Box, box: Box) -> Iterator[Box]:

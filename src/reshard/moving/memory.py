@@ -8,16 +8,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from reshard.dtypes import numpy_dtype
+from reshard.dtypes import ITEMSIZE, numpy_dtype
+from reshard.index import ZEROS, cut_extents
 from reshard.moving.elements import shaped
 from reshard.moving.mover import collect
 from reshard.moving.scratch import Scratch
 from reshard.moving.task_inputs import Sources
-from reshard.planning.blocks import Blocks
-from reshard.planning.plan import Move, SourceFile
+from reshard.planning.plan import Assembly, Move, SourceFile
 from reshard.storage.storages import storage_of
 
-_WHOLE = 1 << 62
 Array = npt.NDArray[Any]
 
 
@@ -32,26 +31,24 @@ def load_array(move: Move, files: tuple[SourceFile, ...]) -> Array:
 
 
 def _mapped(move: Move, files: tuple[SourceFile, ...]) -> Array | None:
-    blocks = Blocks(move, _WHOLE)
-    base = move.step.base
-    if move.step is not base or base.order or base.dtype != move.dtype or len(blocks) != 1:
+    step, box = move.step, move.targets[0].box
+    if not isinstance(step, Assembly) or step.order or step.dtype != move.dtype or not box.size:
         return None
-    (read, *others) = blocks[0].reads
-    box = move.targets[0].box
-    if others or read.box != box or len(read.ranges) != 1 or storage_of(files[read.file].path).remote:
+    pieces = [piece for piece in step.pieces if (piece.box & box).size]
+    at = box.place_in(pieces[0].stored)
+    if len(pieces) > 1 or pieces[0].file == ZEROS or at is None:
+        return None
+    itemsize = ITEMSIZE[step.dtype]
+    ranges = cut_extents(pieces[0].extents, at * itemsize, box.size * itemsize)
+    if len(ranges) > 1 or storage_of(files[pieces[0].file].path).remote:
         return None
     sources = Sources(files)
     try:
-        sources.check(read.file)
+        sources.check(pieces[0].file)
     finally:
         sources.close()
-    return np.memmap(
-        files[read.file].path,
-        numpy_dtype(move.dtype),
-        mode="c",
-        offset=read.ranges[0].offset,
-        shape=box.shape,
-    )
+    path, offset = files[pieces[0].file].path, ranges[0].offset
+    return np.memmap(path, numpy_dtype(move.dtype), mode="c", offset=offset, shape=box.shape)
 
 
 def _read(move: Move, files: tuple[SourceFile, ...]) -> Array:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from reshard.dtypes import ITEMSIZE
-from reshard.index import ZEROS, Extent
+from reshard.index import Extent
 from reshard.layout.box import Box
 from reshard.moving.scratch import Scratch
 from reshard.moving.task_inputs import Sources
@@ -103,20 +103,14 @@ class Mover:
             counts = read.box & piece.box if piece.outer else read.box  # beside the piece lies what is not its own
             at = read.box.place_in(block.box) if counts == read.box and not base.order else None
             if at is not None:
-                self._read(read, slab[at * itemsize : (at + read.box.size) * itemsize])
+                self._sources.read_into(read, slab[at * itemsize : (at + read.box.size) * itemsize])
                 continue
             from reshard.moving.elements import copy_between
 
             wide = self._scratch.take("read", read.box.size * itemsize)
-            self._read(read, wide)
+            self._sources.read_into(read, wide)
             copy_between((slab, block.box), (wide, read.box), counts, base.dtype, base.order)
         return slab
-
-    def _read(self, access: Access, buffer: memoryview) -> None:
-        if access.file == ZEROS:
-            buffer[:] = bytes(len(buffer))
-        else:
-            self._sources.read_into(access, buffer)
 
     def _cut(self, slab: memoryview, box: Box, dtype: str, write: Access) -> memoryview:
         """The bytes of a target access, in its dtype."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 
-from reshard.errors import CheckpointError
+from reshard.errors import CheckpointError, RunError
+from reshard.index import ZEROS
 from reshard.planning.blocks import Access
 from reshard.planning.plan import SourceFile
 from reshard.storage.storage import ReadFile
@@ -23,11 +24,17 @@ class Sources:
         self.read_nbytes = 0
 
     def read_into(self, access: Access, buffer: memoryview) -> None:
+        """Fill the buffer, with zeros where no file holds them."""
+        if access.file == ZEROS:
+            buffer[:] = bytes(len(buffer))
+            return
         file = self._file(access.file)
         at = 0
         for extent in access.ranges:
             file.read_into(extent.offset, buffer[at : at + extent.nbytes])
             at += extent.nbytes
+        if at != len(buffer):
+            raise RunError(f"{at} bytes for {len(buffer)} that are wanted", self._files[access.file].path)
         with self._lock:
             self.read_nbytes += at
 

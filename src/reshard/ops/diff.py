@@ -14,6 +14,7 @@ from reshard.errors import DifferenceError, UsageError, counted, listed
 from reshard.families.open_checkpoint import agreements, open_source
 from reshard.families.replicas import shown_values
 from reshard.families.source import Source
+from reshard.index import ZEROS
 from reshard.moving.mover import Mover
 from reshard.moving.scratch import Scratch
 from reshard.moving.task_inputs import Sources
@@ -185,7 +186,9 @@ def _all_values(source: Catalog, tensor: Tensor) -> set[bytes]:
 
 def _bytes(files: Sources, tensor: Tensor, shard: Shard, held: Held) -> bytes:
     buffer = bytearray(shard.box.size * tensor.spec.itemsize)
-    files.read_into(Access(0, held.file, shard.box, held.extents), memoryview(buffer))
+    files.read_into(
+        Access(0, held.file, shard.box, held.extents_of(shard.box, tensor.spec.itemsize)), memoryview(buffer)
+    )
     return bytes(buffer)
 
 
@@ -224,4 +227,5 @@ def _difference(move: Move, access: Access, mine: _Bytes, other: _Bytes, b: Cata
     at = int(np.flatnonzero(mine != other)[0]) // itemsize
     index = tuple(int(i) + s for i, s in zip(np.unravel_index(at, access.box.shape), access.box.start, strict=True))
     texts = shown_values(move.dtype, [v[at * itemsize : (at + 1) * itemsize].tobytes() for v in (mine, other)])
-    return Difference(move.name, "value", texts[0], texts[1], index, b.files[access.file].path)
+    where = "no file, as zeros" if access.file == ZEROS else b.files[access.file].path
+    return Difference(move.name, "value", texts[0], texts[1], index, where)

@@ -184,9 +184,10 @@ def _cut(layout: Layout, stages: Iterable[int], of_stages: int) -> Cut:
 
 def _parts(source: Catalog, tensor: Tensor) -> Iterator[Part]:
     """In row-major order."""
+    itemsize = tensor.spec.itemsize
     for shard in tensor.shards:
         held = (
-            Place(source.files[h.file].rank, source.files[h.file].path, h.extents)
+            Place(source.files[h.file].rank, source.files[h.file].path, h.extents_of(shard.box, itemsize))
             for h in shard.held
             if h.file != ZEROS
         )

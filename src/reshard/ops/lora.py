@@ -11,11 +11,12 @@ from reshard.errors import PlanError, UsageError, listed
 from reshard.families.open_checkpoint import open_source
 from reshard.families.source import Source
 from reshard.formats.registry import format_of
+from reshard.index import ZEROS
 from reshard.ops.convert import Conversion, execute, plan_from
 from reshard.ops.observer import Observer
 from reshard.ops.options import Options
 from reshard.ops.scaling import AlphaRank, LoraConfig, own_orientation, parse_scaling, read_config
-from reshard.planning.catalog import Catalog, Loose, Tensor
+from reshard.planning.catalog import Catalog, Held, Loose, Tensor
 from reshard.planning.lora import lora_name, pair_factors
 from reshard.planning.plan import Plan
 from reshard.storage.storage import join
@@ -120,5 +121,9 @@ def _joined(base: Catalog, adapter: Catalog) -> Catalog:
 
 def _renumbered(tensor: Tensor, files: int) -> Tensor:
     """The same tensor, its files counted after ``files`` others."""
-    shards = (replace(s, held=tuple(replace(h, file=h.file + files) for h in s.held)) for s in tensor.shards)
+
+    def counted_on(held: Held) -> Held:
+        return held if held.file == ZEROS else replace(held, file=held.file + files)
+
+    shards = (replace(shard, held=tuple(map(counted_on, shard.held))) for shard in tensor.shards)
     return replace(tensor, shards=Loose(tuple(shards)), known=True)

@@ -67,7 +67,15 @@ class Blocks:
     def __getitem__(self, i: int) -> Block:
         box = self._box(i)
         near = self._targets.near(box)
-        writes = tuple(a for n, p in near for a in _together(n, p, box, self.target_itemsize, self.split))
+        writes = tuple(
+            a
+            for n, p in near
+            for a in (
+                _scattered(n, p, box, self.target_itemsize)
+                if p.outer
+                else _together(n, p, box, self.target_itemsize, self.split)
+            )
+        )
         return Block(box, tuple(self._reads(box)), writes)
 
     def _reads(self, box: Box) -> Iterator[Access]:

@@ -9,7 +9,7 @@ from math import prod
 from msgspec import Struct
 
 from reshard.errors import CheckpointError
-from reshard.index import Contents, Extent, TensorSpec, cut_extents
+from reshard.index import ZEROS, Contents, Extent, TensorSpec, cut_extents
 from reshard.layout.box import Box
 from reshard.layout.cover import gaps, overlap
 from reshard.layout.stages import layout_of_full
@@ -54,7 +54,7 @@ class Held(Struct, frozen=True, omit_defaults=True):
 
 
 class Shard(Struct, frozen=True):
-    """A box of a tensor. All in ``held`` hold the same: replicas; none where it is missing.
+    """A box of a tensor. All in ``held`` hold the same: replicas, or zeros alone; none where it is missing.
 
     ``expected``: global ranks that should hold it, for messages.
     """
@@ -126,20 +126,19 @@ class Tensor(Struct, frozen=True):
         if isinstance(self.shards, Grid):
             return self.shards.layout.sharding.parts
         starts = [shard.box.start for shard in self.shards]
-        return tuple(len({start[dim] for start in starts}) for dim in range(len(self.spec.shape)))
+        return tuple(len({start[dim] for start in starts}) or 1 for dim in range(len(self.spec.shape)))
 
 
 def tensor_of_shards(name: str, spec: TensorSpec, shards: Iterable[Shard], *, known: bool = True) -> Tensor:
     """A tensor of boxes that its files say themselves; equal boxes are replicas, and gaps become missing shards.
 
     Raises:
-        CheckpointError: boxes beyond the shape, or that overlap in part.
+        CheckpointError: boxes beyond the shape, that overlap in part, or whose bytes are fewer or more than theirs.
     """
     whole = Box.whole(spec.shape)
     merged: dict[Box, Shard] = {}
     for shard in shards:
-        if shard.box not in whole:
-            raise CheckpointError(f"{name}: {shard.box} lies beyond its shape {list(spec.shape)}")
+        _check_fits(name, spec, shard)
         if shard.box.size or not whole.size:
             other = merged.get(shard.box)
             merged[shard.box] = (
@@ -154,6 +153,17 @@ def tensor_of_shards(name: str, spec: TensorSpec, shards: Iterable[Shard], *, kn
         raise CheckpointError(f"{name}: {one} and {two} overlap, and nobody can know which counts")
     merged |= {box: Shard(box, ()) for box in left}
     return Tensor(name, spec, Loose(tuple(merged[box] for box in sorted(merged))), known)
+
+
+def _check_fits(name: str, spec: TensorSpec, shard: Shard) -> None:
+    box, whole = shard.box, Box.whole(spec.shape)
+    if len(box.start) != len(spec.shape) or box not in whole:
+        raise CheckpointError(f"{name}: {box} lies beyond its shape {list(spec.shape)}")
+    for held in shard.held:
+        stored = held.outer or box
+        nbytes = sum(extent.nbytes for extent in held.extents)
+        if box not in stored or (held.file != ZEROS and nbytes != stored.size * spec.itemsize):
+            raise CheckpointError(f"{name}: {box} of {spec.dtype} in {stored}, which takes {nbytes:,} bytes")
 
 
 def _grid(spec: TensorSpec, shards: Mapping[Box, Shard]) -> Grid | None:

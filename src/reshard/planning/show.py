@@ -11,7 +11,7 @@ from msgspec import Struct
 from reshard.drawing import svg
 from reshard.index import ZEROS
 from reshard.layout.tensor import Cell, Layout, Sharding
-from reshard.planning.catalog import Catalog, Grid, Tensor
+from reshard.planning.catalog import Catalog, Grid, Held, Tensor
 from reshard.planning.names import layer_pattern
 
 _MOST_ROWS = 60
@@ -50,10 +50,14 @@ def _drawn(source: Catalog, tensor: Tensor) -> tuple[Layout, Holders]:
     if isinstance(tensor.shards, Grid):
         cells = tensor.shards.cells
         layout = tensor.shards.layout
-        return layout, tuple(tuple(source.files[h.file].rank for h in cells.get(c, ())) for c in cells_of(layout))
-    ranks = {source.files[h.file].rank for shard in tensor.shards for h in shard.held if h.file != ZEROS}
+        return layout, tuple(_ranks(source, cells.get(cell, ())) for cell in cells_of(layout))
+    ranks = {rank for shard in tensor.shards for rank in _ranks(source, shard.held)}
     shape = tensor.spec.shape
     return Layout(shape, Sharding.whole(1, len(shape))), (tuple(sorted(ranks)),)
+
+
+def _ranks(source: Catalog, held: Iterable[Held]) -> tuple[int, ...]:
+    return tuple(source.files[h.file].rank for h in held if h.file != ZEROS)
 
 
 def _opt_parts(layout: Layout) -> int:

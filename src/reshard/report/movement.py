@@ -50,8 +50,8 @@ class _Met:
     def __init__(self, source: Catalog, tensor: PlannedTensor) -> None:
         self._base = tensor.step.base
         self._cut = None if self._base.order else source.tensors[tensor.source_name].cut
-        self._pieces = [p for p in self._base.pieces if p.file != ZEROS]
-        self._ranks = [source.files[p.file].rank for p in self._pieces]
+        self._pieces = self._base.pieces
+        self._ranks = [None if p.file == ZEROS else source.files[p.file].rank for p in self._pieces]
         self._known: dict[tuple[Layout, Cell], list[tuple[int, int]]] = {}
         if self._cut:
             places = (_cell(self._cut, p.box.start) for p in self._pieces)
@@ -61,12 +61,12 @@ class _Met:
         cell = layout.sharding.cells()[local_rank]
         if (layout, cell) not in self._known:
             if self._cut:
-                found = [(self._rank_of[at], elements) for at, elements in meeting(self._cut, layout, cell)]
+                met = [(self._rank_of[at], elements) for at, elements in meeting(self._cut, layout, cell)]
             else:
                 box = layout.box_of(cell)
                 wanted = unordered(box, self._base.order) if self._base.order else box
-                met = zip(self._ranks, ((p.box & wanted).size for p in self._pieces), strict=True)
-                found = [(rank, elements) for rank, elements in met if elements]
+                met = [(rank, (p.box & wanted).size) for rank, p in zip(self._ranks, self._pieces, strict=True)]
+            found = [(rank, elements) for rank, elements in met if rank is not None and elements]
             self._known[layout, cell] = found
         return self._known[layout, cell]
 

@@ -49,7 +49,8 @@ class SourcePlacements(_Numbered):
             cells = tuple((cell, *(h.file for h in held)) for cell, held in shards.cells.items())
             key: Hashable = (shards.layout.sharding, tensor.known, cells)
         else:
-            key = (shards, tensor.known)
+            lie = tuple((shard.box, shard.expected, *(h.file for h in shard.held)) for shard in shards)
+            key = (lie, tensor.known)
         known = self.by_key.get(key)
         return known if known is not None else self.add(key, self._made(tensor))
 
