@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
-from reshard.errors import CheckpointError, FormatError, listed
+from reshard.errors import CheckpointError, FormatError, UsageError, counted, listed
 from reshard.families.family import Listing
 from reshard.families.found import Found as Found
+from reshard.families.found import Select as Select
 from reshard.families.found import WeightFile, refuse_dangling, weights, with_suffix
 from reshard.families.index_files import Index, index_in, manifest_at, read_index
 from reshard.families.part_names import Whole, part_of, wholes
-from reshard.families.rank_listing import Select as Select
 from reshard.families.rank_listing import as_select as as_select
 from reshard.families.rank_listing import find_ranks, rank_entries
 from reshard.families.registry import listing
@@ -43,7 +44,7 @@ def discover(path: str | Path, select: Select = "natural", suffix: str = "") -> 
 def files_of(there: Listing, select: Select = "natural", suffix: str = "") -> Found:
     """As ``discover``, of a place that was looked at."""
     path, entries = there.path, there.entries
-    if path.endswith(".json"):
+    if path.endswith(".json") and not there.folder:
         return _named(path)
     if not there.folder:
         return _one_file(path, there.there)
@@ -72,8 +73,20 @@ def _one_file(path: str, there: Entry) -> Found:
     if not storage.remote and storage.entry(f"{path}.aria2") is not None:
         raise CheckpointError("its download is not finished: an .aria2 lies beside", path, "go on with the download")
     part = part_of(there.name)
-    warnings = (f"{path} is {part}, not a whole checkpoint",) if part else ()
+    warnings = (f"{path} is {part}, not a whole checkpoint",) if part else _warned_of_ranks(path)
     return Found(path, ((0, path),), distributed=False, warnings=warnings, newest_ns=there.mtime_ns)
+
+
+def _warned_of_ranks(path: str) -> tuple[str, ...]:
+    """A warning for the file of one rank beside whose folder others lie: only a strategy tells whether it is whole."""
+    folder, _, name = path.rpartition("/")[0].rpartition("/")
+    if not name or not rank_entries([Entry(name, folder=True, nbytes=0, mtime_ns=0)]):
+        return ()
+    others = 0
+    with suppress(UsageError):  # over http(s) nothing is listed
+        others = len(rank_entries(storage_of(path).entries(folder or "."))) - 1
+    told = f"{path} is of {name}, beside {counted(others, 'other rank')}: its tensors may be slices"
+    return (told,) if others > 0 else ()
 
 
 def _check_name(path: str) -> None:

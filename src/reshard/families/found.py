@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import Literal
 
 from msgspec import Struct
 
@@ -11,6 +12,9 @@ from reshard.errors import CheckpointError
 from reshard.families.torch_names import weight_names
 from reshard.formats.registry import format_of
 from reshard.storage.storage import Entry, join
+
+Select = Literal["natural", "name", "mtime", "step"]
+SELECTS: tuple[Select, ...] = ("natural", "name", "mtime", "step")
 
 
 class Found(Struct, frozen=True):

@@ -5,17 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal
 
 from reshard.errors import CheckpointError, UsageError, counted, listed
-from reshard.families.found import Found, WeightFile, refuse_dangling, weights, with_suffix
+from reshard.families.found import SELECTS, Found, Select, WeightFile, refuse_dangling, weights, with_suffix
 from reshard.families.part_names import part_of
+from reshard.families.strange_folders import held
 from reshard.formats.registry import suffixes
 from reshard.storage.storage import Entry, join
 from reshard.storage.storages import storage_of
 
-Select = Literal["natural", "name", "mtime", "step"]
-SELECTS: tuple[Select, ...] = ("natural", "name", "mtime", "step")
 _RANK = re.compile(r"rank_(\d+)")
 _RANK_OF_FILE = re.compile(r"(?:(?<!lora)(?<!lora_)rank[_-]?|^checkpoint_)(\d+)")
 _NUMBERED = re.compile(r"(.*?)(\d+)")
@@ -47,8 +45,8 @@ def find_ranks(path: str, places: list[Entry], select: Select, suffix: str, warn
             chosen[rank], agree = _of_rank(folder, files, select, suffix)
             differing += [] if agree else [rank]
     if not chosen:
-        endings = " or ".join(sorted(suffixes()))
-        raise CheckpointError("the rank_x folders hold no weight files", path, f"weight files end in {endings}")
+        said = f"the rank_x folders hold no weight files: {places[0].name} holds {held(_listed(folders[0], places[0]))}"
+        raise CheckpointError(said, path, f"weight files end in {' or '.join(sorted(suffixes()))}")
     refuse_dangling(chosen.values())
     _refuse_strangers(path, chosen)
     if differing:

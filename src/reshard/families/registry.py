@@ -33,6 +33,11 @@ PLAIN = ("ranks", "full")
 """Families that need no recognising: rank folders, and full files, are what everything else is."""
 
 
+def is_known(name: str) -> bool:
+    """Whether a family of this name is read."""
+    return any(entry.name == name for entry in _FAMILIES)
+
+
 def family_named(name: str) -> Family:
     """Raises UsageError for a family that is not known."""
     for entry in _FAMILIES:

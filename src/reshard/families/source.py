@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from reshard.families.rank_listing import Select
+from reshard.families.found import Select
 
 
 class Source(Struct, frozen=True):

@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from reshard.errors import CheckpointError, counted, listed
 from reshard.families.found import WeightFile
+from reshard.families.registry import is_known
 from reshard.formats.registry import format_of, suffixes
 from reshard.storage.storage import Entry, join
 from reshard.storage.storages import content_of, storage_of
@@ -22,44 +23,55 @@ _KINDS = 6
 
 
 class _Mark(Struct, frozen=True):
-    """Names that tell a family of checkpoints that is not read. ``hint``: what to do beside waiting."""
+    """Names that tell a family of checkpoints that is not read, while the registry lacks ``name``. ``hint``: what to do
+    beside waiting.
+    """
 
+    name: str
     family: str
     names: re.Pattern[str]
     hint: str
 
 
 _SAVE_FULL = "save one full checkpoint with the program that wrote it"
+_CHECKPOINT2 = _Mark(
+    "checkpoint2",
+    "a Checkpoint 2.0 of MindFormers",
+    re.compile(r"(.*-)?(model|opt)-\d{7,}-(?!0*1\.)\d{7,}\.safetensors|iteration_\d{8,}"),
+    "save it with use_legacy_format: True",
+)
 _MARKS = (
     _Mark(
+        "dcp",
         "slices of a distributed PyTorch checkpoint (DCP) in safetensors",
         re.compile(r"shard-\d+-.+\.safetensors"),
         "give the consolidated checkpoint, or consolidate it (enable_consolidation=True)",
     ),
-    _Mark("slices of DeepSeek's inference code", re.compile(r"model\d+-mp(?!1\.)\d+\.safetensors"), _SAVE_FULL),
+    _Mark("", "slices of DeepSeek's inference code", re.compile(r"model\d+-mp(?!1\.)\d+\.safetensors"), _SAVE_FULL),
+    _CHECKPOINT2,
     _Mark(
-        "a Checkpoint 2.0 of MindFormers",
-        re.compile(r"(.*-)?(model|opt)-\d{7,}-(?!0*1\.)\d{7,}\.safetensors|iteration_\d{8,}"),
-        "save it with use_legacy_format: True",
-    ),
-    _Mark(
+        "deepspeed",
         "a DeepSpeed checkpoint",
         re.compile(
-            r"(bf16_)?zero_pp_rank_.+|zero_to_fp32\.py|mp_rank_\d+_model_states\.pt|layer_\d+-model.*_states\.pt|global_step\d+|latest_universal"
+            r"(bf16_)?zero_pp_rank_.+|zero_to_fp32\.py|mp_rank_\d+_model_states\.pt|layer_\d+-model.*_states\.pt"
+            r"|global_step\d+|latest_universal"
         ),
         "python zero_to_fp32.py FOLDER OUT --safe_serialization makes a full one of it",
     ),
     _Mark(
+        "fsdp",
         "FSDP files, one a rank",
         re.compile(r"(model|optim)_world_size_\d+_rank_\d+\.pt"),
         "merge them with the program that wrote them (verl: python -m verl.model_merger merge)",
     ),
     _Mark(
+        "megatron",
         "a Megatron checkpoint",
         re.compile(r"mp_rank_\d+(_\d+)*|iter_\d{7}|latest_checkpointed_iteration\.txt"),
         _SAVE_FULL,
     ),
     _Mark(
+        "dcp",
         "a distributed PyTorch checkpoint (DCP)",
         re.compile(r"\.metadata|.+\.distcp"),
         "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER OUT.pt makes one file of it",
@@ -81,8 +93,10 @@ def refuse_slices(path: str, entries: Sequence[Entry], files: Sequence[WeightFil
     # trainers lay full files beside what only they read
     slices = files and all(f.format == "torch" and not f.name.startswith("pytorch_model") for f in files)
     mark = _marked(entries, _MARKS if slices else _WEIGHT_MARKS)
-    if mark is not None or _is_checkpoint2(path, entries):
-        raise _not_read(path, mark or _WEIGHT_MARKS[2])
+    if mark is None and not is_known(_CHECKPOINT2.name) and _is_checkpoint2(path, entries):
+        mark = _CHECKPOINT2
+    if mark is not None:
+        raise _not_read(path, mark)
 
 
 def no_weights(path: str, entries: Sequence[Entry]) -> CheckpointError:
@@ -95,7 +109,7 @@ def no_weights(path: str, entries: Sequence[Entry]) -> CheckpointError:
         return _not_read(path, mark)
     endings = " or ".join(sorted(suffixes()))
     return CheckpointError(
-        f"no weight files ({endings}) and no rank_x folders: it holds {_held(entries)}", path, _hint(path, entries)
+        f"no weight files ({endings}) and no rank_x folders: it holds {held(entries)}", path, _hint(path, entries)
     )
 
 
@@ -124,7 +138,8 @@ def unfinished(entries: Iterable[Entry]) -> list[str]:
 
 def _marked(entries: Iterable[Entry], marks: Sequence[_Mark]) -> _Mark | None:
     names = [e.name for e in entries]
-    return next((mark for mark in marks if any(mark.names.fullmatch(name) for name in names)), None)
+    unread = (mark for mark in marks if not is_known(mark.name))
+    return next((mark for mark in unread if any(mark.names.fullmatch(name) for name in names)), None)
 
 
 def _not_read(path: str, mark: _Mark) -> CheckpointError:
@@ -158,7 +173,7 @@ def _hub_cache(path: str, entries: Sequence[Entry]) -> CheckpointError | None:
     return None
 
 
-def _held(entries: Iterable[Entry]) -> str:
+def held(entries: Iterable[Entry]) -> str:
     """So many files of each ending, the most first."""
     kinds: Counter[str] = Counter()
     for entry in entries:

@@ -1,0 +1,107 @@
+"""Which copy of a tensor counts, where an index says so; and slices that look like whole tensors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors
+
+from making import counted, same, write_file
+from reshard import open as open_checkpoint
+from reshard.errors import CheckpointError, FormatError
+
+ONE, TWO = counted(2, 2), counted(2, 2) + 10
+
+
+def write_index(path: Path, holders: Mapping[str, str]) -> Path:
+    path.write_text(json.dumps({"metadata": {}, "weight_map": holders}))
+    return path
+
+
+def held(path: Path) -> dict[str, np.ndarray]:
+    checkpoint = open_checkpoint(str(path))
+    return {name: checkpoint[name].read() for name in checkpoint}
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> Path:
+    """A stale copy of ``b`` in the first part."""
+    write_file(tmp_path / "p-1.safetensors", {"a": ONE, "b": ONE})
+    write_file(tmp_path / "p-2.safetensors", {"b": TWO})
+    write_index(tmp_path / "any.index.json", {"a": "p-1.safetensors", "b": "p-2.safetensors"})
+    return tmp_path
+
+
+@pytest.mark.parametrize("given", ["", "any.index.json"])
+def test_a_tensor_comes_from_the_file_that_the_index_names(parts: Path, given: str) -> None:
+    found = held(parts / given)
+    assert sorted(found) == ["a", "b"]
+    assert same(found["b"], TWO)
+
+
+@pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
+def test_other_files_are_left_out(tmp_path: Path, suffix: str) -> None:
+    write_file(tmp_path / "sub" / f"p{suffix}", {"a": ONE})
+    write_file(tmp_path / f"consolidated{suffix}", {"a": TWO, "tok.weight": TWO})
+    write_index(tmp_path / f"model{suffix}.index.json", {"a": f"sub/p{suffix}"})
+    found = held(tmp_path)
+    assert list(found) == ["a"]
+    assert same(found["a"], ONE)
+
+
+def test_a_tensor_that_its_file_does_not_hold(parts: Path) -> None:
+    write_index(parts / "any.index.json", {"a": "p-2.safetensors", "b": "p-2.safetensors", "c": "p-1.safetensors"})
+    with pytest.raises(CheckpointError) as caught:
+        held(parts)
+    assert "a: not in p-2.safetensors, but in p-1.safetensors" in caught.value.message
+    assert "c: not in p-1.safetensors" in caught.value.message
+    assert caught.value.where == str(parts / "any.index.json")
+
+
+def test_a_tensor_that_the_index_passes_over_is_taken_and_told(parts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from reshard.families.open_checkpoint import open_source
+    from reshard.families.source import Source
+
+    write_index(parts / "any.index.json", {"a": "p-1.safetensors"})
+    source = open_source(Source(str(parts)))
+    assert set(source.tensors) == {"a", "b"}
+    assert any("does not name b" in w for w in source.warnings)
+    assert any("does not name p-2.safetensors: left out" in w for w in source.warnings)
+
+
+@pytest.mark.parametrize("given", ["", "param_name_map.json"])
+def test_what_mindspore_keeps_beside_its_parts_belongs_to_them(tmp_path: Path, given: str) -> None:
+    write_file(tmp_path / "part0.safetensors", {"a": ONE})
+    write_file(tmp_path / "hyper_param.safetensors", {"global_step": counted(1)})
+    (tmp_path / "param_name_map.json").write_text(json.dumps({"a": "part0.safetensors"}))
+    assert sorted(held(tmp_path / given)) == ["a", "global_step"]
+    (tmp_path / "param_name_map.json").unlink()
+    assert sorted(held(tmp_path)) == ["a", "global_step"]
+
+
+def shard(path: Path, offsets: Mapping[str, object]) -> Path:
+    """A file as PyTorch's distributed checkpoint saves it with safetensors."""
+    raw = {name: {"dtype": "float32", "shape": [2, 2], "data": ONE.tobytes()} for name in offsets}
+    told = json.dumps({name: {"saved_offsets": at} for name, at in offsets.items()})
+    path.write_bytes(safetensors.serialize(raw, {"DCP_SHARDING_INFO": told, "DCP_VERSION": "1.0", "format": "pt"}))
+    return path
+
+
+@pytest.mark.parametrize("name", ["shard-00002-model-00001-of-00001.safetensors", "renamed.safetensors"])
+@pytest.mark.parametrize("at", [[2, 0], [0, 2], [0, 0], "broken"])
+def test_a_slice_of_a_distributed_checkpoint_is_refused(tmp_path: Path, name: str, at: object) -> None:
+    with pytest.raises((CheckpointError, FormatError), match="not read yet by this release"):
+        held(shard(tmp_path / name, {"w": at}))
+
+
+def test_whole_tensors_that_it_saved_are_read_by_their_index(tmp_path: Path) -> None:
+    shard(tmp_path / "model-00001-of-00001.safetensors", {"w": [0, 0]})
+    write_index(tmp_path / "model.safetensors.index.json", {"w": "model-00001-of-00001.safetensors"})
+    assert same(held(tmp_path)["w"], ONE)
+    shard(tmp_path / "model-00001-of-00001.safetensors", {"w": [0, 2]})
+    with pytest.raises(CheckpointError, match=r"w begins at \[0, 2\]"):
+        held(tmp_path)
