@@ -135,6 +135,19 @@ def test_a_second_run_replaces_the_first_and_keeps_what_is_beside() -> None:
     ]
 
 
+def test_files_of_others_in_a_target_that_is_replaced_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--src_checkpoint=full.ckpt", "--dst_checkpoint=out", "--dst_strategy=two"]
+    assert main(words) == 0
+    Path("out/full/mine.txt").write_text("mine")
+    assert main(words) == 0
+    told = "warning: 1 file of others went with the old target:\nmine.txt\n"
+    assert capsys.readouterr().err == told
+    Path("out/full/mine.txt").write_text("mine")
+    for rank in (1, 0):
+        assert main([*words, "--world_size=2", "--process_num=2", f"--rank_id={rank}"]) == 0
+    assert capsys.readouterr().err == told
+
+
 def test_the_source_is_never_replaced(capsys: pytest.CaptureFixture[str]) -> None:
     before = tree(Path("ckpt"))
     assert main(["--src_checkpoint=ckpt", "--dst_checkpoint=.", "--src_strategy=four", "--dst_strategy=two"]) == 2

@@ -18,6 +18,7 @@ from reshard.errors import PlanError, ReshardError, UsageError, counted
 from reshard.families.discover import Select
 from reshard.ops.convert import execute, plan, plan_from
 from reshard.ops.options import Options
+from reshard.ops.strange_files import lost_with
 from reshard.planning.decide import Missing
 from reshard.storage.storage import reported
 from reshard.storage.storages import is_inside
@@ -98,7 +99,12 @@ def _run(argv: Sequence[str]) -> None:
 
 
 _CALLED = {"--src-strategy": "--src_strategy", "--dst-strategy": "--dst_strategy", "--missing": "--missing"}
-_BY_PLACE = {"--src-strategy": "SRC_STRATEGY", "--dst-strategy": "DST_STRATEGY"}
+_BY_PLACE = {
+    "--src-strategy": "SRC_STRATEGY",
+    "--dst-strategy": "DST_STRATEGY",
+    "--world_size": "WORLD_SIZE",
+    "--rank_id": "RANK_ID",
+}
 """Of the .sh, whose words have no options."""
 
 
@@ -153,7 +159,7 @@ def _given_rank(option: int | None, world: int) -> int | None:
     rank = option or (int(text) if text else option)
     if rank is not None and not 0 <= rank < world:
         raise UsageError(
-            f"rank_id {rank} is not one of {world} ranks", hint="check --rank_id, RANK_ID and --world_size"
+            f"rank_id {rank} is not one of {world} ranks", hint="check --rank_id or RANK_ID, and --world_size"
         )
     return rank
 
@@ -275,10 +281,10 @@ class _Transform:
                 banner(f"Transforming Ckpt For Rank: {file.rank}")
                 log(f"save_checkpoint_path: {self._target / file.path}")
         if not job.shared:
-            execute(made, self._target, options, progress)
+            warn(execute(made, self._target, options, progress).warnings)
         else:
             with staged(self._target, f"rank_{job.rank_id}") as folder:
-                execute(made, folder, options, progress)
+                warn(execute(made, folder, options, progress).warnings)
                 place_folders(folder, self._target)
         for left in made.left_out:
             log(f"{left.fate}: {len(left.names)}: {left.reason}")
@@ -297,6 +303,7 @@ class _Transform:
             remove(self._signal(outcome))
         if not job.shared or job.rank_id or not self._target.is_dir():
             return
+        warn(lost_with(self._target))
         ranks = {f"rank_{r}" for r in range(job.world_size if job.dst_strategy else 1)}
         signals = {self._signal(o, r).name for o in ("succeed", "failed") for r in job.writers}
         with reported(self._target):

@@ -52,7 +52,7 @@ def _run(argv: Sequence[str]) -> None:
     warn(ready.warnings)
     progress = Progress("Transforming checkpoint")
     with placed(given.dst_ckpt_dir, (s.path for s in ready.sources)) as folder:
-        execute(ready, folder, made, progress)
+        warn(execute(ready, folder, made, progress).warnings)
     progress.finish()
     log("......Transform succeed!......")
 

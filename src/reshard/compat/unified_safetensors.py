@@ -58,7 +58,7 @@ def unify(name: str, argv: Sequence[str], *, merge_in_place: bool) -> None:
     _merged_strategy(given.src_strategy_dirs, out / "merge_strategy")
     log("Merge strategy completed")
     progress = Progress("Merging safetensors")
-    execute(plan, dst, options, progress)
+    warn(execute(plan, dst, options, progress).warnings)
     progress.finish()
     log("Merge safetensor completed")
     log(f"merged safetensor path: {dst}")

@@ -26,6 +26,7 @@ from reshard.ops.engine import most_files
 from reshard.ops.fill import fill, fill_on_nodes, joins
 from reshard.ops.observer import Observer
 from reshard.ops.options import Means, Options
+from reshard.ops.strange_files import lost_with
 from reshard.planning.bill import Bill, make_bill
 from reshard.planning.catalog import Catalog
 from reshard.planning.lora import LoraMerge
@@ -124,6 +125,7 @@ def execute(plan: Plan, dst: str | Path, means: Means, observer: Observer) -> Co
         )
     place = Place.of(dst, single=names_file(dst))
     replacement: Replacement | None = None
+    gone: tuple[str, ...] = ()
     if not means.nodes_local and place.occupied() and (means.overwrite or not joins(plan, means)):
         if not means.overwrite:
             refuse_occupied(place)
@@ -139,6 +141,7 @@ def execute(plan: Plan, dst: str | Path, means: Means, observer: Observer) -> Co
         else:
             done = fill(plan, place, means, budget, observer)
         if replacement:
+            gone = lost_with(dst)
             replacement.swap()
     except BaseException:
         if replacement:
@@ -157,7 +160,7 @@ def execute(plan: Plan, dst: str | Path, means: Means, observer: Observer) -> Co
         time.monotonic() - began,
         done.verified_nbytes,
         done.missing_files,
-        tuple(_warnings(done.hard_links, misfits)),
+        (*_warnings(done.hard_links, misfits), *gone),
         misfits,
     )
 

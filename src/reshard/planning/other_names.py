@@ -24,7 +24,8 @@ def refuse_other_names(source: Iterable[str], target: Iterable[str]) -> None:
     """
     ours, theirs = (dict.fromkeys(n for n in names if not is_state(n) and not is_lora(n)) for names in (source, target))
     shared = sum(name in theirs for name in ours)
-    if not ours or not theirs or shared > _FEW * min(len(ours), len(theirs)):
+    fewest = min(len(ours), len(theirs))
+    if fewest < 2 or shared > _FEW * fewest:  # one name is no kind: a part of a checkpoint may hold no more
         return
     first = next(name for name in ours if name not in theirs)
     other = next(name for name in theirs if name not in ours)

@@ -156,6 +156,22 @@ def test_only_a_full_checkpoint_is_parted(full: Path, tmp_path: Path, more: dict
         reshard.convert(full, tmp_path / "out", replace(PLAIN, max_shard_nbytes=100, **more))
 
 
+# --- what is replaced
+
+
+def test_files_of_others_that_go_with_an_old_target_are_told(full: Path, tmp_path: Path) -> None:
+    write_strategy(tmp_path / "two", [{"a": CUT, "b": CUT}])
+    options = replace(PLAIN, dst_strategy=str(tmp_path / "two"), format="ckpt", overwrite=True)
+    out = tmp_path / "out"
+    assert reshard.convert(full, out, options).warnings == ()
+    assert reshard.convert(full, out, options).warnings == ()  # nothing but what the first has written
+    (out / "rank_1/notes.txt").write_text("mine")
+    (out / "config.json").write_text("{}")
+    (told,) = reshard.convert(full, out, options).warnings
+    assert told == "2 files of others went with the old target:\nconfig.json\nrank_1/notes.txt"
+    assert not (out / "config.json").exists()
+
+
 # --- CRC
 
 

@@ -10,7 +10,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from reshard.errors import InputError, ReshardError, RunError, StorageError, UsageError
+from reshard.hints import suited
 
+_CALLED = {
+    "--src-strategy": "src_strategy_file",
+    "--dst-strategy": "dst_strategy_file",
+    "--prefix": "ckpt_prefix",
+    "--suffix": "file_suffix",
+}
 _LOG = logging.getLogger("reshard.compat")
 
 
@@ -20,11 +27,15 @@ def reference_errors() -> Iterator[None]:
     try:
         yield
     except (InputError, UsageError) as error:
-        raise ValueError(str(error)) from error
+        raise ValueError(_said(error)) from error
     except StorageError as error:
-        raise OSError(str(error)) from error
+        raise OSError(_said(error)) from error
     except (RunError, ReshardError) as error:
-        raise RuntimeError(str(error)) from error
+        raise RuntimeError(_said(error)) from error
+
+
+def _said(error: ReshardError) -> str:
+    return str(ReshardError(error.message, error.where, suited(error.hint, lambda _: False, _CALLED)))
 
 
 def warn(warnings: Iterable[str]) -> None:
