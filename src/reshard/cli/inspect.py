@@ -73,10 +73,10 @@ def _lines(path: str, found: Inspection, html: str) -> list[str]:
     """One line and the tensors; these are in the report where there is one."""
     from reshard.ops.inspect import tensor_lines
 
-    stages = f", {found.stages} stages" if found.stages > 1 else ""
+    ranks = counted(found.ranks, "rank") + (f", {found.stages} stages" if found.stages > 1 else "")
     lines = [
-        f"{path}: {counted(found.files, 'file')}, {shown_nbytes(found.nbytes)}, {counted(found.ranks, 'rank')}"
-        f"{stages}; {counted(len(found.tensors), 'tensor')}, {found.parameters:,} elements",
+        f"{path}: {found.family}; {counted(found.files, 'file')}, {shown_nbytes(found.nbytes)}, "
+        f"{ranks}; {counted(len(found.tensors), 'tensor')}, {found.parameters:,} elements",
         *([f"report: {html}"] if html else tensor_lines(found)),
     ]
     if found.fingerprint:

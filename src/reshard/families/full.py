@@ -30,7 +30,7 @@ def catalog_of_full(files: Sequence[IndexedFile]) -> Catalog:
             "tensors stand in two files of one checkpoint:\n" + listed(faults),
             hint="are these several checkpoints in one folder? name one file",
         )
-    return Catalog(tuple(files), tensors, *texts_and_notes(files))
+    return Catalog(tuple(files), tensors, *texts_and_notes(files), family="a full checkpoint")
 
 
 def whole(name: str, by_rank: Mapping[int, tuple[int, Stored]], *, compared: bool = False) -> Tensor:

@@ -79,8 +79,7 @@ def _told_apart(found: Found, files: Sequence[IndexedFile], strategy: Strategy |
                 found.path,
                 "leave the strategy out: the manifest beside the files says how they are cut",
             )
-        told = (f"the manifest beside the files is not trusted: {doubt}",) if doubt else ()
-        return replace(made, warnings=(*made.warnings, *told))
+        return made
     if ours is not None:
         return ours
     _check_lone_ranks(found, doubt)

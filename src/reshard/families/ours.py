@@ -67,7 +67,15 @@ def _catalog(files: Sequence[IndexedFile], manifest: Manifest) -> Catalog:
     ranks = Ranks(manifest.stages, manifest.world // manifest.stages)
     tensors = {name: _tensor(name, specs[name], found, ranks.devices) for name, found in shards.items()}
     texts, notes = texts_and_notes(files)
-    return Catalog(tuple(files), tensors, texts, notes, ranks, warnings=stand_ins(files, ranks))
+    return Catalog(
+        tuple(files),
+        tensors,
+        texts,
+        notes,
+        ranks,
+        warnings=stand_ins(files, ranks),
+        family=f"rank folders that reshard {manifest.reshard} wrote",
+    )
 
 
 def _tensor(name: str, spec: TensorSpec, shards: Sequence[Shard], devices: int) -> Tensor:
@@ -91,8 +99,14 @@ def strategy_fault(by_strategy: Catalog, by_manifest: Catalog) -> str:
         ours, theirs = (_places(catalog, catalog.tensors[name]) for catalog in (by_strategy, by_manifest))
         rank = next((rank for rank in ours if tensor.known and ours[rank] != theirs.get(rank, ours[rank])), None)
         if rank is not None:
-            return f"{name}: on rank {rank} it is {ours[rank]} by the strategy, {theirs[rank]} by the manifest"
+            return (
+                f"{name} on rank {rank}: {_shown(ours[rank])} by the strategy, {_shown(theirs[rank])} by the manifest"
+            )
     return ""
+
+
+def _shown(box: Box) -> str:
+    return f"{list(box.start)} to {list(box.stop)}"
 
 
 def _places(catalog: Catalog, tensor: Tensor) -> dict[int, Box]:

@@ -61,6 +61,7 @@ def catalog_of_ranks(files: Sequence[IndexedFile], strategy: Strategy) -> Catalo
         tuple(dict.fromkeys(name for stage in strategy.stages for name in stage)),
         {"strategy": hash_of_strategy(strategy)},
         (*stand_ins(files, ranks), *_redundancy(files, tensors, notes)),
+        "rank folders",
     )
 
 

@@ -13,6 +13,7 @@ from reshard.families.discover import Select, discover
 from reshard.families.full import catalog_of_full
 from reshard.families.open_checkpoint import index_files, open_source
 from reshard.families.ours import by_manifest
+from reshard.families.registry import listing, recognised
 from reshard.families.source import Source
 from reshard.planning.catalog import Catalog, IndexedFile
 from reshard.planning.names import no_match
@@ -32,8 +33,12 @@ class Row(Struct, frozen=True):
 
 
 class Inspection(Struct, frozen=True):
-    """What a checkpoint holds. The fingerprints are empty where they were not computed."""
+    """What a checkpoint holds. The fingerprints are empty where they were not computed.
 
+    ``family``: what kind of checkpoint it is and what wrote it, in words.
+    """
+
+    family: str
     files: int
     nbytes: int
     ranks: int
@@ -58,7 +63,7 @@ def opened(
     Args:
         rank: only the shards that this rank's file holds.
     """
-    if rank is None and strategy:
+    if rank is None and (strategy or recognised(listing(path)) is not None):
         return open_source(Source(path, strategy, select, suffix))
     found = discover(path, select, suffix)
     files = index_files(found)
@@ -80,7 +85,7 @@ def _of_rank(files: list[IndexedFile], rank: int | None, path: str) -> Catalog:
         there = ", ".join(str(f.rank) for f in files[:16]) + (" …" if len(files) > 16 else "")
         raise CheckpointError(f"no file of rank {rank}", path, f"ranks {there} are there")
     others = (f for f in files if f.rank != rank)
-    return replace(catalog_of_full(mine), files=(*mine, *others), warnings=warnings)
+    return replace(catalog_of_full(mine), files=(*mine, *others), warnings=warnings, family=f"the file of rank {rank}")
 
 
 def inspect(
@@ -113,6 +118,7 @@ def inspection(source: Catalog) -> Inspection:
             )
         )
     return Inspection(
+        source.family,
         len(source.files),
         sum(f.nbytes for f in source.files),
         len({f.rank for f in source.files}),

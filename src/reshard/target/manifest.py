@@ -61,6 +61,7 @@ class Manifest(Struct, frozen=True):
     files: tuple[ManifestFile, ...]
     made_of: dict[str, str]
     stages: int = 1
+    reshard: str = ""
 
 
 class Published(Struct, frozen=True):
@@ -150,7 +151,7 @@ def read_manifest(place: Place) -> Manifest:
         files = tuple(map(_file, found.files))
     except InputError as error:
         raise InputError(error.message, path) from None
-    return Manifest(found.plan, found.world, found.complete, files, found.made_of, found.stages)
+    return Manifest(found.plan, found.world, found.complete, files, found.made_of, found.stages, found.reshard)
 
 
 def read_whole(storage: Storage, path: str) -> bytes | None:

@@ -1,0 +1,106 @@
+"""The families that are read, each as a row: who joins here is tried with every step of ``test_table``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import reshard
+from golden_families.test_recorded import unpacked
+from making import array, read_file, write_file, write_ranks, write_strategy
+from reshard import Options
+from reshard.layout.tensor import Sharding
+
+ROWS, COLUMNS = Sharding((2, 2), ((1,), ())), Sharding((2, 2), ((), (0,)))
+FULL = {
+    "layers.0.w": array((8, 6), seed=1),
+    "layers.1.w": array((6, 8), "float16", seed=2),
+    "bias": array((5,), "float64", seed=3),
+    "scale": array((), seed=4),
+    "none": array((0, 3), "float16"),
+}
+WITHOUT_EMPTY = {name: value for name, value in FULL.items() if value.size}
+
+
+@dataclass(frozen=True)
+class Made:
+    """A checkpoint of a family: what is given to a command, and what it holds."""
+
+    path: Path
+    full: Mapping[str, np.ndarray]
+    strategy: str = ""
+
+    def options(self, folder: Path, **more: object) -> Options:
+        """Into four ranks: matrices cut by rows where their rows divide, all else whole."""
+        cut = {name: _cut(value) for name, value in self.full.items()}
+        dst = str(folder / "dst") if (folder / "dst").exists() else str(write_strategy(folder / "dst", [cut]))
+        return Options(src_strategy=self.strategy, dst_strategy=dst, format="safetensors", fsync=False, **more)  # type: ignore[arg-type]
+
+    def of_rank(self, rank: int) -> dict[str, np.ndarray]:
+        """What ``options`` ask one of the four ranks to hold."""
+        return {n: np.split(a, 4)[rank] if _divides(a) else a for n, a in self.full.items()}
+
+
+def _cut(value: np.ndarray) -> Sharding:
+    return Sharding((4,), tuple((0,) if dim == 0 and _divides(value) else () for dim in range(value.ndim)))
+
+
+def _divides(value: np.ndarray) -> bool:
+    return value.ndim > 0 and value.size > 0 and value.shape[0] % 4 == 0
+
+
+def _full(name: str, full: Mapping[str, np.ndarray] = FULL) -> Callable[[Path], Made]:
+    return lambda folder: Made(write_file(folder / name, full), full)
+
+
+def _converted(target: str, **options: object) -> Callable[[Path], Made]:
+    def make(folder: Path) -> Made:
+        source = write_file(folder / "full.safetensors", FULL)
+        reshard.convert(source, folder / target, Options(fsync=False, **options))  # type: ignore[arg-type]
+        return Made(folder / target, FULL)
+
+    return make
+
+
+def _ranks(folder: Path) -> Made:
+    stages = [{"layers.0.w": ROWS}, {"layers.1.w": COLUMNS}]
+    held = {name: FULL[name] for name in ("layers.0.w", "layers.1.w")}
+    write_ranks(folder / "ranks", held, stages)
+    return Made(folder / "ranks", held, str(write_strategy(folder / "s", stages)))
+
+
+def _ours(folder: Path) -> Made:
+    made = _ranks(folder)
+    options = Options(src_strategy=made.strategy, dst_strategy=made.strategy, fsync=False)
+    reshard.convert(made.path, folder / "ours", options)
+    return Made(folder / "ours", made.full)
+
+
+def _recorded(name: str) -> Callable[[Path], Made]:
+    """Of a case whose answer ``golden_families`` judges."""
+
+    def make(folder: Path) -> Made:
+        source = unpacked("cases", name, folder / "case") / "src"
+        reshard.convert(source, folder / "whole.safetensors", Options(fsync=False))
+        return Made(source, read_file(folder / "whole.safetensors"))
+
+    return make
+
+
+FAMILIES: Mapping[str, Callable[[Path], Made]] = {
+    "safetensors": _full("m.safetensors"),
+    "ckpt": _full("m.ckpt", WITHOUT_EMPTY),
+    "torch": _converted("m.bin"),
+    "parts": _converted("parts", max_shard_nbytes=100, format="safetensors"),
+    "torch parts": _converted("parts", max_shard_nbytes=100, format="torch"),
+    "rank folders": _ranks,
+    "ours": _ours,
+    "DeepSpeed, stage 1": _recorded("z1_bf16_r2_gradaccfp32"),
+    "DeepSpeed, stage 2": _recorded("z2_bf16_r3_paramalign"),
+    "DeepSpeed, stage 3": _recorded("z3_bf16_r3_frozen"),
+    "DeepSpeed, tensor parallel": _recorded("tp2dp2_z1_bf16"),
+    "DeepSpeed, pipeline": _recorded("pp2dp2_z1_bf16_tied"),
+}
