@@ -38,11 +38,38 @@ class TensorSpec(Struct, frozen=True):
         return f"{self.dtype}{list(self.shape)}"
 
 
-class Extent(Struct, frozen=True, order=True):
-    """Consecutive bytes of a file: ``offset <= i < offset + nbytes``."""
+class Coding(Struct, frozen=True, order=True, omit_defaults=True):
+    """How numbers lie in a file that are not little-endian as they are meant.
+
+    Attributes:
+        width: bytes that lie in the reverse order, group by group.
+        flipped: bits of each element that are the opposite of what is meant, counted after that.
+    """
+
+    width: int = 1
+    flipped: bytes = b""
+
+    def decoded(self, data: bytes) -> bytes:
+        """Whole elements as they are meant.
+
+        >>> Coding(2).decoded(bytes([1, 2, 3, 4])).hex(), Coding(2, bytes([0, 128])).decoded(bytes([1, 2])).hex()
+        ('02010403', '0281')
+        """
+        out = bytearray(len(data))
+        for place in range(self.width):
+            out[place :: self.width] = data[self.width - 1 - place :: self.width]
+        if not self.flipped:
+            return bytes(out)
+        mask = int.from_bytes(self.flipped * (len(data) // len(self.flipped)), "little")
+        return (int.from_bytes(out, "little") ^ mask).to_bytes(len(data), "little")
+
+
+class Extent(Struct, frozen=True, order=True, omit_defaults=True, repr_omit_defaults=True):
+    """Consecutive bytes of a file: ``offset <= i < offset + nbytes``; whole elements, where they are ``coded``."""
 
     offset: int
     nbytes: int
+    coded: Coding | None = None
 
     def __post_init__(self) -> None:
         if self.offset < 0 or self.nbytes < 0:
@@ -65,7 +92,7 @@ def cut_extents(extents: tuple[Extent, ...], start: int, nbytes: int) -> tuple[E
             break
         if start < extent.nbytes:
             length = min(extent.nbytes - start, nbytes)
-            out.append(Extent(extent.offset + start, length))
+            out.append(Extent(extent.offset + start, length, extent.coded))
             nbytes -= length
             start = 0
         else:

@@ -54,9 +54,7 @@ class TorchPart(Struct, frozen=True):
     def flat(self, tensor: TensorRef) -> Flat:
         """Raises FormatError for a tensor whose numbers do not lie in the file as they are."""
         try:
-            if tensor.conjugated or tensor.negated or self.records.big_endian:
-                raise FormatError("its numbers are stored conjugated, negated or big-endian")
-            found = extents(tensor, self.records.place(tensor.storage))
+            found = extents(tensor, self.records)
         except FormatError as error:
             raise FormatError(error.message, self.path, error.hint) from None
         return Flat(self.number, tensor.dtype, tensor.size, found)
@@ -75,7 +73,10 @@ class TorchPart(Struct, frozen=True):
         (extent,) = self.flat(value).extents
         source = storage_of(self.path).open(self.path)
         try:
-            return float(struct.unpack(_SCALARS[value.dtype], source.read(extent.offset, extent.nbytes))[0])
+            content = source.read(extent.offset, extent.nbytes)
+            if extent.coded is not None:
+                content = extent.coded.decoded(content)
+            return float(struct.unpack(_SCALARS[value.dtype], content)[0])
         finally:
             source.close()
 

@@ -21,12 +21,13 @@ from reshard.formats.torch_records import TorchRecords, read_torch_records
 from reshard.formats.torch_values import StorageRef, TensorRef, whole
 from reshard.formats.zip_frame import zip_frame
 from reshard.formats.zip_records import STORED, ZIP_MARK, zip_records
-from reshard.index import Contents, Extent, Frame, StatedCrc, Stored, TensorSpec
+from reshard.index import Coding, Contents, Extent, Frame, StatedCrc, Stored, TensorSpec
 
 FOLDER = "archive"
 _MAX_RUNS = 1 << 16
 _MAX_RUNS_OF_FILE = 1 << 20
 _KINDS_TOLD = 6
+_SIGNED = frozenset({"float16", "bfloat16", "float32", "float64", "complex32", "complex64", "complex128"})
 _SPECIAL = {
     "_rebuild_sparse_tensor": "a sparse tensor",
     "_rebuild_sparse_csr_tensor": "a sparse tensor",
@@ -151,22 +152,18 @@ def _refuse_special(name: str, value: Any) -> None:
 
 def _stored(name: str, found: TensorRef, records: TorchRecords) -> Stored:
     try:
-        place = records.place(found.storage)
-        if records.big_endian and ITEMSIZE[found.dtype] > 1:
-            raise FormatError("its numbers are big-endian")
-        if found.conjugated or found.negated:
-            raise FormatError("its numbers are stored conjugated or negated")
-        return Stored(TensorSpec(found.dtype, found.shape), extents(found, place))
+        return Stored(TensorSpec(found.dtype, found.shape), extents(found, records))
     except FormatError as error:
         raise FormatError(f"tensor {name!r}: {error.message}", hint=error.hint) from None
 
 
-def extents(found: TensorRef, storage: Extent) -> tuple[Extent, ...]:
-    """The bytes of a view, row-major, in its storage's. Raises FormatError where they are scattered too widely."""
+def extents(found: TensorRef, records: TorchRecords) -> tuple[Extent, ...]:
+    """The bytes of a view, row-major. Raises FormatError where they are not in the file or scattered too widely."""
+    storage, coded = records.place(found.storage), _coding(found, big_endian=records.big_endian)
     itemsize = ITEMSIZE[found.dtype]
     start = storage.offset + found.storage.start * ITEMSIZE[found.storage.dtype] + found.offset * itemsize
     if not found.size:
-        return (Extent(start if found.offset * itemsize <= storage.nbytes else storage.offset, 0),)
+        return (Extent(storage.offset, 0),)
     dims = [(n, stride) for n, stride in zip(found.shape, found.strides, strict=True) if n > 1]
     run = 1
     while dims and dims[-1][1] == run:
@@ -177,7 +174,22 @@ def extents(found: TensorRef, storage: Extent) -> tuple[Extent, ...]:
             f"a view of shape {list(found.shape)} and strides {list(found.strides)} lies in {count:,} runs of bytes",
             hint="make it contiguous() before it is saved",
         )
-    return tuple(Extent(start + at * itemsize, run * itemsize) for at in _offsets(dims))
+    return tuple(Extent(start + at * itemsize, run * itemsize, coded) for at in _offsets(dims))
+
+
+def _coding(found: TensorRef, *, big_endian: bool) -> Coding | None:
+    """Marks of conjugation and negation are signs that the numbers lack; of a complex number each part has its own."""
+    itemsize = ITEMSIZE[found.dtype]
+    is_complex = found.dtype.startswith("complex")
+    width = itemsize // 2 if is_complex else itemsize
+    if (found.conjugated and not is_complex) or (found.negated and found.dtype not in _SIGNED):
+        raise FormatError(f"it is {found.dtype}, and marked as {'conjugated' if found.conjugated else 'negated'}")
+    sign = bytes(width - 1) + b"\x80"
+    parts = [found.negated] * (itemsize // width)
+    parts[-1] ^= found.conjugated
+    flipped = b"".join(sign if part else bytes(width) for part in parts) if any(parts) else b""
+    width = width if big_endian else 1
+    return Coding(width, flipped) if width > 1 or flipped else None
 
 
 def _offsets(dims: list[tuple[int, int]]) -> Iterator[int]:

@@ -17,6 +17,7 @@ from msgspec import Struct
 from reshard.dtypes import ITEMSIZE
 from reshard.errors import FormatError
 from reshard.formats.base import ByteRanges
+from reshard.formats.foreign import HEAD_NBYTES, foreign
 from reshard.formats.pickled import Pickled
 from reshard.formats.torch_values import StorageRef, read_value, storage
 from reshard.formats.zip_records import STORED, ZIP_MARK, ZipRecord, read_record, zip_records
@@ -26,7 +27,6 @@ _MAX_PICKLE_NBYTES = 1 << 30
 _MAGIC = 0x1950A86A20F9469CFC6C
 _MAGIC_BYTES = _MAGIC.to_bytes(10, "little")
 _STREAM_VERSION = 1001
-_FIRST_NBYTES = 512
 _AHEAD_NBYTES = 16384
 _TORCHSCRIPT = ("constants.pkl", "bytecode.pkl", "code/")
 _CUT = "the file is cut short or damaged: copy it again"
@@ -68,7 +68,7 @@ class TorchRecords(Struct, frozen=True):
 
 def read_torch_records(source: ByteRanges) -> TorchRecords:
     """Read all but the numbers. Raises FormatError."""
-    first = source.read(0, min(source.nbytes, _FIRST_NBYTES))
+    first = source.read(0, min(source.nbytes, HEAD_NBYTES))
     if first.startswith(ZIP_MARK):
         return _from_zip(source)
     if first[:1] == b"\x80" and _MAGIC_BYTES in first[:32]:
@@ -77,20 +77,12 @@ def read_torch_records(source: ByteRanges) -> TorchRecords:
 
 
 def _stranger(first: bytes, nbytes: int) -> FormatError:
-    if not first:
-        return FormatError("the file is empty", hint="copy it again")
-    if first.startswith(b"version https://git-lfs"):
-        return FormatError("a Git LFS pointer of a few bytes instead of the file", hint="git lfs pull")
-    if first.lstrip()[:1] == b"<":
-        return FormatError("an HTML page, no weights: a download that failed", hint="download it again")
-    if first[257:262] == b"ustar":
-        return FormatError("a torch file of before 0.1.10, which is a tar archive", hint="save it with a newer torch")
-    if first[:1] == b"\x80":
-        return FormatError(
-            "a bare pickle, which torch.save does not write", hint="load it where it comes from, and torch.save it"
-        )
-    kind = "text" if first.isascii() and first.decode().isprintable() else "neither a zip file nor a pickle"
-    return FormatError(f"not a torch file: its {nbytes:,} bytes are {kind}", hint="rename it, if it is another format")
+    other = foreign(first, "torch")
+    if other is not None:
+        return FormatError(f"it is {other.what}, not a file of torch.save", hint=other.hint)
+    return FormatError(
+        f"its {nbytes:,} bytes are neither a zip file nor a pickle", hint="rename it, if it is no torch file"
+    )
 
 
 # ---- zip

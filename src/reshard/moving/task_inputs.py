@@ -31,7 +31,10 @@ class Sources:
         file = self._file(access.file)
         at = 0
         for extent in access.ranges:
-            file.read_into(extent.offset, buffer[at : at + extent.nbytes])
+            part = buffer[at : at + extent.nbytes]
+            file.read_into(extent.offset, part)
+            if extent.coded is not None:
+                part[:] = extent.coded.decoded(bytes(part))
             at += extent.nbytes
         if at != len(buffer):
             raise RunError(f"{at} bytes for {len(buffer)} that are wanted", self._files[access.file].path)

@@ -11,7 +11,7 @@ import pytest
 from reshard.dtypes import ITEMSIZE
 from reshard.errors import FormatError, StorageError
 from reshard.formats.base import Format
-from reshard.index import Contents, Frame, TensorSpec
+from reshard.index import Contents, Extent, Frame, TensorSpec
 from reshard.testing.sealed import Sealed
 
 DTYPES = tuple(sorted(ITEMSIZE))
@@ -87,7 +87,12 @@ def fill(frame: Frame) -> bytes:
 
 def held(content: bytes, found: Contents) -> dict[str, bytes]:
     """The bytes of each tensor where its extents say."""
-    return {n: b"".join(content[e.offset : e.end] for e in s.extents) for n, s in found.tensors.items()}
+    return {n: b"".join(_bytes_of(content, e) for e in s.extents) for n, s in found.tensors.items()}
+
+
+def _bytes_of(content: bytes, extent: Extent) -> bytes:
+    data = content[extent.offset : extent.end]
+    return extent.coded.decoded(data) if extent.coded else data
 
 
 class FormatTests(Sealed):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zipfile
 from pathlib import Path
@@ -12,9 +13,11 @@ from msgspec.structs import replace
 import reshard
 from making import array, read_file, same, write_file, write_strategy
 from reshard.errors import CheckpointError
+from reshard.formats.torch_file import TorchFile
 from reshard.layout.tensor import Sharding
 from reshard.ops.options import Options
 from reshard.planning.names import NameRules
+from reshard.testing.formats import MemoryFile, held
 
 FULL = {
     "w": array((40, 6)), "b": array((8, 2), "bfloat16", 1), "scalar": array((), "int64", 2),
@@ -93,3 +96,16 @@ def test_ranks_of_torch_files_are_safetensors(full: Path, tmp_path: Path) -> Non
     options = replace(PLAIN, dst_strategy=str(strategy), names=NameRules(include=("w",)))
     plan = reshard.plan(tmp_path / "a.bin", tmp_path / "out", options)
     assert {Path(file.path).suffix for file in plan.files} == {".safetensors"}
+
+
+@pytest.mark.parametrize("name", ["big_endian", "marked", "stream_marked", "views", "stream_views", "dtypes"])
+@pytest.mark.parametrize("block_nbytes", [0, 120 << 20])
+def test_numbers_that_lie_otherwise_come_out_as_torch_has_them(tmp_path: Path, name: str, block_nbytes: int) -> None:
+    """Big-endian, conjugated and negated ones, views of all kinds; also in the smallest blocks."""
+    options = replace(PLAIN, max_memory_nbytes=block_nbytes or None)
+    reshard.convert(GOLDEN / f"{name}.pt", tmp_path / "a.pt", options)
+    content = (tmp_path / "a.pt").read_bytes()
+    values = held(content, TorchFile().read_index(MemoryFile(content)))
+    told = {tensor: hashlib.sha256(data).hexdigest() for tensor, data in values.items()}
+    answers = json.loads((GOLDEN / "answers.json").read_text())[name]
+    assert told == {tensor: answer["sha256"] for tensor, answer in answers.items()}

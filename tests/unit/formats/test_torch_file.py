@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import pytest
+from msgspec.structs import replace
+
+from reshard.errors import FormatError
+from reshard.formats.pickled import Global, Pickled, Record
+from reshard.formats.pickling import write_pickle
+from reshard.formats.torch_file import TorchFile, contents, extents, torch_frame
+from reshard.formats.torch_records import TorchRecords
+from reshard.formats.torch_values import StorageRef, TensorRef, read_value, whole
+from reshard.index import Coding, Extent, TensorSpec
+from reshard.testing.formats import MemoryFile, fill
+
+
+def records(value: object, *, big_endian: bool = False, **places: int) -> TorchRecords:
+    return TorchRecords(
+        Pickled(value, 100, {}), 100, {key: Extent(1000, nbytes) for key, nbytes in places.items()}, {}, big_endian
+    )
+
+
+def view(shape: tuple[int, ...], strides: tuple[int, ...], offset: int = 0, dtype: str = "float32") -> TensorRef:
+    return replace(whole("k", TensorSpec(dtype, (1000,))), shape=shape, strides=strides, offset=offset)
+
+
+@pytest.mark.parametrize(
+    ("found", "runs"),
+    [
+        (view((4, 5), (5, 1), 3), [(12, 80)]),
+        (view((4, 1, 5), (5, 777, 1)), [(0, 80)]),
+        (view((2, 3), (10, 1)), [(0, 12), (40, 12)]),
+        (view((2, 2), (1, 2)), [(0, 4), (8, 4), (4, 4), (12, 4)]),
+        (view((3, 2), (0, 1)), [(0, 8)] * 3),
+        (view((), ()), [(0, 4)]),
+        (view((0, 3), (3, 1), 999), [(0, 0)]),
+    ],
+)
+def test_a_view_lies_in_few_runs(found: TensorRef, runs: list[tuple[int, int]]) -> None:
+    assert extents(found, records({}, k=4000)) == tuple(Extent(1000 + at, nbytes) for at, nbytes in runs)
+
+
+def test_a_view_in_many_runs_is_refused_by_name() -> None:
+    wide = replace(whole("k", TensorSpec("int8", (300 * 300,))), shape=(300, 300), strides=(1, 300))
+    with pytest.raises(FormatError, match=r"tensor 'w': a view .* 90,000 runs"):
+        contents(records({"w": wide}, k=90_000))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "conjugated", "negated", "big_endian", "coding"),
+    [
+        ("float32", False, False, True, Coding(4)),
+        ("int8", False, False, True, None),
+        ("complex64", False, False, True, Coding(4)),
+        ("complex64", True, False, False, Coding(1, bytes([0, 0, 0, 0, 0, 0, 0, 128]))),
+        ("complex64", False, True, False, Coding(1, bytes([0, 0, 0, 128] * 2))),
+        ("complex64", True, True, True, Coding(4, bytes([0, 0, 0, 128, 0, 0, 0, 0]))),
+        ("bfloat16", False, True, False, Coding(1, bytes([0, 128]))),
+    ],
+)
+def test_how_numbers_lie(dtype: str, conjugated: bool, negated: bool, big_endian: bool, coding: Coding | None) -> None:
+    found = replace(whole("k", TensorSpec(dtype, (2,))), conjugated=conjugated, negated=negated)
+    (extent,) = extents(found, records({}, big_endian=big_endian, k=TensorSpec(dtype, (2,)).nbytes))
+    assert extent.coded == coding
+
+
+@pytest.mark.parametrize(
+    ("dtype", "mark"), [("int32", "negated"), ("float8_e5m2", "negated"), ("float32", "conjugated")]
+)
+def test_marks_that_say_nothing_are_refused(dtype: str, mark: str) -> None:
+    found = replace(whole("k", TensorSpec(dtype, (2,))), **{mark: True})
+    with pytest.raises(FormatError, match=mark):
+        extents(found, records({}, k=TensorSpec(dtype, (2,)).nbytes))
+
+
+def test_two_tensors_of_one_name_are_refused() -> None:
+    w = whole("k", TensorSpec("int8", (2,)))
+    with pytest.raises(FormatError, match=r"two tensors are called 'a\.b'"):
+        contents(records({"a.b": w, "a": {"b": w}}, k=2))
+    with pytest.raises(FormatError, match=r"a tensor and a text are called 'a\.b'"):
+        contents(records({"a.b": w, "a": {"b": "text"}}, k=2))
+
+
+def test_a_tensor_of_a_strange_class_is_refused_by_name() -> None:
+    inner = Record(Global("mine", "Packed"), (whole("k", TensorSpec("int8", (2,))),))
+    with pytest.raises(FormatError, match=r"tensor 'layer\.w' lies in an object of class mine\.Packed"):
+        contents(records({"layer": {"w": inner}}, k=2))
+
+
+@pytest.mark.parametrize("nbytes", [1 << 32, 3 << 32])
+def test_files_beyond_four_gibibytes(nbytes: int) -> None:
+    """Laid out, and read back from the header pieces alone."""
+    specs = {
+        "before": TensorSpec("int8", (5,)),
+        "huge": TensorSpec("uint8", (nbytes,)),
+        "after": TensorSpec("int8", (7,)),
+    }
+    frame = TorchFile().frame(specs, {}, {})
+
+    class Sparse:
+        nbytes = frame.nbytes
+
+        def read(self, offset: int, nbytes: int) -> bytes:
+            assert nbytes < 1 << 20
+            out = bytearray(nbytes)
+            for at, piece in frame.pieces:
+                first, last = max(at, offset), min(at + len(piece), offset + nbytes)
+                if first < last:
+                    out[first - offset : last - offset] = piece[first - at : last - at]
+            return bytes(out)
+
+    found = TorchFile().read_index(Sparse())
+    assert {name: stored.extents for name, stored in found.tensors.items()} == dict(frame.holes)
+    for checksum in frame.checksums:
+        assert all(place >= checksum.of.end for place in checksum.places)
+
+
+def test_any_value_may_be_framed() -> None:
+    """As other kinds of checkpoints need them: nested, with objects of classes."""
+    args = Record(Global("argparse", "Namespace"), (), {"tp": 2, "ratio": -1.5, "big": 1 << 70, "none": None})
+    w = whole("0", TensorSpec("uint16", (2, 3)))
+    value = {
+        "model": {"w": w},
+        "args": args,
+        "list": [1, (True, b"\0\xff"), ()],
+        "size": Record(Global("torch", "Size"), ((2, 3),)),
+    }
+    content = fill(torch_frame(value, {"0": 12}))
+    assert set(TorchFile().read_index(MemoryFile(content)).tensors) == {"model.w"}
+    found = read_value(write_pickle(value)).value
+    assert found["model"] == {"w": w}
+    assert (found["args"].made_by, found["args"].fields) == (args.made_by, args.state)
+    assert (found["list"], found["size"]) == ([1, (True, b"\0\xff"), ()], (2, 3))
+
+
+def test_a_part_of_a_storage_cannot_be_written() -> None:
+    with pytest.raises(TypeError, match="StorageRef"):
+        write_pickle(StorageRef("0", "float32", 4, 1, 4, "cpu"))
