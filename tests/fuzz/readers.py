@@ -102,6 +102,8 @@ def _family(path: Path) -> object:
 READERS = (
     Reader("weights.ckpt", _weights),
     Reader("weights.safetensors", _weights),
+    Reader("weights.pt", _weights),
+    Reader("stream.pt", _weights),
     Reader("strategy.ckpt", _with_strategy, beside="tree"),
     Reader("merged.ckpt", _with_strategy, beside="tree"),
     Reader("strategy.json", _with_strategy, beside="tree", as_json=True),
@@ -167,6 +169,11 @@ def mutated(reader: Reader, random: Random) -> bytes:
     if reader.name.endswith(".safetensors") and random.random() < 0.7:  # the header alone, its length put right
         header = mutate(reader.seed[8 : 8 + int.from_bytes(reader.seed[:8], "little")], random, as_json=True)
         return len(header).to_bytes(8, "little") + header + reader.seed[8 + int.from_bytes(reader.seed[:8], "little") :]
+    if reader.name == "weights.pt" and random.random() < 0.6:  # the pickle alone, as long as it was
+        start = reader.seed.index(b"\x80\x02")
+        end = reader.seed.index(b"PK\x07\x08", start)
+        changed = mutate(reader.seed[start:end], random, as_json=False)
+        return reader.seed[:start] + changed[: end - start].ljust(end - start, b".") + reader.seed[end:]
     return mutate(reader.seed, random, as_json=reader.as_json)
 
 
