@@ -113,6 +113,7 @@ def test_a_value_of_each_rank_s_own_varies(tmp_path: Path) -> None:
         (lambda made: made.change(lambda m: m["files"].pop()), "is none of its files"),
         (lambda made: made.change(lambda m: m["files"][0].update(path="rank_0/o.safetensors")), "none of its files"),
         (lambda made: made.change(lambda m: m.update(stages=3)), "8 ranks in 3 stages"),
+        (lambda made: made.change(lambda m: m.update(world=1 << 40)), "names files of 8"),
         (
             lambda made: made.change(lambda m: m["files"][0]["tensors"]["layers.0.w"].update(dtype="int32")),
             "holds other tensors",

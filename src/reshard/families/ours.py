@@ -37,6 +37,8 @@ def _misfit(manifest: Manifest, files: Sequence[IndexedFile]) -> str:
         return f"it tells of {manifest.world} ranks in {manifest.stages} stages"
     if not manifest.complete:
         return "it tells of a part of the target only"
+    if manifest.world != (ranks := len({file.rank for file in manifest.files})):
+        return f"it tells of {manifest.world} ranks and names files of {ranks}"
     told = {file.path: file for file in manifest.files if file.tensors}
     found = {file.name: file for file in files}
     if found.keys() - told.keys():
@@ -73,6 +75,7 @@ def _catalog(files: Sequence[IndexedFile], manifest: Manifest) -> Catalog:
         texts,
         notes,
         ranks,
+        told_by={MANIFEST: manifest.xxh3},
         warnings=stand_ins(files, ranks),
         family=f"rank folders that reshard {manifest.reshard} wrote",
     )

@@ -15,7 +15,7 @@ from reshard.layout.tensor import Cell, Sharding
 from reshard.planning.assembly import ANY_RANK
 from reshard.planning.catalog import Catalog, Grid, Held, IndexedFile, Ranks, Tensor
 from reshard.planning.decide import Kept
-from reshard.planning.identity import hash_of_strategy
+from reshard.planning.identity import STRATEGY, hash_of_strategy
 from reshard.planning.names import layer_pattern
 from reshard.planning.plan import PlannedFile
 from reshard.planning.redundancy import keepers
@@ -59,7 +59,7 @@ def catalog_of_ranks(files: Sequence[IndexedFile], strategy: Strategy) -> Catalo
         notes,
         ranks,
         tuple(dict.fromkeys(name for stage in strategy.stages for name in stage)),
-        {"strategy": hash_of_strategy(strategy)},
+        {STRATEGY: hash_of_strategy(strategy)},
         (*stand_ins(files, ranks), *_redundancy(files, tensors, notes)),
         "rank folders",
     )

@@ -37,15 +37,16 @@ def lora_config(
     if sum(given) > 1:
         raise UsageError("several sources of scaling", hint="one of --scaling, --lora-alpha with --lora-rank, --config")
     own = _own_config(adapter)
-    transposed = own_orientation(own) if own and own != config else False
+    transposed, told_by = own_orientation(own) if own and own != config else (False, {})
     if scaling:
-        return LoraConfig(parse_scaling(scaling), transposed)
+        return LoraConfig(parse_scaling(scaling), transposed, told_by=told_by)
     if alpha is not None or rank is not None:
         if alpha is None or rank is None or rank < 1:
             raise UsageError("--lora-alpha and --lora-rank go together, the rank above 0")
-        return LoraConfig(AlphaRank(alpha, rank), transposed)
+        return LoraConfig(AlphaRank(alpha, rank), transposed, told_by=told_by)
     if config or own:
-        return read_config(config or own)
+        made = read_config(config or own)
+        return replace(made, told_by={**told_by, **made.told_by})
     raise UsageError(
         "no scaling was given, and a wrong one makes a wrong model",
         hint="--scaling alpha/rank, as 16/8; or --lora-alpha and --lora-rank; or --config adapter_config.json",
@@ -80,6 +81,7 @@ def open_with_adapter(src: str | Path, options: Options, adapter: str | Path = "
 def plan_lora_of(source: Catalog, dst: str | Path, config: LoraConfig, options: Options) -> Plan:
     """As ``plan_lora``, of what is open already."""
     merge = pair_factors(source.tensors, config.rules())
+    source = replace(source, told_by={**source.told_by, **config.told_by})
     return plan_from(source, str(dst), options, merge)
 
 
@@ -116,7 +118,8 @@ def _joined(base: Catalog, adapter: Catalog) -> Catalog:
     if twice:
         raise PlanError("the base has LoRA weights of the same names:\n" + listed(twice), hint="leave --adapter out")
     moved: Mapping[str, Tensor] = {n: _renumbered(t, len(base.files)) for n, t in adapter.tensors.items()}
-    return replace(base, files=(*base.files, *adapter.files), tensors={**base.tensors, **moved})
+    told_by = {**base.told_by, **{f"adapter's {name}": content for name, content in adapter.told_by.items()}}
+    return replace(base, files=(*base.files, *adapter.files), tensors={**base.tensors, **moved}, told_by=told_by)
 
 
 def _renumbered(tensor: Tensor, files: int) -> Tensor:

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from reshard.errors import InputError, UsageError
 from reshard.ops.peft import refuse_other_kinds
+from reshard.planning.identity import hash_of_file
 from reshard.planning.lora import Rules, Stored
 from reshard.planning.names import NameRules
 from reshard.storage.storages import content_of
@@ -63,12 +65,14 @@ class LoraConfig(Struct, frozen=True):
         transposed: square weights are stored [in, out], of others the shapes tell; of all with ``stated``.
         stated: ``transposed`` is what the user says, of all weights.
         rename: what the adapter's layers are called in the base: (regular expression, replacement) pairs.
+        told_by: by name, hashes of the files that said so.
     """
 
     scaling: Scaling
     transposed: bool = False
     stated: bool = False
     rename: tuple[tuple[str, str], ...] = ()
+    told_by: Mapping[str, str] = {}
 
     def rules(self) -> Rules:
         stored: Stored = "by shape"
@@ -109,29 +113,33 @@ def parse_scaling(text: str) -> Fixed:
 def read_config(path: str | Path) -> LoraConfig:
     """From a PEFT ``adapter_config.json`` or a MindFormers YAML with ``pet_config``. Raises InputError."""
     path = str(path)
-    content = _content(path)
-    return _peft(content, path) if path.endswith(".json") else _mindformers(content, path)
+    content, told_by = _content(path)
+    made = _peft(content, path) if path.endswith(".json") else _mindformers(content, path)
+    return replace(made, told_by=told_by)
 
 
-def own_orientation(path: str) -> bool:
-    """Whether square weights are stored [in, out], of an adapter whose scaling is said elsewhere.
+def own_orientation(path: str) -> tuple[bool, Mapping[str, str]]:
+    """Whether square weights are stored [in, out], of an adapter whose scaling is said elsewhere; and what told it.
 
     Raises InputError where its ``adapter_config.json`` says that it is no plain LoRA.
     """
-    content = _content(path)
+    content, told_by = _content(path)
     if not isinstance(content, dict):
         raise InputError("not a configuration of PEFT", path)
     refuse_other_kinds(content, path)
-    return bool(content.get("fan_in_fan_out"))
+    return bool(content.get("fan_in_fan_out")), told_by
 
 
-def _content(path: str) -> Any:
-    text = content_of(path).decode(errors="replace")
+def _content(path: str) -> tuple[Any, dict[str, str]]:
+    """What a configuration says, and its name with the hash of it."""
+    data = content_of(path)
+    text = data.decode(errors="replace")
     try:
-        return json.loads(text) if path.endswith(".json") else read_yaml(text)
+        content = json.loads(text) if path.endswith(".json") else read_yaml(text)
     except (ValueError, RecursionError, InputError) as error:
         said = error.message if isinstance(error, InputError) else error
         raise InputError(f"not a configuration: {said}", path) from None
+    return content, {path.rpartition("/")[2]: hash_of_file(data)}
 
 
 def _peft(content: Any, path: str) -> LoraConfig:

@@ -208,7 +208,7 @@ class Catalog(Struct, frozen=True):
         ranks: of the job that wrote it; one for a full checkpoint.
         expected: names that it should hold, in order.
         family: what kind of checkpoint it is and what wrote it, in words.
-        told_by: hashes of what told how tensors are cut, besides the files themselves: a strategy, metadata.
+        told_by: by name, hashes of what small files said that decided something: a strategy, metadata, a configuration.
     """
 
     files: tuple[IndexedFile, ...]

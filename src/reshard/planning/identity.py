@@ -1,8 +1,8 @@
 """What names a conversion: everything that decides about the bytes of the target, and nothing else.
 
-Runs of one identity may fill one target together, on machines that each have their own copy of the source. So files
-count by their paths below the source, lengths and times of change, and neither the ranks that a run makes nor how it
-makes them counts.
+Runs of one identity may fill one target together, on machines that each have their own copy of the source. So weight
+files count by their paths below the source, lengths and times of change, and small files that decided something, as
+strategies and configurations, by what is in them. Neither the ranks that a run makes nor how it makes them counts.
 """
 
 from __future__ import annotations
@@ -15,35 +15,54 @@ from reshard.planning.catalog import Catalog
 from reshard.planning.plan import SCHEMA
 from reshard.planning.target import Choices, Target
 
+STRATEGY = "strategy"
+"""How ``Catalog.told_by`` calls the source's own."""
+NOTES = "schema of the notes"
+"""The part that says by which release's rules the others were made."""
+
 
 def identity_of(made_of: dict[str, str]) -> str:
-    return _hash([SCHEMA, made_of])
+    return hash_of(made_of)
 
 
 def parts_of_identity(source: Catalog, target: Target, choices: Choices) -> dict[str, str]:
     """Part by part: values, or hashes of what is long."""
     rules, pairs = choices.rules, choices.lora.pairs if choices.lora else {}
+    told_by = dict(source.told_by)
+    target_strategy = hash_of_strategy(target.strategy) if target.strategy else ""
     files = [(f.name.encode("utf-8", "surrogateescape"), f.rank, f.nbytes, f.mtime_ns) for f in source.files]
     return {
-        "sources": _hash(sorted(files)),
-        "source cut by": _hash(sorted(source.told_by.items())),
-        "target's strategy": hash_of_strategy(target.strategy) if target.strategy else "",
-        "tensors taken": _hash([rules.include, rules.exclude, rules.rename, rules.weights_only]),
-        "LoRA scaling": _hash(sorted((n, p.a.name, p.b.name, p.scaling, p.transposed) for n, p in pairs.items())),
+        NOTES: str(SCHEMA),
+        "sources": hash_of(sorted(files)),
+        "strategies": hash_of([told_by.pop(STRATEGY, ""), target_strategy]),
+        **{_unicode(name): content for name, content in sorted(told_by.items())},
+        "family": source.family,
+        "tensors taken": hash_of(rules),
+        "LoRA scaling": hash_of(sorted((n, p.a.name, p.b.name, p.scaling, p.transposed) for n, p in pairs.items())),
         "prefix": target.prefix,
         "file name": target.single,
         "format": target.format.name,
-        "--crc": _hash(repr(target.format)),
+        "--crc": hash_of(repr(target.format)),
         "dtype": target.dtype,
         "size of parts": str((target.parts.max_nbytes, target.parts.names)) if target.parts else "",
         "dropped redundancy": str(target.drop_redundancy),
     }
 
 
+def _unicode(name: str) -> str:
+    """A name of any file, as JSON can hold it."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def hash_of_strategy(strategy: Strategy) -> str:
     """Of what it says, whatever file says it."""
-    return _hash((strategy.devices, [sorted(stage.items()) for stage in strategy.stages]))
+    return hash_of((strategy.devices, [sorted(stage.items()) for stage in strategy.stages]))
 
 
-def _hash(content: object) -> str:
+def hash_of_file(content: bytes) -> str:
+    return xxhash.xxh3_128_hexdigest(content)
+
+
+def hash_of(content: object) -> str:
+    """Of any value, by what it holds."""
     return xxhash.xxh3_128_hexdigest(msgspec.json.encode(content))

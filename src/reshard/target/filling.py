@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Struct
 
 from reshard.errors import InputError, UsageError
+from reshard.planning.identity import NOTES
 from reshard.planning.misfits import ShardMisfits
 from reshard.planning.plan import FileResult, Plan
 from reshard.storage.disk import sync_folder
@@ -52,8 +53,8 @@ class Begun(Struct, frozen=True):
         ["dtype ('' then, 'float16' now)"]
         """
         changed = []
-        for part, now in self.made_of.items():
-            then = earlier.made_of.get(part, now)
+        for part in dict.fromkeys((*self.made_of, *earlier.made_of)):
+            then, now = earlier.made_of.get(part, ""), self.made_of.get(part, "")
             if then != now:
                 short = max(len(then), len(now)) <= _SHORT
                 changed.append(f"{part} ({then!r} then, {now!r} now)" if short else part)
@@ -142,6 +143,13 @@ class Filling:
         return None
 
     def _refuse(self, earlier: Begun) -> None:
+        then, now = (begun.made_of.get(NOTES, "1") for begun in (earlier, self._begun))
+        if then != now:
+            raise UsageError(
+                f"the target was begun by another release: its notes are of schema {then}, ours of {now}",
+                self._place.path,
+                "let the release that began it finish it, or give --overwrite to start anew",
+            )
         changed = self._begun.changes_from(earlier)
         raise UsageError(
             "the target was begun from other sources, strategies or options"

@@ -12,6 +12,7 @@ from msgspec import Struct
 from reshard import __version__
 from reshard.errors import CheckpointError, FormatError, InputError, RunError
 from reshard.index import Extent
+from reshard.planning.identity import hash_of_file
 from reshard.planning.misfits import ShardMisfits
 from reshard.planning.plan import FileResult, Plan, PlannedFile, Run, check_runs
 from reshard.storage.storage import ReadFile, Storage, join
@@ -52,7 +53,7 @@ class ManifestFile(Struct, frozen=True, omit_defaults=True):
 class Manifest(Struct, frozen=True):
     """``complete`` is False where only some ranks were asked for; ``made_of`` says what ``plan`` stands for.
 
-    ``stages``: pipeline stages of the ``world`` ranks.
+    ``stages``: pipeline stages of the ``world`` ranks. ``xxh3``: of the manifest itself.
     """
 
     plan: str
@@ -60,8 +61,9 @@ class Manifest(Struct, frozen=True):
     complete: bool
     files: tuple[ManifestFile, ...]
     made_of: dict[str, str]
-    stages: int = 1
-    reshard: str = ""
+    stages: int
+    reshard: str
+    xxh3: str
 
 
 class Published(Struct, frozen=True):
@@ -151,7 +153,16 @@ def read_manifest(place: Place) -> Manifest:
         files = tuple(map(_file, found.files))
     except InputError as error:
         raise InputError(error.message, path) from None
-    return Manifest(found.plan, found.world, found.complete, files, found.made_of, found.stages, found.reshard)
+    return Manifest(
+        found.plan,
+        found.world,
+        found.complete,
+        files,
+        found.made_of,
+        found.stages,
+        found.reshard,
+        hash_of_file(content),
+    )
 
 
 def read_whole(storage: Storage, path: str) -> bytes | None:
