@@ -37,12 +37,12 @@ def _misfit(manifest: Manifest, files: Sequence[IndexedFile]) -> str:
         return f"it tells of {manifest.world} ranks in {manifest.stages} stages"
     if not manifest.complete:
         return "it tells of a part of the target only"
-    if manifest.world != (ranks := len({file.rank for file in manifest.files})):
-        return f"it tells of {manifest.world} ranks and names files of {ranks}"
     told = {file.path: file for file in manifest.files if file.tensors}
     found = {file.name: file for file in files}
     if found.keys() - told.keys():
         return f"{min(found.keys() - told.keys())} is none of its files"
+    if manifest.world != (ranks := len({file.rank for file in manifest.files})):
+        return f"it tells of {manifest.world} ranks and names files of {ranks}"
     for path, file in found.items():
         if file.nbytes != told[path].nbytes:
             return f"{path} has {counted(file.nbytes, 'byte')}, it says {told[path].nbytes:,}"
