@@ -110,7 +110,7 @@ def read_settings(config: Config, launch: Launch, environment: Mapping[str, str]
         resume=keys.get("resume_training", False, lambda v: isinstance(v, bool | str), "True, False or a file name"),
         alone=in_modelarts(environment),
         on_load=keys.get("transform", "write", lambda v: v in ("write", "on_load"), "write or on_load") == "on_load",
-        own_loader=not keys.flag("use_legacy_format", default=not config.content.get("checkpoint")),
+        own_loader=bool(config.content.get("checkpoint")) or not keys.flag("use_legacy_format", default=True),
         remote_save_url=keys.text("remote_save_url", environment.get("REMOTE_SAVE_URL", "")),
         warnings=tuple(keys.warnings),
     )
