@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
 
 _OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 _BETWEEN = re.compile(r"(; (?:or )?|, (?:or|then) )")
 
 
-def suited(hint: str, has: Callable[[str], bool], words: Mapping[str, str]) -> str:
+def suited(hint: str, options: Collection[str], words: Mapping[str, str]) -> str:
     """A hint without the advice that a tool cannot take.
 
     Args:
-        has: whether an option is the tool's.
+        options: those that the tool has; all with an underscore are a launcher's, a YAML's or its own.
         words: what it calls options of others.
 
-    >>> suited("check the disk; run again with --resume", [].count, {})
+    >>> suited("check the disk; run again with --resume", [], {})
     'check the disk'
-    >>> suited("leave --src-strategy out, or give the folder", [].count, {"--src-strategy": "src_strategy"})
+    >>> suited("leave --src-strategy out, or give the folder", [], {"--src-strategy": "src_strategy"})
     'leave src_strategy out, or give the folder'
     """
     clauses = _BETWEEN.split(hint)
     said = ""
     for between, clause in zip(["", *clauses[1::2]], clauses[::2], strict=True):
         named = _OPTION.findall(clause)
-        if all(has(option) or option in words for option in named):
+        if all("_" in option or option in options or option in words for option in named):
             said += (between if said else "") + _OPTION.sub(lambda m: words.get(m[0], m[0]), clause)
     return said

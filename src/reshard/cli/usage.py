@@ -41,7 +41,7 @@ def in_words_of(words: list[str], error: ReshardError) -> ReshardError:
     named = _OF_AUTO if command.name == "auto" else {}
     strategies = " or ".join(option for option in _STRATEGIES if option in options)
     named = {"--src-strategy": strategies, **named} if strategies else named
-    return type(error)(error.message, error.where, suited(error.hint, options.__contains__, named))
+    return type(error)(error.message, error.where, suited(error.hint, options, named))
 
 
 _STRATEGIES = ("--src-strategy", "--strategy", "--a-strategy", "--b-strategy")
@@ -49,9 +49,9 @@ _OF_AUTO = {
     "--src-strategy": "src_strategy_path_or_dir",
     "--suffix": "resume_training",
     "--format": "load_ckpt_format",
-    "--only_save_strategy": "--only_save_strategy",
+    "--transform": "--transform",
 }
-"""Keys of the YAML for options of other commands."""
+"""Keys of the YAML, some of which are options of other commands."""
 
 
 def _lowered(message: str) -> str:

@@ -103,7 +103,7 @@ def program(run: Callable[[Sequence[str]], None], called: Mapping[str, str]) -> 
 def _told(error: ReshardError, called: Mapping[str, str]) -> int:
     """Say it, once. Gives the exit code."""
     where = f"{error.where}: " if error.where else ""
-    advice = suited(error.hint, lambda option: "_" in option, called)
+    advice = suited(error.hint, (), called)
     hint = f"\n  hint: {advice}" if advice else ""
     print(f"error: {where}{error.message}{hint}\n  docs: {error.docs}", file=sys.stderr, flush=True)
     return error.exit_code

@@ -35,7 +35,7 @@ def reference_errors() -> Iterator[None]:
 
 
 def _said(error: ReshardError) -> str:
-    return str(ReshardError(error.message, error.where, suited(error.hint, lambda _: False, _CALLED)))
+    return str(ReshardError(error.message, error.where, suited(error.hint, (), _CALLED)))
 
 
 def warn(warnings: Iterable[str]) -> None:
