@@ -12,7 +12,7 @@ import pytest
 
 import reshard
 from making import array, read_file, same, write_file, write_ranks, write_strategy
-from reshard.errors import CheckpointError, PlanError
+from reshard.errors import CheckpointError, PlanError, UsageError
 from reshard.families.source import Source
 from reshard.layout.tensor import Sharding
 from reshard.ops.diff import diff, verify_content
@@ -141,6 +141,41 @@ def test_a_replica_stands_in_for_a_rank_without_file(made: Made, tmp_path: Path)
     next(made.path.glob("rank_2/*")).unlink()
     with pytest.raises(PlanError, match=r"layers.0.w: 50% missing.*rank 2, 3 should hold it"):
         reshard.plan(made.path, "out.safetensors")
+
+
+@pytest.mark.parametrize("ranks", [{0}, {0, 1}])
+def test_a_target_of_some_ranks_is_not_taken_for_the_whole(made: Made, tmp_path: Path, ranks: set[int]) -> None:
+    options = Options(dst_strategy=made.strategy, ranks=frozenset(ranks))
+    reshard.convert(made.full, tmp_path / "some", options)
+    with pytest.raises(CheckpointError, match=r"not whole|no strategy"):
+        reshard.plan(tmp_path / "some", "out.safetensors")
+    (tmp_path / "some" / ".reshard" / "manifest.json").unlink()  # as after a kill
+    with pytest.raises(CheckpointError, match="has not ended"):
+        reshard.plan(tmp_path / "some", "out.safetensors")
+
+
+def test_parts_that_are_being_written_are_no_checkpoint(made: Made, tmp_path: Path) -> None:
+    reshard.convert(made.path, tmp_path / "parts", Options(format="safetensors", max_shard_nbytes=100))
+    (tmp_path / "parts" / ".reshard" / "begun.json").write_bytes(b"{}")
+    with pytest.raises(CheckpointError, match="has not ended"):
+        reshard.plan(tmp_path / "parts", "out.safetensors")
+
+
+def test_what_the_user_says_it_is_counts(made: Made, tmp_path: Path) -> None:
+    write_file(made.path / "model.safetensors", {"other": FULL["tied"]})
+    assert [t.name for t in reshard.plan(made.path, "o.safetensors", Options(family="full")).tensors] == ["other"]
+    assert len(reshard.plan(made.path, "o.safetensors", Options(family="ranks")).tensors) == len(FULL)
+    with pytest.raises(UsageError, match="no rank folders"):
+        reshard.plan(made.full, "o.safetensors", Options(family="ranks"))
+
+
+def test_a_strategy_that_lacks_a_name_does_not_overrule_the_manifest(tmp_path: Path) -> None:
+    full = {"w": np.zeros((4, 2), np.float32), "x": FULL["tied"]}
+    strategy = str(write_strategy(tmp_path / "s", [dict.fromkeys(full, Sharding((2,), ((0,), ())))]))
+    reshard.convert(write_file(tmp_path / "f.ckpt", full), tmp_path / "ours", Options(dst_strategy=strategy))
+    lacking = str(write_strategy(tmp_path / "l", [{"x": Sharding((2,), ((0,), ()))}]))
+    with pytest.raises(CheckpointError, match="w on rank 1"):
+        reshard.plan(tmp_path / "ours", "out.ckpt", Options(src_strategy=lacking))
 
 
 def test_a_strategy_beside_it_is_compared(made: Made, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ in their own dtype, second names of tied ones; moments are ``exp_avg.NAME`` and 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from msgspec import Struct
@@ -24,6 +24,7 @@ _MODEL = re.compile(r"(?:zero_pp_rank_(\d+)_)?mp_rank_(\d+)_model_states\.pt")
 _OPTIMIZER = re.compile(r"(?:bf16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")
 _LAYER = re.compile(r"layer_(\d+)(?:-model_(\d+))?-model_states\.pt")
 _EXPERT = re.compile(r"layer_(\d+)_expert_(\d+)_mp_rank_(\d+)_model_states\.pt")
+_KINDS = {"model": _MODEL, "optimizer": _OPTIMIZER, "layer": _LAYER, "expert": _EXPERT}
 _LATEST = "latest"
 _FULL = re.compile(r"(pytorch_model|model|adapter_model).*\.(bin|safetensors)(\.index\.json)?")
 
@@ -38,7 +39,7 @@ class DeepSpeed(Struct, frozen=True):
         folder, warnings = _tag_folder(there, source)
         names = sorted((entry.name for entry in folder.entries if not entry.folder), key=_natural)
         told, parts, warned = _told(folder, names)
-        tensors = tensors_of(told)
+        tensors = tensors_of(told, warned)
         stage = f"ZeRO-{told.stage}" if told.stage else "without ZeRO"
         warned += [f"{name} is missing; nothing of it is needed" for name in absent_models(told)]
         version = next((str(v) for p in told.models.values() if (v := p.value.get("ds_version"))), "")
@@ -58,7 +59,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 
 def _is_tag(there: Listing) -> bool:
-    return any(_MODEL.fullmatch(entry.name) for entry in there.entries)
+    return any(pattern.fullmatch(entry.name) for entry in there.entries for pattern in _KINDS.values())
 
 
 def _tags(there: Listing) -> dict[str, Listing]:
@@ -105,8 +106,13 @@ def _tag_folder(there: Listing, source: Source) -> tuple[Listing, tuple[str, ...
 def _told(folder: Listing, names: Sequence[str]) -> tuple[Told, list[TorchPart], list[str]]:
     """All files of a checkpoint, opened, and what to warn of."""
     found: dict[str, list[tuple[re.Match[str], str]]] = {}
-    for kind, pattern in (("model", _MODEL), ("optimizer", _OPTIMIZER), ("layer", _LAYER), ("expert", _EXPERT)):
+    for kind, pattern in _KINDS.items():
         found[kind] = [(match, folder.at(name)) for name in names if (match := pattern.fullmatch(name))]
+    if not found["model"]:
+        raise CheckpointError(
+            "no model states (mp_rank_*_model_states.pt) lie here", folder.path, "bring all its files"
+        )
+    _refuse_twins(found)
     data = 1 + max(_int(match[1]) for kind in ("model", "optimizer") for match, _ in found[kind])
     ranked = [(_int(m[1]) + data * int(m[2]), path) for kind in ("model", "optimizer") for m, path in found[kind]]
     ranked += [(0, path) for kind in ("layer", "expert") for _, path in found[kind]]
@@ -119,8 +125,43 @@ def _told(folder: Listing, names: Sequence[str]) -> tuple[Told, list[TorchPart],
     for part in models.values():
         if not isinstance(part.value, dict):
             raise CheckpointError("it does not hold a model's states", part.path, "bring the file again")
+    if any(int(m[3]) for m, _ in found["expert"]):
+        raise CheckpointError("experts of several tensor-parallel ranks are not put together", folder.path)
+    _refuse_missing_ranks(models, optimizers, layers, folder.path)
     optimizers, warned = _of_this_save(optimizers, folder.path)
     return Told(models, optimizers, layers, experts), opened, warned
+
+
+def _refuse_twins(found: Mapping[str, Sequence[tuple[re.Match[str], str]]]) -> None:
+    """Raises CheckpointError for two files of one rank: those of another save that lay there before."""
+    for matches in found.values():
+        seen: dict[tuple[int, ...], str] = {}
+        for match, path in matches:
+            other = seen.setdefault(tuple(map(_int, match.groups())), path)
+            if other != path:
+                raise CheckpointError(f"two files of one rank: {other} and {path}", hint="keep those of one save")
+
+
+def _refuse_missing_ranks(
+    models: Mapping[tuple[int, int], TorchPart],
+    optimizers: Mapping[tuple[int, int], TorchPart],
+    layers: Mapping[tuple[int, int], TorchPart],
+    folder: str,
+) -> None:
+    """Raises CheckpointError where files of a model-parallel rank are missing."""
+    there = {mp for _, mp in models}
+    said = [n for part in models.values() if isinstance(n := part.value.get("mp_world_size"), int)]
+    world = max(*said, max(there) + 1, *(mp + 1 for _, mp in optimizers), 1)
+    absent = [f"mp_rank_{mp:02d}_model_states.pt" for mp in range(world) if mp not in there]
+    tensor = {tp for _, tp in layers}
+    absent += [
+        f"layer_{layer:02d}-model_{tp:02d}-model_states.pt"
+        for layer in sorted({layer for layer, _ in layers})
+        for tp in range(max(tensor) + 1)
+        if (layer, tp) not in layers
+    ]
+    if absent:
+        raise CheckpointError("files of ranks are missing:\n" + listed(absent), folder, "bring them: each holds a part")
 
 
 def _int(text: str | None) -> int:

@@ -11,10 +11,12 @@ from msgspec.structs import replace
 
 from reshard.errors import CheckpointError, FormatError, UsageError, counted
 from reshard.families.discover import Found, files_of
+from reshard.families.family import Listing
 from reshard.families.indexed import by_index
 from reshard.families.manifest_headers import Told, told_by_manifest
 from reshard.families.ours import by_manifest, strategy_fault
 from reshard.families.rank_folders import catalog
+from reshard.families.rank_listing import is_rank
 from reshard.families.registry import listing, recognised
 from reshard.families.source import Source
 from reshard.families.strategies import read_strategy
@@ -25,8 +27,10 @@ from reshard.interruption import proceed
 from reshard.layout.stages import Strategy
 from reshard.planning.catalog import Catalog, IndexedFile, Tensor
 from reshard.storage.machine import uncollected
-from reshard.storage.storage import ReadFile
+from reshard.storage.storage import ReadFile, join
 from reshard.storage.storages import storage_of
+from reshard.target.filling import BEGUN
+from reshard.target.target_paths import Place
 
 _BLOCK_NBYTES = 8 << 20
 _REMOTE_COMPARISONS = 16  # each with two blocks
@@ -54,7 +58,7 @@ def open_source(source: Source, *, trust_manifest: bool = True) -> Catalog:
         return family.read(there, source)
     if source.iteration is not None:
         raise UsageError("there are no iterations to choose from", there.path, "leave --iteration out")
-    found = files_of(there, source.select, source.suffix)
+    found = _plain(there, source)
     strategy = read_strategy(source.strategy) if source.strategy else None
     if strategy is not None and not found.distributed and strategy.world > 1:
         raise UsageError(
@@ -66,6 +70,27 @@ def open_source(source: Source, *, trust_manifest: bool = True) -> Catalog:
     made = _told_apart(found, files, strategy)
     of_files = (f"{file.path}: {warning}" for file in files for warning in file.contents.warnings)
     return replace(made, warnings=(*found.warnings, *told, *of_files, *made.warnings))
+
+
+def _plain(there: Listing, source: Source) -> Found:
+    """Rank folders or full files, whichever lies there or was asked for."""
+    if source.family == "full":
+        there = replace(there, entries=tuple(e for e in there.entries if not (e.folder and is_rank(e.name))))
+    found = files_of(there, source.select, source.suffix)
+    if source.family == "ranks" and not found.distributed:
+        raise UsageError("--from ranks, and there are no rank folders", there.path, "leave --from out")
+    return found
+
+
+def _refuse_unfinished(found: Found) -> None:
+    """Raises CheckpointError for a target of ours that is being filled: what lacks of it, nobody can see."""
+    place = Place.of(found.path, single=len(found.files) == 1 and found.files[0][1] == found.path)
+    if not place.single and place.storage.entry(join(place.meta, BEGUN)) is not None:
+        raise CheckpointError(
+            "a conversion into it has not ended: it is not whole",
+            found.path,
+            "give the same command with --resume; rank folders are read as far as they go with --src-strategy",
+        )
 
 
 def _told_apart(found: Found, files: Sequence[IndexedFile], strategy: Strategy | None) -> Catalog:
@@ -82,13 +107,14 @@ def _told_apart(found: Found, files: Sequence[IndexedFile], strategy: Strategy |
         return made
     if ours is not None:
         return ours
+    _refuse_unfinished(found)
     _check_lone_ranks(found, doubt)
     return catalog(files, None)
 
 
 def _check_lone_ranks(found: Found, doubt: str) -> None:
     """Without a strategy only rank_0 alone is a whole checkpoint. ``doubt``: why no manifest helps."""
-    if found.whole:
+    if found.whole and not doubt:
         return
     why = f" (its manifest is not trusted: {doubt})" if doubt else ""
     without = f" ({len(found.empty)} without a weight file)" if found.empty else ""

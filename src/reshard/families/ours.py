@@ -98,9 +98,9 @@ def _tensor(name: str, spec: TensorSpec, shards: Sequence[Shard], devices: int) 
 
 def strategy_fault(by_strategy: Catalog, by_manifest: Catalog) -> str:
     """The first tensor that a strategy cuts otherwise than the manifest says, in words; "" where they agree."""
-    for name, tensor in by_strategy.tensors.items():
+    for name in by_strategy.tensors:
         ours, theirs = (_places(catalog, catalog.tensors[name]) for catalog in (by_strategy, by_manifest))
-        rank = next((rank for rank in ours if tensor.known and ours[rank] != theirs.get(rank, ours[rank])), None)
+        rank = next((rank for rank in ours if ours[rank] != theirs.get(rank, ours[rank])), None)
         if rank is not None:
             return (
                 f"{name} on rank {rank}: {_shown(ours[rank])} by the strategy, {_shown(theirs[rank])} by the manifest"

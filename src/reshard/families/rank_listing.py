@@ -21,6 +21,11 @@ _STEP = re.compile(r"(\d+)_(\d+)\.[^.]+$")
 _LISTINGS_AT_ONCE = 16
 
 
+def is_rank(name: str) -> bool:
+    """Whether a folder's name is that of a rank."""
+    return _RANK.fullmatch(name) is not None
+
+
 def rank_entries(entries: Iterable[Entry]) -> list[Entry]:
     """What is called as the folder of a rank, be it one or not."""
     return [e for e in entries if _RANK.fullmatch(e.name)]

@@ -26,7 +26,7 @@ _FAMILIES = (
     _Entry(
         "deepspeed",
         "reshard.families.deepspeed:DeepSpeed",
-        r"latest|global_step\d+|(zero_pp_rank_\d+_)?mp_rank_\d+_model_states\.pt",
+        r"latest|global_step\d+|((bf16_)?zero_pp_rank_\d+_)?mp_rank_\d+_(model|optim)_states\.pt|layer_\d+.*model_states\.pt",
     ),
 )
 PLAIN = ("ranks", "full")

@@ -19,6 +19,7 @@ from reshard.index import TensorSpec
 from reshard.layout.box import Box
 from reshard.planning.catalog import Shard, Tensor, tensor_of_shards
 
+_GATE = "gate.wg.weight"
 _EXPERT = re.compile(r"(?<=deepspeed_experts\.)\d+")
 Slices = dict[str, Slice]
 
@@ -64,18 +65,22 @@ class Told(Struct, frozen=True):
         return value
 
 
-def tensors_of(told: Told) -> dict[str, Tensor]:
-    """All weights and moments. Raises CheckpointError with what is missing or contradictory."""
+def tensors_of(told: Told, warnings: list[str]) -> dict[str, Tensor]:
+    """All weights and moments; what cannot be named goes to ``warnings``. Raises CheckpointError with what is missing
+    or contradictory.
+    """
     _check_steps(told)
     tp = told.tensor_parallel
     info = told.model(told.model_parallel[0]).get("universal_checkpoint_info")
     found: dict[str, Tensor] = {}
     for first in told.model_parallel[::tp]:
-        slices = [_of_rank(told, mp) for mp in range(first, first + tp)]
+        slices = [_of_rank(told, mp, warnings) for mp in range(first, first + tp)]
         for name, slice_ in merged(slices, info if isinstance(info, dict) else {}).items():
             found.setdefault(name, _tensor(name, slice_))  # a tied one lies in several pipeline stages
-    layers = _of_layers(told, found)
-    return {**found, **layers, **_of_experts(told, {*found, *layers})}
+    found |= _of_layers(told, found)
+    found |= _of_experts(told, {*found})
+    _check_experts(found)
+    return found
 
 
 def _tensor(name: str, slice_: Slice) -> Tensor:
@@ -115,7 +120,7 @@ def _groups_of_states(states: dict[str, Any]) -> list[dict[str, Any]]:
     return [state.get(n, {}) for n in (numbers if len(numbers) >= len(state) else sorted(state))]
 
 
-def _of_rank(told: Told, mp: int) -> Slices:
+def _of_rank(told: Told, mp: int, warnings: list[str]) -> Slices:
     """What one model-parallel rank holds, its data-parallel ranks put together."""
     model = told.models[min(at for at in told.models if at[1] == mp)]
     shapes = _param_shapes(model.value.get("param_shapes"))
@@ -129,7 +134,12 @@ def _of_rank(told: Told, mp: int) -> Slices:
     shared = model.value.get("shared_params") or {}
     found |= _as_stored(model, {*found, *shared}, told.stage)
     if not ranks and isinstance(model.value.get("optimizer"), dict):
-        found |= _of_stage_0(model, found)
+        states = _of_stage_0(model, found)
+        if not states and model.value.get("module") is not None:
+            warnings.append(
+                f"{model.path}: states of its optimizer are left out: nothing says which parameter has which"
+            )
+        found |= states
     for second, first in shared.items():
         if first in found and second not in found:
             found[second] = found[first]
@@ -312,7 +322,8 @@ def _of_stage_0(model: TorchPart, weights: Slices) -> Slices:
     shapes = [value.shape for value in masters if isinstance(value, TensorRef)]
     if not shapes:
         shapes = [next((v.shape for v in s.values() if isinstance(v, TensorRef) and v.shape), ()) for s in states]
-    if shapes != [weights[name].spec.shape for name in names]:
+    twice = len(set(shapes)) < len(shapes) and len(inner.get("param_groups", ())) > 1
+    if twice or shapes != [weights[name].spec.shape for name in names]:
         return {}
     for number, name in enumerate(names):
         state = states[number] if number < len(states) else {}
@@ -327,21 +338,63 @@ def _of_stage_0(model: TorchPart, weights: Slices) -> Slices:
 def _of_layers(told: Told, known: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What the layer files of a pipeline hold besides: all of it without ZeRO, else frozen weights and buffers."""
     info = told.model(told.model_parallel[0]).get("universal_checkpoint_info")
-    found: dict[str, Tensor] = {}
+    by_layer = {}
     for layer in sorted({layer for layer, _ in told.layers}):
-        slices = []
-        for tp in sorted({tp for of, tp in told.layers if of == layer}):
-            part = told.layers[layer, tp]
-            slices.append({name: _whole(name, part, v) for name, v in _items(part.value) if isinstance(v, TensorRef)})
-        for local, slice_ in merged(slices, info if isinstance(info, dict) else {}).items():
-            name = f"{layer}.{local}"
-            tied = any(
-                other.startswith("tied_modules.") and other.endswith(f".{local}") and t.spec.shape == slice_.spec.shape
-                for other, t in known.items()
-            )
-            if name not in known and not tied:
-                found[name] = _tensor(name, slice_)
-    return found
+        parts = [told.layers[layer, tp] for tp in sorted({tp for of, tp in told.layers if of == layer})]
+        slices = [
+            {name: _whole(name, part, value) for name, value in _items(part.value) if isinstance(value, TensorRef)}
+            for part in parts
+        ]
+        by_layer[layer] = merged(slices, info if isinstance(info, dict) else {})
+    if told.layers and not told.optimizers:
+        _check_layers(told, by_layer)
+    return {
+        name: _tensor(name, slice_)
+        for layer, of_layer in by_layer.items()
+        for local, slice_ in of_layer.items()
+        if (name := f"{layer}.{local}") not in known and not _is_tied(local, slice_, known)
+    }
+
+
+def _is_tied(local: str, slice_: Slice, known: Mapping[str, Tensor]) -> bool:
+    return any(
+        name.startswith("tied_modules.") and name.endswith(f".{local}") and tensor.spec.shape == slice_.spec.shape
+        for name, tensor in known.items()
+    )
+
+
+def _check_layers(told: Told, slices: Mapping[int, Slices]) -> None:
+    """Raises CheckpointError where an optimizer that is not cut has more parameters than the layers that are there."""
+    masters = [
+        value.shape
+        for mp in told.model_parallel
+        for group in (told.model(mp).get("optimizer") or {}).get("fp32_groups", ())
+        for value in group
+        if isinstance(value, TensorRef)
+    ]
+    there = sum(len(of_layer) for of_layer in slices.values())
+    if len(masters) > there * told.tensor_parallel:
+        raise CheckpointError(
+            f"the optimizer has {len(masters)} parameters, the layers {', '.join(map(str, slices))} hold {there}",
+            hint="bring the files of all layers",
+        )
+
+
+def _check_experts(tensors: Mapping[str, Tensor]) -> None:
+    """Raises CheckpointError where a gate chooses among more experts than there are."""
+    for name, tensor in tensors.items():
+        if name.endswith(_GATE) and tensor.spec.shape:
+            layer = name.removesuffix(_GATE)
+            found = {
+                int(m[0]) for other in tensors if other.startswith(f"{layer}experts.") and (m := _EXPERT.search(other))
+            }
+            absent = [n for n in range(tensor.spec.shape[0]) if n not in found]
+            if absent:
+                raise CheckpointError(
+                    f"{layer.rstrip('.')} has {tensor.spec.shape[0]} experts, and these are missing: "
+                    + ", ".join(map(str, absent[:8])),
+                    hint="bring the files layer_*_expert_*_model_states.pt of all of them",
+                )
 
 
 def _of_experts(told: Told, known: set[str]) -> dict[str, Tensor]:
