@@ -16,7 +16,8 @@ from reshard.errors import CheckpointError, UsageError, listed
 from reshard.families.family import Listing
 from reshard.families.source import Source
 from reshard.families.torch_parts import TorchPart, files_of, open_parts
-from reshard.families.zero_states import Told, absent_models, tensors_of
+from reshard.families.zero_states import absent_models, tensors_of
+from reshard.families.zero_told import Told
 from reshard.planning.catalog import Catalog, Ranks
 from reshard.storage.storages import content_of, storage_of
 

@@ -29,6 +29,9 @@ class Slice(Struct, frozen=True):
     shards: tuple[Shard, ...]
 
 
+Slices = dict[str, Slice]
+
+
 def merged(slices: Sequence[Mapping[str, Slice]], info: Mapping[str, Any]) -> dict[str, Slice]:
     """The tensors of which each rank holds a slice. Raises CheckpointError where nothing says how they were cut."""
     if len(slices) == 1:

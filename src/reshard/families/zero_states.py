@@ -3,66 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from reshard.errors import CheckpointError, ReshardError
-from reshard.families.tensor_parallel import Slice, merged
+from reshard.families.tensor_parallel import Slice, Slices, merged
 from reshard.families.torch_parts import Flat, TorchPart
+from reshard.families.zero_layers import EXPERT, check_experts, items_of, of_experts, of_layers, tensor_of, whole_slice
 from reshard.families.zero_partitions import Shapes, consecutive, interleaved
-from reshard.formats.pickled import Record
+from reshard.families.zero_told import Told, states_of
 from reshard.formats.torch_values import TensorRef
 from reshard.index import TensorSpec
-from reshard.layout.box import Box
-from reshard.planning.catalog import Shard, Tensor, tensor_of_shards
-
-_GATE = "gate.wg.weight"
-_EXPERT = re.compile(r"(?<=deepspeed_experts\.)\d+")
-Slices = dict[str, Slice]
-
-
-class Told(Struct, frozen=True):
-    """The files of one save: by (data-parallel, model-parallel) rank, layers by (layer, tensor-parallel rank)."""
-
-    models: Mapping[tuple[int, int], TorchPart]
-    optimizers: Mapping[tuple[int, int], TorchPart]
-    layers: Mapping[tuple[int, int], TorchPart]
-    experts: Sequence[TorchPart]
-
-    @property
-    def model_parallel(self) -> list[int]:
-        return sorted({mp for _, mp in self.models})
-
-    @property
-    def world(self) -> int:
-        data = {dp for dp, _ in (*self.models, *self.optimizers)}
-        return len(data) * len(self.model_parallel)
-
-    @property
-    def stage(self) -> int:
-        """Of ZeRO; 0 where the optimizer is not cut."""
-        for part in self.optimizers.values():
-            states = _states(part)
-            if "fp32_flat_groups" in states:
-                return 3
-            stage = states.get("zero_stage", 1)
-            return int(stage.args[0]) if isinstance(stage, Record) else int(stage)
-        return 0
-
-    @property
-    def tensor_parallel(self) -> int:
-        said = self.model(0).get("checkpoint_parallel_dimensions")
-        if isinstance(said, dict) and isinstance(said.get("tp_degree"), int):
-            return max(int(said["tp_degree"]), 1)
-        return max(len({tp for _, tp in self.layers}), 1) if self.layers else len(self.model_parallel)
-
-    def model(self, mp: int) -> dict[str, Any]:
-        """The model states of a model-parallel rank, as its first data-parallel rank has them."""
-        value: dict[str, Any] = self.models[min(at for at in self.models if at[1] == mp)].value
-        return value
+from reshard.planning.catalog import Shard, Tensor
 
 
 def tensors_of(told: Told, warnings: list[str]) -> dict[str, Tensor]:
@@ -76,27 +30,18 @@ def tensors_of(told: Told, warnings: list[str]) -> dict[str, Tensor]:
     for first in told.model_parallel[::tp]:
         slices = [_of_rank(told, mp, warnings) for mp in range(first, first + tp)]
         for name, slice_ in merged(slices, info if isinstance(info, dict) else {}).items():
-            found.setdefault(name, _tensor(name, slice_))  # a tied one lies in several pipeline stages
-    found |= _of_layers(told, found)
-    found |= _of_experts(told, {*found})
-    _check_experts(found)
+            found.setdefault(name, tensor_of(name, slice_))  # a tied one lies in several pipeline stages
+    found |= of_layers(told, found)
+    found |= of_experts(told, {*found})
+    check_experts(found)
     return found
-
-
-def _tensor(name: str, slice_: Slice) -> Tensor:
-    return tensor_of_shards(name, slice_.spec, slice_.shards)
-
-
-def _states(part: TorchPart) -> dict[str, Any]:
-    states: dict[str, Any] = part.value["optimizer_state_dict"]
-    return states
 
 
 def _check_steps(told: Told) -> None:
     """Raises CheckpointError where ranks are of different steps."""
     steps: dict[float, str] = {}
     for part in told.optimizers.values():
-        for step in _steps(_states(part)):
+        for step in _steps(states_of(part)):
             value = part.scalar(step)
             if value is not None:
                 steps.setdefault(value, part.file.name)
@@ -162,7 +107,7 @@ def _check_groups(ranks: Sequence[TorchPart], shapes: Sequence[Shapes], model: T
 
 
 def _masters(part: TorchPart) -> list[TensorRef]:
-    states = _states(part)
+    states = states_of(part)
     found: list[TensorRef] = states.get("fp32_flat_groups", states.get("single_partition_of_fp32_groups")) or []
     return found
 
@@ -196,7 +141,7 @@ def _clipped(flats: Sequence[Flat], masters: Sequence[Flat]) -> list[Flat]:
 
 def _holders(ranks: Sequence[TorchPart], group: int) -> list[list[TorchPart]]:
     """Who holds a group of parameters together: all; of experts those that stand at the same place in turn."""
-    counts = _states(ranks[0]).get("partition_count")
+    counts = states_of(ranks[0]).get("partition_count")
     count = counts[group] if isinstance(counts, (list, tuple)) and group < len(counts) else len(ranks)
     turns = max(len(ranks) // max(count, 1), 1)
     return [list(ranks[turn::turns]) for turn in range(turns)]
@@ -204,12 +149,12 @@ def _holders(ranks: Sequence[TorchPart], group: int) -> list[list[TorchPart]]:
 
 def _of_expert(name: str, turn: int, group: Shapes) -> str:
     """A local expert's name with its number among all."""
-    local = len({found[0] for other in group if (found := _EXPERT.search(other))})
-    return _EXPERT.sub(lambda found: str(turn * local + int(found[0])), name)
+    local = len({found[0] for other in group if (found := EXPERT.search(other))})
+    return EXPERT.sub(lambda found: str(turn * local + int(found[0])), name)
 
 
 def _paddings(part: TorchPart, group: int) -> list[int]:
-    paddings = _states(part).get("param_alignment_paddings")
+    paddings = states_of(part).get("param_alignment_paddings")
     mine = paddings[group] if isinstance(paddings, (list, tuple)) and group < len(paddings) else ()
     return [int(n) for n in mine or ()]
 
@@ -218,7 +163,7 @@ def _moments(ranks: Sequence[TorchPart], group: int) -> dict[str, list[Flat]]:
     """The flat states of a group by kind, of each rank. Raises CheckpointError where a rank lacks one."""
     by_rank = []
     for part in ranks:
-        groups = _groups_of_states(_states(part))
+        groups = _groups_of_states(states_of(part))
         state = groups[group] if group < len(groups) else {}
         found = {k: v for k, v in state.items() if isinstance(v, TensorRef) and len(v.shape) == 1}
         by_rank.append({str(kind): part.flat(value) for kind, value in found.items()})
@@ -294,20 +239,11 @@ def _as_stored(model: TorchPart, known: set[str], stage: int) -> Slices:
     buffers = set(model.value.get("buffer_names") or ())
     fragments = (model.value.get("frozen_param_fragments") or {}) if stage < 3 else {}
     found: Slices = {}
-    for name, value in (*_items(module), *_items(fragments)):
+    for name, value in (*items_of(module), *items_of(fragments)):
         placeholder = stage == 3 and name not in buffers  # of shape [0]: its elements are cut among ranks
         if name not in known and isinstance(value, TensorRef) and not placeholder:
-            found[name] = _whole(name, model, value)
+            found[name] = whole_slice(name, model, value)
     return found
-
-
-def _items(value: Any) -> Iterable[tuple[str, Any]]:
-    return value.items() if isinstance(value, dict) else ()
-
-
-def _whole(name: str, part: TorchPart, value: TensorRef) -> Slice:
-    shard = Shard(Box.whole(value.shape), (part.held(value),), (part.file.rank,))
-    return Slice(name, TensorSpec(value.dtype, value.shape), (shard,))
 
 
 def _of_stage_0(model: TorchPart, weights: Slices) -> Slices:
@@ -329,79 +265,7 @@ def _of_stage_0(model: TorchPart, weights: Slices) -> Slices:
         state = states[number] if number < len(states) else {}
         for kind, value in state.items():
             if isinstance(value, TensorRef) and value.shape == weights[name].spec.shape and value.shape:
-                found[f"{kind}.{name}"] = replace(_whole(name, model, value), name=name)
+                found[f"{kind}.{name}"] = replace(whole_slice(name, model, value), name=name)
         if number < len(masters):
-            found[f"fp32.{name}"] = _whole(name, model, masters[number])
+            found[f"fp32.{name}"] = whole_slice(name, model, masters[number])
     return found
-
-
-def _of_layers(told: Told, known: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What the layer files of a pipeline hold besides: all of it without ZeRO, else frozen weights and buffers."""
-    info = told.model(told.model_parallel[0]).get("universal_checkpoint_info")
-    by_layer = {}
-    for layer in sorted({layer for layer, _ in told.layers}):
-        parts = [told.layers[layer, tp] for tp in sorted({tp for of, tp in told.layers if of == layer})]
-        slices = [
-            {name: _whole(name, part, value) for name, value in _items(part.value) if isinstance(value, TensorRef)}
-            for part in parts
-        ]
-        by_layer[layer] = merged(slices, info if isinstance(info, dict) else {})
-    if told.layers and not told.optimizers:
-        _check_layers(told, by_layer)
-    return {
-        name: _tensor(name, slice_)
-        for layer, of_layer in by_layer.items()
-        for local, slice_ in of_layer.items()
-        if (name := f"{layer}.{local}") not in known and not _is_tied(local, slice_, known)
-    }
-
-
-def _is_tied(local: str, slice_: Slice, known: Mapping[str, Tensor]) -> bool:
-    return any(
-        name.startswith("tied_modules.") and name.endswith(f".{local}") and tensor.spec.shape == slice_.spec.shape
-        for name, tensor in known.items()
-    )
-
-
-def _check_layers(told: Told, slices: Mapping[int, Slices]) -> None:
-    """Raises CheckpointError where an optimizer that is not cut has more parameters than the layers that are there."""
-    masters = [
-        value.shape
-        for mp in told.model_parallel
-        for group in (told.model(mp).get("optimizer") or {}).get("fp32_groups", ())
-        for value in group
-        if isinstance(value, TensorRef)
-    ]
-    there = sum(len(of_layer) for of_layer in slices.values())
-    if len(masters) > there * told.tensor_parallel:
-        raise CheckpointError(
-            f"the optimizer has {len(masters)} parameters, the layers {', '.join(map(str, slices))} hold {there}",
-            hint="bring the files of all layers",
-        )
-
-
-def _check_experts(tensors: Mapping[str, Tensor]) -> None:
-    """Raises CheckpointError where a gate chooses among more experts than there are."""
-    for name, tensor in tensors.items():
-        if name.endswith(_GATE) and tensor.spec.shape:
-            layer = name.removesuffix(_GATE)
-            found = {
-                int(m[0]) for other in tensors if other.startswith(f"{layer}experts.") and (m := _EXPERT.search(other))
-            }
-            absent = [n for n in range(tensor.spec.shape[0]) if n not in found]
-            if absent:
-                raise CheckpointError(
-                    f"{layer.rstrip('.')} has {tensor.spec.shape[0]} experts, and these are missing: "
-                    + ", ".join(map(str, absent[:8])),
-                    hint="bring the files layer_*_expert_*_model_states.pt of all of them",
-                )
-
-
-def _of_experts(told: Told, known: set[str]) -> dict[str, Tensor]:
-    """Experts that no group of ZeRO holds."""
-    return {
-        name: _tensor(name, _whole(name, part, value))
-        for part in told.experts
-        for name, value in _items(part.value)
-        if name not in known and isinstance(value, TensorRef)
-    }

@@ -1,0 +1,110 @@
+"""What DeepSpeed keeps in files of their own: the layers of a pipeline, and experts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from reshard.errors import CheckpointError
+from reshard.families.tensor_parallel import Slice, Slices, merged
+from reshard.families.torch_parts import TorchPart
+from reshard.families.zero_told import Told
+from reshard.formats.torch_values import TensorRef
+from reshard.index import TensorSpec
+from reshard.layout.box import Box
+from reshard.planning.catalog import Shard, Tensor, tensor_of_shards
+
+_GATE = "gate.wg.weight"
+EXPERT = re.compile(r"(?<=deepspeed_experts\.)\d+")
+
+
+def of_layers(told: Told, known: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What the layer files of a pipeline hold besides: all of it without ZeRO, else frozen weights and buffers."""
+    info = told.model(told.model_parallel[0]).get("universal_checkpoint_info")
+    by_layer = {}
+    for layer in sorted({layer for layer, _ in told.layers}):
+        parts = [told.layers[layer, tp] for tp in sorted({tp for of, tp in told.layers if of == layer})]
+        slices = [
+            {
+                name: whole_slice(name, part, value)
+                for name, value in items_of(part.value)
+                if isinstance(value, TensorRef)
+            }
+            for part in parts
+        ]
+        by_layer[layer] = merged(slices, info if isinstance(info, dict) else {})
+    if told.layers and not told.optimizers:
+        _check_layers(told, by_layer)
+    return {
+        name: tensor_of(name, slice_)
+        for layer, of_layer in by_layer.items()
+        for local, slice_ in of_layer.items()
+        if (name := f"{layer}.{local}") not in known and not _is_tied(local, slice_, known)
+    }
+
+
+def _is_tied(local: str, slice_: Slice, known: Mapping[str, Tensor]) -> bool:
+    return any(
+        name.startswith("tied_modules.") and name.endswith(f".{local}") and tensor.spec.shape == slice_.spec.shape
+        for name, tensor in known.items()
+    )
+
+
+def _check_layers(told: Told, slices: Mapping[int, Slices]) -> None:
+    """Raises CheckpointError where an optimizer that is not cut has more parameters than the layers that are there."""
+    masters = [
+        value.shape
+        for mp in told.model_parallel
+        for group in (told.model(mp).get("optimizer") or {}).get("fp32_groups", ())
+        for value in group
+        if isinstance(value, TensorRef)
+    ]
+    there = sum(len(of_layer) for of_layer in slices.values())
+    if len(masters) > there * told.tensor_parallel:
+        raise CheckpointError(
+            f"the optimizer has {len(masters)} parameters, the layers {', '.join(map(str, slices))} hold {there}",
+            hint="bring the files of all layers",
+        )
+
+
+def check_experts(tensors: Mapping[str, Tensor]) -> None:
+    """Raises CheckpointError where a gate chooses among more experts than there are."""
+    for name, tensor in tensors.items():
+        if name.endswith(_GATE) and tensor.spec.shape:
+            layer = name.removesuffix(_GATE)
+            found = {
+                int(m[0]) for other in tensors if other.startswith(f"{layer}experts.") and (m := EXPERT.search(other))
+            }
+            absent = [n for n in range(tensor.spec.shape[0]) if n not in found]
+            if absent:
+                raise CheckpointError(
+                    f"{layer.rstrip('.')} has {tensor.spec.shape[0]} experts, and these are missing: "
+                    + ", ".join(map(str, absent[:8])),
+                    hint="bring the files layer_*_expert_*_model_states.pt of all of them",
+                )
+
+
+def of_experts(told: Told, known: set[str]) -> dict[str, Tensor]:
+    """Experts that no group of ZeRO holds."""
+    return {
+        name: tensor_of(name, whole_slice(name, part, value))
+        for part in told.experts
+        for name, value in items_of(part.value)
+        if name not in known and isinstance(value, TensorRef)
+    }
+
+
+def whole_slice(name: str, part: TorchPart, value: TensorRef) -> Slice:
+    """A tensor that one file holds whole."""
+    shard = Shard(Box.whole(value.shape), (part.held(value),), (part.file.rank,))
+    return Slice(name, TensorSpec(value.dtype, value.shape), (shard,))
+
+
+def items_of(value: Any) -> Iterable[tuple[str, Any]]:
+    """What a dict holds; nothing of what is none."""
+    return value.items() if isinstance(value, dict) else ()
+
+
+def tensor_of(name: str, slice_: Slice) -> Tensor:
+    return tensor_of_shards(name, slice_.spec, slice_.shards)
