@@ -12,6 +12,7 @@ from servers import S3, Request, told
 
 import reshard
 from making import array, same, tree, write_file, write_ranks, write_strategy
+from reshard.errors import CheckpointError
 from reshard.families.open_checkpoint import open_source
 from reshard.families.probe import probe
 from reshard.families.source import Source
@@ -134,6 +135,36 @@ def test_python_reads_a_url(work: Work) -> None:
     assert same(
         checkpoint.load(1, work.there(work.new))["layers.0.a"], np.ascontiguousarray(FULL["layers.0.a"][:, 12:])
     )
+
+
+def test_an_index_in_a_bucket_says_which_files_count(s3: S3, tmp_path: Path) -> None:
+    write_file(tmp_path / "m" / "sub" / "p-1.safetensors", {"a": array((2,), seed=1), "b": array((2,), seed=2)})
+    write_file(tmp_path / "m" / "p-2.safetensors", {"b": array((2,), seed=3)})
+    write_file(tmp_path / "m" / "model.safetensors", {"a": array((2,), seed=4)})
+    holders = {"a": "sub/p-1.safetensors", "b": "p-2.safetensors"}
+    (tmp_path / "m" / "my.index.json").write_text(json.dumps({"weight_map": holders}))
+    for url in (s3.put(tmp_path / "m", "m"), f"{s3.url}/m/my.index.json"):
+        found = reshard.open(url)
+        assert same(found["a"].read(), array((2,), seed=1))
+        assert same(found["b"].read(), array((2,), seed=3))
+    (warning,) = open_source(Source(f"{s3.url}/m")).warnings
+    assert "does not name model.safetensors: left out" in warning
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["m-1-of-3.ckpt", "m-3-of-3.ckpt"], "m-2-of-3.ckpt"),
+        (["a.ckpt", "b.ckpt"], "2 full checkpoints in one folder"),
+        (["a.gguf", "b.gguf"], "2 .gguf"),
+    ],
+)
+def test_a_folder_of_a_bucket_that_is_not_one_checkpoint(s3: S3, tmp_path: Path, names: list[str], said: str) -> None:
+    for name in names:
+        (tmp_path / name).write_bytes(b"x")
+        s3.put(tmp_path / name, f"m/{name}")
+    with pytest.raises(CheckpointError, match=said):
+        open_source(Source(f"{s3.url}/m"))
 
 
 # --- requests

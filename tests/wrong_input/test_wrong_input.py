@@ -151,6 +151,63 @@ def test_formats_mixed_in_one_rank(work: Work) -> None:
     assert "two formats in one rank folder" in work.refused(INPUT)
 
 
+@pytest.mark.parametrize("suffix", [".ckpt", ".safetensors", ".bin"])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git lfs pull"),
+        (b"<!DOCTYPE html><html><title>Sign in</title></html>", "web page"),
+        (b"GGUF\3\0\0\0" + bytes(64), "GGUF"),
+        (b"\x1f\x8b\x08" + bytes(64), "gzip"),
+    ],
+)
+def test_what_a_file_is_instead(work: Work, suffix: str, content: bytes, said: str) -> None:
+    strange = work.folder / f"strange{suffix}"
+    strange.write_bytes(content)
+    error = refused(INPUT, "split", strange, work.out, "--dst-strategy", work.new, target=work.out)
+    assert said in error
+    assert str(strange) in error
+
+
+@pytest.mark.parametrize(
+    ("name", "other"), [("a.ckpt", "b.safetensors"), ("a.safetensors", "b.ckpt"), ("a.pt", "b.ckpt")]
+)
+def test_a_file_under_the_name_of_another_format(work: Work, name: str, other: str) -> None:
+    made = work.folder / name
+    run("convert", write_file(work.folder / "full.ckpt", FULL), made)
+    made.rename(work.folder / other)
+    error = refused(INPUT, "convert", work.folder / other, work.folder / "out.ckpt")
+    assert f"rename it: {'its name has to end in' if name != 'a.pt' else 'PyTorch'}" in error
+    assert made.suffix in error
+
+
+def test_a_header_above_the_limit(work: Work) -> None:
+    large = work.folder / "large.safetensors"
+    with large.open("wb") as file:
+        file.write((100_000_001).to_bytes(8, "little") + b"{")
+        file.truncate(100_000_100)
+    error = refused(INPUT, "inspect", large)
+    assert "a header of 100,000,001 bytes, 100,000,000 bytes at most" in error
+
+
+@pytest.mark.parametrize("dry", [False, True])
+def test_a_part_alone_is_no_whole(work: Work, dry: bool) -> None:
+    part = write_file(work.folder / "m-00001-of-00002.safetensors", FULL)
+    for target in ("out.safetensors", "m-00002-of-00002.safetensors", "folder"):
+        if not dry:
+            error = refused(INPUT, "convert", part, work.folder / target, target=work.folder / target)
+            assert "m-00001-of-00002.safetensors: part 1 of 2" in error
+    said = run("inspect", part)
+    assert (said.code, len(said.warnings)) == (0, 1)
+    assert run("convert", part, work.out / "m-00001-of-00002.ckpt", *(["--dry-run"] if dry else [])).code == 0
+
+
+def test_empty_rank_beside_a_full_one(work: Work) -> None:
+    work.file(1).unlink()
+    error = refused(INPUT, "merge", work.src, work.out, target=work.out)
+    assert "2 rank folders (1 without a weight file) and no strategy" in error
+
+
 # --- the strategy does not fit
 
 

@@ -57,7 +57,8 @@ def find_ranks(path: str, places: list[Entry], select: Select, suffix: str, warn
     if differing:
         example = chosen[differing[0]]
         warnings += (
-            f"{counted(len(differing), 'rank folder')} with several files, for which the rules of --select differ: "
+            f"{counted(len(differing), 'rank folder')} {'holds' if len(differing) == 1 else 'hold'} several files "
+            "and the rules of --select differ: "
             f"by {select!r} {_name(example.folder)} gives {example.name}",
         )
     steps = {_step(f.name) for f in chosen.values()}

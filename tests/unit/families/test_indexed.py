@@ -13,6 +13,8 @@ import safetensors
 from making import counted, same, write_file
 from reshard import open as open_checkpoint
 from reshard.errors import CheckpointError, FormatError
+from reshard.families.open_checkpoint import open_source
+from reshard.families.source import Source
 
 ONE, TWO = counted(2, 2), counted(2, 2) + 10
 
@@ -62,10 +64,7 @@ def test_a_tensor_that_its_file_does_not_hold(parts: Path) -> None:
     assert caught.value.where == str(parts / "any.index.json")
 
 
-def test_a_tensor_that_the_index_passes_over_is_taken_and_told(parts: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from reshard.families.open_checkpoint import open_source
-    from reshard.families.source import Source
-
+def test_a_tensor_that_the_index_passes_over_is_taken_and_told(parts: Path) -> None:
     write_index(parts / "any.index.json", {"a": "p-1.safetensors"})
     source = open_source(Source(str(parts)))
     assert set(source.tensors) == {"a", "b"}
@@ -79,6 +78,7 @@ def test_what_mindspore_keeps_beside_its_parts_belongs_to_them(tmp_path: Path, g
     write_file(tmp_path / "hyper_param.safetensors", {"global_step": counted(1)})
     (tmp_path / "param_name_map.json").write_text(json.dumps({"a": "part0.safetensors"}))
     assert sorted(held(tmp_path / given)) == ["a", "global_step"]
+    assert open_source(Source(str(tmp_path / given))).warnings == ()
     (tmp_path / "param_name_map.json").unlink()
     assert sorted(held(tmp_path)) == ["a", "global_step"]
 

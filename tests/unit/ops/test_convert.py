@@ -332,3 +332,24 @@ def test_a_rank_that_keeps_nothing_does_not_spoil_the_rest(tmp_path: Path) -> No
         reshard.convert(full, out, replace(thinned, format="ckpt"))
     reshard.convert(full, out, replace(thinned, format="safetensors"))
     assert same(np.asarray(reshard.open(out, strategy)["a"].read()), FULL["a"])
+
+
+@pytest.mark.parametrize(("code", "nbytes"), [("F4", 1), ("F6_E2M3", 3), ("F6_E3M2", 3)])
+@pytest.mark.parametrize("cut", [Sharding((2,), ((0,), ())), Sharding((2,), ((), (0,)))], ids=["rows", "columns"])
+def test_elements_of_less_than_a_byte_are_cut_and_put_together(
+    tmp_path: Path, code: str, nbytes: int, cut: Sharding
+) -> None:
+    """Of the official library's file nothing changes on the way there and back but the note."""
+    values = 2 if code == "F4" else 4
+    content = bytes(range(4 * 2 * nbytes))
+    entry = {"dtype": code, "shape": [4, 2 * values], "data_offsets": [0, len(content)]}
+    head = json.dumps({"w": entry}).encode()
+    src = tmp_path / "full.safetensors"
+    src.write_bytes(len(head).to_bytes(8, "little") + head + content)
+    strategy = str(write_strategy(tmp_path / "s", [{"w": cut}]))
+    reshard.convert(src, tmp_path / "ranks", replace(PLAIN, dst_strategy=strategy))
+    reshard.convert(tmp_path / "ranks", tmp_path / "back.safetensors", replace(PLAIN, src_strategy=strategy))
+    back = (tmp_path / "back.safetensors").read_bytes()
+    length = int.from_bytes(back[:8], "little")
+    assert json.loads(back[8 : 8 + length])["w"] == entry
+    assert back[8 + length :] == content
