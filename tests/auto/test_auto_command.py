@@ -11,9 +11,9 @@ import pytest
 import yaml
 from jobs import golden, handed_over, source_of, write_yaml
 from ranks import Ranks
-from test_auto_failing import until
 
 from golden.cases import judge_ranks
+from waiting import wait_until
 
 WORLD = 8
 SHOW = """
@@ -35,7 +35,7 @@ def test_the_command_takes_the_place_of_each_rank(tmp_path: Path, ranks: Ranks) 
         ranks.start("--config", config, *command, cwd=tmp_path,
                     env={"OMPI_COMM_WORLD_RANK": str(rank), "OMPI_COMM_WORLD_SIZE": "8"}) for rank in range(WORLD)
     ]  # fmt: skip
-    until(lambda: len([*tmp_path.glob("started*")]) == WORLD)
+    wait_until(lambda: len([*tmp_path.glob("started*")]) == WORLD)
     made = str(tmp_path / "output/reshard_run.yaml")
     for rank, process in enumerate(running):
         started = json.loads((tmp_path / f"started{rank}").read_text())

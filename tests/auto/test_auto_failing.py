@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,24 +13,12 @@ from ranks import Ended, Ranks, Running
 
 from golden.cases import judge_ranks
 from making import read_rank, same, tree
+from ports import free_port
+from waiting import wait_until
 
 WORLD = 8
 SLOW = ("--max-rate", "60KiB/s", "--workers", "1")
-
-
-def until(true: Callable[[], object]) -> None:
-    """Wait for something that will be."""
-    for _ in range(3000):
-        if true():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it did not come to be in 30 s")
-
-
-def free_port() -> str:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return str(s.getsockname()[1])
+PATIENT = ("--peer-timeout", "600")  # who would wait for it is taken to hang by ``ended``
 
 
 @pytest.mark.parametrize("victim", [0, 4], ids=["the first rank", "another writer"])
@@ -44,12 +30,10 @@ def test_a_killed_writer_fails_all_and_a_rerun_succeeds(tmp_path: Path, ranks: R
     old = tmp_path / "output/transformed_checkpoint/older/rank_0/mine.ckpt"
     old.parent.mkdir(parents=True)
     old.write_bytes(b"mine")
-    running = ranks.job(WORLD, "--config", config, *SLOW, cwd=tmp_path)
-    until(lambda: [*tmp_path.glob(f"output/.transformed*/llama/rank_{victim}/*.part")])
-    began = time.monotonic()
+    running = ranks.job(WORLD, "--config", config, *SLOW, *PATIENT, cwd=tmp_path)
+    wait_until(lambda: [*tmp_path.glob(f"output/.transformed*/llama/rank_{victim}/*.part")])
     os.kill(running[victim].pid, signal.SIGKILL)
     ended = [r.ended() for r in running]
-    assert time.monotonic() - began < 30
     assert [e.code for e in ended] == [-signal.SIGKILL if rank == victim else 5 for rank in range(WORLD)]
     assert all(f"rank {victim} (process {running[victim].pid} on" in e.said for r, e in enumerate(ended) if r != victim)
     assert old.read_bytes() == b"mine"
@@ -94,13 +78,11 @@ def test_an_error_of_one_rank_before_it_meets_others_reaches_all(tmp_path: Path,
     """One machine does not see the weights, all others wait for it."""
     model = write_model(tmp_path / "llama.ckpt", write_yaml(tmp_path / "any.yaml", "dp2mp4", sizes=LARGE))
     config = write_yaml(tmp_path / "run.yaml", "dp2mp4", load_checkpoint=str(model), sizes=LARGE)
-    words = ("--config", config, "--world-size", "8", "--rank")
+    words = ("--config", config, *PATIENT, "--world-size", "8", "--rank")
     running = {rank: ranks.start(*words, str(rank), cwd=tmp_path) for rank in range(WORLD) if rank != blind}
-    until(lambda: all(started(tmp_path, running[rank], rank) for rank in running))
-    began = time.monotonic()
+    wait_until(lambda: all(started(tmp_path, running[rank], rank) for rank in running))
     running[blind] = ranks.start(*words, str(blind), "--load_checkpoint", str(tmp_path / "not.ckpt"), cwd=tmp_path)
     ended = {rank: r.ended() for rank, r in running.items()}
-    assert time.monotonic() - began < 30
     assert {rank: e.code for rank, e in ended.items()} == {r: 3 if r == blind else 5 for r in range(WORLD)}
     assert f"{tmp_path}/not.ckpt: no such file" in ended[blind].said
     for rank in ended.keys() - {blind}:
@@ -111,15 +93,13 @@ def test_a_first_rank_killed_while_others_wait_with_it(tmp_path: Path, ranks: Ra
     """They came after it, and rank 7 is still to come."""
     model = write_model(tmp_path / "llama.ckpt", write_yaml(tmp_path / "any.yaml", "dp2mp4", sizes=LARGE))
     config = write_yaml(tmp_path / "run.yaml", "dp2mp4", load_checkpoint=str(model), sizes=LARGE)
-    words = ("--config", config, "--world-size", "8", "--rank")
+    words = ("--config", config, *PATIENT, "--world-size", "8", "--rank")
     first = ranks.start(*words, "0", cwd=tmp_path)
-    until(lambda: started(tmp_path, first, 0))
+    wait_until(lambda: started(tmp_path, first, 0))
     others = [ranks.start(*words, str(rank), cwd=tmp_path) for rank in range(1, 7)]
-    until(lambda: all(started(tmp_path, rank, i) for i, rank in enumerate(others, 1)))
-    began = time.monotonic()
+    wait_until(lambda: all(started(tmp_path, rank, i) for i, rank in enumerate(others, 1)))
     os.kill(first.pid, signal.SIGKILL)
     ended = [rank.ended() for rank in others]
-    assert time.monotonic() - began < 30
     assert first.ended().code == -signal.SIGKILL
     assert [e.code for e in ended] == [5] * 6
     assert all(f"rank 0 (process {first.pid} on" in e.said for e in ended)
@@ -152,7 +132,7 @@ def test_an_early_rank_does_not_take_the_last_run_for_this_one(tmp_path: Path, r
         ranks.start("--config", config, "--rank", str(rank), "--world-size", "8", cwd=tmp_path) for rank in range(1, 8)
     ]
     said = tmp_path / "output/.reshard-auto/rank_7.json"
-    until(lambda: str(early[-1].pid).encode() in said.read_bytes())
+    wait_until(lambda: str(early[-1].pid).encode() in said.read_bytes())
     time.sleep(0.5)
     assert all(rank.said() == "" for rank in early)  # they found all of a run that was done, and wait
     last = ranks.start("--config", config, "--rank", "0", "--world-size", "8", cwd=tmp_path)
@@ -191,7 +171,7 @@ def two_nodes(tmp_path: Path, ranks: Ranks, *more: str, late: int = WORLD) -> li
     """
     case = golden("full_to_dp2mp4", tmp_path / "case")
     config = write_yaml(tmp_path / "run.yaml", "dp2mp4", load_checkpoint=str(source_of(case)), npu_num_per_node=4)
-    master = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "8"}
+    master = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "8"}
     running = []
     for rank in range(WORLD):
         node = tmp_path / f"node_{rank // 4}"
@@ -204,9 +184,7 @@ def two_nodes(tmp_path: Path, ranks: Ranks, *more: str, late: int = WORLD) -> li
 
 @pytest.mark.parametrize("late", [WORLD, 5], ids=["together", "some late"])
 def test_two_nodes_without_a_shared_disk_are_refused(tmp_path: Path, ranks: Ranks, late: int) -> None:
-    began = time.monotonic()
-    ended = two_nodes(tmp_path, ranks, late=late)
-    assert time.monotonic() - began < 60  # the hello tells; the timeout of 120 s is not waited for
+    ended = two_nodes(tmp_path, ranks, *PATIENT, late=late)
     assert [e.code for e in ended[4:]] == [2] * 4
     assert ended[0].code == 2
     assert {e.code for e in ended[1:4]} <= {2, 5}
@@ -249,7 +227,7 @@ def test_a_rank_that_hangs_is_named(tmp_path: Path, ranks: Ranks) -> None:
     config = write_yaml(tmp_path / "run.yaml", "dp2mp4", load_checkpoint=str(model), sizes=LARGE)
     sizes = ("--parallel_config.data_parallel", "1", "--parallel_config.model_parallel", "2")
     running = ranks.job(2, "--config", config, *sizes, "--peer-timeout", "6", *SLOW, cwd=tmp_path)
-    until(lambda: [*tmp_path.glob("output/.transformed*/llama/rank_0/*.part")])
+    wait_until(lambda: [*tmp_path.glob("output/.transformed*/llama/rank_0/*.part")])
     os.kill(running[1].pid, signal.SIGSTOP)
     ended = running[0].ended()
     os.kill(running[1].pid, signal.SIGKILL)
@@ -264,7 +242,7 @@ def test_two_jobs_in_one_output_are_told(tmp_path: Path, ranks: Ranks) -> None:
         tmp_path / "run.yaml", "", load_checkpoint=str(model), sizes=LARGE, parallel_config={"model_parallel": 2}
     )
     first = ranks.job(2, "--config", config, *SLOW, cwd=tmp_path)
-    until(lambda: [*tmp_path.glob("output/.transformed*/llama/rank_0/*.part")])
+    wait_until(lambda: [*tmp_path.glob("output/.transformed*/llama/rank_0/*.part")])
     second = ranks.job(2, "--config", config, "--no-fsync", cwd=tmp_path)
     ended = [r.ended() for r in first]
     assert {e.code for e in ended} <= {2, 5}

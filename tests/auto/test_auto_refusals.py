@@ -12,12 +12,13 @@ import pytest
 import yaml
 from jobs import LARGE, handed_over, write_model, write_yaml
 from ranks import Ended, Ranks, Running
-from test_auto_failing import started, until
+from test_auto_failing import started
 
 from making import read_file, tree, write_file
 from reshard.auto.earlier import Earlier
 from reshard.auto.processes import Process, launcher, this_process
 from reshard.auto.records import Word
+from waiting import wait_until
 
 TWO = {"model_parallel": 2}
 
@@ -177,7 +178,7 @@ def test_a_first_rank_killed_before_others_come(tmp_path: Path, ranks: Ranks) ->
     model = model_of(tmp_path)
     config = write_yaml(tmp_path / "run.yaml", "", load_checkpoint=str(model), sizes=LARGE, parallel_config=TWO)
     first = ranks.start("--config", config, "--rank", "0", "--world-size", "2", cwd=tmp_path)
-    until(lambda: started(tmp_path, first, 0))
+    wait_until(lambda: started(tmp_path, first, 0))
     os.kill(first.pid, signal.SIGKILL)
     assert first.ended().code == -signal.SIGKILL
     late: Running = ranks.start("--config", config, "--rank", "1", "--world-size", "2", cwd=tmp_path)

@@ -6,11 +6,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from test_auto_failing import until
 
 from reshard.auto.records import Folder
 from reshard.auto.session import Session
 from reshard.errors import InputError, ReshardError, RunError
+from waiting import wait_until
 
 
 def run(folder: Path, rank: int, about: str, error: ReshardError | None = None) -> None:
@@ -29,7 +29,7 @@ def begin(
     """Start a rank, and return when it has said that it is there."""
     before = Folder(folder).word(rank)
     future = pool.submit(run, folder, rank, about, error)
-    until(lambda: (word := Folder(folder).word(rank)) and word.nonce != (before.nonce if before else ""))
+    wait_until(lambda: (word := Folder(folder).word(rank)) and word.nonce != (before.nonce if before else ""))
     return future
 
 

@@ -14,6 +14,7 @@ from servers import S3, Kind, Request, ask, told
 from forks import DONE, forks
 from making import array, tree, write_file, write_ranks, write_strategy
 from reshard.layout.tensor import Sharding
+from waiting import wait_until
 
 FULL = {f"w{i}": array((512, 1024), seed=i) for i in range(12)}  # 24 MiB
 OLD, NEW = Sharding((2,), ((0,), ())), Sharding((2,), ((), (0,)))
@@ -147,10 +148,7 @@ def test_a_killed_upload_is_gone_on_with(job: Job, s3: S3, capsys: pytest.Captur
     source = s3.put(job.ranks, "ranks")
     words = [*map(str, job.words(source, f"{s3.url}/out")), "--max-memory", "144MiB", "--workers", "2", "--quiet"]
     process = forks().start(*words)
-    for _ in range(6000):
-        if s3.proxy.count("PUT", ".reshard/done/"):
-            break
-        time.sleep(0.01)
+    wait_until(lambda: s3.proxy.count("PUT", ".reshard/done/"))
     process.kill(signal.SIGKILL)
     assert process.ended().code == -signal.SIGKILL
     whole = [k for k in s3.keys("out") if k.endswith(".safetensors")]

@@ -20,6 +20,7 @@ from msgspec.structs import replace
 
 import reshard
 from making import array, tree, write_ranks, write_strategy
+from ports import free_port
 from reshard import Options
 from reshard.cli.main import main
 from reshard.errors import CheckpointError, RunError, StorageError, UsageError
@@ -30,6 +31,7 @@ from reshard.ops.convert import bill_of
 from reshard.ops.observer import Observer
 from reshard.ops.options import NodeRanks
 from reshard.testing import ExecutorTests
+from waiting import wait_until
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'reshard[ray]'")
 cluster_utils = pytest.importorskip("ray.cluster_utils", reason="this Ray has no cluster for tests")
@@ -41,12 +43,6 @@ pytestmark = [
 ]
 STORE_NBYTES = 80 << 20
 OWN_DISK = "/proc/self/cwd"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 PROGRAM = str(Path(sys.executable).with_name("reshard"))
@@ -228,8 +224,7 @@ def test_a_node_killed_midway_changes_nothing(
         return _carry_out_task(chore, on_bytes)
 
     def kill() -> None:
-        while not half_done.exists():
-            time.sleep(0.01)
+        wait_until(half_done.exists)
         nodes.remove_node(doomed, allow_graceful=False)
 
     monkeypatch.setattr("reshard.moving.ray._carry_out_task", stalls)
@@ -237,8 +232,7 @@ def test_a_node_killed_midway_changes_nothing(
     killing.start()
     reshard.convert(work.src, work.out, work.options)
     killing.join(30)
-    while its_id in Cluster().nodes():
-        time.sleep(0.1)
+    wait_until(lambda: its_id not in Cluster().nodes())
     assert tree(work.out) == work.wanted
     reshard.verify(work.out)
 

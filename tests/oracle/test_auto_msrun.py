@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 
 from making import array, write_file, write_strategy
+from ports import free_port
 from reshard.layout.tensor import Sharding
 
 pytestmark = pytest.mark.oracle
@@ -82,11 +82,8 @@ def _mindspore(pytestconfig: pytest.Config) -> tuple[Path, dict[str, str]]:
 
 def _msrun(pytestconfig: pytest.Config, folder: Path) -> None:
     python, env = _mindspore(pytestconfig)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     command = [
-        python.parent / "msrun", f"--worker_num={RANKS}", f"--local_worker_num={RANKS}", f"--master_port={port}",
+        python.parent / "msrun", f"--worker_num={RANKS}", f"--local_worker_num={RANKS}", f"--master_port={free_port()}",
         "--join=True", "--cluster_time_out=120", f"--log_dir={folder / 'log'}",
         "python", "-m", "reshard", "auto", "--config", "run.yaml", "--dst-strategy", "strategy",
         "--", "python", WORKER, "{config}", folder,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,11 +55,3 @@ def one_error(said: str) -> str:
     assert len(lines) == 1, said
     assert lines[0].startswith("error: ")
     return said
-
-
-def wait_until(there: Callable[[], object]) -> None:
-    """Fails when it does not come true within a minute."""
-    ends = time.monotonic() + 60
-    while not there():
-        assert time.monotonic() < ends
-        time.sleep(0.002)

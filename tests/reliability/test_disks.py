@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from job import STORAGE, Run, Work, one_error, wait_until
+from job import STORAGE, Run, Work, one_error
 from mounts import remount, tmpfs
+
+from waiting import wait_until
 
 PAGE_NBYTES = os.sysconf("SC_PAGE_SIZE")
 PAGES = 24  # more than a conversion takes, its notes included

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from job import INPUT, OLD, STAGES, STORAGE, USAGE, WORKER, Run, Work, one_error, wait_until
+from job import INPUT, OLD, STAGES, STORAGE, USAGE, WORKER, Run, Work, one_error
 
 import reshard
 from forks import DONE, forks
@@ -22,6 +22,7 @@ from reshard import waits
 from reshard.moving.mover import Mover
 from reshard.ops.options import Options
 from reshard.target.filling import Filling
+from waiting import wait_until
 
 # --- a system call fails
 

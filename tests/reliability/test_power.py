@@ -14,10 +14,11 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
-from job import STAGES, Work, wait_until
+from job import STAGES, Work
 from mounts import ext4_image, mounted
 
 from forks import DONE, forks
+from waiting import wait_until
 
 CUTS = int(os.environ.get("RESHARD_POWER_CUTS", "12"))
 DISK_NBYTES = 8 << 20

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from reshard.errors import UsageError
 from reshard.layout.tensor import Sharding
 from reshard.ops.convert import bill_of
 from reshard.planning.shares import Group, Share, divided
+from waiting import wait_until
 
 ROWS, COLUMNS, WHOLE = (Sharding((2, 4), m) for m in (((0,), ()), ((), (0,)), ((), ())))
 OLD = Sharding((2, 2), ((0,), ()))
@@ -76,8 +76,7 @@ def work(made: Work) -> Work:
 
 def test_four_processes_one_killed_and_run_again(work: Work) -> None:
     slow = work.start("2/4", "--max-rate", "300B/s")
-    while not list(work.out.rglob("*.part")):
-        time.sleep(0.01)
+    wait_until(lambda: list(work.out.rglob("*.part")))
     others = [work.start(f"{i}/4") for i in (0, 1, 3)]
     for process in others:
         code, said = ended(process)
@@ -109,8 +108,7 @@ def test_a_share_that_is_done_has_nothing_to_do(work: Work) -> None:
 
 def test_a_share_under_way_is_not_begun_twice(work: Work) -> None:
     slow = work.start("1/4", "--max-rate", "300B/s")
-    while not list(work.out.rglob("*.part")):
-        time.sleep(0.01)
+    wait_until(lambda: list(work.out.rglob("*.part")))
     code, said = ended(work.start("1/4"))
     assert code == 2
     assert "another conversion is writing here: rank_" in said
