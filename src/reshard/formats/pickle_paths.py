@@ -28,7 +28,7 @@ def paths(value: Any, nbytes: int) -> Iterator[tuple[str, Any]]:
         nbytes: length of the pickle.
 
     Raises:
-        FormatError: a path with a key that has no name; nested too deep; a bomb.
+        FormatError: nested too deep; a bomb.
     """
     left = _LEAST + _PER_BYTE * nbytes
     top = _children(value)
@@ -36,12 +36,12 @@ def paths(value: Any, nbytes: int) -> Iterator[tuple[str, Any]]:
         yield "", value
         return
     above: list[tuple[str, int, _Children]] = [("", id(value), top)]
-    within = {id(value)}
+    ways = {id(value)}
     while above:
         path, number, children = above[-1]
         entry = next(children, None)
         if entry is None:
-            within.discard(number)
+            ways.discard(number)
             above.pop()
             continue
         left -= 1
@@ -49,13 +49,13 @@ def paths(value: Any, nbytes: int) -> Iterator[tuple[str, Any]]:
             raise FormatError(f"its pickle of {nbytes:,} bytes unfolds to many times as many values: a bomb")
         key, child = entry
         inner = _children(child)
-        name = f"{path}.{_name(key, path)}" if len(above) > 1 else _name(key, path)
+        name = f"{path}.{_name(key)}" if len(above) > 1 else _name(key)
         if inner is None:
             yield name, child
-        elif id(child) not in within:
+        elif id(child) not in ways:
             if len(above) == _MAX_DEPTH:
                 raise FormatError(f"its pickle is nested more than {_MAX_DEPTH} deep")
-            within.add(id(child))
+            ways.add(id(child))
             above.append((name, id(child), inner))
 
 
@@ -69,7 +69,7 @@ def _children(value: Any) -> _Children | None:
     return None
 
 
-def _name(key: Any, path: str) -> str:
+def _name(key: Any) -> str:
     if isinstance(key, str):
         return key
     if isinstance(key, tuple):
@@ -77,9 +77,9 @@ def _name(key: Any, path: str) -> str:
     return str(key)
 
 
-def within(value: Any) -> Iterator[Any]:
-    """Everything that a value holds, however deep, itself included, each object once."""
-    seen: set[int] = set()
+def within(value: Any, seen: set[int] | None = None) -> Iterator[Any]:
+    """Everything that a value holds, however deep, itself included, each object once; what was ``seen`` is left out."""
+    seen = set() if seen is None else seen
     ahead = [value]
     while ahead:
         one = ahead.pop()

@@ -100,11 +100,12 @@ def contents(records: TorchRecords) -> Contents:
     tensors: dict[str, Stored] = {}
     texts: dict[str, str] = {}
     other: Counter[str] = Counter()
+    seen: set[int] = set()
     runs = 0
     for name, value in paths(records.pickled.value, records.nbytes):
+        if isinstance(value, TensorRef | str) and (name in tensors or name in texts):
+            raise FormatError(f"two values are called {name!r}, as dots join the keys of nested dicts")
         if isinstance(value, TensorRef):
-            if name in tensors:
-                raise FormatError(f"two tensors are called {name!r}, as dots join the keys of nested dicts")
             tensors[name] = _stored(name, value, records)
             runs += len(tensors[name].extents)
             if runs > _MAX_RUNS_OF_FILE:
@@ -112,11 +113,8 @@ def contents(records: TorchRecords) -> Contents:
         elif isinstance(value, str):
             texts[name] = value
         else:
-            _refuse_special(name, value)
+            _refuse_special(name, value, seen)
             other[_kind(value)] += 1
-    clash = sorted(tensors.keys() & texts.keys())
-    if clash:
-        raise FormatError(f"a tensor and a text are called {clash[0]!r}, as dots join the keys of nested dicts")
     return Contents(tensors, texts, {}, tuple(_warnings(other, records.pickled.unknown)))
 
 
@@ -135,9 +133,12 @@ def _kind(value: Any) -> str:
     return "storage" if isinstance(value, StorageRef) else type(value).__name__
 
 
-def _refuse_special(name: str, value: Any) -> None:
-    """Raises FormatError for a tensor that is not plain numbers, and for an object that holds tensors."""
-    for one in within(value):
+def _refuse_special(name: str, value: Any, seen: set[int]) -> None:
+    """Raises FormatError for a tensor that is not plain numbers, and for an object that holds tensors.
+
+    ``seen`` are objects found to be neither; they are not looked at again.
+    """
+    for one in within(value, seen):
         if isinstance(one, Record) and one.made_by.name in _SPECIAL:
             raise FormatError(f"tensor {name!r} is {_SPECIAL[one.made_by.name]} ({one.made_by})")
         if isinstance(one, TensorRef) and one is not value:

@@ -74,10 +74,19 @@ def test_marks_that_say_nothing_are_refused(dtype: str, mark: str) -> None:
 
 def test_two_tensors_of_one_name_are_refused() -> None:
     w = whole("k", TensorSpec("int8", (2,)))
-    with pytest.raises(FormatError, match=r"two tensors are called 'a\.b'"):
+    with pytest.raises(FormatError, match=r"two values are called 'a\.b'"):
         contents(records({"a.b": w, "a": {"b": w}}, k=2))
-    with pytest.raises(FormatError, match=r"a tensor and a text are called 'a\.b'"):
+    with pytest.raises(FormatError, match=r"two values are called 'a\.b'"):
         contents(records({"a.b": w, "a": {"b": "text"}}, k=2))
+
+
+def test_an_object_that_many_refer_to_is_looked_at_once() -> None:
+    """A file of a megabyte may refer to a thousand objects from a thousand places."""
+    inner: list[object] = [Record(Global("mine", "Leaf")) for _ in range(30_000)]
+    shared = Record(Global("mine", "Node"), (inner,))
+    value = {str(i): Record(Global("mine", "Ref"), (shared,)) for i in range(30_000)}
+    found = contents(TorchRecords(Pickled(value, 1 << 20, {}), 1 << 20, {}))
+    assert "30,000 mine.Ref" in found.warnings[0]
 
 
 def test_a_tensor_of_a_strange_class_is_refused_by_name() -> None:
