@@ -48,7 +48,7 @@ def test_options(shell: str) -> None:
 
 
 VALUES = {
-    "--select": {"natural", "name", "mtime", "step"}, "--format": {"ckpt", "safetensors"},
+    "--select": {"natural", "name", "mtime", "step"}, "--format": {"ckpt", "safetensors", "torch"},
     "--missing": {"error", "drop"}, "--checksum": {"xxh3", "off"}, "--replicas": {"copy", "link"},
     "--dtype": {"bfloat16", "float16", "float32", "float64"},
 }  # fmt: skip

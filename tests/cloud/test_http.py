@@ -88,7 +88,7 @@ def test_what_http_cannot_do_is_told(files: Files, tmp_path: Path, capsys: pytes
         (("inspect", f"{url}/folder"), 2, "a folder cannot be listed"),
         (("inspect", f"{url}/"), 2, "a folder cannot be listed"),
         (("inspect", f"{url}/none.safetensors"), 3, "no such file"),
-        (("inspect", f"{url}/none.index.json"), 3, "no such object"),
+        (("inspect", f"{url}/none.index.json"), 3, "no such file"),
         (("inspect", f"{url}/full.safetensors?signature=x"), 2, "a URL with a query"),
         (("convert", full, f"{url}/out.ckpt"), 2, "for reading only"),
         (("split", full, f"{url}/out", "--dst-strategy", f"{url}/none.ckpt"), 3, "none.ckpt"),

@@ -230,7 +230,7 @@ def test_the_next_overwrite_removes_what_a_killed_one_left(work: Work, run: Run)
     for name in ("out", ".out.reshard-new-0a1b2c3d", ".out.reshard-old-0a1b2c3d", ".output.reshard-new-x"):
         (work.folder / name).mkdir()
         (work.folder / name / "f").write_text("x")
-    assert run(*work.command("--overwrite")) == (0, "")
+    assert run(*work.command("--overwrite")) == (0, "warning: 1 file of others went with the old target:\nf\n")
     work.assert_whole()
     assert sorted(p.name for p in work.folder.iterdir()) == [".output.reshard-new-x", "new", "old", "out", "src"]
 

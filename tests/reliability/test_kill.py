@@ -80,12 +80,15 @@ def run(work: Work, *more: str, kill: tuple[signal.Signals, float] | None = None
 
 
 def duration(work: Work, *more: str) -> float:
-    """Seconds that a conversion takes here and now."""
-    began = time.monotonic()
-    assert run(work, *more) == (0, "")
-    assert tree(work.out) == work.wanted
-    shutil.rmtree(work.out)
-    return time.monotonic() - began
+    """Seconds that a conversion takes here: the fewest of three, for on a busy machine kills would come too late."""
+    found = []
+    for _ in range(3):
+        began = time.monotonic()
+        assert run(work, *more) == (0, "")
+        found.append(time.monotonic() - began)
+        assert tree(work.out) == work.wanted
+        shutil.rmtree(work.out)
+    return min(found)
 
 
 def test_killed_at_any_moment_it_resumes_to_the_same_bytes(work: Work) -> None:

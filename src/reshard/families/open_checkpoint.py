@@ -30,7 +30,7 @@ from reshard.storage.machine import uncollected
 from reshard.storage.storage import ReadFile, join
 from reshard.storage.storages import storage_of
 from reshard.target.filling import BEGUN
-from reshard.target.target_paths import Place
+from reshard.target.target_paths import META, Place
 
 _BLOCK_NBYTES = 8 << 20
 _REMOTE_COMPARISONS = 16  # each with two blocks
@@ -67,7 +67,7 @@ def open_source(source: Source, *, trust_manifest: bool = True) -> Catalog:
             hint="leave --src-strategy out, or give the folder that holds rank_0, rank_1, …",
         )
     files, told = by_index(found, index_files(found, trust_manifest=trust_manifest))
-    made = _told_apart(found, files, strategy)
+    made = _told_apart(found, files, strategy, ours_there=there.entry(META) is not None)
     of_files = (f"{file.path}: {warning}" for file in files for warning in file.contents.warnings)
     return replace(made, warnings=(*found.warnings, *told, *of_files, *made.warnings))
 
@@ -84,8 +84,8 @@ def _plain(there: Listing, source: Source) -> Found:
 
 def _refuse_unfinished(found: Found) -> None:
     """Raises CheckpointError for a target of ours that is being filled: what lacks of it, nobody can see."""
-    place = Place.of(found.path, single=len(found.files) == 1 and found.files[0][1] == found.path)
-    if not place.single and place.storage.entry(join(place.meta, BEGUN)) is not None:
+    place = Place.of(found.path, single=False)
+    if place.storage.entry(join(place.meta, BEGUN)) is not None:
         raise CheckpointError(
             "a conversion into it has not ended: it is not whole",
             found.path,
@@ -93,8 +93,11 @@ def _refuse_unfinished(found: Found) -> None:
         )
 
 
-def _told_apart(found: Found, files: Sequence[IndexedFile], strategy: Strategy | None) -> Catalog:
-    """By its strategy, or of files that we wrote by their manifest; else of a full checkpoint."""
+def _told_apart(found: Found, files: Sequence[IndexedFile], strategy: Strategy | None, *, ours_there: bool) -> Catalog:
+    """By its strategy, or of files that we wrote by their manifest; else of a full checkpoint.
+
+    ``ours_there``: whether our own notes lie in the folder.
+    """
     ours, doubt = by_manifest(found, files)
     if strategy is not None:
         made = catalog(files, strategy)
@@ -107,7 +110,8 @@ def _told_apart(found: Found, files: Sequence[IndexedFile], strategy: Strategy |
         return made
     if ours is not None:
         return ours
-    _refuse_unfinished(found)
+    if ours_there:
+        _refuse_unfinished(found)
     _check_lone_ranks(found, doubt)
     return catalog(files, None)
 

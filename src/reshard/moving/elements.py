@@ -141,13 +141,15 @@ def round_to(out: Array, values: Array, *, computed: bool = False) -> Array | No
         return None
     if all_finite(out):
         return None
-    was_nan, is_nan = np.isnan(values), np.isnan(out)
-    too_large = is_nan & ~was_nan
-    kinds = np.zeros(out.shape, np.uint8)
-    kinds[np.isinf(out) & (computed | np.isfinite(values))] = INFINITE
-    kinds[is_nan if computed else too_large] = NAN
+    with np.errstate(invalid="ignore"):  # a signalling NaN is no more than a NaN
+        was_nan, is_nan = np.isnan(values), np.isnan(out)
+        too_large = is_nan & ~was_nan
+        kinds = np.zeros(out.shape, np.uint8)
+        kinds[np.isinf(out) & (computed | np.isfinite(values))] = INFINITE
+        kinds[is_nan if computed else too_large] = NAN
     if out.dtype.name == "float8_e4m3fn":
-        largest = np.copysign(np.float32(448), values.astype(np.float32)).astype(out.dtype)
+        with np.errstate(invalid="ignore"):
+            largest = np.copysign(np.float32(448), values.astype(np.float32)).astype(out.dtype)
         np.copyto(out, largest, where=too_large)
         kinds[too_large] = LARGEST
     return kinds if kinds.any() else None

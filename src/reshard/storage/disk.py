@@ -32,6 +32,8 @@ class DiskFile:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        if "\0" in path:
+            raise CheckpointError("no file has a NUL in its name", path.replace("\0", "\\0"))
         with reported(path):
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             status = os.fstat(self._fd)
