@@ -40,7 +40,7 @@ def _mapped(move: Move, files: tuple[SourceFile, ...]) -> Array | None:
         return None
     itemsize = ITEMSIZE[step.dtype]
     ranges = cut_extents(pieces[0].extents, at * itemsize, box.size * itemsize)
-    if len(ranges) > 1 or storage_of(files[pieces[0].file].path).remote:
+    if len(ranges) > 1 or ranges[0].coded or storage_of(files[pieces[0].file].path).remote:
         return None
     sources = Sources(files)
     try:
