@@ -14,8 +14,9 @@ from msgspec import Struct
 
 from reshard.errors import CheckpointError, UsageError, listed
 from reshard.families.family import Listing
+from reshard.families.rank_listing import natural
 from reshard.families.source import Source
-from reshard.families.torch_parts import TorchPart, files_of, open_parts
+from reshard.families.torch_parts import TorchPart, open_parts
 from reshard.families.zero_states import absent_models, tensors_of
 from reshard.families.zero_told import Told
 from reshard.planning.catalog import Catalog, Ranks
@@ -38,14 +39,14 @@ class DeepSpeed(Struct, frozen=True):
 
     def read(self, there: Listing, source: Source) -> Catalog:
         folder, warnings = _tag_folder(there, source)
-        names = sorted((entry.name for entry in folder.entries if not entry.folder), key=_natural)
+        names = sorted((entry.name for entry in folder.entries if not entry.folder), key=natural)
         told, parts, warned = _told(folder, names)
         tensors = tensors_of(told, warned)
         stage = f"ZeRO-{told.stage}" if told.stage else "without ZeRO"
         warned += [f"{name} is missing; nothing of it is needed" for name in absent_models(told)]
         version = next((str(v) for p in told.models.values() if (v := p.value.get("ds_version"))), "")
         return Catalog(
-            files_of(parts),
+            tuple(part.file for part in parts),
             tensors,
             {},
             {},
@@ -53,10 +54,6 @@ class DeepSpeed(Struct, frozen=True):
             warnings=(*warnings, *warned, *(told for part in parts for told in part.warnings())),
             family=f"DeepSpeed{f' {version}' if version else ''}, {stage}, {told.world} ranks",
         )
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _is_tag(there: Listing) -> bool:
@@ -82,7 +79,7 @@ def _tag_folder(there: Listing, source: Source) -> tuple[Listing, tuple[str, ...
             "say which are meant: --from deepspeed or --from full",
         )
     tags = _tags(there)
-    shown = ", ".join(sorted(tags, key=_natural))
+    shown = ", ".join(sorted(tags, key=natural))
     if source.iteration is not None:
         tag = f"global_step{source.iteration}"
     elif there.entry(_LATEST) is not None:

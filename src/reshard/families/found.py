@@ -66,6 +66,15 @@ class WeightFile(Struct, frozen=True):
         return form.name if form else ""
 
 
+def name_below(root: str, path: str) -> str:
+    """What a file is called in its checkpoint, which may be the file itself.
+
+    >>> name_below("ckpt", "ckpt/rank_0/m.ckpt"), name_below("ckpt/m.ckpt", "ckpt/m.ckpt")
+    ('rank_0/m.ckpt', 'm.ckpt')
+    """
+    return path.removeprefix(root).lstrip("/") or path.rpartition("/")[2]
+
+
 def weights(folder: str, entries: Iterable[Entry]) -> list[WeightFile]:
     """Those of a folder's files. A name that begins with a dot is none: macOS leaves a ``._`` twin of each file."""
     files = [WeightFile(folder, e) for e in entries if not e.folder and e.name[0] != "." and format_of(e.name)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -12,6 +11,7 @@ from msgspec.structs import replace
 from reshard.errors import CheckpointError, FormatError, UsageError, counted
 from reshard.families.discover import Found, files_of
 from reshard.families.family import Listing
+from reshard.families.found import name_below
 from reshard.families.indexed import by_index
 from reshard.families.manifest_headers import Told, told_by_manifest
 from reshard.families.ours import by_manifest, strategy_fault
@@ -161,8 +161,7 @@ def _index(rank: int, path: str, root: str, told: Mapping[str, Told]) -> Indexed
         raise FormatError(error.message, path, error.hint) from error
     finally:
         file.close()
-    name = path.removeprefix(root).lstrip("/") or os.path.basename(path)
-    return IndexedFile(path, name, file.nbytes, file.mtime_ns, rank, form.name, contents)
+    return IndexedFile(path, name_below(root, path), file.nbytes, file.mtime_ns, rank, form.name, contents)
 
 
 def agreements(source: Catalog, names: Iterable[Tensor]) -> dict[str, bool]:

@@ -109,7 +109,7 @@ def no_weights(path: str, entries: Sequence[Entry]) -> CheckpointError:
         return _not_read(path, mark)
     endings = " or ".join(sorted(suffixes()))
     return CheckpointError(
-        f"no weight files ({endings}) and no rank_x folders: it holds {held(entries)}", path, _hint(path, entries)
+        f"no weight files ({endings}) and no rank_x folders: it holds {held(entries)}", path, _hint(entries)
     )
 
 
@@ -188,7 +188,7 @@ def _ending(name: str) -> str:
     return name[dot:] if dot > 0 else "without an ending"
 
 
-def _hint(path: str, entries: Sequence[Entry]) -> str:
+def _hint(entries: Sequence[Entry]) -> str:
     endings = {_ending(e.name) for e in entries if not e.folder}
     for known, hint in _HINTS:
         if endings & set(known):

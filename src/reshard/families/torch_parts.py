@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from msgspec import Struct
 
 from reshard.errors import FormatError
+from reshard.families.found import name_below
 from reshard.formats.torch_file import extents
 from reshard.formats.torch_records import TorchRecords, read_torch_records
 from reshard.formats.torch_values import TensorRef
@@ -19,7 +19,6 @@ from reshard.interruption import proceed
 from reshard.planning.catalog import Held, IndexedFile
 from reshard.storage.storages import storage_of
 
-_AT_ONCE = 8
 _SCALARS = {"float32": "<f", "float64": "<d", "int64": "<q", "int32": "<i"}
 
 
@@ -86,12 +85,10 @@ class TorchPart(Struct, frozen=True):
         return [f"{self.path}: objects of unknown classes are left out: {names}"] if names else []
 
 
-def open_parts(root: str, ranked: Sequence[tuple[int, str]], first: int = 0) -> list[TorchPart]:
-    """Open files, each with the rank that wrote it, several at once; numbers count from ``first``. Raises FormatError
-    naming the file.
-    """
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        numbered = [(number, *one, root) for number, one in enumerate(ranked, first)]
+def open_parts(root: str, ranked: Sequence[tuple[int, str]]) -> list[TorchPart]:
+    """Open files, each with the rank that wrote it, several at once. Raises FormatError naming the file."""
+    with ThreadPoolExecutor(storage_of(root).at_once) as pool:
+        numbered = [(number, *one, root) for number, one in enumerate(ranked)]
         return list(pool.map(lambda one: _open(*one), numbered))
 
 
@@ -104,11 +101,7 @@ def _open(number: int, rank: int, path: str, root: str) -> TorchPart:
         raise FormatError(error.message, path, error.hint) from None
     finally:
         source.close()
-    name = path.removeprefix(root).lstrip("/") or os.path.basename(path)
+    name = name_below(root, path)
     return TorchPart(
         number, IndexedFile(path, name, source.nbytes, source.mtime_ns, rank, "torch", Contents({})), records
     )
-
-
-def files_of(parts: Iterable[TorchPart]) -> tuple[IndexedFile, ...]:
-    return tuple(part.file for part in sorted(parts, key=lambda part: part.number))

@@ -9,7 +9,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from reshard.errors import CheckpointError, UsageError
-from reshard.families.discover import Select, discover
+from reshard.families.discover import Select, files_of
 from reshard.families.full import catalog_of_full
 from reshard.families.open_checkpoint import index_files, open_source
 from reshard.families.ours import by_manifest
@@ -63,11 +63,14 @@ def opened(
     Args:
         rank: only the shards that this rank's file holds.
     """
-    if rank is None and (strategy or recognised(listing(path)) is not None):
+    there = listing(path)
+    if rank is None and (strategy or recognised(there) is not None):
         return open_source(Source(path, strategy, select, suffix))
-    found = discover(path, select, suffix)
+    found = files_of(there, select, suffix)
+    if not found.distributed:
+        return open_source(Source(path, "", select, suffix))
     files = index_files(found)
-    if not found.distributed or (rank is None and by_manifest(found, files)[0]):
+    if rank is None and by_manifest(found, files)[0]:
         return open_source(Source(path, "", select, suffix))
     made = _of_rank(files, rank, path)
     empty = tuple(f"rank_{rank} holds no weight file" for rank in found.empty[:4])
