@@ -50,12 +50,13 @@ _TYPES_OF_PYTHON = frozenset(
     }
 )  # fmt: skip
 
-_ENUMS_BY_GETATTR = frozenset(
-    {
-        "torch.distributed._shard.sharded_tensor.metadata.MEM_FORMAT_ENCODING",
-        "torch.distributed.checkpoint.metadata._MEM_FORMAT_ENCODING",
-    }
-)
+_MEMORY_FORMATS = frozenset({"TORCH_CONTIGUOUS", "TORCH_CHANNELS_LAST", "TORCH_PRESERVE_FORMAT"})
+_BY_GETATTR = {
+    "torch.distributed._shard.sharded_tensor.metadata.MEM_FORMAT_ENCODING": _MEMORY_FORMATS,
+    "torch.distributed.checkpoint.metadata._MEM_FORMAT_ENCODING": _MEMORY_FORMATS,
+    "torch.distributed._shard.sharded_tensor.api.ShardedTensor": frozenset({"ProcessGroupState"}),
+}
+"""Members of enumerations, and a class within a class, that protocols before 4 cannot name."""
 
 _KNOWN = {
     "_codecs": {"encode"},
@@ -90,7 +91,7 @@ _KNOWN = {
     },
     "torch.distributed._mesh_layout": {"_FlatLayout", "_MeshLayout"},
     "torch.distributed._shard.metadata": {"ShardMetadata"},
-    "torch.distributed._shard.sharded_tensor.api": {"ShardedTensor"},
+    "torch.distributed._shard.sharded_tensor.api": {"ShardedTensor", "ShardedTensor.ProcessGroupState"},
     "torch.distributed._shard.sharded_tensor.metadata": {
         "MEM_FORMAT_ENCODING", "ShardedTensorMetadata", "TensorProperties",
     },
@@ -127,7 +128,7 @@ def is_known(module: str, name: str) -> bool:
 
 def may_take(of: str, name: str) -> bool:
     """Whether ``getattr`` of a class may be read as that member of it: the one use that ShardedTensor makes."""
-    return of in _ENUMS_BY_GETATTR and name.isidentifier() and not name.startswith("_")
+    return name in _BY_GETATTR.get(of, ())
 
 
 def refuse_code(module: str, name: str) -> None:

@@ -287,10 +287,10 @@ def _complex(args: tuple[Any, ...]) -> Any:
 
 
 def _member(args: tuple[Any, ...]) -> Any:
-    """``getattr``, which enumerations of some Pythons are written with; any other use of it is a way to run code."""
+    """``getattr``, by which old protocols name what lies within a class; any other use of it is a way to run code."""
     match args:
         case (Global() as kind, str(name)) if may_take(str(kind), name):
-            return Record(kind, (name,))
+            return Global(kind.module, f"{kind.name}.{name}")
         case _:
             raise code(GETATTR.module, GETATTR.name)
 

@@ -177,9 +177,21 @@ class value_of:
 def test_the_one_use_of_getattr_that_files_make() -> None:
     kind = stack_global("torch.distributed._shard.sharded_tensor.metadata", "MEM_FORMAT_ENCODING")
     data = b"\x80\x04" + stack_global("builtins", "getattr") + kind + b"\x8c\x10TORCH_CONTIGUOUS\x86R."
-    assert value(data).args == ("TORCH_CONTIGUOUS",)
+    assert value(data).name == "MEM_FORMAT_ENCODING.TORCH_CONTIGUOUS"
     with pytest.raises(FormatError, match=r"builtins\.getattr"):
         value(data.replace(b"\x8c\x10TORCH_CONTIGUOUS", b"\x8c\x05__new"))
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_a_class_within_a_class_is_one_class_however_it_is_named(by_name: bool) -> None:
+    module, within = "torch.distributed._shard.sharded_tensor.api", "ShardedTensor.ProcessGroupState"
+    outer, inner = within.split(".")
+    got = stack_global("builtins", "getattr") + stack_global(module, outer) + b"\x8c\x11" + inner.encode() + b"\x86R"
+    found = read_value(b"\x80\x04" + (stack_global(module, within) if by_name else got) + b")\x81}b.")
+    assert found.value.made_by == Global(module, within)
+    assert not found.unknown
+    with pytest.raises(FormatError, match=r"builtins\.getattr"):
+        value(b"\x80\x04" + got.replace(inner.encode(), b"from_dict_of_type") + b".")
 
 
 @pytest.mark.parametrize(
