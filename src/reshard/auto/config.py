@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +37,11 @@ class Config(Struct, frozen=True):
     text: str
     content: Mapping[str, Any]
     changes: Mapping[str, Any] = {}
+
+    @property
+    def parallel(self) -> Mapping[str, Any]:
+        """The settings of a job that is cut, whatever its ``use_parallel`` says."""
+        return {**self.content, "use_parallel": True}
 
 
 def read_config(config: str | Path | Mapping[str, Any], changes: Mapping[str, Any] | None = None) -> Config:
@@ -84,18 +87,6 @@ def parse_changes(words: Sequence[str]) -> dict[str, Any]:
         except InputError as error:
             raise UsageError(f"--{key} {value!r}: {error.message}") from None
     return changes
-
-
-@contextmanager
-def written(config: Config) -> Iterator[str]:
-    """The settings of a parallel job as a file, changes of the command line included, for a while."""
-    import yaml
-
-    text = yaml.safe_dump({**config.content, "use_parallel": True}, sort_keys=False)
-    with tempfile.TemporaryDirectory(prefix="reshard-") as folder:
-        path = Path(folder, "run.yaml")
-        path.write_text(text, encoding="utf-8")
-        yield str(path)
 
 
 def _text(path: Path) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from reshard.auto.config import Config, written
+from reshard.auto.config import Config
 from reshard.auto.job_source import JobSource
 from reshard.errors import CheckpointError, InputError, ReshardError, listed
 from reshard.ops.make_strategy import Making, model_shapes
@@ -30,11 +30,11 @@ _RANK = re.compile(r"(?P<before>(?:.*[_-])?rank_?)(?P<rank>\d+)(?P<after>.*)")
 
 
 def model_of(config: Config, mindformers_version: str) -> Model:
-    with written(config) as path:
-        try:
-            shapes = model_shapes(Making(config=path, mindformers_version=mindformers_version))
-        except InputError:
-            shapes = {}  # of no family that is known, or sizes are not given
+    making = Making(config=config.where, content=config.parallel, mindformers_version=mindformers_version)
+    try:
+        shapes = model_shapes(making)
+    except InputError:
+        shapes = {}  # of no family that is known, or sizes are not given
     return Model(shapes, config.where)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from msgspec import Struct
 from msgspec.structs import replace
 
-from reshard.auto.config import Config, written
+from reshard.auto.config import Config
 from reshard.auto.settings import Settings
 from reshard.errors import InputError, ReshardError, StrategyError, counted
 from reshard.families.strategies import read_strategy
@@ -114,17 +114,16 @@ def _written(settings: Settings, wanted: Wanted) -> tuple[Strategy | None, str]:
 
 def _made(config: Config, settings: Settings, wanted: Wanted) -> JobStrategy:
     """From the YAML; where that lacks the model's settings, with names and shapes of a full source."""
-    with written(config) as path:
-        making = Making(config=path, mindformers_version=wanted.mindformers_version)
+    making = Making(config=config.where, content=config.parallel, mindformers_version=wanted.mindformers_version)
+    try:
+        _, job, stages = made_stages(making)
+    except InputError as error:
+        if settings.src_strategy:
+            raise
         try:
-            _, job, stages = made_stages(making)
-        except InputError as error:
-            if settings.src_strategy:
-                raise _at(error, path, config) from None
-            try:
-                _, job, stages = made_stages(replace(making, checkpoint=settings.load_checkpoint))
-            except ReshardError:
-                raise _at(error, path, config) from None
+            _, job, stages = made_stages(replace(making, checkpoint=settings.load_checkpoint))
+        except ReshardError:
+            raise error from None
     devices = job.sizes.devices
     strategy = Strategy(
         tuple({name: layout.sharding for name, layout in stage.items()} for stage in stages),
@@ -135,10 +134,6 @@ def _made(config: Config, settings: Settings, wanted: Wanted) -> JobStrategy:
     if strategy.world != wanted.world:
         raise _of_another_world(strategy, wanted)
     return JobStrategy(strategy, stages=stages, why=f"strategy made from {config.where}")
-
-
-def _at(error: ReshardError, path: str, config: Config) -> ReshardError:
-    return type(error)(error.message, config.where if error.where == path else error.where, error.hint)
 
 
 def _with_hint(error: ReshardError, left: str) -> ReshardError:

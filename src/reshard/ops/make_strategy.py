@@ -20,7 +20,7 @@ from reshard.storage.storage import reported
 from reshard.strategy.families import family_of
 from reshard.strategy.job import Job, Sizes, as_release
 from reshard.strategy.marked_files import made_files
-from reshard.strategy.model_yaml import model_names, read_job
+from reshard.strategy.model_yaml import job_of, model_names, read_job
 from reshard.strategy.named import named_by_family, values_of
 from reshard.strategy.optimizer_shard import OptimizerParallel
 from reshard.strategy.optimizer_states import NONE, check_optimizer, optimizer_of
@@ -39,6 +39,7 @@ class Making(Struct, frozen=True):
         checkpoint: one full checkpoint whose headers say names and shapes.
         optimizer: instead of the YAML's; ``none`` for the weights alone.
         optimizer_parallel: share weights of 64 KB and more among their replicas, where there is no YAML.
+        content: of the YAML, where it was read already; ``config`` then is its name for messages.
     """
 
     config: str = ""
@@ -48,6 +49,7 @@ class Making(Struct, frozen=True):
     mindformers_version: str = ""
     optimizer: str = ""
     optimizer_parallel: bool = False
+    content: Mapping[str, Any] | None = None
 
 
 class Made(Struct, frozen=True):
@@ -110,7 +112,10 @@ def _job(making: Making) -> Job:
         return Job(making.sizes or Sizes(), optimizer=NONE, sharing=sharing, release=release)
     if making.optimizer_parallel:
         raise UsageError("--optimizer-parallel beside --config", hint="the YAML says it: enable_parallel_optimizer")
-    job = read_job(_text(making.config), making.config, release=making.mindformers_version)
+    if making.content is not None:
+        job = job_of(making.content, making.config, release=making.mindformers_version)
+    else:
+        job = read_job(_text(making.config), making.config, release=making.mindformers_version)
     base = _hugging_face(job.pretrained)
     return replace(job, models=(*job.models, *model_names(base)), config={**base, **job.config})
 

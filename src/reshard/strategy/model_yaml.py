@@ -26,9 +26,15 @@ _PARALLEL = ("enable_parallel_optimizer", "parallel_optimizer_config", "parallel
 def read_job(text: str, where: str, *, release: str = "") -> Job:
     """What a MindFormers YAML says; ``release`` is of MindFormers. Raises StrategyError naming the key."""
     try:
-        content = whole_numbers(read_yaml(text))
+        content = read_yaml(text)
     except InputError as error:
         raise StrategyError(error.message, where) from None
+    return job_of(content, where, release=release)
+
+
+def job_of(content: Any, where: str, *, release: str = "") -> Job:
+    """As ``read_job``, of what the YAML holds."""
+    content = whole_numbers(content)
     try:
         if not isinstance(content, dict):
             raise StrategyError("not a MindFormers configuration")
