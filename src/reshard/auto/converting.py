@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -19,11 +18,15 @@ from reshard.auto.settings import Settings
 from reshard.auto.shares import Part
 from reshard.errors import CheckpointError, RunError, counted, named_ranks
 from reshard.families.open_checkpoint import open_source
+from reshard.families.planner import planned
 from reshard.families.strategies import merged_file
-from reshard.ops.convert import execute, plan_from
+from reshard.formats.registry import format_named
+from reshard.ops.convert import execute
 from reshard.ops.observer import Observer
-from reshard.ops.options import Options
+from reshard.ops.options import Means
+from reshard.planning.catalog import Catalog
 from reshard.planning.plan import Plan
+from reshard.planning.target import Choices, Target
 from reshard.storage.disk import Disk
 from reshard.storage.storage import reported
 from reshard.target.manifest import MANIFEST
@@ -49,13 +52,19 @@ class Job(Struct, frozen=True):
     parts: dict[int, Part]
     format: str
     model: Model
-    limits: Options
+    limits: Means
 
     @property
     def ranks(self) -> frozenset[int] | None:
         """The target ranks that are made here; None for all."""
         made = [part.ranks for part in self.parts.values()]
         return frozenset().union(*(r for r in made if r is not None)) if None not in made else None
+
+    def target(self, part: Part) -> Target:
+        strategy = self.strategy.strategy
+        drop = self.settings.drop_redundancy and strategy is not None
+        form = format_named(self.format)
+        return Target(strategy, form, ranks=part.ranks, share=part.share, drop_redundancy=drop)
 
 
 class Work(Struct, frozen=True):
@@ -91,7 +100,8 @@ def convert_together(session: Session, job: Job, observer: Observer) -> Outcome:
         return _lead(session, job, observer)
     if session.rank in job.parts:
         work = session.wait(_told(session, "work", Work))
-        session.tell(f"done_{session.rank}", _write(session, job, work, observer))
+        mine = planned(open_source(job.source.source), job.target(job.parts[session.rank]), Choices())
+        session.tell(f"done_{session.rank}", _write(session, job, work, mine, observer))
     return session.wait(_told(session, "outcome", Outcome))
 
 
@@ -100,14 +110,18 @@ def _told(session: Session, name: str, kind: type[T]) -> Callable[[], T | None]:
 
 
 def _lead(session: Session, job: Job, observer: Observer) -> Outcome:
-    whole = _planned(job, _strategy_path(session, job))
+    source = _opened(job)
+    whole = planned(source, job.target(Part(job.ranks)), Choices())
     staged = job.results.staged(whole.identity)
     forget(job.results.root, "new", kept=staged)
     check_room(Place.of(staged, single=False), 0 if staged.exists() else whole.nbytes)
     strategies = _strategies(job, whole.identity)
     work = Work(whole.identity)
     session.tell("work", work)
-    done = {session.rank: _write(session, job, work, observer)} if session.rank in job.parts else {}
+    done = {}
+    if session.rank in job.parts:
+        mine = _part_of(whole, source, job, job.parts[session.rank])
+        done[session.rank] = _write(session, job, work, mine, observer)
     for rank in job.parts:
         if rank != session.rank:
             done[rank] = session.wait(_told(session, f"done_{rank}", Done))
@@ -127,20 +141,26 @@ def _lead(session: Session, job: Job, observer: Observer) -> Outcome:
     return outcome
 
 
-def _planned(job: Job, strategy: str) -> Plan:
-    """The plan of all that is made here. Raises InputError for weights that are not those of the job."""
+def _opened(job: Job) -> Catalog:
+    """The source. Raises InputError for weights that are not those of the job."""
     source = open_source(job.source.source)
     full = {name: tensor.spec.shape for name, tensor in source.tensors.items()}
     refuse_contradiction(job.model, full, job.settings.load_checkpoint)
-    return plan_from(source, str(job.results.root), replace(_options(job, strategy), ranks=job.ranks))
+    return source
+
+
+def _part_of(whole: Plan, source: Catalog, job: Job, part: Part) -> Plan:
+    """The plan of one writer's files, of the plan of all."""
+    if part.share:
+        return planned(source, job.target(part), Choices())
+    return replace(whole, files=tuple(file for file in whole.files if file.rank in (part.ranks or ())))
 
 
 def preview(job: Job) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What would be converted, from where and by whom, with the warnings; nothing is written."""
-    with tempfile.TemporaryDirectory(prefix="reshard-") as folder:
-        plan = _planned(job, _strategy_in(Path(folder), job))
+    plan = planned(_opened(job), job.target(Part(job.ranks)), Choices())
     source = job.source
-    cut = f"cut by {source.source.strategy}" if source.source.strategy else "one full checkpoint"
+    cut = f"cut by {source.strategy_path}" if source.strategy_path else "one full checkpoint"
     writers = (f"rank {rank} writes {_told_part(part)}" for rank, part in job.parts.items())
     left = (f"{left.fate}: {len(left.names)}: {left.reason}" for left in plan.left_out)
     said = (
@@ -159,19 +179,16 @@ def _told_part(part: Part) -> str:
     return named_ranks(sorted(part.ranks or ()))
 
 
-def _write(session: Session, job: Job, work: Work, observer: Observer) -> Done:
+def _write(session: Session, job: Job, work: Work, mine: Plan, observer: Observer) -> Done:
     """Make this rank's part of the target."""
-    part = job.parts[session.rank]
-    options = replace(_options(job, _strategy_path(session, job)), ranks=part.ranks, share=part.share)
     target = job.results.staged(work.identity) / job.results.name
-    mine = plan_from(open_source(job.source.source), str(target), options)
     if mine.identity != work.identity:
         raise CheckpointError(
             f"rank {session.rank} sees other source files than rank {session.leader} does",
             job.settings.load_checkpoint,
             "is it the same checkpoint on every machine? copies must keep names, lengths and times of change (cp -p)",
         )
-    made = execute(mine, target, options, _Watched(session, observer))
+    made = execute(mine, target, job.limits, _Watched(session, observer))
     return Done(len(mine.files), made.written_nbytes, made.read_nbytes)
 
 
@@ -186,33 +203,6 @@ class _Watched(Observer):
     def advance(self, nbytes: int) -> None:
         self._session.proceed()
         self._shown.advance(nbytes)
-
-
-def _options(job: Job, strategy: str) -> Options:
-    source = job.source.source
-    return replace(
-        job.limits,
-        src_strategy=source.strategy,
-        dst_strategy=strategy,
-        format=job.format,
-        select=source.select,
-        suffix=source.suffix,
-        drop_redundancy=job.settings.drop_redundancy and job.strategy.strategy is not None,
-    )
-
-
-def _strategy_path(session: Session, job: Job) -> str:
-    """Where the job's strategy can be read; one that was made is noted in the run's own folder."""
-    return _strategy_in(session.room, job, f"{session.rank}_")
-
-
-def _strategy_in(folder: Path, job: Job, prefix: str = "") -> str:
-    if job.strategy.strategy is None or job.strategy.path:
-        return job.strategy.path
-    ((name, content),) = job.strategy.files(merged=True).items()
-    path = folder / f"{prefix}{name}"
-    Disk().write_whole(str(path), content, fsync=False)
-    return str(path)
 
 
 def replaced(results: Results, strategy: JobStrategy, form: str) -> list[Path]:
@@ -231,7 +221,7 @@ def _strategies(job: Job, identity: str) -> dict[Path, Path]:
         if place == job.results.strategy:
             write_strategy(made[place], strategy)
         else:
-            _merged(job.source.source.strategy, made[place] / "src_strategy")
+            _merged(job.source.strategy_path, made[place] / "src_strategy")
             if strategy.path:
                 _merged(strategy.path, made[place] / "dst_strategy")
             else:

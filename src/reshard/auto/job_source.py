@@ -22,11 +22,12 @@ _STEP = re.compile(r"(?P<epoch>\d+)_(?P<step>\d+)\.(ckpt|safetensors)$")
 
 
 class JobSource(Struct, frozen=True):
-    """The source as it is here: how to open it, its files, its strategy."""
+    """The source as it is here: how to open it, its files, its strategy and where that lies."""
 
     source: Source
     found: Found
     strategy: Strategy | None
+    strategy_path: str = ""
 
 
 def job_source(settings: Settings) -> JobSource:
@@ -39,9 +40,9 @@ def job_source(settings: Settings) -> JobSource:
     if select != settings.select(form):
         select = settings.select(form)
         found = discover(path, select, suffix)
-    strategy = settings.src_strategy or (_beside(settings, form) if found.distributed else "")
-    source = Source(path, strategy, select, suffix)
-    return JobSource(source, found, read_strategy(strategy) if strategy else None)
+    where = settings.src_strategy or (_beside(settings, form) if found.distributed else "")
+    strategy = read_strategy(where) if where else None
+    return JobSource(Source(path, strategy or "", select, suffix), found, strategy, where)
 
 
 def refuse_unknown_cut(source: JobSource) -> None:

@@ -17,9 +17,8 @@ from reshard.auto.preparing import Call
 from reshard.auto.settings import read_settings
 from reshard.errors import UsageError
 from reshard.families.discover import Found
-from reshard.families.open_checkpoint import agreements, open_source
-from reshard.families.planner import make_plan
-from reshard.families.probe import probe
+from reshard.families.open_checkpoint import open_source
+from reshard.families.planner import planned
 from reshard.families.source import Source
 from reshard.formats.registry import format_named
 from reshard.planning.target import Choices, Target
@@ -78,8 +77,6 @@ def _own_file(found: Found, rank: int) -> JobSource:
 def _arrays(source: JobSource, strategy: JobStrategy, rank: int) -> LazyArrays:
     from reshard.moving.memory import LazyArrays
 
-    opened = open_source(source.source)
-    probe(opened)
     target = Target(strategy.strategy, format_named("safetensors"), ranks=frozenset({rank}))
-    (task,) = tasks(make_plan(opened, target, Choices(agreed=agreements(opened, opened.compared()))))
+    (task,) = tasks(planned(open_source(source.source), target, Choices()))
     return LazyArrays({move.name: move for move in task.moves}, task.sources)

@@ -29,7 +29,7 @@ from reshard.errors import InputError, ReshardError, UsageError, counted
 from reshard.families.open_checkpoint import index_files
 from reshard.interruption import clears_up, proceed
 from reshard.ops.observer import Observer
-from reshard.ops.options import Options
+from reshard.ops.options import Means
 
 MEETING = ".reshard-auto"
 Action = Literal["converted", "dry run", "left to the job", "matches", "nothing", "on load", "strategy", "scheduler"]
@@ -58,7 +58,7 @@ class Call(Struct, frozen=True):
     hello_port: int | None = None
     goes_on: bool = True
     dry_run: bool = False
-    limits: Options = field(default_factory=Options)
+    limits: Means = field(default_factory=Means)
 
     def __post_init__(self) -> None:
         if not self.peer_timeout_s > 0:

@@ -13,6 +13,7 @@ from msgspec import Struct
 from reshard.auto.job_strategy import JobStrategy
 from reshard.auto.settings import Settings
 from reshard.errors import UsageError
+from reshard.formats.registry import format_of
 from reshard.storage.disk import Disk
 from reshard.storage.storage import reported
 from reshard.storage.storages import is_inside
@@ -36,7 +37,7 @@ class Results(Struct, frozen=True):
     def of(settings: Settings, form: str) -> Results:
         output = Path(settings.output_dir).absolute()
         last = settings.load_checkpoint.rpartition("/")[2]
-        name = last.split(".")[0] if last.endswith((".ckpt", ".safetensors")) else last
+        name = last.split(".")[0] if format_of(last) else last
         return Results(output, output / _ROOTS[form], name or "checkpoint")
 
     @property

@@ -67,11 +67,6 @@ class Session:
         return self.rank == self.leader
 
     @property
-    def room(self) -> Path:
-        """The run's own folder."""
-        return self._folder.path / self._name
-
-    @property
     def _name(self) -> str:
         assert self._generation is not None, "join first"
         return self._generation.name

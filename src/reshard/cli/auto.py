@@ -20,7 +20,7 @@ from reshard.cli.text import parse_nbytes
 from reshard.errors import UsageError
 
 if TYPE_CHECKING:
-    from reshard.ops.options import Options
+    from reshard.ops.options import Means
 
 _COMMAND = "reshard.command"
 _CONFIG = "{config}"
@@ -131,12 +131,12 @@ def _command(words: list[str] | None) -> list[str]:
     return words
 
 
-def _limits(workers: str, max_memory: str, max_rate: str, *, fsync: bool) -> Options:
-    from reshard.ops.options import Options
+def _limits(workers: str, max_memory: str, max_rate: str, *, fsync: bool) -> Means:
+    from reshard.ops.options import Means
 
     if workers != "auto" and not (workers.isdigit() and 0 < int(workers) <= 1024):
         raise UsageError(f"--workers {workers!r}", hint="a number from 1 to 1024, or auto")
-    return Options(
+    return Means(
         workers=0 if workers == "auto" else int(workers),
         max_memory_nbytes=parse_nbytes(max_memory) if max_memory else None,
         max_rate_nbytes=parse_nbytes(max_rate.removesuffix("/s")) if max_rate else None,

@@ -7,6 +7,8 @@ from msgspec.structs import replace
 from reshard.errors import PlanError
 from reshard.families.draft import Draft, of_share
 from reshard.families.full import part_files
+from reshard.families.open_checkpoint import agreements
+from reshard.families.probe import probe
 from reshard.families.rank_folders import rank_files
 from reshard.planning.catalog import Catalog
 from reshard.planning.decide import decide
@@ -14,6 +16,19 @@ from reshard.planning.identity import identity_of, parts_of_identity
 from reshard.planning.plan import Plan, SourceFile
 from reshard.planning.scales import Wishes, refuse_parted
 from reshard.planning.target import Choices, Target
+from reshard.storage.machine import uncollected
+
+
+@uncollected()
+def planned(source: Catalog, target: Target, choices: Choices) -> Plan:
+    """As ``make_plan``, with what only bytes can tell: a strategy that contradicts them, and whether ranks agree where
+    no strategy says so. Raises InputError.
+    """
+    rules = choices.rules
+    idle = rules.idle((*source.tensors, *source.texts))
+    source = replace(source, warnings=(*source.warnings, *probe(source), *idle))
+    agreed = agreements(source, (t for t in source.compared() if rules.takes(t.name)))
+    return make_plan(source, target, replace(choices, agreed=agreed))
 
 
 def make_plan(source: Catalog, target: Target, choices: Choices) -> Plan:

@@ -16,9 +16,12 @@ from reshard.strategy.file import StrategyFile
 from reshard.strategy.folder import AnyPath
 
 
-def read_strategy(path: str | Path) -> Strategy:
-    """Read a strategy file (.ckpt or .json) or a folder of per-rank files. Raises StrategyError, StorageError."""
-    return local.read_strategy(_path(path))
+def read_strategy(given: str | Path | Strategy) -> Strategy:
+    """Read a strategy file (.ckpt or .json) or a folder of per-rank files; one that was read already is what it is.
+
+    Raises StrategyError, StorageError.
+    """
+    return given if isinstance(given, Strategy) else local.read_strategy(_path(given))
 
 
 def merge_stages(folder: str | Path) -> StrategyFile:

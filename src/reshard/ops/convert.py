@@ -11,10 +11,9 @@ from msgspec.structs import replace
 
 from reshard.dtypes import ALIASES
 from reshard.errors import CheckpointError, DifferenceError, UsageError, listed
-from reshard.families.open_checkpoint import agreements, open_source
+from reshard.families.open_checkpoint import open_source
 from reshard.families.part_names import lone_parts
-from reshard.families.planner import make_plan
-from reshard.families.probe import probe
+from reshard.families.planner import planned
 from reshard.families.strategies import read_strategy
 from reshard.formats.base import Format
 from reshard.formats.mindspore_ckpt import MindSporeCkpt
@@ -34,7 +33,6 @@ from reshard.planning.misfits import Misfits, by_tensor
 from reshard.planning.parts import Parts
 from reshard.planning.plan import Plan
 from reshard.planning.target import Choices, Target
-from reshard.storage.machine import uncollected
 from reshard.target.overwrite import Replacement
 from reshard.target.preflight import refuse_occupied, refuse_source
 from reshard.target.target_paths import Place
@@ -71,7 +69,6 @@ def plan(src: str | Path, dst: str | Path, options: Options | None = None) -> Pl
     return plan_from(open_source(options.source(src)), str(dst), options)
 
 
-@uncollected()
 def plan_from(
     source: Catalog, dst: str, options: Options, lora: LoraMerge | None = None, parts: Parts | None = None
 ) -> Plan:
@@ -79,8 +76,7 @@ def plan_from(
     if options.check_replicas:
         _refuse_replicas(source)
     crcs = check_crcs(source) if options.crc else ()
-    idle = options.names.idle((*source.tensors, *source.texts))
-    source = replace(source, warnings=(*source.warnings, *probe(source), *crcs, *idle))
+    source = replace(source, warnings=(*source.warnings, *crcs))
     single = names_file(dst)
     form = _target_format(dst if single else "", source, options)
     if options.max_shard_nbytes and parts is None:
@@ -96,8 +92,7 @@ def plan_from(
         drop_redundancy=options.drop_redundancy,
         dtype=ALIASES.get(options.dtype, options.dtype),
     )
-    agreed = agreements(source, (t for t in source.compared() if options.names.takes(t.name)))
-    return make_plan(source, target, Choices(options.names, options.missing, agreed, lora))
+    return planned(source, target, Choices(options.names, options.missing, lora=lora))
 
 
 def convert(
