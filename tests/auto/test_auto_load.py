@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from ranks import Ranks
 
 import reshard.auto
 from making import array, counted, read_file, read_rank, same, tree, write_file, write_strategy
-from reshard.auto import Call, load, prepare
+from reshard.auto import Call, converting, load, prepare
 from reshard.errors import CheckpointError, UsageError
+from reshard.families import planner
 from reshard.layout.tensor import Sharding
 
 WORLD = 8
@@ -199,3 +201,31 @@ def test_torch_tensors(tmp_path: Path) -> None:
         assert tensor.reshape(-1).view(torch.uint8).numpy().tobytes() == wanted.tobytes()
     tensors["float32"][0, 0] = 1  # the caller's own
     assert same(read_file(model)["float32"], arrays["float32"])
+
+
+@pytest.mark.parametrize(("name", "layout"), [("full_to_dp2mp4", "dp2mp4"), ("dp2mp2pp2_to_dp1mp4pp2", "dp1mp4pp2")])
+def test_who_leads_and_writes_reads_headers_once_plans_once_and_notes_no_strategy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, layout: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    case = golden(name, tmp_path / "case")
+    strategy = case.strategy("src")
+    keys = {"src_strategy": str(strategy)} if strategy else {}
+    config = write_yaml(tmp_path / "run.yaml", layout, load_checkpoint=str(source_of(case)), npu_num_per_node=1, **keys)
+    asked: list[str] = []
+    for place, step in ((converting, "open_source"), (converting, "planned"), (planner, "make_plan")):
+        monkeypatch.setattr(place, step, _noting(asked, getattr(place, step)))
+    prepare(config, rank=3, world_size=WORLD, call=Call(per_node=True))
+    assert sorted(asked) == ["make_plan", "open_source", "planned"]
+    made = tmp_path / "output" / "transformed_checkpoint"
+    ours, wanted = (read_rank(folder, 3) for folder in (next(made.iterdir()), case.expected))
+    assert ours.keys() and all(same(ours[name], wanted[name]) for name in ours)
+    assert [p for p in (tmp_path / "output" / ".reshard-auto").rglob("*") if p.suffix == ".ckpt"] == []
+
+
+def _noting(asked: list[str], call: Callable[..., Any]) -> Callable[..., Any]:
+    def noted(*given: Any) -> Any:
+        asked.append(call.__name__)
+        return call(*given)
+
+    return noted
