@@ -101,7 +101,7 @@ class Checkpoint(Mapping[str, TensorView]):
     def load(
         self,
         rank: int = 0,
-        dst_strategy: str | Path | None = None,
+        dst_strategy: str | Path | Strategy | None = None,
         *,
         dtype: str = "",
         missing: Missing = "error",

@@ -8,18 +8,21 @@ from pathlib import Path
 
 from reshard.compat.console import banner, warn
 from reshard.errors import StorageError, StrategyError
-from reshard.ops.strategies import merge
+from reshard.layout.stages import Strategy
+from reshard.storage.disk import Disk
 from reshard.storage.storage import reported
+from reshard.strategy.file import StrategyFile
+from reshard.strategy.folder import encode, merge_stages, of_file, read_strategy
 
 MERGED = "merged_ckpt_strategy"
 SIGNAL = "merge_succeed.txt"
 
 
-def prepared(path: str, *, write: bool = True) -> str:
-    """The strategy to read for a path that a user gave.
+def prepared(path: str, *, write: bool = True) -> str | Strategy:
+    """The strategy of a path that a user gave; "" stays "".
 
-    A folder gets its merged file anew, in one step, and that is read; unless it may not be written, which is a
-    warning, or ``write`` is False (another process writes it): then the folder is read. "" stays "".
+    A folder gets its merged file anew, in one step; unless it may not be written, which is a warning, or ``write`` is
+    False: another process writes it.
     """
     if not path:
         return ""
@@ -28,27 +31,28 @@ def prepared(path: str, *, write: bool = True) -> str:
         raise StrategyError("no such file or folder", path)
     single = _single_files(folder)
     if not write or not single:
-        return path
+        return read_strategy(path)
     out = folder / f"{MERGED}{single[0].suffix}"
     banner("Merging strategy")
+    merged = _merged(folder, out)
     try:
-        _merge(folder, out)
+        Disk().write_whole(str(out), encode(merged, current_stage=1), fsync=True)
     except StorageError as error:
         warn([f"{out.name} is not written ({error.message}); the strategies are merged in memory: {path}"])
-        return path
-    banner("Merging succeed")
-    return str(out)
+    else:
+        banner("Merging succeed")
+    return of_file(merged)
 
 
-def _merge(folder: Path, out: Path) -> None:
+def _merged(folder: Path, out: Path) -> StrategyFile:
     try:
-        merge(str(folder), str(out), overwrite=True)
+        return merge_stages(str(folder))
     except StrategyError as error:
         if error.where != str(out):
             raise
         with reported(out):  # the old merged file is broken; it is to be replaced anyway
             out.unlink()
-        merge(str(folder), str(out), overwrite=True)
+        return merge_stages(str(folder))
 
 
 def _single_files(folder: Path) -> list[Path]:

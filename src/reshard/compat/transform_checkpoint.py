@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from reshard.compat.arguments import Parser, truth
 from reshard.compat.console import Progress, banner, log, program, warn
@@ -16,13 +17,13 @@ from reshard.compat.placing import place_folders, remove, staged
 from reshard.compat.strategies import merge_signals, prepared
 from reshard.errors import PlanError, ReshardError, UsageError, counted
 from reshard.families.discover import Select
+from reshard.layout.stages import Strategy
 from reshard.ops.convert import execute, plan, plan_from
 from reshard.ops.options import Options
 from reshard.ops.strange_files import lost_with
 from reshard.planning.decide import Missing
 from reshard.storage.storage import reported
 from reshard.storage.storages import is_inside
-from reshard.strategy.folder import read_strategy
 
 _SPELLINGS = {
     "--src_ckpt_dir": "--src_checkpoint",
@@ -86,15 +87,24 @@ def _run(argv: Sequence[str]) -> None:
     for transform in transforms:
         transform.refuse_inside()
     try:
-        strategies = prepared(job.src_strategy, write=main), prepared(job.dst_strategy, write=main)
-        ranks = _ranks(job, strategies[1])
-        parts = _parts(job, [*sources.values()], *strategies) if len(sources) > 1 else frozenset()
+        src, dst = prepared(job.src_strategy, write=main), prepared(job.dst_strategy, write=main)
+        options = Options(
+            src,
+            dst,
+            format="ckpt",
+            prefix=job.prefix,
+            select=job.select,
+            ranks=_ranks(job, dst),
+            missing=job.missing,
+            overwrite=True,
+        )
+        parts = _parts(job, [*sources.values()], replace(options, ranks=None)) if len(sources) > 1 else frozenset()
     except ReshardError as error:
         transforms[0].failed(error)
         raise
     with merge_signals([job.src_strategy, job.dst_strategy], main=main):
         for transform in transforms:
-            transform.run(*strategies, ranks, "drop" if transform.source in parts else job.missing)
+            transform.run(replace(options, missing="drop") if transform.source in parts else options)
     log("......Transform finished!......")
 
 
@@ -192,9 +202,9 @@ def _sources(src: str) -> dict[str, str]:
     return dict(zip(stems, map(str, files), strict=True))
 
 
-def _ranks(job: Job, dst_strategy: str) -> frozenset[int] | None:
+def _ranks(job: Job, dst_strategy: str | Strategy) -> frozenset[int] | None:
     """The target ranks that this process makes; None for all of them."""
-    world = read_strategy(dst_strategy).world if dst_strategy else 1
+    world = dst_strategy.world if isinstance(dst_strategy, Strategy) else 1
     if not job.shared:
         if job.world_size not in (1, world):
             warn([f"world_size is {job.world_size}, the target has {counted(world, 'rank')}: all are made"])
@@ -210,13 +220,12 @@ def _ranks(job: Job, dst_strategy: str) -> frozenset[int] | None:
     return frozenset(range(job.rank_id, job.rank_id + job.world_size // job.processes))
 
 
-def _parts(job: Job, sources: list[str], src_strategy: str, dst_strategy: str) -> frozenset[str]:
+def _parts(job: Job, sources: list[str], options: Options) -> frozenset[str]:
     """Of the full files of one folder, each converted by itself, those that make a whole only together.
 
     Raises:
         PlanError: they do not.
     """
-    options = Options(src_strategy, dst_strategy, format="ckpt", missing=job.missing)
     lacking: dict[str, PlanError] = {}
     for source in sources:
         try:
@@ -239,22 +248,11 @@ class _Transform:
         self.source = source
         self._target = target
 
-    def run(self, src_strategy: str, dst_strategy: str, ranks: frozenset[int] | None, missing: Missing) -> None:
-        job = self._job
-        options = Options(
-            src_strategy,
-            dst_strategy,
-            format="ckpt",
-            prefix=job.prefix,
-            select=job.select,
-            ranks=ranks,
-            missing=missing,
-            overwrite=True,
-        )
+    def run(self, options: Options) -> None:
         log(f"The transformed checkpoint will be saved under {self._target}.")
         try:
             self._clear()
-            if ranks is None or ranks:
+            if options.ranks is None or options.ranks:
                 self._convert(options)
         except BaseException as error:
             self.failed(error)
@@ -269,9 +267,9 @@ class _Transform:
         job = self._job
         banner("Transforming ckpt")
         log(f"src_checkpoint: {self.source}")
-        log(f"src_strategy: {options.src_strategy or None}")
+        log(f"src_strategy: {job.src_strategy or None}")
         log(f"dst_checkpoint: {self._target}")
-        log(f"dst_strategy: {options.dst_strategy or None}")
+        log(f"dst_strategy: {job.dst_strategy or None}")
         progress = Progress("Transforming checkpoint")
         made = plan(self.source, self._target, options)
         warn(made.warnings)

@@ -10,6 +10,7 @@ from msgspec import Struct, field
 from reshard.errors import UsageError
 from reshard.families.discover import Select
 from reshard.families.source import Source
+from reshard.layout.stages import Strategy
 from reshard.planning.bill import BUFFERS_A_WORKER
 from reshard.planning.decide import Missing
 from reshard.planning.names import NameRules
@@ -89,7 +90,7 @@ class Options(Means, frozen=True):
     what means.
 
     Attributes:
-        src_strategy, dst_strategy: a strategy file or folder; empty for one full checkpoint.
+        src_strategy, dst_strategy: a strategy, read or as file or folder; empty for one full checkpoint.
         family, iteration: of the source, where several are there (``--from``, ``--iteration``).
         format: ``ckpt``, ``safetensors`` or ``torch``; empty for what the target's name or else the source says.
         ranks: make only these target ranks; None for all.
@@ -103,8 +104,8 @@ class Options(Means, frozen=True):
         crc: check the CRC-32 of sources that state one and write it into .ckpt targets.
     """
 
-    src_strategy: str = ""
-    dst_strategy: str = ""
+    src_strategy: str | Strategy = ""
+    dst_strategy: str | Strategy = ""
     format: str = ""
     prefix: str = "checkpoint_"
     select: Select = "natural"

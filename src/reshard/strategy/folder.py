@@ -39,16 +39,20 @@ def read_strategy(path: str | AnyPath) -> Strategy:
     path = Path(path) if isinstance(path, str) else path
     if path.is_dir():
         return _from_stages(stage_files(path), str(path))
-    file = _read_file(path)
+    return of_file(_read_file(path))
+
+
+def of_file(file: StrategyFile) -> Strategy:
+    """What a file alone says. Raises StrategyError where that is a part only."""
     if file.merged:
-        return _from_merged(file)
+        return _from_stages(_split(file), file.path)
     if file.stage != 0:
         raise StrategyError(
             f"the file describes pipeline stage {file.stage} alone",
-            where=str(path),
+            where=file.path,
             hint="give the folder with the files of all stages, or their merged file",
         )
-    return _from_stages({0: file}, str(path))
+    return _from_stages({0: file}, file.path)
 
 
 def merge_stages(folder: str | AnyPath) -> StrategyFile:
@@ -186,10 +190,6 @@ def _split(file: StrategyFile) -> Mapping[int, StrategyFile]:
         stage: StrategyFile(file.path, file.kind, tuple(op for op in file.operators if op.stage == stage), items)
         for stage, items in sorted(layouts.items())
     }
-
-
-def _from_merged(file: StrategyFile) -> Strategy:
-    return _from_stages(_split(file), file.path)
 
 
 def _from_stages(stages: Mapping[int, StrategyFile], where: str) -> Strategy:

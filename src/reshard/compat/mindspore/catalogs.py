@@ -9,11 +9,12 @@ from msgspec.structs import replace
 from reshard.families.discover import Found
 from reshard.families.open_checkpoint import index_files
 from reshard.families.rank_folders import catalog
+from reshard.families.strategies import read_strategy
+from reshard.layout.stages import Strategy
 from reshard.planning.catalog import Catalog, Tensor
-from reshard.strategy.folder import read_strategy
 
 
-def of_files(files: Mapping[int, str], strategy: str = "") -> Catalog:
+def of_files(files: Mapping[int, str], strategy: str | Strategy = "") -> Catalog:
     """The checkpoint of these files; without a strategy they are one full one."""
     found = Found(
         "", tuple((rank if strategy else 0, str(path)) for rank, path in sorted(files.items())), bool(strategy)

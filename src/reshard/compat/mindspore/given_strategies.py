@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reshard.compat.mindspore.calls import check_strategy_path, reference_errors
 from reshard.errors import StrategyError
+from reshard.layout.stages import Strategy
 from reshard.layout.tensor import Sharding
-from reshard.strategy.file import LayoutItem
-from reshard.strategy.protobuf import encode_layout, sharding_of, write_protobuf
+from reshard.strategy.file import LayoutItem, StrategyFile
+from reshard.strategy.folder import of_file
+from reshard.strategy.protobuf import encode_layout, sharding_of
 
 
-@contextmanager
-def strategy_file(given: object, argument: str) -> Iterator[str]:
-    """The path of a strategy, "" for None. A dict has a file as long as this lasts.
+def given_strategy(given: object, argument: str) -> str | Strategy:
+    """The path of a strategy, or what a dict says; "" for None.
 
     Its values are those of ``build_searched_strategy``, or lists as ``infer_predict_layout`` gives them: device matrix,
     tensor map, shape of a slice, field, and what tells of an optimizer shard.
@@ -28,16 +26,11 @@ def strategy_file(given: object, argument: str) -> Iterator[str]:
     """
     if not isinstance(given, Mapping):
         check_strategy_path(given, argument)
-        yield str(given or "")
-        return
+        return str(given or "")
     if not given or not all(isinstance(name, str) for name in given):
         raise TypeError(f"{argument} should be a dict of parameters by name")
     with reference_errors():
-        items = {name: _item(name, value) for name, value in given.items()}
-    with TemporaryDirectory(prefix="reshard-") as folder:
-        path = Path(folder, "ckpt_strategy_rank_0.ckpt")
-        path.write_bytes(write_protobuf([], items, 1))
-        yield str(path)
+        return of_file(StrategyFile(argument, "ckpt", (), {name: _item(name, v) for name, v in given.items()}))
 
 
 def _item(name: str, value: Any) -> LayoutItem:

@@ -10,11 +10,12 @@ from typing import Any
 from reshard.checkpoint import Checkpoint
 from reshard.compat.mindspore.calls import as_rank, check_strategy_path, reference_errors, warn
 from reshard.compat.mindspore.catalogs import chosen, of_files
-from reshard.compat.mindspore.given_strategies import strategy_file
+from reshard.compat.mindspore.given_strategies import given_strategy
 from reshard.compat.mindspore.parameters import as_parameters, load_into, this_rank
 from reshard.compat.placing import place_files, staged
 from reshard.families.open_checkpoint import open_source
 from reshard.families.source import Source
+from reshard.layout.stages import Strategy
 from reshard.ops.convert import execute, plan_from
 from reshard.ops.observer import Observer
 from reshard.ops.options import Options
@@ -57,20 +58,20 @@ def load_distributed_checkpoint(
         RuntimeError: a network is given and MindSpore is not installed.
     """
     _check_arguments(dec_key, format, output_format)
-    with strategy_file(predict_strategy, "predict_strategy") as target:
-        if format == "ckpt":
-            source = _of_ranks(checkpoint_filenames, train_strategy_filename)
-            return _given_back(source, target, network, rank_id, strict=strict_load, parameters=return_param_dict)
-        if strict_load or dec_mode != "AES-GCM" or checkpoint_filenames or train_strategy_filename:
-            raise ValueError("strict_load, dec_mode and the names of .ckpt files are for format 'ckpt'.")
-        if network is None and dst_safetensors_dir is None and not return_param_dict:
-            raise ValueError("'dst_safetensors_dir' can not be None when network is None.")
-        source = _of_folder(unified_safetensors_dir, name_map or {})
-        if network is not None or dst_safetensors_dir is None:
-            return _given_back(source, target, network, rank_id, strict=False, parameters=return_param_dict)
-        rank = None if rank_id is None else as_rank(rank_id, "rank_id")
-        _write(source, target, Path(dst_safetensors_dir), rank, output_format)
-        return True
+    target = given_strategy(predict_strategy, "predict_strategy")
+    if format == "ckpt":
+        source = _of_ranks(checkpoint_filenames, train_strategy_filename)
+        return _given_back(source, target, network, rank_id, strict=strict_load, parameters=return_param_dict)
+    if strict_load or dec_mode != "AES-GCM" or checkpoint_filenames or train_strategy_filename:
+        raise ValueError("strict_load, dec_mode and the names of .ckpt files are for format 'ckpt'.")
+    if network is None and dst_safetensors_dir is None and not return_param_dict:
+        raise ValueError("'dst_safetensors_dir' can not be None when network is None.")
+    source = _of_folder(unified_safetensors_dir, name_map or {})
+    if network is not None or dst_safetensors_dir is None:
+        return _given_back(source, target, network, rank_id, strict=False, parameters=return_param_dict)
+    rank = None if rank_id is None else as_rank(rank_id, "rank_id")
+    _write(source, target, Path(dst_safetensors_dir), rank, output_format)
+    return True
 
 
 def _check_arguments(dec_key: object, *formats: str) -> None:
@@ -100,7 +101,7 @@ def _of_folder(folder: str | None, name_map: Mapping[str, str]) -> Catalog:
         return chosen(open_source(Source(str(folder))), choose)
 
 
-def _write(source: Catalog, strategy: str, dst: Path, rank: int | None, form: str) -> None:
+def _write(source: Catalog, strategy: str | Strategy, dst: Path, rank: int | None, form: str) -> None:
     """``rank_r/net.{form}`` of one rank or of all; without a strategy any rank gets everything."""
     options = Options(
         dst_strategy=strategy,
@@ -123,7 +124,7 @@ def _write(source: Catalog, strategy: str, dst: Path, rank: int | None, form: st
 
 
 def _given_back(
-    source: Catalog, strategy: str, network: Any, rank: int | None, *, strict: bool, parameters: bool
+    source: Catalog, strategy: str | Strategy, network: Any, rank: int | None, *, strict: bool, parameters: bool
 ) -> Any:
     """This rank's parameters, or what loading them into the network gives."""
     with reference_errors():

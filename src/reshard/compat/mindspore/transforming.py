@@ -21,12 +21,13 @@ from reshard.compat.mindspore.catalogs import of_files
 from reshard.compat.placing import place_files, placed, staged
 from reshard.errors import PlanError, listed
 from reshard.families.discover import Select
+from reshard.families.strategies import read_strategy
+from reshard.layout.stages import Strategy
 from reshard.ops.convert import execute, plan, plan_from
 from reshard.ops.observer import Observer
 from reshard.ops.options import Options
 from reshard.planning.names import is_lora, is_state
 from reshard.planning.plan import Plan
-from reshard.strategy.folder import read_strategy
 
 _FORMATS = ("ckpt", "safetensors")
 
@@ -65,8 +66,8 @@ def transform_checkpoints(
     select: Select = "name" if named else "natural"
     with reference_errors():
         options = Options(
-            str(src_strategy_file or ""),
-            str(dst_strategy_file or ""),
+            read_strategy(src_strategy_file) if src_strategy_file else "",
+            read_strategy(dst_strategy_file) if dst_strategy_file else "",
             format=output_format,
             prefix=ckpt_prefix,
             select=select,
@@ -107,7 +108,7 @@ def transform_checkpoint_by_rank(
     target = Path(save_checkpoint_file_name)
     with reference_errors():
         options = Options(
-            dst_strategy=str(dst_strategy_file or ""),
+            dst_strategy=read_strategy(dst_strategy_file) if dst_strategy_file else "",
             format="ckpt",
             ranks=frozenset({rank_id}),
             missing="drop",  # files of one stage alone may be given; what this rank lacks is refused below
@@ -142,8 +143,8 @@ def _files_of_ranks(given: Mapping[Any, Any]) -> dict[int, str]:
 def _refuse_gaps(ready: Plan, options: Options, rank: int) -> None:
     """Raises PlanError where the rank would lack a weight that its stage has, or a weight would be left out."""
     mine = frozenset[str]()
-    if options.dst_strategy:
-        strategy = read_strategy(options.dst_strategy)
+    strategy = options.dst_strategy
+    if isinstance(strategy, Strategy):
         mine = frozenset(strategy.stages[rank // strategy.devices])
     faults = [
         f"{name}: {left.reason}"
@@ -157,9 +158,9 @@ def _refuse_gaps(ready: Plan, options: Options, rank: int) -> None:
 
 def _is_partial(options: Options) -> bool:
     """Whether the reference would call the files parts: one stage each, the source's weights a part of the target's."""
-    if not options.src_strategy or not options.dst_strategy:
+    source, target = options.src_strategy, options.dst_strategy
+    if not isinstance(source, Strategy) or not isinstance(target, Strategy):
         return False
-    source, target = read_strategy(options.src_strategy), read_strategy(options.dst_strategy)
     ours, theirs = (frozenset(n for n in s.names() if not is_state(n)) for s in (source, target))
     return len(source.stages) == len(target.stages) == 1 and ours < theirs
 
