@@ -8,11 +8,10 @@ from pathlib import Path
 
 from reshard.compat.console import banner, warn
 from reshard.errors import StorageError, StrategyError
+from reshard.families.strategies import read_strategy
 from reshard.layout.stages import Strategy
-from reshard.storage.disk import Disk
+from reshard.ops.strategies import merge
 from reshard.storage.storage import reported
-from reshard.strategy.file import StrategyFile
-from reshard.strategy.folder import encode, merge_stages, of_file, read_strategy
 
 MERGED = "merged_ckpt_strategy"
 SIGNAL = "merge_succeed.txt"
@@ -34,25 +33,24 @@ def prepared(path: str, *, write: bool = True) -> str | Strategy:
         return read_strategy(path)
     out = folder / f"{MERGED}{single[0].suffix}"
     banner("Merging strategy")
-    merged = _merged(folder, out)
     try:
-        Disk().write_whole(str(out), encode(merged, current_stage=1), fsync=True)
+        _merge(folder, out)
     except StorageError as error:
         warn([f"{out.name} is not written ({error.message}); the strategies are merged in memory: {path}"])
     else:
         banner("Merging succeed")
-    return of_file(merged)
+    return read_strategy(path)
 
 
-def _merged(folder: Path, out: Path) -> StrategyFile:
+def _merge(folder: Path, out: Path) -> None:
     try:
-        return merge_stages(str(folder))
+        merge(str(folder), str(out), overwrite=True)
     except StrategyError as error:
         if error.where != str(out):
             raise
         with reported(out):  # the old merged file is broken; it is to be replaced anyway
             out.unlink()
-        return merge_stages(str(folder))
+        merge(str(folder), str(out), overwrite=True)
 
 
 def _single_files(folder: Path) -> list[Path]:
