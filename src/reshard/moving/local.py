@@ -40,7 +40,7 @@ class _UnderWay:
         self.calls: list[Future[None]] = []
         self._pool = pool
         self._stopped = stopped
-        self._lots = run.jobs()
+        self._lots = run.lots()
         self._lock = threading.Lock()
 
     def engage(self, threads: int) -> None:
@@ -53,7 +53,7 @@ class _UnderWay:
                 lot = next(self._lots, None)
             if lot is None:
                 return
-            self.run.job(lot, self._stopped)
+            self.run.carry_out(lot, self._stopped)
 
 
 class LocalExecutor(Struct, frozen=True):

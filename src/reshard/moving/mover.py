@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from reshard.dtypes import ITEMSIZE
+from reshard.errors import RunError
 from reshard.index import Extent
 from reshard.layout.box import Box
 from reshard.moving.scratch import Scratch
@@ -26,6 +28,16 @@ Note = Callable[[int, ShardMisfits], None]
 """Hears of values that did not fit, in a file of the move's targets."""
 
 _COLLECT_BLOCK_NBYTES = 8 << 20
+
+
+def parts_of(access: Access, data: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """The bytes for each extent of an access, with where they begin. Raises RunError where they are not as many."""
+    at = 0
+    for extent in access.ranges:
+        yield extent.offset, data[at : at + extent.nbytes]
+        at += extent.nbytes
+    if at != len(data):
+        raise RunError(f"{len(data)} bytes for a place of {at}")
 
 
 def collect(move: Move, sources: Sources, scratch: Scratch) -> bytearray:
@@ -127,3 +139,11 @@ class Mover:
         else:
             self._tell(write, cast_out((out, write.box), target, (slab, box), dtype))
         return out
+
+
+class Span(Struct, frozen=True):
+    """Consecutive blocks of one move, carried out by one thread in order."""
+
+    mover: Mover
+    start: int
+    stop: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import zlib
+from collections.abc import Callable, Sequence
 from graphlib import CycleError, TopologicalSorter
 from itertools import pairwise
 
@@ -11,6 +12,8 @@ import xxhash
 
 from reshard.errors import RunError
 from reshard.moving.checksums import Sums
+from reshard.moving.mover import Span, parts_of
+from reshard.planning.blocks import Access
 from reshard.planning.plan import Move, Run, TaskFile
 from reshard.storage.storage import NewFile
 
@@ -96,3 +99,46 @@ class Turns:
             self.runs.append(Run(self._began, self._at - self._began, digest))
             self._began = self._at
             self._digest.reset()
+
+
+class InOrder:
+    """The new files of a task, as uploads are: a lot is a block, so that many threads read for what is written next."""
+
+    def __init__(
+        self, files: Sequence[TaskFile], new: Sequence[NewFile], on_bytes: Callable[[int], None], *, checksum: bool
+    ) -> None:
+        self._turns = [Turns(file, one, checksum=checksum) for file, one in zip(files, new, strict=True)]
+        self._on_bytes = on_bytes
+
+    def ordered(self, moves: tuple[Move, ...]) -> tuple[Move, ...]:
+        return in_file_order(moves)
+
+    def lot_nbytes(self, fair_nbytes: int, block_nbytes: int) -> int:
+        return block_nbytes
+
+    def write_headers(self) -> None:
+        """Nothing is left to do: each is written when what stands before it is."""
+
+    def carry_out(self, lot: list[Span], stopped: threading.Event) -> None:
+        """Several blocks are all read before the first waits for its turn: else each would be read in its turn only."""
+        blocks = [(span.mover, number) for span in lot for number in range(span.start, span.stop)]
+        if len(blocks) == 1:
+            mover, number = blocks[0]
+            mover.run((number,), lambda access, data: self._put(access, data, stopped))
+            return
+        held: list[tuple[Access, bytes]] = []
+        for mover, number in blocks:
+            if stopped.is_set():
+                return
+            mover.run((number,), lambda access, data: held.append((access, bytes(data))))
+        for access, data in held:
+            self._put(access, memoryview(data), stopped)
+
+    def _put(self, access: Access, data: memoryview, stopped: threading.Event) -> None:
+        for offset, part in parts_of(access, data):
+            self._turns[access.file].put(offset, part, stopped)
+        self._on_bytes(len(data))
+
+    def finish(self, number: int) -> list[Run]:
+        self._turns[number].finish()
+        return self._turns[number].runs
