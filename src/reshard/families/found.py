@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Iterable, Mapping
 from typing import Literal
@@ -11,6 +12,7 @@ from msgspec import Struct
 from reshard.errors import CheckpointError
 from reshard.families.torch_names import weight_names
 from reshard.formats.registry import format_of
+from reshard.planning.identity import hash_of
 from reshard.storage.storage import Entry, join
 
 Select = Literal["natural", "name", "mtime", "step"]
@@ -35,6 +37,15 @@ class Found(Struct, frozen=True):
     index: str = ""
     holders: Mapping[str, str] = {}
     empty: tuple[int, ...] = ()
+
+    @property
+    def told_by(self) -> Mapping[str, str]:
+        """The index by name, with a hash of what it says, wherever its folder lies."""
+        if not self.index:
+            return {}
+        folder, name = posixpath.split(self.index)
+        files = {path: posixpath.relpath(path, folder or ".") for path in set(self.holders.values())}
+        return {name: hash_of([(tensor, files[path]) for tensor, path in sorted(self.holders.items())])}
 
     @property
     def whole(self) -> bool:

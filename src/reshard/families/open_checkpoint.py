@@ -69,7 +69,8 @@ def open_source(source: Source, *, trust_manifest: bool = True) -> Catalog:
     files, told = by_index(found, index_files(found, trust_manifest=trust_manifest))
     made = _told_apart(found, files, strategy, ours_there=there.entry(META) is not None)
     of_files = (f"{file.path}: {warning}" for file in files for warning in file.contents.warnings)
-    return replace(made, warnings=(*found.warnings, *told, *of_files, *made.warnings))
+    warnings = (*found.warnings, *told, *of_files, *made.warnings)
+    return replace(made, warnings=warnings, told_by={**made.told_by, **found.told_by})
 
 
 def _plain(there: Listing, source: Source) -> Found:

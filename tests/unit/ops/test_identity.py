@@ -192,6 +192,23 @@ def test_the_manifest_by_which_our_own_folders_are_read_counts(work: Work) -> No
     assert work.plan(alone, src=work.folder / "ours").identity != before
 
 
+def test_an_index_that_takes_a_tensor_from_another_file_counts(work: Work) -> None:
+    folder = work.folder / "parts"
+    for part in ("one", "two"):
+        write_file(folder / f"{part}.safetensors", WEIGHTS)
+    index = folder / "model.safetensors.index.json"
+
+    def said(a: str) -> str:
+        index.write_text(json.dumps({"weight_map": {"a.weight": f"{a}.safetensors", "b.weight": "two.safetensors"}}))
+        return work.plan(Options(), src=folder).identity
+
+    one, two = said("one"), said("two")
+    assert one != two
+    os.utime(index, (5, 5))
+    copied = shutil.copytree(folder, work.folder / "copied", copy_function=shutil.copy2)
+    assert work.plan(Options(), src=copied).identity == two
+
+
 class Adapter:
     """A base and the factors of one of its weights."""
 
