@@ -198,11 +198,11 @@ def test_an_index_that_takes_a_tensor_from_another_file_counts(work: Work) -> No
         write_file(folder / f"{part}.safetensors", WEIGHTS)
     index = folder / "model.safetensors.index.json"
 
-    def said(a: str) -> str:
-        index.write_text(json.dumps({"weight_map": {"a.weight": f"{a}.safetensors", "b.weight": "two.safetensors"}}))
+    def said(a: str, b: str) -> str:
+        index.write_text(json.dumps({"weight_map": {"a.weight": f"{a}.safetensors", "b.weight": f"{b}.safetensors"}}))
         return work.plan(Options(), src=folder).identity
 
-    one, two = said("one"), said("two")
+    one, two = said("one", "two"), said("two", "one")
     assert one != two
     os.utime(index, (5, 5))
     copied = shutil.copytree(folder, work.folder / "copied", copy_function=shutil.copy2)
