@@ -7,7 +7,7 @@ in their own dtype, second names of tied ones; moments are ``exp_avg.NAME`` and 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from msgspec import Struct
@@ -28,6 +28,7 @@ _LAYER = re.compile(r"layer_(\d+)(?:-model_(\d+))?-model_states\.pt")
 _EXPERT = re.compile(r"layer_(\d+)_expert_(\d+)_mp_rank_(\d+)_model_states\.pt")
 _KINDS = {"model": _MODEL, "optimizer": _OPTIMIZER, "layer": _LAYER, "expert": _EXPERT}
 _LATEST = "latest"
+_STEP = "global_step"
 _FULL = re.compile(r"(pytorch_model|model|adapter_model).*\.(bin|safetensors)(\.index\.json)?")
 
 
@@ -35,7 +36,7 @@ class DeepSpeed(Struct, frozen=True):
     name: str = "deepspeed"
 
     def recognises(self, there: Listing) -> bool:
-        return there.folder and (_is_tag(there) or bool(_tags(there)))
+        return there.folder and (_is_tag(there) or next(_tags(there), None) is not None)
 
     def read(self, there: Listing, source: Source) -> Catalog:
         folder, warnings = _tag_folder(there, source)
@@ -60,11 +61,20 @@ def _is_tag(there: Listing) -> bool:
     return any(pattern.fullmatch(entry.name) for entry in there.entries for pattern in _KINDS.values())
 
 
-def _tags(there: Listing) -> dict[str, Listing]:
-    """The folders below that hold a checkpoint, by name."""
-    storage = storage_of(there.path)
-    below = (Listing(there.at(e.name), e, tuple(storage.entries(there.at(e.name)))) for e in there.entries if e.folder)
-    return {listing.there.name: listing for listing in below if _is_tag(listing)}
+def _tags(there: Listing) -> Iterator[Listing]:
+    """The folders below that hold a checkpoint, each listed when it is asked for; those of DeepSpeed's names first."""
+    folders = (entry.name for entry in there.entries if entry.folder)
+    for name in sorted(folders, key=lambda name: (not name.startswith(_STEP), natural(name))):
+        listing = _below(there, name)
+        if _is_tag(listing):
+            yield listing
+
+
+def _below(there: Listing, name: str) -> Listing:
+    entry = there.entry(name)
+    folder = entry if entry and entry.folder else None
+    path = there.at(name)
+    return Listing(path, folder or there.there, tuple(storage_of(path).entries(path)) if folder else ())
 
 
 def _tag_folder(there: Listing, source: Source) -> tuple[Listing, tuple[str, ...]]:
@@ -78,27 +88,35 @@ def _tag_folder(there: Listing, source: Source) -> tuple[Listing, tuple[str, ...
             there.path,
             "say which are meant: --from deepspeed or --from full",
         )
-    tags = _tags(there)
-    shown = ", ".join(sorted(tags, key=natural))
     if source.iteration is not None:
-        tag = f"global_step{source.iteration}"
-    elif there.entry(_LATEST) is not None:
+        return _named(there, f"{_STEP}{source.iteration}", "asked for"), ()
+    if there.entry(_LATEST) is not None:
         tag = content_of(there.at(_LATEST)).decode("utf-8", "replace").strip()
-    elif len(tags) == 1:
-        (tag,) = tags
-        return tags[tag], (f"{there.path} has no file 'latest': {tag} is the only checkpoint in it",)
-    else:
+        return _named(there, tag, "what 'latest' says"), ()
+    tags = list(_tags(there))
+    if len(tags) == 1:
+        return tags[0], (f"{there.path} has no file 'latest': {tags[0].there.name} is the only checkpoint in it",)
+    raise CheckpointError(
+        f"{len(tags)} checkpoints and no file 'latest': {_shown(tags)}",
+        there.path,
+        "name the folder, or give --iteration",
+    )
+
+
+def _named(there: Listing, tag: str, wanted: str) -> Listing:
+    """The folder of a tag. Raises CheckpointError, with the tags that are there, where no checkpoint is in it."""
+    found = _below(there, tag)
+    if not _is_tag(found):
         raise CheckpointError(
-            f"{len(tags)} checkpoints and no file 'latest': {shown}", there.path, "name the folder, or give --iteration"
-        )
-    if tag not in tags:
-        wanted = "asked for" if source.iteration is not None else "what 'latest' says"
-        raise CheckpointError(
-            f"{tag} is {wanted}, and no such checkpoint is there; there are: {shown or 'none'}",
+            f"{tag} is {wanted}, and no such checkpoint is there; there are: {_shown(_tags(there)) or 'none'}",
             there.path,
             "name the folder that is meant, or give --iteration",
         )
-    return tags[tag], ()
+    return found
+
+
+def _shown(tags: Iterable[Listing]) -> str:
+    return ", ".join(tag.there.name for tag in tags)
 
 
 def _told(folder: Listing, names: Sequence[str]) -> tuple[Told, list[TorchPart], list[str]]:

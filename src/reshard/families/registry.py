@@ -15,18 +15,23 @@ from reshard.storage.storages import storage_of
 
 
 class _Entry(Struct, frozen=True):
-    """``marks`` matches the name of some entry of every folder of the family, or of its file."""
+    """``marks`` matches the name of some entry of every folder of the family, or of its file; ``parts`` the names of
+    files of which each holds a part of a checkpoint, though it can be read alone.
+    """
 
     name: str
     place: str
     marks: str
+    parts: str = ""
 
 
+_OF_DEEPSPEED = r"((bf16_)?(zero_pp|expp)_rank_\d+_)?mp_rank_\d+_(model|optim)_states\.pt|layer_\d+.*model_states\.pt"
 _FAMILIES = (
     _Entry(
         "deepspeed",
         "reshard.families.deepspeed:DeepSpeed",
-        r"latest|global_step\d+|((bf16_)?zero_pp_rank_\d+_)?mp_rank_\d+_(model|optim)_states\.pt|layer_\d+.*model_states\.pt",
+        rf"latest|global_step\d+|{_OF_DEEPSPEED}",
+        _OF_DEEPSPEED,
     ),
 )
 PLAIN = ("ranks", "full")
@@ -59,13 +64,15 @@ def listing(path: str) -> Listing:
 
 
 def recognised(there: Listing, name: str = "") -> Family | None:
-    """The one family that a place is of; None for rank folders and full files. Raises UsageError where several may be.
+    """The one family that a place is of; None for rank folders and full files. Raises UsageError where several may be,
+    CheckpointError for a file that is a part of one.
 
     Args:
         name: what the user says that it is.
     """
     if name:
         return None if name in PLAIN else family_named(name)
+    _refuse_part(there)
     found = [family for family in _candidates(there) if family.recognises(there)]
     if len(found) > 1:
         names = [family.name for family in found]
@@ -73,6 +80,19 @@ def recognised(there: Listing, name: str = "") -> Family | None:
             f"it may be of several families: {', '.join(names)}", there.path, f"say which: --from {names[0]}"
         )
     return found[0] if found else None
+
+
+def _refuse_part(there: Listing) -> None:
+    """Raises CheckpointError for one of a family's files, which would pass for a whole checkpoint."""
+    if there.folder:
+        return
+    for entry in _FAMILIES:
+        if re.fullmatch(entry.parts, there.there.name):
+            raise CheckpointError(
+                f"one file of a checkpoint ({entry.name}) of many: alone it is a part of the model",
+                there.path,
+                f"give its folder, {there.path.rpartition('/')[0] or '.'}; --from full takes what lies in the file",
+            )
 
 
 def _candidates(there: Listing) -> Iterator[Family]:
