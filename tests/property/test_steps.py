@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from unittest.mock import patch
 
 import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
-from random_boxes import BLOCK_NBYTES, assert_moved, shapes, store, targets, tilings
+from random_boxes import BLOCK_NBYTES, assert_moved, moved, shapes, store, targets, tilings
 
 from making import array, dtype_named
 from reshard.dtypes import ITEMSIZE
-from reshard.layout.box import Box
+from reshard.index import Extent, TensorSpec
+from reshard.layout.box import Box, ordered
 from reshard.moving import elements
-from reshard.planning.plan import Move, Scaled
+from reshard.planning.plan import Assembly, Move, Piece, PlannedTensor, Scaled
+from reshard.planning.tasks import seen
 
 EXAMPLES = settings(
     max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], print_blob=True
@@ -28,6 +31,25 @@ def cast(values: np.ndarray, dtype: str) -> np.ndarray:
         return values.astype(dtype_named(dtype))
 
 
+def back(order: Sequence[int]) -> tuple[int, ...]:
+    """The order that undoes an order."""
+    return tuple(order.index(dim) for dim in range(len(order)))
+
+
+def turned(base: Assembly, order: tuple[int, ...]) -> Assembly:
+    """The tensor with its dims in another order, of the same bytes."""
+    pieces = (
+        replace(
+            piece,
+            box=ordered(piece.box, order),
+            outer=ordered(piece.outer, order) if piece.outer else None,
+            order=back(order),
+        )
+        for piece in base.pieces
+    )
+    return replace(base, shape=tuple(base.shape[dim] for dim in order), pieces=tuple(pieces))
+
+
 @EXAMPLES
 @given(shapes, st.sampled_from(DTYPES), st.sampled_from(("", "float32", "bfloat16", "float16")), blocks, st.data())
 def test_pieces_of_any_kind(shape: tuple[int, ...], dtype: str, to: str, block: int, data: st.DataObject) -> None:
@@ -36,10 +58,10 @@ def test_pieces_of_any_kind(shape: tuple[int, ...], dtype: str, to: str, block: 
     full = array(shape, dtype)
     with store(data) as place:
         base = place.assembly(full, zeros=True)
-        order = tuple(data.draw(st.permutations(range(len(shape)))))
         if data.draw(st.booleans()):
-            base, full = replace(base, order=order), full.transpose(order)
-        boxes = data.draw(tilings(Box.whole(base.made_shape)))
+            order = tuple(data.draw(st.permutations(range(len(shape)))))
+            base, full = turned(base, order), full.transpose(order)
+        boxes = data.draw(tilings(Box.whole(base.shape)))
         move = Move("w", base, to, targets(boxes, dtype_named(to).itemsize))
         assert_moved(move, cast(full, to), place.files(), block)
 
@@ -55,15 +77,16 @@ def test_dims_in_another_order_in_tiles_of_any_size(shape: tuple[int, ...], dtyp
     order = data.draw(st.permutations(range(3)))
     out = np.zeros(full.size, np.uint8)
     made = Box.whole(tuple(shape[d] for d in order))
-    counts = data.draw(tilings(Box.whole(shape)))[0]
+    counts = data.draw(tilings(made))[0]
     tile = {"_TILE_ROWS": data.draw(st.integers(1, 3)), "_TILE_COLUMNS": data.draw(st.integers(1, 5))}
     with patch.multiple(elements, **tile, _FEW=data.draw(st.integers(0, 4))):
-        whole = (memoryview(full.reshape(-1)), Box.whole(shape))
-        elements.copy_between((memoryview(out), made), whole, counts, dtype, tuple(order))
-    wanted = np.zeros_like(full)
-    part = counts.within(Box.whole(shape))
-    wanted[part] = full[part]
-    assert out.tobytes() == wanted.transpose(*order, 3).tobytes()
+        whole = (memoryview(full.reshape(-1)), made)
+        elements.copy_between((memoryview(out), made), whole, counts, dtype, back(order))
+    turned_full = full.transpose(*order, 3)
+    wanted = np.zeros_like(turned_full)
+    part = counts.within(made)
+    wanted[part] = turned_full[part]
+    assert out.tobytes() == wanted.tobytes()
 
 
 @EXAMPLES
@@ -90,9 +113,30 @@ def test_scaled(shape: tuple[int, ...], dtype: str, to: str, of_scale: str, bloc
         step = Scaled(place.assembly(full), place.assembly(scales), block_shape)
         if shape and data.draw(st.booleans()):
             order = tuple(data.draw(st.permutations(range(len(shape)))))
-            step = Scaled(
-                replace(step.of, order=order), replace(step.scale, order=order), tuple(block_shape[d] for d in order)
-            )
+            step = Scaled(turned(step.of, order), turned(step.scale, order), tuple(block_shape[d] for d in order))
             wanted = wanted.transpose(order)
         boxes = data.draw(tilings(Box.whole(wanted.shape)))
         assert_moved(Move("w", step, to, targets(boxes, wanted.itemsize)), wanted, place.files(), block)
+
+
+@EXAMPLES
+@given(st.lists(st.sampled_from((1, 2, 3, 4, 6, 12)), max_size=3).map(tuple), blocks, st.data())
+def test_put_together_in_a_view(shape: tuple[int, ...], block: int, data: st.DataObject) -> None:
+    """Some dims counted as several, whatever the boxes of the target part."""
+    view = tuple(f for n in shape for f in data.draw(st.permutations([d for d in (2, 3, 2) if n == 12] or [n])))
+    full = array(shape, "float32")
+    with store(data) as place:
+        base = place.assembly(full.reshape(view))
+        tensor = PlannedTensor("w", "w", TensorSpec("float32", shape), base)
+        boxes = data.draw(tilings(Box.whole(shape)))
+        files = place.files()
+        for box in boxes:
+            pieces = seen(Piece(0, box, (Extent(0, box.size * 4),)), tensor)
+            out = bytearray(box.size * 4)
+            parts = [replace(p, file=n, extents=(Extent(0, p.box.size * 4),)) for n, p in enumerate(pieces)]
+            for made, piece in zip(moved(Move("w", base, "float32", tuple(parts)), files, block), pieces, strict=True):
+                content, at = made.tobytes(), 0
+                for extent in piece.extents:
+                    out[extent.offset : extent.end] = content[at : at + extent.nbytes]
+                    at += extent.nbytes
+            assert bytes(out) == full[box.within(Box.whole(shape))].tobytes()

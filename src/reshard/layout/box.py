@@ -84,3 +84,12 @@ class Box(Struct, frozen=True, order=True):
         first = sum((a - o) * step for a, o, step in zip(self.start, outer.start, steps, strict=True))
         for index in product(*map(range, self.shape[:rows])):
             yield first + sum(i * step for i, step in zip(index, steps[:rows], strict=True)), prod(self.shape[rows:])
+
+
+def ordered(box: Box, order: tuple[int, ...]) -> Box:
+    """The box with its dims in this order.
+
+    >>> ordered(Box((2, 3, 1), (5, 6, 4)), (2, 0, 1))
+    Box(start=(1, 2, 3), stop=(4, 5, 6))
+    """
+    return Box(tuple(box.start[d] for d in order), tuple(box.stop[d] for d in order))

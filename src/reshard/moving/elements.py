@@ -9,9 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from reshard.dtypes import ITEMSIZE, numpy_dtype
-from reshard.layout.box import Box
+from reshard.layout.box import Box, ordered
 from reshard.planning.misfits import Misfits
-from reshard.planning.plan import ordered, unordered
 
 Array = npt.NDArray[Any]
 Buffer = memoryview | bytearray
@@ -32,20 +31,23 @@ def copy_between(to: Part, of: Part, counts: Box, dtype: str, order: tuple[int, 
     """Copy elements from one box to another, bit by bit: those of ``counts`` that both hold.
 
     Args:
-        order: which dim of the source each dim of the target is; ``counts`` is in the source's dims.
+        order: which dim of the boxes each dim of the source's buffer is.
     """
     (out, out_box), (data, box) = to, of
     plain = _PLAIN[ITEMSIZE[dtype]]
-    both = counts & (unordered(out_box, order) if order else out_box)
-    elements = shaped(data, plain, box)[both.within(box)]
-    if order:
-        both = ordered(both, order)
+    both = counts & out_box
     target = shaped(out, plain, out_box)[both.within(out_box)]
-    if order and order[-1] != len(order) - 1:
-        across = order.index(len(order) - 1)
-        _turn(np.moveaxis(target, across, -2), np.moveaxis(elements.transpose(order), across, -2))
+    if not order:
+        target[...] = shaped(data, plain, box)[both.within(box)]
+        return
+    stored = ordered(box, order)
+    elements = shaped(data, plain, stored)[ordered(both, order).within(stored)]
+    elements = elements.transpose([order.index(dim) for dim in range(len(order))])
+    across = order[-1]
+    if across != len(order) - 1:
+        _turn(np.moveaxis(target, across, -2), np.moveaxis(elements, across, -2))
     else:
-        target[...] = elements.transpose(order) if order else elements
+        target[...] = elements
 
 
 def _turn(target: Array, elements: Array) -> None:

@@ -21,7 +21,7 @@ Range = tuple[int, int]
 
 def factor_boxes(lora: LoraAdd, box: Box) -> tuple[Box, Box]:
     """The parts of A and B that a block of the weight needs."""
-    rank = (0, lora.a.made_shape[-2])
+    rank = (0, lora.a.shape[-2])
     *lead, rows, columns = zip(box.start, box.stop, strict=True)
     if lora.transposed:
         rows, columns = columns, rows

@@ -32,11 +32,11 @@ def load_array(move: Move, files: tuple[SourceFile, ...]) -> Array:
 
 def _mapped(move: Move, files: tuple[SourceFile, ...]) -> Array | None:
     step, box = move.step, move.targets[0].box
-    if not isinstance(step, Assembly) or step.order or step.dtype != move.dtype or not box.size:
+    if not isinstance(step, Assembly) or step.dtype != move.dtype or not box.size:
         return None
     pieces = [piece for piece in step.pieces if (piece.box & box).size]
     at = box.place_in(pieces[0].stored)
-    if len(pieces) > 1 or pieces[0].file == ZEROS or at is None:
+    if len(pieces) > 1 or pieces[0].file == ZEROS or pieces[0].order or at is None:
         return None
     itemsize = ITEMSIZE[step.dtype]
     ranges = cut_extents(pieces[0].extents, at * itemsize, box.size * itemsize)

@@ -113,7 +113,7 @@ class Mover:
         for read in block.reads:
             piece = base.pieces[read.piece]
             counts = read.box & piece.box if piece.outer else read.box  # beside the piece lies what is not its own
-            at = read.box.place_in(block.box) if counts == read.box and not base.order else None
+            at = read.box.place_in(block.box) if counts == read.box and not piece.order else None
             if at is not None:
                 self._sources.read_into(read, slab[at * itemsize : (at + read.box.size) * itemsize])
                 continue
@@ -121,7 +121,7 @@ class Mover:
 
             wide = self._scratch.take("read", read.box.size * itemsize)
             self._sources.read_into(read, wide)
-            copy_between((slab, block.box), (wide, read.box), counts, base.dtype, base.order)
+            copy_between((slab, block.box), (wide, read.box), counts, base.dtype, piece.order)
         return slab
 
     def _cut(self, slab: memoryview, box: Box, dtype: str, write: Access) -> memoryview:

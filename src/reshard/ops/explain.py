@@ -15,13 +15,14 @@ from reshard.dtypes import ITEMSIZE
 from reshard.errors import PlanError, UsageError
 from reshard.families.open_checkpoint import open_source
 from reshard.index import ZEROS, Extent, cut_extents
-from reshard.layout.box import Box
+from reshard.layout.box import Box, ordered
 from reshard.layout.tensor import Layout
+from reshard.layout.view import in_view
 from reshard.ops.convert import plan_from
 from reshard.ops.options import Options
 from reshard.planning.catalog import Catalog, Tensor
 from reshard.planning.names import NameRules
-from reshard.planning.plan import Piece, Plan, PlannedTensor, unordered
+from reshard.planning.plan import Piece, Plan, PlannedTensor
 
 _CLOSE = 5
 
@@ -219,9 +220,8 @@ def _target(source: Catalog, plan: Plan, numbers: list[int], rank: int | None) -
 
 def _taken(source: Catalog, tensor: PlannedTensor, box: Box) -> Iterator[Taken]:
     base = tensor.step.base
-    wanted = unordered(box, base.order) if base.order else box
-    for piece in base.pieces:
-        part = piece.box & wanted
+    wanted = [view for _, view in in_view(box, tensor.spec.shape, base.shape)]
+    for piece, part in ((piece, piece.box & view) for piece in base.pieces for view in wanted):
         if part.size and piece.file != ZEROS:
             offset, run_nbytes, runs, end = byte_runs(piece, part, ITEMSIZE[base.dtype])
             file = source.files[piece.file]
@@ -235,13 +235,16 @@ def byte_runs(piece: Piece, part: Box, itemsize: int) -> tuple[int, int, int, in
     >>> byte_runs(piece, Box((1, 0), (3, 8)), 4), byte_runs(piece, Box((1, 4), (3, 8)), 4)
     ((132, 64, 1, 196), (148, 16, 2, 196))
     """
-    shape, whole = part.shape, piece.stored.shape
+    stored = piece.stored
+    if piece.order:
+        part, stored = ordered(part, piece.order), ordered(stored, piece.order)
+    shape, whole = part.shape, stored.shape
     dim = len(shape)
     while dim > 1 and shape[dim - 1] == whole[dim - 1]:
         dim -= 1
     together = prod(shape[dim - 1 :])
     first = last = 0
-    for start, stop, base, size in zip(part.start, part.stop, piece.stored.start, whole, strict=True):
+    for start, stop, base, size in zip(part.start, part.stop, stored.start, whole, strict=True):
         first = first * size + start - base
         last = last * size + stop - 1 - base
     begin = cut_extents(piece.extents, first * itemsize, itemsize)[0].offset

@@ -9,11 +9,12 @@ from reshard.dtypes import FLOATING
 from reshard.errors import PlanError, listed
 from reshard.index import TensorSpec
 from reshard.layout.box import Box
+from reshard.layout.view import in_view
 from reshard.planning.catalog import Catalog, Held, Shard, Tensor
 from reshard.planning.decide import Kept
 from reshard.planning.lora import LoraMerge
 from reshard.planning.names import is_state
-from reshard.planning.plan import Assembly, LoraAdd, Piece, Plan, PlannedTensor, Step
+from reshard.planning.plan import Assembly, LoraAdd, Piece, Plan, PlannedTensor, Scaled, Step
 
 ANY_RANK = -1
 Choose = Callable[[Shard], Held]
@@ -22,7 +23,7 @@ Choose = Callable[[Shard], Held]
 def assembled(tensor: Tensor, choose: Choose = lambda shard: shard.held[0]) -> Assembly:
     """A tensor of one holder of each shard; shards that no file holds are left out."""
     pieces = tuple(_piece(shard, choose(shard)) for shard in tensor.shards if shard.held)
-    return Assembly(tensor.spec.dtype, tensor.spec.shape, pieces)
+    return Assembly(tensor.spec.dtype, tensor.view or tensor.spec.shape, pieces)
 
 
 def every_copy(tensor: Tensor) -> tuple[Piece, ...]:
@@ -31,7 +32,7 @@ def every_copy(tensor: Tensor) -> tuple[Piece, ...]:
 
 
 def _piece(shard: Shard, held: Held) -> Piece:
-    return Piece(held.file, shard.box, held.extents, held.outer)
+    return Piece(held.file, shard.box, held.extents, held.outer, held.order)
 
 
 class Assembler:
@@ -52,8 +53,9 @@ class Assembler:
         if key not in self._numbers:
             self._numbers[key] = len(self.tensors)
             tensor = kept.tensor
-            casts = self._dtype and tensor.spec.dtype in FLOATING and not is_state(kept.name)
-            spec = TensorSpec(self._dtype if casts else tensor.spec.dtype, tensor.spec.shape)
+            dtype = tensor.made or tensor.spec.dtype
+            casts = self._dtype and dtype in FLOATING and not is_state(kept.name)
+            spec = TensorSpec(self._dtype if casts else dtype, tensor.spec.shape)
             if missing := tensor.shards.missing():
                 self._lacking[self._numbers[key]] = (tensor, missing)
             self.tensors.append(PlannedTensor(kept.name, tensor.name, spec, self._step(tensor, source_rank)))
@@ -61,6 +63,8 @@ class Assembler:
 
     def _step(self, tensor: Tensor, source_rank: int) -> Step:
         base = self._assembled(tensor, source_rank)
+        if tensor.scales is not None:
+            return Scaled(base, self._assembled(tensor.scales.of, ANY_RANK), tensor.scales.block)
         pair = self._pairs.get(tensor.name)
         if pair is None:
             return base
@@ -91,7 +95,9 @@ class Assembler:
                 faults += _uncovered(factor, factor.shards.missing(), [Box.whole(factor.spec.shape)])
         wanted = _boxes(plan, self._lacking)
         for number, (tensor, missing) in self._lacking.items():
-            faults += _uncovered(tensor, missing, wanted.get(number, ()))
+            shape = tensor.spec.shape
+            boxes = [seen for box in wanted.get(number, ()) for _, seen in in_view(box, shape, tensor.view or shape)]
+            faults += _uncovered(tensor, missing, boxes)
         if faults:
             raise PlanError(
                 "slices that no file holds:\n" + listed(faults),
@@ -121,5 +127,5 @@ def _uncovered(tensor: Tensor, missing: Sequence[Shard], boxes: Iterable[Box]) -
         whose = f"; rank {shown} should hold it" if ranks else ""
         yield (
             f"{tensor.name}: {share:.0%} missing, from {list(box.start)} to {list(box.stop)}"
-            f" of {list(tensor.spec.shape)}{whose}"
+            f" of {list(tensor.view or tensor.spec.shape)}{whose}"
         )

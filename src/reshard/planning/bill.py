@@ -11,8 +11,8 @@ from msgspec.structs import replace
 from reshard.dtypes import ITEMSIZE
 from reshard.index import ZEROS
 from reshard.planning.blocks import Blocks
-from reshard.planning.plan import Move, Piece, Plan, PlannedFile, PlannedTensor, unordered
-from reshard.planning.tasks import MAX_FILES, groups, needed
+from reshard.planning.plan import Move, Piece, Plan, PlannedFile, PlannedTensor
+from reshard.planning.tasks import MAX_FILES, groups, needed, seen
 
 _BASE_MEMORY_NBYTES = 96 << 20
 BUFFERS_A_WORKER = 3
@@ -137,7 +137,7 @@ class ReadCount:
         key = (self._lie[number], places)
         if key not in self._known:
             boxes = [self._plan.layouts[layout].box(rank) for layout, ranks in places for rank in ranks]
-            targets = tuple(Piece(0, box, ()) for box in dict.fromkeys(boxes))
+            targets = tuple(piece for box in dict.fromkeys(boxes) for piece in seen(Piece(0, box, ()), tensor))
             move = Move("", tensor.step, tensor.spec.dtype, targets)
             self._known[key] = sum(reads(replace(move, step=needed(move)), self._block_nbytes))
         return self._known[key]
@@ -146,8 +146,8 @@ class ReadCount:
 def _lies(tensor: PlannedTensor) -> tuple[object, ...]:
     """What decides how much is read of a tensor, besides where it goes."""
     base = tensor.step.base
-    pieces = tuple((piece.box, piece.outer, piece.file == ZEROS) for piece in base.pieces)
-    return pieces, base.order, base.dtype, tensor.spec.dtype, len(tensor.step.beside)
+    pieces = tuple((piece.box, piece.outer, piece.order, piece.file == ZEROS) for piece in base.pieces)
+    return pieces, base.shape, base.dtype, tensor.spec.dtype, len(tensor.step.beside)
 
 
 def reads(move: Move, block_nbytes: int) -> Iterator[int]:
@@ -156,8 +156,7 @@ def reads(move: Move, block_nbytes: int) -> Iterator[int]:
     """
     blocks = Blocks(move, block_nbytes)
     base = blocks.base
-    wanted = unordered(blocks.hull, base.order) if base.order else blocks.hull
     for piece in base.pieces:
-        part = (piece.box & wanted).shape
-        wide = part if base.order else (*part[: blocks.split + 1], *piece.stored.shape[blocks.split + 1 :])
+        part = (piece.box & blocks.hull).shape
+        wide = part if piece.order else (*part[: blocks.split + 1], *piece.stored.shape[blocks.split + 1 :])
         yield 0 if piece.file == ZEROS else prod(wide) * ITEMSIZE[base.dtype]

@@ -18,7 +18,7 @@ from msgspec import Struct
 from reshard.dtypes import ITEMSIZE
 from reshard.index import ZEROS, Extent, cut_extents
 from reshard.layout.box import Box
-from reshard.planning.plan import Move, Piece, unordered
+from reshard.planning.plan import Move, Piece
 from reshard.planning.tasks import hull_of
 
 
@@ -51,9 +51,8 @@ class Blocks:
         self._sources = _Shelf(self.base.pieces)
         self._targets = _Shelf(move.targets)
         wide = self.hull
-        if not self.base.order:
-            for piece in self.base.pieces:
-                wide = wide.hull(piece.stored)
+        for piece in self.base.pieces:
+            wide = wide if piece.order else wide.hull(piece.stored)
         itemsize = max(self.source_itemsize, self.target_itemsize)
         self.split, self._rows = _split(wide.shape, itemsize, block_nbytes)
         outer = self.hull.shape[: self.split]
@@ -79,13 +78,11 @@ class Blocks:
         return Block(box, tuple(self._reads(box)), writes)
 
     def _reads(self, box: Box) -> Iterator[Access]:
-        order = self.base.order
-        wanted = unordered(box, order) if order else box
-        for number, piece in self._sources.near(wanted):
-            if order:
-                yield from _scattered(number, piece, wanted, self.source_itemsize)
+        for number, piece in self._sources.near(box):
+            if piece.order:
+                yield from _scattered(number, piece, box, self.source_itemsize)
             else:
-                yield from _together(number, piece, wanted, self.source_itemsize, self.split)
+                yield from _together(number, piece, box, self.source_itemsize, self.split)
 
     def _box(self, i: int) -> Box:
         if not self.hull.shape:
@@ -155,8 +152,6 @@ def _scattered(number: int, piece: Piece, box: Box, itemsize: int) -> Iterator[A
     part = piece.box & box
     if not part.size:
         return
-    extents = (
-        cut_extents(piece.extents, at * itemsize, length * itemsize) for at, length in part.runs_in(piece.stored)
-    )
+    extents = (cut_extents(piece.extents, at * itemsize, length * itemsize) for at, length in piece.runs_of(part))
     ranges = () if piece.file == ZEROS else tuple(chain.from_iterable(extents))
     yield Access(number, piece.file, part, ranges)

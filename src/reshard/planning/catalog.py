@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from reshard.errors import CheckpointError
 from reshard.index import ZEROS, Contents, Extent, TensorSpec, cut_extents
-from reshard.layout.box import Box
+from reshard.layout.box import Box, ordered
 from reshard.layout.cover import gaps, overlap
 from reshard.layout.stages import layout_of_full
 from reshard.layout.tensor import MAX_DEVICES, Cell, Layout, Sharding
@@ -39,17 +39,20 @@ class Held(Struct, frozen=True, omit_defaults=True):
     Attributes:
         file: counts the checkpoint's files; ``ZEROS`` where it is zeros that no file holds.
         outer: what the extents hold, in the tensor's elements, where that is more than the shard.
+        order: which dim of the tensor each dim of what they hold is; ``()`` where they are the tensor's own.
     """
 
     file: int
     extents: tuple[Extent, ...]
     outer: Box | None = None
+    order: tuple[int, ...] = ()
 
     def extents_of(self, box: Box, itemsize: int) -> tuple[Extent, ...]:
-        """The bytes of the shard ``box`` alone, row-major."""
+        """The bytes of the shard ``box`` alone, row-major in the order of dims in which they are stored."""
         if self.outer is None:
             return self.extents
-        runs = (cut_extents(self.extents, at * itemsize, n * itemsize) for at, n in box.runs_in(self.outer))
+        part, outer = (ordered(b, self.order) if self.order else b for b in (box, self.outer))
+        runs = (cut_extents(self.extents, at * itemsize, n * itemsize) for at, n in part.runs_in(outer))
         return tuple(chain.from_iterable(runs))
 
 
@@ -107,6 +110,9 @@ class Tensor(Struct, frozen=True):
         shards: boxes that tile it, and who holds them; those that no file holds are among them.
         known: whether the checkpoint itself says how the tensor is cut, as a strategy does.
         compared: whether only their bytes can tell that those who hold it hold the same.
+        view: the shape in which the boxes of the shards lie, where that is not the tensor's own (``layout.view``).
+        made: the dtype that it is to have, where that is not the one in which it is stored.
+        scales: what its elements are multiplied by: it is stored as codes.
     """
 
     name: str
@@ -114,6 +120,9 @@ class Tensor(Struct, frozen=True):
     shards: Grid | Loose
     known: bool = False
     compared: bool = False
+    view: tuple[int, ...] = ()
+    made: str = ""
+    scales: Scales | None = None
 
     @property
     def cut(self) -> Layout | None:
@@ -127,6 +136,13 @@ class Tensor(Struct, frozen=True):
             return self.shards.layout.sharding.parts
         starts = [shard.box.start for shard in self.shards]
         return tuple(len({start[dim] for start in starts}) or 1 for dim in range(len(self.spec.shape)))
+
+
+class Scales(Struct, frozen=True):
+    """What codes are multiplied by: one element of ``of`` for a block of so many in each dim of their view."""
+
+    of: Tensor
+    block: tuple[int, ...]
 
 
 def tensor_of_shards(name: str, spec: TensorSpec, shards: Iterable[Shard], *, known: bool = True) -> Tensor:

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from reshard.errors import InputError, RunError, counted
 from reshard.index import Checksum, Extent, TensorSpec
-from reshard.layout.box import Box
+from reshard.layout.box import Box, ordered
 from reshard.layout.tensor import Cell, Layout
 from reshard.planning.misfits import ShardMisfits
 from reshard.planning.names import layer_pattern
@@ -39,29 +39,36 @@ class Piece(Struct, frozen=True, omit_defaults=True):
     Attributes:
         file: counts the plan's or the task's files; ``ZEROS`` where no file holds it and it is filled with zeros.
         outer: what the extents hold, where that is more than ``box``.
+        order: which dim of the tensor each dim of what the extents hold is; ``()`` where they are the tensor's own.
     """
 
     file: int
     box: Box
     extents: tuple[Extent, ...]
     outer: Box | None = None
+    order: tuple[int, ...] = ()
 
     @property
     def stored(self) -> Box:
         """What the extents hold; ``box`` lies in it."""
         return self.outer or self.box
 
+    def runs_of(self, part: Box) -> Iterator[tuple[int, int]]:
+        """Where in the extents the elements of a part lie: (first, how many), in the order in which they lie there."""
+        if not self.order:
+            return part.runs_in(self.stored)
+        return ordered(part, self.order).runs_in(ordered(self.stored, self.order))
+
 
 class Assembly(Struct, frozen=True, omit_defaults=True, tag="copy"):
     """A tensor put together: the pieces tile ``shape``. As a step it is the copy of its elements.
 
-    ``order`` says which dim of ``shape`` each dim of the result is; ``()`` leaves them as they are.
+    ``shape`` is the tensor's, or a view of it: some dims as several (``layout.view``).
     """
 
     dtype: str
     shape: tuple[int, ...]
     pieces: tuple[Piece, ...]
-    order: tuple[int, ...] = ()
 
     @property
     def base(self) -> Assembly:
@@ -70,11 +77,6 @@ class Assembly(Struct, frozen=True, omit_defaults=True, tag="copy"):
     @property
     def beside(self) -> tuple[Assembly, ...]:
         return ()
-
-    @property
-    def made_shape(self) -> tuple[int, ...]:
-        """The shape of the result."""
-        return tuple(self.shape[dim] for dim in self.order) if self.order else self.shape
 
 
 class LoraAdd(Struct, frozen=True, tag="lora"):
@@ -127,25 +129,6 @@ def with_pieces(step: Step, change: Callable[[Assembly], Assembly]) -> Step:
             return replace(step, weight=change(step.weight), a=change(step.a), b=change(step.b))
         case Scaled():
             return replace(step, of=change(step.of), scale=change(step.scale))
-
-
-def unordered(box: Box, order: tuple[int, ...]) -> Box:
-    """The box, of a result whose dims are those of its source in this order, in the source.
-
-    >>> unordered(Box((1, 2, 3), (4, 5, 6)), (2, 0, 1))
-    Box(start=(2, 3, 1), stop=(5, 6, 4))
-    """
-    places = [order.index(dim) for dim in range(len(order))]
-    return Box(tuple(box.start[p] for p in places), tuple(box.stop[p] for p in places))
-
-
-def ordered(box: Box, order: tuple[int, ...]) -> Box:
-    """The box, of a source, in the result whose dims are those of the source in this order.
-
-    >>> ordered(Box((2, 3, 1), (5, 6, 4)), (2, 0, 1))
-    Box(start=(1, 2, 3), stop=(4, 5, 6))
-    """
-    return Box(tuple(box.start[d] for d in order), tuple(box.stop[d] for d in order))
 
 
 class PlannedTensor(Struct, frozen=True):

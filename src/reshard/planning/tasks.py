@@ -8,10 +8,22 @@ from itertools import chain
 
 from msgspec.structs import replace
 
-from reshard.index import ZEROS
+from reshard.index import ZEROS, Extent, cut_extents
 from reshard.layout.box import Box
 from reshard.layout.tensor import Cell
-from reshard.planning.plan import Assembly, Move, Piece, Plan, PlannedFile, Step, Task, TaskFile, unordered, with_pieces
+from reshard.layout.view import in_view
+from reshard.planning.plan import (
+    Assembly,
+    Move,
+    Piece,
+    Plan,
+    PlannedFile,
+    PlannedTensor,
+    Step,
+    Task,
+    TaskFile,
+    with_pieces,
+)
 
 MAX_FILES = 128
 """Files of one task: all are open at once."""
@@ -75,7 +87,7 @@ def _task(plan: Plan, number: int, twins: list[Twins]) -> Task:
     targets: dict[int, list[Piece]] = {}
     for i, file in enumerate(files):
         for slot, box in plan.slots(file):
-            targets.setdefault(slot.tensor, []).append(Piece(i, box, slot.extents))
+            targets.setdefault(slot.tensor, []).extend(seen(Piece(i, box, slot.extents), plan.tensors[slot.tensor]))
     used: dict[int, int] = {}
 
     def renumbered(assembly: Assembly) -> Assembly:
@@ -94,6 +106,22 @@ def _task(plan: Plan, number: int, twins: list[Twins]) -> Task:
     return Task(number, tuple(plan.sources[i] for i in used), made, tuple(moves))
 
 
+def seen(piece: Piece, tensor: PlannedTensor) -> Sequence[Piece]:
+    """A target piece in the view in which the tensor is put together: one, unless the cut parts what the view joins."""
+    shape, view = tensor.spec.shape, tensor.step.base.shape
+    if shape == view:
+        return (piece,)
+    found = list(in_view(piece.box, shape, view))
+    if len(found) == 1:
+        return (replace(piece, box=found[0][1]),)
+    return [replace(piece, box=box, extents=_part(piece, part, tensor.spec.itemsize)) for part, box in found]
+
+
+def _part(piece: Piece, part: Box, itemsize: int) -> tuple[Extent, ...]:
+    runs = (cut_extents(piece.extents, at * itemsize, n * itemsize) for at, n in part.runs_in(piece.box))
+    return tuple(chain.from_iterable(runs))
+
+
 def _task_file(plan: Plan, file: PlannedFile, *twins: PlannedFile) -> TaskFile:
     form = plan.forms[file.form]
     return TaskFile(file.path, form.nbytes, form.header, form.checksums, tuple(t.path for t in twins))
@@ -103,8 +131,7 @@ def needed(move: Move) -> Step:
     """The move's step with those pieces of its base alone that meet the hull of the targets."""
     base = move.step.base
     hull = hull_of(move.targets)
-    wanted = unordered(hull, base.order) if base.order else hull
-    pieces = tuple(p for p in base.pieces if p.box == wanted or (p.box & wanted).size)
+    pieces = tuple(p for p in base.pieces if p.box == hull or (p.box & hull).size)
     return with_pieces(move.step, lambda assembly: replace(base, pieces=pieces) if assembly is base else assembly)
 
 

@@ -12,9 +12,10 @@ from msgspec.structs import replace
 from reshard.dtypes import ITEMSIZE
 from reshard.index import ZEROS
 from reshard.layout.tensor import Cell, Layout
+from reshard.layout.view import in_view
 from reshard.planning.bill import reads
 from reshard.planning.catalog import Catalog
-from reshard.planning.plan import Plan, PlannedTensor, unordered
+from reshard.planning.plan import Plan, PlannedTensor
 from reshard.planning.tasks import tasks
 from reshard.report.values import Movement
 
@@ -49,7 +50,7 @@ class _Met:
 
     def __init__(self, source: Catalog, tensor: PlannedTensor) -> None:
         self._base = tensor.step.base
-        self._cut = None if self._base.order else source.tensors[tensor.source_name].cut
+        self._cut = source.tensors[tensor.source_name].cut
         self._pieces = self._base.pieces
         self._ranks = [None if p.file == ZEROS else source.files[p.file].rank for p in self._pieces]
         self._known: dict[tuple[Layout, Cell], list[tuple[int, int]]] = {}
@@ -63,9 +64,10 @@ class _Met:
             if self._cut:
                 met = [(self._rank_of[at], elements) for at, elements in meeting(self._cut, layout, cell)]
             else:
-                box = layout.box_of(cell)
-                wanted = unordered(box, self._base.order) if self._base.order else box
-                met = [(rank, (p.box & wanted).size) for rank, p in zip(self._ranks, self._pieces, strict=True)]
+                view = self._base.shape
+                boxes = [box for _, box in in_view(layout.box_of(cell), layout.shape, view)]
+                pieces = zip(self._ranks, self._pieces, strict=True)
+                met = [(rank, (p.box & box).size) for rank, p in pieces for box in boxes]
             found = [(rank, elements) for rank, elements in met if rank is not None and elements]
             self._known[layout, cell] = found
         return self._known[layout, cell]
@@ -83,8 +85,8 @@ def _alike(source: Catalog, plan: Plan) -> Iterator[tuple[int, Slots, int]]:
         layout = source.tensors[tensor.source_name].cut
         files = tuple(p.file for p in base.pieces)
         whole = layout is not None and len(files) == prod(layout.sharding.parts)
-        boxes = () if whole else tuple((p.box, p.outer) for p in base.pieces)
-        kind = (base.dtype, tensor.spec, base.order)
+        boxes = () if whole else tuple((p.box, p.outer, p.order) for p in base.pieces)
+        kind = (base.dtype, tensor.spec, base.shape)
         apart = i if tensor.step.beside else -1  # what is read besides lies where it lies
         found.setdefault((layout, files, boxes, tuple(slots[i]), kind, apart), []).append(i)
     for same in found.values():
