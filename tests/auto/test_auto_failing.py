@@ -70,7 +70,8 @@ def test_an_error_on_one_rank_reaches_all(tmp_path: Path, ranks: Ranks) -> None:
 def started(tmp_path: Path, rank: Running, number: int, output: str = "output") -> bool:
     """Whether a rank waits for others."""
     said = tmp_path / output / f".reshard-auto/rank_{number}.json"
-    return said.exists() and f'"pid":{rank.pid},' in said.read_text()
+    text = said.read_text() if said.exists() else ""
+    return f'"pid":{rank.pid},' in text and '"joined":true' in text
 
 
 @pytest.mark.parametrize("blind", [0, 5], ids=["the first rank", "another"])

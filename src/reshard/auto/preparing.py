@@ -141,12 +141,17 @@ class _Start(Struct, frozen=True):
             return self._left_to_job("use_legacy_format: False: the job reads load_checkpoint and cuts it by itself")
         if self.call.dry_run:
             return self._shown(self._planned())
+        session = self._session()
+        session.arrive()
         try:
             planned = self._planned()
         except ReshardError as error:
-            self._tell_waiting(error)
+            self._tell_waiting(session, error)
             raise
-        return planned if isinstance(planned, Prepared) else self._convert(planned, observer)
+        if isinstance(planned, Prepared):
+            session.withdraw()
+            return planned
+        return self._convert(session, planned, observer)
 
     def _shown(self, planned: Prepared | Job) -> Prepared:
         if isinstance(planned, Prepared):
@@ -178,18 +183,19 @@ class _Start(Struct, frozen=True):
         results.refuse_inside(settings, replaced(results, strategy, form))
         return Job(settings, source, strategy, results, self._parts(strategy), form, model, self.call.limits)
 
-    def _tell_waiting(self, error: ReshardError) -> None:
+    def _tell_waiting(self, session: Session, error: ReshardError) -> None:
         """Others may see what this rank does not, and wait for it: they hear why it cannot begin."""
-        session = self._session()
-        if session.awaited():
-            with suppress(ReshardError), session:
-                session.join(refusing=error)
-                raise error
+        if not session.awaited():
+            session.withdraw()
+            return
+        with suppress(ReshardError), session:
+            session.join(refusing=error)
+            raise error
 
-    def _convert(self, job: Job, observer: Observer) -> Prepared:
+    def _convert(self, session: Session, job: Job, observer: Observer) -> Prepared:
         settings, strategy = self.settings, job.strategy
         places = replaced(job.results, strategy, job.format)
-        with self._session() as session:
+        with session:
             session.join()
             session.refuse_neighbours()
             outcome = convert_together(session, job, observer)

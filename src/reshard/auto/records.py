@@ -34,6 +34,7 @@ class Word(Struct, frozen=True):
 
     Attributes:
         nonce: of this start of the process alone.
+        joined: whether the rank waits for the others; before, it looks alone whether there is anything to do together.
         generation: the one that the rank has accepted; "" before.
         beat: counts up while the process lives.
         progress: counts up while its work goes on.
@@ -44,6 +45,7 @@ class Word(Struct, frozen=True):
     nonce: str
     process: Process
     about: str
+    joined: bool = False
     generation: str = ""
     beat: int = 0
     progress: int = 0
@@ -94,6 +96,13 @@ class Folder:
 
     def say(self, word: Word) -> None:
         self._write(self.path / f"rank_{word.rank}.json", word)
+
+    def withdraw(self, rank: int) -> None:
+        """Remove what a rank said, and the folder where nobody else said anything."""
+        with suppress(OSError):
+            (self.path / f"rank_{rank}.json").unlink()
+            self.path.rmdir()
+            self.path.parent.rmdir()
 
     def generation(self) -> Generation | None:
         return self._read(self.path / "generation.json", Generation)

@@ -6,6 +6,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -35,7 +36,7 @@ class _Seen(Struct):
 
 
 class Session:
-    """One rank's part in a run. ``join`` first; ``wait`` for others; ``close`` in any case.
+    """One rank's part in a run. ``arrive`` and ``join`` first; ``wait`` for others; ``close`` in any case.
 
     Args:
         members: all ranks of the run; the first leads.
@@ -81,13 +82,24 @@ class Session:
 
     # --- beginning together
 
+    def arrive(self) -> None:
+        """Show that this rank is on its way: one killed before it joins is missed at once, not after the timeout."""
+        self._earlier = Earlier(self._words())
+        with suppress(ReshardError):  # ``join`` tells what is wrong with the folder
+            self._say()
+
+    def withdraw(self) -> None:
+        """The opposite of ``arrive``, for a rank that has nothing to do together with others."""
+        if self._is_ours():
+            self._folder.withdraw(self.rank)
+
     def awaited(self) -> bool:
-        """Whether others wait in the folder for this rank, which has not joined. Looks for some seconds."""
+        """Whether others wait in the folder for this rank, which has arrived and not joined. Looks for some seconds."""
         first = self._words()
         until = time.monotonic() + waits.now.awaited_s + self._beat_s
         for _ in polls():
             for rank, word in self._words().items():
-                here = not word.left and (is_alive(word.process) or word != first.get(rank))
+                here = word.joined and not word.left and (is_alive(word.process) or word != first.get(rank))
                 if here and rank != self.rank:
                     return True
             if time.monotonic() > until:
@@ -102,8 +114,7 @@ class Session:
             refusing: why this rank cannot begin. The others hear of it when they join, so that none begins.
         """
         self._refusing = refusing
-        self._earlier = Earlier(self._words())
-        self._say()
+        self._say(joined=True)
         self._beating = threading.Thread(target=self._beat, name="reshard beat", daemon=True)
         self._beating.start()
         if self._meeting:
