@@ -442,3 +442,10 @@ def test_an_interrupt_is_a_failure_and_said_once(
         assert main(words) == 130
     assert capsys.readouterr().err == "interrupted: no file under its final name is partial\n"
     assert Path("out/full/transform_failed_rank_0.txt").read_text() == "KeyboardInterrupt"
+
+
+@pytest.mark.parametrize("script", sorted(SH.parent.glob("*.py")), ids=lambda path: path.stem)
+def test_a_script_run_by_another_python_says_what_it_lacks(script: Path) -> None:
+    done = subprocess.run([sys.executable, "-I", "-S", script, "--help"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith(f"error: reshard is not there for {sys.executable}; pip install it")

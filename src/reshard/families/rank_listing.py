@@ -58,7 +58,7 @@ def find_ranks(path: str, places: list[Entry], select: Select, suffix: str, warn
         example = chosen[differing[0]]
         warnings += (
             f"{counted(len(differing), 'rank folder')} {'holds' if len(differing) == 1 else 'hold'} several files "
-            "and the rules of --select differ: "
+            "and the ways to choose one differ: "
             f"by {select!r} {_name(example.folder)} gives {example.name}",
         )
     steps = {_step(f.name) for f in chosen.values()}

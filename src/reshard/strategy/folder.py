@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from reshard.errors import StorageError, StrategyError, counted, listed
+from reshard.formats.foreign import HEAD_NBYTES, foreign
 from reshard.layout.stages import Entry, Strategy
 from reshard.layout.tensor import Sharding
 from reshard.strategy.file import STAGE_PREFIX, LayoutItem, Operator, StrategyFile
@@ -176,7 +177,13 @@ def _read_file(path: AnyPath) -> StrategyFile:
 
 
 def _decode(data: bytes, path: AnyPath) -> StrategyFile:
-    return (read_json if path.suffix == ".json" else read_protobuf)(data, str(path))
+    try:
+        return (read_json if path.suffix == ".json" else read_protobuf)(data, str(path))
+    except StrategyError as error:
+        other = foreign(data[:HEAD_NBYTES])
+        if other is None:
+            raise
+        raise StrategyError(f"it is {other.what}, not a strategy file", error.where, other.hint) from error
 
 
 def _split(file: StrategyFile) -> Mapping[int, StrategyFile]:

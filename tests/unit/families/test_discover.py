@@ -35,7 +35,7 @@ def test_rules_where_the_steps_have_one_and_two_digits(tmp_path: Path, select: S
     put(tmp_path / "rank_0", "a-1_10.ckpt", "a-1_9.ckpt", "a-1_2.ckpt")
     found = discover(tmp_path, select)
     assert chosen(tmp_path, select) == {0: name}
-    assert any("--select differ" in w for w in found.warnings)
+    assert any("ways to choose one differ" in w for w in found.warnings)
 
 
 @pytest.mark.parametrize(("select", "name"), [("natural", "a-2_5.ckpt"), ("step", "a-1_900.ckpt")])

@@ -194,3 +194,17 @@ def test_a_folder_that_may_not_be_read_is_no_strategy_error(tmp_path: Path) -> N
     path.mkdir()
     with pytest.raises((StorageError, StrategyError)):
         read_strategy(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12345\n", "a Git LFS pointer"),
+        (b"<!DOCTYPE html><html>", "a web page"),
+    ],
+)
+@pytest.mark.parametrize("name", ["s.ckpt", "s.json"])
+def test_what_is_no_strategy_is_named_by_its_first_bytes(tmp_path: Path, content: bytes, said: str, name: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(StrategyError, match=f"it is {said}.*, not a strategy file"):
+        read_strategy(tmp_path / name)
