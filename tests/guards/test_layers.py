@@ -8,7 +8,7 @@ import pytest
 from source import MODULES, dotted, imports, parsed
 
 LEAVES = {"errors", "dtypes", "closest", "hints", "drawing", "interruption", "waits", "streams", "_version"}
-VALUES = {"layout", "index", "wire", "yaml_text"}
+VALUES = {"layout", "index", "wire", "yaml_text", "foreign"}
 HEADERS = {"formats", "strategy"}
 LIBRARY = LEAVES | VALUES | HEADERS | {"planning", "storage", "target", "moving", "families", "ops"}
 ALLOWED = {
@@ -26,7 +26,8 @@ ALLOWED = {
     "index": LEAVES,
     "wire": LEAVES,
     "yaml_text": LEAVES,
-    "formats": LEAVES | {"index", "wire"},
+    "foreign": LEAVES | {"wire"},
+    "formats": LEAVES | {"index", "wire", "foreign"},
     "strategy": LEAVES | VALUES,
     "planning": LEAVES | VALUES | {"formats"},
     "storage": LEAVES | VALUES | {"formats", "planning"},

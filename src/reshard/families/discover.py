@@ -18,7 +18,7 @@ from reshard.families.rank_listing import as_select as as_select
 from reshard.families.rank_listing import find_ranks, rank_entries
 from reshard.families.registry import listing
 from reshard.families.strange_folders import UNFINISHED, no_weights, refuse_slices, refuse_unfinished, unfinished
-from reshard.formats.foreign import HEAD_NBYTES, foreign
+from reshard.foreign import HEAD_NBYTES, foreign
 from reshard.formats.registry import format_of, suffixes
 from reshard.planning.parts import EXTRAS_NAME
 from reshard.storage.storage import Entry, join

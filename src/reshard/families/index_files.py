@@ -10,7 +10,7 @@ from typing import Any
 from msgspec import Struct
 
 from reshard.errors import CheckpointError, FormatError, listed
-from reshard.formats.foreign import HEAD_NBYTES, foreign
+from reshard.foreign import HEAD_NBYTES, foreign
 from reshard.formats.registry import format_of
 from reshard.planning.parts import EXTRAS_NAME
 from reshard.storage.storage import join

@@ -20,7 +20,7 @@ from reshard.families.rank_listing import is_rank
 from reshard.families.registry import listing, recognised
 from reshard.families.source import Source
 from reshard.families.strategies import read_strategy
-from reshard.formats.foreign import HEAD_NBYTES, foreign
+from reshard.foreign import HEAD_NBYTES, foreign
 from reshard.formats.registry import format_of
 from reshard.index import Extent, cut_extents
 from reshard.interruption import proceed

@@ -16,8 +16,8 @@ from msgspec import Struct
 
 from reshard.dtypes import ITEMSIZE
 from reshard.errors import FormatError
+from reshard.foreign import HEAD_NBYTES, foreign
 from reshard.formats.base import ByteRanges
-from reshard.formats.foreign import HEAD_NBYTES, foreign
 from reshard.formats.pickled import Pickled
 from reshard.formats.torch_values import StorageRef, read_value, storage
 from reshard.formats.zip_records import STORED, ZIP_MARK, ZipRecord, read_record, zip_records

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from reshard.errors import StorageError, StrategyError, counted, listed
-from reshard.formats.foreign import HEAD_NBYTES, foreign
+from reshard.foreign import HEAD_NBYTES, foreign
 from reshard.layout.stages import Entry, Strategy
 from reshard.layout.tensor import Sharding
 from reshard.strategy.file import STAGE_PREFIX, LayoutItem, Operator, StrategyFile

@@ -15,7 +15,7 @@ import pytest
 import safetensors
 
 from making import ckpt_bytes, counted
-from reshard.formats.foreign import HEAD_NBYTES, foreign
+from reshard.foreign import HEAD_NBYTES, foreign
 
 
 def zipped(*names: str) -> bytes:
