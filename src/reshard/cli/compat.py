@@ -1,4 +1,4 @@
-"""reshard compat: the reference tools' command lines."""
+"""reshard compat: other tools' command lines."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import typer
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="The command lines of MindFormers' tools, option by option.",
+    help="MindFormers' and DeepSpeed's tools, option by option.",
 )
 _AS_GIVEN = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
 @app.callback()
 def _compat() -> None:
-    """The command lines of MindFormers' tools, option by option."""
+    """MindFormers' and DeepSpeed's tools, option by option."""
 
 
 def _hand_over(tool: str, context: typer.Context) -> None:
@@ -92,3 +92,17 @@ def convert_reversed(context: typer.Context) -> None:
       --tmp_dir out
     """
     _hand_over("convert_reversed", context)
+
+
+@app.command(
+    "zero_to_fp32",
+    short_help="DeepSpeed's script: a folder of ZeRO to one model in fp32.",
+    context_settings=_AS_GIVEN,
+)
+def zero_to_fp32(context: typer.Context) -> None:
+    """A folder that DeepSpeed saved to one model in fp32, as the script beside it does.
+
+    \b
+    reshard compat zero_to_fp32 output/checkpoint-500 out --safe_serialization
+    """
+    _hand_over("zero_to_fp32", context)

@@ -41,6 +41,10 @@ class Parser:
         value.__name__ = kind.__name__  # as errors call it
         self._parser.add_argument(option, default=default, type=value, **shown)
 
+    def flag(self, option: str, **shown: Any) -> None:
+        """An option without a value."""
+        self._parser.add_argument(option, action="store_true", **shown)
+
     def parse(self, argv: Iterable[str]) -> argparse.Namespace:
         return self._parser.parse_args(spelled(argv, self._spellings))
 

@@ -20,6 +20,7 @@ from reshard.families.torch_parts import TorchPart, open_parts
 from reshard.families.zero_states import absent_models, tensors_of
 from reshard.families.zero_told import Told
 from reshard.planning.catalog import Catalog, Ranks
+from reshard.planning.names import is_state
 from reshard.storage.storages import content_of, storage_of
 
 _MODEL = re.compile(r"(?:zero_pp_rank_(\d+)_)?mp_rank_(\d+)_model_states\.pt")
@@ -39,22 +40,57 @@ class DeepSpeed(Struct, frozen=True):
         return there.folder and (_is_tag(there) or next(_tags(there), None) is not None)
 
     def read(self, there: Listing, source: Source) -> Catalog:
-        folder, warnings = _tag_folder(there, source)
-        names = sorted((entry.name for entry in folder.entries if not entry.folder), key=natural)
-        told, parts, warned = _told(folder, names)
+        return opened(there, source).catalog()
+
+
+class Saved(Struct, frozen=True):
+    """A save, its files opened.
+
+    Attributes:
+        path: of its folder, the one of a tag.
+        warnings: of what lies there and is not taken, or was not saved.
+    """
+
+    path: str
+    told: Told
+    parts: Sequence[TorchPart]
+    warnings: tuple[str, ...]
+
+    def catalog(self) -> Catalog:
+        """All that it holds. Raises CheckpointError with what is missing or contradictory."""
+        told, warned = self.told, [f"{name} is missing; nothing of it is needed" for name in absent_models(self.told)]
         tensors = tensors_of(told, warned)
         stage = f"ZeRO-{told.stage}" if told.stage else "without ZeRO"
-        warned += [f"{name} is missing; nothing of it is needed" for name in absent_models(told)]
         version = next((str(v) for p in told.models.values() if (v := p.value.get("ds_version"))), "")
         return Catalog(
-            tuple(part.file for part in parts),
+            tuple(part.file for part in self.parts),
             tensors,
             {},
             {},
-            Ranks(1, told.world, folder.path),
-            warnings=(*warnings, *warned, *(told for part in parts for told in part.warnings())),
+            Ranks(1, told.world, self.path),
+            warnings=(*self.warnings, *warned, *(told for part in self.parts for told in part.warnings())),
             family=f"DeepSpeed{f' {version}' if version else ''}, {stage}, {told.world} ranks",
         )
+
+    def frozen(self, catalog: Catalog) -> list[str]:
+        """Of its weights those that were not trained. Raises UsageError without ZeRO, where nothing says which."""
+        if not self.told.stage:
+            raise UsageError("without ZeRO nothing says which parameters were frozen", self.path)
+        trained = {part.number for part in self.told.optimizers.values()}
+        parameters = {
+            name: {held.file for shard in tensor.shards for held in shard.held}
+            for name, tensor in catalog.tensors.items()
+            if not is_state(name) and name not in self.told.buffers
+        }
+        return [name for name, files in parameters.items() if not files & trained]
+
+
+def opened(there: Listing, source: Source) -> Saved:
+    """The save that is meant. Raises InputError with what is missing or contradictory, UsageError."""
+    folder, warnings = _tag_folder(there, source)
+    names = sorted((entry.name for entry in folder.entries if not entry.folder), key=natural)
+    told, parts, warned = _told(folder, names)
+    return Saved(folder.path, told, parts, (*warnings, *warned, *told.not_saved()))
 
 
 def _is_tag(there: Listing) -> bool:

@@ -51,6 +51,18 @@ class Told(Struct, frozen=True):
         value: dict[str, Any] = self.models[min(at for at in self.models if at[1] == mp)].value
         return value
 
+    @property
+    def buffers(self) -> set[str]:
+        """Names of tensors that are no parameters."""
+        return {str(name) for part in self.models.values() for name in part.value.get("buffer_names") or ()}
+
+    def not_saved(self) -> list[str]:
+        """A warning where weights that were not trained were left out when it was saved: their names are nowhere."""
+        first = self.model(self.model_parallel[0])
+        if self.stage > 1 and first.get("frozen_param_shapes", {}) is None:
+            return ["saved with exclude_frozen_parameters: weights that were not trained are not in these files"]
+        return []
+
 
 def states_of(part: TorchPart) -> dict[str, Any]:
     """The states of an optimizer that is cut, as one rank's file holds them."""
