@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 
 import reshard
+from checkpoint2 import write_checkpoint2
 from golden_families.test_recorded import unpacked
 from making import array, read_file, write_file, write_ranks, write_strategy
 from reshard import Options
 from reshard.layout.tensor import Sharding
 
 ROWS, COLUMNS = Sharding((2, 2), ((1,), ())), Sharding((2, 2), ((), (0,)))
+WHOLE_0D, WHOLE, WHOLE_2D = (Sharding((2, 2), ((),) * ndim) for ndim in range(3))
 FULL = {
     "layers.0.w": array((8, 6), seed=1),
     "layers.1.w": array((6, 8), "float16", seed=2),
@@ -79,11 +81,17 @@ def _ours(folder: Path) -> Made:
     return Made(folder / "ours", made.full)
 
 
-def _recorded(name: str) -> Callable[[Path], Made]:
+def _checkpoint2(folder: Path) -> Made:
+    stages = [{"layers.0.w": ROWS}, {"layers.1.w": COLUMNS, "bias": WHOLE, "scale": WHOLE_0D, "none": WHOLE_2D}]
+    write_checkpoint2(folder / "ckpt", FULL, stages)
+    return Made(folder / "ckpt", FULL)
+
+
+def _recorded(name: str, place: str = "src") -> Callable[[Path], Made]:
     """Of a case whose answer ``golden_families`` judges."""
 
     def make(folder: Path) -> Made:
-        source = unpacked("cases", name, folder / "case") / "src"
+        source = unpacked("cases", name, folder / "case") / place
         reshard.convert(source, folder / "whole.safetensors", Options(fsync=False))
         return Made(source, read_file(folder / "whole.safetensors"))
 
@@ -98,6 +106,10 @@ FAMILIES: Mapping[str, Callable[[Path], Made]] = {
     "torch parts": _converted("parts", max_shard_nbytes=100, format="torch"),
     "rank folders": _ranks,
     "ours": _ours,
+    "Checkpoint 2.0": _checkpoint2,
+    "Checkpoint 2.0, replicas dropped": _recorded("ck2-dp4mp2-dedup-r1.7", "src/checkpoint"),
+    "Checkpoint 2.0, optimizer shards": _recorded("ck2-dp4mp2-zero1-size2", "src/checkpoint"),
+    "Checkpoint 2.0, one device": _recorded("ck2-single-card", "src/checkpoint"),
     "DeepSpeed, stage 1": _recorded("z1_bf16_r2_gradaccfp32"),
     "DeepSpeed, stage 2": _recorded("z2_bf16_r3_paramalign"),
     "DeepSpeed, stage 3": _recorded("z3_bf16_r3_frozen"),

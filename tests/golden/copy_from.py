@@ -35,7 +35,7 @@ def packed(case: Path) -> bytes:
     plain = io.BytesIO()
     with tarfile.open(fileobj=plain, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         for path in sorted(case.rglob("*")):
-            if not path.is_file() or path.suffix == ".txt":
+            if not path.is_file() or (path.suffix == ".txt" and not path.name.startswith("latest")):
                 continue
             content = path.read_bytes()
             if path == case / "case.json":

@@ -28,6 +28,11 @@ class _Entry(Struct, frozen=True):
 _OF_DEEPSPEED = r"((bf16_)?(zero_pp|expp)_rank_\d+_)?mp_rank_\d+_(model|optim)_states\.pt|layer_\d+.*model_states\.pt"
 _FAMILIES = (
     _Entry(
+        "checkpoint2",
+        "reshard.families.checkpoint2:Checkpoint2",
+        r"metadata\.json|iteration_\d{8,}|(.*-)?(model|opt)-\d{7,}-\d{7,}\.safetensors",
+    ),
+    _Entry(
         "deepspeed",
         "reshard.families.deepspeed:DeepSpeed",
         rf"latest|global_step\d+|{_OF_DEEPSPEED}",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -14,11 +13,10 @@ from reshard.families.found import WeightFile
 from reshard.families.registry import is_known
 from reshard.formats.registry import format_of, suffixes
 from reshard.storage.storage import Entry, join
-from reshard.storage.storages import content_of, storage_of
+from reshard.storage.storages import storage_of
 
 UNFINISHED = (".incomplete", ".aria2", ".crdownload", ".part", ".partial", ".download", ".!qB", ".tmp")
 _NOT_YET = "not read yet by this release"
-_MOST_METADATA_NBYTES = 256 << 20
 _KINDS = 6
 
 
@@ -34,12 +32,6 @@ class _Mark(Struct, frozen=True):
 
 
 _SAVE_FULL = "save one full checkpoint with the program that wrote it"
-_CHECKPOINT2 = _Mark(
-    "checkpoint2",
-    "a Checkpoint 2.0 of MindFormers",
-    re.compile(r"(.*-)?(model|opt)-\d{7,}-(?!0*1\.)\d{7,}\.safetensors|iteration_\d{8,}"),
-    "save it with use_legacy_format: True",
-)
 _MARKS = (
     _Mark(
         "dcp",
@@ -48,7 +40,6 @@ _MARKS = (
         "give the consolidated checkpoint, or consolidate it (enable_consolidation=True)",
     ),
     _Mark("", "slices of DeepSeek's inference code", re.compile(r"model\d+-mp(?!1\.)\d+\.safetensors"), _SAVE_FULL),
-    _CHECKPOINT2,
     _Mark(
         "deepspeed",
         "a DeepSpeed checkpoint",
@@ -77,7 +68,7 @@ _MARKS = (
         "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER OUT.pt makes one file of it",
     ),
 )
-_WEIGHT_MARKS = _MARKS[:3]
+_WEIGHT_MARKS = _MARKS[:2]
 """Families whose files are safetensors: without their marks they would be taken for full ones."""
 
 _HINTS = (
@@ -93,8 +84,6 @@ def refuse_slices(path: str, entries: Sequence[Entry], files: Sequence[WeightFil
     # trainers lay full files beside what only they read
     slices = files and all(f.format == "torch" and not f.name.startswith("pytorch_model") for f in files)
     mark = _marked(entries, _MARKS if slices else _WEIGHT_MARKS)
-    if mark is None and not is_known(_CHECKPOINT2.name) and _is_checkpoint2(path, entries):
-        mark = _CHECKPOINT2
     if mark is not None:
         raise _not_read(path, mark)
 
@@ -144,18 +133,6 @@ def _marked(entries: Iterable[Entry], marks: Sequence[_Mark]) -> _Mark | None:
 
 def _not_read(path: str, mark: _Mark) -> CheckpointError:
     return CheckpointError(f"{mark.family}: {_NOT_YET}", path, mark.hint)
-
-
-def _is_checkpoint2(path: str, entries: Iterable[Entry]) -> bool:
-    """By the content of its ``metadata.json``, for files may be called otherwise."""
-    for entry in entries:
-        if entry.name == "metadata.json" and not entry.folder and entry.nbytes <= _MOST_METADATA_NBYTES:
-            try:
-                content = json.loads(content_of(join(path, entry.name)))
-            except (ValueError, RecursionError):
-                return False
-            return isinstance(content, dict) and "state_dict_metadata" in content
-    return False
 
 
 def _hub_cache(path: str, entries: Sequence[Entry]) -> CheckpointError | None:

@@ -28,6 +28,7 @@ from reshard.ops.options import Means, Options
 from reshard.ops.strange_files import lost_with
 from reshard.planning.bill import Bill, make_bill
 from reshard.planning.catalog import Catalog
+from reshard.planning.identity import STRATEGY
 from reshard.planning.lora import LoraMerge
 from reshard.planning.misfits import Misfits, by_tensor
 from reshard.planning.parts import Parts
@@ -210,8 +211,9 @@ def _refuse_replicas(source: Catalog) -> None:
     from reshard.families.replicas import replica_faults  # with NumPy, which planning does without
 
     faults = replica_faults(source)
-    if faults:
-        raise DifferenceError(
-            "replicas differ:\n" + listed(faults),
-            hint="is this the right strategy? a rank that trained apart is broken",
-        )
+    if not faults:
+        return
+    told = "replicas differ:\n" + listed(faults)
+    if STRATEGY in source.told_by:
+        raise DifferenceError(told, hint="is this the right strategy? a rank that trained apart is broken")
+    raise CheckpointError(told, hint="the checkpoint itself says that they are replicas: a rank trained apart")

@@ -82,7 +82,7 @@ def fingerprint(
     agreed = agreements(source, (t for t in source.compared() if rules.takes(t.name)))
     varied = [name for name, tensor in tensors.items() if not agreed.get(tensor.name, True)]
     tensors = {name: tensor for name, tensor in tensors.items() if name not in varied}
-    _check_whole(tensors.values())
+    _check_whole(tensors.values(), source.lacking)
     sums = _sums(source, tensors, str(path), observer or Observer())
     prints = tuple(
         TensorPrint(name, t.spec.dtype, t.spec.shape, number_of(name, t.spec, sums[name]))
@@ -111,7 +111,7 @@ def _named(source: Catalog, rules: NameRules) -> dict[str, Tensor]:
     return tensors
 
 
-def _check_whole(tensors: Iterable[Tensor]) -> None:
+def _check_whole(tensors: Iterable[Tensor], lacking: tuple[str, ...]) -> None:
     faults = []
     for tensor in tensors:
         missing = tensor.shards.missing()
@@ -120,7 +120,10 @@ def _check_whole(tensors: Iterable[Tensor]) -> None:
             shown = ", ".join(map(str, ranks[:8])) + (" …" if len(ranks) > 8 else "")
             faults.append(f"{tensor.name}: {len(missing)} shards missing; rank {shown} should hold them")
     if faults:
-        raise CheckpointError("slices that no file holds:\n" + listed(faults), hint="bring the missing ranks' files")
+        raise CheckpointError(
+            "slices that no file holds:\n" + listed(faults),
+            hint="; ".join(lacking[:4]) or "bring the missing ranks' files",
+        )
 
 
 def _sums(source: Catalog, tensors: dict[str, Tensor], path: str, observer: Observer) -> dict[str, Sums]:

@@ -17,6 +17,7 @@ from reshard.planning.names import is_state
 from reshard.planning.plan import Assembly, LoraAdd, Piece, Plan, PlannedTensor, Scaled, Step
 
 ANY_RANK = -1
+_SHOWN = 4
 Choose = Callable[[Shard], Held]
 
 
@@ -41,6 +42,7 @@ class Assembler:
     def __init__(self, source: Catalog, dtype: str, lora: LoraMerge | None) -> None:
         self.tensors: list[PlannedTensor] = []
         self._ranks = [file.rank for file in source.files]
+        self._source_lacks = source.lacking
         self._dtype = dtype
         self._pairs = lora.pairs if lora else {}
         self._numbers: dict[tuple[str, int], int] = {}
@@ -101,7 +103,8 @@ class Assembler:
         if faults:
             raise PlanError(
                 "slices that no file holds:\n" + listed(faults),
-                hint="bring the missing ranks' files, or check that the strategy is the one of these files",
+                hint="; ".join(self._source_lacks[:_SHOWN])
+                or "bring the missing ranks' files, or check that the strategy is the one of these files",
             )
 
 

@@ -225,6 +225,9 @@ class Catalog(Struct, frozen=True):
         expected: names that it should hold, in order.
         family: what kind of checkpoint it is and what wrote it, in words.
         told_by: by name, hashes of what small files said that decided something: a strategy, metadata, a configuration.
+        lacking: files that it should have, or what they should hold, in words.
+        iteration: of the training, where its place says one.
+        progress: where the training was, by MindFormers' words: ``global_step``, ``loss_scale`` …
     """
 
     files: tuple[IndexedFile, ...]
@@ -236,6 +239,9 @@ class Catalog(Struct, frozen=True):
     told_by: Mapping[str, str] = {}
     warnings: tuple[str, ...] = ()
     family: str = ""
+    lacking: tuple[str, ...] = ()
+    iteration: int | None = None
+    progress: Mapping[str, int | float | None] = {}
 
     def compared(self) -> tuple[Tensor, ...]:
         """Tensors on several ranks of which nobody says that these agree."""

@@ -13,7 +13,7 @@ from reshard.layout.stages import Strategy, layout_of_full
 from reshard.layout.tensor import Layout, Sharding
 from reshard.planning.catalog import Catalog, Tensor
 from reshard.planning.lora import LoraMerge
-from reshard.planning.names import NameRules, is_lora, is_state, layer_pattern, weight_of_state
+from reshard.planning.names import NameRules, is_lora, is_of_optimizer, is_state, layer_pattern, weight_of_state
 from reshard.planning.other_names import refuse_other_names
 from reshard.planning.plan import LeftOut
 
@@ -67,7 +67,7 @@ def decide(
     taken: dict[str, str] = {}
     for name, tensor in source.tensors.items():
         if not rules.takes(name):
-            states = rules.weights_only and is_state(name)
+            states = rules.weights_only and is_of_optimizer(name)
             reason = "optimizer states, by --weights-only" if states else "by --include / --exclude"
             maker.leave_out("dropped", reason, name)
             taken[rules.renamed(name)] = name

@@ -14,6 +14,7 @@ _STATE = re.compile(
     r"(?:(?:adam_[mv]|accu_grads|accum|moments?\d?|momentum(?:_buffer)?|exp_avg\w*|max_exp_avg_sq|muon_m|v_?hat|step|fp32)\."
     r"|exp_avg_(?:sq|insta)_(?:row_|col_)?)(.+)|(?:optim|optimizer|optimizer_states)\..+"
 )
+_NUMBERS = frozenset({"global_step", "learning_rate", "beta1_power", "beta2_power"})
 _LORA = re.compile(r"(?:^|[._])lora_[abAB](?:$|[._])|mindpet_delta_lora")
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
@@ -25,6 +26,15 @@ def is_state(name: str) -> bool:
     (True, True, False)
     """
     return _STATE.fullmatch(name) is not None
+
+
+def is_of_optimizer(name: str) -> bool:
+    """Whether the optimizer has it and the model has not: states, and numbers as its step.
+
+    >>> is_of_optimizer("adam_m.lm_head.weight"), is_of_optimizer("global_step"), is_of_optimizer("step.weight.w")
+    (True, True, True)
+    """
+    return name in _NUMBERS or is_state(name)
 
 
 def weight_of_state(name: str) -> str:
@@ -114,7 +124,7 @@ class NameRules(Struct, frozen=True):
             compiled(pattern)
 
     def takes(self, name: str) -> bool:
-        if self.weights_only and is_state(name):
+        if self.weights_only and is_of_optimizer(name):
             return False
         included = not self.include or any(re.search(p, name) for p in self.include)
         return included and not any(re.search(p, name) for p in self.exclude)

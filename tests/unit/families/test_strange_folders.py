@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -56,8 +55,6 @@ def test_what_a_folder_holds_instead(tmp_path: Path, there: list[str], held: str
         (["latest_checkpointed_iteration.txt", "iter_0000010/x"], "a Megatron checkpoint"),
         (["mp_rank_00/model_optim_rng.pt"], "a Megatron checkpoint"),
         (["model_world_size_2_rank_0.pt", "model_world_size_2_rank_1.pt"], "FSDP files"),
-        (["latest_checkpointed_iteration.txt", "iteration_00000007/metadata.json"], "a Checkpoint 2.0"),
-        (["CKP-model-0000000-0000002.safetensors", "CKP-model-0000001-0000002.safetensors"], "a Checkpoint 2.0"),
         (["shard-00001-model-00001-of-00001.safetensors"], "slices of a distributed PyTorch checkpoint"),
         (["model0-mp2.safetensors", "model1-mp2.safetensors", "config.json"], "slices of DeepSeek's inference code"),
     ],
@@ -69,17 +66,6 @@ def test_a_family_that_is_not_read_is_named(
     error = refused(put(tmp_path, *there))
     assert family in error.message
     assert "not read yet by this release" in error.message
-
-
-def test_checkpoint2_is_told_by_its_metadata_where_names_do_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(strange_folders, "is_known", lambda name: False)
-    put(tmp_path, "weights.safetensors")
-    (tmp_path / "metadata.json").write_text(json.dumps({"state_dict_metadata": {}, "storage_data": {}}))
-    assert "Checkpoint 2.0" in refused(tmp_path).message
-    (tmp_path / "metadata.json").write_text(json.dumps({"author": "me"}))
-    assert len(discover(tmp_path).files) == 1
 
 
 @pytest.mark.parametrize("beside", ["zero_to_fp32.py", "latest_checkpointed_iteration.txt", "training_state.pt"])
