@@ -6,6 +6,9 @@ NP1_VENV := .venv-numpy1
 DOCS_VENV := .venv-docs
 BIN := $(VENV)/bin
 SHARED := ../shared
+# tests start hundreds of Pythons: none of them is to compile the program again
+export PYTHONDONTWRITEBYTECODE =
+
 SIDE_BY_SIDE := -n 4 --dist loadfile --no-loadscope-reorder
 
 # Programs that judge what we write for them: each has tests/with_NAME, a marker, and an environment of its own.
