@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from msgspec.structs import replace
 
-from reshard.errors import CheckpointError, listed
+from reshard.errors import CheckpointError, FormatError, listed
 from reshard.families.found import Found
-from reshard.formats.base import SHARDING
+from reshard.formats.saved_slices import is_of_slices, slices_of
 from reshard.planning.catalog import IndexedFile
 from reshard.planning.parts import EXTRAS_NAME
 
@@ -58,24 +56,16 @@ def _refuse_slices(found: Found, files: Sequence[IndexedFile]) -> None:
     The first rank's slices begin at 0, as whole tensors do: whole they are where an index names them.
     """
     for file in files:
-        told = file.contents.notes.get(SHARDING)
-        if told is None:
+        if not is_of_slices(file.contents):
             continue
-        places = _read(told)
-        begins = next((f"{name} begins at {at}" for name, at in places.items() if any(at)), "")
+        try:
+            slices = slices_of(file.contents)
+        except FormatError as error:
+            raise FormatError(error.message, file.path, error.hint) from None
+        begins = next((f"{n} begins at {list(s.box.start)}" for n, s in slices.items() if any(s.box.start)), "")
         if begins or not found.index:
             raise CheckpointError(
-                f"slices that PyTorch's distributed checkpoint saved{f' ({begins})' if begins else ''}: "
-                "not read yet by this release",
+                f"slices that PyTorch's distributed checkpoint saved{f' ({begins})' if begins else ''}, one file of many",
                 file.path,
-                "give the consolidated checkpoint by its index, or consolidate it (enable_consolidation=True)",
+                "give the folder of all its files, under their names (shard-…), or the consolidated one by its index",
             )
-
-
-def _read(told: str) -> Mapping[str, Sequence[int]]:
-    """Where each tensor begins; nothing where it cannot be understood, which then counts as slices all the same."""
-    try:
-        content: Any = json.loads(told)
-        return {str(name): [int(n) for n in entry["saved_offsets"]] for name, entry in content.items()}
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return {"a tensor": [1]}

@@ -26,6 +26,7 @@ class _Entry(Struct, frozen=True):
 
 
 _OF_DEEPSPEED = r"((bf16_)?(zero_pp|expp)_rank_\d+_)?mp_rank_\d+_(model|optim)_states\.pt|layer_\d+.*model_states\.pt"
+_OF_DCP = r".+\.distcp|shard-\d+-model-.+\.safetensors"
 _FAMILIES = (
     _Entry(
         "checkpoint2",
@@ -37,6 +38,12 @@ _FAMILIES = (
         "reshard.families.deepspeed:DeepSpeed",
         rf"latest|global_step\d+|{_OF_DEEPSPEED}",
         _OF_DEEPSPEED,
+    ),
+    _Entry(
+        "dcp",
+        "reshard.families.dcp:Dcp",
+        rf"\.metadata(\.tmp)?|__\d+\.metadata|\.rank\d+_metadata|step-\d+|pytorch_model_fsdp_\d+|{_OF_DCP}",
+        _OF_DCP,
     ),
 )
 PLAIN = ("ranks", "full")

@@ -33,12 +33,6 @@ class _Mark(Struct, frozen=True):
 
 _SAVE_FULL = "save one full checkpoint with the program that wrote it"
 _MARKS = (
-    _Mark(
-        "dcp",
-        "slices of a distributed PyTorch checkpoint (DCP) in safetensors",
-        re.compile(r"shard-\d+-.+\.safetensors"),
-        "give the consolidated checkpoint, or consolidate it (enable_consolidation=True)",
-    ),
     _Mark("", "slices of DeepSeek's inference code", re.compile(r"model\d+-mp(?!1\.)\d+\.safetensors"), _SAVE_FULL),
     _Mark(
         "deepspeed",
@@ -60,12 +54,6 @@ _MARKS = (
         "a Megatron checkpoint",
         re.compile(r"mp_rank_\d+(_\d+)*|iter_\d{7}|latest_checkpointed_iteration\.txt"),
         _SAVE_FULL,
-    ),
-    _Mark(
-        "dcp",
-        "a distributed PyTorch checkpoint (DCP)",
-        re.compile(r"\.metadata|.+\.distcp"),
-        "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER OUT.pt makes one file of it",
     ),
 )
 _WEIGHT_MARKS = _MARKS[:2]

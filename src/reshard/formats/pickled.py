@@ -36,7 +36,20 @@ class Global(Struct, frozen=True):
         return f"{self.module}.{self.name}"
 
 
-class Record(Struct, eq=False):
+class Told(Struct, eq=False):
+    """An object that is told of itself after it was made: what a pickle calls its state."""
+
+    def told(self, state: Any) -> None:
+        raise NotImplementedError
+
+
+def attributes(state: Any) -> dict[str, Any]:
+    """An object's attributes by name, from either form in which its state comes."""
+    slots = state if isinstance(state, tuple) else (state,)
+    return {k: v for part in slots if isinstance(part, dict) for k, v in part.items() if isinstance(k, str)}
+
+
+class Record(Told, eq=False):
     """An object that the file would build by calling ``made_by``: what it would be given, as plain values.
 
     Attributes:
@@ -52,9 +65,11 @@ class Record(Struct, eq=False):
 
     @property
     def fields(self) -> dict[str, Any]:
-        """Its attributes by name, from either form in which a state comes."""
-        slots = self.state if isinstance(self.state, tuple) else (self.state,)
-        return {k: v for part in slots if isinstance(part, dict) for k, v in part.items() if isinstance(k, str)}
+        """Its attributes by name."""
+        return attributes(self.state)
+
+    def told(self, state: Any) -> None:
+        self.state = state
 
 
 class Pickled(Struct, frozen=True):
@@ -98,7 +113,7 @@ def read_pickle(
     return _Machine(data, meanings, resolve, more).run()
 
 
-_LEAVES = (str, int, bytes, float, complex, type(None), Global, Record)
+_LEAVES = (str, int, bytes, float, complex, type(None), Global, Told)
 _Stack = list[Any]
 
 
@@ -350,8 +365,8 @@ class _Machine:
     def set_state(self) -> None:
         state = self._pop()
         into = self._top()
-        if isinstance(into, Record):
-            into.state = state
+        if isinstance(into, Told):
+            into.told(state)
         elif not isinstance(into, dict):  # the attributes of a dict say nothing of what it holds
             raise self._fault(f"gives a state to a {type(into).__name__}")
 

@@ -5,7 +5,7 @@ Source: torch 2.13, ``torch/_utils.py``, ``torch/serialization.py``, ``torch/sto
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import prod
 from typing import Any
 
@@ -101,14 +101,20 @@ def whole(key: str, spec: TensorSpec) -> TensorRef:
     return TensorRef(storage, spec.dtype, spec.shape, strides, 0)
 
 
-def read_value(data: bytes, resolve: Callable[[Any], Any] | None = None, more: More = nothing_more) -> Pickled:
+def read_value(
+    data: bytes,
+    resolve: Callable[[Any], Any] | None = None,
+    more: More = nothing_more,
+    meanings: Mapping[Global, Meaning] | None = None,
+) -> Pickled:
     """The value of a pickle as torch writes them: dicts, lists, texts and numbers, TensorRef and StorageRef, and
     Records for all other objects. Raises FormatError, also for a pickle that runs code when loaded.
 
     Args:
         resolve: what a persistent id stands for; a storage, where none is given.
+        meanings: of more calls.
     """
-    return read_pickle(data, MEANINGS, resolve or storage, more)
+    return read_pickle(data, {**MEANINGS, **(meanings or {})}, resolve or storage, more)
 
 
 def storage(pid: Any) -> StorageRef:

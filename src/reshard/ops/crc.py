@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from reshard.dtypes import ITEMSIZE
 from reshard.errors import CheckpointError, counted, listed
 from reshard.formats.registry import format_named
-from reshard.index import Stored
+from reshard.formats.window import Window
+from reshard.index import Extent, StatedCrc, Stored
 from reshard.interruption import proceed
 from reshard.planning.catalog import Catalog, IndexedFile
 from reshard.storage.storage import ReadFile
@@ -46,9 +47,19 @@ def _faults(file: IndexedFile, opened: ReadFile) -> list[str] | None:
     note = file.contents.notes.get(_NOTE)
     if note is not None:
         return [] if any(str(crc) == note for crc in _of_tensors(file, opened)) else [file.path]
-    stated = format_named(file.format).crcs(opened)
+    stated = list(_stated(file, opened))
     wrong = (one.what for one in stated if one.crc != crc32_of(opened, one.of, _BLOCK_NBYTES))
     return [f"{file.path}: {what}" if what else file.path for what in wrong] if stated else None
+
+
+def _stated(file: IndexedFile, opened: ReadFile) -> Iterator[StatedCrc]:
+    """The sums that a file states, or those of the files within it."""
+    form = format_named(file.format)
+    if not file.within:
+        yield from form.crcs(opened)
+    for name, extent in file.within:
+        for one in form.crcs(Window(opened, extent.offset, extent.nbytes)):
+            yield StatedCrc(f"{name}, {one.what}", Extent(extent.offset + one.of.offset, one.of.nbytes), one.crc)
 
 
 def _of_tensors(file: IndexedFile, opened: ReadFile) -> Iterator[int]:

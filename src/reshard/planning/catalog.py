@@ -22,6 +22,7 @@ class IndexedFile(Struct, frozen=True):
     Attributes:
         name: its path below the checkpoint's folder.
         rank: 0 for all files of a full checkpoint.
+        within: the files of this format that it consists of, by what they are of; none where it is one itself.
     """
 
     path: str
@@ -31,6 +32,7 @@ class IndexedFile(Struct, frozen=True):
     rank: int
     format: str
     contents: Contents
+    within: tuple[tuple[str, Extent], ...] = ()
 
 
 class Held(Struct, frozen=True, omit_defaults=True):

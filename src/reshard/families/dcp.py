@@ -1,0 +1,227 @@
+"""PyTorch's distributed checkpoints (DCP): ``.metadata`` and ``.distcp`` files; and those in Hugging Face's form.
+
+Facts and names: torch 2.0 to 2.14. What ``.metadata`` names counts, whatever else lies in the folder: files of an
+earlier save stay there.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+from msgspec import Struct
+
+from reshard.errors import CheckpointError, FormatError, UsageError, counted, listed
+from reshard.families.dcp_chunks import ReadChunks, Wanted, rank_of, read_chunks
+from reshard.families.family import Listing
+from reshard.families.hf_shards import catalog_of_shards, is_shard
+from reshard.families.rank_listing import natural
+from reshard.families.source import Source
+from reshard.formats.dcp_metadata import DcpMetadata, DcpTensor, Stretch, read_dcp_metadata
+from reshard.index import TensorSpec
+from reshard.planning.catalog import Catalog, Ranks, Shard, Tensor, tensor_of_shards
+from reshard.planning.identity import hash_of_file
+from reshard.storage.storages import content_of, storage_of
+
+_METADATA = ".metadata"
+_OF_RANK = re.compile(r"__(\d+)\.metadata|\.rank(\d+)_metadata")
+_DATA = re.compile(r".+\.distcp")
+_STEP = re.compile(r"step-(\d+)")
+_MODEL, _OPTIMIZER = re.compile(r"pytorch_model_fsdp_\d+"), re.compile(r"optimizer_\d+")
+_MEGATRON = "metadata.json"
+_SHOWN = 3
+
+
+class Dcp(Struct, frozen=True):
+    name: str = "dcp"
+
+    def recognises(self, there: Listing) -> bool:
+        return there.folder and (_is_one(there) or bool(_below(there)))
+
+    def read(self, there: Listing, source: Source) -> Catalog:
+        folder = _chosen(there, source)
+        _refuse_megatron(folder)
+        shards = sorted(entry.name for entry in folder.entries if is_shard(entry.name))
+        if shards and not _is_saved_by_files(folder):
+            return catalog_of_shards(folder, shards)
+        return _catalog(folder)
+
+
+def _refuse_megatron(folder: Listing) -> None:
+    """Raises CheckpointError: its keys are plain, what lies under them need not be the model's tensors."""
+    if folder.entry(_MEGATRON) is None:
+        return
+    told = json.loads(content_of(folder.at(_MEGATRON)))
+    if isinstance(told, dict) and "sharded_backend" in told:
+        raise CheckpointError(
+            f"a Megatron checkpoint ({told['sharded_backend']}): not read yet by this release",
+            folder.path,
+            "save one full checkpoint with the program that wrote it",
+        )
+
+
+def _is_one(there: Listing) -> bool:
+    return _is_saved_by_files(there) or any(is_shard(entry.name) for entry in there.entries)
+
+
+def _is_saved_by_files(there: Listing) -> bool:
+    marks = (_METADATA, f"{_METADATA}.tmp")
+    return any(e.name in marks or _OF_RANK.fullmatch(e.name) or _DATA.fullmatch(e.name) for e in there.entries)
+
+
+def _below(there: Listing) -> dict[str, Listing]:
+    """The checkpoints in folders of the names that torchtitan and accelerate give them."""
+    storage = storage_of(there.path)
+    named = (e for e in there.entries if e.folder and (_STEP.fullmatch(e.name) or _MODEL.fullmatch(e.name)))
+    below = (Listing(there.at(e.name), e, tuple(storage.entries(there.at(e.name)))) for e in named)
+    return {listing.there.name: listing for listing in below if _is_one(listing)}
+
+
+def _chosen(there: Listing, source: Source) -> Listing:
+    """The folder that is meant: the one given, or the last step in it. Raises UsageError where several may be."""
+    if _is_one(there):
+        if source.iteration is not None:
+            raise UsageError("there are no iterations to choose from", there.path, "leave --iteration out")
+        return there
+    below = _below(there)
+    steps = {int(match[1]): name for name in below if (match := _STEP.fullmatch(name))}
+    shown = ", ".join(sorted(below, key=natural)) or "none"
+    if source.iteration is not None:
+        if source.iteration not in steps:
+            raise CheckpointError(f"step-{source.iteration} is asked for; there are: {shown}", there.path)
+        return below[steps[source.iteration]]
+    if len(below) == 1:
+        return next(iter(below.values()))
+    finished = [step for step, name in steps.items() if below[name].entry(_METADATA) is not None]
+    if not finished or len(steps) < len(below):
+        raise UsageError(f"{len(below)} checkpoints lie here: {shown}", there.path, "name the folder that is meant")
+    return below[steps[max(finished)]]
+
+
+# ---- by .metadata
+
+
+def _catalog(folder: Listing) -> Catalog:
+    told, hashes, warnings = _metadata(folder)
+    shapes: dict[str, DcpTensor] = {}
+    wanted: dict[str, list[Wanted]] = {}
+    homeless: list[str] = []
+    for one in told.values():
+        for name, tensor in one.tensors.items():
+            _refuse_two_kinds(name, shapes.setdefault(name, tensor), tensor)
+            homeless += _placed(name, tensor, one.places.get(name, {}), wanted)
+        for places in one.places.values():
+            for place in places.values():
+                wanted.setdefault(place.path, [])
+    if homeless:
+        raise CheckpointError(
+            "chunks that it lists and has no place for:\n" + listed(homeless), folder.at(_METADATA), "save it again"
+        )
+    read = read_chunks(folder, wanted)
+    tensors = _tensors(shapes, read)
+    others = sorted({name for one in told.values() for name in one.others})
+    world = 1 + max((one.file.rank for one in read), default=0)
+    return Catalog(
+        tuple(one.file for one in read),
+        tensors,
+        {},
+        {},
+        Ranks(1, world, folder.path),
+        told_by=hashes,
+        warnings=(*warnings, *_left_out(others), *_unknown(told)),
+        family=f"PyTorch DCP, {counted(world, 'rank')}",
+    )
+
+
+def _metadata(folder: Listing) -> tuple[dict[str, DcpMetadata], dict[str, str], tuple[str, ...]]:
+    """What the folder says of itself, by the names of its files, and their hashes; what to warn of.
+
+    Raises CheckpointError where nothing says it.
+    """
+    names = {entry.name for entry in folder.entries}
+    of_ranks = {int(match[1] or match[2]): name for name in names if (match := _OF_RANK.fullmatch(name))}
+    if _METADATA in names:
+        chosen = [_METADATA]
+    else:
+        chosen = [of_ranks[rank] for rank in sorted(of_ranks)]
+        data = {rank_of(name) for name in names if _DATA.fullmatch(name)}
+        absent = sorted((data | set(range(max(of_ranks, default=0) + 1))) - of_ranks.keys())
+        if not chosen:
+            raise _unfinished(folder, names)
+        if absent:
+            raise CheckpointError(
+                f"{', '.join(f'__{rank}.metadata' for rank in absent)} missing: each rank wrote its own", folder.path
+            )
+    beside = f"{_METADATA} counts, and {len(of_ranks)} files of single ranks beside it do not"
+    told, hashes = {}, {}
+    for name in chosen:
+        content = content_of(folder.at(name))
+        hashes[name] = hash_of_file(content)
+        try:
+            told[name] = read_dcp_metadata(content)
+        except FormatError as error:
+            raise FormatError(error.message, folder.at(name), error.hint) from None
+    return told, hashes, (beside,) if _METADATA in names and of_ranks else ()
+
+
+def _unfinished(folder: Listing, names: set[str]) -> CheckpointError:
+    if f"{_METADATA}.tmp" in names:
+        return CheckpointError(
+            f"{_METADATA}.tmp and no {_METADATA}: the save is unfinished, it did not come to its end", folder.path
+        )
+    return CheckpointError(
+        f"no {_METADATA}: the save did not finish, or what copied the folder leaves out names that begin with a dot",
+        folder.path,
+        f"bring {_METADATA}: without it nobody knows what the files hold",
+    )
+
+
+def _refuse_two_kinds(name: str, one: DcpTensor, other: DcpTensor) -> None:
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        raise CheckpointError(
+            f"{name}: {one.dtype}{list(one.shape)} by one rank, {other.dtype}{list(other.shape)} by another"
+        )
+
+
+def _placed(
+    name: str, tensor: DcpTensor, places: Mapping[tuple[int, ...] | None, Stretch], wanted: dict[str, list[Wanted]]
+) -> list[str]:
+    """Sort a tensor's chunks by the files that they lie in; gives those that lie nowhere, in words."""
+    homeless = []
+    for chunk in tensor.chunks:
+        place = places.get(chunk.offsets)
+        if place is not None:
+            wanted.setdefault(place.path, []).append(Wanted(name, tensor.dtype, chunk, place))
+        elif 0 not in chunk.sizes:
+            homeless.append(f"{name} at {list(chunk.offsets)}")
+    return homeless
+
+
+def _tensors(shapes: Mapping[str, DcpTensor], read: Sequence[ReadChunks]) -> dict[str, Tensor]:
+    shards: dict[str, list[Shard]] = {name: [] for name in shapes}
+    dtypes = {name: tensor.dtype for name, tensor in shapes.items()}
+    for one in read:
+        for found in one.found:
+            shards[found.name].append(found.shard)
+            if (dtypes[found.name] or found.dtype) != found.dtype:
+                raise CheckpointError(
+                    f"{found.name}: {found.dtype} here, {dtypes[found.name]} elsewhere", one.file.path
+                )
+            dtypes[found.name] = found.dtype
+    tensors = {}
+    for name, tensor in shapes.items():
+        tensors[name] = tensor_of_shards(name, TensorSpec(dtypes[name], tensor.shape), shards.pop(name))
+    return tensors
+
+
+def _left_out(others: Sequence[str]) -> Iterator[str]:
+    if others:
+        shown = ", ".join(others[:_SHOWN]) + (" …" if others[_SHOWN:] else "")
+        yield f"what is no tensor is left out: {counted(len(others), 'entry')} ({shown})".replace("entrys", "entries")
+
+
+def _unknown(told: Mapping[str, DcpMetadata]) -> Iterator[str]:
+    names = sorted({name for one in told.values() for name in one.unknown})
+    if names:
+        yield f"{_METADATA} names classes that are not known, and were not built: {', '.join(names)}"
