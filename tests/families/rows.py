@@ -115,4 +115,11 @@ FAMILIES: Mapping[str, Callable[[Path], Made]] = {
     "DeepSpeed, stage 3": _recorded("z3_bf16_r3_frozen"),
     "DeepSpeed, tensor parallel": _recorded("tp2dp2_z1_bf16"),
     "DeepSpeed, pipeline": _recorded("pp2dp2_z1_bf16_tied"),
+    "DCP, uneven rows": _recorded("d_fsdp2_4"),
+    "DCP, a grid": _recorded("d_grid_2x2"),
+    "DCP, rows of columns": _recorded("d_fsdp_tp_2x2"),
+    "DCP, a file per item": _recorded("d_file_per_item"),
+    "DCP, each rank alone": _recorded("d_no_collectives"),
+    "DCP, safetensors within": _recorded("d_distcp_safetensors"),
+    "DCP, as Hugging Face's": _recorded("d_hf_sharded_4"),
 }

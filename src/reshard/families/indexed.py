@@ -64,8 +64,9 @@ def _refuse_slices(found: Found, files: Sequence[IndexedFile]) -> None:
             raise FormatError(error.message, file.path, error.hint) from None
         begins = next((f"{n} begins at {list(s.box.start)}" for n, s in slices.items() if any(s.box.start)), "")
         if begins or not found.index:
+            shown = f" ({begins})" if begins else ""
             raise CheckpointError(
-                f"slices that PyTorch's distributed checkpoint saved{f' ({begins})' if begins else ''}, one file of many",
+                f"slices that PyTorch's distributed checkpoint saved{shown}, one file of many",
                 file.path,
                 "give the folder of all its files, under their names (shard-…), or the consolidated one by its index",
             )

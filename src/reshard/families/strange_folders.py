@@ -56,7 +56,7 @@ _MARKS = (
         _SAVE_FULL,
     ),
 )
-_WEIGHT_MARKS = _MARKS[:2]
+_WEIGHT_MARKS = _MARKS[:1]
 """Families whose files are safetensors: without their marks they would be taken for full ones."""
 
 _HINTS = (

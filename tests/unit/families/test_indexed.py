@@ -94,7 +94,7 @@ def shard(path: Path, offsets: Mapping[str, object]) -> Path:
 @pytest.mark.parametrize("name", ["shard-00002-model-00001-of-00001.safetensors", "renamed.safetensors"])
 @pytest.mark.parametrize("at", [[2, 0], [0, 2], [0, 0], "broken"])
 def test_a_slice_of_a_distributed_checkpoint_is_refused(tmp_path: Path, name: str, at: object) -> None:
-    with pytest.raises((CheckpointError, FormatError), match="not read yet by this release"):
+    with pytest.raises((CheckpointError, FormatError), match=r"one file of many|not understood|alone it is a part"):
         held(shard(tmp_path / name, {"w": at}))
 
 

@@ -50,12 +50,9 @@ def test_what_a_folder_holds_instead(tmp_path: Path, there: list[str], held: str
 @pytest.mark.parametrize(
     ("there", "family"),
     [
-        ([".metadata", "__0_0.distcp"], "a distributed PyTorch checkpoint"),
-        (["__0_0.distcp", "__1_0.distcp"], "a distributed PyTorch checkpoint"),
         (["latest_checkpointed_iteration.txt", "iter_0000010/x"], "a Megatron checkpoint"),
         (["mp_rank_00/model_optim_rng.pt"], "a Megatron checkpoint"),
         (["model_world_size_2_rank_0.pt", "model_world_size_2_rank_1.pt"], "FSDP files"),
-        (["shard-00001-model-00001-of-00001.safetensors"], "slices of a distributed PyTorch checkpoint"),
         (["model0-mp2.safetensors", "model1-mp2.safetensors", "config.json"], "slices of DeepSeek's inference code"),
     ],
 )
@@ -75,8 +72,8 @@ def test_full_weights_beside_what_trainers_leave_are_read(tmp_path: Path, beside
 
 
 def test_a_family_that_is_read_has_no_such_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(strange_folders, "is_known", lambda name: name == "dcp")
-    assert "not read yet" not in refused(put(tmp_path, "__0_0.distcp")).message
+    monkeypatch.setattr(strange_folders, "is_known", lambda name: name == "megatron")
+    assert "not read yet" not in refused(put(tmp_path, "mp_rank_00/x")).message
 
 
 def test_the_cache_of_a_model(tmp_path: Path) -> None:
