@@ -15,9 +15,9 @@ from msgspec import Struct
 from reshard.errors import CheckpointError, FormatError, listed
 from reshard.families.family import Listing
 from reshard.families.rank_listing import natural
+from reshard.families.saved_slices import is_of_slices, slices_of
 from reshard.formats.dcp_metadata import Chunk, Stretch
 from reshard.formats.safetensors import Safetensors
-from reshard.formats.saved_slices import is_of_slices, slices_of
 from reshard.formats.torch_file import extents
 from reshard.formats.torch_records import read_torch_records
 from reshard.formats.torch_values import TensorRef

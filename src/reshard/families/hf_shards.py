@@ -13,7 +13,7 @@ from reshard.errors import CheckpointError, listed
 from reshard.families.family import Listing
 from reshard.families.found import Found
 from reshard.families.open_checkpoint import index_files
-from reshard.formats.saved_slices import Slice, slices_of
+from reshard.families.saved_slices import Slice, slices_of
 from reshard.index import TensorSpec
 from reshard.planning.catalog import Catalog, Held, IndexedFile, Ranks, Shard, Tensor, tensor_of_shards
 

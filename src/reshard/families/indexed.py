@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from reshard.errors import CheckpointError, FormatError, listed
 from reshard.families.found import Found
-from reshard.formats.saved_slices import is_of_slices, slices_of
+from reshard.families.saved_slices import is_of_slices, slices_of
 from reshard.planning.catalog import IndexedFile
 from reshard.planning.parts import EXTRAS_NAME
 

@@ -16,7 +16,8 @@ from msgspec import Struct
 
 from reshard.dtypes import ITEMSIZE
 from reshard.errors import FormatError
-from reshard.formats.pickled import Global, Meaning, Record, Told, attributes
+from reshard.formats.pickle_objects import Global, Record, Told, attributes
+from reshard.formats.pickled import Meaning
 from reshard.formats.torch_values import read_value
 
 _Shape = tuple[int, ...]

@@ -20,56 +20,13 @@ from msgspec import Struct
 
 from reshard.errors import FormatError
 from reshard.formats.pickle_names import code, is_known, refuse_code
+from reshard.formats.pickle_objects import Global as Global
+from reshard.formats.pickle_objects import Record as Record
+from reshard.formats.pickle_objects import Told as Told
 
 _MAX_MARKS = 1000
 _MAX_PROTOCOL = 5
 _DAMAGED = "the file is damaged: copy it again"
-
-
-class Global(Struct, frozen=True):
-    """A class or function that the file names. It is never looked up."""
-
-    module: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.module}.{self.name}"
-
-
-class Told(Struct, eq=False):
-    """An object that is told of itself after it was made: what a pickle calls its state."""
-
-    def told(self, state: Any) -> None:
-        raise NotImplementedError
-
-
-def attributes(state: Any) -> dict[str, Any]:
-    """An object's attributes by name, from either form in which its state comes."""
-    slots = state if isinstance(state, tuple) else (state,)
-    return {k: v for part in slots if isinstance(part, dict) for k, v in part.items() if isinstance(k, str)}
-
-
-class Record(Told, eq=False):
-    """An object that the file would build by calling ``made_by``: what it would be given, as plain values.
-
-    Attributes:
-        args: of the call.
-        state: what the object would be told of itself, most often its attributes; None without.
-        items: what would be put into it, in order: values, or pairs of key and value.
-    """
-
-    made_by: Global
-    args: tuple[Any, ...] = ()
-    state: Any = None
-    items: list[Any] = []
-
-    @property
-    def fields(self) -> dict[str, Any]:
-        """Its attributes by name."""
-        return attributes(self.state)
-
-    def told(self, state: Any) -> None:
-        self.state = state
 
 
 class Pickled(Struct, frozen=True):
