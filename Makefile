@@ -20,7 +20,7 @@ JUDGE_peft := $(TORCH) peft==0.21.2
 JUDGE_deepspeed := $(TORCH) deepspeed==0.19.8
 JUDGE_megatron := $(TORCH) megatron-core==0.16.1
 
-.PHONY: help setup demo test test-oracle test-browser test-numpy1 test-answers docs bench lint format clean $(JUDGES:%=test-%)
+.PHONY: help setup demo test test-oracle test-browser test-numpy1 test-package test-answers docs bench lint format clean $(JUDGES:%=test-%)
 
 help:
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed 's/:.*## /\t/'
@@ -72,6 +72,9 @@ test-browser: setup ## reports in a real Chromium; installs one on Debian and it
 
 test-numpy1: $(NP1_VENV)/ready ## tests on the oldest NumPy, as MindSpore's process has it
 	$(NP1_VENV)/bin/python -m pytest $(SIDE_BY_SIDE) tests/unit tests/property tests/golden
+
+test-package: setup ## wheel and source distribution, each in an empty environment
+	$(BIN)/python tests/package/try_it.py
 
 test-torch: ## torch and safetensors load what we write
 test-hf: ## transformers loads what we write

@@ -1,0 +1,98 @@
+"""The wheel and the source distribution, each built, installed into an empty environment, and used from an empty folder.
+
+``python tests/package/try_it.py``: the source distribution is tried with the Python that runs this, the wheel with the
+newest that the machine has.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as made:
+        place = Path(made)
+        run(sys.executable, "-m", "hatchling", "build", "-d", place, cwd=ROOT)
+        (wheel,), (source,) = place.glob("*.whl"), place.glob("*.tar.gz")
+        check_contents(wheel)
+        for python, package in ((newest(), wheel), (sys.executable, source)):
+            say(f"{package.name} ({package.stat().st_size:,} bytes) with {python}")
+            try_it(python, package, place / package.suffix[1:])
+
+
+def check_contents(wheel: Path) -> None:
+    """Everything of the package is in the wheel, and nothing else."""
+    held = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("reshard/")}
+    ours = subprocess.run(["git", "ls-files", "src/reshard"], cwd=ROOT, capture_output=True, text=True, check=True)
+    wanted = {name.removeprefix("src/") for name in ours.stdout.split()}
+    if held != wanted:
+        sys.exit(f"in the wheel alone: {sorted(held - wanted)}; in the repository alone: {sorted(wanted - held)}")
+
+
+def try_it(python: str, package: Path, place: Path) -> None:
+    """Cut a file in two, merge it again, and prove it, in an environment that has nothing but the package."""
+    run(python, "-m", "venv", place / "env")
+    reshard = place / "env" / "bin" / "reshard"
+    run(place / "env" / "bin" / "python", "-m", "pip", "install", "-q", package, cwd=place)
+    (place / "model.safetensors").write_bytes(weights())
+    run(reshard, "--version", cwd=place)
+    run(reshard, "doctor", cwd=place)
+    run(reshard, "inspect", "model.safetensors", cwd=place)
+    run(reshard, "convert", "model.safetensors", "model.ckpt", cwd=place)
+    run(reshard, "merge", "model.ckpt", "again.safetensors", cwd=place)
+    run(reshard, "diff", "model.safetensors", "again.safetensors", cwd=place)
+    run(reshard, "compat", "transform_checkpoint", "--help", cwd=place)
+    run("bash", place / "env" / "bin" / "transform_checkpoint.sh", "--help", cwd=place, codes=(0, 2))
+
+
+def weights() -> bytes:
+    """A safetensors file of one tensor."""
+    data = bytes(range(32))
+    header = json.dumps({"w": {"dtype": "F32", "shape": [4, 2], "data_offsets": [0, len(data)]}}).encode()
+    return len(header).to_bytes(8, "little") + header + data
+
+
+def newest() -> str:
+    """The Python of the highest number from 3.10 on that can make environments."""
+    found = {version_of(python): python for python in {*pythons(), sys.executable}}
+    return found[max(found)]
+
+
+def pythons() -> Iterator[str]:
+    for minor in range(10, 20):
+        on_path = shutil.which(f"python3.{minor}")
+        if on_path:
+            yield on_path
+    for place in Path.home().glob(".pyenv/versions/3.*/bin/python"):
+        yield str(place)
+
+
+def version_of(python: str) -> tuple[int, ...]:
+    done = subprocess.run([python, "-c", "import sys, venv; print(sys.version)"], capture_output=True, check=False)
+    said = re.match(rb"(\d+)\.(\d+)\.(\d+) ", done.stdout)
+    return tuple(map(int, said.groups())) if said else (0,)
+
+
+def run(*words: object, cwd: Path | None = None, codes: tuple[int, ...] = (0,)) -> None:
+    done = subprocess.run([str(word) for word in words], cwd=cwd, capture_output=True, text=True, check=False)
+    if done.returncode not in codes:
+        sys.exit(f"{' '.join(map(str, words))}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
+
+
+def say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
