@@ -1,4 +1,4 @@
-"""The wheel and the source distribution, each built, installed into an empty environment, and used from an empty folder.
+"""The wheel and the source distribution, each installed into an empty environment, and used from an empty folder.
 
 ``python tests/package/try_it.py``: the source distribution is tried with the Python that runs this, the wheel with the
 newest that the machine has.
