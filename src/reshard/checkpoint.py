@@ -12,6 +12,7 @@ from reshard.errors import counted
 from reshard.families.open_checkpoint import agreements, open_source
 from reshard.families.planner import make_plan
 from reshard.families.probe import probe
+from reshard.families.rank_targets import ranks_or_full
 from reshard.families.source import Source
 from reshard.families.strategies import read_strategy
 from reshard.formats.registry import format_named
@@ -136,7 +137,7 @@ class Checkpoint(Mapping[str, TensorView]):
 def _arrays(source: Catalog, strategy: Strategy | None, rank: int, dtype: str, missing: Missing) -> LazyArrays:
     from reshard.moving.memory import LazyArrays
 
-    target = Target(strategy, format_named("safetensors"), ranks=frozenset({rank}), dtype=dtype)
+    target = Target(ranks_or_full(strategy, format_named("safetensors")), dtype, frozenset({rank}))
     choices = Choices(missing=missing, agreed=agreements(source, source.compared()))
     (task,) = tasks(make_plan(source, target, choices))
     return LazyArrays({m.name: m for m in task.moves}, task.sources)

@@ -20,6 +20,7 @@ from reshard.errors import CheckpointError, PlanError
 from reshard.families.open_checkpoint import agreements
 from reshard.families.planner import make_plan
 from reshard.families.probe import probe
+from reshard.families.rank_targets import ranks_or_full
 from reshard.families.replicas import replica_faults
 from reshard.families.source import Source
 from reshard.formats.registry import format_named
@@ -132,7 +133,7 @@ def divides(sharding: Sharding, shape: tuple[int, ...]) -> bool:
 
 def converts(catalog: Catalog, strategy: Strategy, full: dict[str, np.ndarray], folder: Path) -> None:
     """To ranks; what is read, and the report, as the bill has it."""
-    target = Target(strategy, format_named("safetensors"))
+    target = Target(ranks_or_full(strategy, format_named("safetensors")))
     plan = make_plan(catalog, target, Choices())
     means = Means(fsync=False)
     done = execute(plan, folder / "out", means, Observer())
@@ -207,7 +208,7 @@ def test_a_plan_is_refused_where_it_needs_what_nobody_holds(shape: tuple[int, in
     wanted = frozenset(data.draw(st.sets(st.integers(0, 3), min_size=1)))
     file = IndexedFile("f", "f", 100, 0, 0, "safetensors", Contents({}))
     catalog = Catalog((file,), {"w": tensor}, {}, {})
-    target = Target(Strategy(({"w": cut},), 4, "s"), format_named("safetensors"), ranks=wanted)
+    target = Target(ranks_or_full(Strategy(({"w": cut},), 4, "s"), format_named("safetensors")), ranks=wanted)
     there = np.zeros(shape, bool)
     for shard in shards:
         there[shard.box.within(Box.whole(shape))] = True

@@ -16,6 +16,7 @@ import reshard
 from making import array, read_rank, same, shard_of, write_file, write_ranks, write_strategy
 from reshard.families.open_checkpoint import open_source
 from reshard.families.planner import make_plan
+from reshard.families.rank_targets import ranks_or_full
 from reshard.families.source import Source
 from reshard.formats.base import Format
 from reshard.formats.mindspore_ckpt import MindSporeCkpt
@@ -143,7 +144,7 @@ def test_blocks_and_pieces_of_any_size_give_the_same_bytes(case: Case, block_nby
         form: Format = format_named(case.target.suffix[1:])
         if isinstance(form, MindSporeCkpt):
             form = MindSporeCkpt(slice_nbytes=slice_nbytes)
-        plan = make_plan(source, Target(strategy, form), Choices())
+        plan = make_plan(source, Target(ranks_or_full(strategy, form)), Choices())
         options = type("Options", (TinyBlocks,), {"nbytes": block_nbytes})(fsync=False, workers=3)
         done = execute(plan, disk.folder / "out", options, Observer())
         disk.assert_holds(disk.folder / "out", case.target)

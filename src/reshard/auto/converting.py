@@ -19,6 +19,7 @@ from reshard.auto.shares import Part
 from reshard.errors import CheckpointError, RunError, counted, named_ranks
 from reshard.families.open_checkpoint import open_source
 from reshard.families.planner import planned
+from reshard.families.rank_targets import ranks_or_full
 from reshard.families.strategies import merged_file
 from reshard.formats.registry import format_named
 from reshard.ops.convert import execute
@@ -64,7 +65,8 @@ class Job(Struct, frozen=True):
         strategy = self.strategy.strategy
         drop = self.settings.drop_redundancy and strategy is not None
         form = format_named(self.format)
-        return Target(strategy, form, ranks=part.ranks, share=part.share, drop_redundancy=drop)
+        kind = ranks_or_full(strategy, form, drop_redundancy=drop)
+        return Target(kind, ranks=part.ranks, share=part.share)
 
 
 class Work(Struct, frozen=True):

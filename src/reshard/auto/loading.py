@@ -19,6 +19,7 @@ from reshard.errors import UsageError
 from reshard.families.discover import Found
 from reshard.families.open_checkpoint import open_source
 from reshard.families.planner import planned
+from reshard.families.rank_targets import ranks_or_full
 from reshard.families.source import Source
 from reshard.formats.registry import format_named
 from reshard.planning.target import Choices, Target
@@ -77,6 +78,6 @@ def _own_file(found: Found, rank: int) -> JobSource:
 def _arrays(source: JobSource, strategy: JobStrategy, rank: int) -> LazyArrays:
     from reshard.moving.memory import LazyArrays
 
-    target = Target(strategy.strategy, format_named("safetensors"), ranks=frozenset({rank}))
+    target = Target(ranks_or_full(strategy.strategy, format_named("safetensors")), ranks=frozenset({rank}))
     (task,) = tasks(planned(open_source(source.source), target, Choices()))
     return LazyArrays({move.name: move for move in task.moves}, task.sources)

@@ -62,6 +62,17 @@ Iteration = Annotated[int, typer.Option(metavar="N", min=-1, show_default=False,
 _CONVERSION: dict[str, tuple[Any, Any]] = {
     "src_strategy": (SrcStrategy, ""),
     "dst_strategy": (DstStrategy, ""),
+    "to": (
+        Annotated[
+            str,
+            typer.Option(
+                metavar="KIND",
+                help="What DST shall be: ranks, full or parts. Default: as strategy, name and SRC say.",
+                autocompletion=one_of("ranks", "full", "parts"),
+            ),
+        ],
+        "",
+    ),
     "format": (
         Annotated[
             str,
@@ -219,6 +230,7 @@ def conversion_options(given: dict[str, Any]) -> Options:
     return Options(
         src_strategy=given.get("src_strategy", ""),
         dst_strategy=given.get("dst_strategy", ""),
+        to=given.get("to", ""),
         format=given.get("format", ""),
         prefix=given.get("prefix", "checkpoint_"),
         select=as_select(given["select"]),

@@ -12,7 +12,7 @@ from reshard.families.family import Listing
 from reshard.families.found import Found as Found
 from reshard.families.found import Select as Select
 from reshard.families.found import WeightFile, refuse_dangling, weights, with_suffix
-from reshard.families.index_files import Index, index_in, manifest_at, read_index
+from reshard.families.index_files import EXTRAS_NAME, Index, index_in, manifest_at, read_index
 from reshard.families.part_names import Whole, part_of, wholes
 from reshard.families.rank_listing import as_select as as_select
 from reshard.families.rank_listing import find_ranks, rank_entries
@@ -20,7 +20,6 @@ from reshard.families.registry import listing
 from reshard.families.strange_folders import UNFINISHED, no_weights, refuse_slices, refuse_unfinished, unfinished
 from reshard.foreign import HEAD_NBYTES, foreign
 from reshard.formats.registry import format_of, suffixes
-from reshard.planning.parts import EXTRAS_NAME
 from reshard.storage.storage import Entry, join
 from reshard.storage.storages import storage_of
 

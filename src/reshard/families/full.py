@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from reshard.errors import CheckpointError, listed
-from reshard.families.draft import Draft
 from reshard.index import Stored, TensorSpec
 from reshard.layout.stages import layout_of_full
 from reshard.layout.tensor import Sharding
 from reshard.planning.catalog import Catalog, Grid, Held, IndexedFile, Ranks, Tensor
-from reshard.planning.parts import EXTRAS_NAME, Parts, split_parts
-from reshard.planning.plan import PlannedFile
 
 
 def catalog_of_full(files: Sequence[IndexedFile]) -> Catalog:
@@ -70,27 +67,3 @@ def stand_ins(files: Sequence[IndexedFile], ranks: Ranks) -> tuple[str, ...]:
         return ()
     shown = ", ".join(f"rank_{r}" for r in absent[:8]) + (f" and {len(absent) - 8} more" if len(absent) > 8 else "")
     return (f"no file of {shown}: shards are taken from replicas on other ranks, where there are any",)
-
-
-def part_files(draft: Draft, parts: Parts) -> list[PlannedFile]:
-    """The files of one full checkpoint in several parts, and the index that names them."""
-    apart = parts.names == "mindspore"
-    cuts = dict(draft.cut(kept, kept.layouts[0], 0) for kept in draft.kept if not (apart and kept.tensor.compared))
-    tensors = draft.assembler.tensors
-    sizes = {number: tensors[number].spec.nbytes for number in cuts}
-    split = split_parts(sizes, parts.max_nbytes)
-    groups = dict(zip(parts.file_names(len(split)), split, strict=True))
-    where = {tensors[number].name: name for name, numbers in groups.items() for number in numbers}
-    extras = dict(draft.cut(kept, kept.layouts[0], 0) for kept in draft.kept if apart and kept.tensor.compared)
-    if extras:
-        groups[EXTRAS_NAME] = list(extras)
-        cuts |= extras
-    files = []
-    for i, (path, numbers) in enumerate(groups.items()):
-        form = draft.forms.form(tuple((n, cuts[n]) for n in numbers), draft.texts(0) if i == 0 else ())
-        files.append(PlannedFile(i, path, 0, 0, form, i))
-    index = parts.index(where, sum(sizes.values()))
-    if index:
-        name, content = index
-        files.append(PlannedFile(len(groups), name, 0, 0, draft.forms.of_content(content), len(groups)))
-    return files

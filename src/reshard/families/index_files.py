@@ -12,10 +12,10 @@ from msgspec import Struct
 from reshard.errors import CheckpointError, FormatError, listed
 from reshard.foreign import HEAD_NBYTES, foreign
 from reshard.formats.registry import format_of
-from reshard.planning.parts import EXTRAS_NAME
 from reshard.storage.storage import join
 from reshard.storage.storages import content_of
 
+EXTRAS_NAME = "hyper_param.safetensors"
 _MANIFEST = re.compile(r"(.*?)/?\.reshard/(?:[^/]+/)?manifest\.json")
 _INDEX = re.compile(r"(.+[._-])?index\.json|(param_name_map|weight_map).*\.json", re.IGNORECASE)
 _MINDSPORE_INDEX = re.compile(r"param_name_map.*\.json")

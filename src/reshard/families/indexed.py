@@ -8,9 +8,9 @@ from msgspec.structs import replace
 
 from reshard.errors import CheckpointError, FormatError, listed
 from reshard.families.found import Found
+from reshard.families.index_files import EXTRAS_NAME
 from reshard.families.saved_slices import is_of_slices, slices_of
 from reshard.planning.catalog import IndexedFile
-from reshard.planning.parts import EXTRAS_NAME
 
 _SHOWN = 4
 

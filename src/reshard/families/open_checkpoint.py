@@ -55,7 +55,7 @@ def open_source(source: Source, *, trust_manifest: bool = True) -> Catalog:
             raise UsageError(
                 f"a strategy was given, and {family.name} describes itself", there.path, "leave --src-strategy out"
             )
-        return family.read(there, source)
+        return replace(family.read(there, source), kind=family.name)
     if source.iteration is not None:
         raise UsageError("there are no iterations to choose from", there.path, "leave --iteration out")
     found = _plain(there, source)

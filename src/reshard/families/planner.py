@@ -5,17 +5,14 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from reshard.errors import PlanError
-from reshard.families.draft import Draft, of_share
-from reshard.families.full import part_files
 from reshard.families.open_checkpoint import agreements
 from reshard.families.probe import probe
-from reshard.families.rank_folders import rank_files
 from reshard.planning.catalog import Catalog
 from reshard.planning.decide import decide
 from reshard.planning.identity import identity_of, parts_of_identity
 from reshard.planning.plan import Plan, SourceFile
 from reshard.planning.scales import Wishes, refuse_parted
-from reshard.planning.target import Choices, Target
+from reshard.planning.target import Choices, Draft, Target
 from reshard.storage.machine import uncollected
 
 
@@ -40,24 +37,22 @@ def make_plan(source: Catalog, target: Target, choices: Choices) -> Plan:
     summed = choices.lora.pairs.keys() if choices.lora else frozenset()
     told = refuse_parted(source.tensors, decisions.kept, Wishes(target.dtype, target.strategy, summed))
     draft = Draft(source, target, choices, replace(decisions, warnings=(*decisions.warnings, *told)))
-    files = part_files(draft, target.parts) if target.parts else rank_files(draft)
-    total = len(files) if target.parts else target.world
-    if target.parts and target.share:
-        files = of_share(draft, files, target.share)
+    files = target.kind.files(draft)
     made_of = parts_of_identity(source, target, choices)
     plan = Plan(
         tuple(SourceFile(f.path, f.nbytes, f.mtime_ns) for f in source.files),
-        tuple(draft.forms.layouts),
+        tuple(draft.layouts),
         tuple(draft.assembler.tensors),
-        tuple(draft.forms.made),
-        tuple(files),
+        tuple(draft.forms),
+        files.planned,
         decisions.left_out,
         tuple(draft.warnings),
         target.world,
-        total,
+        files.total,
         identity_of(made_of),
         made_of,
         target.part,
+        files.closing,
     )
     draft.assembler.prove_covered(plan)
     return plan

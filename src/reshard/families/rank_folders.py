@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from math import prod
 
 from reshard.errors import CheckpointError, ReshardError, counted, listed
-from reshard.families.draft import Draft
 from reshard.families.full import agreed_spec, catalog_of_full, stand_ins, texts_and_notes, whole
 from reshard.index import Stored, TensorSpec
 from reshard.layout.stages import Strategy, layout_of_shard
-from reshard.layout.tensor import Cell, Sharding
-from reshard.planning.assembly import ANY_RANK
+from reshard.layout.tensor import Cell
 from reshard.planning.catalog import Catalog, Grid, Held, IndexedFile, Ranks, Tensor
-from reshard.planning.decide import Kept
 from reshard.planning.identity import STRATEGY, hash_of_strategy
 from reshard.planning.names import layer_pattern
-from reshard.planning.plan import PlannedFile
-from reshard.planning.redundancy import keepers
-from reshard.planning.shares import Group, divided
 
 ByRank = Mapping[int, tuple[int, Stored]]
 """For each rank that holds a tensor the number of its file, and what that holds."""
@@ -142,92 +134,3 @@ def _of_no_strategy(name: str, by_rank: ByRank) -> Tensor:
         return whole(name, by_rank, compared=True)
     except CheckpointError as error:
         raise CheckpointError(f"no strategy knows it and {error.message}", hint="leave it out with --exclude") from None
-
-
-def rank_files(draft: Draft) -> list[PlannedFile]:
-    """The files of the target's ranks that are asked for."""
-    return _RankFiles(draft).files()
-
-
-class _RankFiles:
-    def __init__(self, draft: Draft) -> None:
-        self._draft = draft
-        self._target = draft.target
-        self._kept_in: dict[int, list[Kept]] = {}
-        for kept in draft.kept:
-            for stage in kept.layouts:
-                self._kept_in.setdefault(stage, []).append(kept)
-        self._varied = frozenset(stage for kept in draft.kept if kept.varied for stage in kept.layouts)
-        self._keepers = self._all_keepers() if draft.target.drop_redundancy else {}
-        self._forms: dict[tuple[object, ...], int] = {}
-
-    def files(self) -> list[PlannedFile]:
-        return [self._file(rank) for rank in self._ranks()]
-
-    def _ranks(self) -> Sequence[int]:
-        """The target ranks to make."""
-        target = self._target
-        if target.ranks is not None:
-            return sorted(target.ranks)
-        if target.share is None:
-            return range(target.world)
-        stages = [self._group(stage) for stage in range(target.stages)]
-        mine = divided([group for _, group in stages], target.share.count)[target.share.index]
-        return sorted(stage * target.devices + stages[stage][0][place] for stage, place in mine)
-
-    def _group(self, stage: int) -> tuple[list[int], Group]:
-        """The ranks of a stage, those next to each other that hold the same of most of its bytes; what they write
-        and read, from the sizes of shards.
-        """
-        alike = Counter(
-            (kept.layouts[stage], kept.tensor.spec.nbytes, self._keepers.get((stage, kept.name)))
-            for kept in self._kept_in.get(stage, ())
-        )
-        everywhere = 0
-        written = [0] * self._target.devices
-        weights: Counter[Sharding] = Counter()
-        for (layout, full_nbytes, keeping), count in alike.items():
-            nbytes = count * full_nbytes // prod(layout.sharding.parts)
-            weights[layout.sharding] += nbytes
-            everywhere += nbytes if keeping is None else 0
-            for rank in keeping or ():
-                written[rank] += nbytes
-        read = sum(full_nbytes * count for (_, full_nbytes, _), count in alike.items())
-        ranks = list(range(self._target.devices))
-        if weights:
-            cells = weights.most_common(1)[0][0].cells()
-            ranks.sort(key=lambda rank: (cells[rank], rank))
-        return ranks, Group(tuple(everywhere + written[rank] for rank in ranks), read)
-
-    def _all_keepers(self) -> dict[tuple[int, str], frozenset[int]]:
-        """For each stage and tensor of the target's strategy, the local ranks that keep it."""
-        kept = {}
-        for stage, entries in enumerate(self._target.strategy.stages if self._target.strategy else ()):
-            shardings = {k.name: k.layouts[stage].sharding for k in self._kept_in.get(stage, ()) if k.name in entries}
-            kept.update({(stage, name): ranks for name, ranks in keepers(shardings).items()})
-        return kept
-
-    def _file(self, rank: int) -> PlannedFile:
-        target = self._target
-        stage, local = divmod(rank, target.devices)
-        path = target.single or f"rank_{rank}/{target.prefix}{rank}{target.format.suffix}"
-        return PlannedFile(rank, path, rank, local, self._form(stage, local), stage)
-
-    def _form(self, stage: int, local: int) -> int:
-        """Thousands of ranks have the form of their stage: it is looked for among names only where they may differ."""
-        rank = stage * self._target.devices + local
-        texts = self._draft.texts(rank)
-        source_rank = self._draft.source_rank(rank) if stage in self._varied else ANY_RANK
-        key = (stage, local if self._keepers else ANY_RANK, source_rank, texts)
-        if key not in self._forms:
-            cuts = tuple(
-                self._draft.cut(kept, kept.layouts[stage], source_rank)
-                for kept in self._kept_in.get(stage, ())
-                if self._keeps(stage, local, kept.name)
-            )
-            self._forms[key] = self._draft.forms.form(cuts, texts)
-        return self._forms[key]
-
-    def _keeps(self, stage: int, local: int, name: str) -> bool:
-        keepers = self._keepers.get((stage, name))
-        return keepers is None or local in keepers

@@ -14,10 +14,8 @@ from reshard.errors import CheckpointError, DifferenceError, UsageError, listed
 from reshard.families.open_checkpoint import open_source
 from reshard.families.part_names import lone_parts
 from reshard.families.planner import planned
-from reshard.families.strategies import read_strategy
-from reshard.formats.base import Format
-from reshard.formats.mindspore_ckpt import MindSporeCkpt
-from reshard.formats.registry import format_named, format_of, suffixes
+from reshard.families.targets import kind_asked
+from reshard.formats.registry import format_of, suffixes
 from reshard.interruption import clears_up
 from reshard.ops.budget import Budget, budget_of
 from reshard.ops.crc import check_crcs
@@ -31,9 +29,8 @@ from reshard.planning.catalog import Catalog
 from reshard.planning.identity import STRATEGY
 from reshard.planning.lora import LoraMerge
 from reshard.planning.misfits import Misfits, by_tensor
-from reshard.planning.parts import Parts
 from reshard.planning.plan import Plan
-from reshard.planning.target import Choices, Target
+from reshard.planning.target import Choices, Kind, Target
 from reshard.target.overwrite import Replacement
 from reshard.target.preflight import refuse_occupied, refuse_source
 from reshard.target.target_paths import Place
@@ -71,28 +68,17 @@ def plan(src: str | Path, dst: str | Path, options: Options | None = None) -> Pl
 
 
 def plan_from(
-    source: Catalog, dst: str, options: Options, lora: LoraMerge | None = None, parts: Parts | None = None
+    source: Catalog, dst: str, options: Options, lora: LoraMerge | None = None, kind: Kind | None = None
 ) -> Plan:
-    """As ``plan``, of a source that is open already; ``lora`` is what is added on the way."""
+    """As ``plan``, of a source that is open already; ``lora`` is what is added on the way, ``kind`` that of the target
+    where the caller decides it.
+    """
     if options.check_replicas:
         _refuse_replicas(source)
     crcs = check_crcs(source) if options.crc else ()
     source = replace(source, warnings=(*source.warnings, *crcs))
-    single = names_file(dst)
-    form = _target_format(dst if single else "", source, options)
-    if options.max_shard_nbytes and parts is None:
-        parts = Parts(options.max_shard_nbytes, "torch" if form.name == "torch" else "hf")
-    target = Target(
-        read_strategy(options.dst_strategy) if options.dst_strategy else None,
-        form,
-        prefix=options.prefix,
-        ranks=options.ranks,
-        share=options.share,
-        single=Path(dst).name if single else "",
-        parts=parts,
-        drop_redundancy=options.drop_redundancy,
-        dtype=ALIASES.get(options.dtype, options.dtype),
-    )
+    kind = kind or kind_asked(options.asked(Path(dst).name if names_file(dst) else ""), source)
+    target = Target(kind, ALIASES.get(options.dtype, options.dtype), options.ranks, options.share)
     return planned(source, target, Choices(options.names, options.missing, lora=lora))
 
 
@@ -193,18 +179,6 @@ def _bill(plan: Plan, means: Means, budget: Budget) -> Bill:
         max_files=most_files(plan, means, budget),
         others_nbytes=budget.others_nbytes,
     )
-
-
-def _target_format(single: str, source: Catalog, options: Options) -> Format:
-    """What is asked for, what the file's name says, or the format of the source; ranks load no torch files."""
-    by_name = format_of(single) if single else None
-    by_source = source.files[0].format
-    if by_source == "torch" and options.dst_strategy:
-        by_source = "safetensors"
-    made = format_named(options.format) if options.format else by_name or format_named(by_source)
-    if by_name and by_name.name != made.name:
-        raise UsageError(f"the target is named {single!r} and --format is {made.name}", hint="drop one of them")
-    return replace(made, crc=True) if options.crc and isinstance(made, MindSporeCkpt) else made
 
 
 def _refuse_replicas(source: Catalog) -> None:

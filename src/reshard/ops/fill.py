@@ -7,6 +7,7 @@ from contextlib import closing
 from msgspec import Struct
 from msgspec.structs import replace
 
+from reshard.errors import UsageError
 from reshard.moving.task import OnBytes
 from reshard.ops.budget import Budget, budget_of
 from reshard.ops.engine import carried_out, node_of_each, seen_by_all
@@ -81,8 +82,15 @@ def fill(plan: Plan, place: Place, means: Means, budget: Budget, observer: Obser
     finally:
         filling.close()
     whole = not missing or plan.part != "share"
+    closed = 0 if missing else sum(len(small.content) for small in plan.closing)
     verified = verify(place.path, observer).nbytes if means.verify and whole else 0
-    return replace(done, missing_files=missing, verified_nbytes=verified, misfits=filling.misfits)
+    return replace(
+        done,
+        written_nbytes=done.written_nbytes + closed,
+        missing_files=missing,
+        verified_nbytes=verified,
+        misfits=filling.misfits,
+    )
 
 
 class _Part(Struct, frozen=True):
@@ -97,6 +105,11 @@ def fill_on_nodes(plan: Plan, place: Place, means: Means, observer: Observer) ->
     """Let each node of a Ray cluster make its own ranks where ``place`` is there, with a partial manifest."""
     from reshard.moving.ray import Call, Cluster
 
+    if plan.closing:
+        raise UsageError(
+            f"--nodes-local, and the target has {plan.closing[0].path}, which tells of the files of all nodes",
+            hint="write to a place that all nodes see",
+        )
     cluster = Cluster(means.address)
     plan, place = seen_by_all(plan), Place.of(absolute(place.path), single=place.single)
     calls = []

@@ -10,6 +10,8 @@ from msgspec import Struct, field
 from reshard.errors import UsageError
 from reshard.families.discover import Select
 from reshard.families.source import Source
+from reshard.families.strategies import read_strategy
+from reshard.families.targets import PREFIX, Asked
 from reshard.layout.stages import Strategy
 from reshard.planning.bill import BUFFERS_A_WORKER
 from reshard.planning.decide import Missing
@@ -92,6 +94,7 @@ class Options(Means, frozen=True):
     Attributes:
         src_strategy, dst_strategy: a strategy, read or as file or folder; empty for one full checkpoint.
         family, iteration: of the source, where several are there (``--from``, ``--iteration``).
+        to: the kind of the target (``--to``); empty for what strategy, target's name and source say.
         format: ``ckpt``, ``safetensors`` or ``torch``; empty for what the target's name or else the source says.
         ranks: make only these target ranks; None for all.
         share: make only this part of the target, as others make theirs; None for all.
@@ -106,8 +109,9 @@ class Options(Means, frozen=True):
 
     src_strategy: str | Strategy = ""
     dst_strategy: str | Strategy = ""
+    to: str = ""
     format: str = ""
-    prefix: str = "checkpoint_"
+    prefix: str = PREFIX
     select: Select = "natural"
     suffix: str = ""
     family: str = ""
@@ -134,3 +138,16 @@ class Options(Means, frozen=True):
     def source(self, path: str | Path) -> Source:
         """The source at this path."""
         return Source(str(path), self.src_strategy, self.select, self.suffix, self.family, self.iteration)
+
+    def asked(self, single: str) -> Asked:
+        """What is said of the target's files; ``single`` is its name, where it is to be one file."""
+        return Asked(
+            single=single,
+            to=self.to,
+            strategy=read_strategy(self.dst_strategy) if self.dst_strategy else None,
+            format=self.format,
+            crc=self.crc,
+            prefix=self.prefix,
+            max_shard_nbytes=self.max_shard_nbytes,
+            drop_redundancy=self.drop_redundancy,
+        )

@@ -8,11 +8,11 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from reshard.families.open_checkpoint import open_source
+from reshard.families.parts import Names, Parts
 from reshard.ops.convert import Conversion, execute, plan_from
 from reshard.ops.observer import Observer
 from reshard.ops.options import Options
 from reshard.planning.catalog import Catalog
-from reshard.planning.parts import Names, Parts
 from reshard.planning.plan import Plan
 
 _DEFAULT_NBYTES = 3 << 30
@@ -29,7 +29,7 @@ def plan_unify_of(source: Catalog, dst: str | Path, options: Options, names: Nam
     gathered = (_ACCUMULATED,) if any(re.search(_ACCUMULATED, name) for name in source.tensors) else ()
     rules = replace(options.names, exclude=(*options.names.exclude, *gathered))
     options = replace(options, format="safetensors", names=rules)
-    return plan_from(source, str(dst), options, parts=Parts(options.max_shard_nbytes or _DEFAULT_NBYTES, names))
+    return plan_from(source, str(dst), options, kind=Parts(options.max_shard_nbytes or _DEFAULT_NBYTES, names))
 
 
 def unify(

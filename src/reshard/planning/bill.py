@@ -71,7 +71,7 @@ def make_bill(
     return Bill(
         source_files=len(plan.sources),
         source_nbytes=sum(s.nbytes for s in plan.sources),
-        target_files=len(plan.files),
+        target_files=len(plan.files) + (0 if plan.part else len(plan.closing)),
         tensors=len({slot.tensor for form in {f.form for f in plan.files} for slot in plan.forms[form].slots}),
         needed_nbytes=counting.needed(),
         read_nbytes=sum(counting.of([same[0] for same in group]) for group in made),

@@ -226,6 +226,7 @@ class Catalog(Struct, frozen=True):
         ranks: of the job that wrote it; one for a full checkpoint.
         expected: names that it should hold, in order.
         family: what kind of checkpoint it is and what wrote it, in words.
+        kind: the name of its family, as ``--from`` has it; "" where nobody recognised it.
         told_by: by name, hashes of what small files said that decided something: a strategy, metadata, a configuration.
         lacking: files that it should have, or what they should hold, in words.
         iteration: of the training, where its place says one.
@@ -244,6 +245,7 @@ class Catalog(Struct, frozen=True):
     lacking: tuple[str, ...] = ()
     iteration: int | None = None
     progress: Mapping[str, int | float | None] = {}
+    kind: str = ""
 
     def compared(self) -> tuple[Tensor, ...]:
         """Tensors on several ranks of which nobody says that these agree."""

@@ -7,13 +7,15 @@ strategies and configurations, by what is in them. Neither the ranks that a run 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import msgspec
 import xxhash
 
 from reshard.layout.stages import Strategy
 from reshard.planning.catalog import Catalog
 from reshard.planning.plan import SCHEMA
-from reshard.planning.target import Choices, Target
+from reshard.planning.target import Choices, Kind, Target
 
 STRATEGY = "strategy"
 """How ``Catalog.told_by`` calls the source's own."""
@@ -39,14 +41,21 @@ def parts_of_identity(source: Catalog, target: Target, choices: Choices) -> dict
         "family": source.family,
         "tensors taken": hash_of(rules),
         "LoRA scaling": hash_of(sorted((n, p.a.name, p.b.name, p.scaling, p.transposed) for n, p in pairs.items())),
-        "prefix": target.prefix,
-        "file name": target.single,
-        "format": target.format.name,
-        "--crc": hash_of(repr(target.format)),
+        "kind of target": target.kind.name,
+        **dict(_said(target.kind)),
         "dtype": target.dtype,
-        "size of parts": str((target.parts.max_nbytes, target.parts.names)) if target.parts else "",
-        "dropped redundancy": str(target.drop_redundancy),
     }
+
+
+def _said(kind: Kind) -> Iterator[tuple[str, str]]:
+    """All that a kind of target was made of; its strategy counts by what it says."""
+    for name in kind.__struct_fields__:
+        value = getattr(kind, name)
+        if name == "format":
+            yield name, value.name
+            yield "--crc", hash_of(repr(value))
+        elif name != "strategy":
+            yield name.replace("_", " "), str(value)
 
 
 def _unicode(name: str) -> str:

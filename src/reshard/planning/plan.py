@@ -19,7 +19,7 @@ from reshard.planning.misfits import ShardMisfits
 from reshard.planning.names import layer_pattern
 from reshard.planning.show import Holders, Row, cells_of, table
 
-SCHEMA = 2
+SCHEMA = 3
 Fate = Literal["dropped", "absent"]
 Link = Literal["", "reflink", "hardlink"]
 Part = Literal["", "ranks", "share"]
@@ -179,6 +179,13 @@ class PlannedFile(Struct, frozen=True):
     group: int
 
 
+class SmallFile(Struct, frozen=True):
+    """A file of known bytes, relative to the target folder."""
+
+    path: str
+    content: bytes
+
+
 class LeftOut(Struct, frozen=True):
     """Names that do not reach the target, and why."""
 
@@ -195,7 +202,8 @@ class Plan(Struct, frozen=True):
             source rank.
         files: those of the target ranks that were asked for.
         world: ranks of the whole target.
-        total: files of the whole target.
+        total: files of the whole target that hold tensors.
+        closing: small files that are written when all others are whole.
         identity: names the conversion; runs of the same identity may fill one target together, whatever ranks each
             makes.
         made_of: what the identity stands for, part by part: values, or hashes of what is long.
@@ -214,6 +222,7 @@ class Plan(Struct, frozen=True):
     identity: str = ""
     made_of: dict[str, str] = {}
     part: Part = ""
+    closing: tuple[SmallFile, ...] = ()
     schema: int = SCHEMA
 
     def __repr__(self) -> str:
@@ -258,8 +267,9 @@ class Plan(Struct, frozen=True):
 
     @property
     def nbytes(self) -> int:
-        """Bytes to write, headers included."""
-        return sum(self.forms[f.form].nbytes for f in self.files)
+        """Bytes to write, headers included; small files that close a target are of no part of it."""
+        closing = 0 if self.part else sum(len(small.content) for small in self.closing)
+        return sum(self.forms[f.form].nbytes for f in self.files) + closing
 
     @property
     def tensor_nbytes(self) -> int:

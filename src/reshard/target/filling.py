@@ -31,6 +31,7 @@ from reshard.target.manifest import (
     encode_manifest,
     manifest_file,
     read_whole,
+    small_file,
     whole,
 )
 from reshard.target.target_paths import Place
@@ -78,6 +79,7 @@ class Filling:
         self._plan = plan
         self._begun = Begun(plan.identity, plan.made_of)
         self._numbers = {file.path: number for number, file in enumerate(plan.files)}
+        self._closing = frozenset(small.path for small in plan.closing)
         self._recorded = False
         self._made_folders = _absent_parents(place, plan) if place.local else []
         made_meta = Path(place.meta) in self._made_folders
@@ -202,7 +204,7 @@ class Filling:
                 such writers apart: there it is the complete one or none.
         """
         with self._locks.publishing() if self._locks else nullcontext():
-            files = self._files()
+            files = [file for file in self._files() if file.path not in self._closing]
             missing = self._plan.total - len(files)
             self.misfits = _misfits(files)
             if missing and not (partial and self._locks):
@@ -211,6 +213,8 @@ class Filling:
                     return missing
                 self.misfits = _misfits(map(whole, ended.files))
                 return 0
+            if not missing:
+                files = sorted((*files, *self._closed(fsync=fsync)), key=lambda file: file.rank)
             if fsync:
                 self._sync_folders()
             manifest = encode_manifest(self._plan, files, complete=not missing)
@@ -220,6 +224,12 @@ class Filling:
             if not missing:
                 self._storage.remove(self._path(BEGUN))
             return missing
+
+    def _closed(self, *, fsync: bool) -> Iterator[Whole]:
+        """Write the small files that tell of all others, which are whole by now."""
+        for small in self._plan.closing:
+            self._storage.write_whole(join(self._place.folder, small.path), small.content, fsync=fsync)
+            yield small_file(small)
 
     def _forget_records(self) -> None:
         for entry in self._storage.entries(self._path(DONE)):
@@ -270,6 +280,7 @@ def _remove_empty(folders: list[Path]) -> None:
 
 def _absent_parents(place: Place, plan: Plan) -> list[Path]:
     """Folders that this run will make, innermost first."""
-    folders = {Path(place.folder, f.path).parent for f in plan.files} | {Path(place.meta)}
+    paths = (*(file.path for file in plan.files), *(small.path for small in plan.closing))
+    folders = {Path(place.folder, path).parent for path in paths} | {Path(place.meta)}
     absent = {up for folder in folders for up in (folder, *folder.parents) if not up.exists()}
     return sorted(absent, key=lambda folder: len(folder.parts), reverse=True)

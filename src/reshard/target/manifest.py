@@ -14,7 +14,7 @@ from reshard.errors import CheckpointError, FormatError, InputError, RunError
 from reshard.index import Extent
 from reshard.planning.identity import hash_of_file
 from reshard.planning.misfits import ShardMisfits
-from reshard.planning.plan import FileResult, Plan, PlannedFile, Run, check_runs
+from reshard.planning.plan import FileResult, Plan, PlannedFile, Run, SmallFile, check_runs
 from reshard.storage.storage import ReadFile, Storage, join
 from reshard.target.target_paths import Place
 
@@ -99,6 +99,12 @@ def manifest_file(plan: Plan, file: PlannedFile, result: FileResult) -> Manifest
     return ManifestFile(
         file.path, file.rank, result.nbytes, result.runs, shards, form.texts, form.notes, result.misfits
     )
+
+
+def small_file(small: SmallFile) -> Whole:
+    """What is to be known of a small file that closes a target."""
+    nbytes, xxh3 = len(small.content), xxhash.xxh3_128_hexdigest(small.content)
+    return whole(msgspec.json.encode(ManifestFile(small.path, 0, nbytes, (Run(0, nbytes, xxh3),), {})))
 
 
 def encode_manifest(plan: Plan, files: Iterable[Whole], *, complete: bool) -> bytes:

@@ -78,7 +78,7 @@ CHANGES = {
     "drop_redundancy": lambda w: True,
     "crc": lambda w: True,
 }
-OF_A_FULL_TARGET = {"max_shard_nbytes"}
+OF_A_FULL_TARGET = {"max_shard_nbytes", "to"}
 SAME = {
     "family": "ranks",
     "ranks": frozenset({1}),
@@ -144,6 +144,7 @@ def test_of_a_full_target_its_name_its_parts_and_their_names_count(work: Work) -
         work.plan(full),
         work.plan(full, "one.safetensors"),
         work.plan(full, "two.safetensors"),
+        work.plan(replace(full, to="parts")),
         work.plan(replace(full, max_shard_nbytes=100)),
         work.plan(replace(full, max_shard_nbytes=200)),
         plan_unify(work.ranks, "out", replace(full, max_shard_nbytes=100), "mindspore"),
@@ -280,5 +281,5 @@ def test_notes_of_another_schema_are_refused_with_their_reason(work: Work, tmp_p
         (BEGUN, {"plan": "0" * 32, "made_of": {}}),
     ):
         (tmp_path / "out" / META / name).write_text(json.dumps(notes))
-        with pytest.raises(UsageError, match="notes are of schema 1, ours of 2"):
+        with pytest.raises(UsageError, match="notes are of schema 1, ours of 3"):
             reshard.convert(work.ranks, tmp_path / "out", replace(work.options, resume=True))

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from reshard.planning.parts import split_parts
+from reshard.families.parts import split_parts
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,11 @@ from catalogs import ROWS, WHOLE, file, full, ranks, strategy
 from msgspec.structs import replace
 
 from reshard.errors import InputError, PlanError, RunError, UsageError
+from reshard.families.parts import Parts
 from reshard.families.planner import make_plan
 from reshard.families.rank_folders import catalog
+from reshard.families.rank_targets import FullTarget, RankTarget, ranks_or_full
+from reshard.formats.base import Format
 from reshard.formats.mindspore_ckpt import MindSporeCkpt
 from reshard.formats.safetensors import Safetensors
 from reshard.layout.stages import Strategy
@@ -18,7 +21,6 @@ from reshard.layout.tensor import Sharding
 from reshard.planning.bill import make_bill
 from reshard.planning.catalog import Catalog
 from reshard.planning.decide import Missing
-from reshard.planning.parts import Parts
 from reshard.planning.plan import FileResult, Plan, Run, check_runs, plan_from_json
 from reshard.planning.target import Choices, Target
 from reshard.planning.tasks import groups, tasks
@@ -26,8 +28,14 @@ from reshard.planning.tasks import groups, tasks
 CKPT = MindSporeCkpt()
 
 
+def to(
+    strategy: Strategy | None = None, format: Format = CKPT, dtype: str = "", ranks: frozenset[int] | None = None
+) -> Target:
+    return Target(ranks_or_full(strategy, format), dtype, ranks)
+
+
 def planned(source: Catalog, target: Strategy | None = None, choices: Choices | None = None) -> Plan:
-    return make_plan(source, Target(target, CKPT), choices or Choices())
+    return make_plan(source, to(target), choices or Choices())
 
 
 def two_stages() -> Plan:
@@ -47,9 +55,9 @@ def test_a_slice_that_no_file_holds_is_never_excused(missing: Missing) -> None:
 
 def test_only_what_the_asked_ranks_need_must_be_there() -> None:
     source = catalog([file(0, {"w": (2,)})], strategy({"w": ROWS}))
-    make_plan(source, Target(strategy({"w": ROWS}), CKPT, ranks=frozenset({0})), Choices())
+    make_plan(source, to(strategy({"w": ROWS}), ranks=frozenset({0})), Choices())
     with pytest.raises(PlanError, match="rank 1 should hold it"):
-        make_plan(source, Target(strategy({"w": ROWS}), CKPT, ranks=frozenset({1})), Choices())
+        make_plan(source, to(strategy({"w": ROWS}), ranks=frozenset({1})), Choices())
 
 
 def test_missing_slices_of_all_tensors_are_told() -> None:
@@ -98,17 +106,17 @@ def test_ranks_of_equal_shards_share_a_form() -> None:
 @pytest.mark.parametrize("prefix", ["a/b", "/", "\0"])
 def test_a_prefix_that_would_leave_its_folder(prefix: str) -> None:
     with pytest.raises(UsageError, match="prefix"):
-        Target(None, CKPT, prefix=prefix)
+        FullTarget(CKPT, prefix=prefix)
 
 
 def test_ranks_that_the_target_does_not_have() -> None:
     with pytest.raises(UsageError, match="rank 4 is not among the target's 4 ranks"):
-        Target(strategy({"a": ROWS}, {"b": ROWS}), CKPT, ranks=frozenset({1, 4}))
+        to(strategy({"a": ROWS}, {"b": ROWS}), ranks=frozenset({1, 4}))
 
 
 def test_a_cast_leaves_states_and_integers_alone() -> None:
     source = catalog([file(0, {"w": (2,), "adam_m.w": (2,)}), file(0, {"i": (2,)}, dtype="int32")], None)
-    plan = make_plan(source, Target(None, CKPT, dtype="bfloat16"), Choices())
+    plan = make_plan(source, to(dtype="bfloat16"), Choices())
     assert {t.name: t.spec.dtype for t in plan.tensors} == {"w": "bfloat16", "adam_m.w": "float32", "i": "int32"}
 
 
@@ -137,7 +145,7 @@ def test_a_new_safetensors_says_whom_it_is_for(form: str, told: dict[str, str], 
     """Loaders for PyTorch refuse a file that says it is for MindSpore, which itself does not look."""
     (one,) = full({"w": (2,)}).files
     source = catalog([replace(one, format=form, contents=replace(one.contents, notes=told))], None)
-    plan = make_plan(source, Target(None, Safetensors(), parts=parts), Choices())
+    plan = make_plan(source, Target(parts or FullTarget(Safetensors())), Choices())
     assert f'"format":"{note}"'.encode() in plan.forms[0].header[0][1]
 
 
@@ -145,7 +153,7 @@ def test_a_new_safetensors_says_whom_it_is_for(form: str, told: dict[str, str], 
 def test_ranks_keep_the_note_of_their_source(form: str) -> None:
     (one,) = full({"w": (4,)}).files
     source = catalog([replace(one, format=form)], None)
-    plan = make_plan(source, Target(strategy({"w": ROWS}), Safetensors()), Choices())
+    plan = make_plan(source, to(strategy({"w": ROWS}), Safetensors()), Choices())
     assert f'"format":"{"ms" if form == "ckpt" else "pt"}"'.encode() in plan.forms[0].header[0][1]
 
 
@@ -168,15 +176,15 @@ def test_what_is_no_plan(data: bytes) -> None:
 
 
 def test_a_plan_of_another_release() -> None:
-    data = two_stages().to_json().replace(b'"schema":2', b'"schema":99')
+    data = two_stages().to_json().replace(b'"schema":3', b'"schema":99')
     with pytest.raises(InputError, match="schema 99"):
         plan_from_json(data)
 
 
 def test_identity_leaves_out_which_ranks_are_made() -> None:
     source, target = full({"w": (4,)}), strategy({"w": ROWS})
-    one = make_plan(source, Target(target, CKPT, ranks=frozenset({0})), Choices())
-    both = make_plan(source, Target(target, CKPT), Choices())
+    one = make_plan(source, to(target, ranks=frozenset({0})), Choices())
+    both = make_plan(source, to(target), Choices())
     assert one.identity == both.identity
     assert len(one.files) == 1
 
@@ -184,12 +192,12 @@ def test_identity_leaves_out_which_ranks_are_made() -> None:
 @pytest.mark.parametrize(
     "target",
     [
-        Target(strategy({"w": ROWS}), Safetensors()),
-        Target(strategy({"w": ROWS}), CKPT, prefix="x"),
-        Target(strategy({"w": WHOLE}), CKPT),
-        Target(strategy({"w": ROWS}), CKPT, dtype="float16"),
-        Target(strategy({"w": ROWS}), MindSporeCkpt(crc=True)),
-        Target(None, CKPT),
+        to(strategy({"w": ROWS}), Safetensors()),
+        Target(RankTarget(strategy({"w": ROWS}), CKPT, "x")),
+        to(strategy({"w": WHOLE})),
+        to(strategy({"w": ROWS}), dtype="float16"),
+        to(strategy({"w": ROWS}), MindSporeCkpt(crc=True)),
+        to(),
     ],
 )
 def test_identity_tells_other_targets_apart(target: Target) -> None:
@@ -215,7 +223,7 @@ def test_a_group_has_no_more_files_than_may_be_open() -> None:
 def test_a_task_reads_only_the_files_that_it_needs() -> None:
     cut = Sharding((4,), ((0,),))
     source = ranks(strategy({"w": cut}, devices=4), *[{"w": (2,)}] * 4)
-    plan = make_plan(source, Target(strategy({"w": ROWS}), CKPT, ranks=frozenset({1})), Choices())
+    plan = make_plan(source, to(strategy({"w": ROWS}), ranks=frozenset({1})), Choices())
     (task,) = tasks(plan)
     assert [s.path for s in task.sources] == ["rank_2/m.ckpt", "rank_3/m.ckpt"]
     assert [p.file for p in task.moves[0].step.base.pieces] == [0, 1]

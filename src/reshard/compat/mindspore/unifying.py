@@ -12,12 +12,12 @@ from reshard.compat.mindspore.calls import check_strategy_path, reference_errors
 from reshard.compat.mindspore.catalogs import chosen
 from reshard.compat.placing import placed
 from reshard.families.open_checkpoint import open_source
+from reshard.families.parts import Parts
 from reshard.ops.convert import execute, plan_from
 from reshard.ops.observer import Observer
 from reshard.ops.options import Options
 from reshard.ops.unify import plan_unify_of
 from reshard.planning.catalog import Catalog, Tensor
-from reshard.planning.parts import Parts
 from reshard.planning.plan import Plan
 
 _PART_NBYTES = 3 << 30
@@ -90,7 +90,7 @@ def _chosen_plan(source: Catalog, dst: str, options: Options, choice_func: Choic
         return tensor.name if choice else None
 
     return plan_from(
-        chosen(source, choose), dst, replace(options, missing="drop"), parts=Parts(_PART_NBYTES, "mindspore")
+        chosen(source, choose), dst, replace(options, missing="drop"), kind=Parts(_PART_NBYTES, "mindspore")
     )
 
 
@@ -101,4 +101,5 @@ def _share(ready: Plan, number: int, count: int) -> Plan:
     first = (number - 1) * each + min(number - 1, rest)
     mine = parts[first : first + each + (number <= rest)]
     others = [f for f in ready.files if f not in parts] if number == 1 else []
-    return replace(ready, files=(*mine, *others))
+    files = (*mine, *others)
+    return replace(ready, files=files, total=len(files), closing=ready.closing if number == 1 else ())
