@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from msgspec.structs import replace
 
 import reshard
 from golden_families.test_recorded import unpacked
+from making import same
 from reshard.errors import CheckpointError, UsageError
+from reshard.formats.torch_file import torch_frame
+from reshard.formats.torch_records import read_torch_records
+from reshard.ops.inspect import inspect
 from reshard.ops.options import Options
-from reshard.storage.disk import Disk
+from reshard.storage.disk import Disk, DiskFile
 from reshard.storage.storage import Entry
 
 
@@ -92,6 +100,80 @@ def test_one_file_of_many_does_not_pass_for_the_model(case: str, name: str, tmp_
             refused(source / name, "out.safetensors")
         assert str(source) in str(caught.value)
     assert reshard.plan(source / name, "out.safetensors", Options(family="full")).tensors
+
+
+@pytest.mark.parametrize(
+    ("case", "told"),
+    [
+        ("z2_bf16_r2_groups", ["iteration (1 value)", "left out: step"]),
+        ("z2_bf16_r2_exclude_frozen", ["exclude_frozen_parameters"]),
+        ("pp2_z0_fp16", ["36 states of its optimizer are left out", "20 states"]),
+        ("moe2_ep2_z0_bf16", ["2 files of experts' optimizer states left out: expp_rank_0"]),
+    ],
+)
+def test_what_is_left_out_is_counted(case: str, told: list[str], tmp_path: Path) -> None:
+    source = folder(case, tmp_path)
+    said = "\n".join(inspect(str(source)).warnings)
+    assert all(part in said for part in told), said
+    assert len(set(inspect(str(source)).warnings)) == len(inspect(str(source)).warnings)
+
+
+def rewritten(path: Path, change: Callable[[Any], None]) -> None:
+    """A torch file with another object, its storages as they are; of a pickle as torch writes it."""
+    source = DiskFile(str(path))
+    records = read_torch_records(source)
+    change(records.pickled.value)
+    sizes = {key: place.nbytes for key, place in records.places.items()}
+    laid = torch_frame(records.pickled.value, sizes)
+    made = bytearray(laid.nbytes)
+    for offset, piece in laid.pieces:
+        made[offset : offset + len(piece)] = piece
+    for key, place in records.places.items():
+        (hole,) = laid.holes[f"archive/data/{key}"]
+        made[hole.offset : hole.end] = source.read(place.offset, place.nbytes)
+    path.write_bytes(made)
+
+
+def test_states_that_are_not_cut_as_weights_do_not_move_these(tmp_path: Path) -> None:
+    """1-bit optimizers keep errors of other lengths; others call states as nobody else does."""
+    source = folder("z2_bf16_r2_groups", tmp_path)
+    opened = reshard.open(source)
+    wanted = {name: np.array(opened[name].read()) for name in opened}  # no map of a file that is written anew
+
+    def change(value: Any) -> None:
+        for state in value["optimizer_state_dict"]["base_optimizer_state"]["state"].values():
+            state["sum"] = state.pop("exp_avg_sq")
+            state["worker_error"] = replace(state["exp_avg"], shape=(2,))
+
+    for path in source.glob("*optim_states.pt"):
+        rewritten(path, change)
+    found = reshard.open(source)
+    names = [name for name in wanted if not name.startswith("exp_avg_sq.")]
+    assert {*found} == {*names, *(n.replace("exp_avg_sq.", "optimizer_states.sum.") for n in {*wanted} - {*names})}
+    assert all(same(np.asarray(found[name].read()), wanted[name]) for name in names)
+    assert "worker_error" in "\n".join(inspect(str(source)).warnings)
+    rules = reshard.NameRules(weights_only=True)
+    assert not any("sum" in t.name for t in reshard.plan(source, "o.safetensors", Options(names=rules)).tensors)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda value: value.update(param_shapes=[{"w": ("x",)}]),
+        lambda value: value.update(param_shapes=3),
+        lambda value: value.update(param_shapes=[{"w": [-1]}]),
+        lambda value: value.update(module=[1]),
+        lambda value: value.update(shared_params={"a": 1}),
+        lambda value: value.update(buffer_names=[None]),
+        lambda value: value.update(frozen_param_fragments="x"),
+        lambda value: value.update(frozen_param_shapes={"x": None}),
+    ],
+)
+def test_what_deepspeed_does_not_write_is_named(change: Callable[[Any], None], tmp_path: Path) -> None:
+    source = folder("z2_bf16_r2_groups", tmp_path)
+    rewritten(source / "mp_rank_00_model_states.pt", change)
+    with pytest.raises(CheckpointError, match=r"not what DeepSpeed writes"):
+        reshard.plan(source, "out.safetensors")
 
 
 def test_folders_of_other_tags_are_not_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,5 @@
-"""``python -m tests.fuzz.long MINUTES [SEED]``: mutate files for so many minutes of CPU and count what came of it.
+"""``python -m tests.fuzz.long MINUTES [SEED [READER …]]``: mutate files for so many minutes of CPU and count what came
+of it.
 
 A file that brought anything but our errors is kept beside the call, as ``fuzz-….bin``, and told; the run goes on.
 """
@@ -11,6 +12,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
@@ -20,15 +22,16 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from fuzz.readers import READERS, Hang, attempt, mutated, slug
 
 
-def main(minutes: float, seed: int) -> int:
+def main(minutes: float, seed: int, names: Sequence[str]) -> int:
     warnings.simplefilter("error")
     resource.setrlimit(resource.RLIMIT_AS, (8 << 30, resource.RLIM_INFINITY))
     random = Random(seed)
     counts: Counter[tuple[str, str]] = Counter()
     found: dict[str, int] = {}
+    chosen = [reader for reader in READERS if not names or reader.name in names]
     with TemporaryDirectory() as folder:
         while time.process_time() < 60 * minutes:
-            for reader in READERS:
+            for reader in chosen:
                 data = mutated(reader, random)
                 try:
                     counts[reader.name, attempt(reader, data, Path(folder, "x"))] += 1
@@ -40,7 +43,7 @@ def main(minutes: float, seed: int) -> int:
                         Path(f"fuzz-{where}.bin").write_bytes(data)
                         traceback.print_exc()
                     found[where] += 1
-    for name in (r.name for r in READERS):
+    for name in (r.name for r in chosen):
         said = {what: n for (reader, what), n in sorted(counts.items()) if reader == name}
         print(f"{name}: {sum(said.values()):,} files: " + ", ".join(f"{n:,} {what}" for what, n in said.items()))
     print(f"{sum(counts.values()):,} files in {time.process_time() / 60:.1f} CPU-minutes, {sum(found.values())} faults")
@@ -48,4 +51,4 @@ def main(minutes: float, seed: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(float(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0))
+    sys.exit(main(float(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0, sys.argv[3:]))

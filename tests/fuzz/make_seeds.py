@@ -12,7 +12,8 @@ from tempfile import TemporaryDirectory
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import reshard
-from fuzz.readers import SEEDS
+from fuzz.readers import READERS, SEEDS
+from golden_families.test_recorded import unpacked
 from making import array, stage_bytes, write_file, write_ranks
 from reshard.layout.tensor import Layout, Sharding
 from reshard.ops.options import Options
@@ -49,7 +50,22 @@ def make(seeds: Path) -> None:
     (seeds / "weights.pt").write_bytes(_without_crcs((golden / "torch_files" / "nested.pt").read_bytes()))
     shutil.copy(golden / "torch_files" / "stream_nested.pt", seeds / "stream.pt")
     shutil.copy(Path(reshard.__file__).parent / "strategy" / "families" / "llama.yaml", seeds / "family.yaml")
+    _zero(seeds)
     _run(seeds, tree)
+
+
+def _zero(seeds: Path) -> None:
+    """Folders of DeepSpeed, and of each one file that is changed."""
+    for stage, case in ((2, "z2_bf16_r2_groups"), (3, "z3_bf16_r3_frozen")):
+        with TemporaryDirectory() as folder:
+            source = unpacked("cases", case, Path(folder)) / "src" / "global_step2"
+            for path in sorted(source.iterdir()):
+                place = seeds / f"zero{stage}" / "step" / path.name
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.write_bytes(_without_crcs(path.read_bytes()))
+    for reader in READERS:
+        if reader.beside.startswith("zero"):
+            shutil.copy(seeds / reader.beside / reader.place, seeds / reader.name)
 
 
 def _without_crcs(data: bytes) -> bytes:

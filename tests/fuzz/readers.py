@@ -91,6 +91,13 @@ def _manifest(path: Path) -> None:
     reshard.verify(path.parents[1])
 
 
+def _folder(path: Path) -> None:
+    """One file of many."""
+    inspect(str(path.parent))
+    reshard.fingerprint(path.parent)
+    reshard.convert(path.parent, path.parents[1] / "out.safetensors", Options(fsync=False, workers=1))
+
+
 def _job(path: Path) -> object:
     return read_job(path.read_text("utf-8", "replace"), str(path))
 
@@ -104,6 +111,10 @@ READERS = (
     Reader("weights.safetensors", _weights),
     Reader("weights.pt", _weights),
     Reader("stream.pt", _weights),
+    Reader("zero2_model.pt", _folder, "step/mp_rank_00_model_states.pt", "zero2"),
+    Reader("zero2_optim.pt", _folder, "step/bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt", "zero2"),
+    Reader("zero3_model.pt", _folder, "step/zero_pp_rank_0_mp_rank_00_model_states.pt", "zero3"),
+    Reader("zero3_optim.pt", _folder, "step/bf16_zero_pp_rank_2_mp_rank_00_optim_states.pt", "zero3"),
     Reader("strategy.ckpt", _with_strategy, beside="tree"),
     Reader("merged.ckpt", _with_strategy, beside="tree"),
     Reader("strategy.json", _with_strategy, beside="tree", as_json=True),
@@ -169,7 +180,7 @@ def mutated(reader: Reader, random: Random) -> bytes:
     if reader.name.endswith(".safetensors") and random.random() < 0.7:  # the header alone, its length put right
         header = mutate(reader.seed[8 : 8 + int.from_bytes(reader.seed[:8], "little")], random, as_json=True)
         return len(header).to_bytes(8, "little") + header + reader.seed[8 + int.from_bytes(reader.seed[:8], "little") :]
-    if reader.name == "weights.pt" and random.random() < 0.6:  # the pickle alone, as long as it was
+    if reader.seed.startswith(b"PK") and random.random() < 0.6:  # the pickle alone, as long as it was
         start = reader.seed.index(b"\x80\x02")
         end = reader.seed.index(b"PK\x07\x08", start)
         changed = mutate(reader.seed[start:end], random, as_json=False)

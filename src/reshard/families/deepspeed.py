@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 from msgspec import Struct
 
-from reshard.errors import CheckpointError, UsageError, listed
+from reshard.errors import CheckpointError, UsageError, counted, listed
 from reshard.families.family import Listing
 from reshard.families.rank_listing import natural
 from reshard.families.source import Source
 from reshard.families.torch_parts import TorchPart, open_parts
+from reshard.families.zero_files import ModelStates, OptimizerStates, model_states, optimizer_states
 from reshard.families.zero_states import absent_models, tensors_of
 from reshard.families.zero_told import Told
 from reshard.planning.catalog import Catalog, Ranks
@@ -27,9 +27,11 @@ _MODEL = re.compile(r"(?:zero_pp_rank_(\d+)_)?mp_rank_(\d+)_model_states\.pt")
 _OPTIMIZER = re.compile(r"(?:bf16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")
 _LAYER = re.compile(r"layer_(\d+)(?:-model_(\d+))?-model_states\.pt")
 _EXPERT = re.compile(r"layer_(\d+)_expert_(\d+)_mp_rank_(\d+)_model_states\.pt")
+_EXPERTS_OPTIMIZER = re.compile(r"expp_rank_\d+_mp_rank_\d+_optim_states\.pt")
 _KINDS = {"model": _MODEL, "optimizer": _OPTIMIZER, "layer": _LAYER, "expert": _EXPERT}
 _LATEST = "latest"
 _STEP = "global_step"
+_MOST_RANKS = 1 << 20
 _FULL = re.compile(r"(pytorch_model|model|adapter_model).*\.(bin|safetensors)(\.index\.json)?")
 
 
@@ -60,6 +62,7 @@ class Saved(Struct, frozen=True):
         """All that it holds. Raises CheckpointError with what is missing or contradictory."""
         told, warned = self.told, [f"{name} is missing; nothing of it is needed" for name in absent_models(self.told)]
         tensors = tensors_of(told, warned)
+        unknown = (warning for part in self.parts for warning in part.warnings())
         stage = f"ZeRO-{told.stage}" if told.stage else "without ZeRO"
         version = next((str(v) for p in told.models.values() if (v := p.value.get("ds_version"))), "")
         return Catalog(
@@ -68,7 +71,7 @@ class Saved(Struct, frozen=True):
             {},
             {},
             Ranks(1, told.world, self.path),
-            warnings=(*self.warnings, *warned, *(told for part in self.parts for told in part.warnings())),
+            warnings=tuple(dict.fromkeys((*self.warnings, *warned, *unknown))),
             family=f"DeepSpeed{f' {version}' if version else ''}, {stage}, {told.world} ranks",
         )
 
@@ -76,7 +79,7 @@ class Saved(Struct, frozen=True):
         """Of its weights those that were not trained. Raises UsageError without ZeRO, where nothing says which."""
         if not self.told.stage:
             raise UsageError("without ZeRO nothing says which parameters were frozen", self.path)
-        trained = {part.number for part in self.told.optimizers.values()}
+        trained = {states.part.number for states in self.told.optimizers.values()}
         parameters = {
             name: {held.file for shard in tensor.shards for held in shard.held}
             for name, tensor in catalog.tensors.items()
@@ -90,7 +93,10 @@ def opened(there: Listing, source: Source) -> Saved:
     folder, warnings = _tag_folder(there, source)
     names = sorted((entry.name for entry in folder.entries if not entry.folder), key=natural)
     told, parts, warned = _told(folder, names)
-    return Saved(folder.path, told, parts, (*warnings, *warned, *told.not_saved()))
+    experts = [name for name in names if _EXPERTS_OPTIMIZER.fullmatch(name)]
+    if experts:
+        warned.append(f"{counted(len(experts), 'file')} of experts' optimizer states left out: {experts[0]} …")
+    return Saved(folder.path, told, parts, (*warnings, *warned, *told.left_out()))
 
 
 def _is_tag(there: Listing) -> bool:
@@ -170,13 +176,10 @@ def _told(folder: Listing, names: Sequence[str]) -> tuple[Told, list[TorchPart],
     ranked += [(0, path) for kind in ("layer", "expert") for _, path in found[kind]]
     opened = open_parts(folder.path, ranked)
     parts = iter(opened)
-    models = {(_int(m[1]), int(m[2])): next(parts) for m, _ in found["model"]}
-    optimizers = {(int(m[1]), int(m[2])): next(parts) for m, _ in found["optimizer"]}
+    models = {(_int(m[1]), int(m[2])): model_states(next(parts)) for m, _ in found["model"]}
+    optimizers = {(int(m[1]), int(m[2])): optimizer_states(next(parts)) for m, _ in found["optimizer"]}
     layers = {(int(m[1]), _int(m[2])): next(parts) for m, _ in found["layer"]}
     experts = [next(parts) for _ in found["expert"]]
-    for part in models.values():
-        if not isinstance(part.value, dict):
-            raise CheckpointError("it does not hold a model's states", part.path, "bring the file again")
     if any(int(m[3]) for m, _ in found["expert"]):
         raise CheckpointError("experts of several tensor-parallel ranks are not put together", folder.path)
     _refuse_missing_ranks(models, optimizers, layers, folder.path)
@@ -195,14 +198,14 @@ def _refuse_twins(found: Mapping[str, Sequence[tuple[re.Match[str], str]]]) -> N
 
 
 def _refuse_missing_ranks(
-    models: Mapping[tuple[int, int], TorchPart],
-    optimizers: Mapping[tuple[int, int], TorchPart],
+    models: Mapping[tuple[int, int], ModelStates],
+    optimizers: Mapping[tuple[int, int], OptimizerStates],
     layers: Mapping[tuple[int, int], TorchPart],
     folder: str,
 ) -> None:
     """Raises CheckpointError where files of a model-parallel rank are missing."""
     there = {mp for _, mp in models}
-    said = [n for part in models.values() if isinstance(n := part.value.get("mp_world_size"), int)]
+    said = [n for s in models.values() if type(n := s.value.get("mp_world_size")) is int and n < _MOST_RANKS]
     world = max(*said, max(there) + 1, *(mp + 1 for _, mp in optimizers), 1)
     absent = [f"mp_rank_{mp:02d}_model_states.pt" for mp in range(world) if mp not in there]
     tensor = {tp for _, tp in layers}
@@ -221,25 +224,28 @@ def _int(text: str | None) -> int:
 
 
 def _of_this_save(
-    optimizers: dict[tuple[int, int], TorchPart], folder: str
-) -> tuple[dict[tuple[int, int], TorchPart], list[str]]:
+    optimizers: Mapping[tuple[int, int], OptimizerStates], folder: str
+) -> tuple[dict[tuple[int, int], OptimizerStates], list[str]]:
     """The optimizer files without those of an older save of more ranks. Raises CheckpointError for missing ones."""
     absent, left = [], []
-    kept: dict[tuple[int, int], TorchPart] = {}
+    kept: dict[tuple[int, int], OptimizerStates] = {}
     for mp in sorted({mp for _, mp in optimizers}):
-        mine = {dp: part for (dp, of), part in optimizers.items() if of == mp}
-        world = _partition_count(mine[min(mine)])
-        wrong = [p.path for dp, p in mine.items() if dp < world and _partition_count(p) != world]
+        mine = {dp: states for (dp, of), states in optimizers.items() if of == mp}
+        first = mine[min(mine)]
+        world = max(first.counts)
+        wrong = [s.part.path for dp, s in mine.items() if dp < world and max(s.counts) != world]
         if wrong:
             raise CheckpointError(
-                f"{mine[min(mine)].file.name} is of {world} data-parallel ranks, this one of another save",
+                f"{first.part.file.name} is of {world} data-parallel ranks, this one of another save",
                 wrong[0],
                 "bring the files of one save",
             )
-        name = next(iter(mine.values())).file.name
+        if world > _MOST_RANKS:
+            raise CheckpointError(f"it is of {world:,} data-parallel ranks", first.part.path)
+        name = first.part.file.name
         absent += [re.sub(r"rank_\d+", f"rank_{dp}", name, count=1) for dp in range(world) if dp not in mine]
-        left += [part.path for dp, part in mine.items() if dp >= world]
-        kept |= {(dp, mp): part for dp, part in mine.items() if dp < world}
+        left += [states.part.path for dp, states in mine.items() if dp >= world]
+        kept |= {(dp, mp): states for dp, states in mine.items() if dp < world}
     if absent:
         raise CheckpointError(
             "files of ranks are missing:\n" + listed(absent),
@@ -247,13 +253,3 @@ def _of_this_save(
             "bring them: each rank holds a part",
         )
     return kept, [f"{path} is of more ranks than this save has: left out" for path in left]
-
-
-def _partition_count(part: TorchPart) -> int:
-    """Data-parallel ranks of the save, as one of them tells."""
-    states = part.value.get("optimizer_state_dict") if isinstance(part.value, dict) else None
-    count: Any = states.get("partition_count") if isinstance(states, dict) else None
-    counts = [n for n in (count if isinstance(count, (list, tuple)) else [count]) if isinstance(n, int)]
-    if not counts:
-        raise CheckpointError("it does not hold an optimizer's states of ZeRO", part.path)
-    return max(counts)

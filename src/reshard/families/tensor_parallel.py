@@ -53,7 +53,7 @@ def _merged(name: str, slices: Sequence[Slice], info: Mapping[str, Any]) -> Slic
         patterns = info.get(kind) or ()
         return any(isinstance(p, str) and re.match(p, slices[0].name) for p in patterns)
 
-    if fits("tp_replicated_parameter_patterns"):
+    if fits("tp_replicated_parameter_patterns") or not slices[0].spec.shape:
         return slices[0]
     if fits(_AVERAGED) or info.get(_SUB_PARAMS):
         raise CheckpointError(f"{name}: slices that are to be averaged, or of several parts each, are not merged")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 from reshard.errors import CheckpointError
 from reshard.families.tensor_parallel import Slice, Slices, merged
 from reshard.families.torch_parts import TorchPart
+from reshard.families.zero_files import fp32_groups, tensors_in
 from reshard.families.zero_told import Told
 from reshard.formats.torch_values import TensorRef
 from reshard.index import TensorSpec
@@ -21,19 +21,14 @@ EXPERT = re.compile(r"(?<=deepspeed_experts\.)\d+")
 
 def of_layers(told: Told, known: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What the layer files of a pipeline hold besides: all of it without ZeRO, else frozen weights and buffers."""
-    info = told.model(told.model_parallel[0]).get("universal_checkpoint_info")
+    info = told.model(told.model_parallel[0]).info
     by_layer = {}
     for layer in sorted({layer for layer, _ in told.layers}):
         parts = [told.layers[layer, tp] for tp in sorted({tp for of, tp in told.layers if of == layer})]
         slices = [
-            {
-                name: whole_slice(name, part, value)
-                for name, value in items_of(part.value)
-                if isinstance(value, TensorRef)
-            }
-            for part in parts
+            {name: whole_slice(name, part, value) for name, value in tensors_in(part.value).items()} for part in parts
         ]
-        by_layer[layer] = merged(slices, info if isinstance(info, dict) else {})
+        by_layer[layer] = merged(slices, info)
     if told.layers and not told.optimizers:
         _check_layers(told, by_layer)
     return {
@@ -53,17 +48,11 @@ def _is_tied(local: str, slice_: Slice, known: Mapping[str, Tensor]) -> bool:
 
 def _check_layers(told: Told, slices: Mapping[int, Slices]) -> None:
     """Raises CheckpointError where an optimizer that is not cut has more parameters than the layers that are there."""
-    masters = [
-        value.shape
-        for mp in told.model_parallel
-        for group in (told.model(mp).get("optimizer") or {}).get("fp32_groups", ())
-        for value in group
-        if isinstance(value, TensorRef)
-    ]
+    masters = sum(len(fp32_groups(told.model(mp))) for mp in told.model_parallel)
     there = sum(len(of_layer) for of_layer in slices.values())
-    if len(masters) > there * told.tensor_parallel:
+    if masters > there * told.tensor_parallel:
         raise CheckpointError(
-            f"the optimizer has {len(masters)} parameters, the layers {', '.join(map(str, slices))} hold {there}",
+            f"the optimizer has {masters} parameters, the layers {', '.join(map(str, slices))} hold {there}",
             hint="bring the files of all layers",
         )
 
@@ -90,8 +79,8 @@ def of_experts(told: Told, known: set[str]) -> dict[str, Tensor]:
     return {
         name: tensor_of(name, whole_slice(name, part, value))
         for part in told.experts
-        for name, value in items_of(part.value)
-        if name not in known and isinstance(value, TensorRef)
+        for name, value in tensors_in(part.value).items()
+        if name not in known
     }
 
 
@@ -99,11 +88,6 @@ def whole_slice(name: str, part: TorchPart, value: TensorRef) -> Slice:
     """A tensor that one file holds whole."""
     shard = Shard(Box.whole(value.shape), (part.held(value),), (part.file.rank,))
     return Slice(name, TensorSpec(value.dtype, value.shape), (shard,))
-
-
-def items_of(value: Any) -> Iterable[tuple[str, Any]]:
-    """What a dict holds; nothing of what is none."""
-    return value.items() if isinstance(value, dict) else ()
 
 
 def tensor_of(name: str, slice_: Slice) -> Tensor:

@@ -5,16 +5,16 @@ Source: DeepSpeed 0.19.8, ``runtime/zero/stage_1_and_2.py``, ``stage3.py`` and `
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import prod
 
 from reshard.errors import CheckpointError
 from reshard.families.torch_parts import Flat
+from reshard.families.zero_files import Shapes
 from reshard.layout.box import Box
 from reshard.layout.cover import boxes_of_range
 from reshard.planning.catalog import Held, Shard
 
-Shapes = Mapping[str, tuple[int, ...]]
 Shards = dict[str, list[Shard]]
 
 
