@@ -34,6 +34,10 @@ class TensorSpec(Struct, frozen=True):
     def nbytes(self) -> int:
         return prod(self.shape) * self.itemsize
 
+    def of_shape(self, shape: tuple[int, ...]) -> TensorSpec:
+        """That of a shard of it."""
+        return self if shape == self.shape else TensorSpec(self.dtype, shape)
+
     def __str__(self) -> str:
         return f"{self.dtype}{list(self.shape)}"
 

@@ -40,6 +40,8 @@ def whole(name: str, by_rank: Mapping[int, tuple[int, Stored]], *, compared: boo
 
 def agreed_spec(by_rank: Mapping[int, tuple[int, Stored]]) -> TensorSpec:
     """The dtype and shape that all ranks have. Raises CheckpointError where they differ."""
+    if len(by_rank) == 1:
+        return next(iter(by_rank.values()))[1].spec
     specs: dict[TensorSpec, int] = {}
     for rank in sorted(by_rank):
         specs.setdefault(by_rank[rank][1].spec, rank)

@@ -34,5 +34,5 @@ def told_by_manifest(found: Found) -> Mapping[str, Told]:
 
 
 def _contents(file: ManifestFile) -> Contents:
-    tensors = {name: Stored(TensorSpec(s.dtype, s.shape), s.extents) for name, s in file.tensors.items()}
+    tensors = {name: Stored(TensorSpec(s.dtype, s.box.shape), s.extents) for name, s in file.tensors.items()}
     return Contents(tensors, file.texts or {}, file.notes or {})

@@ -48,7 +48,7 @@ def _misfit(manifest: Manifest, files: Sequence[IndexedFile]) -> str:
             return f"{path} has {counted(file.nbytes, 'byte')}, it says {told[path].nbytes:,}"
         shards = told[path].tensors
         held = {name: (stored.spec, stored.extents) for name, stored in file.contents.tensors.items()}
-        if held != {name: (TensorSpec(s.dtype, s.shape), s.extents) for name, s in shards.items()}:
+        if held != {name: (TensorSpec(s.dtype, s.box.shape), s.extents) for name, s in shards.items()}:
             return f"{path} holds other tensors than it says"
     return ""
 
@@ -63,9 +63,8 @@ def _catalog(files: Sequence[IndexedFile], manifest: Manifest) -> Catalog:
             spec = specs.setdefault(name, TensorSpec(shard.dtype, shard.full_shape))
             if spec != TensorSpec(shard.dtype, shard.full_shape):
                 raise CheckpointError(f"{name}: its manifest says {spec} and {shard.dtype}{list(shard.full_shape)}")
-            stop = tuple(a + n for a, n in zip(shard.start, shard.shape, strict=True))
             held = (Held(numbers[told.path], shard.extents),) if told.path in numbers else ()
-            shards.setdefault(name, []).append(Shard(Box(shard.start, stop), held, (told.rank,)))
+            shards.setdefault(name, []).append(Shard(shard.box, held, (told.rank,)))
     ranks = Ranks(manifest.stages, manifest.world // manifest.stages)
     tensors = {name: _tensor(name, specs[name], found, ranks.devices) for name, found in shards.items()}
     texts, notes = texts_and_notes(files)

@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from math import prod
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 
 from reshard.dtypes import ITEMSIZE
@@ -71,7 +71,7 @@ class Safetensors(Struct, frozen=True):
             code, shape = _written(name, spec)
             header[name] = {"dtype": code, "shape": shape, "data_offsets": (at, at + spec.nbytes)}
             at += spec.nbytes
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        text = msgspec.json.encode(header)
         text += b" " * (-len(text) % 8)
         if len(text) > _MAX_HEADER_NBYTES:
             raise FormatError(
@@ -161,11 +161,11 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _check_unicode(texts: Iterable[str]) -> None:
     """JSON can spell half of a surrogate pair, which no file could hold again. Raises FormatError."""
-    for text in texts:
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise FormatError(f"{text[:64]!r} is not Unicode") from None
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError as error:
+        odd = error.object[max(error.start - 32, 0) : error.start + 32]
+        raise FormatError(f"{odd!r} is not Unicode") from None
 
 
 def _is_sizes(value: Any) -> bool:
@@ -180,15 +180,21 @@ def _stored(name: str, entry: Any, start: int, metadata: Mapping[str, str]) -> S
         raise FormatError(f"tensor {name!r} has shape {shape} and data_offsets {offsets}")
     int4 = code == "I8" and metadata.get(name) == _INT4
     spec = TensorSpec("int4x2", tuple(shape)) if int4 else _spec(name, code, tuple(shape))
-    if prod(spec.shape) * ITEMSIZE[spec.dtype] != offsets[1] - offsets[0]:
+    if spec.nbytes != offsets[1] - offsets[0]:
         raise FormatError(f"tensor {name!r} is {code}{shape} and has {offsets[1] - offsets[0]} bytes")
     return Stored(spec, (Extent(start + offsets[0], offsets[1] - offsets[0]),))
+
+
+@lru_cache(maxsize=1024)
+def _spec_of(dtype: str, shape: tuple[int, ...]) -> TensorSpec:
+    """Of equal tensors the same object."""
+    return TensorSpec(dtype, shape)
 
 
 def _spec(name: str, code: object, shape: tuple[int, ...]) -> TensorSpec:
     """What a header's type and shape are here. Raises FormatError by tensor name."""
     if isinstance(code, str) and code in _TYPES:
-        return TensorSpec(_TYPES[code], shape)
+        return _spec_of(_TYPES[code], shape)
     if not isinstance(code, str) or code not in _PACKED:
         raise FormatError(f"tensor {name!r} is {code!r}: an unknown type")
     dtype, values = _PACKED[code]

@@ -110,18 +110,20 @@ class Mover:
         base = self.blocks.base
         itemsize = ITEMSIZE[base.dtype]
         slab = self._scratch.take("slab", block.box.size * itemsize)
+        in_place: list[tuple[Access, memoryview]] = []
         for read in block.reads:
             piece = base.pieces[read.piece]
             counts = read.box & piece.box if piece.outer else read.box  # beside the piece lies what is not its own
             at = read.box.place_in(block.box) if counts == read.box and not piece.order else None
             if at is not None:
-                self._sources.read_into(read, slab[at * itemsize : (at + read.box.size) * itemsize])
+                in_place.append((read, slab[at * itemsize : (at + read.box.size) * itemsize]))
                 continue
             from reshard.moving.elements import copy_between
 
             wide = self._scratch.take("read", read.box.size * itemsize)
             self._sources.read_into(read, wide)
             copy_between((slab, block.box), (wide, read.box), counts, base.dtype, piece.order)
+        self._sources.read(in_place)
         return slab
 
     def _cut(self, slab: memoryview, box: Box, dtype: str, write: Access) -> memoryview:

@@ -3,15 +3,50 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable, Iterator
+from operator import itemgetter
 
 from reshard.errors import CheckpointError, RunError
-from reshard.index import ZEROS
+from reshard.index import ZEROS, Coding
 from reshard.planning.blocks import Access
 from reshard.planning.plan import SourceFile
 from reshard.storage.storage import ReadFile
 from reshard.storage.storages import storage_of
 
 _STILL = "start again when nothing writes it"
+_GAP_NBYTES = 4 << 10
+_REMOTE_GAP_NBYTES = 64 << 10
+_AT_ONCE_NBYTES = 1 << 20
+
+_Part = tuple[int, int, memoryview, Coding | None]
+"""Where bytes of a file begin and end, where they go, and how they are coded."""
+
+
+def _read_parts(file: ReadFile, parts: list[_Part], gap_nbytes: int) -> None:
+    for near in _near(parts, gap_nbytes):
+        start, stop = near[0][0], max([part[1] for part in near])
+        if len(near) == 1:
+            file.read_into(start, near[0][2])
+        else:
+            held = memoryview(file.read(start, stop - start))
+            for first, end, part, _ in near:
+                part[:] = held[first - start : end - start]
+        for _, _, part, coded in near:
+            if coded is not None:
+                part[:] = coded.decoded(bytes(part))
+
+
+def _near(parts: list[_Part], gap_nbytes: int) -> Iterator[list[_Part]]:
+    """The parts in the order of the file, those together that are worth one read."""
+    parts.sort(key=itemgetter(0))
+    near: list[_Part] = []
+    for part in parts:
+        if near and (part[0] - near[-1][1] > gap_nbytes or part[1] - near[0][0] > _AT_ONCE_NBYTES):
+            yield near
+            near = []
+        near.append(part)
+    if near:
+        yield near
 
 
 class Sources:
@@ -25,21 +60,26 @@ class Sources:
 
     def read_into(self, access: Access, buffer: memoryview) -> None:
         """Fill the buffer, with zeros where no file holds them."""
-        if access.file == ZEROS:
-            buffer[:] = bytes(len(buffer))
-            return
-        file = self._file(access.file)
-        at = 0
-        for extent in access.ranges:
-            part = buffer[at : at + extent.nbytes]
-            file.read_into(extent.offset, part)
-            if extent.coded is not None:
-                part[:] = extent.coded.decoded(bytes(part))
-            at += extent.nbytes
-        if at != len(buffer):
-            raise RunError(f"{at} bytes for {len(buffer)} that are wanted", self._files[access.file].path)
-        with self._lock:
-            self.read_nbytes += at
+        self.read([(access, buffer)])
+
+    def read(self, wanted: Iterable[tuple[Access, memoryview]]) -> None:
+        """Fill the buffers, with zeros where no file holds them. What lies close together in a file is read at once."""
+        by_file: dict[int, list[_Part]] = {}
+        for access, buffer in wanted:
+            if access.file == ZEROS:
+                buffer[:] = bytes(len(buffer))
+                continue
+            parts, at = by_file.setdefault(access.file, []), 0
+            for extent in access.ranges:
+                parts.append((extent.offset, extent.end, buffer[at : at + extent.nbytes], extent.coded))
+                at += extent.nbytes
+            if at != len(buffer):
+                raise RunError(f"{at} bytes for {len(buffer)} that are wanted", self._files[access.file].path)
+        for number, parts in by_file.items():
+            gap_nbytes = _REMOTE_GAP_NBYTES if storage_of(self._files[number].path).remote else _GAP_NBYTES
+            _read_parts(self._file(number), parts, gap_nbytes)
+            with self._lock:
+                self.read_nbytes += sum(len(part) for _, _, part, _ in parts)
 
     def _file(self, number: int) -> ReadFile:
         with self._lock:

@@ -31,6 +31,7 @@ from reshard.planning.lora import LoraMerge
 from reshard.planning.misfits import Misfits, by_tensor
 from reshard.planning.plan import Plan
 from reshard.planning.target import Choices, Kind, Target
+from reshard.storage.machine import set_aside
 from reshard.target.overwrite import Replacement
 from reshard.target.preflight import refuse_occupied, refuse_source
 from reshard.target.target_paths import Place
@@ -97,6 +98,7 @@ def convert(
 
 
 @clears_up()
+@set_aside()
 def execute(plan: Plan, dst: str | Path, means: Means, observer: Observer) -> Conversion:
     """Carry out a plan."""
     began = time.monotonic()

@@ -42,10 +42,11 @@ def carried_out(
     most = most_files(plan, means, budget)
     if means.engine == "local":
         executor = LocalExecutor(settings, budget.workers, on_bytes, storage_of(folder))
-        return executor.run(tasks(plan, link_replicas=means.link_replicas, max_files=most))
+        return executor.run(tasks(plan, link_replicas=means.link_replicas, max_files=most, together=True))
     from reshard.moving.ray import Cluster, RayExecutor
 
-    records = tasks(seen_by_all(plan), link_replicas=means.link_replicas, max_files=most, largest_first=True)
+    seen = seen_by_all(plan)
+    records = tasks(seen, link_replicas=means.link_replicas, max_files=most, largest_first=True, together=True)
     there = replace(settings, folder=absolute(folder))
     return RayExecutor(there, Cluster(means.address), budget.workers, on_bytes).run(records)
 

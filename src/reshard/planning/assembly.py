@@ -57,7 +57,8 @@ class Assembler:
             tensor = kept.tensor
             dtype = tensor.made or tensor.spec.dtype
             casts = self._dtype and dtype in FLOATING and not is_state(kept.name)
-            spec = TensorSpec(self._dtype if casts else dtype, tensor.spec.shape)
+            made = self._dtype if casts else dtype
+            spec = tensor.spec if made == tensor.spec.dtype else TensorSpec(made, tensor.spec.shape)
             if missing := tensor.shards.missing():
                 self._lacking[self._numbers[key]] = (tensor, missing)
             self.tensors.append(PlannedTensor(kept.name, tensor.name, spec, self._step(tensor, source_rank)))

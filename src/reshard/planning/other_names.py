@@ -22,7 +22,8 @@ def refuse_other_names(source: Iterable[str], target: Iterable[str]) -> None:
         source: the names that the source's tensors will have.
         target: names that the target's strategy has.
     """
-    ours, theirs = (dict.fromkeys(n for n in names if not is_state(n) and not is_lora(n)) for names in (source, target))
+    theirs = _weights(target)
+    ours = _weights(source) if theirs else {}
     shared = sum(name in theirs for name in ours)
     fewest = min(len(ours), len(theirs))
     if fewest < 2 or shared > _FEW * fewest:  # one name is no kind: a part of a checkpoint may hold no more
@@ -35,3 +36,7 @@ def refuse_other_names(source: Iterable[str], target: Iterable[str]) -> None:
         f"of {len(theirs):,} weights {shared:,} are in both",
         hint="give the weights the names of the job's model first: MindFormers' convert_weight.py, or --rename",
     )
+
+
+def _weights(names: Iterable[str]) -> dict[str, None]:
+    return dict.fromkeys(name for name in names if not is_state(name) and not is_lora(name))

@@ -10,7 +10,6 @@ from msgspec import Struct, field
 from reshard.dtypes import FLOATING
 from reshard.errors import UsageError, counted
 from reshard.formats.base import Format
-from reshard.index import TensorSpec
 from reshard.layout.stages import Strategy
 from reshard.layout.tensor import Layout
 from reshard.planning.assembly import ANY_RANK, Assembler
@@ -186,7 +185,7 @@ class Draft:
         key = (cuts, texts, format, notes)
         if key not in self._numbers:
             tensors = self.assembler.tensors
-            specs = {tensors[t].name: TensorSpec(tensors[t].spec.dtype, self._shapes[n]) for t, n in cuts}
+            specs = {tensors[t].name: tensors[t].spec.of_shape(self._shapes[n]) for t, n in cuts}
             frame = format.frame(specs, dict(texts), dict(notes))
             slots = tuple(Slot(t, n, frame.holes[tensors[t].name]) for t, n in cuts)
             self._numbers[key] = len(self.forms)

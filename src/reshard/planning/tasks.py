@@ -12,6 +12,7 @@ from reshard.index import ZEROS, Extent, cut_extents
 from reshard.layout.box import Box
 from reshard.layout.tensor import Cell
 from reshard.layout.view import in_view
+from reshard.planning.neighbours import Neighbours
 from reshard.planning.plan import (
     Assembly,
     Move,
@@ -33,17 +34,23 @@ Twins = tuple[PlannedFile, ...]
 
 
 def tasks(
-    plan: Plan, *, link_replicas: bool = False, max_files: int = MAX_FILES, largest_first: bool = False
+    plan: Plan,
+    *,
+    link_replicas: bool = False,
+    max_files: int = MAX_FILES,
+    largest_first: bool = False,
+    together: bool = False,
 ) -> Iterator[Task]:
     """The tasks of a plan, each made when asked for. Every file of the plan is in exactly one.
 
-    With ``link_replicas`` files of equal content are written once, the others named as its twins.
+    With ``link_replicas`` files of equal content are written once, the others named as its twins. With ``together``
+    small tensors side by side make one move of bytes; else each tensor is a move of its name.
     """
     made = groups(plan, link_replicas=link_replicas, max_files=max_files)
     if largest_first:
         made.sort(key=lambda group: -sum(plan.forms[same[0].form].nbytes for same in group))
     for number, files in enumerate(made):
-        yield _task(plan, number, files)
+        yield _task(plan, number, files, together=together)
 
 
 def groups(plan: Plan, *, link_replicas: bool = False, max_files: int = MAX_FILES) -> list[list[Twins]]:
@@ -82,8 +89,9 @@ def _twins(plan: Plan, *, link_replicas: bool) -> Iterable[Twins]:
     return map(tuple, by_content.values())
 
 
-def _task(plan: Plan, number: int, twins: list[Twins]) -> Task:
+def _task(plan: Plan, number: int, twins: list[Twins], *, together: bool) -> Task:
     files = [same[0] for same in twins]
+    neighbours = Neighbours()
     targets: dict[int, list[Piece]] = {}
     for i, file in enumerate(files):
         for slot, box in plan.slots(file):
@@ -97,11 +105,13 @@ def _task(plan: Plan, number: int, twins: list[Twins]) -> Task:
     def counted(piece: Piece) -> Piece:
         return piece if piece.file == ZEROS else replace(piece, file=used.setdefault(piece.file, len(used)))
 
-    moves = []
+    moves: list[Move] = []
     for tensor, pieces in targets.items():
         planned = plan.tensors[tensor]
-        move = Move(planned.name, planned.step, planned.spec.dtype, tuple(pieces))
-        moves.append(replace(move, step=with_pieces(needed(move), renumbered)))
+        if not (together and neighbours.takes(planned, pieces)):
+            move = Move(planned.name, planned.step, planned.spec.dtype, tuple(pieces))
+            moves.append(replace(move, step=needed(move)))
+    moves = [replace(move, step=with_pieces(move.step, renumbered)) for move in (*neighbours.moves(), *moves)]
     made = tuple(_task_file(plan, *same) for same in twins)
     return Task(number, tuple(plan.sources[i] for i in used), made, tuple(moves))
 

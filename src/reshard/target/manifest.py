@@ -12,6 +12,7 @@ from msgspec import Struct
 from reshard import __version__
 from reshard.errors import CheckpointError, FormatError, InputError, RunError
 from reshard.index import Extent
+from reshard.layout.box import Box
 from reshard.planning.identity import hash_of_file
 from reshard.planning.misfits import ShardMisfits
 from reshard.planning.plan import FileResult, Plan, PlannedFile, Run, SmallFile, check_runs
@@ -24,14 +25,22 @@ _BLOCK_NBYTES = 8 << 20
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, FormatError)
 
 
-class Shard(Struct, frozen=True):
-    """What a file holds of a tensor of ``full_shape``: ``shape`` elements from ``start``."""
+class Shard(Struct, frozen=True, omit_defaults=True):
+    """What a file holds of a tensor of ``full_shape``: ``shape`` elements from ``start``; all where neither is said,
+    as of very many small tensors, of which the manifest shall not be longer than the file.
+    """
 
     dtype: str
     full_shape: tuple[int, ...]
-    start: tuple[int, ...]
-    shape: tuple[int, ...]
     extents: tuple[Extent, ...]
+    start: tuple[int, ...] | None = None
+    shape: tuple[int, ...] | None = None
+
+    @property
+    def box(self) -> Box:
+        if self.start is None or self.shape is None:
+            return Box.whole(self.full_shape)
+        return Box(self.start, tuple(a + n for a, n in zip(self.start, self.shape, strict=True)))
 
 
 class ManifestFile(Struct, frozen=True, omit_defaults=True):
@@ -95,7 +104,9 @@ def manifest_file(plan: Plan, file: PlannedFile, result: FileResult) -> Manifest
     shards = {}
     for slot, box in plan.slots(file):
         tensor = plan.tensors[slot.tensor]
-        shards[tensor.name] = Shard(tensor.spec.dtype, tensor.spec.shape, box.start, box.shape, slot.extents)
+        spec, cut = tensor.spec, plan.layouts[slot.layout].shard_shape
+        where = () if cut == spec.shape else (box.start, cut)
+        shards[tensor.name] = Shard(spec.dtype, spec.shape, slot.extents, *where)
     return ManifestFile(
         file.path, file.rank, result.nbytes, result.runs, shards, form.texts, form.notes, result.misfits
     )

@@ -8,6 +8,7 @@ import reshard
 from making import array, write_file, write_strategy
 from reshard.cli.main import main
 from reshard.errors import CheckpointError, DifferenceError, InputError
+from reshard.layout.box import Box
 from reshard.layout.tensor import Sharding
 from reshard.ops.options import Options
 from reshard.target.manifest import MANIFEST, read_manifest
@@ -28,6 +29,7 @@ def test_it_says_where_each_shard_lies(out: Path) -> None:
     for file in manifest.files:
         w = file.tensors["w"]
         assert (w.dtype, w.full_shape, w.start, w.shape) == ("float32", (8,), (4 * file.rank,), (4,))
+        assert (file.tensors["b"].start, file.tensors["b"].box) == (None, Box((0,), (4,)))
         held = b"".join((out / file.path).read_bytes()[e.offset : e.end] for e in w.extents)
         assert held == array((8,))[4 * file.rank : 4 * file.rank + 4].tobytes()
 
