@@ -203,10 +203,20 @@ def test_the_manifest_comes_last_and_no_file_before_it_is_whole(
 def test_threads_read_ahead_of_what_is_written(tmp_path: Path, s3: S3, capsys: pytest.CaptureFixture[str]) -> None:
     """Every request takes a while: many are under way at once although files are written front to back."""
     full = {f"w{i}": array((64, 64), seed=i) for i in range(64)}
-    old = [dict.fromkeys(full, Sharding((2,), ((0,), ())))]
+    old = [dict.fromkeys(full, Sharding((2,), ((), (0,))))]
     source = s3.put(write_ranks(tmp_path / "r", full, old, ".safetensors"), "ranks")
     s3.proxy.spoil, s3.proxy.slow_s = (lambda request: "slow"), 0.05
     words = ("--src-strategy", write_strategy(tmp_path / "s", old))
     assert told(capsys, "merge", source, f"{s3.url}/out", *words).code == 0
     reads = [r for r in s3.proxy.requests if r.method == "GET" and "/ranks/rank_" in r.path][-2 * len(full) :]
     assert sorted(r.at_once for r in reads)[len(full)] >= 6
+
+
+def test_small_neighbours_take_few_requests(tmp_path: Path, s3: S3, capsys: pytest.CaptureFixture[str]) -> None:
+    full = {f"w{i:02}": array((64, 64), seed=i) for i in range(64)}
+    old = [dict.fromkeys(full, Sharding((2,), ((0,), ())))]
+    source = s3.put(write_ranks(tmp_path / "r", full, old, ".safetensors"), "ranks")
+    words = ("--src-strategy", write_strategy(tmp_path / "s", old))
+    assert told(capsys, "merge", source, f"{s3.url}/out", *words).code == 0
+    reads = [r for r in s3.proxy.requests if r.method == "GET" and "/ranks/rank_" in r.path]
+    assert len(reads) <= len(full) // 2  # of 128 shards

@@ -90,13 +90,17 @@ class Neighbours:
 
 
 def _runs(pieces: Sequence[Piece], box: Box) -> Runs:
-    """Nothing where some of the box lies apart in a piece or in the target."""
+    """Nothing where some of the box lies apart in a piece or in the target, or where a block would read more."""
     found = []
     for number, piece in enumerate(pieces):
-        part = piece.box & box
+        part, stored = piece.box & box, piece.stored
         if part.size:
-            at, target_at = part.place_in(piece.stored), part.place_in(box)
-            if at is None or target_at is None:
+            at, target_at = part.place_in(stored), part.place_in(box)
+            if (
+                at is None
+                or target_at is None
+                or (part.start[1:], part.stop[1:]) != (stored.start[1:], stored.stop[1:])
+            ):
                 return ()
             found.append(_Run(number, at, target_at, part.size))
     return tuple(found)
