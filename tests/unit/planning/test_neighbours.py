@@ -10,8 +10,10 @@ import reshard
 from making import array, read_file, same, write_file, write_strategy
 from reshard.families.planner import make_plan
 from reshard.families.rank_folders import catalog
+from reshard.families.rank_targets import ranks_or_full
 from reshard.formats.registry import format_named
 from reshard.index import Extent
+from reshard.layout.stages import Strategy
 from reshard.layout.tensor import Sharding
 from reshard.ops.options import Options
 from reshard.planning.catalog import Catalog
@@ -28,8 +30,8 @@ def task_of(source: Catalog, target: Target) -> Task:
     return task
 
 
-def safetensors(strategy: object = None, **more: str) -> Target:
-    return Target(strategy, format_named("safetensors"), **more)  # type: ignore[arg-type]
+def safetensors(strategy: Strategy | None = None, dtype: str = "") -> Target:
+    return Target(ranks_or_full(strategy, format_named("safetensors")), dtype)
 
 
 def test_neighbours_are_read_and_written_once() -> None:
@@ -80,7 +82,7 @@ def test_rows_of_several_files_become_one_write() -> None:
 
 def test_bytes_between_stay_apart() -> None:
     """In a .ckpt file each tensor has a header of its own."""
-    target = Target(None, format_named("ckpt"))
+    target = Target(ranks_or_full(None, format_named("ckpt")))
     assert len(task_of(catalog([file(0, TENSORS)], None), target).moves) == len(TENSORS)
 
 
