@@ -122,4 +122,8 @@ FAMILIES: Mapping[str, Callable[[Path], Made]] = {
     "DCP, each rank alone": _recorded("d_no_collectives"),
     "DCP, safetensors within": _recorded("d_distcp_safetensors"),
     "DCP, as Hugging Face's": _recorded("d_hf_sharded_4"),
+    "FSDP2, uneven rows": _recorded("fsdp2_r4_uneven", "src/actor"),
+    "FSDP2, replicas": _recorded("fsdp2_r4_hsdp_other_names", "src/actor"),
+    "FSDP1, moments in pieces": _recorded("fsdp1_mesh_r4_uneven", "src/actor"),
+    "FSDP1, ShardedTensors": _recorded("fsdp1_nomesh_r3_shardedtensor_uneven", "src/actor"),
 }

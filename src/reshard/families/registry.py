@@ -27,6 +27,7 @@ class _Entry(Struct, frozen=True):
 
 _OF_DEEPSPEED = r"((bf16_)?(zero_pp|expp)_rank_\d+_)?mp_rank_\d+_(model|optim)_states\.pt|layer_\d+.*model_states\.pt"
 _OF_DCP = r".+\.distcp|shard-\d+-model-.+\.safetensors"
+_OF_FSDP = r"(model|optim|extra_state)_world_size_\d+_rank_\d+\.pt"
 _FAMILIES = (
     _Entry(
         "checkpoint2",
@@ -45,6 +46,7 @@ _FAMILIES = (
         rf"\.metadata(\.tmp)?|__\d+\.metadata|\.rank\d+_metadata|step-\d+|pytorch_model_fsdp_\d+|{_OF_DCP}",
         _OF_DCP,
     ),
+    _Entry("fsdp", "reshard.families.fsdp:Fsdp", rf"actor|critic|global_step_\d+|{_OF_FSDP}", _OF_FSDP),
 )
 PLAIN = ("ranks", "full")
 """Families that need no recognising: rank folders, and full files, are what everything else is."""

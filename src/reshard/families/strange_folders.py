@@ -44,12 +44,6 @@ _MARKS = (
         "python zero_to_fp32.py FOLDER OUT --safe_serialization makes a full one of it",
     ),
     _Mark(
-        "fsdp",
-        "FSDP files, one a rank",
-        re.compile(r"(model|optim)_world_size_\d+_rank_\d+\.pt"),
-        "merge them with the program that wrote them (verl: python -m verl.model_merger merge)",
-    ),
-    _Mark(
         "megatron",
         "a Megatron checkpoint",
         re.compile(r"mp_rank_\d+(_\d+)*|iter_\d{7}|latest_checkpointed_iteration\.txt"),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 from msgspec import Struct
 
@@ -19,6 +19,7 @@ from reshard.interruption import proceed
 from reshard.planning.catalog import Held, IndexedFile
 from reshard.storage.storages import storage_of
 
+_Made = TypeVar("_Made")
 _SCALARS = {"float32": "<f", "float64": "<d", "int64": "<q", "int32": "<i"}
 
 
@@ -87,9 +88,20 @@ class TorchPart(Struct, frozen=True):
 
 def open_parts(root: str, ranked: Sequence[tuple[int, str]]) -> list[TorchPart]:
     """Open files, each with the rank that wrote it, several at once. Raises FormatError naming the file."""
+    return made_of_parts(root, ranked, lambda part: part)
+
+
+def made_of_parts(
+    root: str, ranked: Sequence[tuple[int, str]], make: Callable[[TorchPart], _Made], first: int = 0
+) -> list[_Made]:
+    """As ``open_parts``, what is made of each: the objects of many files take much memory. ``first``: its number."""
+
+    def made(number: int, rank: int, path: str) -> _Made:
+        return make(_open(number, rank, path, root))
+
     with ThreadPoolExecutor(storage_of(root).at_once) as pool:
-        numbered = [(number, *one, root) for number, one in enumerate(ranked)]
-        return list(pool.map(lambda one: _open(*one), numbered))
+        ranks, paths = [rank for rank, _ in ranked], [path for _, path in ranked]
+        return list(pool.map(made, range(first, first + len(ranked)), ranks, paths))
 
 
 def _open(number: int, rank: int, path: str, root: str) -> TorchPart:

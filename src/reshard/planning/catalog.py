@@ -231,6 +231,7 @@ class Catalog(Struct, frozen=True):
         lacking: files that it should have, or what they should hold, in words.
         iteration: of the training, where its place says one.
         progress: where the training was, by MindFormers' words: ``global_step``, ``loss_scale`` …
+        withheld: by name, why a tensor that the files have cannot be given: it is refused where it is asked for.
     """
 
     files: tuple[IndexedFile, ...]
@@ -242,6 +243,7 @@ class Catalog(Struct, frozen=True):
     told_by: Mapping[str, str] = {}
     warnings: tuple[str, ...] = ()
     family: str = ""
+    withheld: Mapping[str, str] = {}
     lacking: tuple[str, ...] = ()
     iteration: int | None = None
     progress: Mapping[str, int | float | None] = {}

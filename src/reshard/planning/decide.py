@@ -82,6 +82,9 @@ def decide(
             raise UsageError(f"{taken[renamed]} and {name} would both be called {renamed}", hint="check --rename")
         taken[renamed] = name
         maker.place(tensor, renamed)
+    for name, why in source.withheld.items():
+        if rules.takes(name):
+            maker.refuse("dropped", why, rules.renamed(name))
     maker.account_for_absent(taken, rules)
     refuse_other_names(taken, filter(rules.takes, maker.target_names))
     if maker.faults:

@@ -52,7 +52,6 @@ def test_what_a_folder_holds_instead(tmp_path: Path, there: list[str], held: str
     [
         (["latest_checkpointed_iteration.txt", "iter_0000010/x"], "a Megatron checkpoint"),
         (["mp_rank_00/model_optim_rng.pt"], "a Megatron checkpoint"),
-        (["model_world_size_2_rank_0.pt", "model_world_size_2_rank_1.pt"], "FSDP files"),
         (["model0-mp2.safetensors", "model1-mp2.safetensors", "config.json"], "slices of DeepSeek's inference code"),
     ],
 )

@@ -1,0 +1,209 @@
+"""Files of single ranks that FSDP trainers write: ``model_world_size_W_rank_R.pt`` and their optimizer's.
+
+As verl, and trainers after it, save them: FSDP1 and FSDP2, DTensors and ShardedTensors. Facts: torch 2.13 and verl.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from reshard.errors import CheckpointError, UsageError, counted, listed
+from reshard.families.family import Listing
+from reshard.families.fsdp_files import Mine, ModelFile, model_file, optimizer_file
+from reshard.families.fsdp_states import States, states_of
+from reshard.families.rank_listing import natural
+from reshard.families.source import Source
+from reshard.families.torch_parts import made_of_parts
+from reshard.planning.catalog import Catalog, IndexedFile, Ranks, Tensor, tensor_of_shards
+from reshard.planning.identity import hash_of_file
+from reshard.storage.storages import content_of, storage_of
+
+_FILE = re.compile(r"(model|optim|extra_state)_world_size_(\d+)_rank_(\d+)\.pt")
+_CONFIG = "fsdp_config.json"
+_STEP = re.compile(r"global_step_(\d+)")
+_LATEST = "latest_checkpointed_iteration.txt"
+_Files = Mapping[str, Mapping[int, Mapping[int, str]]]
+"""By kind, world and rank, the names of files."""
+
+
+class Fsdp(Struct, frozen=True):
+    name: str = "fsdp"
+
+    def recognises(self, there: Listing) -> bool:
+        return there.folder and (_is_one(there) or bool(_below(there)))
+
+    def read(self, there: Listing, source: Source) -> Catalog:
+        folder = _chosen(there, source)
+        files = _files(folder)
+        world, told_by = _world(folder, files)
+        models = _ranked(folder, files["model"].get(world, {}), world, "model")
+        ranked = [(rank, folder.at(name)) for rank, name in enumerate(models)]
+        opened = made_of_parts(folder.path, ranked, partial(model_file, world=world))
+        tensors = _tensors(opened)
+        optimizers, states = _states(folder, files["optim"].get(world, {}), opened)
+        return Catalog(
+            (*(one.file for one in opened), *optimizers),
+            {**tensors, **states.tensors},
+            {},
+            {},
+            Ranks(1, world, folder.path),
+            withheld=states.withheld,
+            told_by=told_by,
+            warnings=(*_left_out(files, world, opened), *(told for one in opened for told in one.warnings)),
+            family=f"FSDP files of {counted(world, 'rank')}",
+        )
+
+
+def _is_one(there: Listing) -> bool:
+    return any(_FILE.fullmatch(entry.name) for entry in there.entries)
+
+
+def _listed(there: Listing) -> dict[str, Listing]:
+    storage = storage_of(there.path)
+    folders = ((there.at(e.name), e) for e in there.entries if e.folder)
+    return {e.name: Listing(path, e, tuple(storage.entries(path))) for path, e in folders}
+
+
+def _below(there: Listing) -> dict[str, Listing]:
+    """The folders of roles (actor, critic) in a step's, or of all steps."""
+    found = {}
+    for name, folder in _listed(there).items():
+        if _is_one(folder):
+            found[name] = folder
+        elif _STEP.fullmatch(name):
+            found |= {f"{name}/{role}": below for role, below in _listed(folder).items() if _is_one(below)}
+    return found
+
+
+def _chosen(there: Listing, source: Source) -> Listing:
+    """The folder that is meant. Raises UsageError where several may be."""
+    if _is_one(there):
+        if source.iteration is not None:
+            raise UsageError("there are no iterations to choose from", there.path, "leave --iteration out")
+        return there
+    below = _below(there)
+    step = source.iteration
+    if step is None and there.entry(_LATEST) is not None:
+        said = content_of(there.at(_LATEST)).decode("utf-8", "replace").strip()
+        step = int(said) if said.isdecimal() else None
+    if step is not None:
+        below, all_of_them = {n: f for n, f in below.items() if n.startswith(f"global_step_{step}/")}, below
+        if not below:
+            shown = ", ".join(sorted(all_of_them, key=natural))
+            raise CheckpointError(f"global_step_{step} is what is meant; there are: {shown}", there.path)
+    if len(below) > 1:
+        shown = ", ".join(sorted(below, key=natural))
+        raise UsageError(f"{len(below)} checkpoints lie here: {shown}", there.path, "name the folder that is meant")
+    return next(iter(below.values()))
+
+
+# ---- which files
+
+
+def _files(folder: Listing) -> _Files:
+    found: dict[str, dict[int, dict[int, str]]] = {"model": {}, "optim": {}, "extra_state": {}}
+    for entry in folder.entries:
+        if match := _FILE.fullmatch(entry.name):
+            found[match[1]].setdefault(int(match[2]), {})[int(match[3])] = entry.name
+    return found
+
+
+def _world(folder: Listing, files: _Files) -> tuple[int, dict[str, str]]:
+    """Of how many ranks the save is, and hashes of what told it. Raises CheckpointError where several may be meant."""
+    worlds = sorted(files["model"])
+    shown = " and ".join(f"{world} ({counted(len(files['model'][world]), 'file')})" for world in worlds) or "none"
+    if folder.entry(_CONFIG) is None:
+        if len(worlds) != 1:
+            raise CheckpointError(
+                f"model files of {len(worlds)} saves, of world size {shown}, and no {_CONFIG} that says which counts",
+                folder.path,
+                "keep those of one save (model_world_size_…_rank_0.pt on)",
+            )
+        return worlds[0], {}
+    content = content_of(folder.at(_CONFIG))
+    try:
+        told = json.loads(content)
+        world = told["world_size"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise CheckpointError(
+            "it does not say a world_size", folder.at(_CONFIG), "bring it again, or remove it"
+        ) from None
+    if world not in worlds:
+        raise CheckpointError(
+            f"its world_size is {world}, and the model files are of world size {shown}",
+            folder.at(_CONFIG),
+            "bring the files of the save that it is of",
+        )
+    return world, {_CONFIG: hash_of_file(content)}
+
+
+def _ranked(folder: Listing, names: Mapping[int, str], world: int, kind: str) -> list[str]:
+    """The file of every rank. Raises CheckpointError naming those that are missing."""
+    if absent := _absent(names, world, kind):
+        there = ", ".join(names[rank] for rank in sorted(names)[:4])
+        raise CheckpointError(
+            "files of ranks are missing:\n" + listed(absent),
+            folder.path,
+            f"bring them: each rank holds a part; there are {there}{' …' if len(names) > 4 else ''}",
+        )
+    return [names[rank] for rank in range(world)]
+
+
+def _absent(names: Mapping[int, str], world: int, kind: str) -> list[str]:
+    return [f"{kind}_world_size_{world}_rank_{rank}.pt" for rank in range(world) if rank not in names]
+
+
+# ---- what they hold
+
+
+def _tensors(files: Sequence[ModelFile]) -> dict[str, Tensor]:
+    """Raises CheckpointError where ranks hold other names, dtypes or shapes."""
+    every = dict.fromkeys(name for one in files for name in one.held)
+    lacking = [f"{name}: not in {one.file.name}" for name in every for one in files if name not in one.held]
+    if lacking:
+        raise CheckpointError(
+            "ranks do not hold the same names:\n" + listed(lacking),
+            files[0].file.path.rpartition("/")[0],
+            "bring the files of one save",
+        )
+    return {name: _tensor(name, [(one, one.held[name]) for one in files]) for name in every}
+
+
+def _tensor(name: str, held: Sequence[tuple[ModelFile, Mine]]) -> Tensor:
+    (first, mine), *others = held
+    for file, other in others:
+        if (other.spec, other.plain) != (mine.spec, mine.plain):
+            raise CheckpointError(f"{name}: {other.spec}, and {mine.spec} in {first.file.name}", file.file.path)
+    tensor = tensor_of_shards(name, mine.spec, (shard for _, one in held for shard in one.shards), known=not mine.plain)
+    return replace(tensor, compared=mine.plain and len(held) > 1)
+
+
+def _states(folder: Listing, names: Mapping[int, str], models: Sequence[ModelFile]) -> tuple[list[IndexedFile], States]:
+    """The files of the optimizer, numbered after those of the model, and what they hold."""
+    world = len(models)
+    if not names:
+        return [], States({}, {})
+    if absent := _absent(names, world, "optim"):
+        return [], States({}, {"optimizer.<all states>": f"{', '.join(absent[:4])} missing"})
+    ranked = [(rank, folder.at(names[rank])) for rank in range(world)]
+    opened = made_of_parts(folder.path, ranked, partial(optimizer_file, world=world), first=world)
+    return [one.file for one in opened], states_of(models, opened)
+
+
+def _left_out(files: _Files, world: int, opened: Sequence[ModelFile]) -> list[str]:
+    told = []
+    for kind in ("model", "optim"):
+        other = sum(len(of_world) for size, of_world in files[kind].items() if size != world)
+        if other:
+            told.append(f"{counted(other, f'{kind} file')} of another world size: left out")
+    if count := sum(opened[0].others.values()):
+        told.append(f"what is no tensor is left out: {count} of {', '.join(opened[0].others)}")
+    if extra := len(files["extra_state"].get(world, {})):
+        told.append(f"schedulers and random states are left out ({counted(extra, 'extra_state file')})")
+    return told

@@ -1,0 +1,165 @@
+"""The optimizer's states in FSDP's files: they go by numbers, and whose they are, the weights' order and shapes tell.
+
+Parameters are numbered in the order in which the model names them, those alone that are trained. FSDP2 keeps states
+cut as their weights are. FSDP1 keeps of each the run of its numbers that falls on the rank's part of a flat parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import prod
+
+from msgspec import Struct
+
+from reshard.errors import CheckpointError
+from reshard.families.fsdp_files import Mine, ModelFile, OptimizerFile
+from reshard.index import TensorSpec, cut_extents
+from reshard.layout.cover import boxes_of_range
+from reshard.planning.catalog import Held, Shard, Tensor, tensor_of_shards
+
+_STEP = "step"
+_Number = int | str
+_Named = Mapping[_Number, str]
+
+
+class States(Struct, frozen=True):
+    """``withheld``: by name, why states that are there cannot be told apart."""
+
+    tensors: Mapping[str, Tensor]
+    withheld: Mapping[str, str]
+
+
+def states_of(models: Sequence[ModelFile], optimizers: Sequence[OptimizerFile]) -> States:
+    """All states by their weights' names. Raises CheckpointError where ranks contradict each other."""
+    _check_steps(optimizers)
+    groups = optimizers[0].groups
+    for other in optimizers:
+        if other.groups != groups:
+            raise CheckpointError(f"its parameters are others than those of {optimizers[0].file.name}", other.file.path)
+    numbers = [number for group in groups for number in group]
+    kinds = sorted({kind for one in optimizers for held in one.held.values() for kind in held})
+    weights = _trained(models[0].held)
+    cut = any(not mine.plain for one in optimizers for held in one.held.values() for mine in held.values())
+    for world in (len(optimizers),) if cut else _group_sizes(len(optimizers)):
+        ranks = optimizers if cut else optimizers[:world]
+        found = _named(groups, weights, {number: _size(number, ranks, cut=cut) for number in numbers})
+        if found is not None:
+            made = (_states(number, name, weights[name], ranks, cut=cut) for number, name in found.items())
+            return States({tensor.name: tensor for of_number in made for tensor in of_number}, {})
+    why = f"which of {len(weights)} weights the optimizer's {len(numbers)} parameters are, nothing in the files says"
+    if not cut:
+        why += " (flat parameters, use_orig_params=False, have no names)"
+    return States({}, {f"{kind}.<{len(numbers)} parameters of the optimizer>": why for kind in kinds})
+
+
+def _check_steps(optimizers: Sequence[OptimizerFile]) -> None:
+    steps: dict[float, str] = {}
+    for one in optimizers:
+        if one.step is not None:
+            steps.setdefault(one.step, one.file.name)
+    if len(steps) > 1:
+        shown = ", ".join(f"step {step:g} in {name}" for step, name in list(steps.items())[:4])
+        raise CheckpointError(f"the files are of different steps: {shown}", hint="bring the files of one save")
+
+
+def _trained(held: Mapping[str, Mine]) -> dict[str, tuple[int, ...]]:
+    """Shapes of what may be a parameter, in order: buffers are plain, and of tied names the first one counts."""
+    found: dict[str, tuple[int, ...]] = {}
+    seen: set[tuple[str, int]] = set()
+    for name, mine in held.items():
+        if mine.plain or (mine.storage[0] and mine.storage in seen):
+            continue
+        seen.add(mine.storage)
+        found[name] = mine.spec.shape
+    return found
+
+
+def _group_sizes(world: int) -> Iterator[int]:
+    """How many ranks may hold a flat parameter together: all, or as many as divide them, and others hold the same."""
+    return (n for n in range(world, 0, -1) if world % n == 0)
+
+
+def _size(number: _Number, ranks: Sequence[OptimizerFile], *, cut: bool) -> tuple[int, ...] | int | None:
+    """The shape of a parameter's states, or of pieces how many numbers they have together; None without states."""
+    kinds = {kind for one in ranks for kind, mine in one.held.get(number, {}).items() if mine.spec.shape}
+    if not kinds:
+        return None
+    kind = min(kinds)
+    mine = [held[kind] for one in ranks if kind in (held := one.held.get(number, {}))]
+    return mine[0].spec.shape if cut else sum(prod(one.spec.shape) for one in mine)
+
+
+def _named(
+    groups: Sequence[Sequence[_Number]],
+    weights: Mapping[str, tuple[int, ...]],
+    sizes: Mapping[_Number, tuple[int, ...] | int | None],
+) -> dict[_Number, str] | None:
+    """The weight of each parameter, where order and sizes leave one choice only; else None."""
+    found: dict[_Number, str] = {}
+    names = list(weights)
+    for group in groups:
+        if all(isinstance(number, str) and number in weights for number in group):
+            found |= {number: str(number) for number in group}
+            continue
+        first = _matched(group, names, weights, sizes)
+        last = _matched(list(reversed(group)), list(reversed(names)), weights, sizes)
+        if first is None or first != last:
+            return None
+        found |= first
+    return found if len(set(found.values())) == len(found) else None
+
+
+def _matched(
+    group: Sequence[_Number],
+    names: Sequence[str],
+    weights: Mapping[str, tuple[int, ...]],
+    sizes: Mapping[_Number, tuple[int, ...] | int | None],
+) -> dict[_Number, str] | None:
+    """Each parameter at the first name that its size fits, after those before it: from both ends the same, there is no
+    other way.
+    """
+    found: dict[_Number, str] = {}
+    left = iter(names)
+    for number in group:
+        size = sizes[number]
+        name = next((n for n in left if size is None or size in (weights[n], prod(weights[n]))), None)
+        if name is None:
+            return None
+        found[number] = name
+    return found
+
+
+def _states(
+    number: _Number, name: str, shape: tuple[int, ...], ranks: Sequence[OptimizerFile], *, cut: bool
+) -> Iterator[Tensor]:
+    for kind in sorted({kind for one in ranks for kind in one.held.get(number, {})}):
+        mine = [held[kind] for one in ranks if kind in (held := one.held.get(number, {}))]
+        spec = mine[0].spec
+        if not spec.shape:  # a step, which all ranks have
+            yield tensor_of_shards(f"{kind}.{name}", spec, mine[0].shards)
+        elif cut:
+            _refuse_others(f"{kind}.{name}", mine)
+            shards = [shard for one in mine for shard in one.shards][: None if not mine[0].plain else 1]
+            yield tensor_of_shards(f"{kind}.{name}", spec, shards)
+        else:
+            yield tensor_of_shards(f"{kind}.{name}", TensorSpec(spec.dtype, shape), _pieces(shape, mine))
+
+
+def _refuse_others(name: str, mine: Sequence[Mine]) -> None:
+    specs = {one.spec for one in mine}
+    if len(specs) > 1:
+        raise CheckpointError(f"{name}: {' and '.join(map(str, specs))} on different ranks")
+
+
+def _pieces(shape: tuple[int, ...], mine: Sequence[Mine]) -> Iterator[Shard]:
+    """One after the other they are the tensor, row-major."""
+    start = 0
+    for one in mine:
+        (shard,) = one.shards
+        (held,) = shard.held
+        at, itemsize = 0, one.spec.itemsize
+        for box in boxes_of_range(shape, start, start + shard.box.size):
+            extents = cut_extents(held.extents, at * itemsize, box.size * itemsize)
+            yield Shard(box, (Held(held.file, extents),), shard.expected)
+            at += box.size
+        start += at
