@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from math import prod
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,39 +15,234 @@ from golden_families.test_recorded import unpacked
 from making import array, read_file, same
 from reshard import NameRules, Options
 from reshard.errors import CheckpointError, FormatError, PlanError, UsageError
+from reshard.families.fsdp_values import local_of
 from reshard.formats.pickle_objects import Global, Record
 from reshard.formats.torch_file import FOLDER, torch_frame
 from reshard.formats.torch_values import TensorRef, whole
 from reshard.index import TensorSpec
+from reshard.layout.box import Box
 
-W = array((5, 6), seed=1)
-SQUARE = array((4, 4), seed=2)
-PLACEMENTS = "torch.distributed.tensor.placement_types"
+TENSOR = "torch.distributed.tensor"
+WEIGHTS = Options(names=NameRules(weights_only=True), fsync=False)
 
 
 def placed(kind: str, **fields: Any) -> Record:
-    return Record(Global(PLACEMENTS, kind), (), fields)
+    return Record(Global(f"{TENSOR}.placement_types", kind), (), fields)
 
 
-def shard(dim: int) -> Record:
-    return placed("Shard", dim=dim)
+ROWS, COLUMNS, COPIED = placed("Shard", dim=0), placed("Shard", dim=1), placed("Replicate")
 
 
-def write_torch(path: Path, make: Any) -> None:
-    """A torch file of the value that ``make`` gives; it is given what keeps an array and gives its reference."""
-    arrays: dict[str, np.ndarray] = {}
+def dtensor(local: TensorRef, shape: tuple[int, ...], placements: Sequence[Record], mesh: Mapping[str, Any]) -> Record:
+    """As torch pickles one, with the attributes of a mesh as some release has them."""
+    kind = Global(TENSOR, "DTensor")
+    spec = {
+        "placements": tuple(placements),
+        "mesh": Record(Global("torch.distributed.device_mesh", "DeviceMesh"), (), mesh),
+    }
+    state = {"_local_tensor": local, "_spec": Record(Global(f"{TENSOR}._dtensor_spec", "DTensorSpec"), (), spec)}
+    given = (kind, Global("torch", local.dtype), shape)
+    wrapper = Global("torch._utils", "_rebuild_wrapper_subclass")
+    return Record(Global("torch._tensor", "_rebuild_from_type_v2"), (wrapper, kind, given), state)
 
-    def keep(value: np.ndarray) -> TensorRef:
-        key = str(len(arrays))
-        arrays[key] = np.ascontiguousarray(value)
-        return whole(key, TensorSpec(value.dtype.name, value.shape))
 
-    frame = torch_frame(make(keep), {key: value.nbytes for key, value in arrays.items()} if make(keep) else {})
-    content = bytearray(frame.nbytes)
-    for at, piece in frame.pieces:
-        content[at : at + len(piece)] = piece
-    for key, value in list(arrays.items()):
-        if f"{FOLDER}/data/{key}" in frame.holes:
+def old_mesh(*sizes: int, at: tuple[int, ...] | None = None) -> dict[str, Any]:
+    """As torch 2.2 to 2.8 has it."""
+    return {"mesh": whole("mesh", TensorSpec("int32", sizes)), "_coordinate_on_dim": at}
+
+
+def local(shape: tuple[int, ...]) -> TensorRef:
+    return whole("0", TensorSpec("float32", shape))
+
+
+def box_of(
+    shape: tuple[int, ...], mine: tuple[int, ...], placements: Sequence[Record], sizes: tuple[int, ...], rank: int
+) -> Box:
+    found = local_of(dtensor(local(mine), shape, placements, old_mesh(*sizes)), rank, int(np.prod(sizes)))
+    assert found is not None
+    ((box, _),) = found.parts
+    return box
+
+
+def test_fsdp_over_tensor_parallelism_cuts_what_that_has_cut() -> None:
+    """30 rows, two of each: the answer is that of torch (reference: DCP's offsets of the same cut)."""
+    places = (placed("_StridedShard", dim=0, split_factor=2), ROWS)
+    rows = {0: (0, 8), 1: (15, 23), 2: (8, 15), 3: (23, 30)}
+    for rank, (start, stop) in rows.items():
+        assert box_of((30, 4), (stop - start, 4), places, (2, 2), rank) == Box((start, 0), (stop, 4))
+
+
+def test_two_cuts_of_one_dim_nest() -> None:
+    assert box_of((30,), (7,), (ROWS, ROWS), (2, 2), 1) == Box((8,), (15,))
+    assert box_of((6, 10), (3, 5), (COLUMNS, ROWS), (2, 2), 2) == Box((0, 5), (3, 10))
+    assert box_of((5, 4), (2, 4), (COPIED, ROWS), (2, 3), 4) == Box((2, 0), (4, 4))
+
+
+def test_a_rank_may_hold_nothing() -> None:
+    found = local_of(dtensor(local((0, 4)), (5, 4), (ROWS,), old_mesh(4)), 3, 4)
+    assert found is not None
+    assert found.parts == ()
+
+
+@pytest.mark.parametrize(
+    ("placement", "said"),
+    [
+        (placed("Partial", reduce_op="sum"), "Partial"),
+        (placed("_StridedShard", dim=0, split_factor=2), "stripes"),
+        (placed("_MaskPartial"), "_MaskPartial"),
+    ],
+)
+def test_what_is_no_block_is_refused(placement: Record, said: str) -> None:
+    with pytest.raises(FormatError, match=said):
+        local_of(dtensor(local((4, 4)), (8, 4), (placement,), old_mesh(2)), 0, 2)
+
+
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        old_mesh(2, at=(0,)),
+        {
+            "_layout": Record(Global("torch.distributed._mesh_layout", "_MeshLayout"), (), {"shape": 2, "stride": 1}),
+            "_rank": 0,
+        },
+    ],
+)
+def test_the_file_of_another_rank_is_told(mesh: Mapping[str, Any]) -> None:
+    with pytest.raises(FormatError, match="by its name it is of rank 1"):
+        local_of(dtensor(local((4, 4)), (8, 4), (ROWS,), mesh), 1, 2)
+
+
+def test_a_tensor_of_another_size_is_told() -> None:
+    with pytest.raises(FormatError, match=r"should hold float32\[4, 4\]"):
+        local_of(dtensor(local((5, 4)), (8, 4), (ROWS,), old_mesh(2)), 1, 2)
+
+
+# ---- whole folders
+
+
+class Kept:
+    """Arrays of a torch file, and their references."""
+
+    def __init__(self) -> None:
+        self.arrays: list[np.ndarray] = []
+
+    def __call__(self, value: np.ndarray) -> TensorRef:
+        self.arrays.append(np.ascontiguousarray(value))
+        return whole(str(len(self.arrays) - 1), TensorSpec(value.dtype.name, value.shape))
+
+    def rows(self, value: np.ndarray, rank: int, world: int) -> Record:
+        """A rank's rows of a tensor, as FSDP2 saves them."""
+        part = -(-len(value) // world)
+        mine = self(value[rank * part : (rank + 1) * part])
+        mesh = {**old_mesh(world), "mesh": self(np.arange(world, dtype=np.int32))}
+        read = dtensor(mine, value.shape, (ROWS,), mesh)
+        return Record(read.made_by, (*read.args, read.state))
+
+    def write(self, path: Path, value: Any) -> None:
+        frame = torch_frame(value, {str(key): array_.nbytes for key, array_ in enumerate(self.arrays)})
+        content = bytearray(frame.nbytes)
+        for at, piece in frame.pieces:
+            content[at : at + len(piece)] = piece
+        for key, array_ in enumerate(self.arrays):
             (extent,) = frame.holes[f"{FOLDER}/data/{key}"]
-            content[extent.offset : extent.end] = value.tobytes()
-    path.write_bytes(content)
+            content[extent.offset : extent.end] = array_.tobytes()
+        path.write_bytes(content)
+
+
+def write_ranks(folder: Path, full: Mapping[str, np.ndarray], trained: Sequence[str], world: int = 2) -> Path:
+    """A model whose weights named in ``trained`` have moments: those of weight w are -w and 2 w."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for rank in range(world):
+        model = Kept()
+        model.write(
+            folder / f"model_world_size_{world}_rank_{rank}.pt",
+            {name: model.rows(value, rank, world) for name, value in full.items()},
+        )
+        optimizer = Kept()
+        state = {
+            number: {
+                "step": optimizer(np.float32(3).reshape(())),
+                "exp_avg": optimizer.rows(-full[name], rank, world),
+                "exp_avg_sq": optimizer.rows(2 * full[name], rank, world),
+            }
+            for number, name in enumerate(trained)
+        }
+        groups = [{"lr": 0.1, "params": list(range(len(trained)))}]
+        optimizer.write(folder / f"optim_world_size_{world}_rank_{rank}.pt", {"state": state, "param_groups": groups})
+    return folder
+
+
+FULL = {
+    "embed": array((5, 3), seed=1),
+    "a.w": array((4, 3), seed=2),
+    "b.w": array((4, 3), seed=3),
+    "head": array((7, 2)),
+}
+
+
+def test_moments_have_their_weights_names(tmp_path: Path) -> None:
+    source = write_ranks(tmp_path / "actor", FULL, list(FULL))
+    reshard.convert(source, tmp_path / "m.safetensors", Options(fsync=False))
+    found = read_file(tmp_path / "m.safetensors")
+    for name, value in FULL.items():
+        assert same(found[name], value)
+        assert same(found[f"exp_avg.{name}"], -value)
+        assert same(found[f"exp_avg_sq.{name}"], 2 * value)
+        assert found[f"step.{name}"] == 3
+
+
+def test_frozen_weights_have_none_where_shapes_tell(tmp_path: Path) -> None:
+    source = write_ranks(tmp_path / "actor", FULL, ["a.w", "b.w", "head"])
+    reshard.convert(source, tmp_path / "m.safetensors", Options(fsync=False))
+    found = read_file(tmp_path / "m.safetensors")
+    assert same(found["exp_avg.b.w"], -FULL["b.w"])
+    assert "exp_avg.embed" not in found
+
+
+def test_moments_that_may_be_of_several_weights_are_refused(tmp_path: Path) -> None:
+    """Nothing in the files says whether a.w or b.w was trained."""
+    source = write_ranks(tmp_path / "actor", FULL, ["embed", "b.w", "head"])
+    with pytest.raises(PlanError, match=r"exp_avg\..*nothing in the files says"):
+        reshard.plan(source, tmp_path / "m.safetensors")
+    reshard.convert(source, tmp_path / "m.safetensors", WEIGHTS)
+    assert read_file(tmp_path / "m.safetensors").keys() == FULL.keys()
+
+
+def test_the_optimizer_s_missing_file_is_told_where_states_are_wanted(tmp_path: Path) -> None:
+    source = write_ranks(tmp_path / "actor", FULL, list(FULL))
+    (source / "optim_world_size_2_rank_1.pt").unlink()
+    with pytest.raises(PlanError, match=r"optim_world_size_2_rank_1\.pt"):
+        reshard.plan(source, tmp_path / "m.safetensors")
+    assert len(reshard.plan(source, tmp_path / "m.safetensors", WEIGHTS).tensors) == len(FULL)
+
+
+def test_files_of_two_saves_need_a_word(tmp_path: Path) -> None:
+    source = write_ranks(tmp_path / "actor", FULL, list(FULL))
+    write_ranks(source, FULL, list(FULL), world=1)
+    with pytest.raises(CheckpointError, match="world size 1"):
+        reshard.plan(source, tmp_path / "m.safetensors")
+    (source / "fsdp_config.json").write_text('{"FSDP_version": 2, "world_size": 2}')
+    assert len(reshard.plan(source, tmp_path / "m.safetensors", WEIGHTS).sources) == 4
+
+
+def test_a_folder_of_steps_and_roles(tmp_path: Path) -> None:
+    for step in (10, 20):
+        write_ranks(tmp_path / "run" / f"global_step_{step}" / "actor", FULL, list(FULL))
+    run = tmp_path / "run"
+    with pytest.raises(UsageError, match="global_step_20/actor"):
+        reshard.plan(run, tmp_path / "m.safetensors")
+    assert "global_step_10" in reshard.plan(run, "m.safetensors", Options(iteration=10)).sources[0].path
+    (run / "latest_checkpointed_iteration.txt").write_text("20")
+    assert "global_step_20" in reshard.plan(run, "m.safetensors").sources[0].path
+    write_ranks(run / "global_step_20" / "critic", FULL, list(FULL))
+    with pytest.raises(UsageError, match="critic"):
+        reshard.plan(run, "m.safetensors")
+    shutil.rmtree(run / "global_step_20")
+    with pytest.raises(CheckpointError, match=r"global_step_20 is what is meant; there are: global_step_10/actor"):
+        reshard.plan(run, "m.safetensors")
+
+
+def test_one_file_alone_is_a_part(tmp_path: Path) -> None:
+    source = unpacked("cases", "fsdp2_r4_uneven", tmp_path) / "src" / "actor"
+    with pytest.raises(CheckpointError, match="alone it is a part"):
+        reshard.plan(source / "model_world_size_4_rank_0.pt", "out.safetensors")
