@@ -82,9 +82,6 @@ def decide(
             raise UsageError(f"{taken[renamed]} and {name} would both be called {renamed}", hint="check --rename")
         taken[renamed] = name
         maker.place(tensor, renamed)
-    for name, why in source.withheld.items():
-        if rules.takes(name):
-            maker.refuse("dropped", why, rules.renamed(name))
     maker.account_for_absent(taken, rules)
     refuse_other_names(taken, filter(rules.takes, maker.target_names))
     if maker.faults:
@@ -167,7 +164,10 @@ class _Decider:
         return dict.fromkeys(range(len(self.target.stages)), whole)
 
     def account_for_absent(self, taken: Mapping[str, str], rules: NameRules) -> None:
-        """Decide about names that a strategy has and no source file holds."""
+        """Decide about names that the source cannot give, and those that a strategy has and no source file holds."""
+        for name, why in self.source.withheld.items():
+            if rules.takes(name):
+                self.refuse("dropped", why, rules.renamed(name))
         for name in self._expected(rules):
             if name in taken:
                 continue
