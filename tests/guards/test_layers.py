@@ -10,7 +10,7 @@ from source import MODULES, dotted, imports, parsed
 LEAVES = {"errors", "dtypes", "closest", "hints", "drawing", "interruption", "waits", "streams", "_version"}
 VALUES = {"layout", "index", "wire", "yaml_text", "foreign"}
 HEADERS = {"formats", "strategy"}
-LIBRARY = LEAVES | VALUES | HEADERS | {"planning", "storage", "target", "moving", "families", "ops"}
+LIBRARY = LEAVES | VALUES | HEADERS | {"planning", "names", "storage", "target", "moving", "families", "ops"}
 ALLOWED = {
     "errors": set(),
     "dtypes": set(),
@@ -30,6 +30,7 @@ ALLOWED = {
     "formats": LEAVES | {"index", "wire", "foreign"},
     "strategy": LEAVES | VALUES,
     "planning": LEAVES | VALUES | {"formats"},
+    "names": LEAVES | VALUES | {"planning", "strategy"},
     "storage": LEAVES | VALUES | {"formats", "planning"},
     "target": LEAVES | VALUES | {"planning", "storage"},
     "moving": LEAVES | VALUES | {"planning", "storage"},
@@ -46,7 +47,7 @@ ALLOWED = {
 # plan knows formats as a promise, not how any file is read
 NARROW = {"planning": {"formats": {"base"}}}
 CONCRETE_FORMATS = {"reshard.formats.mindspore_ckpt", "reshard.formats.safetensors", "reshard.formats.torch_file"}
-PURE = {"layout", "index", "wire", "planning", "report"}
+PURE = {"layout", "index", "wire", "planning", "names", "report"}
 KNOWN = frozenset(dotted(m) for m in MODULES)
 OUT_LOUD = {"rich", "typer", "click"}
 

@@ -14,6 +14,7 @@ from reshard.cli.sharing import parse_share, read_nodes
 from reshard.cli.text import parse_nbytes, parse_ranks, parse_rename
 
 if TYPE_CHECKING:
+    from reshard.names.naming import Naming
     from reshard.ops.options import Options
     from reshard.planning.names import NameRules
 
@@ -58,6 +59,20 @@ Dtype = Annotated[
 WeightsOnly = Annotated[bool, typer.Option("--weights-only", help="Without optimizer states.")]
 From = Annotated[str, typer.Option("--from", metavar="FAMILY", help="What SRC is, where that is ambiguous.")]
 Iteration = Annotated[int, typer.Option(metavar="N", min=-1, show_default=False, help="Which iteration of several.")]
+
+
+def _names_option(name: str, says: str) -> Any:
+    known = ("hf", "mindformers", "mcore")
+    return Annotated[str, typer.Option(name, metavar="|".join(known), help=says, autocompletion=one_of(*known))]
+
+
+def _model_option(name: str, says: str) -> Any:
+    return Annotated[str, typer.Option(name, metavar="FILE", help=says)]
+
+
+def _style_option(name: str, values: str, says: str) -> Any:
+    return Annotated[str, typer.Option(name, metavar=values, help=says, autocompletion=one_of(*values.split("|")))]
+
 
 _CONVERSION: dict[str, tuple[Any, Any]] = {
     "src_strategy": (SrcStrategy, ""),
@@ -179,6 +194,41 @@ _CONVERSION: dict[str, tuple[Any, Any]] = {
 }
 
 
+_NAMES: dict[str, tuple[Any, Any]] = {
+    "src_names": (_names_option("--src-names", "Whose names SRC has, where they do not tell."), ""),
+    "dst_names": (_names_option("--dst-names", "Whose names DST gets."), ""),
+    "model": (_model_option("--model", "The model: config.json, or the YAML of a MindFormers run."), ""),
+    "src_model": (_model_option("--src-model", "The model as SRC has it, where both sides have a YAML."), ""),
+    "dst_model": (_model_option("--dst-model", "The model as DST has it."), ""),
+    "qkv": (_style_option("--qkv", "grouped|concat", "How the side that is not Hugging Face's fuses q, k, v."), ""),
+    "gate_up": (_style_option("--gate-up", "interleaved|concat", "How it fuses gate and up."), ""),
+    "src_qkv": (_style_option("--src-qkv", "grouped|concat", "How SRC fuses q, k, v, where both sides do."), ""),
+    "src_gate_up": (_style_option("--src-gate-up", "interleaved|concat", "How SRC fuses gate and up."), ""),
+    "release": (Annotated[str, typer.Option(metavar="r1.5", help="Of MindFormers, for what changed.")], ""),
+    "vocab_rows": (
+        Annotated[int, typer.Option(metavar="N", min=0, show_default=False, help="Rows of DST's vocabulary.")],
+        0,
+    ),
+    "tied": (
+        Annotated[
+            str,
+            typer.Option(
+                metavar="keep|copy|drop",
+                help="An output layer that is the embedding's.",
+                autocompletion=one_of("keep", "copy", "drop"),
+            ),
+        ],
+        "",
+    ),
+    "dequantize": (Annotated[bool, typer.Option("--dequantize", help="Multiply codes by their scales.")], False),
+    "with_files": (
+        Annotated[bool, typer.Option("--with-files", help="Copy configuration and tokenizer along.")],
+        False,
+    ),
+}
+_CONVERSION |= _NAMES
+
+
 def takes_conversion_options(*without: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Replace a command's ``**options`` by the options of a conversion, but those of ``without``."""
 
@@ -246,7 +296,29 @@ def conversion_options(given: dict[str, Any]) -> Options:
         drop_redundancy=given.get("drop_redundancy", False),
         check_replicas=given["check_replicas"],
         crc=given["crc"],
+        naming=naming_of(given),
         **_means(given),
+    )
+
+
+def naming_of(given: dict[str, Any]) -> Naming:
+    """What was said of names. Raises UsageError."""
+    from reshard.names.naming import Naming
+    from reshard.names.settings import Asked
+
+    return Naming(
+        src=given.get("src_names", ""),
+        dst=given.get("dst_names", ""),
+        model=given.get("model", ""),
+        src_model=given.get("src_model", ""),
+        dst_model=given.get("dst_model", ""),
+        asked=Asked({style: given[style] for style in ("qkv", "gate_up") if given.get(style)}),
+        src_asked=Asked({style: given[f"src_{style}"] for style in ("qkv", "gate_up") if given.get(f"src_{style}")}),
+        release=given.get("release", ""),
+        vocab_rows=given.get("vocab_rows") or None,
+        tied=given.get("tied", ""),
+        dequantize=given.get("dequantize", False),
+        files=given.get("with_files", False),
     )
 
 

@@ -52,13 +52,12 @@ def write_page(path: Path, report: Report) -> None:
 
 def planned(src: str, dst: str, options: Options, page: str) -> tuple[Plan, Reporting | None]:
     """The plan of a conversion, and the report of it where a page is asked for."""
-    from reshard.families.open_checkpoint import open_source
-    from reshard.ops.convert import plan, plan_from
+    from reshard.ops.convert import opened, plan, plan_from
 
     if not page:
         return plan(src, dst, options), None
     path = page_path(page)
-    source = open_source(options.source(src))
+    source, options = opened(src, options)
     return plan_from(source, dst, options), Reporting(path, source, (src, dst))
 
 

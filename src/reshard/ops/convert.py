@@ -17,6 +17,7 @@ from reshard.families.planner import planned
 from reshard.families.targets import kind_asked
 from reshard.formats.registry import format_of, suffixes
 from reshard.interruption import clears_up
+from reshard.names.naming import Naming
 from reshard.ops.budget import Budget, budget_of
 from reshard.ops.crc import check_crcs
 from reshard.ops.engine import most_files
@@ -29,6 +30,7 @@ from reshard.planning.catalog import Catalog
 from reshard.planning.identity import STRATEGY
 from reshard.planning.lora import LoraMerge
 from reshard.planning.misfits import Misfits, by_tensor
+from reshard.planning.names import NameRules
 from reshard.planning.plan import Plan
 from reshard.planning.target import Choices, Kind, Target
 from reshard.storage.machine import set_aside
@@ -65,7 +67,23 @@ def plan(src: str | Path, dst: str | Path, options: Options | None = None) -> Pl
     target.
     """
     options = options or Options()
-    return plan_from(open_source(options.source(src)), str(dst), options)
+    source, options = opened(src, options)
+    return plan_from(source, str(dst), options)
+
+
+def opened(src: str | Path, options: Options) -> tuple[Catalog, Options]:
+    """The source under the names that the target gets, and the options that are left to do."""
+    source = open_source(options.source(src))
+    if not options.naming.changes:
+        return source, options
+    from reshard.ops.naming import renamed
+
+    idle = options.names.idle((*source.tensors, *source.texts))
+    strategy = read_strategy(options.dst_strategy) if options.dst_strategy else None
+    made = renamed(
+        replace(source, warnings=(*source.warnings, *idle)), str(src), options.naming, options.names, strategy
+    )
+    return made.catalog, replace(options, names=NameRules(), naming=Naming())
 
 
 def plan_from(

@@ -13,6 +13,7 @@ from reshard.families.source import Source
 from reshard.families.strategies import read_strategy
 from reshard.families.targets import PREFIX, Asked
 from reshard.layout.stages import Strategy
+from reshard.names.naming import Naming
 from reshard.planning.bill import BUFFERS_A_WORKER
 from reshard.planning.decide import Missing
 from reshard.planning.names import NameRules
@@ -105,6 +106,7 @@ class Options(Means, frozen=True):
         drop_redundancy: of equal shards one rank alone keeps its own, as MindSpore's training saves them.
         check_replicas: read all replicas and refuse those that differ.
         crc: check the CRC-32 of sources that state one and write it into .ckpt targets.
+        naming: the convention of names that the target gets.
     """
 
     src_strategy: str | Strategy = ""
@@ -125,6 +127,7 @@ class Options(Means, frozen=True):
     drop_redundancy: bool = False
     check_replicas: bool = False
     crc: bool = False
+    naming: Naming = field(default_factory=Naming)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -232,6 +232,7 @@ class Catalog(Struct, frozen=True):
         iteration: of the training, where its place says one.
         progress: where the training was, by MindFormers' words: ``global_step``, ``loss_scale`` …
         withheld: by name, why a tensor that the files have cannot be given: it is refused where it is asked for.
+        dropped: by reason, names that were left out already when it was put under other names.
     """
 
     files: tuple[IndexedFile, ...]
@@ -248,6 +249,7 @@ class Catalog(Struct, frozen=True):
     iteration: int | None = None
     progress: Mapping[str, int | float | None] = {}
     kind: str = ""
+    dropped: Mapping[str, tuple[str, ...]] = {}
 
     def compared(self) -> tuple[Tensor, ...]:
         """Tensors on several ranks of which nobody says that these agree."""

@@ -64,6 +64,8 @@ def decide(
         maker.faults += [
             f"{n}: no strategy knows it and its ranks disagree" for n in lora.factors if not agreed.get(n, True)
         ]
+    for reason, names in source.dropped.items():
+        maker.left_out["dropped", reason] = [*names]
     taken: dict[str, str] = {}
     for name, tensor in source.tensors.items():
         if not rules.takes(name):

@@ -1,0 +1,105 @@
+"""Which rule each name of a checkpoint belongs to, and what lacks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+
+from msgspec import Struct
+
+from reshard.names.recipe import AXIS_OF, Dropped, Recipe, Rule, Side
+from reshard.planning.names import layer_numbers, layer_pattern, weight_of_state
+
+_LORA = (
+    (re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight"), "hf"),
+    (re.compile(r"(.+)\.(?:(?:mindpet|tk)_delta_)?lora_([ab])"), "own"),
+)
+
+
+class Found(Struct, frozen=True):
+    """What a name is: the state (``adam_m.``) or LoRA factor (``a``, ``b``) of a rule's tensor, or that itself.
+
+    ``numbers``: what the name counts, as {"n": layer}.
+    """
+
+    rule: Rule
+    section: str
+    numbers: Mapping[str, int]
+    state: str = ""
+    factor: str = ""
+
+    @property
+    def group(self) -> tuple[object, ...]:
+        """What all parts of one tensor of the other side share."""
+        whole = tuple(item for item in self.numbers.items() if not (self.rule.stacked and item[0] == "e"))
+        return self.rule.number, whole, self.state, self.factor
+
+
+class Names:
+    """The rules of one side of a recipe, by name."""
+
+    def __init__(self, recipe: Recipe, rules: Iterable[Rule], *, hub: bool) -> None:
+        self._hub = hub
+        self._dropped = [(re.compile(d.match), d) for d in recipe.dropped]
+        self._by_pattern: dict[str, list[tuple[Rule, str]]] = {}
+        for rule in rules:
+            for section, side in rule.sides(hub=hub).items():
+                self._by_pattern.setdefault(side.pattern, []).append((rule, section))
+
+    def rules(self, name: str) -> Iterator[tuple[Rule, str]]:
+        """The rules that may be a tensor's, and the section of each that it is."""
+        weight = weight_of_state(name)
+        found = self._by_pattern.get(layer_pattern(weight))
+        if found is None:
+            base, _ = lora_of(weight, hub=self._hub)
+            found = self._by_pattern.get(layer_pattern(base), []) if base else []
+        yield from found
+
+    def found(self, name: str, sizes: Mapping[str, int]) -> Found | None:
+        """The rule of a name; of those that differ in what they count, the one whose count it is."""
+        weight = weight_of_state(name)
+        state = name[: len(name) - len(weight)]
+        factor = ""
+        rules = self._by_pattern.get(layer_pattern(weight))
+        if rules is None:
+            weight, factor = lora_of(weight, hub=self._hub)
+            rules = self._by_pattern.get(layer_pattern(weight), []) if weight else []
+        counts = [int(n) for n in layer_numbers(weight)]
+        for rule, section in rules:
+            numbers = _numbers(rule.sides(hub=self._hub)[section], counts, sizes)
+            if numbers is not None:
+                return Found(rule, section, numbers, state, factor)
+        return None
+
+    def dropped(self, name: str) -> Dropped | None:
+        return next((d for pattern, d in self._dropped if pattern.fullmatch(name)), None)
+
+
+def lora_of(name: str, *, hub: bool) -> tuple[str, str]:
+    """The weight that a LoRA factor belongs to, and which it is, ``a`` or ``b``; ("", "") for no factor."""
+    for pattern, side in _LORA:
+        found = pattern.fullmatch(name)
+        if found and (side == "hf") is hub:
+            return f"{found[1]}.weight", found[2].lower()
+    return "", ""
+
+
+def lora_name(weight: str, factor: str, *, hub: bool, prefix: str = "") -> str:
+    """What a side calls a LoRA factor of a weight.
+
+    >>> lora_name("model.layers.0.wq.weight", "a", hub=False), lora_name("l.q_proj.weight", "b", hub=True)
+    ('model.layers.0.wq.lora_a', 'base_model.model.l.q_proj.lora_B.weight')
+    """
+    base = weight.removesuffix(".weight")
+    return f"base_model.model.{base}.lora_{factor.upper()}.weight" if hub else f"{base}.{prefix}lora_{factor}"
+
+
+def _numbers(side: Side, counts: list[int], sizes: Mapping[str, int]) -> dict[str, int] | None:
+    """What a name counts; None where there are not so many of that."""
+    numbers: dict[str, int] = {}
+    for (of, first), count in zip(side.numbers, counts, strict=True):
+        number = count - (sizes.get(first, 0) if first else 0)
+        if not 0 <= number < sizes.get(AXIS_OF[of], number + 1):
+            return None
+        numbers[of] = number
+    return numbers

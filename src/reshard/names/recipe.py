@@ -1,0 +1,303 @@
+"""Recipes: for each tensor of a convention, of which Hugging Face tensors it is made and how. They are data.
+
+``docs/how-to/add-a-model-family.md`` describes the files. Reading one checks it, so that a recipe that exists can be
+applied.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from msgspec import Struct
+
+from reshard.errors import InputError, StrategyError
+from reshard.names.dims import Dims, parsed, section_of
+from reshard.strategy.expression import parse
+from reshard.yaml_text import read_yaml
+
+_HINT = "docs/how-to/add-a-model-family.md describes recipes"
+_NUMBERED = re.compile(r"\{([a-z]+\+)?([a-z])\}")
+AXIS_OF = {"n": "layers", "j": "mtp", "e": "experts"}
+"""What the numbers in names count."""
+
+
+class Side(Struct, frozen=True):
+    """A tensor of a rule: its name, with ``{n}`` for a layer's number, ``{layers+j}`` for one behind them, ``{e}`` for
+    an expert's.
+
+    ``dims``: what its dims are made of; several where only their number tells which.
+    """
+
+    name: str
+    dims: tuple[Dims, ...]
+
+    @property
+    def pattern(self) -> str:
+        """The name with ``#`` for each number."""
+        return _NUMBERED.sub("#", self.name)
+
+    @property
+    def numbers(self) -> tuple[tuple[str, str], ...]:
+        """Of each number of the name what it counts and, if anything, from which size on."""
+        return tuple((found[2], (found[1] or "").rstrip("+")) for found in _NUMBERED.finditer(self.name))
+
+    def called(self, numbers: Mapping[str, int], sizes: Mapping[str, int]) -> str:
+        def number(found: re.Match[str]) -> str:
+            first = sizes[found[1].rstrip("+")] if found[1] else 0
+            return str(numbers[found[2]] + first)
+
+        return _NUMBERED.sub(number, self.name)
+
+    def of_ndim(self, ndim: int) -> Dims:
+        """Its dims where it has so many, else those that come first."""
+        return next((dims for dims in self.dims if len(dims) == ndim), self.dims[0])
+
+
+class Rule(Struct, frozen=True):
+    """How tensors of both sides are made of one another: one of Hugging Face's is one of the convention's, or either is
+    the sections of several of the other.
+
+    Attributes:
+        number: counts the rules of a recipe.
+        hub, own: by section, "" where it is the whole, the tensors of Hugging Face and of the convention.
+        styles: the values of styles that it is for.
+        block, kind: what stands and falls together: layers have all of a block, and one of its kinds.
+        dtype, hub_dtype: an expression for the dtype that the tensors of either side are kept in; None for as it is.
+        copy_of: the name of the Hugging Face tensor that this one, which the convention has not, repeats.
+        tied: the name of the Hugging Face tensor that it is one with where embeddings are tied.
+    """
+
+    number: int
+    hub: Mapping[str, Side]
+    own: Mapping[str, Side]
+    styles: Mapping[str, str] = {}
+    block: int = 0
+    kind: str = ""
+    when: object = True
+    optional: bool = False
+    dtype: object = None
+    hub_dtype: object = None
+    copy_of: str = ""
+    tied: str = ""
+
+    def sides(self, *, hub: bool) -> Mapping[str, Side]:
+        return self.hub if hub else self.own
+
+    @property
+    def counts(self) -> str:
+        """What the block's numbers count, "" for tensors that stand once."""
+        side = next(iter(self.hub.values()))
+        return next((of for of, _ in side.numbers if of != "e"), "")
+
+    @property
+    def stacked(self) -> bool:
+        """Whether one tensor holds what many have that are numbered as experts are."""
+        per = [any(of == "e" for of, _ in next(iter(side.values())).numbers) for side in (self.hub, self.own) if side]
+        return len(set(per)) > 1
+
+
+class Style(Struct, frozen=True):
+    """What a convention does in one of several ways: an expression of the model's settings tells which, None where they
+    do not.
+
+    ``default``: how it is written where nothing tells; ``ask``: what tells, for a message.
+    """
+
+    told: object
+    default: str
+    ask: str
+
+
+class Dropped(Struct, frozen=True):
+    """Names that have no counterpart, and why that is right."""
+
+    match: str
+    why: str
+
+
+class Recipe(Struct, frozen=True):
+    """One convention of one family of models.
+
+    Attributes:
+        models: what configurations call them: ``model_type``, ``architectures``, ``model.arch.type``.
+        settings: for each setting the keys that tell it, the first that is given counts.
+        axes: sizes as expressions of settings, or the axes that one is made of.
+        defaults: what a model file means that leaves a setting out, and shapes do not tell.
+        hash_of: the text of the files, for the identity of a conversion.
+    """
+
+    name: str
+    convention: str
+    models: tuple[str, ...]
+    settings: Mapping[str, tuple[str, ...]]
+    axes: Mapping[str, object]
+    defaults: Mapping[str, object]
+    styles: Mapping[str, Style]
+    dropped: tuple[Dropped, ...]
+    rules: tuple[Rule, ...]
+    text: str
+
+
+@cache
+def built_in() -> tuple[Recipe, ...]:
+    folder = files("reshard.names") / "recipes"
+    texts = {
+        entry.name: entry.read_text(encoding="utf-8") for entry in folder.iterdir() if entry.name.endswith(".yaml")
+    }
+    common = texts.pop("_common.yaml")
+    return tuple(read_recipe(text, name, common) for name, text in sorted(texts.items()))
+
+
+def read_recipe(text: str, where: str, common: str) -> Recipe:
+    """Raises StrategyError naming the entry."""
+    try:
+        content, shared = (_map(read_yaml(each), "the file", _KEYS) for each in (text, common))
+        return _recipe(content, shared, where.rsplit("/", 1)[-1].removesuffix(".yaml"), text + common)
+    except InputError as error:
+        raise StrategyError(error.message, where, error.hint or _HINT) from None
+
+
+_KEYS = ("convention", "models", "settings", "axes", "defaults", "drop", "styles", "blocks")
+_BLOCK = ("hf", "own", "kind", "styles", "tensors", "when")
+_RULE = (
+    *("hf", "own", "dims", "hf_dims", "own_dims", "own_dims_3", "part_dims", "parts_dims", "styles", "when"),
+    *("optional", "dtype", "hf_dtype", "copy_of", "tied", "kind", "tensors"),
+)
+
+
+def _recipe(content: dict[str, Any], shared: dict[str, Any], name: str, text: str) -> Recipe:
+    def both(key: str) -> dict[str, Any]:
+        return {**_map(shared.get(key, {}), key), **_map(content.get(key, {}), key)}
+
+    styles = {n: _style(v, f"styles {n}") for n, v in _map(content.get("styles", {}), "styles").items()}
+    rules: list[Rule] = []
+    for number, block in enumerate(_list(content.get("blocks"), "blocks")):
+        entry = _map(block, f"blocks {number + 1}", _BLOCK)
+        for made in _rules(entry, _Place(number, entry.get("hf", ""), entry.get("own", ""), {}, entry.get("kind", ""))):
+            rules.append(Rule(len(rules), *made))
+    unknown = sorted({s for rule in rules for s in rule.styles} - styles.keys())
+    if unknown:
+        raise StrategyError(f"style {unknown[0]!r} of a tensor is not among styles")
+    return Recipe(
+        name,
+        str(content.get("convention", "")),
+        tuple(map(str, _list(content.get("models", []), "models"))),
+        {key: tuple(map(str, _list(keys, f"settings {key}"))) for key, keys in both("settings").items()},
+        both("axes"),
+        {key: _expression(value, f"defaults {key}") for key, value in both("defaults").items()},
+        styles,
+        tuple(_dropped(d) for each in (content, shared) for d in _list(each.get("drop", []), "drop")),
+        tuple(rules),
+        text,
+    )
+
+
+class _Place(Struct, frozen=True):
+    """Where an entry stands: what its names begin with, and what is common to those around it."""
+
+    block: int
+    hub: str
+    own: str
+    styles: Mapping[str, str]
+    kind: str
+
+
+def _rules(entry: dict[str, Any], place: _Place) -> Iterator[tuple[Any, ...]]:
+    for each in _list(entry.get("tensors"), "tensors"):
+        rule = _map(each, "a tensor", _RULE)
+        styles = {**place.styles, **_map(rule.get("styles", {}), "styles")}
+        if "tensors" in rule:
+            yield from _rules(rule, _Place(place.block, place.hub, place.own, styles, rule.get("kind", place.kind)))
+            continue
+        for kind in ("weight", "bias") if ".*" in str(rule.get("hf")) else ("",):
+            yield _rule(rule, place, styles, kind)
+
+
+def _rule(entry: dict[str, Any], place: _Place, styles: Mapping[str, str], kind: str) -> tuple[Any, ...]:
+    where = str(entry.get("own") or entry.get("hf"))
+    try:
+        hub, own = _both_sides(entry, place, kind)
+        if entry.get("copy_of") is None and not own:
+            raise StrategyError("it has no counterpart")
+        return (
+            hub,
+            own,
+            {str(k): str(v) for k, v in styles.items()},
+            place.block,
+            str(entry.get("kind", place.kind)),
+            _expression(entry.get("when", True), "when"),
+            bool(entry.get("optional", False)) or kind == "bias",
+            _expression(entry.get("dtype"), "dtype"),
+            _expression(entry.get("hf_dtype"), "hf_dtype"),
+            str(entry.get("copy_of", "")),
+            str(entry.get("tied", "")),
+        )
+    except StrategyError as error:
+        raise StrategyError(f"{where}: {error.message}", error.where, error.hint) from None
+
+
+def _both_sides(entry: dict[str, Any], place: _Place, kind: str) -> tuple[dict[str, Side], dict[str, Side]]:
+    names = {"hf": _names(entry.get("hf"), place.hub, kind), "own": _names(entry.get("own"), place.own, kind)}
+    if len(names["hf"]) > 1 and len(names["own"]) > 1:
+        raise StrategyError("several tensors on both sides: one side is one tensor")
+    text = entry.get("dims", "")
+    made: dict[str, dict[str, Side]] = {}
+    for side, named in names.items():
+        whole = [parsed(str(entry.get(f"{side}_dims", text)))]
+        whole += [parsed(str(entry[f"{side}_dims_3"]))] if f"{side}_dims_3" in entry else []
+        of_parts = _map(entry.get("parts_dims", {}), "parts_dims")
+        made[side] = {}
+        for section, name in named.items():
+            given = of_parts.get(section, entry.get("part_dims") if section else None)
+            dims = [parsed(str(given))] if given is not None else [section_of(d, section) for d in whole]
+            made[side][section] = Side(name, tuple(d[:1] if kind == "bias" else d for d in dims))
+    return made["hf"], made["own"]
+
+
+def _names(given: object, prefix: str, kind: str) -> dict[str, str]:
+    if given is None:
+        return {}
+    sections = given if isinstance(given, dict) else {"": given}
+    return {str(section): prefix + re.sub(r"\.\*$", f".{kind}", str(name)) for section, name in sections.items()}
+
+
+def _style(value: object, what: str) -> Style:
+    entry = _map(value, what, ("told", "default", "ask"))
+    return Style(_expression(entry.get("told"), what), str(entry.get("default", "")), str(entry.get("ask", "--model")))
+
+
+def _dropped(value: object) -> Dropped:
+    entry = _map(value, "drop", ("match", "why"))
+    try:
+        re.compile(str(entry.get("match")))
+    except re.error as error:
+        raise StrategyError(f"drop: {entry.get('match')!r} is not a regular expression: {error}") from None
+    return Dropped(str(entry.get("match")), str(entry.get("why")))
+
+
+def _expression(value: object, what: str) -> object:
+    if isinstance(value, str):
+        try:
+            parse(value)
+        except StrategyError as error:
+            raise StrategyError(f"{what}: {error.message}") from None
+    return value
+
+
+def _map(value: object, what: str, known: tuple[str, ...] = ()) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise StrategyError(f"{what}: {value!r}, expected a map")
+    unknown = [key for key in value if known and key not in known]
+    if unknown:
+        raise StrategyError(f"{what}: {unknown[0]!r} is not known", hint=f"known: {', '.join(known)}")
+    return value
+
+
+def _list(value: object, what: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise StrategyError(f"{what}: {value!r}, expected a list")
+    return value

@@ -1,0 +1,230 @@
+"""A catalog under other names: its tensors made of others', before anything is decided about them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from reshard.errors import PlanError, UsageError, listed
+from reshard.index import TensorSpec
+from reshard.layout.box import Box
+from reshard.names.links import Axis, Link, Maker, Place
+from reshard.names.model import ModelFile
+from reshard.names.naming import HUB, Naming, recipe_of_source, recipe_of_target
+from reshard.names.recipe import Recipe, built_in
+from reshard.names.settings import Known, known
+from reshard.names.stage import Fate, Given, fits, staged
+from reshard.planning.catalog import Catalog, Tensor
+from reshard.planning.identity import hash_of
+from reshard.planning.names import is_lora, is_state, weight_of_state
+
+
+class Models(Struct, frozen=True):
+    """The model files of the two sides, each side's own first."""
+
+    src: tuple[ModelFile, ...] = ()
+    dst: tuple[ModelFile, ...] = ()
+
+
+class Regrouped(Struct, frozen=True):
+    """A catalog under other names.
+
+    Attributes:
+        same: pairs of tensors of the source of which one was left out as it repeats the other, which bytes must tell.
+        fates: what becomes of each tensor of the source, stage by stage.
+    """
+
+    catalog: Catalog
+    convention: str
+    same: tuple[tuple[Tensor, Tensor], ...] = ()
+    fates: tuple[tuple[Fate, ...], ...] = ()
+
+
+def regrouped(
+    source: Catalog,
+    naming: Naming,
+    models: Models,
+    excluded: frozenset[str] = frozenset(),
+    shards: Mapping[str, int] | None = None,
+) -> Regrouped:
+    """The source as the target's convention has it.
+
+    Args:
+        excluded: names that the user left out.
+        shards: for tensors that the target fuses after the cut, into how many parts their rows are cut.
+
+    Raises:
+        InputError: listing what is unknown, missing or contradictory.
+    """
+    return _Regrouping(source, naming, models, excluded).done(shards or {})
+
+
+class _Regrouping:
+    def __init__(self, source: Catalog, naming: Naming, models: Models, excluded: frozenset[str]) -> None:
+        self._source = source
+        self._naming = naming
+        self._models = models
+        self._excluded = excluded
+        self._tensors: Mapping[str, Tensor] = source.tensors
+        self._dropped: dict[str, tuple[str, ...]] = dict(source.dropped)
+        self._warnings: list[str] = []
+        self._same: list[tuple[Tensor, Tensor]] = []
+        self._fates: list[tuple[Fate, ...]] = []
+        self._recipes: list[Recipe] = []
+        self._src = ""
+
+    def done(self, shards: Mapping[str, int]) -> Regrouped:
+        naming = self._naming
+        self._refuse_absent()
+        self._src, recipe = recipe_of_source([*self._tensors], naming.src, self._models.src)
+        if naming.dst == HUB:
+            self._drop_states()
+        if recipe is not None:
+            asked = naming.asked if naming.dst == HUB else naming.src_asked
+            given = self._given(recipe, self._models.src, to_hub=True)
+            self._stage(replace(given, asked=asked, shards=_rows_of(self._source)), self._src)
+        target = recipe_of_target([*self._tensors], naming.dst, self._models.dst) if naming.dst != HUB else None
+        self._at_the_hub(recipe or target)
+        if target is not None:
+            given = self._given(target, self._models.dst, to_hub=False)
+            self._stage(replace(given, asked=naming.asked, shards=shards), naming.dst)
+        told_by = {**self._source.told_by, "names": self._identity()}
+        catalog = replace(
+            self._source,
+            tensors=self._tensors,
+            dropped=self._dropped,
+            expected=(),
+            told_by=told_by,
+            warnings=(*self._source.warnings, *self._warnings),
+            texts={} if naming.dst == HUB else self._source.texts,
+        )
+        return Regrouped(catalog, self._src, tuple(self._same), tuple(self._fates))
+
+    def _identity(self) -> str:
+        files = [
+            (f.where.rsplit("/", 1)[-1], sorted(map(repr, f.values.items())))
+            for f in (*self._models.src, *self._models.dst)
+        ]
+        said = replace(self._naming, model="", src_model="", dst_model="")
+        return hash_of([said, files, [recipe.text for recipe in self._recipes], sorted(self._excluded)])
+
+    def _refuse_absent(self) -> None:
+        """What a strategy lists and no file holds would lack in what is made of it."""
+        there = self._tensors.keys() | self._excluded
+        absent = [n for n in self._source.expected if n not in there and not is_state(n) and not is_lora(n)]
+        if absent:
+            raise PlanError("no source file holds:\n" + listed(absent), hint="bring the missing ranks' files")
+
+    def _drop_states(self) -> None:
+        states = [name for name in self._tensors if is_state(name)]
+        if states:
+            kinds = dict.fromkeys(name[: len(name) - len(weight_of_state(name))] or name for name in states)
+            why = f"optimizer states ({', '.join(list(kinds)[:6])}), which Hugging Face has no place for"
+            self._dropped[why] = tuple(states)
+            self._tensors = {n: t for n, t in self._tensors.items() if not is_state(n)}
+
+    def _given(self, recipe: Recipe, files: Sequence[ModelFile], *, to_hub: bool) -> Given:
+        self._recipes.append(recipe)
+        return Given(known(recipe, files, self._naming.release_number), to_hub, missing=self._excluded)
+
+    def _stage(self, given: Given, convention: str) -> None:
+        made = staged(self._tensors, given)
+        for why, names in made.dropped.items():
+            self._dropped[why] = (*self._dropped.get(why, ()), *names)
+        for name, of in made.copies.items():
+            self._same.append((self._tensors[name], self._tensors[of]))
+        if made.copies:
+            self._drop("repeats of others, which the target's convention keeps once", made.copies)
+        self._fates.append(made.fates)
+        self._warnings += [f"{convention}: {warning}" for warning in made.warnings]
+        self._tensors = made.tensors
+
+    def _drop(self, why: str, names: Iterable[str]) -> None:
+        self._dropped[why] = (*self._dropped.get(why, ()), *names)
+
+    def _at_the_hub(self, recipe: Recipe | None) -> None:
+        """What concerns the embedding and the output layer, under Hugging Face's names."""
+        recipe = recipe or next((r for r in built_in() if not fits(r, self._tensors, hub=True)[1]), None)
+        if recipe is None:
+            if self._naming.tied or self._naming.vocab_rows:
+                raise UsageError("which tensors are the embedding and the output layer is not known of these names")
+            return
+        sides = [known(recipe, self._files_of(which), None) for which in ("src", "dst")]
+        for rule in recipe.rules:
+            if rule.tied:
+                self._tie(rule.hub[""].name, rule.tied, sides)
+        rows = [side for rule in recipe.rules for side in rule.hub.values() if side.dims[0][:1] == ((("vocab",),),)]
+        for side in rows:
+            if side.name in self._tensors:
+                self._fit_rows(self._tensors[side.name], sides)
+
+    def _files_of(self, side: str) -> tuple[ModelFile, ...]:
+        return self._models.src if side == "src" else self._models.dst
+
+    def _tie(self, head: str, embedding: str, sides: Sequence[Known]) -> None:
+        naming = self._naming
+        if embedding not in self._tensors:
+            return
+        tied = next((_tied(side) for side in reversed(sides) if _tied(side) is not None), None)
+        wanted = naming.tied or ("drop" if naming.dst == HUB and tied else "keep")
+        if wanted == "copy" and head not in self._tensors:
+            self._tensors = {**self._tensors, head: replace(self._tensors[embedding], name=head)}
+        elif wanted == "drop" and head in self._tensors:
+            self._same.append((self._tensors[head], self._tensors[embedding]))
+            self._tensors = {name: t for name, t in self._tensors.items() if name != head}
+            self._drop("output layer that is the embedding's", (head,))
+        if tied is False and head not in self._tensors and wanted == "keep" and head not in self._excluded:
+            told = next(
+                side.told.get("tied") or side.told["untied"] for side in reversed(sides) if _tied(side) is False
+            )
+            raise PlanError(f"{head}: not there, and {told}", hint="--tied copy takes the embedding for it")
+
+    def _fit_rows(self, tensor: Tensor, sides: Sequence[Known]) -> None:
+        naming, (rows, *rest) = self._naming, tensor.spec.shape
+        src, dst = (_own_vocab(side, hub=of == HUB) for side, of in zip(sides, (self._src, naming.dst), strict=True))
+        if naming.vocab_rows is None and src is not None and src[1] != rows:
+            raise PlanError(
+                f"{tensor.name}: {rows} rows, and {src[0]}", hint="--vocab-rows N says how many the target gets"
+            )
+        wanted = naming.vocab_rows or rows
+        if dst is not None and dst[1] != wanted:
+            raise PlanError(
+                f"{tensor.name}: {wanted} rows, and {dst[0]}",
+                hint=f"--vocab-rows {dst[1]} adds rows of zeros, or leaves the last ones out",
+            )
+        if wanted == rows:
+            return
+        kept = min(rows, wanted)
+        axes = [Axis(kept, Place(0, rows, 0), Place(0, wanted, 0))]
+        axes += [Axis(n, Place(dim, n, 0), Place(dim, n, 0)) for dim, n in enumerate(rest, 1)]
+        link = Link(tensor.name, tuple(axes), tuple(range(len(axes))))
+        zeros = [Box((rows, *(0 for _ in rest)), (wanted, *rest))] if wanted > rows else []
+        spec = TensorSpec(tensor.spec.dtype, (wanted, *rest))
+        made = replace(Maker(self._tensors).made(tensor.name, spec, [link], zeros), made=tensor.made)
+        self._tensors = {**self._tensors, tensor.name: made}
+        self._warnings.append(f"{tensor.name}: {rows} rows become {wanted}, by --vocab-rows")
+
+
+def _tied(side: Known) -> bool | None:
+    """Whether a side's files say that embedding and output layer are one."""
+    if isinstance(side.values.get("tied"), bool):
+        return bool(side.values["tied"])
+    untied = side.values.get("untied")
+    return not untied if isinstance(untied, bool) else None
+
+
+def _own_vocab(side: Known, *, hub: bool) -> tuple[str, int] | None:
+    """The rows that a side's own file says the vocabulary has."""
+    for file in side.files:
+        said = file.said(side.recipe, "vocab")
+        if file.hub is hub and said is not None:
+            return f"{said[0]} {said[1]} of {file.where.rsplit('/', 1)[-1]}", int(said[1])
+    return None
+
+
+def _rows_of(source: Catalog) -> dict[str, int]:
+    """Into how many parts the rows of each tensor are cut, optimizer parallel aside."""
+    cut = ((name, t.cut.sharding) for name, t in source.tensors.items() if t.cut is not None and t.spec.shape)
+    return {name: sharding.parts[0] // sharding.opt_parts for name, sharding in cut}

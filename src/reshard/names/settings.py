@@ -1,0 +1,172 @@
+"""What is known of a model on one side: its settings, its sizes, and which of several ways its tensors are kept in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from reshard.errors import CheckpointError, PlanError, StrategyError, UsageError
+from reshard.names.dims import Axes, Dim
+from reshard.names.model import ModelFile
+from reshard.names.recipe import Recipe
+from reshard.strategy.expression import evaluate, names_in
+
+_OWN = ("vocab", "tied", "untied", "dtype")
+"""Settings in which the two sides may differ."""
+_COMPOSED = re.compile(r"[a-z_0-9]+( [a-z_0-9]+)+")
+
+
+class Known(Struct, frozen=True):
+    """Attributes:
+    values: settings by name, None where nothing tells.
+    told: for messages, which key of which file tells a setting.
+    files: those that were asked, the side's own first.
+    """
+
+    recipe: Recipe
+    values: Mapping[str, Any]
+    told: Mapping[str, str]
+    files: tuple[ModelFile, ...]
+
+    def evaluated(self, expression: object, more: Mapping[str, Any] | None = None) -> Any:
+        return evaluate(expression, {**self.values, **(more or {})})
+
+
+def known(recipe: Recipe, files: Sequence[ModelFile], release: int | None) -> Known:
+    """The settings that model files tell, the first file's first.
+
+    Raises CheckpointError where two files contradict each other, with both.
+    """
+    values: dict[str, Any] = dict.fromkeys(recipe.settings)
+    told: dict[str, str] = {}
+    for name in recipe.settings:
+        for file in files:
+            said = file.said(recipe, name)
+            if said is None:
+                continue
+            key, value = said
+            if values[name] is None:
+                values[name], told[name] = value, f"{key} {value} of {file.where.rsplit('/', 1)[-1]}"
+            elif isinstance(value, int) and value != values[name] and name not in _OWN:
+                raise CheckpointError(f"{told[name]}, and {key} {value} of {file.where}: which is the model's?")
+    return Known(recipe, {**values, "release": release}, told, tuple(files))
+
+
+def axes_of(known: Known, more: Mapping[str, int]) -> Axes:
+    """The sizes that settings tell. The vocabulary's is what the tensors have."""
+    sizes = {n: v for n, v in known.values.items() if type(v) is int and v >= 0 and n not in (*_OWN, "release")}
+    axes = Axes({**sizes, **more}, _made_of(known.recipe), known.told)
+    return derived(known.recipe, axes)
+
+
+def _made_of(recipe: Recipe) -> dict[str, tuple[str, ...]]:
+    composed = ((n, v) for n, v in recipe.axes.items() if isinstance(v, str) and _COMPOSED.fullmatch(v))
+    return {name: tuple(value.split()) for name, value in composed}
+
+
+def derived(recipe: Recipe, axes: Axes) -> Axes:
+    """With the sizes that follow from known ones."""
+    sizes, told = dict(axes.sizes), dict(axes.told)
+    for name, value in recipe.axes.items():
+        if name in axes.made_of or name in sizes:
+            continue
+        needs = names_in(value)
+        if all(sizes.get(n) is not None for n in needs):
+            try:
+                size = evaluate(value, sizes)
+            except StrategyError:
+                continue
+            if size is not None:
+                sizes[name] = int(size)
+                said = ", ".join(told[n] for n in sorted(needs) if n in told)
+                told.update({name: said} if said else {})
+    for name in axes.made_of:  # a composed size that a file tells: its last unknown part follows
+        if name in sizes:
+            solved = replace(axes, sizes=sizes).solved(((name,),), sizes[name])
+            sizes.update([solved] if solved else [])
+            told.update({solved[0]: told[name]} if solved and name in told else {})
+    return replace(axes, sizes=sizes, told=told)
+
+
+def solved(recipe: Recipe, axes: Axes, dims: Iterable[tuple[str, Dim, int]]) -> Axes:
+    """With sizes that follow from the shapes of tensors: (name, dim, elements)."""
+    left = [each for each in dims if axes.unknown(each[1])]
+    while left:
+        following = []
+        before = len(axes.sizes)
+        for name, dim, size in left:
+            found = axes.solved(dim, size)
+            if found is not None and found[0] not in axes.sizes:
+                told = {**axes.told, found[0]: f"{found[1]} {found[0]} by {name}"}
+                axes = derived(recipe, replace(axes, sizes={**axes.sizes, found[0]: found[1]}, told=told))
+            if axes.unknown(dim):
+                following.append((name, dim, size))
+        if len(axes.sizes) == before:
+            return axes
+        left = following
+    return axes
+
+
+def with_defaults(known: Known, axes: Axes) -> Axes:
+    """With what a model file means that leaves a setting out."""
+    if not known.files:
+        return axes
+    for name, expression in known.recipe.defaults.items():
+        if name in axes.sizes or name in axes.made_of:
+            continue
+        if all(axes.sizes.get(needed) for needed in names_in(expression)):
+            size = int(evaluate(expression, axes.sizes))
+            told = f"{expression} = {size}, as {known.files[0].where.rsplit('/', 1)[-1]} has no {name}"
+            axes = replace(axes, sizes={**axes.sizes, name: size}, told={**axes.told, name: told})
+            axes = derived(known.recipe, axes)
+    return axes
+
+
+class Asked(Struct, frozen=True):
+    """What the user says of one side: values of styles by option."""
+
+    options: Mapping[str, str] = {}
+
+    def of(self, style: str) -> str:
+        return self.options.get(style, "")
+
+
+OPTIONS = {"qkv": "--qkv", "gate_up": "--gate-up"}
+
+
+def style_of(known: Known, style: str, possible: Sequence[str], asked: Asked, *, reading: str = "") -> tuple[str, str]:
+    """Which of the values that names leave possible a style has, and what tells, "" for names.
+
+    Args:
+        reading: the name of a tensor that is read by it; "" where it is written, and the convention's own way serves.
+
+    Raises:
+        PlanError: nothing tells how what is read was written.
+    """
+    kind = known.recipe.styles[style]
+    told = known.evaluated(kind.told)
+    where = known.files[0].where.rsplit("/", 1)[-1] if known.files else ""
+    said = asked.of(style)
+    if said:
+        if said not in possible:
+            raise UsageError(
+                f"{OPTIONS[style]} {said}: {known.recipe.convention} names of {known.recipe.name} are "
+                f"{' or '.join(possible)} here"
+            )
+        if told is not None and told != said and told in possible:
+            raise UsageError(f"{OPTIONS[style]} {said}, and {where} says {told}", hint="drop one of them")
+        return said, OPTIONS[style]
+    if len(possible) == 1:
+        return possible[0], ""
+    if told in possible:
+        return str(told), where
+    if not reading:
+        return (kind.default if kind.default in possible else possible[0]), "default"
+    raise PlanError(
+        f"{reading}: it may be {' or '.join(possible)}, names and shapes are the same, and nothing tells which",
+        hint=f"say it: {kind.ask}",
+    )

@@ -1,0 +1,393 @@
+"""One stage of a renaming: from a convention's names to Hugging Face's, the hub, or from there to a convention's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from reshard.dtypes import ALIASES, FLOATING
+from reshard.errors import PlanError, StrategyError, listed
+from reshard.index import TensorSpec
+from reshard.names.dims import Axes, Dims, shown
+from reshard.names.lacking import Lacking
+from reshard.names.linking import Part, link_of
+from reshard.names.links import Link, Maker
+from reshard.names.matching import Found, Names, lora_name, lora_of
+from reshard.names.recipe import AXIS_OF, Recipe, Rule, Side
+from reshard.names.settings import Asked, Known, axes_of, derived, solved, style_of, with_defaults
+from reshard.planning.catalog import Tensor
+from reshard.planning.names import layer_numbers, layer_pattern, weight_of_state
+
+
+class Fate(Struct, frozen=True):
+    """What becomes of a tensor: the names that it is made into, and the rule in words."""
+
+    source: str
+    targets: tuple[str, ...]
+    rule: str
+
+
+class Made(Struct, frozen=True):
+    """What a stage gives.
+
+    Attributes:
+        dropped: by reason, the names that have no counterpart.
+        copies: tensors left out that repeat another one: name -> which.
+        chosen: in words, how what is fused was read or is written.
+    """
+
+    tensors: Mapping[str, Tensor]
+    dropped: Mapping[str, tuple[str, ...]]
+    copies: Mapping[str, str]
+    fates: tuple[Fate, ...]
+    warnings: tuple[str, ...]
+
+
+class Given(Struct, frozen=True):
+    """What a stage is told.
+
+    Attributes:
+        to_hub: whether the hub is what it makes.
+        asked: of the side that is not the hub.
+        missing: names that are left out as the user wishes: that they are not there is no fault.
+        shards: of each tensor that is fused after the cut, into how many parts its rows are cut; by name.
+    """
+
+    known: Known
+    to_hub: bool
+    asked: Asked = Asked()
+    missing: frozenset[str] = frozenset()
+    shards: Mapping[str, int] = {}
+
+
+def staged(tensors: Mapping[str, Tensor], given: Given) -> Made:
+    """Raises InputError listing what is unknown, missing or contradictory."""
+    return _Stage(tensors, given).made()
+
+
+def fits(recipe: Recipe, names: Iterable[str], *, hub: bool) -> tuple[int, list[str]]:
+    """How many names a recipe knows, and those that it does not."""
+    known = Names(recipe, recipe.rules, hub=hub)
+    by_pattern: dict[str, bool] = {}
+    unknown, count = [], 0
+    for name in names:
+        pattern = layer_pattern(name)
+        if pattern not in by_pattern:
+            by_pattern[pattern] = known.dropped(name) is not None or next(known.rules(name), None) is not None
+        if by_pattern[pattern]:
+            count += 1
+        else:
+            unknown.append(name)
+    return count, unknown
+
+
+class _Stage:
+    def __init__(self, tensors: Mapping[str, Tensor], given: Given) -> None:
+        self._tensors = tensors
+        self._given = given
+        self._known = given.known
+        self._recipe = given.known.recipe
+        self._hub = not given.to_hub  # whether the hub is what is read
+        self._faults: list[str] = []
+        self._warnings: list[str] = []
+        self._dropped: dict[str, list[str]] = {}
+        self._copies: dict[str, str] = {}
+        self._fates: dict[str, list[str]] = {}
+        self._sizes = _counts(self._known, tensors, hub=self._hub)
+        self._styles = self._chosen()
+        self._rules = [rule for rule in self._recipe.rules if self._applies(rule)]
+
+    def made(self) -> Made:
+        groups = self._grouped()
+        self._refuse()
+        axes = self._axes(groups)
+        self._check_whole(groups, axes)
+        self._check_shapes(groups, axes)
+        self._refuse()
+        made = self._make(groups, axes)
+        self._refuse()
+        self._repeat(made)
+        fates = tuple(Fate(name, tuple(self._fates[name]), "") for name in self._tensors if name in self._fates)
+        dropped = {why: tuple(names) for why, names in self._dropped.items()}
+        return Made(made, dropped, self._copies, fates, tuple(self._warnings))
+
+    def _refuse(self) -> None:
+        if self._faults:
+            names = "Hugging Face's" if self._hub else f"{self._recipe.convention}'s"
+            raise PlanError(
+                f"names of {self._recipe.name}, read as {names}:\n" + listed(self._faults),
+                hint="--exclude leaves tensors out; reshard names says what becomes of each",
+            )
+
+    def _applies(self, rule: Rule) -> bool:
+        if any(self._styles.get(style, value) != value for style, value in rule.styles.items()):
+            return False
+        return bool(self._known.evaluated(rule.when))
+
+    def _chosen(self) -> dict[str, str]:
+        """The value of each style: by the names that are there, where these tell."""
+        chosen: dict[str, str] = {}
+        names = Names(self._recipe, self._recipe.rules, hub=self._hub)
+        by_pattern = {layer_pattern(name): name for name in self._tensors}
+        seen = [(name, list(names.rules(name))) for name in by_pattern.values()]
+        for style in self._recipe.styles:
+            values, example = self._possible(style, seen, chosen)
+            if not values:
+                continue
+            reading = "" if self._hub else example
+            chosen[style], why = style_of(self._known, style, values, self._given.asked, reading=reading)
+            if why and len(values) > 1:
+                told = "the convention's own" if why == "default" else f"by {why}"
+                self._warnings.append(f"{style}: {chosen[style]}, {told}")
+        return chosen
+
+    def _possible(
+        self, style: str, seen: Sequence[tuple[str, list[tuple[Rule, str]]]], chosen: Mapping[str, str]
+    ) -> tuple[list[str], str]:
+        """The values under which every name has a rule, and a name that the style is about."""
+        values = dict.fromkeys(r.styles[style] for r in self._recipe.rules if style in r.styles)
+        about, example = set(values), ""
+        for name, rules in seen:
+            live = [rule for rule, _ in rules if all(chosen.get(s, v) == v for s, v in rule.styles.items())]
+            if live and all(style in rule.styles for rule in live):
+                about &= {rule.styles[style] for rule in live}
+                example = example or name
+        if not example:
+            return [], ""
+        lora = all(lora_of(weight_of_state(name), hub=self._hub)[0] for name, _ in seen)
+        left = [v for v in values if v in about]
+        whole = [v for v in left if lora or self._needs(style, v, seen, chosen)]
+        return whole or left, example  # where none is whole, what lacks is told
+
+    def _needs(
+        self, style: str, value: str, seen: Sequence[tuple[str, list[tuple[Rule, str]]]], chosen: Mapping[str, str]
+    ) -> bool:
+        """Whether what a value of a style cannot do without is there."""
+        there = {(rule.number, section) for _, rules in seen for rule, section in rules}
+        for rule in self._recipe.rules:
+            apart = any(chosen.get(s) != v for s, v in rule.styles.items() if s != style)
+            absent = rule.counts and not self._sizes[AXIS_OF[rule.counts]]
+            if rule.styles.get(style) != value or rule.optional or rule.kind or apart or absent:
+                continue
+            if not self._known.evaluated(rule.when):
+                continue
+            if not any((rule.number, section) in there for section in rule.sides(hub=self._hub)):
+                return False
+        return True
+
+    def _grouped(self) -> dict[tuple[object, ...], list[tuple[Found, str]]]:
+        """The tensors of each group, that are made into one another."""
+        names = Names(self._recipe, self._rules, hub=self._hub)
+        anyone = Names(self._recipe, self._recipe.rules, hub=self._hub)
+        groups: dict[tuple[object, ...], list[tuple[Found, str]]] = {}
+        for name in self._tensors:
+            found = names.found(name, self._sizes)
+            if found is None:
+                dropped = names.dropped(name)
+                if dropped is not None:
+                    self._dropped.setdefault(dropped.why, []).append(name)
+                else:
+                    self._faults.append(f"{name}: {self._unknown(name, anyone)}")
+            elif found.rule.copy_of:
+                origin = self._origin(found.rule.copy_of, self._tensors)
+                if origin is None:
+                    self._faults.append(f"{name}: repeats {found.rule.copy_of}, which is not there")
+                else:
+                    self._copies[name] = origin
+            else:
+                groups.setdefault(found.group, []).append((found, name))
+        return groups
+
+    def _unknown(self, name: str, anyone: Names) -> str:
+        """Why no rule is a name's."""
+        for rule, section in anyone.rules(name):
+            side = rule.sides(hub=self._hub)[section]
+            counted = sorted({AXIS_OF[of] for of, _ in side.numbers})
+            told = ", ".join(self._known.told[axis] for axis in counted if axis in self._known.told)
+            if rule in self._rules:
+                return f"it counts further than {told or 'the others'}"
+            styles = ", ".join(f"{s} {v}" for s, v in rule.styles.items() if self._styles.get(s, v) != v)
+            return f"it is for {styles}, which this is not"
+        return "no rule knows it"
+
+    def _axes(self, groups: Mapping[tuple[object, ...], list[tuple[Found, str]]]) -> Axes:
+        axes = axes_of(self._known, self._sizes)
+        after = {s.pattern for r in self._rules if _PER_SHARD in r.styles.values() for s in r.own.values()}
+        shards = {n for name, n in self._given.shards.items() if layer_pattern(name) in after}
+        if len(shards) == 1:
+            axes = derived(self._recipe, replace(axes, sizes={**axes.sizes, "shards": next(iter(shards))}))
+        elif _PER_SHARD in self._styles.values():
+            raise PlanError(
+                "tensors that were fused on each rank after the cut, and no strategy says how they are cut",
+                hint="give the rank folders and their strategy",
+            )
+        dims = []
+        for found, name in _unlike(groups, self._tensors):
+            shape = self._tensors[name].spec.shape
+            own = self._dims(found, len(shape))
+            if len(own) == len(shape):
+                dims += [(name, dim, n) for dim, n in zip(own, shape, strict=True) if dim != _RANK]
+        axes = solved(self._recipe, axes, dims)
+        return solved(self._recipe, with_defaults(self._known, axes), dims)
+
+    def _dims(self, found: Found, ndim: int, *, target: str | None = None) -> Dims:
+        """The dims of a tensor, or of the target's section that it is made into."""
+        rule = found.rule
+        if target is None:
+            dims = rule.sides(hub=self._hub)[found.section].of_ndim(ndim)
+        else:
+            dims = rule.sides(hub=not self._hub)[target].dims[0]
+        if found.factor:
+            return (_RANK, dims[-1]) if found.factor == "a" else (dims[0], _RANK)
+        return dims
+
+    def _check_shapes(self, groups: Mapping[tuple[object, ...], list[tuple[Found, str]]], axes: Axes) -> None:
+        for found, name in _unlike(groups, self._tensors):
+            shape = self._tensors[name].spec.shape
+            dims = self._dims(found, len(shape))
+            if len(dims) != len(shape):
+                self._faults.append(f"{name}: {list(shape)}, expected {shown(dims)}")
+                continue
+            for number, (dim, n) in enumerate(zip(dims, shape, strict=True)):
+                size = axes.size_of(dim)
+                if size is not None and size != n:
+                    told = axes.saying(dim)
+                    self._faults.append(f"{name}: {n} in dim {number}, expected {size}" + (f": {told}" if told else ""))
+
+    def _check_whole(self, groups: Mapping[tuple[object, ...], list[tuple[Found, str]]], axes: Axes) -> None:
+        lora = all(found[0][0].factor for found in groups.values())
+        lacking = Lacking(self._rules, self._sizes, self._given.missing, hub=self._hub)
+        self._faults += lacking.parts(groups)
+        if not lora:
+            self._faults += lacking.tensors(groups)
+
+    def _make(self, groups: Mapping[tuple[object, ...], list[tuple[Found, str]]], axes: Axes) -> dict[str, Tensor]:
+        maker = Maker(self._tensors)
+        made: dict[str, Tensor] = {}
+        for members in groups.values():
+            try:
+                for name, tensor in self._made_of(members, axes, maker):
+                    made[name] = tensor
+                    for _, source in members:
+                        self._fates.setdefault(source, []).append(name)
+            except (StrategyError, PlanError) as error:
+                self._faults.append(f"{members[0][1]}: {error.message}")
+        return made
+
+    def _repeat(self, made: dict[str, Tensor]) -> None:
+        """Of what the hub has again, which the convention has once."""
+        for rule in self._rules if not self._hub else ():
+            origin = self._origin(rule.copy_of, made) if rule.copy_of else None
+            for number in range(self._sizes[AXIS_OF[rule.counts]]) if origin else ():
+                name = rule.hub[""].called({rule.counts: number}, self._sizes)
+                made[name] = replace(made[origin or ""], name=name)
+
+    def _origin(self, name: str, tensors: Mapping[str, Tensor]) -> str | None:
+        """The name, or where it is tied and not there what it is tied to."""
+        if name in tensors:
+            return name
+        tied = next((r.tied for r in self._recipe.rules if r.tied and r.hub[""].name == name), "")
+        return tied if tied in tensors else None
+
+    def _made_of(self, members: list[tuple[Found, str]], axes: Axes, maker: Maker) -> Iterator[tuple[str, Tensor]]:
+        first, _ = members[0]
+        targets = first.rule.sides(hub=not self._hub)
+        if first.factor and (len(targets) > 1 or len(first.rule.sides(hub=self._hub)) > 1 or first.rule.stacked):
+            raise PlanError(
+                "LoRA of a tensor that is fused here and not there", hint="merge it first: reshard lora merge"
+            )
+        for section, side in targets.items():
+            per_expert = first.rule.stacked and any(of == "e" for of, _ in side.numbers)
+            for e in range(self._sizes["experts"]) if per_expert else (None,):
+                numbers = dict(first.numbers) if e is None else {**first.numbers, "e": e}
+                name = self._called(side, numbers, first)
+                links, shapes = [], set()
+                for found, source in members:
+                    expert = found.numbers.get("e") if e is None else e
+                    index = {"experts": expert} if first.rule.stacked and expert is not None else {}
+                    shape = self._tensors[source].spec.shape
+                    dims = self._dims(found, len(shape)), self._dims(found, 0, target=section)
+                    link, made = link_of(source, shape, Part(*dims, section or found.section, index), axes)
+                    links.append(link)
+                    shapes.add(made)
+                yield name, self._tensor(name, links, shapes, maker, first)
+
+    def _called(self, side: Side, numbers: Mapping[str, int], found: Found) -> str:
+        name = side.called(numbers, self._sizes)
+        if found.factor:
+            name = lora_name(name, found.factor, hub=not self._hub)
+        return found.state + name
+
+    def _tensor(
+        self, name: str, links: Sequence[Link], shapes: set[tuple[int, ...]], maker: Maker, found: Found
+    ) -> Tensor:
+        sources = [self._tensors[link.source] for link in links]
+        dtypes = {source.spec.dtype: source.name for source in sources}
+        if len(dtypes) > 1:
+            raise PlanError(
+                f"{name} would be of several dtypes: " + ", ".join(f"{n} is {d}" for d, n in dtypes.items())
+            )
+        if len(shapes) > 1:
+            raise PlanError(f"{name} would be of several shapes: {', '.join(map(str, sorted(shapes)))}")
+        tensor = maker.made(name, TensorSpec(next(iter(dtypes)), next(iter(shapes))), links)
+        kept = {source.made for source in sources}
+        wanted = found.rule.hub_dtype if not self._hub else found.rule.dtype
+        dtype = self._known.evaluated(wanted) if wanted is not None and not found.state else None
+        if dtype and tensor.spec.dtype in FLOATING:
+            return replace(tensor, made=as_dtype(str(dtype), name))
+        return replace(tensor, made=next(iter(kept)) if len(kept) == 1 else "")
+
+
+_PER_SHARD = "per_shard"
+_RANK = (("lora_rank",),)
+"""The dim of a LoRA factor that no weight has."""
+
+
+def as_dtype(text: str, name: str) -> str:
+    dtype = ALIASES.get(text.lower(), text.lower())
+    if dtype not in FLOATING:
+        raise PlanError(f"{name}: its dtype is to be {text!r}, which is none")
+    return dtype
+
+
+def _unlike(
+    groups: Mapping[tuple[object, ...], list[tuple[Found, str]]], tensors: Mapping[str, Tensor]
+) -> Iterator[tuple[Found, str]]:
+    """Members that differ in rule or shape: layers repeat."""
+    seen = set()
+    for members in groups.values():
+        for found, name in members:
+            key = (found.rule.number, found.section, found.factor, tensors[name].spec.shape)
+            if key not in seen:
+                seen.add(key)
+                yield found, name
+
+
+def _counts(known: Known, tensors: Mapping[str, Tensor], *, hub: bool) -> dict[str, int]:
+    """How many layers, further layers and experts there are: as the model's files say, else as names count."""
+    sizes = {axis: known.values[axis] for axis in AXIS_OF.values() if type(known.values.get(axis)) is int}
+    if len(sizes) == len(AXIS_OF):
+        return sizes
+    names = Names(known.recipe, known.recipe.rules, hub=hub)
+    highest: dict[str, int] = {}
+    behind: list[int] = []
+    for name in tensors:
+        weight = weight_of_state(name)
+        rules = list(names.rules(name))
+        counts = [int(n) for n in layer_numbers(weight)]
+        sides = [rule.sides(hub=hub)[section] for rule, section in rules]
+        if sides and all(first for side in sides for _, first in side.numbers[:1]):
+            behind += counts[:1]
+            continue
+        for side in sides[:1]:
+            for (of, _), count in zip(side.numbers, counts, strict=True):
+                highest[of] = max(highest.get(of, -1), count)
+    sizes.setdefault("layers", min(behind) if behind else highest.get("n", -1) + 1)
+    further = max(behind) + 1 - sizes["layers"] if behind else highest.get("j", -1) + 1
+    sizes.setdefault("mtp", further)
+    sizes.setdefault("experts", highest.get("e", -1) + 1)
+    if not sizes["experts"]:
+        del sizes["experts"]
+    return sizes

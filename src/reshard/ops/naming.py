@@ -1,0 +1,130 @@
+"""A source under the names of another convention: model files are found, and repetitions compared."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from reshard.errors import CheckpointError, PlanError, UsageError, listed
+from reshard.families.open_checkpoint import agreements
+from reshard.families.registry import listing
+from reshard.layout.stages import Strategy
+from reshard.layout.tensor import Sharding
+from reshard.names.model import ModelFile, read_model
+from reshard.names.naming import HUB, Naming
+from reshard.names.regroup import Models, Regrouped, regrouped
+from reshard.planning.catalog import Catalog, Loose, Shard, Tensor
+from reshard.planning.names import NameRules, is_state
+from reshard.storage.storage import join
+from reshard.storage.storages import storage_of
+
+CONFIG = "config.json"
+
+
+def renamed(source: Catalog, path: str, naming: Naming, rules: NameRules, strategy: Strategy | None) -> Regrouped:
+    """The source, without what the rules leave out, as the target's convention has it.
+
+    Args:
+        path: of the source, beside which its model files lie.
+        strategy: the target's.
+
+    Raises:
+        InputError: what is unknown, missing or contradictory; repetitions that differ.
+    """
+    source, excluded = _by_rules(source, rules)
+    made = regrouped(source, naming, models(path, naming), excluded, _rows_of(strategy))
+    _refuse_different(made)
+    return made
+
+
+def _by_rules(source: Catalog, rules: NameRules) -> tuple[Catalog, frozenset[str]]:
+    """The catalog with those tensors alone that the rules take, under the names that they give."""
+    kept, dropped = {}, dict(source.dropped)
+    for name, tensor in source.tensors.items():
+        if not rules.takes(name):
+            states = rules.weights_only and is_state(name)
+            why = "optimizer states, by --weights-only" if states else "by --include / --exclude"
+            dropped[why] = (*dropped.get(why, ()), name)
+        else:
+            kept[rules.renamed(name)] = replace(tensor, name=rules.renamed(name))
+    out = frozenset(rules.renamed(name) for name in source.tensors if not rules.takes(name))
+    if not kept:
+        raise PlanError("no tensor is left to write", hint="check --include and --exclude")
+    texts = {rules.renamed(name): by_rank for name, by_rank in source.texts.items() if rules.takes(name)}
+    return replace(source, tensors=kept, dropped=dropped, texts=texts), out
+
+
+def models(path: str, naming: Naming) -> Models:
+    """The model files that were named, and the configuration beside the source."""
+    both = [_read(naming.model)] if naming.model else []
+    src = [_read(naming.src_model)] if naming.src_model else []
+    dst = [_read(naming.dst_model)] if naming.dst_model else []
+    beside = beside_of(path)
+    if beside and not any(file.hub for file in (*both, *src)):
+        src.append(_read(beside))
+    given = [*src, *both, *dst]
+    return Models(_own_first(given, src, hub=naming.src in ("", HUB)), _own_first(given, dst, hub=naming.dst == HUB))
+
+
+def _own_first(given: list[ModelFile], own: list[ModelFile], *, hub: bool) -> tuple[ModelFile, ...]:
+    """The files of a side: those that are its own alone, then those of its kind."""
+    return tuple(sorted(given, key=lambda file: (file not in own, file.hub is not hub)))
+
+
+def beside_of(path: str) -> str:
+    """The configuration of Hugging Face beside a source; "" where none lies there."""
+    there = listing(path)
+    folder = path if there.folder else path.rpartition("/")[0] or "."
+    found = join(folder, CONFIG)
+    return found if storage_of(found).entry(found) is not None else ""
+
+
+def _read(path: str) -> ModelFile:
+    storage = storage_of(path)
+    if storage.entry(path) is None:
+        raise UsageError("no such model file", path)
+    file = storage.open(path)
+    try:
+        return read_model(bytes(file.read(0, file.nbytes)), path)
+    finally:
+        file.close()
+
+
+def _rows_of(strategy: Strategy | None) -> dict[str, int]:
+    """Into how many parts the target cuts the rows of each tensor, optimizer parallel aside."""
+    rows: dict[str, int] = {}
+    for stage in strategy.stages if strategy else ():
+        for name, entry in stage.items():
+            if isinstance(entry, Sharding) and entry.parts:
+                rows[name] = entry.parts[0] // entry.opt_parts
+    return rows
+
+
+def _refuse_different(made: Regrouped) -> None:
+    """Raises CheckpointError for tensors that were taken for one and hold different bytes."""
+    pairs = [(one, other) for one, other in made.same if one.shards != other.shards]
+    together = [_together(one, other) for one, other in pairs]
+    agreed = agreements(made.catalog, together)
+    differ = [
+        f"{one.name} and {other.name}"
+        for (one, other), both in zip(pairs, together, strict=True)
+        if not agreed[both.name]
+    ]
+    if differ:
+        raise CheckpointError(
+            "tensors that should be one hold different values:\n" + listed(differ),
+            hint="--tied keep, where the target has a place for both",
+        )
+
+
+def _together(one: Tensor, other: Tensor) -> Tensor:
+    """A tensor that both hold, for comparison. Raises CheckpointError where they are not cut alike."""
+    shards = {shard.box: shard for shard in one.shards}
+    both = []
+    for shard in other.shards:
+        same = shards.get(shard.box)
+        if same is None or one.spec != other.spec:
+            raise CheckpointError(
+                f"{one.name} {one.spec} and {other.name} {other.spec} should be one, and are cut or kept differently"
+            )
+        both.append(Shard(shard.box, (*same.held[:1], *shard.held[:1])))
+    return Tensor(f"{one.name} and {other.name}", one.spec, Loose(tuple(both)))
