@@ -126,6 +126,21 @@ def with_defaults(known: Known, axes: Axes) -> Axes:
     return axes
 
 
+def surprising(known: Known, axes: Axes) -> list[str]:
+    """A warning for each size that no file tells, where it is not what is usually taken for it."""
+    found = []
+    for name, expression in known.recipe.defaults.items():
+        size, needs = axes.size(name), names_in(expression)
+        if name in known.told or size is None or not all(axes.sizes.get(needed) for needed in needs):
+            continue
+        usual = int(evaluate(expression, axes.sizes))
+        if usual != size:
+            said = axes.told.get(name, f"{size} by shapes")
+            keys = " or ".join(known.recipe.settings.get(name, (name,))[:2])
+            found.append(f"{keys}: no file tells it; {said}, not {expression} = {usual}")
+    return found
+
+
 class Asked(Struct, frozen=True):
     """What the user says of one side: values of styles by option."""
 

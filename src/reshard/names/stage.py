@@ -16,7 +16,7 @@ from reshard.names.linking import Part, link_of
 from reshard.names.links import Link, Maker
 from reshard.names.matching import Found, Names, lora_name, lora_of
 from reshard.names.recipe import AXIS_OF, Recipe, Rule, Side
-from reshard.names.settings import Asked, Known, axes_of, derived, solved, style_of, with_defaults
+from reshard.names.settings import Asked, Known, axes_of, derived, solved, style_of, surprising, with_defaults
 from reshard.planning.catalog import Tensor
 from reshard.planning.names import layer_numbers, layer_pattern, weight_of_state
 
@@ -230,7 +230,9 @@ class _Stage:
             if len(own) == len(shape):
                 dims += [(name, dim, n) for dim, n in zip(own, shape, strict=True) if dim != _RANK]
         axes = solved(self._recipe, axes, dims)
-        return solved(self._recipe, with_defaults(self._known, axes), dims)
+        axes = solved(self._recipe, with_defaults(self._known, axes), dims)
+        self._warnings += surprising(self._known, axes)
+        return axes
 
     def _dims(self, found: Found, ndim: int, *, target: str | None = None) -> Dims:
         """The dims of a tensor, or of the target's section that it is made into."""

@@ -64,8 +64,6 @@ def decide(
         maker.faults += [
             f"{n}: no strategy knows it and its ranks disagree" for n in lora.factors if not agreed.get(n, True)
         ]
-    for reason, names in source.dropped.items():
-        maker.left_out["dropped", reason] = [*names]
     taken: dict[str, str] = {}
     for name, tensor in source.tensors.items():
         if not rules.takes(name):
@@ -110,7 +108,9 @@ class _Decider:
         self.kept: list[Kept] = []
         self.faults: list[str] = []
         self.warnings: list[str] = []
-        self.left_out: dict[tuple[Literal["dropped", "absent"], str], list[str]] = {}
+        self.left_out: dict[tuple[Literal["dropped", "absent"], str], list[str]] = {
+            ("dropped", reason): [*names] for reason, names in source.dropped.items()
+        }
 
     def leave_out(self, fate: Literal["dropped", "absent"], reason: str, name: str) -> None:
         self.left_out.setdefault((fate, reason), []).append(name)
