@@ -17,7 +17,9 @@ from making import read_file
 
 HERE = Path(__file__).parent
 NAMES = {
-    kind: sorted(p.name.removesuffix(".tar.xz") for p in (HERE / kind).iterdir() if not p.name.startswith("ck2-"))
+    kind: sorted(
+        p.name.removesuffix(".tar.xz") for p in (HERE / kind).iterdir() if not p.name.startswith(("ck2-", "names-"))
+    )
     for kind in ("cases", "bad")
 }
 

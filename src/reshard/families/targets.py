@@ -116,7 +116,7 @@ def format_asked(asked: Asked, source: Catalog) -> Format:
     """What is asked for, what the file's name says, or the format of the source; ranks load no torch files."""
     by_name = format_of(asked.single) if asked.single else None
     by_source = source.files[0].format
-    if by_source == "torch" and (asked.strategy or source.kind not in _PLAIN):
+    if (by_source == "torch" and asked.strategy) or source.kind not in _PLAIN:
         by_source = "safetensors"
     made = format_named(asked.format) if asked.format else by_name or format_named(by_source)
     if by_name and by_name.name != made.name:

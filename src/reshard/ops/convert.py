@@ -14,6 +14,7 @@ from reshard.errors import CheckpointError, DifferenceError, UsageError, listed
 from reshard.families.open_checkpoint import open_source
 from reshard.families.part_names import lone_parts
 from reshard.families.planner import planned
+from reshard.families.strategies import read_strategy
 from reshard.families.targets import kind_asked
 from reshard.formats.registry import format_of, suffixes
 from reshard.interruption import clears_up
