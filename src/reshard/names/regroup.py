@@ -99,6 +99,7 @@ class _Regrouping:
             told_by=told_by,
             warnings=(*self._source.warnings, *self._warnings),
             texts={} if naming.dst == HUB else self._source.texts,
+            withheld={n: w for n, w in self._source.withheld.items() if naming.dst != HUB or not is_state(n)},
             kind=HUB if naming.dst == HUB else self._source.kind,
         )
         return Regrouped(catalog, self._src, tuple(self._same), tuple(self._fates))
