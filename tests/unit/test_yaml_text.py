@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+import reshard
 from reshard.errors import InputError
-from reshard.yaml_text import read_yaml
+from reshard.yaml_text import read_own_yaml, read_yaml
 
 
 def test_aliases_and_merges() -> None:
@@ -25,3 +28,9 @@ def test_a_few_lines_that_stand_for_billions_of_values() -> None:
 def test_a_value_within_itself(text: str) -> None:
     with pytest.raises(InputError, match="one within itself"):
         read_yaml(text)
+
+
+@pytest.mark.parametrize("path", sorted(Path(reshard.__file__).parent.rglob("*.yaml")), ids=lambda path: path.name)
+def test_the_fast_reader_reads_what_is_ours_as_the_careful_one(path: Path) -> None:
+    text = path.read_text("utf-8")
+    assert read_own_yaml(text) == read_yaml(text)

@@ -9,7 +9,8 @@ from msgspec.structs import replace
 
 from reshard.errors import StrategyError
 from reshard.strategy.job import Job
-from reshard.strategy.rules import Family, Unread, read_family
+from reshard.strategy.rules import Family, Unread, make_family
+from reshard.yaml_text import read_own_yaml
 
 _OF_ANY_MODEL = ("quantization_config", "quant_config", "quant", "auto_register")
 """Quantised layers have parameters of their own, and a class of somebody's own may have any."""
@@ -19,7 +20,9 @@ _OF_ANY_MODEL = ("quantization_config", "quant_config", "quant", "auto_register"
 def built_in() -> tuple[Family, ...]:
     folder = files("reshard.strategy") / "families"
     found = sorted((entry for entry in folder.iterdir() if entry.name.endswith(".yaml")), key=lambda e: e.name)
-    return tuple(_with_common(read_family(entry.read_text(encoding="utf-8"), entry.name)) for entry in found)
+    return tuple(
+        _with_common(make_family(read_own_yaml(entry.read_text(encoding="utf-8")), entry.name)) for entry in found
+    )
 
 
 def _with_common(family: Family) -> Family:

@@ -125,6 +125,11 @@ def read_family(text: str, where: str) -> Family:
         content = read_yaml(text)
     except InputError as error:
         raise StrategyError(error.message, where) from None
+    return make_family(content, where)
+
+
+def make_family(content: object, where: str) -> Family:
+    """Of what the YAML ``where`` holds. Raises StrategyError naming the entry."""
     try:
         return _family(content)
     except StrategyError as error:
