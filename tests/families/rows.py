@@ -115,6 +115,7 @@ FAMILIES: Mapping[str, Callable[[Path], Made]] = {
     "DeepSpeed, stage 3": _recorded("z3_bf16_r3_frozen"),
     "DeepSpeed, tensor parallel": _recorded("tp2dp2_z1_bf16"),
     "DeepSpeed, pipeline": _recorded("pp2dp2_z1_bf16_tied"),
+    "DCP, ours": _converted("dcp", to="dcp", files=3),
     "DCP, uneven rows": _recorded("d_fsdp2_4"),
     "DCP, a grid": _recorded("d_grid_2x2"),
     "DCP, rows of columns": _recorded("d_fsdp_tp_2x2"),

@@ -82,8 +82,8 @@ _CONVERSION: dict[str, tuple[Any, Any]] = {
             str,
             typer.Option(
                 metavar="KIND",
-                help="What DST shall be: ranks, full or parts. Default: as strategy, name and SRC say.",
-                autocompletion=one_of("ranks", "full", "parts"),
+                help="What DST shall be: ranks, full, parts or dcp. Default: as strategy, name and SRC say.",
+                autocompletion=one_of("ranks", "full", "parts", "dcp"),
             ),
         ],
         "",
@@ -129,6 +129,7 @@ _CONVERSION: dict[str, tuple[Any, Any]] = {
         Annotated[str, typer.Option(metavar="5GiB", help="One full checkpoint in parts, with an index.")],
         "",
     ),
+    "files": (Annotated[int, typer.Option(metavar="N", min=0, show_default=False, help="Files of a DCP folder.")], 0),
     "drop_redundancy": (
         Annotated[bool, typer.Option("--drop-redundancy", help="Of equal shards one rank alone keeps its own.")],
         False,
@@ -293,6 +294,7 @@ def conversion_options(given: dict[str, Any]) -> Options:
         names=name_rules(given["include"], given["exclude"], given["rename"], weights_only=weights_only),
         dtype=given["dtype"],
         max_shard_nbytes=parse_nbytes(max_shard) if max_shard else None,
+        files=given.get("files", 0),
         drop_redundancy=given.get("drop_redundancy", False),
         check_replicas=given["check_replicas"],
         crc=given["crc"],

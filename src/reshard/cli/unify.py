@@ -13,7 +13,7 @@ from reshard.cli.reporting import Reporting, ReportPage, page_path
 from reshard.errors import UsageError
 
 
-@takes_conversion_options("dst_strategy", "ranks", "drop_redundancy", "format", "prefix", "to")
+@takes_conversion_options("dst_strategy", "ranks", "drop_redundancy", "format", "prefix", "to", "files")
 def unify(
     src: Source,
     dst: Target,

@@ -27,6 +27,7 @@ class Asked(Struct, frozen=True, kw_only=True):
     Attributes:
         single: the name of the one file that the target shall be; "" for a folder.
         to: the kind, as ``--to`` names it; "" for what the rest says.
+        files: how many there shall be; 0 for the kind's own number.
     """
 
     single: str = ""
@@ -37,6 +38,7 @@ class Asked(Struct, frozen=True, kw_only=True):
     prefix: str = PREFIX
     max_shard_nbytes: int | None = None
     drop_redundancy: bool = False
+    files: int = 0
 
 
 class _Entry(Struct, frozen=True):
@@ -61,6 +63,9 @@ _KINDS = {
         "one full checkpoint in parts",
         "reshard.families.parts:parts_asked",
         frozenset({*_BYTES, "max_shard_nbytes"}),
+    ),
+    "dcp": _Entry(
+        "a distributed checkpoint of PyTorch", "reshard.families.dcp_target:dcp_asked", frozenset({"crc", "files"})
     ),
 }
 _OPTIONS = {"strategy": "--dst-strategy", "max_shard_nbytes": "--max-shard-size"}

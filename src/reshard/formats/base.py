@@ -22,11 +22,21 @@ class ByteRanges(Protocol):
         ...
 
 
-class Format(Protocol):
-    """A checkpoint file format. Holds no state that changes, so one object serves every process."""
+class Framed(Protocol):
+    """A format that files are written in. Holds no state that changes, so one object serves every process."""
 
     @property
     def name(self) -> str: ...
+
+    def frame(self, tensors: Mapping[str, TensorSpec], texts: Mapping[str, str], notes: Mapping[str, str]) -> Frame:
+        """Lay out a file, tensors in the order that suits the format. Pure. Raises FormatError for what it cannot
+        hold.
+        """
+        ...
+
+
+class Format(Framed, Protocol):
+    """A checkpoint file format: files of it are read without being told of by others."""
 
     @property
     def suffix(self) -> str:
@@ -35,12 +45,6 @@ class Format(Protocol):
 
     def read_index(self, source: ByteRanges) -> Contents:
         """Say where each tensor lies, reading headers only. Raises FormatError."""
-        ...
-
-    def frame(self, tensors: Mapping[str, TensorSpec], texts: Mapping[str, str], notes: Mapping[str, str]) -> Frame:
-        """Lay out a file, tensors in the order that suits the format. Pure. Raises FormatError for what it cannot
-        hold.
-        """
         ...
 
     def crcs(self, source: ByteRanges) -> Sequence[StatedCrc]:

@@ -10,6 +10,7 @@ from reshard.formats.pickled import Global, Record
 from reshard.formats.torch_values import STORAGE_CLASSES, StorageRef, TensorRef
 
 _ORDERED_DICT = Global("collections", "OrderedDict")
+_NEW = Global("copyreg", "__newobj__")
 _UNTYPED = Global("torch.storage", "UntypedStorage")
 _TENSOR = Global("torch._utils", "_rebuild_tensor_v2")
 _RAW_TENSOR = Global("torch._utils", "_rebuild_tensor_v3")
@@ -104,9 +105,14 @@ def _write_pairs(pairs: Iterable[tuple[Any, Any]], put: _Put) -> None:
 
 
 def _write_record(value: Record, put: _Put) -> None:
-    _write(value.made_by, put)
-    _write(value.args, put)
-    put(b"R")
+    if value.made_by == _NEW:  # of a class, without a call of its __init__
+        _write(value.args[0], put)
+        _write(value.args[1:], put)
+        put(b"\x81")
+    else:
+        _write(value.made_by, put)
+        _write(value.args, put)
+        put(b"R")
     if value.items and isinstance(value.items[0], tuple):
         _write_pairs(value.items, put)
     elif value.items:

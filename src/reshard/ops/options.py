@@ -103,6 +103,7 @@ class Options(Means, frozen=True):
         names: which tensors to take and what to call them.
         dtype: cast floating weights to this; optimizer states stay as they are.
         max_shard_nbytes: a full checkpoint of safetensors or torch files in parts of at most this, with an index.
+        files: how many files of a target whose kind leaves it open; 0 for its own number.
         drop_redundancy: of equal shards one rank alone keeps its own, as MindSpore's training saves them.
         check_replicas: read all replicas and refuse those that differ.
         crc: check the CRC-32 of sources that state one and write it into .ckpt targets.
@@ -124,6 +125,7 @@ class Options(Means, frozen=True):
     names: NameRules = field(default_factory=NameRules)
     dtype: str = ""
     max_shard_nbytes: int | None = None
+    files: int = 0
     drop_redundancy: bool = False
     check_replicas: bool = False
     crc: bool = False
@@ -153,4 +155,5 @@ class Options(Means, frozen=True):
             prefix=self.prefix,
             max_shard_nbytes=self.max_shard_nbytes,
             drop_redundancy=self.drop_redundancy,
+            files=self.files,
         )

@@ -9,7 +9,7 @@ from msgspec import Struct, field
 
 from reshard.dtypes import FLOATING
 from reshard.errors import UsageError, counted
-from reshard.formats.base import Format
+from reshard.formats.base import Format, Framed
 from reshard.layout.stages import Strategy
 from reshard.layout.tensor import Layout
 from reshard.planning.assembly import ANY_RANK, Assembler
@@ -138,7 +138,7 @@ class Draft:
         self.forms: list[FileForm] = []
         self.layouts: dict[Layout, int] = {}
         self._shapes: list[tuple[int, ...]] = []
-        self._numbers: dict[tuple[tuple[Cut, ...], Texts, Format, Texts], int] = {}
+        self._numbers: dict[tuple[tuple[Cut, ...], Texts, Framed, Texts], int] = {}
         self._texts = []
         for name, by_rank in source.texts.items():
             if choices.rules.takes(name):
@@ -178,7 +178,7 @@ class Draft:
             self._shapes.append(layout.shard_shape)
         return number, self.layouts[layout]
 
-    def form(self, cuts: tuple[Cut, ...], texts: Texts, format: Format, notes: Texts) -> int:
+    def form(self, cuts: tuple[Cut, ...], texts: Texts, format: Framed, notes: Texts) -> int:
         """The number of the form of files that hold these: each kind of file is laid out once, however many ranks have
         one of its kind. Raises FormatError for what the format cannot hold.
         """

@@ -1,0 +1,76 @@
+"""``.distcp`` as it is written: torch files, one a tensor or text, one after the other.
+
+Source: torch 2.13, ``torch/distributed/checkpoint/filesystem.py``. Where each begins and how long it is, ``.metadata``
+says; within, all is counted from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+
+from msgspec import Struct
+
+from reshard.errors import FormatError
+from reshard.formats.torch_file import FOLDER, torch_frame
+from reshard.formats.torch_values import whole
+from reshard.index import Checksum, Extent, Frame, TensorSpec
+
+_KEY = "0"
+_HOLE = f"{FOLDER}/data/{_KEY}"
+
+
+class Distcp(Struct, frozen=True):
+    name: str = "distcp"
+
+    def frame(self, tensors: Mapping[str, TensorSpec], texts: Mapping[str, str], notes: Mapping[str, str]) -> Frame:
+        at = 0
+        pieces: list[tuple[int, bytes]] = []
+        holes: dict[str, tuple[Extent, ...]] = {}
+        checksums: list[Checksum] = []
+        for text in texts.values():
+            item = _of_text(text)
+            pieces += ((at + start, piece) for start, piece in item.pieces)
+            at += item.nbytes
+        for name, spec in tensors.items():
+            item = _named_item(name, spec)
+            pieces += ((at + start, piece) for start, piece in item.pieces)
+            holes[name] = tuple(Extent(at + hole.offset, hole.nbytes) for hole in item.holes[_HOLE])
+            checksums += (
+                Checksum(Extent(at + sum_.of.offset, sum_.of.nbytes), tuple(at + place for place in sum_.places))
+                for sum_ in item.checksums
+            )
+            at += item.nbytes
+        return Frame(at, tuple(pieces), holes, tuple(checksums))
+
+
+def items_of(tensors: Mapping[str, TensorSpec], texts: Mapping[str, str]) -> dict[str, Extent]:
+    """Where in a file of these each item lies, with all that belongs to it."""
+    found: dict[str, Extent] = {}
+    at = 0
+    for name, frame in (
+        *((name, _of_text(text)) for name, text in texts.items()),
+        *((name, _named_item(name, spec)) for name, spec in tensors.items()),
+    ):
+        found[name] = Extent(at, frame.nbytes)
+        at += frame.nbytes
+    return found
+
+
+def _of_text(text: str) -> Frame:
+    return torch_frame(text, {})
+
+
+def _named_item(name: str, spec: TensorSpec) -> Frame:
+    try:
+        return _item(spec)
+    except FormatError:
+        raise FormatError(
+            f"tensor {name!r} is {spec.dtype}, which torch does not have", hint="leave it out with --exclude"
+        ) from None
+
+
+@lru_cache(1024)
+def _item(spec: TensorSpec) -> Frame:
+    """The file of one tensor; all of one dtype and shape are laid out alike."""
+    return torch_frame(whole(_KEY, spec), {_KEY: spec.nbytes})
