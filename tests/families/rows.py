@@ -12,6 +12,8 @@ import reshard
 from checkpoint2 import write_checkpoint2
 from golden_families.test_recorded import unpacked
 from making import array, read_file, write_file, write_ranks, write_strategy
+from megatron_ranks import FULL as MEGATRON
+from megatron_ranks import write_megatron
 from reshard import Options
 from reshard.layout.tensor import Sharding
 
@@ -87,6 +89,11 @@ def _checkpoint2(folder: Path) -> Made:
     return Made(folder / "ckpt", FULL)
 
 
+def _megatron_ranks(folder: Path) -> Made:
+    write_megatron(folder / "megatron", MEGATRON)
+    return Made(folder / "megatron", MEGATRON)
+
+
 def _recorded(name: str, place: str = "src") -> Callable[[Path], Made]:
     """Of a case whose answer ``golden_families`` judges."""
 
@@ -127,4 +134,7 @@ FAMILIES: Mapping[str, Callable[[Path], Made]] = {
     "FSDP2, replicas": _recorded("fsdp2_r4_hsdp_other_names", "src/actor"),
     "FSDP1, moments in pieces": _recorded("fsdp1_mesh_r4_uneven", "src/actor"),
     "FSDP1, ShardedTensors": _recorded("fsdp1_nomesh_r3_shardedtensor_uneven", "src/actor"),
+    "Megatron, torch_dist of experts": _recorded("m_deepseek_tp2ep2"),
+    "Megatron, flattened ranges": _recorded("m_old_flattened_range", "src/iter_0000010"),
+    "Megatron, rank folders": _megatron_ranks,
 }

@@ -71,12 +71,14 @@ def inspect(
 
 def _lines(path: str, found: Inspection, html: str) -> list[str]:
     """One line and the tensors; these are in the report where there is one."""
+    from reshard.families.megatron_args import shown
     from reshard.ops.inspect import tensor_lines
 
     ranks = counted(found.ranks, "rank") + (f", {found.stages} stages" if found.stages > 1 else "")
     lines = [
         f"{path}: {found.family}; {counted(found.files, 'file')}, {shown_nbytes(found.nbytes)}, "
         f"{ranks}; {counted(len(found.tensors), 'tensor')}, {found.parameters:,} elements",
+        *([f"args: {', '.join(shown(found.args))}"] if found.args else []),
         *([f"report: {html}"] if html else tensor_lines(found)),
     ]
     if found.fingerprint:

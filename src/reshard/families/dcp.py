@@ -6,7 +6,6 @@ earlier save stay there.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -16,6 +15,7 @@ from reshard.errors import CheckpointError, FormatError, UsageError, counted, li
 from reshard.families.dcp_chunks import ReadChunks, Wanted, rank_of, read_chunks
 from reshard.families.family import Listing
 from reshard.families.hf_shards import catalog_of_shards, is_shard
+from reshard.families.megatron_folders import is_save
 from reshard.families.rank_listing import natural
 from reshard.families.source import Source
 from reshard.formats.dcp_metadata import DcpMetadata, DcpTensor, Stretch, read_dcp_metadata
@@ -29,7 +29,6 @@ _OF_RANK = re.compile(r"__(\d+)\.metadata|\.rank(\d+)_metadata")
 _DATA = re.compile(r".+\.distcp")
 _STEP = re.compile(r"step-(\d+)")
 _MODEL, _OPTIMIZER = re.compile(r"pytorch_model_fsdp_\d+"), re.compile(r"optimizer_\d+")
-_MEGATRON = "metadata.json"
 _SHOWN = 3
 
 
@@ -37,28 +36,14 @@ class Dcp(Struct, frozen=True):
     name: str = "dcp"
 
     def recognises(self, there: Listing) -> bool:
-        return there.folder and (_is_one(there) or bool(_below(there)))
+        return there.folder and (_is_one(there) or bool(_below(there))) and not is_save(there)
 
     def read(self, there: Listing, source: Source) -> Catalog:
         folder = _chosen(there, source)
-        _refuse_megatron(folder)
         shards = sorted(entry.name for entry in folder.entries if is_shard(entry.name))
         if shards and not _is_saved_by_files(folder):
             return catalog_of_shards(folder, shards)
-        return _catalog(folder)
-
-
-def _refuse_megatron(folder: Listing) -> None:
-    """Raises CheckpointError: its keys are plain, what lies under them need not be the model's tensors."""
-    if folder.entry(_MEGATRON) is None:
-        return
-    told = json.loads(content_of(folder.at(_MEGATRON)))
-    if isinstance(told, dict) and "sharded_backend" in told:
-        raise CheckpointError(
-            f"a Megatron checkpoint ({told['sharded_backend']}): not read yet by this release",
-            folder.path,
-            "save one full checkpoint with the program that wrote it",
-        )
+        return catalog_by(folder, metadata_of(folder))
 
 
 def _is_one(there: Listing) -> bool:
@@ -102,8 +87,17 @@ def _chosen(there: Listing, source: Source) -> Listing:
 # ---- by .metadata
 
 
-def _catalog(folder: Listing) -> Catalog:
-    told, hashes, warnings = _metadata(folder)
+class Described(Struct, frozen=True):
+    """What a folder's small files say: each file by its name, their hashes, and what to warn of."""
+
+    told: Mapping[str, DcpMetadata]
+    hashes: Mapping[str, str]
+    warnings: tuple[str, ...]
+
+
+def catalog_by(folder: Listing, described: Described) -> Catalog:
+    """What its files hold of what they are said to. Raises CheckpointError."""
+    told = described.told
     shapes: dict[str, DcpTensor] = {}
     wanted: dict[str, list[Wanted]] = {}
     homeless: list[str] = []
@@ -128,17 +122,14 @@ def _catalog(folder: Listing) -> Catalog:
         {},
         {},
         Ranks(1, world, folder.path),
-        told_by=hashes,
-        warnings=(*warnings, *_left_out(others), *_unknown(told)),
+        told_by=described.hashes,
+        warnings=(*described.warnings, *_left_out(others), *_unknown(told)),
         family=f"PyTorch DCP, {counted(world, 'rank')}",
     )
 
 
-def _metadata(folder: Listing) -> tuple[dict[str, DcpMetadata], dict[str, str], tuple[str, ...]]:
-    """What the folder says of itself, by the names of its files, and their hashes; what to warn of.
-
-    Raises CheckpointError where nothing says it.
-    """
+def metadata_of(folder: Listing) -> Described:
+    """What the folder says of itself. Raises CheckpointError where nothing says it."""
     names = {entry.name for entry in folder.entries}
     of_ranks = {int(match[1] or match[2]): name for name in names if (match := _OF_RANK.fullmatch(name))}
     if _METADATA in names:
@@ -162,7 +153,7 @@ def _metadata(folder: Listing) -> tuple[dict[str, DcpMetadata], dict[str, str], 
             told[name] = read_dcp_metadata(content)
         except FormatError as error:
             raise FormatError(error.message, folder.at(name), error.hint) from None
-    return told, hashes, (beside,) if _METADATA in names and of_ranks else ()
+    return Described(told, hashes, (beside,) if _METADATA in names and of_ranks else ())
 
 
 def _unfinished(folder: Listing, names: set[str]) -> CheckpointError:

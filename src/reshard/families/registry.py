@@ -26,6 +26,7 @@ class _Entry(Struct, frozen=True):
 
 
 _OF_DEEPSPEED = r"((bf16_)?(zero_pp|expp)_rank_\d+_)?mp_rank_\d+_(model|optim)_states\.pt|layer_\d+.*model_states\.pt"
+_OF_MEGATRON = r"(model_optim_rng|model_rng|distrib_optim)\.pt"
 _OF_DCP = r".+\.distcp|shard-\d+-model-.+\.safetensors"
 _OF_FSDP = r"(model|optim|extra_state)_world_size_\d+_rank_\d+\.pt"
 _FAMILIES = (
@@ -47,6 +48,12 @@ _FAMILIES = (
         _OF_DCP,
     ),
     _Entry("fsdp", "reshard.families.fsdp:Fsdp", rf"actor|critic|global_step_\d+|{_OF_FSDP}", _OF_FSDP),
+    _Entry(
+        "megatron",
+        "reshard.families.megatron:Megatron",
+        rf"latest_checkpointed_iteration\.txt|iter_\d{{7,}}|release|mp_rank_\d+(_\d+)*|metadata\.json|{_OF_MEGATRON}",
+        _OF_MEGATRON,
+    ),
 )
 PLAIN = ("ranks", "full")
 """Families that need no recognising: rank folders, and full files, are what everything else is."""

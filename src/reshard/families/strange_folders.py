@@ -43,12 +43,6 @@ _MARKS = (
         ),
         "python zero_to_fp32.py FOLDER OUT --safe_serialization makes a full one of it",
     ),
-    _Mark(
-        "megatron",
-        "a Megatron checkpoint",
-        re.compile(r"mp_rank_\d+(_\d+)*|iter_\d{7}|latest_checkpointed_iteration\.txt"),
-        _SAVE_FULL,
-    ),
 )
 _WEIGHT_MARKS = _MARKS[:1]
 """Families whose files are safetensors: without their marks they would be taken for full ones."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from math import prod
+from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -35,7 +37,8 @@ class Row(Struct, frozen=True):
 class Inspection(Struct, frozen=True):
     """What a checkpoint holds. The fingerprints are empty where they were not computed.
 
-    ``family``: what kind of checkpoint it is and what wrote it, in words.
+    ``family``: what kind of checkpoint it is and what wrote it, in words. ``args``: what that was told, where it kept
+    it.
     """
 
     family: str
@@ -48,6 +51,7 @@ class Inspection(Struct, frozen=True):
     warnings: tuple[str, ...]
     fingerprint: str = ""
     weights_fingerprint: str = ""
+    args: Mapping[str, Any] = {}
 
     @property
     def parameters(self) -> int:
@@ -129,6 +133,7 @@ def inspection(source: Catalog) -> Inspection:
         tuple(rows),
         {name: next(iter(by_rank.values())) for name, by_rank in source.texts.items()},
         source.warnings,
+        args=source.args,
     )
 
 

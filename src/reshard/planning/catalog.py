@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from math import prod
+from typing import Any
 
 from msgspec import Struct
 
@@ -233,6 +234,7 @@ class Catalog(Struct, frozen=True):
         progress: where the training was, by MindFormers' words: ``global_step``, ``loss_scale`` …
         withheld: by name, why a tensor that the files have cannot be given: it is refused where it is asked for.
         dropped: by reason, names that were left out already when it was put under other names.
+        args: what the program that wrote it was told, by name, as plain values.
     """
 
     files: tuple[IndexedFile, ...]
@@ -248,6 +250,7 @@ class Catalog(Struct, frozen=True):
     lacking: tuple[str, ...] = ()
     iteration: int | None = None
     progress: Mapping[str, int | float | None] = {}
+    args: Mapping[str, Any] = {}
     kind: str = ""
     dropped: Mapping[str, tuple[str, ...]] = {}
 

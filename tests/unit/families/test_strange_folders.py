@@ -50,8 +50,6 @@ def test_what_a_folder_holds_instead(tmp_path: Path, there: list[str], held: str
 @pytest.mark.parametrize(
     ("there", "family"),
     [
-        (["latest_checkpointed_iteration.txt", "iter_0000010/x"], "a Megatron checkpoint"),
-        (["mp_rank_00/model_optim_rng.pt"], "a Megatron checkpoint"),
         (["model0-mp2.safetensors", "model1-mp2.safetensors", "config.json"], "slices of DeepSeek's inference code"),
     ],
 )

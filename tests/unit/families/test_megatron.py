@@ -1,0 +1,175 @@
+"""Megatron's folders: which is meant, which ranks there are, how each tensor lies in the whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import reshard
+from making import array, read_file, same
+from megatron_ranks import ARGS, FULL, chunk_of, saved, told, write_megatron
+from reshard import Options
+from reshard.errors import InputError
+from reshard.ops.inspect import inspect
+
+IT = "iter_0000007"
+
+
+def converted(source: Path, folder: Path, **options: Any) -> dict[str, np.ndarray]:
+    reshard.convert(source, folder / "o.safetensors", Options(fsync=False, **options))
+    return read_file(folder / "o.safetensors")
+
+
+def refused(source: Path) -> str:
+    with pytest.raises(InputError) as caught:
+        inspect(str(source))
+    return f"{caught.value.message} {caught.value.hint}"
+
+
+def gives_all(found: dict[str, np.ndarray], full: dict[str, np.ndarray] = FULL) -> bool:
+    return found.keys() == full.keys() and all(same(found[name], value) for name, value in full.items())
+
+
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_layers_count_anew_on_every_stage_and_chunk(tmp_path: Path, chunks: int) -> None:
+    write_megatron(tmp_path / "m", chunks=chunks)
+    assert gives_all(converted(tmp_path / "m", tmp_path))
+
+
+def test_arguments_are_shown(tmp_path: Path) -> None:
+    write_megatron(tmp_path / "m")
+    found = inspect(str(tmp_path / "m"))
+    assert found.args == ARGS
+    assert found.family == "Megatron rank folders, tp 2, pp 2, 2 virtual stages, iteration 7"
+
+
+def test_a_missing_rank_is_named(tmp_path: Path) -> None:
+    write_megatron(tmp_path / "m")
+    (tmp_path / "m" / IT / "mp_rank_01_001" / "model_optim_rng.pt").unlink()
+    assert "mp_rank_01_001/model_optim_rng.pt" in refused(tmp_path / "m")
+    (tmp_path / "m" / IT / "mp_rank_01_001").rmdir()
+    assert "mp_rank_01_001" in refused(tmp_path / "m")
+
+
+def test_files_of_two_saves_are_told(tmp_path: Path) -> None:
+    write_megatron(tmp_path / "m", chunks=1)
+    place = tmp_path / "m" / IT / "mp_rank_01_000" / "model_optim_rng.pt"
+    saved(place, told(iteration=6), {"model": chunk_of(0, 0, 1, (2, 2, 1))})
+    assert "iteration: 7 in mp_rank_00_000/model_optim_rng.pt, 6 in mp_rank_01_000" in refused(tmp_path / "m")
+
+
+def test_a_rank_beyond_the_arguments_is_of_another_save(tmp_path: Path) -> None:
+    write_megatron(tmp_path / "m", chunks=1)
+    saved(tmp_path / "m" / IT / "mp_rank_02_000" / "model_optim_rng.pt", told(), {"model": {}})
+    assert "mp_rank_02_000: the arguments tell of tp 2, pp 2, ep 1" in refused(tmp_path / "m")
+
+
+def test_a_lost_layer_is_told(tmp_path: Path) -> None:
+    write_megatron(tmp_path / "m", chunks=1)
+    for tensor in range(2):
+        held = {n: v for n, v in chunk_of(1, 0, tensor, (2, 2, 1)).items() if ".layers.3." not in n}
+        saved(tmp_path / "m" / IT / f"mp_rank_0{tensor}_001" / "model_optim_rng.pt", told(), {"model": held})
+    assert "the stages hold 7 layers, and the arguments tell of 8" in refused(tmp_path / "m")
+
+
+def test_the_folder_of_one_rank_is_no_model(tmp_path: Path) -> None:
+    write_megatron(tmp_path / "m")
+    assert "the folder of one rank" in refused(tmp_path / "m" / IT / "mp_rank_00_000")
+    assert "one file of a checkpoint" in refused(tmp_path / "m" / IT / "mp_rank_00_000" / "model_optim_rng.pt")
+
+
+def test_a_name_whose_cut_nobody_knows_is_refused(tmp_path: Path) -> None:
+    args = {**ARGS, "num_layers": None, "pipeline_model_parallel_size": 1}
+    for tensor in range(2):
+        held = {"decoder.mixer.in_proj.weight": array((4, 4), seed=tensor)}
+        saved(tmp_path / IT / f"mp_rank_0{tensor}" / "model_optim_rng.pt", told(args), {"model": held})
+    assert "decoder.mixer.in_proj.weight: 2 tensor-parallel ranks hold it" in refused(tmp_path / IT)
+
+
+def test_names_of_before_the_core_are_refused(tmp_path: Path) -> None:
+    place = tmp_path / IT / "mp_rank_00" / "model_optim_rng.pt"
+    saved(place, {"checkpoint_version": 2.0, "model": {"language_model": {"encoder": 1}}}, {})
+    assert "checkpoint_version 2.0" in refused(tmp_path / IT)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_experts_that_lie_in_one_tensor_are_turned(tmp_path: Path, ranks: int) -> None:
+    """Grouped: (hidden, experts x rows) is read as (experts, hidden, rows)."""
+    experts, hidden, rows = 4, 6, 8
+    first, second = array((experts, 2 * rows, hidden), seed=1), array((experts, hidden, rows), seed=2)
+    args = {"tensor_model_parallel_size": ranks, "expert_model_parallel_size": 2, "num_experts": experts}
+    for e in range(2):
+        for t in range(ranks):
+            mine = slice(2 * e, 2 * e + 2)
+            gate, up = (np.split(half, ranks, axis=1)[t] for half in np.split(first[mine], 2, axis=1))
+            one = np.concatenate([gate, up], axis=1).transpose(0, 2, 1)
+            two = np.split(second[mine], ranks, axis=2)[t].transpose(0, 2, 1)
+            held = {
+                "decoder.layers.0.mlp.router.weight": array((experts, hidden), seed=3),
+                "decoder.layers.0.mlp.experts.weight1": np.ascontiguousarray(one).reshape(hidden, -1),
+                "decoder.layers.0.mlp.experts.weight2": np.ascontiguousarray(two).reshape(-1, hidden),
+            }
+            saved(tmp_path / IT / f"mp_rank_0{t}_00{e}" / "model_optim_rng.pt", told(args), {"model": held})
+    found = converted(tmp_path / IT, tmp_path)
+    assert same(found["decoder.layers.mlp.experts.experts.linear_fc1.weight"], first[None])
+    assert same(found["decoder.layers.mlp.experts.experts.linear_fc2.weight"], second[None])
+
+
+@pytest.mark.parametrize("form", ["local_experts.{}.linear_fc1.weight", "linear_fc1.weight{}"])
+def test_experts_of_ranks_are_numbered_through(tmp_path: Path, form: str) -> None:
+    first, second = array((4, 8, 6), seed=1), array((4, 6, 4), seed=2)
+    args = {"expert_model_parallel_size": 2, "num_experts": 4, "moe_layer_freq": [1]}
+    for e in range(2):
+        held = {f"decoder.layers.0.mlp.experts.{form.format(i)}": first[2 * e + i] for i in range(2)}
+        held |= {
+            f"decoder.layers.0.mlp.experts.{form.format(i).replace('fc1', 'fc2')}": second[2 * e + i] for i in range(2)
+        }
+        saved(tmp_path / IT / f"mp_rank_00_00{e}" / "model_optim_rng.pt", told(args), {"model": held})
+    found = converted(tmp_path / IT, tmp_path)
+    assert same(found["decoder.layers.0.mlp.experts.experts.linear_fc1.weight"], first)
+    assert same(found["decoder.layers.0.mlp.experts.experts.linear_fc2.weight"], second)
+
+
+@pytest.mark.parametrize(
+    ("said", "same_bytes", "kept"), [(None, True, False), (None, False, True), (False, True, False)]
+)
+def test_the_last_stage_s_copy_of_the_embedding(
+    tmp_path: Path, said: bool | None, same_bytes: bool, kept: bool
+) -> None:
+    args = {"pipeline_model_parallel_size": 2, "untie_embeddings_and_output_weights": said}
+    embedding = array((4, 2), seed=1)
+    ranks = [
+        {"embedding.word_embeddings.weight": embedding},
+        {"output_layer.weight": embedding if same_bytes else array((4, 2), seed=2)},
+    ]
+    for stage, held in enumerate(ranks):
+        saved(tmp_path / IT / f"mp_rank_00_00{stage}" / "model_optim_rng.pt", told(args), {"model": held})
+    assert ("output_layer.weight" in converted(tmp_path / IT, tmp_path)) is kept
+
+
+def test_copies_that_are_said_to_be_tied_and_differ_are_refused(tmp_path: Path) -> None:
+    args = {"pipeline_model_parallel_size": 2, "untie_embeddings_and_output_weights": False}
+    ranks = [{"embedding.word_embeddings.weight": array((4, 2))}, {"output_layer.weight": array((4, 2), seed=2)}]
+    for stage, held in enumerate(ranks):
+        saved(tmp_path / IT / f"mp_rank_00_00{stage}" / "model_optim_rng.pt", told(args), {"model": held})
+    assert "the arguments say that they are tied" in refused(tmp_path / IT)
+
+
+def test_saves_of_a_folder(tmp_path: Path) -> None:
+    write_megatron(tmp_path)
+    (tmp_path / IT).rename(tmp_path / "release")
+    assert (
+        "iter_0000007 is what latest_checkpointed_iteration.txt says, and is not there; there are: release"
+        in refused(tmp_path)
+    )
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("release")
+    assert gives_all(converted(tmp_path, tmp_path))
+    (tmp_path / "latest_checkpointed_iteration.txt").unlink()
+    assert any("no latest_checkpointed" in warning for warning in inspect(str(tmp_path)).warnings)
+    write_megatron(tmp_path)
+    (tmp_path / "latest_checkpointed_iteration.txt").unlink()
+    assert "2 saves and no latest_checkpointed_iteration.txt: iter_0000007, release" in refused(tmp_path)
+    assert gives_all(converted(tmp_path, tmp_path / "x", iteration=7))
