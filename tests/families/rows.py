@@ -90,7 +90,7 @@ def _checkpoint2(folder: Path) -> Made:
 
 
 def _megatron_ranks(folder: Path) -> Made:
-    write_megatron(folder / "megatron", MEGATRON)
+    write_megatron(folder / "megatron")
     return Made(folder / "megatron", MEGATRON)
 
 
