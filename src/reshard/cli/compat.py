@@ -106,3 +106,19 @@ def zero_to_fp32(context: typer.Context) -> None:
     reshard compat zero_to_fp32 output/checkpoint-500 out --safe_serialization
     """
     _hand_over("zero_to_fp32", context)
+
+
+@app.command(
+    "model_merger",
+    short_help="verl's merger: FSDP's files of single ranks to a Hugging Face folder.",
+    context_settings=_AS_GIVEN,
+)
+def model_merger(context: typer.Context) -> None:
+    """FSDP's files of single ranks to a Hugging Face folder in bfloat16, as verl's merger does.
+
+    \b
+    reshard compat model_merger merge --backend fsdp \\
+      --local_dir checkpoints/global_step_100/actor \\
+      --target_dir merged
+    """
+    _hand_over("model_merger", context)
