@@ -82,8 +82,8 @@ _CONVERSION: dict[str, tuple[Any, Any]] = {
             str,
             typer.Option(
                 metavar="KIND",
-                help="What DST shall be: ranks, full, parts or dcp. Default: as strategy, name and SRC say.",
-                autocompletion=one_of("ranks", "full", "parts", "dcp"),
+                help="What DST shall be: ranks, full, parts, checkpoint2, dcp. Default: as strategy, name and SRC say.",
+                autocompletion=one_of("ranks", "full", "parts", "checkpoint2", "dcp"),
             ),
         ],
         "",
@@ -133,6 +133,12 @@ _CONVERSION: dict[str, tuple[Any, Any]] = {
     "drop_redundancy": (
         Annotated[bool, typer.Option("--drop-redundancy", help="Of equal shards one rank alone keeps its own.")],
         False,
+    ),
+    "dst_iteration": (
+        Annotated[
+            int, typer.Option(metavar="N", min=-1, show_default=False, help="The iteration to write. Default: as SRC.")
+        ],
+        -1,
     ),
     "check_replicas": (
         Annotated[bool, typer.Option("--check-replicas", help="Read all replicas and compare.")],
@@ -288,6 +294,8 @@ def conversion_options(given: dict[str, Any]) -> Options:
         suffix=given["suffix"],
         family=given.get("family", ""),
         iteration=numbered(given.get("iteration", -1)),
+        dst_iteration=numbered(given.get("dst_iteration", -1)),
+        release="" if given.get("dst_names") and given.get("to", "") != "checkpoint2" else given.get("release", ""),
         ranks=parse_ranks(ranks) if ranks else None,
         share=parse_share(given["share"], os.environ) if given.get("share") else None,
         missing=given["missing"],
@@ -316,7 +324,7 @@ def naming_of(given: dict[str, Any]) -> Naming:
         dst_model=given.get("dst_model", ""),
         asked=Asked({style: given[style] for style in ("qkv", "gate_up") if given.get(style)}),
         src_asked=Asked({style: given[f"src_{style}"] for style in ("qkv", "gate_up") if given.get(f"src_{style}")}),
-        release=given.get("release", ""),
+        release=given.get("release", "") if given.get("dst_names") else "",
         vocab_rows=given.get("vocab_rows") or None,
         tied=given.get("tied", ""),
         dequantize=given.get("dequantize", False),

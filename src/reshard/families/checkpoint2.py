@@ -15,6 +15,7 @@ from reshard.families.checkpoint2_folders import (
     COMMON,
     METADATA,
     devices_told,
+    folder_above,
     is_iteration,
     is_root,
     iteration_folder,
@@ -25,7 +26,7 @@ from reshard.families.checkpoint2_metadata import Common, read_common, read_meta
 from reshard.families.family import Listing
 from reshard.families.found import Found
 from reshard.families.full import catalog_of_full
-from reshard.families.open_checkpoint import index_files
+from reshard.families.open_checkpoint import index_files, refuse_unfinished_target
 from reshard.families.source import Source
 from reshard.planning.catalog import Catalog
 from reshard.planning.identity import hash_of_file
@@ -40,6 +41,8 @@ class Checkpoint2(Struct, frozen=True):
 
     def read(self, there: Listing, source: Source) -> Catalog:
         folder, warnings = iteration_folder(there, source.iteration, chosen=bool(source.family))
+        for root in {there.path, folder_above(folder)}:
+            refuse_unfinished_target(root)
         told_by, common = {}, None
         if folder.entry(COMMON) is None:
             warnings.append(f"{folder.path} has no {COMMON}: a training that goes on from it begins at global_step 0")

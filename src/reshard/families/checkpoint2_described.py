@@ -8,12 +8,21 @@ from math import prod
 
 from reshard.errors import CheckpointError, ReshardError, listed
 from reshard.families.checkpoint2_folders import METADATA, is_trainers, weight_files
-from reshard.families.checkpoint2_metadata import Metadata, Parameter, Place, numbered, shape_of_slices, storage_key
+from reshard.families.checkpoint2_metadata import (
+    Metadata,
+    Parameter,
+    Place,
+    numbered,
+    numbers_of,
+    shape_of_slices,
+    storage_key,
+)
 from reshard.families.family import Listing
 from reshard.families.found import Found
 from reshard.families.full import texts_and_notes, whole
 from reshard.families.open_checkpoint import index_files
 from reshard.index import Stored, TensorSpec
+from reshard.layout.stages import Strategy
 from reshard.layout.tensor import Cell, Layout, Sharding
 from reshard.planning.catalog import Catalog, Grid, Held, IndexedFile, Ranks, Tensor
 
@@ -44,15 +53,17 @@ def described(folder: Listing, metadata: Metadata) -> Catalog:
         *([f"{METADATA} does not name {_named(others)}: left out"] if others else []),
         *(f"{file.path}: {warning}" for file in joined.files for warning in file.contents.warnings),
     ]
+    ranks = _ranks(metadata, ranks_of.values(), folder.at(METADATA))
     return Catalog(
         tuple(joined.files),
         tensors,
         texts,
         notes,
-        _ranks(metadata, ranks_of.values(), folder.at(METADATA)),
+        ranks,
         tuple(metadata.state_dict_metadata),
         warnings=tuple(warnings),
         lacking=lacking,
+        own=_own(metadata, ranks),
     )
 
 
@@ -73,6 +84,23 @@ def _ranks(metadata: Metadata, writers: Iterable[int], where: str) -> Ranks:
     devices = max(map(len, lists), default=world)
     stages = world // devices if world % devices == 0 else 1
     return Ranks(stages, world // stages, where)
+
+
+def _own(metadata: Metadata, ranks: Ranks) -> Strategy | None:
+    """How it is cut; None where the ranks of a stage do not follow each other, which no strategy says."""
+    stages: list[dict[str, Sharding]] = [{} for _ in range(ranks.stages)]
+    of_stage = [tuple(range(s * ranks.devices, (s + 1) * ranks.devices)) for s in range(ranks.stages)]
+    for name, parameter in metadata.state_dict_metadata.items():
+        if parameter.layout is None:
+            continue
+        layout, of = parameter.cut()
+        if of not in of_stage:
+            return None
+        first = metadata.storage_data.get(storage_key(name, 0), ())
+        tied = {place.storage_rank // ranks.devices for place in first}
+        for stage in {of_stage.index(of), *tied}:
+            stages[stage][name] = layout.sharding
+    return Strategy(tuple(stages), ranks.devices, ranks.where)
 
 
 def _shown(told: Mapping[str, Sequence[str]], words: str) -> Iterator[str]:
@@ -222,8 +250,7 @@ def _count(layout: Layout) -> int:
 @lru_cache(maxsize=1024)
 def _numbers(sharding: Sharding, ranks: tuple[int, ...]) -> Mapping[int, int]:
     """The slice of each rank."""
-    numbers = {cell: number for number, cell in enumerate(numbered(sharding))}
-    return dict(zip(ranks, (numbers[cell] for cell in sharding.cells()), strict=False))
+    return dict(zip(ranks, numbers_of(sharding), strict=True)) if ranks else {}
 
 
 @lru_cache(maxsize=1024)

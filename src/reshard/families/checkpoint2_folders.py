@@ -114,13 +114,21 @@ def _refuse_other(there: Listing, iteration: int | None) -> None:
 def _beyond_tracker(there: Listing) -> list[str]:
     """A warning for an iteration that the tracker above it has not come to."""
     number = number_of(_own_name(there))
-    above = there.path.rstrip("/").rpartition("/")[0] or "."
+    above = folder_above(there)
     if number is None or storage_of(above).entry(join(above, TRACKER)) is None:
         return []
     text = content_of(join(above, TRACKER)).decode("utf-8", "replace").strip()
     if not text.isdecimal() or int(text) >= number:
         return []
     return [f"{join(above, TRACKER)} says {text}: the save of iteration {number} may not have ended"]
+
+
+def folder_above(there: Listing) -> str:
+    """
+    >>> folder_above(Listing("root/iteration_00000007", Entry("iteration_00000007", True, 0, 0)))
+    'root'
+    """
+    return there.path.rstrip("/").rpartition("/")[0] or "."
 
 
 def _own_name(there: Listing) -> str:

@@ -83,13 +83,13 @@ def _plain(there: Listing, source: Source) -> Found:
     return found
 
 
-def _refuse_unfinished(found: Found) -> None:
+def refuse_unfinished_target(path: str) -> None:
     """Raises CheckpointError for a target of ours that is being filled: what lacks of it, nobody can see."""
-    place = Place.of(found.path, single=False)
+    place = Place.of(path, single=False)
     if place.storage.entry(join(place.meta, BEGUN)) is not None:
         raise CheckpointError(
             "a conversion into it has not ended: it is not whole",
-            found.path,
+            path,
             "give the same command with --resume; rank folders are read as far as they go with --src-strategy",
         )
 
@@ -112,7 +112,7 @@ def _told_apart(found: Found, files: Sequence[IndexedFile], strategy: Strategy |
     if ours is not None:
         return ours
     if ours_there:
-        _refuse_unfinished(found)
+        refuse_unfinished_target(found.path)
     _check_lone_ranks(found, doubt)
     return catalog(files, None)
 

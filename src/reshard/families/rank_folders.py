@@ -54,6 +54,7 @@ def catalog_of_ranks(files: Sequence[IndexedFile], strategy: Strategy) -> Catalo
         {STRATEGY: hash_of_strategy(strategy)},
         (*stand_ins(files, ranks), *_redundancy(files, tensors, notes)),
         "rank folders",
+        own=strategy,
     )
 
 

@@ -28,6 +28,7 @@ class Asked(Struct, frozen=True, kw_only=True):
         single: the name of the one file that the target shall be; "" for a folder.
         to: the kind, as ``--to`` names it; "" for what the rest says.
         files: how many there shall be; 0 for the kind's own number.
+        iteration, release: what a training calls this state of it, and the program that shall read it.
     """
 
     single: str = ""
@@ -39,6 +40,8 @@ class Asked(Struct, frozen=True, kw_only=True):
     max_shard_nbytes: int | None = None
     drop_redundancy: bool = False
     files: int = 0
+    iteration: int | None = None
+    release: str = ""
 
 
 class _Entry(Struct, frozen=True):
@@ -64,11 +67,16 @@ _KINDS = {
         "reshard.families.parts:parts_asked",
         frozenset({*_BYTES, "max_shard_nbytes"}),
     ),
+    "checkpoint2": _Entry(
+        "a Checkpoint 2.0",
+        "reshard.families.checkpoint2_target:checkpoint2_asked",
+        frozenset({"strategy", "prefix", "drop_redundancy", "iteration", "release"}),
+    ),
     "dcp": _Entry(
         "a distributed checkpoint of PyTorch", "reshard.families.dcp_target:dcp_asked", frozenset({"crc", "files"})
     ),
 }
-_OPTIONS = {"strategy": "--dst-strategy", "max_shard_nbytes": "--max-shard-size"}
+_OPTIONS = {"strategy": "--dst-strategy", "max_shard_nbytes": "--max-shard-size", "iteration": "--dst-iteration"}
 """Options that are called otherwise than their fields."""
 
 

@@ -105,6 +105,8 @@ class Options(Means, frozen=True):
         max_shard_nbytes: a full checkpoint of safetensors or torch files in parts of at most this, with an index.
         files: how many files of a target whose kind leaves it open; 0 for its own number.
         drop_redundancy: of equal shards one rank alone keeps its own, as MindSpore's training saves them.
+        dst_iteration: the number that a target with iterations gets; None for the source's.
+        release: of MindFormers, that shall read a Checkpoint 2.0; empty for what all releases read.
         check_replicas: read all replicas and refuse those that differ.
         crc: check the CRC-32 of sources that state one and write it into .ckpt targets.
         naming: the convention of names that the target gets.
@@ -127,6 +129,8 @@ class Options(Means, frozen=True):
     max_shard_nbytes: int | None = None
     files: int = 0
     drop_redundancy: bool = False
+    dst_iteration: int | None = None
+    release: str = ""
     check_replicas: bool = False
     crc: bool = False
     naming: Naming = field(default_factory=Naming)
@@ -156,4 +160,6 @@ class Options(Means, frozen=True):
             max_shard_nbytes=self.max_shard_nbytes,
             drop_redundancy=self.drop_redundancy,
             files=self.files,
+            iteration=self.dst_iteration,
+            release=self.release,
         )

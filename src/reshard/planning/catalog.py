@@ -13,7 +13,7 @@ from reshard.errors import CheckpointError
 from reshard.index import ZEROS, Contents, Extent, TensorSpec, cut_extents
 from reshard.layout.box import Box, ordered
 from reshard.layout.cover import gaps, overlap
-from reshard.layout.stages import layout_of_full
+from reshard.layout.stages import Strategy, layout_of_full
 from reshard.layout.tensor import MAX_DEVICES, Cell, Layout, Sharding
 
 
@@ -230,6 +230,7 @@ class Catalog(Struct, frozen=True):
         kind: the name of its family, as ``--from`` has it; "" where nobody recognised it.
         told_by: by name, hashes of what small files said that decided something: a strategy, metadata, a configuration.
         lacking: files that it should have, or what they should hold, in words.
+        own: how the job that wrote it cut it, as far as that is a strategy.
         iteration: of the training, where its place says one.
         progress: where the training was, by MindFormers' words: ``global_step``, ``loss_scale`` …
         withheld: by name, why a tensor that the files have cannot be given: it is refused where it is asked for.
@@ -248,6 +249,7 @@ class Catalog(Struct, frozen=True):
     family: str = ""
     withheld: Mapping[str, str] = {}
     lacking: tuple[str, ...] = ()
+    own: Strategy | None = None
     iteration: int | None = None
     progress: Mapping[str, int | float | None] = {}
     args: Mapping[str, Any] = {}

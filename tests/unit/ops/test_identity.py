@@ -79,6 +79,7 @@ CHANGES = {
     "crc": lambda w: True,
 }
 OF_A_FULL_TARGET = {"max_shard_nbytes", "to"}
+OF_A_CHECKPOINT2 = {"dst_iteration": 12, "release": "r1.8"}
 SAME = {
     "family": "ranks",
     "ranks": frozenset({1}),
@@ -104,7 +105,14 @@ OF_FAMILIES_WITH_SEVERAL = {"iteration"}
 
 
 def test_every_option_is_in_one_table() -> None:
-    tables = [set(CHANGES), OF_A_FULL_TARGET, set(SAME), OF_OTHER_NAMES, OF_FAMILIES_WITH_SEVERAL]
+    tables = [
+        set(CHANGES),
+        OF_A_FULL_TARGET,
+        set(OF_A_CHECKPOINT2),
+        set(SAME),
+        OF_OTHER_NAMES,
+        OF_FAMILIES_WITH_SEVERAL,
+    ]
     assert sorted(name for table in tables for name in table) == sorted(Options.__struct_fields__)
 
 
@@ -113,6 +121,12 @@ def test_what_changes_bytes_has_another_identity(work: Work, name: str) -> None:
     value = CHANGES[name](work)  # type: ignore[no-untyped-call]
     other = replace(work.options, **{name: str(value) if isinstance(value, Path) else value})
     assert work.plan(other).identity != work.identity()
+
+
+@pytest.mark.parametrize("name", OF_A_CHECKPOINT2)
+def test_what_a_checkpoint2_says_of_itself_counts(work: Work, name: str) -> None:
+    options = replace(work.options, to="checkpoint2", format="", prefix="CKP")
+    assert work.plan(replace(options, **{name: OF_A_CHECKPOINT2[name]})).identity != work.plan(options).identity
 
 
 @pytest.mark.parametrize("name", SAME)
