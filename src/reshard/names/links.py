@@ -19,6 +19,7 @@ from reshard.index import ZEROS, TensorSpec
 from reshard.layout.box import Box
 from reshard.layout.cover import boxes_of_range
 from reshard.layout.view import Shape, factors_of, in_view
+from reshard.names.scaling import Lying, scales_of
 from reshard.planning.catalog import Held, Loose, Shard, Tensor
 
 
@@ -134,7 +135,7 @@ class _Shards:
     """A source's shards in a view, found by their first row."""
 
     def __init__(self, tensor: Tensor, groups: Sequence[Shape]) -> None:
-        self.groups = groups
+        self.tensor, self.groups = tensor, tuple(groups)
         made = (part for shard in tensor.shards for part in _divided(shard, groups))
         self._shards = sorted(made, key=lambda s: s.box.start)
         self._starts = [shard.box.start[:1] for shard in self._shards]
@@ -277,28 +278,35 @@ class _Target:
                 found[dim] = (follows, _LAST - count)
         return found
 
-    def shards(self, number: int, laid: _Laid) -> Iterator[Shard]:
-        """What a link brings."""
+    def lying(self, number: int, laid: _Laid) -> Lying:
+        """How a link lies in the view."""
         numbers, beside, link = self._numbers[number], self._beside[number], laid.link
-        to: dict[int, tuple[int, int]] = {}  # dim of the source -> dim of the view, and how far it moves
+        to: list[tuple[int, int] | None] = []
         fixed = dict.fromkeys(range(len(self.view)), 0)
         for axis, factor in numbers.items():
             place = link.axes[axis].target
             fixed[self._at[factor, _LAST]] = place.start if place else 0
         for dim, axis_of in enumerate(laid.axes):
-            begins = link.axes[axis_of].source if axis_of is not None else None
-            start = begins.start if begins else 0
             if axis_of is not None and axis_of in numbers:
                 at = self._at[numbers[axis_of], _LAST]
-                to[dim] = (at, fixed.pop(at) - start)
+                to.append((at, fixed.pop(at)))
             elif dim in beside:
                 at = self._at[beside[dim]]
                 del fixed[at]
-                to[dim] = (at, -start)
+                to.append((at, 0))
+            else:
+                to.append(None)
         box = laid.box
+        ranges = tuple(zip(box.start, box.shape, strict=True))
+        return Lying(laid.shards.tensor, laid.shards.groups, ranges, tuple(to), fixed)
+
+    def shards(self, number: int, laid: _Laid) -> Iterator[Shard]:
+        """What a link brings."""
+        lying, box = self.lying(number, laid), laid.box
+        to = {dim: (at[0], at[1] - box.start[dim]) for dim, at in enumerate(lying.to) if at is not None}
         for shard in laid.shards.near(box):
-            part = self._moved(shard.box & box, to, fixed)
-            yield Shard(part, tuple(self._moved_held(h, part, to, fixed) for h in shard.held), shard.expected)
+            part = self._moved(shard.box & box, to, lying.fixed)
+            yield Shard(part, tuple(self._moved_held(h, part, to, lying.fixed) for h in shard.held), shard.expected)
 
     def _moved(self, box: Box, to: Mapping[int, tuple[int, int]], fixed: Mapping[int, int]) -> Box:
         start, stop = [0] * len(self.view), [0] * len(self.view)
@@ -348,6 +356,7 @@ class Maker:
             known=all(source.known for source in sources),
             compared=any(source.compared for source in sources),
             view=() if target.view == spec.shape else target.view,
+            scales=scales_of(name, target.view, [target.lying(number, each) for number, each in enumerate(laid)]),
         )
 
     def _agreeing(self, links: Sequence[Link]) -> list[Link]:

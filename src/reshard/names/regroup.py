@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from reshard.errors import PlanError, UsageError, listed
 from reshard.index import TensorSpec
 from reshard.layout.box import Box
+from reshard.names.dequantised import dequantised
 from reshard.names.links import Axis, Link, Maker, Place
 from reshard.names.model import ModelFile
 from reshard.names.naming import HUB, Naming, recipe_of_source, recipe_of_target
@@ -78,6 +79,12 @@ class _Regrouping:
     def done(self, shards: Mapping[str, int]) -> Regrouped:
         naming = self._naming
         self._refuse_absent()
+        if naming.dequantize:
+            self._tensors, dropped = dequantised(self._tensors, self._models.src)
+            for why, left in dropped.items():
+                self._drop(why, left)
+        if not naming.dst:
+            return Regrouped(self._catalog(), "")
         self._src, recipe = recipe_of_source([*self._tensors], naming.src, self._models.src)
         if naming.dst == HUB:
             self._drop_states()
@@ -90,19 +97,22 @@ class _Regrouping:
         if target is not None:
             given = self._given(target, self._models.dst, to_hub=False)
             self._stage(replace(given, asked=naming.asked, shards=shards), naming.dst)
+        return Regrouped(self._catalog(), self._src, tuple(self._same), tuple(self._fates))
+
+    def _catalog(self) -> Catalog:
+        naming = self._naming
         told_by = {**self._source.told_by, "names": self._identity()}
-        catalog = replace(
+        return replace(
             self._source,
             tensors=self._tensors,
             dropped=self._dropped,
-            expected=(),
+            expected=() if naming.dst else self._source.expected,
             told_by=told_by,
             warnings=(*self._source.warnings, *self._warnings),
             texts={} if naming.dst == HUB else self._source.texts,
             withheld={n: w for n, w in self._source.withheld.items() if naming.dst != HUB or not is_state(n)},
             kind=HUB if naming.dst == HUB else self._source.kind,
         )
-        return Regrouped(catalog, self._src, tuple(self._same), tuple(self._fates))
 
     def _identity(self) -> str:
         files = [

@@ -1,0 +1,164 @@
+"""Codes with scales → tensors that are their products, where every tool keeps them: whole, by channel or by block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from msgspec.structs import replace
+
+from reshard.dtypes import ALIASES, FLOATING
+from reshard.errors import CheckpointError, listed
+from reshard.index import TensorSpec
+from reshard.layout.box import Box
+from reshard.layout.view import Shape, in_view
+from reshard.names.model import ModelFile
+from reshard.planning.catalog import Held, Loose, Scales, Shard, Tensor
+from reshard.planning.quantised import Quantised, quantised
+
+_USUAL = 128
+_OF_ACTIVATIONS = {"input", "output", "act", "activation", "activations", "k", "v", "q", "kv", "ascales"}
+_UNKNOWN = {
+    "zero",
+    "zeros",
+    "zp",
+    "qzeros",
+    "wzeros",
+    "point",
+    "offset",
+    "scb",
+    "absmax",
+    "codebook",
+    "codebooks",
+    "map",
+    "state",
+}
+_WHY = "scales, which the weights are multiplied by"
+
+
+def dequantised(
+    tensors: Mapping[str, Tensor], files: Sequence[ModelFile]
+) -> tuple[dict[str, Tensor], dict[str, tuple[str, ...]]]:
+    """The tensors without scales, and by reason the names that are left out.
+
+    Raises CheckpointError listing codes whose scales are missing, or are of a kind that is not known.
+    """
+    made = dict(tensors)
+    dropped: dict[str, list[str]] = {}
+    faults: list[str] = []
+    dtype = _dtype(files)
+    groups = quantised({name: tensor.spec.dtype for name, tensor in tensors.items()})
+    for group in groups.values():
+        try:
+            codes, scale, others = _members(group)
+            made[codes] = _scaled(tensors[codes], tensors[scale], dtype, files)
+        except CheckpointError as error:
+            faults.append(error.message)
+            continue
+        for why, names in ((_WHY, [scale]), ("scales of activations", others)):
+            dropped.setdefault(why, []).extend(names)
+            for name in names:
+                del made[name]
+    faults += [
+        f"{name}: {tensor.spec.dtype}, and no scale stands beside it"
+        for name, tensor in made.items()
+        if tensor.spec.dtype.startswith("float8") and tensor.scales is None
+    ]
+    if faults:
+        raise CheckpointError("weights that cannot be dequantised:\n" + listed(faults))
+    return made, {why: tuple(names) for why, names in dropped.items() if names}
+
+
+def _dtype(files: Sequence[ModelFile]) -> str:
+    """What the model is computed in: its configuration says so, else bfloat16."""
+    for file in files:
+        said = file.values.get("torch_dtype") or file.values.get("dtype")
+        if file.hub and isinstance(said, str) and ALIASES.get(said, said) in FLOATING:
+            return ALIASES.get(said, said)
+    return "bfloat16"
+
+
+def _members(group: Quantised) -> tuple[str, str, list[str]]:
+    """Codes, their scale, and what else stands beside them and concerns other values."""
+    words = {name: set(name.rsplit(".", 1)[-1].lower().replace("-", "_").split("_")) for name in group.beside}
+    others = [name for name in group.beside if words[name] & _OF_ACTIVATIONS]
+    unknown = [name for name in group.beside if words[name] & _UNKNOWN and name not in others]
+    scales = [name for name in group.beside if name not in others and name not in unknown]
+    if unknown:
+        raise CheckpointError(
+            f"{group.codes[0]}: {', '.join(unknown[:3])} beside it: what codes mean then is not known"
+        )
+    if len(group.codes) != 1 or len(scales) != 1:
+        raise CheckpointError(
+            f"{', '.join(group.codes[:3])} with {', '.join(scales[:3]) or 'no scale'}: one of each is known"
+        )
+    return group.codes[0], scales[0], others
+
+
+def _scaled(codes: Tensor, scale: Tensor, dtype: str, files: Sequence[ModelFile]) -> Tensor:
+    if not (codes.spec.dtype.startswith("float8") or codes.spec.dtype == "int8"):
+        raise CheckpointError(f"{codes.name}: {codes.spec.dtype}, codes that are packed are not known")
+    if scale.spec.dtype not in FLOATING:
+        raise CheckpointError(f"{scale.name}: {scale.spec.dtype} is no scale")
+    shape = _counted(codes, scale)
+    block = tuple(_block(codes, scale, dim, shape[dim], files) for dim in range(len(shape)))
+    return replace(codes, made=dtype, scales=Scales(_as(scale, shape), block))
+
+
+def _counted(codes: Tensor, scale: Tensor) -> Shape:
+    """The scale's shape with a dim for each of the codes'."""
+    whole, given = codes.spec.shape, scale.spec.shape
+    if all(n == 1 for n in given):
+        return (1,) * len(whole)
+    if len(given) == len(whole):
+        return given
+    if given == whole[: len(given)]:
+        return (*given, *(1 for _ in whole[len(given) :]))
+    if len(given) == 1 and given[0] == whole[-1]:
+        return (*(1 for _ in whole[1:]), *given)
+    raise CheckpointError(f"{scale.name}: {list(given)} are no scales of {codes.name} {list(whole)}")
+
+
+def _block(codes: Tensor, scale: Tensor, dim: int, count: int, files: Sequence[ModelFile]) -> int:
+    """How many elements of a dim have one scale."""
+    n = codes.spec.shape[dim]
+    if count == 1:
+        return max(n, 1)
+    if count == n:
+        return 1
+    for size in (*_told(files, dim - len(codes.spec.shape)), _USUAL):
+        if -(-n // size) == count:
+            return size
+    if n % count == 0 and (n // count) & (n // count - 1) == 0:
+        return n // count
+    raise CheckpointError(
+        f"{scale.name}: {count} scales for {n} elements of dim {dim} of {codes.name}: in what blocks?"
+    )
+
+
+def _told(files: Sequence[ModelFile], dim: int) -> Iterator[int]:
+    """Sizes of blocks that configurations tell, for a dim counted from the last."""
+    for file in files:
+        block = file.values.get("quantization_config.weight_block_size")
+        if isinstance(block, list) and len(block) >= -dim and type(block[dim]) is int and block[dim] > 0:
+            yield block[dim]
+        for key, value in file.values.items():
+            if (
+                key.startswith("quantization_config.")
+                and key.endswith("group_size")
+                and type(value) is int
+                and value > 0
+            ):
+                yield value
+
+
+def _as(scale: Tensor, shape: Shape) -> Tensor:
+    """The scale with dims of one element more or less."""
+    given = scale.spec.shape
+    if given == shape:
+        return scale
+    shards = []
+    for shard in scale.shards:
+        ((_, box),) = in_view(shard.box, given, shape) if given else ((shard.box, Box.whole(shape)),)
+        held = (Held(h.file, h.extents_of(shard.box, scale.spec.itemsize)) for h in shard.held)
+        shards.append(Shard(box, tuple(held), shard.expected))
+    return replace(scale, spec=TensorSpec(scale.spec.dtype, shape), shards=Loose(tuple(shards)))
