@@ -13,7 +13,7 @@ from reshard.index import TensorSpec
 from reshard.layout.box import Box
 from reshard.names.dims import Axes, Dims, parsed, section_of
 from reshard.names.linking import Part, link_of
-from reshard.names.links import Maker
+from reshard.names.maker import Maker
 from reshard.planning.assembly import assembled
 from reshard.planning.catalog import Held, Loose, Scales, Shard, Tensor
 from reshard.planning.plan import Move, Piece, PlannedTensor, Scaled, Step

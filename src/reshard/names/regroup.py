@@ -11,7 +11,8 @@ from reshard.errors import PlanError, UsageError, listed
 from reshard.index import TensorSpec
 from reshard.layout.box import Box
 from reshard.names.dequantised import dequantised
-from reshard.names.links import Axis, Link, Maker, Place
+from reshard.names.links import Axis, Link, Place
+from reshard.names.maker import Maker
 from reshard.names.model import ModelFile
 from reshard.names.naming import HUB, Naming, recipe_of_source, recipe_of_target
 from reshard.names.recipe import Recipe, built_in

@@ -13,7 +13,8 @@ from reshard.index import TensorSpec
 from reshard.names.dims import Axes, Dims, shown
 from reshard.names.lacking import Lacking
 from reshard.names.linking import Part, link_of
-from reshard.names.links import Link, Maker
+from reshard.names.links import Link
+from reshard.names.maker import Maker
 from reshard.names.matching import Found, Names, lora_name, lora_of
 from reshard.names.recipe import AXIS_OF, Recipe, Rule, Side
 from reshard.names.settings import Asked, Known, axes_of, derived, solved, style_of, surprising, with_defaults
