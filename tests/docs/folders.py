@@ -106,16 +106,18 @@ def make_job(folder: Path) -> None:
 
 
 def make_lora(folder: Path) -> None:
-    """A job that trained LoRA weights; a base and an adapter as PEFT saves it; a run's YAML."""
+    """A job that trained LoRA weights; a base and adapters as PEFT saves them; a run's YAML."""
     factors = _factors(".mindpet_delta_lora_a", ".mindpet_delta_lora_b")
     _job(folder, {**bert(), **factors}, "strategy", "serve_strategy")
     pet = f"lora_rank: {LORA_RANK}\n      lora_alpha: 16"
     (folder / "run.yaml").write_text(f"model:\n  model_config:\n    pet_config:\n      pet_type: lora\n      {pet}\n")
     write_file(folder / "base/model.safetensors", bert())
     peft = _factors(".lora_A.weight", ".lora_B.weight", "base_model.model.")
-    write_file(folder / "adapter/adapter_model.safetensors", peft)
-    config = {"peft_type": "LORA", "r": LORA_RANK, "lora_alpha": 16, "target_modules": ["query", "value"]}
-    (folder / "adapter/adapter_config.json").write_text(json.dumps(config))
+    for name in ("adapter", "second", "pissa", "pissa_init"):
+        write_file(folder / name / "adapter_model.safetensors", peft)
+        config = {"peft_type": "LORA", "r": LORA_RANK, "lora_alpha": 16, "target_modules": ["query", "value"]}
+        config["init_lora_weights"] = "pissa" if name == "pissa" else True
+        (folder / name / "adapter_config.json").write_text(json.dumps(config))
 
 
 def make_auto(folder: Path) -> None:

@@ -38,12 +38,12 @@ def merged(out: Path, rank: int = 0) -> dict[str, np.ndarray]:
 
 
 def exact_sum(w: np.ndarray, a: np.ndarray, b: np.ndarray, scaling: float) -> np.ndarray:
-    """All in fp32, the product as fused multiply-adds from the first of the rank to the last; rounded once more."""
-    product = np.zeros(w.shape, np.float32)
+    """All in fp64, the product summed from the first of the rank to the last; rounded once."""
+    product = np.zeros(w.shape)
     for k in range(a.shape[-2]):
         row, column = a[..., k, None, :].astype(np.float64), b[..., :, k, None].astype(np.float64)
-        product = (product + column * row).astype(np.float32)  # fp64 holds the product of two fp32 numbers exactly
-    return (w.astype(np.float32) + product * np.float32(scaling)).astype(w.dtype)
+        product = product + column * row  # fp64 holds the product of two fp32 numbers exactly
+    return (w.astype(np.float64) + product * scaling).astype(w.dtype)
 
 
 NAMES = [
@@ -167,8 +167,10 @@ REFUSED = {
     "ranks differ": ({"l.weight": (OUT, IN), "l.lora_A": (RANK, IN), "l.lora_B": (OUT, RANK + 1)}, "do not make"),
     "another model": ({"l.weight": (OUT, IN), "l.lora_A": (RANK, IN + 1), "l.lora_B": (OUT, RANK)}, "do not make"),
     "no lora": ({"l.weight": (OUT, IN)}, "no LoRA tensors"),
-    "magnitudes": ({"l.weight": (OUT, IN), "l.lora_magnitude_vector": (OUT,)}, "cannot be merged"),
-    "embedding": ({"l.weight": (OUT, IN), "l.lora_embedding_A": (RANK, IN)}, "cannot be merged"),
+    "magnitudes alone": ({"l.weight": (OUT, IN), "l.lora_magnitude_vector": (OUT,)}, "factor A is missing"),
+    "half an embedding": ({"l.weight": (OUT, IN), "l.lora_embedding_A": (RANK, OUT)}, "factor B is missing"),
+    "AdaLoRA's": ({"l.weight": (OUT, IN), "l.lora_E": (RANK, 1)}, "of a kind that cannot be merged"),
+    "Kohya's": ({"l.weight": (OUT, IN), "lora_unet_l.lora_up.weight": (OUT, RANK)}, "kohya's"),
 }
 
 

@@ -71,9 +71,9 @@ def test_peft_transposed_weights(tmp_path: Path) -> None:
     assert not read_config(peft(tmp_path)).transposed
 
 
-def test_dora_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="DoRA"):
-        read_config(peft(tmp_path, use_dora=True))
+@pytest.mark.parametrize("alpha", [0, -8])
+def test_an_alpha_of_any_sign_counts_as_in_peft(tmp_path: Path, alpha: int) -> None:
+    assert read_config(peft(tmp_path, lora_alpha=alpha)).scaling.of("m", 8) == alpha / 8
 
 
 def test_an_adapter_folder_brings_its_own_configuration(tmp_path: Path) -> None:

@@ -24,10 +24,23 @@ def words(folder: Path) -> tuple[str | Path, ...]:
     return "lora", "merge", folder / "base.safetensors", out, "--scaling", "2", "--adapter", folder / "a.safetensors"
 
 
-def test_two_adapters_are_refused(folder: Path) -> None:
-    said = refused(2, *words(folder), "--adapter", folder / "b.safetensors")
-    assert "--adapter is given 2 times" in said
+WRONG_WEIGHTS = ["0.7", "1,2,3", "a,b", "1,inf", "1,"]
+
+
+@pytest.mark.parametrize("weights", WRONG_WEIGHTS)
+def test_weights_that_are_not_one_for_each_adapter(folder: Path, weights: str) -> None:
+    said = refused(2, *words(folder), "--adapter", folder / "b.safetensors", "--weights", weights)
+    assert "--weights" in said
     assert not (folder / "out.safetensors").exists()
+
+
+def test_combinations_that_there_are_not(folder: Path) -> None:
+    assert "cat or linear" in refused(2, *words(folder), "--combination", "ties")
+
+
+def test_an_initial_adapter_is_of_one(folder: Path) -> None:
+    other = folder / "b.safetensors"
+    assert "--initial is of one" in refused(2, *words(folder), "--adapter", other, "--initial", other)
 
 
 def test_the_hint_of_another_name_leads_on(folder: Path) -> None:

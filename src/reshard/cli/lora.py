@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Optional
+from math import isfinite
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
@@ -10,12 +11,22 @@ from reshard.cli.convert import DryRun, carry_out
 from reshard.cli.params import Json, Quiet, Source, Target, conversion_options, takes_conversion_options
 from reshard.cli.reporting import Reporting, ReportPage, page_path
 from reshard.cli.text import parse_rename
-from reshard.errors import UsageError
+from reshard.errors import UsageError, counted
 
-Adapter = Annotated[
+if TYPE_CHECKING:
+    from reshard.ops.scaling import LoraConfig
+    from reshard.planning.lora_values import Combination
+
+Adapters = Annotated[
     Optional[list[str]],  # noqa: UP045
-    typer.Option(metavar="P", help="The adapter, if not in SRC: file or folder. One a call."),
+    typer.Option("--adapter", metavar="P", help="The adapter, if not in SRC: file or folder; repeatable."),
 ]
+Weights = Annotated[str, typer.Option(metavar="W,W", help="By what each adapter counts besides its scaling.")]
+Combining = Annotated[str, typer.Option(metavar="HOW", help="Several adapters: cat adds products, linear factors.")]
+Initial = Annotated[
+    str, typer.Option(metavar="P", help="The adapter before its training (PiSSA, OLoRA, CorDA): taken out of SRC.")
+]
+AllowNan = Annotated[bool, typer.Option("--allow-nan", help="Write sums that are NaN or infinite, too; they are told.")]
 AdapterRename = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Option(metavar="'RE=>NAME'", help="What the adapter's layers are called in SRC; repeatable."),
@@ -38,7 +49,10 @@ def _lora() -> None:
 def merge(
     src: Source,
     dst: Target,
-    adapter: Adapter = None,
+    adapter: Adapters = None,
+    weights: Weights = "",
+    combination: Combining = "cat",
+    initial: Initial = "",
     adapter_rename: AdapterRename = None,
     scaling: Annotated[str, typer.Option(metavar="S", help="By what B @ A counts: 2 or 16/8.")] = "",
     lora_alpha: Annotated[Optional[float], typer.Option(metavar="A", help="Scaling is alpha / rank.")] = None,  # noqa: UP045
@@ -47,6 +61,7 @@ def merge(
         str, typer.Option(metavar="P", help="adapter_config.json of PEFT, or a MindFormers YAML with pet_config.")
     ] = "",
     fan_in_fan_out: Stored = None,
+    allow_nan: AllowNan = False,
     dry_run: DryRun = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -59,22 +74,49 @@ def merge(
     reshard lora merge ckpt merged.ckpt --src-strategy strategy/ --scaling 16/8
     reshard lora merge base/ out --adapter adapter/ --format safetensors
     """
+    from reshard.ops.adapters import AdapterAt
+    from reshard.ops.lora import lora_config, open_merge, plan_merge
+
+    paths, made = adapter or [""], conversion_options(options)
+    if initial and len(paths) > 1:
+        raise UsageError("--initial is of one adapter, and several are given", hint="merge that one first, alone")
+    counts = _weights(weights, len(paths))
+    renames = tuple(map(parse_rename, adapter_rename or ()))
+    adapters = []
+    for path, weight in zip(paths, counts, strict=True):
+        how = lora_config(scaling, lora_alpha, lora_rank, config, path or src, initial=bool(initial))
+        adapters.append(AdapterAt(path, _told(how, renames, fan_in_fan_out), weight, initial))
+    page = page_path(report) if report else None
+    merge_of = open_merge(src, made, adapters, parse_combination(combination), allow_nan=allow_nan)
+    plan = plan_merge(merge_of, dst, made)
+    reporting = Reporting(page, merge_of.source, (src, dst)) if page else None
+    carry_out(plan, dst, made, reporting, dry_run=dry_run, json=json, quiet=quiet)
+
+
+def parse_combination(text: str) -> Combination:
+    """Raises UsageError."""
+    if text in ("cat", "linear"):
+        return "cat" if text == "cat" else "linear"
+    raise UsageError(f"--combination {text!r}", hint="cat or linear")
+
+
+def _told(how: LoraConfig, renames: tuple[tuple[str, str], ...], fan_in_fan_out: Optional[bool]) -> LoraConfig:  # noqa: UP045
+    """A configuration with what the command line says besides."""
     from msgspec.structs import replace
 
-    from reshard.ops.lora import lora_config, open_with_adapter, plan_lora_of
+    if fan_in_fan_out is None:
+        return replace(how, rename=renames)
+    return replace(how, rename=renames, transposed=fan_in_fan_out, stated=True)
 
-    if adapter and len(adapter) > 1:
-        raise UsageError(
-            f"--adapter is given {len(adapter)} times",
-            hint="one adapter a call: merge the first, then the next into what that made",
-        )
-    made, own = conversion_options(options), "".join(adapter or ())
-    how = lora_config(scaling, lora_alpha, lora_rank, config, own or src)
-    how = replace(how, rename=tuple(map(parse_rename, adapter_rename or ())))
-    if fan_in_fan_out is not None:
-        how = replace(how, transposed=fan_in_fan_out, stated=True)
-    page = page_path(report) if report else None
-    source = open_with_adapter(src, made, own)
-    plan = plan_lora_of(source, dst, how, made)
-    reporting = Reporting(page, source, (src, dst)) if page else None
-    carry_out(plan, dst, made, reporting, dry_run=dry_run, json=json, quiet=quiet)
+
+def _weights(text: str, adapters: int) -> list[float]:
+    """One for each adapter; 1 without. Raises UsageError."""
+    if not text:
+        return [1.0] * adapters
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"--weights {text!r}", hint="numbers, as 0.7,0.3") from None
+    if len(found) != adapters or not all(isfinite(each) for each in found):
+        raise UsageError(f"--weights {text!r} for {counted(adapters, 'adapter')}", hint="one number for each --adapter")
+    return found

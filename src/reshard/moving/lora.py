@@ -1,7 +1,9 @@
-"""The LoRA step on one block: summed wide, rounded once."""
+"""The LoRA step on one block: summed in fp64, rounded once."""
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,84 +12,201 @@ import numpy.typing as npt
 from reshard.errors import CheckpointError
 from reshard.layout.box import Box
 from reshard.moving.elements import round_to
-from reshard.planning.plan import LoraAdd
+from reshard.planning.plan import Assembly, LoraAdd, Product
 
 Array = npt.NDArray[Any]
-_CHUNK = (
-    262144  # elements that are summed at once: in the cache, and so many that threads seldom wait for Python's lock
-)
+Read = Callable[[Assembly, Box], Array]
+"""Gives the elements of a box of what is put together so."""
 Range = tuple[int, int]
+Factors = Sequence[tuple[Array, ...]]
+"""Of each product, the parts of its factors that a box of the weight needs."""
+_CHUNK = 65536  # elements that are summed at once: in the cache, and so many that threads seldom wait for Python's lock
+_READ_NBYTES = 4 << 20
 
 
-def factor_boxes(lora: LoraAdd, box: Box) -> tuple[Box, Box]:
-    """The parts of A and B that a block of the weight needs."""
-    rank = (0, lora.a.shape[-2])
+def read_factors(step: LoraAdd, box: Box, read: Read) -> Factors:
+    """The parts of all factors that a block of the weight needs."""
+    return [
+        tuple(read(factor, part) for factor, part in zip(each.factors, factor_boxes(each, box), strict=True))
+        for each in step.products
+    ]
+
+
+def factor_boxes(product: Product, box: Box) -> tuple[Box, ...]:
+    """Where those lie."""
+    if product.form == "vector":
+        return (box,)
+    a = product.factors[1].shape
     *lead, rows, columns = zip(box.start, box.stop, strict=True)
-    if lora.transposed:
+    if product.form == "convolution":
+        (outs, inner, *kernel), rank = (*lead, rows, columns), (0, a[0])
+        return _box(outs, rank, *((0, 1) for _ in kernel)), _box(rank, inner, *kernel)
+    rank = (0, a[-2])
+    if product.form.endswith("in_out"):
         rows, columns = columns, rows
-    return _box(*lead, rank, columns), _box(*lead, rows, rank)
+    if product.form.startswith("experts"):
+        return _box(rows, rank, *lead), _box(*lead, rank, columns)
+    return _box(*lead, rows, rank), _box(*lead, rank, columns)
 
 
 def _box(*ranges: Range) -> Box:
     return Box(tuple(a for a, _ in ranges), tuple(b for _, b in ranges))
 
 
-def add_lora(lora: LoraAdd, made: Array, weight: Array, a: Array, b: Array) -> Array | None:
-    """Set ``made`` to ``weight + (b @ a) * scaling``, rounded to its dtype once. Gives what did not fit, as
-    ``round_to`` does.
+def add_lora(step: LoraAdd, made: Array, weight: Array, factors: Factors, lengths: Array | None) -> Array | None:
+    """Set ``made`` to the sum, rounded to its dtype once. Gives what did not fit, as ``round_to`` does.
 
-    All is computed in fp32, in fp64 for an fp64 weight. The bits depend neither on blocks nor on the machine.
+    Args:
+        lengths: by what each output of the block is multiplied (DoRA).
+
+    All is computed in fp64. The bits depend neither on blocks nor, for factors of 32 bits or less, on the machine.
     """
     kinds: Array | None = None
-    wide = np.dtype(np.float64 if weight.dtype.itemsize == 8 else np.float32)
-    left, right = (a.swapaxes(-1, -2), b.swapaxes(-1, -2)) if lora.transposed else (b, a)
-    rows = max(_CHUNK // weight.shape[-1], 1)
+    target = _matrices(step, made)
     with np.errstate(over="ignore", invalid="ignore"):
-        for matrix in np.ndindex(weight.shape[:-2]):
-            for start in range(0, weight.shape[-2], rows):
-                part = (*matrix, slice(start, start + rows))
-                total = _product(left[part], right[matrix], wide)
-                total *= wide.type(lora.scaling)
-                total += weight[part].astype(wide)
-                odd = round_to(made[part], total, computed=True)
-                if odd is not None:
-                    kinds = np.zeros(made.shape, np.uint8) if kinds is None else kinds
-                    kinds[part] = odd
-    return kinds
+        for part, total in sums(step, weight, factors):
+            if lengths is not None:
+                total *= lengths if _lies_in_out(step) else lengths[part[-1], None]
+            odd = round_to(target[part], total, computed=True)
+            if odd is not None:
+                kinds = np.zeros(target.shape, np.uint8) if kinds is None else kinds
+                kinds[part] = odd
+    return None if kinds is None else kinds.reshape(made.shape)
 
 
-def _product(left: Array, right: Array, wide: np.dtype[Any]) -> Array:
-    """``left @ right``, summed over the rank from first to last, each step rounded to ``wide`` as a fused multiply-add
-    is. So do the inner parts of most BLAS kernels; their margins, which lie elsewhere for every size, do not.
+def sums(step: LoraAdd, weight: Array, factors: Factors) -> Iterator[tuple[tuple[Any, ...], Array]]:
+    """``W + B @ A * scaling + …`` of a block, some rows of a matrix at once: which they are, and the sums in fp64.
+
+    Of a convolution the matrix is [out, in and kernel], of a vector it is one row.
     """
-    exact = wide if left.dtype.itemsize == right.dtype.itemsize == 2 else np.dtype(np.float64)
-    left, right = left.astype(exact), right.astype(exact, order="C")
-    if exact == wide and right.shape[1] > 1:  # of a single column it would sum in another order
-        return np.asarray(np.einsum("ok,ki->oi", left, right))
-    total = np.zeros((len(left), right.shape[1]), wide)
-    for k in range(len(right)):
-        np.add(total, left[:, k, None] * right[k], out=total, casting="same_kind")
-    return total
+    weight = _matrices(step, weight)
+    sides = [_sides(product, parts) for product, parts in zip(step.products, factors, strict=True)]
+    rows = max(_CHUNK // max(weight.shape[-1], 1), 1)
+    for matrix in np.ndindex(weight.shape[:-2]):
+        rights = [right[matrix].astype(np.float64, order="C") for _, right in sides]
+        for start in range(0, weight.shape[-2], rows):
+            part = (*matrix, slice(start, start + rows))
+            total: Array | float = 0.0
+            for product, (left, _), right in zip(step.products, sides, rights, strict=True):
+                term = _product(left[part].astype(np.float64), right)
+                term *= product.scaling
+                total = np.add(total, term, out=term) if isinstance(total, np.ndarray) else term
+            assert isinstance(total, np.ndarray)
+            total += weight[part].astype(np.float64)
+            yield part, total
 
 
-def check_finite(name: str, lora: LoraAdd, box: Box, inputs: tuple[Array, Array, Array], made: Array) -> None:
+def _matrices(step: LoraAdd, weight: Array) -> Array:
+    """A block of the weight as the matrices that products are."""
+    form = step.products[0].form
+    if form == "vector":
+        return weight.reshape(1, -1)
+    return weight.reshape(weight.shape[0], -1) if form == "convolution" else weight
+
+
+def _sides(product: Product, factors: tuple[Array, ...]) -> tuple[Array, Array]:
+    """What are multiplied, as they lie in the block."""
+    if product.form == "vector":
+        return np.ones((1, 1), np.float32), factors[0].reshape(1, -1)
+    b, a = factors
+    if product.form == "convolution":
+        return b.reshape(len(b), -1), a.reshape(len(a), -1)
+    if product.form.startswith("experts"):
+        b = b.transpose(2, 0, 1)
+    return (a.swapaxes(-1, -2), b.swapaxes(-1, -2)) if product.form.endswith("in_out") else (b, a)
+
+
+def _product(left: Array, right: Array) -> Array:
+    """``left @ right``, summed over the rank from first to last.
+
+    The product of two numbers of 24 bits is exact in fp64: whether a processor fuses it with the sum does not matter.
+    """
+    if right.shape[1] == 1:  # of a single column it would sum in another order
+        return np.asarray(_product(left, np.repeat(right, 2, 1))[:, :1])
+    return np.asarray(np.einsum("ok,ki->oi", left, right))
+
+
+def _lies_in_out(step: LoraAdd) -> bool:
+    return step.products[0].form == "in_out"
+
+
+class Lengths:
+    """By what DoRA multiplies each output of a weight: its magnitude by its length.
+
+    A length is that of all that leads to an output, of which a block may be a part: what it is made of is read again, a
+    few rows at once.
+    """
+
+    def __init__(self, step: LoraAdd) -> None:
+        self._step = step
+        self._known: dict[Range, Array] = {}
+        self._lock = threading.Lock()
+
+    def of(self, box: Box, read: Read) -> Array:
+        """For the outputs of a block."""
+        dim = 1 if _lies_in_out(self._step) else 0
+        outs = (box.start[dim], box.stop[dim])
+        if dim == 0:
+            return self._made(outs, self._of_rows(outs, read), read)
+        with self._lock:  # all blocks need the same: made once
+            if outs not in self._known:
+                self._known[outs] = self._made(outs, self._of_columns(outs, read), read)
+            return self._known[outs]
+
+    def _made(self, outs: Range, squares: Array, read: Read) -> Array:
+        assert self._step.magnitude is not None
+        magnitude = read(self._step.magnitude, _box(outs)).astype(np.float64)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray(magnitude / np.sqrt(squares))
+
+    def _of_rows(self, outs: Range, read: Read) -> Array:
+        squares = np.empty(outs[1] - outs[0])
+        for start, total in self._sums(outs, self._step.weight.shape[1:], read):
+            at = start - outs[0]
+            squares[at : at + len(total)] = np.add.reduce(total * total, axis=-1)
+        return squares
+
+    def _of_columns(self, outs: Range, read: Read) -> Array:
+        """Row by row, so that the bits do not depend on how many are read at once."""
+        squares = np.zeros(outs[1] - outs[0])
+        for _, total in self._sums((0, self._step.weight.shape[0]), (), read, outs):
+            for row in total:
+                squares += row * row
+        return squares
+
+    def _sums(
+        self, rows: Range, whole: tuple[int, ...], read: Read, columns: Range | None = None
+    ) -> Iterator[tuple[int, Array]]:
+        """The sums of some rows, a few at once, each with the number of the first."""
+        inner = [columns] if columns else [(0, n) for n in whole]
+        width = max(int(np.prod([b - a for a, b in inner])), 1)
+        step = max(_READ_NBYTES // (width * 8), 1)
+        for start in range(rows[0], rows[1], step):
+            box = _box((start, min(start + step, rows[1])), *inner)
+            factors = read_factors(self._step, box, read)
+            weight = read(self._step.weight, box)
+            with np.errstate(over="ignore", invalid="ignore"):
+                for (part,), total in sums(self._step, weight, factors):
+                    yield start + part.start, total
+
+
+def check_finite(name: str, step: LoraAdd, box: Box, weight: Array, factors: Factors, made: Array) -> None:
     """Raises CheckpointError naming the first element of ``made`` that is NaN or infinite though its inputs are finite.
 
     Args:
         box: where in the tensor ``made`` lies.
-        inputs: weight, A and B of the block.
         made: the sum, rounded to the target's dtype.
     """
-    weight, a, b = inputs
-    finite_a: Array = np.all(np.isfinite(a), axis=-2)[..., None, :]
-    finite_b: Array = np.all(np.isfinite(b), axis=-1)[..., :, None]
-    finite = finite_a & finite_b
-    if lora.transposed:
-        finite = np.swapaxes(finite, -1, -2)
-    new = np.argwhere(~np.isfinite(made) & np.isfinite(weight) & finite)
+    tainted = _matrices(step, ~np.isfinite(weight)).copy()
+    for product, parts in zip(step.products, factors, strict=True):
+        left, right = (~np.isfinite(side) for side in _sides(product, parts))
+        rows: Array = np.any(left, axis=-1)[..., :, None]
+        columns: Array = np.any(right, axis=-2)[..., None, :]
+        tainted |= rows | columns
+    new = np.argwhere(~np.isfinite(made) & ~tainted.reshape(made.shape))
     if len(new):
         index = [int(i) + start for i, start in zip(new[0], box.start, strict=True)]
         raise CheckpointError(
             f"adding the LoRA weights makes {made[tuple(new[0])]} at {index} of {name}",
-            hint="check the scaling; a wider --dtype holds larger values",
+            hint="check the scaling; a wider --dtype holds larger values; --allow-nan lets it pass",
         )

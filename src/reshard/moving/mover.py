@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
@@ -16,10 +17,11 @@ from reshard.moving.scratch import Scratch
 from reshard.moving.task_inputs import Sources
 from reshard.planning.blocks import Access, Block, Blocks
 from reshard.planning.misfits import ShardMisfits
-from reshard.planning.plan import Assembly, Move
+from reshard.planning.plan import Assembly, Move, Piece
 
 if TYPE_CHECKING:
     from reshard.moving.elements import Array
+    from reshard.moving.steps import Making
 
 Sink = Callable[[Access, memoryview], None]
 """Takes the bytes of one access to a target piece. They are valid during the call only."""
@@ -96,14 +98,20 @@ class Mover:
         move = self.blocks.move
         if isinstance(move.step, Assembly):
             return self._gather(block), move.step.dtype, None
-        from reshard.moving.steps import beside_of, made_block
-
-        beside = [
-            (part, collect(part, self._sources, self._scratch)) for part in beside_of(move.step, block.box)
-        ]  # before the block, whose buffers they come through
+        beside = self._making.beside(block.box)  # before the block, whose buffers it comes through
         made = self._scratch.take("made", block.box.size * ITEMSIZE[move.dtype])
-        kinds = made_block(move, block.box, made, self._gather(block), beside)
-        return made, move.dtype, kinds
+        return made, move.dtype, self._making.made(block.box, made, self._gather(block), beside)
+
+    @cached_property
+    def _making(self) -> Making:
+        from reshard.moving.elements import shaped
+        from reshard.moving.steps import Making
+
+        def read(of: Assembly, box: Box) -> Array:
+            part = Move("", of, of.dtype, (Piece(0, box, ()),))
+            return shaped(collect(part, self._sources, self._scratch), of.dtype, box)
+
+        return Making(self.blocks.move, read)
 
     def _gather(self, block: Block) -> memoryview:
         """The block's elements, row-major, from all its source pieces."""

@@ -2,44 +2,87 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import prod
 
 import numpy as np
+from msgspec import Struct
 
 from reshard.layout.box import Box
-from reshard.moving.elements import Array, Buffer, round_to, shaped
-from reshard.moving.lora import add_lora, check_finite, factor_boxes
-from reshard.planning.plan import Assembly, LoraAdd, Move, Piece, Scaled
-
-Beside = Sequence[tuple[Move, Buffer]]
-"""Readings of what stands beside the base, and what they gave."""
+from reshard.moving.elements import Array, round_to, shaped
+from reshard.moving.lora import Factors, Lengths, Read, add_lora, check_finite, read_factors
+from reshard.planning.plan import Assembly, LoraAdd, Move, Rows, Scaled
 
 
-def beside_of(step: LoraAdd | Scaled, box: Box) -> tuple[Move, ...]:
-    """The readings that a block needs besides its base."""
-    boxes = factor_boxes(step, box) if isinstance(step, LoraAdd) else (scale_box(step, box),)
-    return tuple(Move("", of, of.dtype, (Piece(0, part, ()),)) for of, part in zip(step.beside, boxes, strict=True))
+class Beside(Struct, frozen=True):
+    """What a block is made of besides its base: the parts of factors, the lengths of DoRA; scales, or rows."""
+
+    factors: Factors = ()
+    lengths: Array | None = None
+    others: Array | None = None
 
 
-def made_block(move: Move, box: Box, made: memoryview, base: memoryview, beside: Beside) -> Array | None:
-    """Set ``made`` to the block ``box``, in the move's dtype, of its base and what was read besides. Gives what did not
-    fit, as ``round_to``.
-    """
-    step = move.step
-    before, after = shaped(base, step.base.dtype, box), shaped(made, move.dtype, box)
-    others = [shaped(content, part.dtype, part.targets[0].box) for part, content in beside]
-    match step:
-        case LoraAdd():
-            a, b = others
-            kinds = add_lora(step, after, before, a, b)
-            if kinds is not None:
-                check_finite(move.name, step, box, (before, a, b), after)
+class Making:
+    """The making of a move's blocks by a step that computes; what it reads comes through ``read``."""
+
+    def __init__(self, move: Move, read: Read) -> None:
+        self._move = move
+        self._step = move.step
+        self._read = read
+        self._lengths = Lengths(move.step) if isinstance(move.step, LoraAdd) and move.step.magnitude else None
+
+    def beside(self, box: Box) -> Beside:
+        """What a block needs besides its base."""
+        match self._step:
+            case LoraAdd() as step:
+                lengths = self._lengths.of(box, self._read) if self._lengths else None
+                return Beside(read_factors(step, box, self._read), lengths)
+            case Scaled() as step:
+                return Beside(others=self._read(step.scale, scale_box(step, box)))
+            case Rows() as step:
+                return Beside(others=self._read(step.rows, rows_box(step, box)))
+            case Assembly():
+                raise AssertionError("a copy computes nothing")
+
+    def made(self, box: Box, made: memoryview, base: memoryview, beside: Beside) -> Array | None:
+        """Set ``made`` to the block ``box``, in the move's dtype, of its base and what was read besides. Gives what did
+        not fit, as ``round_to``.
+        """
+        before, after = shaped(base, self._step.base.dtype, box), shaped(made, self._move.dtype, box)
+        if isinstance(self._step, LoraAdd):
+            kinds = add_lora(self._step, after, before, beside.factors, beside.lengths)
+            if kinds is not None and not self._step.allow_nan:
+                check_finite(self._move.name, self._step, box, before, beside.factors, after)
             return kinds
-        case Scaled():
-            return scale(step, after, before, others[0], box)
-        case Assembly():
-            raise AssertionError("a copy computes nothing")
+        assert beside.others is not None
+        if isinstance(self._step, Scaled):
+            return scale(self._step, after, before, beside.others, box)
+        assert isinstance(self._step, Rows)
+        return put_rows(self._step, after, before, beside.others, box)
+
+
+def _rows_in(step: Rows, box: Box) -> list[tuple[int, int]]:
+    """Which rows of the step lie in a box: the number of each and where it goes."""
+    return [(row, at) for row, at in enumerate(step.at) if box.start[0] <= at < box.stop[0]]
+
+
+def rows_box(step: Rows, box: Box) -> Box:
+    """The rows that a block needs, and those between."""
+    numbers = [row for row, _ in _rows_in(step, box)] or [0]
+    last = max(numbers) + 1 if step.at else 0
+    return Box((min(numbers), *box.start[1:]), (last, *box.stop[1:]))
+
+
+def put_rows(step: Rows, made: Array, of: Array, rows: Array, box: Box) -> Array | None:
+    """Set ``made`` to ``of`` with rows in place of some. Gives what did not fit, as ``round_to``."""
+    kinds = round_to(made, of)
+    first = rows_box(step, box).start[0]
+    for row, at in _rows_in(step, box):
+        odd = round_to(made[at - box.start[0]], rows[row - first])
+        if odd is not None:
+            kinds = np.zeros(made.shape, np.uint8) if kinds is None else kinds
+        if kinds is not None:
+            kinds[at - box.start[0]] = 0 if odd is None else odd
+    return kinds
 
 
 def scale_box(step: Scaled, box: Box) -> Box:

@@ -29,7 +29,7 @@ from reshard.ops.strange_files import lost_with
 from reshard.planning.bill import Bill, make_bill
 from reshard.planning.catalog import Catalog
 from reshard.planning.identity import STRATEGY
-from reshard.planning.lora import LoraMerge
+from reshard.planning.lora_values import LoraMerge
 from reshard.planning.misfits import Misfits, by_tensor
 from reshard.planning.names import NameRules
 from reshard.planning.plan import Plan

@@ -2,62 +2,89 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
-from msgspec.structs import replace
-
-from reshard.errors import PlanError, UsageError, listed
+from reshard.errors import UsageError
 from reshard.families.open_checkpoint import open_source
-from reshard.families.source import Source
-from reshard.formats.registry import format_of
-from reshard.index import ZEROS
+from reshard.ops.adapters import AdapterAt, Joined, joined, own_config
 from reshard.ops.convert import Conversion, execute, plan_from
 from reshard.ops.observer import Observer
 from reshard.ops.options import Options
-from reshard.ops.scaling import AlphaRank, LoraConfig, own_orientation, parse_scaling, read_config
-from reshard.planning.catalog import Catalog, Held, Loose, Tensor
-from reshard.planning.lora import lora_name, pair_factors
+from reshard.ops.scaling import AlphaRank, LoraConfig, Scaling, parse_scaling, read_config
+from reshard.planning.lora_values import Combination
 from reshard.planning.plan import Plan
-from reshard.storage.storage import join
-from reshard.storage.storages import storage_of
-
-_PEFT_CONFIG = "adapter_config.json"
 
 
 def lora_config(
-    scaling: str = "", alpha: float | None = None, rank: int | None = None, config: str = "", adapter: str = ""
+    scaling: str = "",
+    alpha: float | None = None,
+    rank: int | None = None,
+    config: str = "",
+    adapter: str = "",
+    *,
+    initial: bool = False,
 ) -> LoraConfig:
     """The one source of scaling that was given. Raises UsageError for none and for several.
 
     An adapter that PEFT saved brings its own ``adapter_config.json``: it says the scaling when nothing else is given,
-    and in any case whether this is plain LoRA. Raises InputError where it is not.
+    and in any case what else counts. Raises InputError where it is of a kind that is not merged.
+
+    Args:
+        initial: the adapter that its training began with is given, too.
     """
     given = [bool(scaling), alpha is not None or rank is not None, bool(config)]
     if sum(given) > 1:
         raise UsageError("several sources of scaling", hint="one of --scaling, --lora-alpha with --lora-rank, --config")
-    own = _own_config(adapter)
-    transposed, told_by = own_orientation(own) if own and own != config else (False, {})
-    if scaling:
-        return LoraConfig(parse_scaling(scaling), transposed, told_by=told_by)
+    said: Scaling | None = parse_scaling(scaling) if scaling else None
     if alpha is not None or rank is not None:
         if alpha is None or rank is None or rank < 1:
             raise UsageError("--lora-alpha and --lora-rank go together, the rank above 0")
-        return LoraConfig(AlphaRank(alpha, rank), transposed, told_by=told_by)
-    if config or own:
-        made = read_config(config or own)
-        return replace(made, told_by={**told_by, **made.told_by})
+        said = AlphaRank(alpha, rank)
+    own = own_config(adapter)
+    if config and config != own:
+        made = read_config(config, initial=initial)
+        return _with_own(made, read_config(own, made.scaling, initial=initial)) if own else made
+    if own:
+        return read_config(own, said, initial=initial)
+    if said is not None:
+        return LoraConfig(said)
     raise UsageError(
         "no scaling was given, and a wrong one makes a wrong model",
         hint="--scaling alpha/rank, as 16/8; or --lora-alpha and --lora-rank; or --config adapter_config.json",
     )
 
 
-def _own_config(adapter: str) -> str:
-    """The ``adapter_config.json`` in an adapter's folder, or beside its file; "" without one."""
-    folder = adapter if format_of(adapter) is None else adapter.rpartition("/")[0] or "."
-    own = join(folder, _PEFT_CONFIG)
-    return own if adapter and storage_of(own).entry(own) is not None else ""
+def _with_own(config: LoraConfig, own: LoraConfig) -> LoraConfig:
+    """What an adapter's own configuration says, its scaling apart; the other's word goes first."""
+    from msgspec.structs import replace
+
+    return replace(
+        own,
+        scaling=config.scaling,
+        transposed=config.transposed,
+        told_by={**own.told_by, **config.told_by},
+        tokens=config.tokens or own.tokens,
+        parameters=config.parameters or own.parameters,
+        dora=config.dora or own.dora,
+    )
+
+
+def open_merge(
+    src: str | Path,
+    options: Options,
+    adapters: Sequence[AdapterAt],
+    combination: Combination = "cat",
+    *,
+    allow_nan: bool = False,
+) -> Joined:
+    """The base, the adapters, and what becomes of its weights. Raises InputError."""
+    return joined(open_source(options.source(src)), adapters, combination, allow_nan=allow_nan)
+
+
+def plan_merge(merge: Joined, dst: str | Path, options: Options) -> Plan:
+    """Make the plan of a merge of what is open. Raises PlanError."""
+    return plan_from(merge.source, str(dst), options, merge.merge)
 
 
 def plan_lora(
@@ -69,20 +96,7 @@ def plan_lora(
         PlanError: A without B or base, shapes that do not fit, slices that no file holds: all that is wrong.
     """
     options = options or Options()
-    return plan_lora_of(open_with_adapter(src, options, adapter), dst, config, options)
-
-
-def open_with_adapter(src: str | Path, options: Options, adapter: str | Path = "") -> Catalog:
-    """The base, and the adapter's factors with it. Raises InputError."""
-    source = open_source(options.source(src))
-    return _joined(source, open_source(Source(str(adapter)))) if adapter else source
-
-
-def plan_lora_of(source: Catalog, dst: str | Path, config: LoraConfig, options: Options) -> Plan:
-    """As ``plan_lora``, of what is open already."""
-    merge = pair_factors(source.tensors, config.rules())
-    source = replace(source, told_by={**source.told_by, **config.told_by})
-    return plan_from(source, str(dst), options, merge)
+    return plan_merge(open_merge(src, options, (AdapterAt(str(adapter), config),)), dst, options)
 
 
 def merge_lora(
@@ -104,29 +118,3 @@ def merge_lora(
     options = options or Options()
     made = plan_lora(src, dst, config, options, adapter)
     return execute(made, dst, options, observer or Observer())
-
-
-def _joined(base: Catalog, adapter: Catalog) -> Catalog:
-    """One catalog of both; the adapter holds factors alone. Raises PlanError."""
-    others = [name for name in adapter.tensors if lora_name(name) is None]
-    if others:
-        raise PlanError(
-            "the adapter holds more than LoRA factors:\n" + listed(others),
-            hint="such tensors would replace or extend the base, which a LoRA merge does not do",
-        )
-    twice = [name for name in adapter.tensors if name in base.tensors]
-    if twice:
-        raise PlanError("the base has LoRA weights of the same names:\n" + listed(twice), hint="leave --adapter out")
-    moved: Mapping[str, Tensor] = {n: _renumbered(t, len(base.files)) for n, t in adapter.tensors.items()}
-    told_by = {**base.told_by, **{f"adapter's {name}": content for name, content in adapter.told_by.items()}}
-    return replace(base, files=(*base.files, *adapter.files), tensors={**base.tensors, **moved}, told_by=told_by)
-
-
-def _renumbered(tensor: Tensor, files: int) -> Tensor:
-    """The same tensor, its files counted after ``files`` others."""
-
-    def counted_on(held: Held) -> Held:
-        return held if held.file == ZEROS else replace(held, file=held.file + files)
-
-    shards = (replace(shard, held=tuple(map(counted_on, shard.held))) for shard in tensor.shards)
-    return replace(tensor, shards=Loose(tuple(shards)), known=True)

@@ -1,4 +1,4 @@
-"""What a PEFT ``adapter_config.json`` may say and still be merged: plain LoRA on the base as it is, and nothing else.
+"""What a PEFT ``adapter_config.json`` may say and still be merged: LoRA, and nothing that a merged weight cannot do.
 
 Keys are those of PEFT 0.1 to 0.21. A key that is off (null, false, empty) says nothing. One that is on and not known
 here may change the sum, so it is refused by name: a newer PEFT has ways that this release cannot know.
@@ -11,7 +11,10 @@ from typing import Any
 
 from reshard.errors import InputError
 
-_COUNT = frozenset({"r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out"})
+_COUNT = frozenset({
+    "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "use_dora", "lora_bias",
+    "modules_to_save", "target_parameters", "trainable_token_indices", "ensure_weight_tying",
+})  # fmt: skip
 """What is read, by ``ops.scaling``."""
 
 _NEUTRAL = frozenset({
@@ -24,7 +27,7 @@ _NEUTRAL = frozenset({
     # how factors began, where init_lora_weights says that they began so
     "corda_config", "eva_config", "lora_ga_config", "loftq_config",
     # of a kind that another key turns on
-    "megatron_core", "qalora_group_size", "runtime_config", "ensure_weight_tying",
+    "megatron_core", "qalora_group_size", "runtime_config",
     # of old PEFT and of ModelScope's Swift
     "merge_weights", "lora_dtype", "lorap_emb_lr", "lorap_lr_ratio", "model_key_mapping", "group_tag",
 })  # fmt: skip
@@ -34,14 +37,9 @@ _OTHER_KINDS = {
     "arrow_config": "adapters are mixed token by token (Arrow)",
     "kasa_config": "KaSA takes singular values out of the base",
     "layer_replication": "the base has its layers several times",
-    "lora_bias": "the product has a bias of its own",
     "megatron_config": "factors are those of Megatron's parallel layers",
-    "modules_to_save": "whole layers were trained beside the factors and replace those of the base",
     "monteclora_config": "factors are sampled (MonteCLoRA)",
-    "target_parameters": "factors of fused parameters lie in another order",
-    "trainable_token_indices": "rows of the embedding were trained beside the factors",
     "use_bdlora": "factors are block-diagonal (BD-LoRA)",
-    "use_dora": "DoRA scales each row by a magnitude",
     "use_qalora": "inputs are pooled before the product (QA-LoRA)",
     "velora_config": "activations are compressed by tensors of the adapter's own (VeLoRA)",
 }
@@ -50,20 +48,27 @@ _INITS_ON_THE_BASE = frozenset({"true", "false", "none", "gaussian", "eva", "ort
 _INITS_THAT_CHANGE_IT = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
-def refuse_other_kinds(content: Mapping[str, Any], path: str) -> None:
-    """Raises InputError naming every key that makes an adapter something else than plain LoRA on its base."""
-    faults = list(_faults(content))
+def refuse_other_kinds(content: Mapping[str, Any], path: str, *, initial: bool = False) -> None:
+    """Raises InputError naming every key that makes an adapter something else than LoRA on its base.
+
+    Args:
+        initial: the adapter that the training began with is there, to be taken out of the base first.
+    """
+    faults = list(_faults(content, initial=initial))
     if faults:
         raise InputError(f"not a plain LoRA adapter: {'; '.join(faults)}", path, _hint(content))
 
 
-def _faults(content: Mapping[str, Any]) -> Iterator[str]:
+def _faults(content: Mapping[str, Any], *, initial: bool) -> Iterator[str]:
     kind = str(content.get("peft_type") or "LORA").rpartition(".")[2]
     if kind.upper() != "LORA":
         yield f"peft_type is {kind}"
     init = str(content.get("init_lora_weights", True)).lower()
     if init.startswith(_INITS_THAT_CHANGE_IT):
-        yield f"init_lora_weights is {init}: the training took the first factors out of the base"
+        if not initial:
+            yield f"init_lora_weights is {init}: the training took the first factors out of the base"
+    elif initial:
+        yield f"init_lora_weights is {init}: nothing was taken out of the base when the training began"
     elif init not in _INITS_ON_THE_BASE:
         yield f"init_lora_weights is {init}, which is not known here and may have changed the base"
     for key, value in content.items():
@@ -80,7 +85,7 @@ def _short(value: Any) -> str:
 def _hint(content: Mapping[str, Any]) -> str:
     if str(content.get("init_lora_weights")).lower().startswith(_INITS_THAT_CHANGE_IT):
         return (
-            "save it in PEFT with path_initial_model_for_weight_conversion, or merge it there; if SRC is the base "
-            "without the first factors, set init_lora_weights to true in the file"
+            "--initial takes the adapter that was saved before the training; if SRC is the base without the first "
+            "factors, set init_lora_weights to true in the file"
         )
     return "merge it in PEFT: merge_and_unload; take a key out of the file only if it does not count"

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from reshard.errors import InputError, UsageError
 from reshard.ops.peft import refuse_other_kinds
 from reshard.planning.identity import hash_of_file
-from reshard.planning.lora import Rules, Stored
+from reshard.planning.lora_values import Rules, Stored
 from reshard.planning.names import NameRules
 from reshard.storage.storages import content_of
 from reshard.yaml_text import read_yaml
@@ -66,6 +66,7 @@ class LoraConfig(Struct, frozen=True):
         stated: ``transposed`` is what the user says, of all weights.
         rename: what the adapter's layers are called in the base: (regular expression, replacement) pairs.
         told_by: by name, hashes of the files that said so.
+        tokens, parameters, dora, keeps_tied: as ``Rules`` has them.
     """
 
     scaling: Scaling
@@ -73,12 +74,25 @@ class LoraConfig(Struct, frozen=True):
     stated: bool = False
     rename: tuple[tuple[str, str], ...] = ()
     told_by: Mapping[str, str] = {}
+    tokens: Mapping[str, tuple[int, ...]] = {}
+    parameters: tuple[str, ...] = ()
+    dora: bool = False
+    keeps_tied: bool = False
 
     def rules(self) -> Rules:
         stored: Stored = "by shape"
         if self.stated:
             stored = "in_out" if self.transposed else "out_in"
-        return Rules(self.scaling.of, stored, self.transposed, NameRules(rename=self.rename).renamed)
+        return Rules(
+            self.scaling.of,
+            stored,
+            self.transposed,
+            NameRules(rename=self.rename).renamed,
+            self.tokens,
+            self.parameters,
+            self.dora,
+            self.keeps_tied,
+        )
 
 
 def _matching(patterns: Mapping[str, Any], layer: str, default: Any) -> Any:
@@ -110,24 +124,38 @@ def parse_scaling(text: str) -> Fixed:
     return Fixed(value)
 
 
-def read_config(path: str | Path) -> LoraConfig:
-    """From a PEFT ``adapter_config.json`` or a MindFormers YAML with ``pet_config``. Raises InputError."""
+def read_config(path: str | Path, scaling: Scaling | None = None, *, initial: bool = False) -> LoraConfig:
+    """From a PEFT ``adapter_config.json`` or a MindFormers YAML with ``pet_config``. Raises InputError.
+
+    Args:
+        scaling: is said elsewhere.
+        initial: as ``refuse_other_kinds`` has it.
+    """
     path = str(path)
     content, told_by = _content(path)
-    made = _peft(content, path) if path.endswith(".json") else _mindformers(content, path)
-    return replace(made, told_by=told_by)
-
-
-def own_orientation(path: str) -> tuple[bool, Mapping[str, str]]:
-    """Whether square weights are stored [in, out], of an adapter whose scaling is said elsewhere; and what told it.
-
-    Raises InputError where its ``adapter_config.json`` says that it is no plain LoRA.
-    """
-    content, told_by = _content(path)
+    if not path.endswith(".json"):
+        return replace(_mindformers(content, path), told_by=told_by)
     if not isinstance(content, dict):
         raise InputError("not a configuration of PEFT", path)
-    refuse_other_kinds(content, path)
-    return bool(content.get("fan_in_fan_out")), told_by
+    refuse_other_kinds(content, path, initial=initial)
+    return LoraConfig(
+        scaling or _peft(content, path),
+        bool(content.get("fan_in_fan_out")),
+        told_by=told_by,
+        tokens=_tokens(content.get("trainable_token_indices"), path),
+        parameters=tuple(map(str, content.get("target_parameters") or ())),
+        dora=bool(content.get("use_dora")),
+        keeps_tied=bool(content.get("ensure_weight_tying")),
+    )
+
+
+def _tokens(said: Any, path: str) -> dict[str, tuple[int, ...]]:
+    """Rows by the end of a layer's name; a list alone is of the embedding, whatever it is called."""
+    by_layer = said if isinstance(said, dict) else {"": said} if said else {}
+    for rows in by_layer.values():
+        if not isinstance(rows, list) or not all(type(row) is int for row in rows):
+            raise InputError("trainable_token_indices are lists of whole numbers", path)
+    return {str(layer): tuple(rows) for layer, rows in by_layer.items()}
 
 
 def _content(path: str) -> tuple[Any, dict[str, str]]:
@@ -142,15 +170,12 @@ def _content(path: str) -> tuple[Any, dict[str, str]]:
     return content, {path.rpartition("/")[2]: hash_of_file(data)}
 
 
-def _peft(content: Any, path: str) -> LoraConfig:
-    if isinstance(content, dict):
-        refuse_other_kinds(content, path)
-    rank, alpha = _number(content, "r", path), _number(content, "lora_alpha", path)
+def _peft(content: Any, path: str) -> AlphaRank:
+    rank, alpha = _number(content, "r", path), _number(content, "lora_alpha", path, any_sign=True)
     patterns = [content.get(key) or {} for key in ("rank_pattern", "alpha_pattern")]
     if not all(isinstance(p, dict) and all(type(v) in (int, float) for v in p.values()) for p in patterns):
         raise InputError("rank_pattern and alpha_pattern are maps of numbers", path)
-    scaling = AlphaRank(alpha, int(rank), bool(content.get("use_rslora")), patterns[0], patterns[1])
-    return LoraConfig(scaling, bool(content.get("fan_in_fan_out")))
+    return AlphaRank(alpha, int(rank), bool(content.get("use_rslora")), patterns[0], patterns[1])
 
 
 def _mindformers(content: Any, path: str) -> LoraConfig:
@@ -174,8 +199,9 @@ def _find(content: Any, key: str, depth: int) -> Any:
     return next((f for v in content.values() if (f := _find(v, key, depth - 1)) is not None), None)
 
 
-def _number(content: Any, key: str, path: str) -> float:
+def _number(content: Any, key: str, path: str, *, any_sign: bool = False) -> float:
     value = content.get(key) if isinstance(content, dict) else None
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
-        raise InputError(f"{key} is {value!r}, expected a number above 0", path)
+    least = float("-inf") if any_sign else 0
+    if not isinstance(value, int | float) or isinstance(value, bool) or not least < value < float("inf"):
+        raise InputError(f"{key} is {value!r}, expected a number{'' if any_sign else ' above 0'}", path)
     return float(value)

@@ -12,9 +12,9 @@ from reshard.layout.box import Box
 from reshard.layout.view import in_view
 from reshard.planning.catalog import Catalog, Held, Shard, Tensor
 from reshard.planning.decide import Kept
-from reshard.planning.lora import LoraMerge
+from reshard.planning.lora_values import LoraMerge
 from reshard.planning.names import is_state
-from reshard.planning.plan import Assembly, LoraAdd, Piece, Plan, PlannedTensor, Scaled, Step
+from reshard.planning.plan import Assembly, LoraAdd, Piece, Plan, PlannedTensor, Product, Rows, Scaled, Step
 
 ANY_RANK = -1
 _SHOWN = 4
@@ -44,7 +44,9 @@ class Assembler:
         self._ranks = [file.rank for file in source.files]
         self._source_lacks = source.lacking
         self._dtype = dtype
-        self._pairs = lora.pairs if lora else {}
+        self._sums = lora.sums if lora else {}
+        self._rows = lora.rows if lora else {}
+        self._allow_nan = lora is not None and lora.allow_nan
         self._numbers: dict[tuple[str, int], int] = {}
         self._lacking: dict[int, tuple[Tensor, tuple[Shard, ...]]] = {}
         self._read: Counter[int] = Counter()
@@ -68,11 +70,16 @@ class Assembler:
         base = self._assembled(tensor, source_rank)
         if tensor.scales is not None:
             return Scaled(base, self._assembled(tensor.scales.of, ANY_RANK), tensor.scales.block)
-        pair = self._pairs.get(tensor.name)
-        if pair is None:
+        if (new := self._rows.get(tensor.name)) is not None:
+            return Rows(base, self._assembled(new.rows, ANY_RANK), new.at)
+        if (added := self._sums.get(tensor.name)) is None:
             return base
-        a, b = (self._assembled(factor, ANY_RANK) for factor in (pair.a, pair.b))
-        return LoraAdd(base, a, b, pair.scaling, pair.transposed)
+        products = tuple(
+            Product(tuple(self._assembled(factor, ANY_RANK) for factor in term.factors), term.scaling, term.form)
+            for term in added.terms
+        )
+        magnitude = self._assembled(added.magnitude, ANY_RANK) if added.magnitude else None
+        return LoraAdd(base, products, magnitude, self._allow_nan)
 
     def _assembled(self, tensor: Tensor, source_rank: int) -> Assembly:
         itemsize = tensor.spec.itemsize
@@ -93,13 +100,15 @@ class Assembler:
         Raises PlanError listing what every planned file lacks.
         """
         faults: list[str] = []
-        for pair in self._pairs.values():
-            for factor in (pair.a, pair.b):
-                faults += _uncovered(factor, factor.shards.missing(), [Box.whole(factor.spec.shape)])
+        beside = [tensor for added in self._sums.values() for tensor in added.tensors]
+        for tensor in (*beside, *(new.rows for new in self._rows.values())):
+            faults += _uncovered(tensor, tensor.shards.missing(), [Box.whole(tensor.spec.shape)])
         wanted = _boxes(plan, self._lacking)
         for number, (tensor, missing) in self._lacking.items():
             shape = tensor.spec.shape
             boxes = [seen for box in wanted.get(number, ()) for _, seen in in_view(box, shape, tensor.view or shape)]
+            if (added := self._sums.get(tensor.name)) is not None and added.magnitude:
+                boxes = [Box.whole(shape)]  # its length is that of whole rows
             faults += _uncovered(tensor, missing, boxes)
         if faults:
             raise PlanError(

@@ -12,7 +12,7 @@ from reshard.errors import PlanError, ReshardError, UsageError, listed
 from reshard.layout.stages import Strategy, layout_of_full
 from reshard.layout.tensor import Layout, Sharding
 from reshard.planning.catalog import Catalog, Tensor
-from reshard.planning.lora import LoraMerge
+from reshard.planning.lora_values import LoraMerge
 from reshard.planning.names import NameRules, is_lora, is_of_optimizer, is_state, layer_pattern, weight_of_state
 from reshard.planning.other_names import refuse_other_names
 from reshard.planning.plan import LeftOut
@@ -61,9 +61,7 @@ def decide(
     """
     maker = _Decider(source, target, missing, agreed)
     if lora:
-        maker.faults += [
-            f"{n}: no strategy knows it and its ranks disagree" for n in lora.factors if not agreed.get(n, True)
-        ]
+        maker.begin_merge(lora)
     taken: dict[str, str] = {}
     for name, tensor in source.tensors.items():
         if not rules.takes(name):
@@ -73,9 +71,8 @@ def decide(
             taken[rules.renamed(name)] = name
             continue
         renamed = rules.renamed(name)
-        if lora and (name in lora.factors or is_state(name)):
-            reason = "LoRA weights, added to their base" if name in lora.factors else "optimizer states of the training"
-            maker.leave_out("dropped", reason, name)
+        if lora and (name in lora.used or is_state(name)):
+            maker.leave_out("dropped", lora.used.get(name, "optimizer states of the training"), name)
             taken[renamed] = name
             continue
         if renamed in taken:
@@ -111,6 +108,13 @@ class _Decider:
         self.left_out: dict[tuple[Literal["dropped", "absent"], str], list[str]] = {
             ("dropped", reason): [*names] for reason, names in source.dropped.items()
         }
+
+    def begin_merge(self, lora: LoraMerge) -> None:
+        """Decide about what an adapter has in place of the base's, and refuse factors that ranks disagree on."""
+        disagree = [name for name in lora.used if not self.agreed.get(name, True)]
+        self.faults += [f"{name}: no strategy knows it and its ranks disagree" for name in disagree]
+        for name in lora.replaced:
+            self.leave_out("dropped", "weights of the base, in whose place the adapter's stand", name)
 
     def leave_out(self, fate: Literal["dropped", "absent"], reason: str, name: str) -> None:
         self.left_out.setdefault((fate, reason), []).append(name)

@@ -7,6 +7,7 @@ strategies and configurations, by what is in them. Neither the ranks that a run 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 import msgspec
@@ -14,6 +15,7 @@ import xxhash
 
 from reshard.layout.stages import Strategy
 from reshard.planning.catalog import Catalog
+from reshard.planning.lora_values import LoraMerge
 from reshard.planning.plan import SCHEMA
 from reshard.planning.target import Choices, Kind, Target
 
@@ -29,7 +31,7 @@ def identity_of(made_of: dict[str, str]) -> str:
 
 def parts_of_identity(source: Catalog, target: Target, choices: Choices) -> dict[str, str]:
     """Part by part: values, or hashes of what is long."""
-    rules, pairs = choices.rules, choices.lora.pairs if choices.lora else {}
+    rules = choices.rules
     told_by = dict(source.told_by)
     target_strategy = hash_of_strategy(target.strategy) if target.strategy else ""
     files = [(f.name.encode("utf-8", "surrogateescape"), f.rank, f.nbytes, f.mtime_ns) for f in source.files]
@@ -40,7 +42,7 @@ def parts_of_identity(source: Catalog, target: Target, choices: Choices) -> dict
         **{_unicode(name): content for name, content in sorted(told_by.items())},
         "family": source.family,
         "tensors taken": hash_of(rules),
-        "LoRA scaling": hash_of(sorted((n, p.a.name, p.b.name, p.scaling, p.transposed) for n, p in pairs.items())),
+        "LoRA scaling": f"{_scalings(choices.lora)}; {hash_of(_merged(choices.lora))}" if choices.lora else "",
         "kind of target": target.kind.name,
         **dict(_said(target.kind)),
         "dtype": target.dtype,
@@ -56,6 +58,22 @@ def _said(kind: Kind) -> Iterator[tuple[str, str]]:
             yield "--crc", hash_of(repr(value))
         elif name != "strategy":
             yield name.replace("_", " "), str(value)
+
+
+def _merged(lora: LoraMerge) -> list[object]:
+    """What is added to each weight, put into it or stands in its place."""
+    terms = (
+        (name, [(t.scaling, t.form, [f.name for f in t.factors]) for t in s.terms]) for name, s in lora.sums.items()
+    )
+    magnitudes = ((name, s.magnitude.name) for name, s in lora.sums.items() if s.magnitude)
+    rows = ((name, new.rows.name, new.at) for name, new in lora.rows.items())
+    return [sorted(terms), sorted(magnitudes), sorted(rows), sorted(lora.replaced), lora.allow_nan]
+
+
+def _scalings(lora: LoraMerge) -> str:
+    """By what products count, and of how many, for people."""
+    counted = Counter(term.scaling for each in lora.sums.values() for term in each.terms)
+    return ", ".join(f"{scaling:g} of {n:,}" for scaling, n in sorted(counted.items()))
 
 
 def _unicode(name: str) -> str:

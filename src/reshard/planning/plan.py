@@ -79,14 +79,34 @@ class Assembly(Struct, frozen=True, omit_defaults=True, tag="copy"):
         return ()
 
 
-class LoraAdd(Struct, frozen=True, tag="lora"):
-    """The step ``W + (B @ A) * scaling``; the product is transposed first where W is stored so."""
+Form = Literal["out_in", "in_out", "convolution", "experts_out_in", "experts_in_out", "vector"]
+"""How a weight lies: which of its dims the rows of B and the columns of A are.
+
+``out_in``, ``in_out``: matrices, or stacks of them and of factors. ``convolution``: its kernel is A's. ``experts_…``:
+A is viewed as [expert, rank, in], B as [out, rank, expert]. ``vector``: no product, as long as what it is added to.
+"""
+
+
+class Product(Struct, frozen=True):
+    """What is added to a weight: B @ A, or a vector alone, times ``scaling``. ``factors``: B and A, or the vector."""
+
+    factors: tuple[Assembly, ...]
+    scaling: float
+    form: Form
+
+
+class LoraAdd(Struct, frozen=True, omit_defaults=True, tag="lora"):
+    """The step ``W + B @ A * scaling + …``, of all products in their order.
+
+    Attributes:
+        magnitude: the length that the weights of each output get after that (DoRA); none leaves them.
+        allow_nan: a sum may be no number, or infinite, though all that it is made of is finite.
+    """
 
     weight: Assembly
-    a: Assembly
-    b: Assembly
-    scaling: float
-    transposed: bool
+    products: tuple[Product, ...]
+    magnitude: Assembly | None = None
+    allow_nan: bool = False
 
     @property
     def base(self) -> Assembly:
@@ -94,7 +114,24 @@ class LoraAdd(Struct, frozen=True, tag="lora"):
 
     @property
     def beside(self) -> tuple[Assembly, ...]:
-        return (self.a, self.b)
+        factors = tuple(factor for product in self.products for factor in product.factors)
+        return (*factors, self.magnitude) if self.magnitude else factors
+
+
+class Rows(Struct, frozen=True, tag="rows"):
+    """The step that puts ``rows`` in place of those of ``of`` whose numbers are ``at``."""
+
+    of: Assembly
+    rows: Assembly
+    at: tuple[int, ...]
+
+    @property
+    def base(self) -> Assembly:
+        return self.of
+
+    @property
+    def beside(self) -> tuple[Assembly, ...]:
+        return (self.rows,)
 
 
 class Scaled(Struct, frozen=True, tag="scaled"):
@@ -116,7 +153,7 @@ class Scaled(Struct, frozen=True, tag="scaled"):
         return (self.scale,)
 
 
-Step = Assembly | LoraAdd | Scaled
+Step = Assembly | LoraAdd | Rows | Scaled
 """How a tensor is made. ``base`` is what it is made of block by block, ``beside`` what is read for it besides."""
 
 
@@ -126,7 +163,11 @@ def with_pieces(step: Step, change: Callable[[Assembly], Assembly]) -> Step:
         case Assembly():
             return change(step)
         case LoraAdd():
-            return replace(step, weight=change(step.weight), a=change(step.a), b=change(step.b))
+            products = tuple(replace(p, factors=tuple(map(change, p.factors))) for p in step.products)
+            magnitude = change(step.magnitude) if step.magnitude else None
+            return replace(step, weight=change(step.weight), products=products, magnitude=magnitude)
+        case Rows():
+            return replace(step, of=change(step.of), rows=change(step.rows))
         case Scaled():
             return replace(step, of=change(step.of), scale=change(step.scale))
 

@@ -8,7 +8,7 @@ same owner.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from msgspec import Struct
 
@@ -102,3 +102,15 @@ def quantised(dtypes: Mapping[str, str]) -> dict[str, Quantised]:
         for owner, found in codes.items()
         if any(word in _SCALES for name in beside.get(owner, ()) for word in _words(name))
     }
+
+
+def quantiser(names: Iterable[str]) -> str:
+    """Whose names these are; "" where several tools use them.
+
+    >>> quantiser(["q.qweight", "q.qzeros", "q.scales", "q.g_idx"]), quantiser(["q.weight", "q.weight.absmax"])
+    ('GPTQ', 'bitsandbytes')
+    """
+    last = {name.rsplit(".", 1)[-1] for name in names}
+    if {"qweight", "qzeros"} <= last:
+        return "GPTQ" if "g_idx" in last else "AWQ"
+    return "bitsandbytes" if last & {"absmax", "SCB"} else ""

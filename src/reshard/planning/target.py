@@ -15,7 +15,7 @@ from reshard.layout.tensor import Layout
 from reshard.planning.assembly import ANY_RANK, Assembler
 from reshard.planning.catalog import Catalog
 from reshard.planning.decide import Decisions, Kept, Missing
-from reshard.planning.lora import LoraMerge
+from reshard.planning.lora_values import LoraMerge
 from reshard.planning.names import NameRules
 from reshard.planning.plan import FileForm, Part, PlannedFile, Slot, SmallFile
 from reshard.planning.shares import Group, Share, divided

@@ -15,6 +15,7 @@ from reshard.layout.view import in_view
 from reshard.planning.neighbours import Neighbours
 from reshard.planning.plan import (
     Assembly,
+    LoraAdd,
     Move,
     Piece,
     Plan,
@@ -138,8 +139,12 @@ def _task_file(plan: Plan, file: PlannedFile, *twins: PlannedFile) -> TaskFile:
 
 
 def needed(move: Move) -> Step:
-    """The move's step with those pieces of its base alone that meet the hull of the targets."""
+    """The move's step with those pieces of its base alone that meet the hull of the targets; with all where the lengths
+    of whole rows count.
+    """
     base = move.step.base
+    if isinstance(move.step, LoraAdd) and move.step.magnitude:
+        return move.step
     hull = hull_of(move.targets)
     pieces = tuple(p for p in base.pieces if p.box == hull or (p.box & hull).size)
     return with_pieces(move.step, lambda assembly: replace(base, pieces=pieces) if assembly is base else assembly)

@@ -214,6 +214,10 @@ const WORDS = {
 const REASONS_ZH = {
   "by --include / --exclude": "由 --include / --exclude 指定",
   "LoRA weights, added to their base": "LoRA 权重，已加到基础权重上",
+  "factors that the adapter began with, taken away": "适配器开始时的因子，已减去",
+  "copies of what the training had left of the base": "训练时基座剩余部分的副本",
+  "originals that PEFT keeps beside what replaces them": "PEFT 在替换者旁边保留的原权重",
+  "weights of the base, in whose place the adapter's stand": "基座的权重，已由适配器的权重替换",
   "optimizer states of the training": "训练的优化器状态",
   "optimizer states that the target's strategy does not have": "目标策略中没有的优化器状态",
   "only the source's strategy has it": "只有源策略中有",

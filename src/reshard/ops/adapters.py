@@ -1,0 +1,188 @@
+"""Adapters opened and joined with their base: one catalog of both, and what becomes of its weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+import xxhash
+from msgspec import Struct
+from msgspec.structs import replace
+
+from reshard.errors import CheckpointError, PlanError, listed
+from reshard.families.open_checkpoint import agreements, open_source
+from reshard.families.source import Source
+from reshard.formats.registry import format_of
+from reshard.index import ZEROS
+from reshard.ops.scaling import LoraConfig
+from reshard.planning.catalog import Catalog, Held, IndexedFile, Loose, Tensor
+from reshard.planning.lora import merge_into
+from reshard.planning.lora_names import is_original, lora_name, model_name, seems_lora
+from reshard.planning.lora_values import Adapter, Combination, How, LoraMerge
+from reshard.storage.storage import join
+from reshard.storage.storages import content_of, storage_of
+
+PEFT_CONFIG = "adapter_config.json"
+_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+_BLOCK_NBYTES = 8 << 20
+
+
+class AdapterAt(Struct, frozen=True):
+    """An adapter as the user names it.
+
+    Attributes:
+        path: its file or folder; "" for one in the base itself.
+        weight: by what all that it adds counts besides its scaling.
+        initial: the file or folder of the adapter that its training began with, where that was taken out of the base.
+    """
+
+    path: str
+    config: LoraConfig
+    weight: float = 1.0
+    initial: str = ""
+
+
+class Joined(Struct, frozen=True):
+    """The catalog of base and adapters, and what is made of it."""
+
+    source: Catalog
+    merge: LoraMerge
+
+
+def own_config(adapter: str) -> str:
+    """The ``adapter_config.json`` in an adapter's folder, or beside its file; "" without one."""
+    folder = adapter if format_of(adapter) is None else adapter.rpartition("/")[0] or "."
+    own = join(folder, PEFT_CONFIG)
+    return own if adapter and storage_of(own).entry(own) is not None else ""
+
+
+def joined(base: Catalog, adapters: Sequence[AdapterAt], combination: Combination, *, allow_nan: bool) -> Joined:
+    """Open the adapters and find out what becomes of the base's weights. Raises InputError."""
+    apart, inside = _apart(base)
+    if inside and any(each.path for each in adapters):
+        raise PlanError(
+            "the base has LoRA weights in it:\n" + listed(list(inside)), hint="leave --adapter out, and merge it after"
+        )
+    joining = _Joining(base, apart, inside)
+    whose = [f"adapter {n}'s " if len(adapters) > 1 else "" for n in range(1, len(adapters) + 1)]
+    opened = [joining.adapter(*each) for each in zip(adapters, whose, strict=True)]
+    merge = merge_into(apart, opened, How(combination, allow_nan, _is_tied(base)))
+    tensors = {**merge.tensors, **joining.used(merge)}
+    source = replace(
+        base,
+        files=tuple(joining.files),
+        tensors=tensors,
+        told_by=joining.told_by,
+        expected=tuple(dict.fromkeys(map(model_name, base.expected))),
+    )
+    return _compared(source, merge)
+
+
+def _compared(source: Catalog, merge: LoraMerge) -> Joined:
+    """Copies of an adapter that are the base's own, by their bytes, replace nothing; of others it is told."""
+    same = agreements(source, merge.copies)
+    own = {tensor.name: tensor for tensor in merge.copies if same[tensor.name]}
+    other = [name for name, agrees in same.items() if not agrees]
+    tensors = {name: _first_holders(own[name]) if name in own else t for name, t in source.tensors.items()}
+    told = (f"weights in whose place the adapter's stand, which are others:\n{listed(other)}",) if other else ()
+    merge = replace(merge, replaced=tuple(name for name in merge.replaced if name not in own))
+    return Joined(replace(source, tensors=tensors, warnings=(*source.warnings, *merge.warnings, *told)), merge)
+
+
+def _first_holders(tensor: Tensor) -> Tensor:
+    shards = tuple(replace(shard, held=shard.held[:1]) for shard in tensor.shards)
+    return replace(tensor, shards=Loose(shards))
+
+
+def _apart(base: Catalog) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The tensors of the model, and those of an adapter in it."""
+    model: dict[str, Tensor] = {}
+    inside: dict[str, Tensor] = {}
+    for name, tensor in base.tensors.items():
+        of_adapter = seems_lora(name) or ".modules_to_save." in name or is_original(name) or lora_name(name) is not None
+        (inside if of_adapter else model)[name] = tensor
+    if twice := [name for name in model if (own := model_name(name)) != name and own in model]:
+        raise CheckpointError("names that are one by what the model calls them:\n" + listed(twice))
+    return model, inside
+
+
+def _is_tied(base: Catalog) -> bool:
+    """Whether the configuration beside the base says that its head is its embedding."""
+    config = join(base.files[0].path.rpartition("/")[0] or ".", "config.json")
+    if storage_of(config).entry(config) is None:
+        return False
+    try:
+        said = json.loads(content_of(config))
+    except (ValueError, RecursionError):
+        return False
+    inner = said.get("text_config") if isinstance(said, dict) else None
+    return any(isinstance(each, dict) and each.get("tie_word_embeddings") is True for each in (said, inner))
+
+
+class _Joining:
+    """Files of the base and of adapters, counted as they are opened."""
+
+    def __init__(self, base: Catalog, apart: Mapping[str, Tensor], inside: Mapping[str, Tensor]) -> None:
+        self.files: list[IndexedFile] = list(base.files)
+        self.told_by = dict(base.told_by)
+        self._names = {*base.tensors, *map(model_name, apart)}
+        self._tensors: dict[str, Tensor] = dict(base.tensors)
+        self._inside = inside
+
+    def adapter(self, at: AdapterAt, whose: str) -> Adapter:
+        """Open one; ``whose`` its files are called in what the target is made of."""
+        initial = self._opened(at.initial, "initial adapter's ") if at.initial else {}
+        self.told_by |= {f"{whose}{name}": content for name, content in at.config.told_by.items()}
+        factors = {name: tensor for name, tensor in initial.items() if lora_name(name) is not None}
+        tensors = self._opened(at.path, whose or "adapter's ") if at.path else self._inside
+        return Adapter(tensors, at.config.rules(), at.weight, factors)
+
+    def used(self, merge: LoraMerge) -> dict[str, Tensor]:
+        """The tensors of adapters that do not reach the target as they are."""
+        return {name: self._tensors[name] for name in merge.used}
+
+    def _opened(self, path: str, whose: str) -> dict[str, Tensor]:
+        """An adapter's tensors by their own names; they are called otherwise where others are called so."""
+        opened = open_source(Source(_weights(path)))
+        before = len(self.files)
+        self.files += opened.files
+        for name, content in (*opened.told_by.items(), *((f.name, _hash_of(f.path)) for f in opened.files)):
+            self.told_by[f"{whose}{name}"] = content
+        tensors = {}
+        for name, tensor in opened.tensors.items():
+            unique = name
+            while unique in self._names:
+                unique = f"{path}: {unique}"
+            self._names.add(unique)
+            tensors[name] = self._tensors[unique] = replace(_renumbered(tensor, before), name=unique)
+        return tensors
+
+
+def _weights(path: str) -> str:
+    """The weights that PEFT reads of an adapter's folder; beside them a trainer keeps files of its own."""
+    found = (join(path, name) for name in _WEIGHTS if format_of(path) is None)
+    return next((file for file in found if storage_of(file).entry(file) is not None), path)
+
+
+def _hash_of(path: str) -> str:
+    """Of a file's content; "" of one far away, which its size and time tell apart."""
+    storage = storage_of(path)
+    if storage.remote:
+        return ""
+    digest, file = xxhash.xxh3_128(), storage.open(path)
+    try:
+        for start in range(0, file.nbytes, _BLOCK_NBYTES):
+            digest.update(file.read(start, min(_BLOCK_NBYTES, file.nbytes - start)))
+    finally:
+        file.close()
+    return digest.hexdigest()
+
+
+def _renumbered(tensor: Tensor, files: int) -> Tensor:
+    """The same tensor, its files counted after ``files`` others."""
+
+    def counted_on(held: Held) -> Held:
+        return held if held.file == ZEROS else replace(held, file=held.file + files)
+
+    shards = (replace(shard, held=tuple(map(counted_on, shard.held))) for shard in tensor.shards)
+    return replace(tensor, shards=Loose(tuple(shards)), known=True)

@@ -1,0 +1,99 @@
+"""How the factors of an adapter make a weight, by their shapes; and views of factors of several experts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from reshard.errors import PlanError
+from reshard.index import cut_extents
+from reshard.layout.box import Box
+from reshard.layout.view import in_view
+from reshard.planning.catalog import Held, Loose, Shard, Tensor
+from reshard.planning.plan import Form
+
+Shape = tuple[int, ...]
+
+
+class Fit(Struct, frozen=True):
+    """A way in which factors make a weight. ``rank`` is that of one matrix."""
+
+    form: Form
+    rank: int
+
+    @property
+    def in_out(self) -> bool:
+        return self.form.endswith("in_out")
+
+    @property
+    def told(self) -> bool:
+        """Whether it says how weights of layers are stored."""
+        return self.form in ("out_in", "in_out")
+
+
+def fits_of(weight: Shape, a: Shape, b: Shape) -> Iterator[Fit]:
+    """Every way in which these make a weight of that shape.
+
+    >>> [fit.form for fit in fits_of((6, 4), (2, 4), (6, 2))]
+    ['out_in']
+    >>> list(fits_of((3, 6, 4), (6, 4), (6, 6)))
+    [Fit(form='experts_out_in', rank=2)]
+    """
+    if 2 <= len(a) == len(b) == len(weight) <= 3 and a[:-2] == b[:-2] == weight[:-2] and b[-1] == a[-2]:
+        if weight[-2:] == (b[-2], a[-1]):
+            yield Fit("out_in", a[-2])
+        if weight[-2:] == (a[-1], b[-2]):
+            yield Fit("in_out", a[-2])
+    if len(a) == len(b) == len(weight) > 2:
+        kernel = (1,) * (len(weight) - 2)
+        if b == (weight[0], a[0], *kernel) and weight[1:] == a[1:]:
+            yield Fit("convolution", a[0])
+    if len(a) == len(b) == 2 and len(weight) == 3 and a[0] == b[1] and weight[0] and a[0] % weight[0] == 0:
+        if weight[1:] == (b[0], a[1]):
+            yield Fit("experts_out_in", a[0] // weight[0])
+        if weight[1:] == (a[1], b[0]):
+            yield Fit("experts_in_out", a[0] // weight[0])
+
+
+def viewed(fit: Fit, weight: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """The factors B and A as the form of a product sees them. Raises PlanError."""
+    if not fit.form.startswith("experts"):
+        return b, a
+    experts = weight.spec.shape[0]
+    return (
+        _in_view(b, (b.spec.shape[0], fit.rank, experts)),
+        _in_view(a, (experts, fit.rank, a.spec.shape[1])),
+    )
+
+
+def flat(tensor: Tensor) -> Tensor:
+    """A tensor of one dim that counts, as a vector. Raises PlanError."""
+    return _in_view(tensor, (Box.whole(tensor.spec.shape).size,))
+
+
+def _in_view(tensor: Tensor, view: Shape) -> Tensor:
+    """The same elements, in another shape. Raises PlanError for what is no view, or is stored in another order."""
+    shape = tensor.spec.shape
+    if view == shape:
+        return tensor
+    shards = []
+    for shard in tensor.shards:
+        if tensor.view or any(held.order for held in shard.held):
+            raise PlanError(f"{tensor.name}: stored in an order in which it cannot be seen as {list(view)}")
+        try:
+            parts = tuple(in_view(shard.box, shape, view))
+        except ValueError as error:
+            raise PlanError(f"{tensor.name}: {error}") from None
+        itemsize = tensor.spec.itemsize
+        shards += [
+            Shard(seen, tuple(part_of(h, shard.box, real, itemsize) for h in shard.held)) for real, seen in parts
+        ]
+    return replace(tensor, spec=replace(tensor.spec, shape=view), shards=Loose(tuple(shards)))
+
+
+def part_of(held: Held, box: Box, part: Box, itemsize: int) -> Held:
+    """What holds a part of the shard ``box``, and nothing besides."""
+    runs = (cut_extents(held.extents, at * itemsize, n * itemsize) for at, n in part.runs_in(held.outer or box))
+    return Held(held.file, tuple(extent for run in runs for extent in run))

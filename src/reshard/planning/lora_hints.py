@@ -1,0 +1,116 @@
+"""What to say where an adapter does not fit its base: the nearest name, and what leads to it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import takewhile
+
+from reshard.planning.catalog import Tensor
+from reshard.planning.lora_forms import Fit
+from reshard.planning.lora_names import lora_name
+from reshard.planning.names import is_state, layer_numbers
+from reshard.planning.quantised import Quantised, quantised, quantiser
+
+
+class Hints:
+    """What was seen of how a base names and stores its weights."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._tensors = tensors
+        self._square: dict[str, bool] = {}
+        self._told: dict[bool, str] = {}
+        self.way_on = ""
+
+    def square(self, weight: str, *, in_out: bool) -> None:
+        """Shapes leave open how it is stored, and it is taken as stored so."""
+        self._square[weight] = in_out
+
+    def told(self, weight: str, fit: Fit) -> None:
+        """Shapes tell how it is stored."""
+        if fit.told:
+            self._told.setdefault(fit.in_out, weight)
+
+    def undecided(self) -> Iterator[str]:
+        """Square weights of which nothing tells how they are stored: other layers say that this model has both ways."""
+        for name, in_out in self._square.items():
+            told = self._told.get(not in_out)
+            if told is None and not in_out:
+                told = stored_in_out(self._tensors)
+            if told is not None:
+                self.say_how_stored()
+                way = "[out, in]" if in_out else "[in, out]"
+                yield f"{name}: nothing tells whether it is stored [out, in] or [in, out]; {told} is {way}"
+
+    def say_how_stored(self) -> None:
+        self.way_on = "reshard lora merge --fan-in-fan-out, or --no-fan-in-fan-out, says how all are stored"
+
+    def no_base(self, wanted: str) -> str:
+        """What to say where no weight has this name."""
+        layer, missing = wanted.removesuffix(".weight"), f"its weight is missing, looked for {wanted}"
+        if layer in self._codes:
+            found = self._codes[layer].names
+            whose = f" by {tool}" if (tool := quantiser(found)) else ""
+            return f"its weight is quantised{whose}, {', '.join(found[:4])}: LoRA weights cannot be added to codes"
+        return missing + self.near(wanted)
+
+    def near(self, wanted: str) -> str:
+        """The nearest name of the base, to go on with; "" where there is none, or one was said before."""
+        near = "" if self.way_on else nearest(wanted, self._tensors)
+        if not near:
+            return ""
+        self.way_on = f"reshard lora merge --adapter-rename '{renaming(wanted, near)}', if these are the same layers"
+        return f"; the base has {near}"
+
+    @cached_property
+    def _codes(self) -> dict[str, Quantised]:
+        return quantised({name: tensor.spec.dtype for name, tensor in self._tensors.items()})
+
+
+def stored_in_out(tensors: Mapping[str, Tensor]) -> str | None:
+    """A weight that is stored [in, out] by its bias, which is as long as a layer's output."""
+    for name, tensor in tensors.items():
+        if name.endswith(".weight") and len(tensor.spec.shape) == 2:
+            bias = tensors.get(f"{name.removesuffix('weight')}bias")
+            rows, columns = tensor.spec.shape
+            if bias is not None and rows != columns and bias.spec.shape == (columns,):
+                return name
+    return None
+
+
+def nearest(wanted: str, tensors: Iterable[str]) -> str:
+    """The weight of the same layer numbers whose name has the longest end in common with ``wanted``; "" without one."""
+    numbers = layer_numbers(wanted)
+    best, length = "", 1 + wanted.endswith(".weight")
+    for name in tensors:
+        same = len(_common(wanted.split(".")[::-1], name.split(".")[::-1]))
+        if same > length and layer_numbers(name) == numbers and lora_name(name) is None and not is_state(name):
+            best, length = name, same
+    return best
+
+
+def _common(a: Sequence[str], b: Sequence[str]) -> list[str]:
+    """What two sequences begin with alike."""
+    return [x for x, _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False))]
+
+
+def renaming(wanted: str, near: str) -> str:
+    """What turns ``wanted`` into ``near``, for every layer, as ``--adapter-rename`` takes it.
+
+    >>> renaming("language_model.model.layers.0.q.weight", "model.layers.0.q.weight")
+    '^language_model\\\\.=>'
+    >>> renaming("model.layers.0.q.weight", "model.text.layers.0.q.weight")
+    '^model\\\\.=>model.text.'
+    >>> renaming("model.layers.0.attn.q.weight", "model.layers.0.self_attn.q.weight")
+    '\\\\.attn\\\\.=>.self_attn.'
+    """
+    old, new = wanted.split("."), near.split(".")
+    end = len(_common(old[::-1], new[::-1]))
+    old, new = old[: len(old) - end], new[: len(new) - end]
+    front = len(_common(old, new))
+    if front == len(old) and front:
+        front -= 1  # what is put in needs a place: behind the last that both have
+    lead = "." if front else ""
+    pattern = "".join(re.escape(part) + r"\." for part in old[front:])
+    return ("\\." if front else "^") + f"{pattern}=>{lead}" + "".join(f"{part}." for part in new[front:])

@@ -1,0 +1,189 @@
+"""The layers of one adapter, each with the weight that it changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from msgspec import Struct
+
+from reshard.dtypes import FLOATING
+from reshard.errors import PlanError
+from reshard.planning.catalog import Tensor
+from reshard.planning.lora_forms import Fit, fits_of, flat, viewed
+from reshard.planning.lora_hints import Hints
+from reshard.planning.lora_names import Kind, model_name
+from reshard.planning.lora_replaced import HEAD, Replacing
+from reshard.planning.lora_sums import Sums
+from reshard.planning.lora_values import Adapter, NewRows, Term
+
+Parts = Mapping[Kind, Tensor]
+Pair = tuple[Tensor, Tensor]
+_LAYER: tuple[Kind, Kind] = ("a", "b")
+_EMBEDDING: tuple[Kind, Kind] = ("embedding_a", "embedding_b")
+
+
+class _Found(Struct, frozen=True):
+    """The weight of a layer, how factors make it, and what the adapter's patterns call it."""
+
+    weight: Tensor
+    fit: Fit
+    called: str
+
+
+class Layers:
+    """Gives ``sums`` and ``rows`` what the parts of each layer change."""
+
+    def __init__(self, adapter: Adapter, initial: Mapping[str, Parts], base: Replacing, hints: Hints) -> None:
+        self.rows: dict[str, NewRows] = {}
+        self.warnings: list[str] = []
+        self._adapter = adapter
+        self._rules = adapter.rules
+        self._initial = initial
+        self._base = base
+        self._hints = hints
+
+    def add(self, module: str, parts: Parts, sums: Sums) -> Iterator[str]:
+        """Find what the parts of a layer change; gives what does not fit."""
+        layer = model_name(module)
+        try:
+            if "tokens" in parts:
+                self._add_rows(layer, parts["tokens"])
+            if len(parts) > ("tokens" in parts):
+                self._add_sum(module, layer, parts, sums)
+        except PlanError as misfit:
+            yield misfit.message
+
+    def _add_sum(self, module: str, layer: str, parts: Parts, sums: Sums) -> None:
+        pair = self._pair(module, parts)
+        found = self._weight(layer, pair, embedding=_EMBEDDING[0] in parts, module=module)
+        weight, fit = found.weight, found.fit
+        if sums.has(weight.name) and not self._tied(layer, weight):
+            raise PlanError(f"{pair[0].name}: a second adapter of {weight.name}")
+        scaling = self._rules.scaling(found.called, fit.rank) * self._adapter.weight
+        sums.add(weight.name, Term(viewed(fit, weight, *pair), scaling, fit.form))
+        if self._adapter.initial:
+            first = self._pair(module, self._initial.get(layer, {}), "the initial adapter lacks it")
+            if any(one.spec.shape != two.spec.shape for one, two in zip(pair, first, strict=True)):
+                raise PlanError(f"{first[0].name}: the initial adapter's factors have other shapes")
+            sums.add(weight.name, Term(viewed(fit, weight, *first), -scaling, fit.form))
+        if "bias" in parts:
+            bias = self._bias_of(weight, parts["bias"])
+            sums.add(bias, Term((parts["bias"],), scaling, "vector"))
+        if "magnitude" in parts:
+            sums.scale(weight.name, self._magnitude(fit, weight, parts["magnitude"]))
+        elif self._rules.dora:
+            raise PlanError(f"{pair[0].name}: use_dora says that it has a magnitude, which is missing")
+
+    def _pair(self, module: str, parts: Parts, lacking: str = "") -> Pair:
+        """A and B of a layer."""
+        sides = _EMBEDDING if any(kind in parts for kind in _EMBEDDING) else _LAYER
+        if lacking and not any(kind in parts for kind in sides):
+            raise PlanError(f"{module}: {lacking}")
+        for side in sides:
+            if side not in parts:
+                raise PlanError(f"{next(iter(parts.values())).name}: its factor {side[-1].upper()} is missing")
+        a, b = parts[sides[0]], parts[sides[1]]
+        wrong = next((t for t in (a, b) if t.spec.dtype not in FLOATING), None)
+        if wrong is not None:
+            raise PlanError(f"{wrong.name} is {wrong.spec.dtype}")
+        if min(len(a.spec.shape), len(b.spec.shape)) < 2:
+            raise PlanError(f"{a.name}: {a.spec} and {b.spec} are no matrices")
+        return a, b
+
+    def _weight(self, layer: str, pair: Pair, *, embedding: bool, module: str) -> _Found:
+        base = self._base.tensors
+        renamed = self._rules.rename(layer)
+        name = next((n for n in (f"{renamed}.weight", renamed) if n in base), None) or self._tied_weight(renamed)
+        if name is not None:
+            fitting = self._fitting(base[name], pair, embedding=embedding)
+            if not fitting:
+                shapes = f"A {list(pair[0].spec.shape)} and B {list(pair[1].spec.shape)}"
+                raise PlanError(f"{module}: {shapes} do not make {name} {list(base[name].spec.shape)}")
+            return _Found(base[name], fitting[0] if embedding else self._one_fit(base[name], fitting), layer)
+        inside = [n for n in base if n.startswith(f"{renamed}.") and "." not in n[len(renamed) + 1 :]]
+        if self._rules.parameters:
+            ends = tuple(f".{end}" for end in self._rules.parameters)
+            inside = [n for n in inside if f".{n}".endswith(ends)]
+        found = {n: fits for n in inside if (fits := self._fitting(base[n], pair, embedding=False))}
+        if not found:
+            of = f" (target_parameters: {', '.join(self._rules.parameters)})" if self._rules.parameters else ""
+            raise PlanError(f"{pair[0].name}: {self._hints.no_base(f'{renamed}.weight')}{of}")
+        if len(found) > 1:
+            raise PlanError(f"{pair[0].name}: nothing tells of which parameter it is, {' or '.join(found)}")
+        ((name, fitting),) = found.items()
+        return _Found(base[name], self._one_fit(base[name], fitting), f"{layer}.{name.rpartition('.')[2]}")
+
+    def _fitting(self, weight: Tensor, pair: Pair, *, embedding: bool) -> list[Fit]:
+        """Ways in which factors make a weight, and that the rules do not rule out."""
+        if weight.spec.dtype not in FLOATING:
+            raise PlanError(f"{weight.name} is {weight.spec.dtype}")
+        if weight.view and weight.view != weight.spec.shape:
+            raise PlanError(f"{weight.name}: it is put together on the way; convert the base first")
+        fitting = list(fits_of(weight.spec.shape, *(t.spec.shape for t in pair)))
+        if embedding:
+            return [fit for fit in fitting if fit.form == "in_out"]
+        if self._rules.stored != "by shape":
+            return [f for f in fitting if f.form == "convolution" or f.in_out == (self._rules.stored == "in_out")]
+        return fitting
+
+    def _one_fit(self, weight: Tensor, fitting: list[Fit]) -> Fit:
+        """The way in which the weight is stored. Only square ones leave it open."""
+        if len(fitting) == 1:
+            if fitting[0].form in ("out_in", "in_out"):
+                self._hints.told(weight.name, fitting[0])
+            return fitting[0]
+        chosen = next((f for f in fitting if f.told and f.in_out == self._rules.square_in_out), None)
+        if chosen is None:
+            self._hints.say_how_stored()
+            raise PlanError(f"{weight.name}: nothing tells whether it is stored [expert, out, in] or [expert, in, out]")
+        self._hints.square(weight.name, in_out=chosen.in_out)
+        return chosen
+
+    def _tied_weight(self, layer: str) -> str | None:
+        """The embedding that a head without a weight of its own is tied to."""
+        embedding = self._base.embedding() if layer == HEAD else ""
+        if not embedding:
+            return None
+        self.warnings.append(f"{HEAD} is tied to {embedding}: what is added to one changes both sides, as in PEFT")
+        return embedding
+
+    def _tied(self, layer: str, weight: Tensor) -> bool:
+        return weight.name == self._base.embedding() and HEAD not in weight.name
+
+    def _bias_of(self, weight: Tensor, bias: Tensor) -> str:
+        name = f"{weight.name.removesuffix('weight')}bias"
+        own = self._base.tensors.get(name)
+        if own is None:
+            raise PlanError(f"{bias.name}: it is added to {name}, which the base does not have; nor does PEFT merge it")
+        if own.spec.shape != bias.spec.shape or own.spec.dtype not in FLOATING:
+            raise PlanError(f"{bias.name}: {bias.spec} is added to {name}, which is {own.spec}")
+        return name
+
+    def _magnitude(self, fit: Fit, weight: Tensor, magnitude: Tensor) -> Tensor:
+        if self._adapter.initial or self._adapter.weight != 1:
+            raise PlanError(f"{magnitude.name}: DoRA is merged whole and alone")
+        if len(weight.spec.shape) == 3 and fit.form != "convolution":
+            raise PlanError(f"{magnitude.name}: DoRA of stacked experts")
+        outs = weight.spec.shape[1 if fit.form == "in_out" else 0]
+        lengths = flat(magnitude)
+        if lengths.spec.shape != (outs,):
+            raise PlanError(f"{magnitude.name}: {magnitude.spec} for {outs} outputs of {weight.name}")
+        return lengths
+
+    def _add_rows(self, layer: str, rows: Tensor) -> None:
+        wanted = f"{self._rules.rename(layer)}.weight"
+        weight = self._base.tensors.get(wanted)
+        if weight is None:
+            raise PlanError(f"{rows.name}: {self._hints.no_base(wanted)}")
+        keys = [key for key in self._rules.tokens if f".{layer}".endswith(f".{key}") or not key]
+        if not keys:
+            raise PlanError(f"{rows.name}: which rows of {wanted} these are, trainable_token_indices does not say")
+        at = self._rules.tokens[keys[0]]
+        shape = weight.spec.shape
+        if rows.spec.shape != (len(at), *shape[1:]) or len(shape) != 2:
+            raise PlanError(f"{rows.name}: {rows.spec} for {len(at)} rows of {wanted} {list(shape)}")
+        if len(set(at)) != len(at) or min(at, default=0) < 0 or max(at, default=0) >= shape[0]:
+            raise PlanError(f"{rows.name}: trainable_token_indices has rows that {wanted} has not, or some twice")
+        if weight.spec.dtype not in FLOATING or weight.view not in ((), shape):
+            raise PlanError(f"{rows.name}: {wanted} is {weight.spec.dtype}, or put together on the way")
+        self.rows[wanted] = NewRows(rows, at)

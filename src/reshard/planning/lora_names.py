@@ -1,0 +1,101 @@
+"""Names of what an adapter holds: PEFT's, MindFormers' and those of models with adapters in them."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from msgspec import Struct
+
+from reshard.planning.names import is_state
+
+Kind = Literal["a", "b", "embedding_a", "embedding_b", "bias", "magnitude", "tokens"]
+"""A tensor's part in an adapter: the factors of a layer or an embedding, the bias of B, what DoRA scales by, and the
+rows of some tokens.
+"""
+
+_PART = re.compile(
+    r"(?P<module>.+)\.(?:mindpet_delta_lora_(?P<mindpet>[ab])"
+    r"|lora_(?P<factor>[ABab])(?:\.(?:[^.]+\.)?weight)?"
+    r"|lora_embedding_(?P<embedding>[AB])(?:\.[^.]+)?"
+    r"|lora_B(?:\.[^.]+)?\.(?P<bias>bias)"
+    r"|lora_(?P<magnitude>magnitude_vector)(?:\.[^.]+){0,2}"
+    r"|token_adapter\.(?P<tokens>trainable_tokens_delta)(?:\.[^.]+)?)"
+)
+_FRONT = "base_model.model."
+_WRAPPERS = re.compile(r"\.base_layer(?=\.|$)|\.modules_to_save\.[^.]+(?=\.)")
+_ORIGINAL = re.compile(r"\.original_module\.|\.token_adapter\.(?!trainable_tokens_delta)")
+_OTHER_STYLES = {
+    re.compile(r"\.lora_(?:down|up|mid)\.weight$|^lora_(?:unet|te\d?|transformer)_"): "kohya's",
+    re.compile(r"\.lora\.(?:down|up)\.weight$|\.lora_linear_layer\.|_lora\.(?:down|up)\.weight$"): "old diffusers'",
+    re.compile(r"\.(?:hada_w|lokr_w|oft_[rRs]|boft_[rRs]|vera_lambda|ia3_l|randlora_)"): "of another method",
+    re.compile(r"\.adapter\.linear_(?:in|out)\."): "Megatron Bridge's and NeMo's",
+}
+_ANY_LORA = re.compile("lora", re.IGNORECASE)
+
+
+class LoraName(Struct, frozen=True):
+    """A name taken apart. ``module`` is the layer that it belongs to, as the adapter calls it."""
+
+    module: str
+    kind: Kind
+
+    @property
+    def layer(self) -> str:
+        """The layer as its model calls it, without what PEFT puts in front and between."""
+        return model_name(self.module)
+
+
+def lora_name(name: str) -> LoraName | None:
+    """
+    >>> lora_name("layers.0.wq.mindpet_delta_lora_a")
+    LoraName(module='layers.0.wq', kind='a')
+    >>> lora_name("base_model.model.q_proj.lora_B.default.weight").layer
+    'q_proj'
+    >>> lora_name("base_model.model.q_proj.lora_magnitude_vector.default.weight").kind
+    'magnitude'
+    """
+    found = _PART.fullmatch(name)
+    if found is None or is_state(name):
+        return None
+    if factor := found["mindpet"] or found["factor"]:
+        return LoraName(found["module"], "a" if factor in "aA" else "b")
+    if found["embedding"]:
+        return LoraName(found["module"], "embedding_a" if found["embedding"] == "A" else "embedding_b")
+    return LoraName(found["module"], "bias" if found["bias"] else "magnitude" if found["magnitude"] else "tokens")
+
+
+def model_name(name: str) -> str:
+    """A name as the model has it that no adapter is in.
+
+    >>> model_name("base_model.model.lm_head.base_layer.weight"), model_name("h.modules_to_save.default.weight")
+    ('lm_head.weight', 'h.weight')
+    """
+    return _WRAPPERS.sub("", name.removeprefix(_FRONT))
+
+
+def is_wrapped(name: str) -> bool:
+    """Whether a model with adapters in it calls a tensor of the model's own so."""
+    return model_name(name) != name
+
+
+def is_original(name: str) -> bool:
+    """Whether PEFT keeps it beside what replaces it."""
+    return _ORIGINAL.search(name) is not None
+
+
+def foreign_style(name: str) -> str:
+    """Of whose adapters a name is, where they are not merged; "" for what seems to be no adapter's.
+
+    >>> foreign_style("lora_unet_down_blocks_0.lora_up.weight"), foreign_style("q.lora_E"), foreign_style("q.weight")
+    ("kohya's", 'of a kind that cannot be merged', '')
+    """
+    for pattern, whose in _OTHER_STYLES.items():
+        if pattern.search(name):
+            return whose
+    return "of a kind that cannot be merged" if seems_lora(name) else ""
+
+
+def seems_lora(name: str) -> bool:
+    """Whether an adapter may be meant, and no state of an optimizer."""
+    return _ANY_LORA.search(name) is not None and not is_state(name)

@@ -1,0 +1,121 @@
+"""Weights of the base that an adapter replaces: layers trained whole, biases, copies of embeddings and heads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from msgspec.structs import replace
+
+from reshard.dtypes import FLOATING
+from reshard.planning.catalog import Loose, Shard, Tensor
+from reshard.planning.lora_forms import part_of
+from reshard.planning.lora_names import model_name
+
+_EMBEDDINGS = (
+    "embed_tokens.weight",
+    "wte.weight",
+    "word_embeddings.weight",
+    "embed_in.weight",
+    "tok_embeddings.weight",
+)
+_COPY = ".base_layer."
+HEAD = "lm_head"
+_HEAD_WEIGHT = f"{HEAD}.weight"
+
+
+class Replacing:
+    """The base's tensors while an adapter's take the place of some.
+
+    Attributes:
+        tensors: by the names that the model gives them.
+        replaced: names whose first tensor is the base's no more.
+    """
+
+    def __init__(self, base: Mapping[str, Tensor], *, tied: bool) -> None:
+        self.tensors = {name: replace(t, name=name) for t in base.values() if (name := model_name(t.name))}
+        self.replaced: list[str] = []
+        self._copies: dict[str, Tensor] = {}
+        self._copied: set[str] = set()
+        self.warnings: list[str] = []
+        self._base = dict(self.tensors)
+        self._tied = tied
+        self._untied = False
+
+    def replace(self, wanted: str, name: str, tensor: Tensor) -> str:
+        """Put the adapter's ``tensor`` in place of ``wanted``; gives what does not fit, or ""."""
+        copied = is_copy(name)
+        if copied and wanted == _HEAD_WEIGHT and self.embedding():
+            wanted = self.embedding()  # what a tied head is added to
+        base = self._base.get(wanted)
+        if base is None:
+            if not (wanted == _HEAD_WEIGHT and self.embedding()):
+                return f"{name}: the base has no {wanted} that it would replace"
+            self.warnings.append(
+                f"{wanted} is written, and the base has none: its head is tied to {self.embedding()}, which stays "
+                "as it is; config.json must say tie_word_embeddings: false"
+            )
+            base = tensor
+        shape, old = tensor.spec.shape, base.spec.shape
+        if len(shape) != len(old) or shape[1:] != old[1:]:
+            return f"{name}: {list(shape)} would replace {wanted} {list(old)}"
+        if {tensor.spec.dtype, base.spec.dtype} - FLOATING and tensor.spec.dtype != base.spec.dtype:
+            return f"{name}: {tensor.spec} would replace {wanted} of {base.spec.dtype}"
+        if wanted in self._copied and copied and self.tensors[wanted].spec == tensor.spec:
+            self._compare(wanted, tensor)
+            return ""
+        if wanted in self.replaced:
+            return f"{name}: a second replacement of {wanted}"
+        if shape != old:
+            rows = f"{old[0]:,} rows become {shape[0]:,}" if shape else ""
+            self.warnings.append(f"{wanted}: {rows}; vocab_size in config.json has to say so, where it is a vocabulary")
+        elif base is not tensor:
+            self._compare(wanted, tensor)
+        made = base.made or base.spec.dtype
+        self.replaced.append(wanted)
+        self._copied |= {wanted} if copied else set()
+        self._untied |= not copied and wanted == self.embedding()
+        self.tensors[wanted] = replace(tensor, name=wanted, known=base.known, compared=False, made=made)
+        return ""
+
+    def _compare(self, wanted: str, tensor: Tensor) -> None:
+        """Note what both hold, where their bytes can tell whether it is the same."""
+        base = self._copies.get(wanted, self._base[wanted])
+        shards, itemsize = [], base.spec.itemsize
+        (whole, *others) = tensor.shards
+        plain = not others and whole.held and not whole.held[0].order
+        if base.spec != tensor.spec or base.view or not plain:
+            return
+        for shard in base.shards:
+            if not shard.held or shard.held[0].order:
+                return
+            held = shard.held if wanted in self._copies else shard.held[:1]
+            shards.append(Shard(shard.box, (*held, part_of(whole.held[0], whole.box, shard.box, itemsize))))
+        self._copies[wanted] = replace(base, shards=Loose(tuple(shards)))
+
+    @property
+    def copies(self) -> tuple[Tensor, ...]:
+        """Weights that both have in one shape and dtype, held by both."""
+        return tuple(self._copies.values())
+
+    def embedding(self) -> str:
+        """The base's one embedding that a head may be tied to; "" where it has a head, or no such embedding."""
+        if _HEAD_WEIGHT in self._base:
+            return ""
+        found = [name for name in self._base if name.endswith(_EMBEDDINGS)]
+        return found[0] if len(found) == 1 else ""
+
+    def untie(self) -> None:
+        """Where the adapter's embedding replaces one that a head is tied to, the head stays as it was, as in PEFT."""
+        embedding = self.embedding()
+        if not self._tied or not self._untied or _HEAD_WEIGHT in self.tensors:
+            return
+        self.tensors[_HEAD_WEIGHT] = replace(self._base[embedding], name=_HEAD_WEIGHT)
+        self.warnings.append(
+            f"{embedding} is the adapter's, and {_HEAD_WEIGHT}, which was tied to it, is written as the base's "
+            "embedding: config.json must say tie_word_embeddings: false"
+        )
+
+
+def is_copy(name: str) -> bool:
+    """Whether it is a copy of the weight that factors are added to, which PEFT keeps beside them."""
+    return _COPY in name

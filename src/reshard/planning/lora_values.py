@@ -1,0 +1,118 @@
+"""Adapters, what they count by, and what a merge makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+from msgspec import Struct
+
+from reshard.planning.catalog import Tensor
+from reshard.planning.plan import Form
+
+Stored = Literal["by shape", "in_out", "out_in"]
+"""How layers store their weights: [in, out], [out, in], or as the shapes of weight and factors tell."""
+Combination = Literal["cat", "linear"]
+"""How several adapters are put together, in PEFT's words: their products are added, or their factors before that."""
+
+
+class Rules(Struct, frozen=True):
+    """How the tensors of an adapter count.
+
+    Attributes:
+        scaling: name of a layer and rank of its factors → scaling. Raises ReshardError.
+        stored: ``by shape`` leaves square weights to ``square_in_out``.
+        rename: layer of the adapter → layer of the base.
+        tokens: rows of embeddings that were trained, by the end of the layer's name; "" is any embedding.
+        parameters: ends of the names of parameters that have factors and are not a layer's ``weight``.
+        dora: every layer has magnitudes.
+        keeps_tied: a head that is tied to a replaced embedding stays so.
+    """
+
+    scaling: Callable[[str, int], float]
+    stored: Stored = "by shape"
+    square_in_out: bool = False
+    rename: Callable[[str], str] = str
+    tokens: Mapping[str, tuple[int, ...]] = {}
+    parameters: tuple[str, ...] = ()
+    dora: bool = False
+    keeps_tied: bool = False
+
+
+class Adapter(Struct, frozen=True):
+    """What one adapter holds.
+
+    Attributes:
+        tensors: by the names that its files give them.
+        weight: by what all that it adds counts besides.
+        initial: the factors that it began with, where the training took these out of the base.
+    """
+
+    tensors: Mapping[str, Tensor]
+    rules: Rules
+    weight: float = 1.0
+    initial: Mapping[str, Tensor] = {}
+
+
+class How(Struct, frozen=True):
+    """How adapters are put together, and what is known of the base.
+
+    ``tied``: its configuration says that embedding and head are one weight.
+    """
+
+    combination: Combination = "cat"
+    allow_nan: bool = False
+    tied: bool = False
+
+
+class Term(Struct, frozen=True):
+    """What is added to a weight; ``factors`` are B and A as ``form`` sees them, or a vector alone."""
+
+    factors: tuple[Tensor, ...]
+    scaling: float
+    form: Form
+
+
+class Sum(Struct, frozen=True):
+    """All that is added to a weight, and the length of its outputs after that (DoRA)."""
+
+    terms: tuple[Term, ...]
+    magnitude: Tensor | None = None
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        factors = tuple(factor for term in self.terms for factor in term.factors)
+        return (*factors, self.magnitude) if self.magnitude else factors
+
+
+class NewRows(Struct, frozen=True):
+    """Rows that take the place of those ``at`` these numbers."""
+
+    rows: Tensor
+    at: tuple[int, ...]
+
+
+class LoraMerge(Struct, frozen=True):
+    """What becomes of weights.
+
+    Attributes:
+        tensors: of the base, by the names that the model gives them, some replaced.
+        sums, rows: by the names of weights, what changes them.
+        used: by name, why a tensor of an adapter does not reach the target as it is.
+        replaced: names of weights of the base that the adapter's stand in place of.
+        copies: weights that both have, each held by both.
+    """
+
+    tensors: Mapping[str, Tensor]
+    sums: Mapping[str, Sum]
+    rows: Mapping[str, NewRows]
+    used: Mapping[str, str]
+    replaced: tuple[str, ...] = ()
+    copies: tuple[Tensor, ...] = ()
+    warnings: tuple[str, ...] = ()
+    allow_nan: bool = False
+
+    @property
+    def changed(self) -> frozenset[str]:
+        """Names of weights that something is added to or put into."""
+        return frozenset((*self.sums, *self.rows))

@@ -1,0 +1,233 @@
+"""Every kind of adapter that PEFT makes: merged as PEFT merges it, or refused by name; none silently otherwise."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes  # noqa: F401  # bfloat16 as a dtype of NumPy
+import numpy as np
+import pytest
+
+import reshard
+from making import read_file
+from reshard.errors import InputError
+from reshard.ops.adapters import AdapterAt
+from reshard.ops.convert import execute
+from reshard.ops.lora import open_merge, plan_merge
+from reshard.ops.observer import Observer
+from reshard.ops.options import Options
+
+peft = pytest.importorskip("peft", reason="no PEFT here; make test-peft has an environment with it")
+torch = pytest.importorskip("torch")
+from tiny import VOCAB, Tiny, save, shaken, values  # noqa: E402
+
+pytestmark = pytest.mark.peft
+Config = dict[str, Any]
+
+LINEAR = {"target_modules": ["q_proj", "k_proj"]}
+CONV1D = {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}
+CONVOLUTIONS = {"target_modules": ["conv1", "conv2", "conv3", "point"]}
+EXPERTS = {"target_modules": ["q_proj"], "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}
+EMBEDDING = {"target_modules": ["embed_tokens", "q_proj"]}
+TARGETS = {
+    "linear": LINEAR,
+    "conv1d": CONV1D,
+    "convolutions": CONVOLUTIONS,
+    "embedding": EMBEDDING,
+    "head": {"target_modules": ["lm_head", "q_proj"]},
+    "both ends": {"target_modules": ["lm_head", "embed_tokens"]},
+    "all linear": {"target_modules": "all-linear"},
+}
+WAYS: dict[str, Config] = {
+    "plain": {},
+    "rslora": {"use_rslora": True},
+    "rank pattern": {"rank_pattern": {"q_proj": 5, "layers.1.conv2": 1, "embed_tokens": 3}},
+    "alpha pattern": {"alpha_pattern": {"^layers.0.q_proj": 32, "k_proj": -3, "lm_head": 1, "c_attn": 8}},
+    "alpha below 0": {"lora_alpha": -7},
+    "dora": {"use_dora": True},
+    "gaussian": {"init_lora_weights": "gaussian"},
+    "dora and rslora": {"use_dora": True, "use_rslora": True},
+}
+CASES: dict[str, Config] = {f"{t}: {w}": {**TARGETS[t], **WAYS[w]} for t in TARGETS for w in WAYS}
+CASES |= {
+    "alpha 0": {**LINEAR, "lora_alpha": 0},
+    "orthogonal": {**LINEAR, "init_lora_weights": "orthogonal"},
+    "not initialised": {**LINEAR, "init_lora_weights": False},
+    "rank 1": {**LINEAR, "r": 1},
+    "rank above the width": {**LINEAR, "r": 9},
+    "lora_bias": {"target_modules": ["q_proj"], "lora_bias": True},
+    "conv1d: lora_bias": {**CONV1D, "lora_bias": True},
+    "lora_bias of convolutions": {**CONVOLUTIONS, "lora_bias": True},
+    "bias all": {**LINEAR, "bias": "all"},
+    "bias lora_only": {**LINEAR, "bias": "lora_only"},
+    "bias all of convolutions": {**CONVOLUTIONS, "bias": "all"},
+    "modules_to_save head": {**LINEAR, "modules_to_save": ["lm_head"]},
+    "modules_to_save both": {**LINEAR, "modules_to_save": ["lm_head", "embed_tokens"]},
+    "modules_to_save norms": {**LINEAR, "modules_to_save": ["norm"]},
+    "modules_to_save a convolution": {**LINEAR, "modules_to_save": ["conv2"]},
+    "modules_to_save with dora": {**LINEAR, "modules_to_save": ["lm_head"], "use_dora": True},
+    "tokens": {**LINEAR, "trainable_token_indices": [1, 5, 2]},
+    "tokens by name": {**LINEAR, "trainable_token_indices": {"embed_tokens": [0, VOCAB - 1]}},
+    "tokens of the head, too": {**LINEAR, "trainable_token_indices": {"embed_tokens": [3], "lm_head": [4, 5]}},
+    "tokens with dora": {**LINEAR, "trainable_token_indices": [7], "use_dora": True},
+    "tokens and a saved head": {**LINEAR, "trainable_token_indices": [7], "modules_to_save": ["lm_head"]},
+    "experts": EXPERTS,
+    "experts: rslora": {**EXPERTS, "use_rslora": True},
+    "experts: patterns": {**EXPERTS, "rank_pattern": {"experts.down_proj": 3}, "alpha_pattern": {"gate_up_proj": 2}},
+    "one parameter": {"target_modules": [], "target_parameters": ["experts.down_proj"]},
+    "parameters of linears": {"target_modules": [], "target_parameters": ["q_proj.weight", "k_proj.weight"]},
+    "some layers": {"target_modules": ["layers.1.q_proj", "layers.0.k_proj"]},
+    "by a pattern": {"target_modules": r"layers\.0\.(q|k)_proj"},
+    "excluded": {"target_modules": "all-linear", "exclude_modules": ["lm_head"]},
+}  # fmt: skip
+TIED: dict[str, Config] = {
+    "tied: linear": LINEAR,
+    "tied: head": {"target_modules": ["lm_head"]},
+    "tied: embedding": EMBEDDING,
+    "tied: both ends": {"target_modules": ["lm_head", "embed_tokens"]},
+    "tied: modules_to_save head": {**LINEAR, "modules_to_save": ["lm_head"]},
+    "tied: modules_to_save embedding": {**LINEAR, "modules_to_save": ["embed_tokens"]},
+    "tied: modules_to_save both": {**LINEAR, "modules_to_save": ["embed_tokens", "lm_head"]},
+    "tied: tokens": {**LINEAR, "trainable_token_indices": [2, 4]},
+}
+TRANSPOSED: dict[str, Config] = {
+    "transposed experts": EXPERTS,
+    "transposed experts: alpha": {**EXPERTS, "alpha_pattern": {"experts.down_proj": 9}},
+}
+HALVES: dict[str, Config] = {
+    f"{dtype}: {name}": CASES[name]
+    for dtype in ("bfloat16", "float16")
+    for name in ("linear: plain", "linear: dora", "conv1d: rslora", "embedding: plain", "convolutions: plain",
+                 "modules_to_save both", "tokens", "experts", "bias all", "lora_bias")
+}  # fmt: skip
+REFUSED: dict[str, tuple[Config, str]] = {
+    "pissa": ({**LINEAR, "init_lora_weights": "pissa"}, "init_lora_weights is pissa"),
+    "pissa, fast": ({**LINEAR, "init_lora_weights": "pissa_niter_4"}, "init_lora_weights is pissa"),
+    "olora": ({**LINEAR, "init_lora_weights": "olora"}, "init_lora_weights is olora"),
+    "bias of a layer without one": ({**LINEAR, "lora_bias": True}, "k_proj.bias, which the base does not have"),
+    "replicated layers": ({**LINEAR, "layer_replication": [[0, 2], [1, 2]]}, "layer_replication"),
+}
+
+
+def adapted(model: Any, config: Config, folder: Path, **more: Any) -> Any:
+    made = peft.get_peft_model(model, peft.LoraConfig(**{"r": 2, "lora_alpha": 5, **config}), **more)
+    shaken(made)
+    made.save_pretrained(folder)
+    return made
+
+
+INITIAL: dict[str, Config] = {
+    "pissa": {**LINEAR, "init_lora_weights": "pissa"},
+    "pissa: rslora, patterns": {
+        **LINEAR, "init_lora_weights": "pissa", "use_rslora": True, "rank_pattern": {"k_proj": 3}
+    },
+    "pissa, fast": {**LINEAR, "init_lora_weights": "pissa_niter_4"},
+    "olora": {**LINEAR, "init_lora_weights": "olora"},
+    "olora: all linear": {"target_modules": "all-linear", "init_lora_weights": "olora", "lora_alpha": 8},
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", INITIAL)
+def test_what_the_training_took_out_of_the_base(name: str, tmp_path: Path) -> None:
+    model = Tiny()
+    save(model, tmp_path / "base" / "m.safetensors")
+    made = peft.get_peft_model(model, peft.LoraConfig(**{"r": 2, "lora_alpha": 5, **INITIAL[name]}))
+    made.save_pretrained(tmp_path / "initial")
+    shaken(made)
+    made.save_pretrained(tmp_path / "adapter")
+    config = reshard.lora_config(adapter=str(tmp_path / "adapter"), initial=True)
+    at = AdapterAt(str(tmp_path / "adapter"), config, initial=str(tmp_path / "initial"))
+    compare(of_several([at], tmp_path), made.merge_and_unload())
+
+
+SEVERAL: dict[str, tuple[Config, Config]] = {
+    "of the same layers": (LINEAR, LINEAR),
+    "of other layers": (LINEAR, {"target_modules": ["k_proj", "lm_head"]}),
+    "embeddings": (EMBEDDING, EMBEDDING),
+    "one below 0": (LINEAR, {**LINEAR, "lora_alpha": -4}),
+}
+WEIGHTS = [(1.0, 1.0), (0.7, 0.3), (0.5, -2.0)]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("weights", WEIGHTS, ids=str)
+@pytest.mark.parametrize("how", ["cat", "linear"])
+@pytest.mark.parametrize("name", SEVERAL)
+def test_several_adapters(name: str, how: Any, weights: tuple[float, float], tmp_path: Path) -> None:
+    model = Tiny()
+    save(model, tmp_path / "base" / "m.safetensors")
+    first, second = ({"r": 2, "lora_alpha": 5, **config} for config in SEVERAL[name])
+    made = peft.get_peft_model(model, peft.LoraConfig(**first), adapter_name="one")
+    made.add_adapter("two", peft.LoraConfig(**second))
+    shaken(made)
+    made.save_pretrained(tmp_path)
+    made.add_weighted_adapter(["one", "two"], list(weights), "sum", combination_type=how)
+    made.set_adapter("sum")
+    paths = [str(tmp_path / folder) for folder in ("one", "two")]
+    at = [AdapterAt(p, reshard.lora_config(adapter=p), w) for p, w in zip(paths, weights, strict=True)]
+    compare(of_several(at, tmp_path, how), made.merge_and_unload())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_each_adapter_has_its_own_scaling(tmp_path: Path) -> None:
+    model = Tiny()
+    save(model, tmp_path / "base" / "m.safetensors")
+    made = peft.get_peft_model(model, peft.LoraConfig(r=2, use_rslora=True, **LINEAR), adapter_name="one")
+    made.add_adapter("two", peft.LoraConfig(r=3, rank_pattern={"k_proj": 1}, **LINEAR))
+    shaken(made)
+    made.save_pretrained(tmp_path)
+    paths = [str(tmp_path / folder) for folder in ("one", "two")]
+    at = [AdapterAt(p, reshard.lora_config(adapter=p)) for p in paths]
+    compare(of_several(at, tmp_path), made.merge_and_unload(adapter_names=["one", "two"]))
+
+
+def of_several(adapters: list[AdapterAt], tmp_path: Path, how: Any = "cat") -> dict[str, np.ndarray]:
+    joined = open_merge(tmp_path / "base" / "m.safetensors", Options(), adapters, how)
+    out = tmp_path / "out.safetensors"
+    execute(plan_merge(joined, out, Options()), out, Options(), Observer())
+    return read_file(out)
+
+
+def merged(folder: Path, tmp_path: Path) -> dict[str, np.ndarray]:
+    config = reshard.lora_config(adapter=str(folder))
+    reshard.merge_lora(tmp_path / "base" / "m.safetensors", tmp_path / "out.safetensors", config, adapter=folder)
+    return {
+        name: np.asarray(values).astype(np.float32) for name, values in read_file(tmp_path / "out.safetensors").items()
+    }
+
+
+def compare(found: dict[str, np.ndarray], model: Any, unit: float = 0.0) -> None:
+    wanted = values(model)
+    tied = model.config["tie_word_embeddings"] and model.lm_head.weight is model.embed_tokens.weight
+    assert found.keys() == wanted.keys() - ({"lm_head.weight"} if tied else set())
+    for name, value in found.items():
+        np.testing.assert_allclose(value, wanted[name], rtol=unit or 1e-5, atol=unit * 4 or 1e-5, err_msg=name)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", [*CASES, *TIED, *TRANSPOSED, *HALVES])
+def test_a_merge_is_that_of_peft(name: str, tmp_path: Path) -> None:
+    config = {**CASES, **TIED, **TRANSPOSED, **HALVES}[name]
+    model = Tiny(tied=name in TIED, is_transposed=name in TRANSPOSED, conv1d="conv1d" in name)
+    half = getattr(torch, name.split(":")[0]) if name in HALVES else torch.float32
+    model = model.to(half)
+    save(model, tmp_path / "base" / "m.safetensors")
+    (tmp_path / "base" / "config.json").write_text(json.dumps(model.config))
+    made = adapted(model, config, tmp_path / "adapter")
+    found = merged(tmp_path / "adapter", tmp_path)
+    compare(found, made.merge_and_unload(), {torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}.get(half, 0.0))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_merged_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    config, said = REFUSED[name]
+    model = Tiny()
+    save(model, tmp_path / "base" / "m.safetensors")
+    adapted(model, config, tmp_path / "adapter")
+    with pytest.raises(InputError, match=said):
+        merged(tmp_path / "adapter", tmp_path)
+    assert not (tmp_path / "out.safetensors").exists()
