@@ -4,12 +4,11 @@ travels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 import msgspec
 from msgspec import Struct
-from msgspec.structs import replace
 
 from reshard.errors import InputError, RunError, counted
 from reshard.index import Checksum, Extent, TensorSpec
@@ -155,21 +154,6 @@ class Scaled(Struct, frozen=True, tag="scaled"):
 
 Step = Assembly | LoraAdd | Rows | Scaled
 """How a tensor is made. ``base`` is what it is made of block by block, ``beside`` what is read for it besides."""
-
-
-def with_pieces(step: Step, change: Callable[[Assembly], Assembly]) -> Step:
-    """The same step of changed assemblies."""
-    match step:
-        case Assembly():
-            return change(step)
-        case LoraAdd():
-            products = tuple(replace(p, factors=tuple(map(change, p.factors))) for p in step.products)
-            magnitude = change(step.magnitude) if step.magnitude else None
-            return replace(step, weight=change(step.weight), products=products, magnitude=magnitude)
-        case Rows():
-            return replace(step, of=change(step.of), rows=change(step.rows))
-        case Scaled():
-            return replace(step, of=change(step.of), scale=change(step.scale))
 
 
 class PlannedTensor(Struct, frozen=True):

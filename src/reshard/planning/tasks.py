@@ -21,10 +21,11 @@ from reshard.planning.plan import (
     Plan,
     PlannedFile,
     PlannedTensor,
+    Rows,
+    Scaled,
     Step,
     Task,
     TaskFile,
-    with_pieces,
 )
 
 MAX_FILES = 128
@@ -115,6 +116,21 @@ def _task(plan: Plan, number: int, twins: list[Twins], *, together: bool) -> Tas
     moves = [replace(move, step=with_pieces(move.step, renumbered)) for move in (*neighbours.moves(), *moves)]
     made = tuple(_task_file(plan, *same) for same in twins)
     return Task(number, tuple(plan.sources[i] for i in used), made, tuple(moves))
+
+
+def with_pieces(step: Step, change: Callable[[Assembly], Assembly]) -> Step:
+    """The same step of changed assemblies."""
+    match step:
+        case Assembly():
+            return change(step)
+        case LoraAdd():
+            products = tuple(replace(p, factors=tuple(map(change, p.factors))) for p in step.products)
+            magnitude = change(step.magnitude) if step.magnitude else None
+            return replace(step, weight=change(step.weight), products=products, magnitude=magnitude)
+        case Rows():
+            return replace(step, of=change(step.of), rows=change(step.rows))
+        case Scaled():
+            return replace(step, of=change(step.of), scale=change(step.scale))
 
 
 def seen(piece: Piece, tensor: PlannedTensor) -> Sequence[Piece]:
