@@ -220,7 +220,7 @@ def test_metadata_that_is_none(tmp_path: Path) -> None:
 def test_a_megatron_folder_is_not_taken_for_plain_tensors(tmp_path: Path) -> None:
     source, _ = two_ranks(tmp_path / "c")
     (source / "metadata.json").write_text('{"sharded_backend": "zarr"}')
-    with pytest.raises(CheckpointError, match=r"Megatron checkpoint \(zarr\)"):
+    with pytest.raises(CheckpointError, match="backend 'zarr'"):
         values(source)
 
 

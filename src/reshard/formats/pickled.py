@@ -83,22 +83,16 @@ class _Machine:
         self._more = more
         self._stack: _Stack = []
         self._below: list[_Stack] = []
-        self._memo: dict[int, Any] = {}
+        self._memo: list[Any] = []
         self._unknown: Counter[str] = Counter()
 
     def run(self) -> Pickled:
         while True:
-            if self._at >= len(self._data):
-                self._fetch(1)
-            code = self._data[self._at]
-            self._at += 1
+            code = self.byte()
             if code == _STOP:
                 value = self._pop()
                 return Pickled(value, self._at, dict(self._unknown))
-            action = _ACTIONS.get(code)
-            if action is None:
-                raise self._fault(f"has the opcode {bytes((code,))!r}, which no writer of such files uses,")
-            action(self)
+            _TABLE[code](self)
 
     def _fault(self, what: str) -> FormatError:
         return FormatError(f"the pickle {what} at byte {self._at}", hint=_DAMAGED)
@@ -120,6 +114,18 @@ class _Machine:
             self._fetch(nbytes)
         self._at = start + nbytes
         return self._data[start : self._at]
+
+    def byte(self) -> int:
+        at = self._at
+        self._at = at + 1
+        try:
+            return self._data[at]
+        except IndexError:
+            self._at = at
+            return self._take(1)[0]
+
+    def short(self) -> None:
+        self._stack.append(self.byte() | self.byte() << 8)
 
     def _number(self, nbytes: int) -> int:
         return int.from_bytes(self._take(nbytes), "little")
@@ -163,8 +169,9 @@ class _Machine:
         self._stack = []
 
     def push_tuple(self, count: int) -> None:
-        values = [self._pop() for _ in range(count)]
-        self._stack.append(tuple(reversed(values)))
+        if len(self._stack) < count:
+            raise self._fault("takes a value where there is none")
+        self._stack[-count:] = (tuple(self._stack[-count:]),)
 
     def marked_tuple(self) -> None:
         values = self._marked()
@@ -207,15 +214,19 @@ class _Machine:
         except UnicodeDecodeError:
             self._stack.append(data)
 
-    # ---- the memo
+    # ---- the memo: a list, for its places are taken in order, and there are tens of millions
+
+    def memoize(self) -> None:
+        self._memo.append(self._top())
 
     def put(self, index: int) -> None:
         if index > self._at:
             raise self._fault(f"keeps its value number {index:,} in the memo")
+        self._memo += [_ABSENT] * (index + 1 - len(self._memo))
         self._memo[index] = self._top()
 
     def get(self, index: int) -> None:
-        if index not in self._memo:
+        if index >= len(self._memo) or self._memo[index] is _ABSENT:
             raise self._fault(f"takes value {index:,} of its memo, which is not there,")
         self._stack.append(self._memo[index])
 
@@ -337,6 +348,7 @@ _MODULES_OF_PYTHON_2 = {
 
 _BUILDERS = frozenset({Global("copyreg", "_reconstructor"), Global("copyreg", "__newobj__")})
 _STOP = ord(".")
+_ABSENT = object()
 _Action = Callable[[_Machine], None]
 
 
@@ -344,17 +356,13 @@ def _push(make: Callable[[], Any]) -> _Action:
     return lambda m: m._stack.append(make())
 
 
-def _unsigned(nbytes: int) -> _Action:
-    return lambda m: m._stack.append(m._number(nbytes))
-
-
 _ACTIONS: dict[int, _Action] = {
     ord(code): action
     for code, action in {
         "\x80": _Machine.protocol, "\x95": _Machine.frame, "(": _Machine.mark,
         "N": _push(lambda: None), "\x88": _push(lambda: True), "\x89": _push(lambda: False),
-        "J": _Machine.signed_int, "K": _unsigned(1), "M": _unsigned(2), "\x8a": _Machine.long_int,
-        "G": _Machine.double,
+        "J": _Machine.signed_int, "K": lambda m: m._stack.append(m.byte()), "M": _Machine.short,
+        "\x8a": _Machine.long_int, "G": _Machine.double,
         "\x8c": lambda m: m.text(1), "X": lambda m: m.text(4), "\x8d": lambda m: m.text(8),
         "C": lambda m: m.raw(1), "B": lambda m: m.raw(4), "\x8e": lambda m: m.raw(8), "\x96": lambda m: m.raw(8),
         "U": lambda m: m.old_string(1), "T": lambda m: m.old_string(4),
@@ -363,10 +371,18 @@ _ACTIONS: dict[int, _Action] = {
         "t": _Machine.marked_tuple, "\x91": _Machine.frozen_set,
         "a": _Machine.append, "e": _Machine.appends, "s": _Machine.set_item, "u": _Machine.set_items,
         "\x90": _Machine.add_items,
-        "q": lambda m: m.put(m._number(1)), "r": lambda m: m.put(m._number(4)),
-        "\x94": lambda m: m.put(len(m._memo)),
-        "h": lambda m: m.get(m._number(1)), "j": lambda m: m.get(m._number(4)),
+        "q": lambda m: m.put(m.byte()), "r": lambda m: m.put(m._number(4)),
+        "\x94": _Machine.memoize,
+        "h": lambda m: m.get(m.byte()), "j": lambda m: m.get(m._number(4)),
         "c": _Machine.named, "\x93": _Machine.named_on_stack, "Q": _Machine.persistent,
         "R": _Machine.reduce, "\x81": _Machine.reduce, "\x92": _Machine.new_with_keywords, "b": _Machine.set_state,
     }.items()
 }  # fmt: skip
+
+
+def _refuse(machine: _Machine) -> None:
+    code = machine._data[machine._at - 1 : machine._at]
+    raise machine._fault(f"has the opcode {code!r}, which no writer of such files uses,")
+
+
+_TABLE = tuple(_ACTIONS.get(code, _refuse) for code in range(256))
