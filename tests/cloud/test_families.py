@@ -1,0 +1,78 @@
+"""Folders of PyTorch in object storage: the same tensors as from a disk, and no more asked for than is needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from servers import S3, Request
+
+import reshard
+from families.test_fsdp import write_ranks
+from making import array, read_file, same, tree, write_file
+from reshard import NameRules, Options
+from reshard.families.open_checkpoint import open_source
+from reshard.families.source import Source
+
+LARGE = {f"layers.{i}.w": array((256, 1024), seed=i) for i in range(4)}
+NBYTES = 1 << 20
+
+
+def asked(s3: S3) -> list[Request]:
+    return [r for r in s3.proxy.requests if r.method == "GET" and r.range]
+
+
+def nbytes(requests: list[Request]) -> int:
+    spans = [r.range.removeprefix("bytes=").split("-") for r in requests]
+    return sum(int(last) - int(first) + 1 for first, last in spans)
+
+
+@pytest.fixture
+def dcp(tmp_path: Path) -> Path:
+    source = write_file(tmp_path / "full.safetensors", LARGE)
+    reshard.convert(source, tmp_path / "dcp", Options(to="dcp", files=8, fsync=False))
+    return tmp_path / "dcp"
+
+
+def test_of_a_dcp_folder_only_what_is_wanted_is_read(dcp: Path, s3: S3, tmp_path: Path) -> None:
+    url = s3.put(dcp, "dcp")
+    s3.proxy.requests.clear()
+    catalog = open_source(Source(url))
+    heads = nbytes(asked(s3))
+    assert len(catalog.tensors) == len(LARGE)
+    assert heads < 200_000
+    s3.proxy.requests.clear()
+    one = Options(names=NameRules(include=(r"layers\.2\.",)), fsync=False)
+    reshard.convert(url, tmp_path / "m.safetensors", one)
+    assert same(read_file(tmp_path / "m.safetensors")["layers.2.w"], LARGE["layers.2.w"])
+    assert nbytes(asked(s3)) - heads == NBYTES
+
+
+def test_heads_of_chunks_are_read_at_once(dcp: Path, s3: S3) -> None:
+    url = s3.put(dcp, "dcp")
+    s3.proxy.spoil, s3.proxy.slow_s = (lambda request: "slow"), 0.05
+    s3.proxy.most_at_once = 0
+    open_source(Source(url))
+    assert s3.proxy.most_at_once >= 4
+
+
+def test_a_dcp_folder_there_holds_the_bytes_of_one_here(dcp: Path, s3: S3) -> None:
+    source = s3.put(dcp.parent / "full.safetensors", "full.safetensors")
+    reshard.convert(source, f"{s3.url}/out", Options(to="dcp", files=8))
+    here = {name: content for name, content in tree(dcp).items() if not name.startswith(".reshard")}
+    assert {name: s3.get(f"out/{name}") for name in here} == here
+
+
+def test_of_fsdp_s_files_only_what_is_wanted_is_read(s3: S3, tmp_path: Path) -> None:
+    url = s3.put(write_ranks(tmp_path / "actor", LARGE, list(LARGE), world=4), "actor")
+    s3.proxy.requests.clear()
+    open_source(Source(url))
+    headers = nbytes(asked(s3))
+    s3.proxy.requests.clear()
+    one = Options(names=NameRules(include=(r"^layers\.2\.",)), fsync=False)
+    reshard.convert(url, tmp_path / "m.safetensors", one)
+    found = read_file(tmp_path / "m.safetensors")
+    assert list(found) == ["layers.2.w"]
+    assert same(found["layers.2.w"], np.asarray(LARGE["layers.2.w"]))
+    assert nbytes(asked(s3)) - headers == NBYTES
