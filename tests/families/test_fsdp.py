@@ -150,7 +150,7 @@ class Kept:
 
 
 def write_ranks(folder: Path, full: Mapping[str, np.ndarray], trained: Sequence[str], world: int = 2) -> Path:
-    """A model whose weights named in ``trained`` have moments: those of weight w are -w and 2 w."""
+    """A model whose weights named in ``trained`` have moments: those of weight w are -w and w from its last row on."""
     folder.mkdir(parents=True, exist_ok=True)
     for rank in range(world):
         model = Kept()
@@ -163,7 +163,7 @@ def write_ranks(folder: Path, full: Mapping[str, np.ndarray], trained: Sequence[
             number: {
                 "step": optimizer(np.float32(3).reshape(())),
                 "exp_avg": optimizer.rows(-full[name], rank, world),
-                "exp_avg_sq": optimizer.rows(2 * full[name], rank, world),
+                "exp_avg_sq": optimizer.rows(full[name][::-1], rank, world),
             }
             for number, name in enumerate(trained)
         }
@@ -187,7 +187,7 @@ def test_moments_have_their_weights_names(tmp_path: Path) -> None:
     for name, value in FULL.items():
         assert same(found[name], value)
         assert same(found[f"exp_avg.{name}"], -value)
-        assert same(found[f"exp_avg_sq.{name}"], 2 * value)
+        assert same(found[f"exp_avg_sq.{name}"], value[::-1])
         assert found[f"step.{name}"] == 3
 
 

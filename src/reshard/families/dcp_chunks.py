@@ -22,7 +22,7 @@ from reshard.formats.torch_file import extents
 from reshard.formats.torch_records import read_torch_records
 from reshard.formats.torch_values import TensorRef
 from reshard.formats.window import Window
-from reshard.formats.zip_records import ZIP_MARK, zip_records
+from reshard.formats.zip_records import ZIP_MARK
 from reshard.index import Contents, Extent
 from reshard.interruption import proceed
 from reshard.layout.box import Box
@@ -72,11 +72,10 @@ def read_chunks(folder: Listing, wanted: Mapping[str, Sequence[Wanted]]) -> list
     at_once = storage_of(folder.path).at_once
     kinds: _Kinds = {}
 
-    def read(path: str, number: int) -> ReadChunks:
+    def read(path: str, number: int, of_path: Sequence[Wanted]) -> ReadChunks:
         proceed()
         file = storage_of(folder.path).open(folder.at(path))
         try:
-            of_path = wanted[path]
             found, zips = _chunks(_Source(file, number, path, kinds), of_path, max(at_once // len(paths), 1))
         except FormatError as error:
             raise FormatError(error.message, folder.at(path), error.hint) from None
@@ -88,7 +87,23 @@ def read_chunks(folder: Listing, wanted: Mapping[str, Sequence[Wanted]]) -> list
         return ReadChunks(IndexedFile(*there), found)
 
     with ThreadPoolExecutor(at_once) as pool:
-        return list(pool.map(read, paths, range(len(paths))))
+        firsts = _firsts(wanted)
+        list(pool.map(read, firsts, range(len(firsts)), firsts.values()))
+        return list(pool.map(read, paths, range(len(paths)), (wanted[path] for path in paths)))
+
+
+def _firsts(wanted: Mapping[str, Sequence[Wanted]]) -> dict[str, list[Wanted]]:
+    """A chunk of each kind of which there are several, to be understood before the others are asked for."""
+    first: dict[tuple[int, str, tuple[int, ...]], tuple[str, Wanted]] = {}
+    found: dict[str, list[Wanted]] = {}
+    for path, of_path in wanted.items():
+        for one in of_path:
+            kind = _kind(one)
+            before = first.setdefault(kind, (path, one))
+            if before[1] is not one and before[0]:
+                found.setdefault(before[0], []).append(before[1])
+                first[kind] = ("", one)
+    return found
 
 
 def rank_of(path: str) -> int:
@@ -131,6 +146,10 @@ class _Kind(Struct, frozen=True):
 
 _Kinds = dict[tuple[int, str, tuple[int, ...]], _Kind]
 """By length, dtype and shape."""
+
+
+def _kind(one: Wanted) -> tuple[int, str, tuple[int, ...]]:
+    return one.place.length, one.dtype, one.chunk.sizes
 
 
 class _Source(Struct, frozen=True):
@@ -180,17 +199,8 @@ def _in_zips(source: _Source, wanted: Sequence[Wanted]) -> Iterator[Found]:
     start, ahead = 0, b""
     for one in wanted:
         place = one.place
-        if place.transforms:
-            raise FormatError(
-                f"{one.name} is packed ({', '.join(map(str, place.transforms))}), which is not read",
-                hint="save it without extensions of its writer",
-            )
-        if place.offset < 0 or place.length < 0 or place.offset + place.length > source.file.nbytes:
-            raise FormatError(
-                f"{one}: bytes {place.offset:,} to {place.offset + place.length:,} of a file of {source.file.nbytes:,}",
-                hint=_AGAIN,
-            )
-        kind = source.kinds.get((place.length, one.dtype, one.chunk.sizes))
+        _check_place(source, one)
+        kind = source.kinds.get(_kind(one))
         if kind is not None:
             nbytes = len(kind.head)
             if place.offset < start or place.offset + nbytes > start + len(ahead):
@@ -201,6 +211,19 @@ def _in_zips(source: _Source, wanted: Sequence[Wanted]) -> Iterator[Found]:
                 yield Found(one.name, one.dtype, _shard(source, one, _moved(kind.extents, place.offset)))
                 continue
         yield _understood(source, one)
+
+
+def _check_place(source: _Source, one: Wanted) -> None:
+    """Raises FormatError for a chunk that lies beyond its file, or not as it is."""
+    place, nbytes = one.place, source.file.nbytes
+    if place.transforms:
+        raise FormatError(
+            f"{one.name} is packed ({', '.join(map(str, place.transforms))}), which is not read",
+            hint="save it without extensions of its writer",
+        )
+    if place.offset < 0 or place.length < 0 or place.offset + place.length > nbytes:
+        end = place.offset + place.length
+        raise FormatError(f"{one}: bytes {place.offset:,} to {end:,} of a file of {nbytes:,}", hint=_AGAIN)
 
 
 def _understood(source: _Source, one: Wanted) -> Found:
@@ -216,20 +239,9 @@ def _understood(source: _Source, one: Wanted) -> Found:
     except FormatError as error:
         raise FormatError(f"{one}: {error.message}", hint=error.hint) from None
     found = _found(source, one, (tensor.dtype, tensor.shape), _moved(lies, place.offset))
-    head_nbytes = _head_nbytes(window)
-    if head_nbytes and one.dtype:
-        source.kinds[place.length, one.dtype, one.chunk.sizes] = _Kind(window.read(0, head_nbytes), lies)
+    if records.head and one.dtype:
+        source.kinds[_kind(one)] = _Kind(window.read(0, records.head), lies)
     return found
-
-
-def _head_nbytes(window: Window) -> int:
-    """How many bytes lie before a chunk's numbers, where all that tells of these is among them; else 0."""
-    records = zip_records(window)
-    data = [record for name, record in records.items() if "/data/" in name]
-    told = [record for name, record in records.items() if name.endswith(("/data.pkl", "/byteorder"))]
-    if len(data) != 1 or any(record.start + record.packed_nbytes > data[0].start for record in told):
-        return 0
-    return data[0].start
 
 
 def _found(source: _Source, one: Wanted, there: tuple[str, tuple[int, ...]], lies: tuple[Extent, ...]) -> Found:

@@ -41,6 +41,7 @@ class TorchRecords(Struct, frozen=True):
         places: the bytes of each storage by its key.
         packed: how those are compressed that cannot be read as they lie.
         big_endian: the most significant byte of a number comes first.
+        head: how many bytes lie before the first storage, where all that tells of storages is among them; else 0.
     """
 
     pickled: Pickled
@@ -48,6 +49,7 @@ class TorchRecords(Struct, frozen=True):
     places: Mapping[str, Extent]
     packed: Mapping[str, str] = {}
     big_endian: bool = False
+    head: int = 0
 
     def place(self, of: StorageRef) -> Extent:
         """The bytes of a storage. Raises FormatError where they are not there, or not as many as the pickle says."""
@@ -102,12 +104,15 @@ def _from_zip(source: ByteRanges) -> TorchRecords:
         raise FormatError(f"its byte order is {order!r}", hint=_CUT)
     data = read_record(source, inside["data.pkl"], _MAX_PICKLE_NBYTES)
     storages = {name.removeprefix("data/"): r for name, r in inside.items() if name.startswith("data/")}
+    first = min((r.start for r in storages.values()), default=0)
+    told = (inside[name] for name in ("data.pkl", "byteorder") if name in inside)
     return TorchRecords(
         read_value(data),
         len(data),
         {key: Extent(r.start, r.nbytes) for key, r in storages.items() if r.method == STORED},
         {key: r.packing for key, r in storages.items() if r.method != STORED},
         order == b"big",
+        first if all(r.start + r.packed_nbytes <= first for r in told) else 0,
     )
 
 
