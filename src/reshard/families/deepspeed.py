@@ -75,17 +75,28 @@ class Saved(Struct, frozen=True):
             family=f"DeepSpeed{f' {version}' if version else ''}, {stage}, {told.world} ranks",
         )
 
+    def __str__(self) -> str:
+        return self.path
+
     def frozen(self, catalog: Catalog) -> list[str]:
         """Of its weights those that were not trained. Raises UsageError without ZeRO, where nothing says which."""
+        files = self._holders(catalog)
+        return [name for name, held in files.items() if not held & self.told.numbers_of_optimizers]
+
+    def trained(self, catalog: Catalog) -> set[str]:
+        """Of its weights those that were trained, without second names. Raises UsageError without ZeRO."""
+        files, seconds = self._holders(catalog), {name for s in self.told.models.values() for name in s.shared}
+        return {n for n, held in files.items() if held & self.told.numbers_of_optimizers and n not in seconds}
+
+    def _holders(self, catalog: Catalog) -> dict[str, set[int]]:
+        """The files that hold each parameter."""
         if not self.told.stage:
-            raise UsageError("without ZeRO nothing says which parameters were frozen", self.path)
-        trained = {states.part.number for states in self.told.optimizers.values()}
-        parameters = {
+            raise UsageError("without ZeRO nothing says which parameters were trained and which were frozen", self.path)
+        return {
             name: {held.file for shard in tensor.shards for held in shard.held}
             for name, tensor in catalog.tensors.items()
             if not is_state(name) and name not in self.told.buffers
         }
-        return [name for name, files in parameters.items() if not files & trained]
 
 
 def opened(there: Listing, source: Source) -> Saved:

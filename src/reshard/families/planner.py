@@ -53,6 +53,7 @@ def make_plan(source: Catalog, target: Target, choices: Choices) -> Plan:
         made_of,
         target.part,
         files.closing,
+        files.named_by,
     )
     draft.assembler.prove_covered(plan)
     return plan

@@ -75,6 +75,9 @@ _KINDS = {
     "dcp": _Entry(
         "a distributed checkpoint of PyTorch", "reshard.families.dcp_target:dcp_asked", frozenset({"crc", "files"})
     ),
+    "universal": _Entry(
+        "a universal checkpoint of DeepSpeed", "reshard.families.universal:universal_asked", frozenset({"crc"})
+    ),
 }
 _OPTIONS = {"strategy": "--dst-strategy", "max_shard_nbytes": "--max-shard-size", "iteration": "--dst-iteration"}
 """Options that are called otherwise than their fields."""

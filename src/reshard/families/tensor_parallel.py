@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from msgspec import Struct
@@ -32,6 +33,46 @@ class Slice(Struct, frozen=True):
 Slices = dict[str, Slice]
 
 
+class TensorCut(Struct, frozen=True):
+    """How a parameter is cut among tensor-parallel ranks.
+
+    Attributes:
+        whole: each rank has all of it.
+        dim: along which it is cut otherwise.
+        halves: parts that lie one after the other, each cut on its own.
+        vocabulary: its rows end where the vocabulary does; what follows is padding.
+    """
+
+    whole: bool
+    dim: int
+    halves: int
+    vocabulary: bool
+
+
+def cut_of(name: str, info: Mapping[str, Any]) -> TensorCut:
+    """As the patterns say that were saved along. Raises CheckpointError for cuts that are not undone."""
+
+    def fits(kind: str) -> bool:
+        patterns = info.get(kind)
+        listed = patterns if isinstance(patterns, list | tuple) else ()
+        return any(isinstance(p, str) and _pattern(p).match(name) for p in listed)
+
+    whole = fits("tp_replicated_parameter_patterns")
+    if not whole and (fits(_AVERAGED) or info.get(_SUB_PARAMS)):
+        raise CheckpointError(f"{name}: slices that are to be averaged, or of several parts each, are not merged")
+    halves = 2 if fits("parameter_with_2_sub_params_cat_dim_0") else 1
+    dim = 1 if halves == 1 and fits("parameter_with_row_parallelism_patterns") else 0
+    return TensorCut(whole, dim, halves, fits("vocabulary_parameter_patterns"))
+
+
+@cache
+def _pattern(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except (re.error, RecursionError, OverflowError):
+        raise CheckpointError(f"universal_checkpoint_info: {text[:60]!r} is not a regular expression") from None
+
+
 def merged(slices: Sequence[Mapping[str, Slice]], info: Mapping[str, Any]) -> dict[str, Slice]:
     """The tensors of which each rank holds a slice. Raises CheckpointError where nothing says how they were cut."""
     if len(slices) == 1:
@@ -49,22 +90,16 @@ def merged(slices: Sequence[Mapping[str, Slice]], info: Mapping[str, Any]) -> di
 
 
 def _merged(name: str, slices: Sequence[Slice], info: Mapping[str, Any]) -> Slice:
-    def fits(kind: str) -> bool:
-        patterns = info.get(kind) or ()
-        return any(isinstance(p, str) and re.match(p, slices[0].name) for p in patterns)
-
-    if fits("tp_replicated_parameter_patterns") or not slices[0].spec.shape:
+    cut = cut_of(slices[0].name, info)
+    if cut.whole:
         return slices[0]
-    if fits(_AVERAGED) or info.get(_SUB_PARAMS):
-        raise CheckpointError(f"{name}: slices that are to be averaged, or of several parts each, are not merged")
-    dim = 1 if fits("parameter_with_row_parallelism_patterns") else 0
-    halves = 2 if fits("parameter_with_2_sub_params_cat_dim_0") else 1
+    dim, halves = cut.dim, cut.halves
     specs = {slice_.spec for slice_ in slices}
     if len(specs) > 1 or dim >= len(slices[0].spec.shape) or slices[0].spec.shape[dim] % halves:
         raise CheckpointError(f"{name}: its slices {', '.join(map(str, specs))} cannot be put together in dim {dim}")
     each = slices[0].spec.shape[dim] // halves
     size = each * halves * len(slices)
-    if fits("vocabulary_parameter_patterns") and isinstance(info.get("original_vocab_size"), int):
+    if cut.vocabulary and isinstance(info.get("original_vocab_size"), int):
         size = min(size, info["original_vocab_size"])
     shape = tuple(size if d == dim else n for d, n in enumerate(slices[0].spec.shape))
     shards = tuple(

@@ -70,13 +70,18 @@ class TorchPart(Struct, frozen=True):
             return value
         if value.size != 1 or value.dtype not in _SCALARS:
             return None
-        (extent,) = self.flat(value).extents
+        return float(struct.unpack(_SCALARS[value.dtype], self.content(value))[0])
+
+    def content(self, tensor: TensorRef, count: int | None = None) -> bytes:
+        """The numbers of a small tensor, row-major and little-endian; of the first ``count`` elements."""
+        flat = self.flat(tensor)
         source = storage_of(self.path).open(self.path)
         try:
-            content = source.read(extent.offset, extent.nbytes)
-            if extent.coded is not None:
-                content = extent.coded.decoded(content)
-            return float(struct.unpack(_SCALARS[value.dtype], content)[0])
+            read = []
+            for extent in flat.cut(0, flat.count if count is None else min(count, flat.count)):
+                found = source.read(extent.offset, extent.nbytes)
+                read.append(extent.coded.decoded(found) if extent.coded is not None else found)
+            return b"".join(read)
         finally:
             source.close()
 

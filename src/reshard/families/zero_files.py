@@ -64,6 +64,7 @@ class OptimizerStates(Struct, frozen=True):
     Attributes:
         masters: for each group its partition of the weights, flat.
         groups: for each group its states; empty where training took no step.
+        settings: for each group, learning rates and the like; none where it was saved elastic.
         counts: for each group the ranks that hold it together; one number for all at stage 3.
         paddings: for each group the elements that follow each parameter.
     """
@@ -72,6 +73,7 @@ class OptimizerStates(Struct, frozen=True):
     stage: int
     masters: Sequence[TensorRef]
     groups: Sequence[Mapping[str, Any]]
+    settings: Sequence[Mapping[Any, Any]]
     counts: Sequence[int]
     paddings: Sequence[Sequence[int]]
 
@@ -115,6 +117,7 @@ def optimizer_states(part: TorchPart) -> OptimizerStates:
         _stage(states, part),
         masters,
         groups_of_states(states, part),
+        _settings(states, part),
         tuple(counts),
         [_counts(group or (), "param_alignment_paddings", part) for group in paddings],
     )
@@ -143,11 +146,17 @@ def groups_of_states(states: Mapping[Any, Any], part: TorchPart) -> list[Mapping
         return [group if isinstance(group, dict) else {} for group in base]
     base = _dict(base, "the optimizer's states", part)
     state = _dict(base.get("state") or {}, "the optimizer's states", part)
-    groups = [_dict(group, "param_groups", part) for group in _list(base.get("param_groups") or (), "groups", part)]
+    groups = _settings(states, part)
     numbers = [n for group in groups for n in _list(group.get("params") or (), "params", part)]
     if len(numbers) < len(state):
         numbers = sorted(n for n in state if isinstance(n, int))
     return [_dict(state.get(n, {}) if isinstance(n, int) else {}, "a group's states", part) for n in numbers]
+
+
+def _settings(states: Mapping[Any, Any], part: TorchPart) -> list[Mapping[Any, Any]]:
+    base = states.get("base_optimizer_state", states.get("optimizer_state_dict", {}))
+    groups = base.get("param_groups") or () if isinstance(base, dict) else ()
+    return [_dict(group, "param_groups", part) for group in _list(groups, "param_groups", part)]
 
 
 def fp32_groups(states: ModelStates) -> list[TensorRef]:

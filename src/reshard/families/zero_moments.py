@@ -10,6 +10,9 @@ from reshard.families.zero_files import OptimizerStates
 from reshard.formats.torch_values import TensorRef
 from reshard.planning.names import is_state
 
+_OTHERS = "optimizer_states."
+MOMENTS_OF_ADAM = ("exp_avg", "exp_avg_sq")
+
 
 def named_state(kind: str, name: str) -> str:
     """A parameter's state, so that everybody sees that it is one; the parameter itself where ``kind`` is empty.
@@ -20,7 +23,19 @@ def named_state(kind: str, name: str) -> str:
     if not kind:
         return name
     made = f"{kind}.{name}"
-    return made if is_state(made) else f"optimizer_states.{made}"
+    return made if is_state(made) else _OTHERS + made
+
+
+def state_of(name: str) -> tuple[str, str]:
+    """The kind of a state and the parameter that it is of; "" and the name of what is no state.
+
+    >>> state_of("exp_avg.w.b"), state_of("optimizer_states.sum.w"), state_of("w.b")
+    (('exp_avg', 'w.b'), ('sum', 'w'), ('', 'w.b'))
+    """
+    if not is_state(name):
+        return "", name
+    kind, _, rest = name.removeprefix(_OTHERS).partition(".")
+    return kind, rest
 
 
 def of_group(
@@ -41,7 +56,9 @@ def of_group(
     cut = {kind: flats for kind, flats in found.items() if _lies_as(masters, flats)}
     left = [kind for kind in _states(ranks[0], group) if kind not in cut]
     if left:
-        warnings.append(f"{ranks[0].part.path}: states that are not cut as weights are left out: {', '.join(left)}")
+        warnings.append(
+            f"{ranks[0].part.path}: states that are not cut as weights become no tensors: {', '.join(left)}"
+        )
     return cut
 
 

@@ -53,6 +53,16 @@ class Told(Struct, frozen=True):
         return [self.optimizers[at] for at in sorted(self.optimizers) if at[1] == mp]
 
     @property
+    def numbers_of_optimizers(self) -> set[int]:
+        """Of the files that hold an optimizer that is cut."""
+        return {states.part.number for states in self.optimizers.values()}
+
+    @property
+    def is_adam(self) -> bool:
+        """By the settings of its groups."""
+        return any("betas" in group for states in self.optimizers.values() for group in states.settings)
+
+    @property
     def buffers(self) -> set[str]:
         """Names of tensors that are no parameters."""
         return {name for states in self.models.values() for name in states.buffers}
@@ -67,5 +77,5 @@ class Told(Struct, frozen=True):
             warnings = ["saved with exclude_frozen_parameters: weights that were not trained are not in these files"]
         beside = beside_the_model(first)
         if beside:
-            warnings.append(f"{first.part.path}: left out, as no part of the model: {', '.join(beside)}")
+            warnings.append(f"{first.part.path}: beside the model, and no part of it: {', '.join(beside)}")
         return warnings

@@ -10,12 +10,11 @@ from typing import Any
 
 from msgspec import Struct
 
-from reshard.formats.pickle_objects import Global, Record
+from reshard.formats.pickle_objects import NEW_OBJECT, Global, Record
 from reshard.formats.pickling import write_pickle
 from reshard.index import Extent, TensorSpec
 
 _MODULE = "torch.distributed.checkpoint.metadata"
-_NEW = Global("copyreg", "__newobj__")
 _SIZE = Global("torch", "Size")
 _VERSION = "1.0.0"
 
@@ -63,7 +62,7 @@ def metadata_bytes(
 
 
 def _object(kind: str, module: str = _MODULE, /, **fields: Any) -> Record:
-    return Record(_NEW, (Global(module, kind),), fields)
+    return Record(NEW_OBJECT, (Global(module, kind),), fields)
 
 
 def _size(sizes: tuple[int, ...]) -> Record:
@@ -84,4 +83,4 @@ def _properties(dtype: str) -> Record:
     strided = Record(Global("torch.serialization", "_get_layout"), ("torch.strided",))
     contiguous = Record(Global(_MODULE, "_MEM_FORMAT_ENCODING"), (0,))
     state = (Global("torch", dtype), strided, False, contiguous, False)
-    return Record(_NEW, (Global(_MODULE, "TensorProperties"),), state)
+    return Record(NEW_OBJECT, (Global(_MODULE, "TensorProperties"),), state)

@@ -17,6 +17,10 @@ class Global(Struct, frozen=True):
         return f"{self.module}.{self.name}"
 
 
+NEW_OBJECT = Global("copyreg", "__newobj__")
+"""Makes an object of the class that is its first argument, and calls no more of it: a Record to be written so."""
+
+
 class Told(Struct, eq=False):
     """An object that is told of itself after it was made: what a pickle calls its state."""
 

@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterable
 from struct import pack
 from typing import Any
 
-from reshard.formats.pickled import Global, Record
+from reshard.formats.pickle_objects import NEW_OBJECT, Global, Record
 from reshard.formats.torch_values import STORAGE_CLASSES, StorageRef, TensorRef
 
 _ORDERED_DICT = Global("collections", "OrderedDict")
-_NEW = Global("copyreg", "__newobj__")
 _UNTYPED = Global("torch.storage", "UntypedStorage")
 _TENSOR = Global("torch._utils", "_rebuild_tensor_v2")
 _RAW_TENSOR = Global("torch._utils", "_rebuild_tensor_v3")
@@ -105,7 +104,7 @@ def _write_pairs(pairs: Iterable[tuple[Any, Any]], put: _Put) -> None:
 
 
 def _write_record(value: Record, put: _Put) -> None:
-    if value.made_by == _NEW:  # of a class, without a call of its __init__
+    if value.made_by == NEW_OBJECT:  # of a class, without a call of its __init__
         _write(value.args[0], put)
         _write(value.args[1:], put)
         put(b"\x81")

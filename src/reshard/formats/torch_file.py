@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from hashlib import sha256
@@ -83,6 +84,22 @@ def torch_frame(value: Any, storages: Mapping[str, int]) -> Frame:
         ("version", b"3\n"), (".data/serialization_id", f"{number:040d}".encode()),
     ]  # fmt: skip
     return zip_frame([(f"{FOLDER}/{name}", content) for name, content in records])
+
+
+def torch_bytes(value: Any, storages: Mapping[str, bytes]) -> bytes:
+    """A whole small file of a value whose TensorRefs lie in these storages."""
+    laid = torch_frame(value, {key: len(content) for key, content in storages.items()})
+    made = bytearray(laid.nbytes)
+    for offset, piece in laid.pieces:
+        made[offset : offset + len(piece)] = piece
+    for key, content in storages.items():
+        (hole,) = laid.holes[f"{FOLDER}/data/{key}"]
+        made[hole.offset : hole.end] = content
+    for checksum in laid.checksums:
+        crc = checksum.bytes_for(zlib.crc32(made[checksum.of.offset : checksum.of.end]))
+        for place in checksum.places:
+            made[place : place + len(crc)] = crc
+    return bytes(made)
 
 
 def _whole(name: str, key: str, spec: TensorSpec) -> TensorRef:

@@ -35,6 +35,7 @@ from reshard.planning.names import NameRules
 from reshard.planning.plan import Plan
 from reshard.planning.target import Choices, Kind, Target
 from reshard.storage.machine import set_aside
+from reshard.storage.storage import join
 from reshard.target.overwrite import Replacement
 from reshard.target.preflight import refuse_occupied, refuse_source
 from reshard.target.target_paths import Place
@@ -153,6 +154,7 @@ def execute(plan: Plan, dst: str | Path, means: Means, observer: Observer) -> Co
     finally:
         if replacement:
             replacement.close()
+    _name_beside(plan if not done.missing_files else None, dst, means)
     misfits = by_tensor(done.misfits)
     return Conversion(
         str(dst),
@@ -166,6 +168,15 @@ def execute(plan: Plan, dst: str | Path, means: Means, observer: Observer) -> Co
         (*_warnings(done.hard_links, misfits), *gone),
         misfits,
     )
+
+
+def _name_beside(whole: Plan | None, dst: str | Path, means: Means) -> None:
+    """Say in the files beside a target that is whole, by which a program finds it, what it is called."""
+    place = Place.of(dst, single=False)
+    path = str(Path(place.path).absolute()) if place.local else place.path
+    folder, _, name = path.rpartition("/")
+    for beside in whole.named_by if whole else ():
+        place.storage.write_whole(join(folder, beside), name.encode(), fsync=means.fsync)
 
 
 def _warnings(hard_links: int, misfits: tuple[Misfits, ...]) -> Iterator[str]:

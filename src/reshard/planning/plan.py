@@ -229,6 +229,7 @@ class Plan(Struct, frozen=True):
         world: ranks of the whole target.
         total: files of the whole target that hold tensors.
         closing: small files that are written when all others are whole.
+        named_by: files beside the target's folder that hold its name; written last.
         identity: names the conversion; runs of the same identity may fill one target together, whatever ranks each
             makes.
         made_of: what the identity stands for, part by part: values, or hashes of what is long.
@@ -248,6 +249,7 @@ class Plan(Struct, frozen=True):
     made_of: dict[str, str] = {}
     part: Part = ""
     closing: tuple[SmallFile, ...] = ()
+    named_by: tuple[str, ...] = ()
     schema: int = SCHEMA
 
     def __repr__(self) -> str:

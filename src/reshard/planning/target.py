@@ -29,11 +29,13 @@ class Files(Struct, frozen=True):
         total: how many the whole target has of these.
         closing: small files of known bytes, as an index is. They are written when all others are whole, by whoever
             makes the last of them, so every part of a target plans all of them.
+        named_by: files beside the target's folder that hold its name, by which a program finds the last that was saved.
     """
 
     planned: tuple[PlannedFile, ...]
     total: int
     closing: tuple[SmallFile, ...] = ()
+    named_by: tuple[str, ...] = ()
 
 
 class Kind(Protocol):
