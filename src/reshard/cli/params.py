@@ -82,7 +82,8 @@ _CONVERSION: dict[str, tuple[Any, Any]] = {
             str,
             typer.Option(
                 metavar="KIND",
-                help="What DST shall be: ranks, full, parts, checkpoint2, dcp, universal. Default: as strategy, name and SRC say.",
+                help="What DST shall be: ranks, full, parts, checkpoint2, dcp, universal. "
+                "Default: as strategy, name and SRC say.",
                 autocompletion=one_of("ranks", "full", "parts", "checkpoint2", "dcp", "universal"),
             ),
         ],
