@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from reshard.errors import CheckpointError
+from reshard.errors import CheckpointError, FormatError
 from reshard.families.torch_parts import TorchPart
 from reshard.families.zero_told import Told
 from reshard.formats.pickle_names import is_known
@@ -32,8 +32,8 @@ def optimizer_state(told: Told, warnings: dict[str, None]) -> bytes:
         if key not in _CUT:
             try:
                 value[str(key)] = copier.copied(held)
-            except _Strange as strange:
-                warnings[f"{first.part.path}: {key} is left out of optimizer_state.pt: it holds a {strange}"] = None
+            except FormatError as strange:
+                warnings[f"{first.part.path}: {key} is left out of optimizer_state.pt: {strange.message}"] = None
     groups = first.settings or [{"params": [number]} for number in range(len(first.masters))]
     value["param_groups"] = copier.copied(groups)
     value.setdefault("ds_version", str(first.part.value.get("ds_version") or "0.0"))
@@ -58,10 +58,6 @@ def steps_of(told: Told, trained: Iterable[str]) -> Iterator[tuple[str, bytes]]:
                         yield name, step
 
 
-class _Strange(Exception):
-    """Holds what is not written anew: the name of a class that nobody knows."""
-
-
 class _Copier:
     """Values of a stranger's pickle, of known kinds only, with the numbers of their tensors."""
 
@@ -71,7 +67,7 @@ class _Copier:
         self.storages: dict[str, bytes] = {}
 
     def copied(self, value: Any, depth: int = 0) -> Any:
-        """Raises _Strange; CheckpointError for what unfolds without end."""
+        """Raises FormatError for other kinds, CheckpointError for what unfolds without end."""
         self._left -= 1
         if self._left < 0 or depth > _MOST_DEPTH:
             raise CheckpointError("the optimizer's settings unfold to very many values", self._part.path)
@@ -93,7 +89,8 @@ class _Copier:
             case Record() if is_known(value.made_by.module, value.made_by.name):
                 return self._object(value, depth + 1)
             case _:
-                raise _Strange(str(value.made_by) if isinstance(value, Record) else type(value).__name__)
+                kind = value.made_by if isinstance(value, Record) else type(value).__name__
+                raise FormatError(f"it holds a {kind}")
 
     def _object(self, value: Record, depth: int) -> Record:
         args, state, items = (self.copied(part, depth) for part in (value.args, value.state, value.items))
@@ -104,7 +101,7 @@ class _Copier:
     def _tensor(self, tensor: TensorRef) -> TensorRef:
         content = self._part.content(tensor) if tensor.size <= _MOST_NBYTES else b""
         if sum(map(len, self.storages.values())) + len(content) > _MOST_NBYTES or not content:
-            raise _Strange(f"tensor of {tensor.size:,} elements")
+            raise FormatError(f"it holds a tensor of {tensor.size:,} elements")
         key = str(len(self.storages))
         self.storages[key] = content
         return whole(key, TensorSpec(tensor.dtype, tensor.shape))
