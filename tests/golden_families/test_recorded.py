@@ -51,10 +51,11 @@ def entries(found: Any, *, layers: bool) -> dict[str, dict[str, Any]]:
     return made
 
 
-def wanted(parts: list[dict[str, Any]], tensors: Any) -> dict[str, tuple[str, list[int], str]]:
+def wanted(parts: list[dict[str, Any]], case: Path) -> dict[str, tuple[str, list[int], str]]:
     """Name → dtype, shape and hash of the bytes."""
     made = {}
     for part in parts:
+        tensors = json.loads((case / part.get("file", "tensors.json")).read_text())
         found = entries(section(tensors, part["section"]), layers=part.get("layer_files", False))
         shapes = entries(section(tensors, part["shapes"]), layers=False) if "shapes" in part else found
         left = re.compile(part.get("without", "(?!)"))
@@ -87,8 +88,7 @@ def judge(case: Path, command: dict[str, Any], out: Path, capsys: pytest.Capture
         return
     if "answer" not in command:
         return
-    tensors = json.loads((case / "tensors.json").read_text())
-    answer, may = wanted(command["answer"], tensors), wanted(command.get("may_also", []), tensors)
+    answer, may = wanted(command["answer"], case), wanted(command.get("may_also", []), case)
     if command.get("reads") == "dcp":
         assert run_reshard(["convert", str(out / "dcp"), str(out / "full.safetensors"), "--crc"]) == 0
     found = given(out / "full.safetensors")

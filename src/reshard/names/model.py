@@ -34,6 +34,14 @@ class ModelFile(Struct, frozen=True):
         return None
 
 
+def model_of_args(args: Mapping[str, Any]) -> ModelFile:
+    """Of Megatron's arguments: the number of KV groups counts where there are groups at all."""
+    values = dict(args)
+    if values.get("group_query_attention") is False:
+        values["num_query_groups"] = values.get("num_attention_heads")
+    return ModelFile("args", False, (), values)
+
+
 def read_model(content: bytes, where: str) -> ModelFile:
     """Raises InputError for what is neither; a UsageError for a file of another name."""
     name = where.rsplit("/", 1)[-1]

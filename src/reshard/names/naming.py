@@ -8,6 +8,7 @@ from typing import Literal
 from msgspec import Struct
 
 from reshard.errors import CheckpointError, UsageError, listed
+from reshard.names.megatron import CONVENTION as MEGATRON
 from reshard.names.model import ModelFile
 from reshard.names.recipe import Recipe, built_in
 from reshard.names.settings import Asked
@@ -16,7 +17,7 @@ from reshard.planning.names import is_state
 from reshard.strategy.job import as_release
 
 HUB = "hf"
-CONVENTIONS = (HUB, "mindformers", "mcore")
+CONVENTIONS = (HUB, "mindformers", "mcore", MEGATRON)
 Tied = Literal["", "keep", "copy", "drop"]
 
 
@@ -32,6 +33,7 @@ class Naming(Struct, frozen=True):
         tied: what becomes of an output layer that is the embedding's.
         dequantize: codes are multiplied by their scales.
         files: configuration and tokenizer go along.
+        ranks: for how many tensor-parallel ranks of Megatron its layers are laid out; 0 for its distributed form.
     """
 
     src: str = ""
@@ -46,6 +48,7 @@ class Naming(Struct, frozen=True):
     tied: Tied = ""
     dequantize: bool = False
     files: bool = False
+    ranks: int = 0
 
     def __post_init__(self) -> None:
         for option, convention in (("--src-names", self.src), ("--dst-names", self.dst)):
@@ -55,14 +58,14 @@ class Naming(Struct, frozen=True):
             raise UsageError(f"--tied {self.tied!r}", hint="one of: keep, copy, drop")
         if self.vocab_rows is not None and self.vocab_rows < 1:
             raise UsageError(f"--vocab-rows {self.vocab_rows}", hint="a number from 1")
-        said = (self.src_model, self.dst_model, self.asked, self.src_asked, self.release, self.vocab_rows, self.tied)
-        if not self.dst and said != ("", "", Asked(), Asked(), "", None, ""):
+        said = (self.src_model, self.dst_model, self.asked, self.src_asked, self.release, self.tied)
+        if not self.dst and said != ("", "", Asked(), Asked(), "", ""):
             raise UsageError("how names are changed was told, and not that they are", hint="--dst-names hf")
 
     @property
     def changes(self) -> bool:
         """Whether anything is done."""
-        return bool(self.dst) or self.dequantize
+        return bool(self.dst) or self.dequantize or self.vocab_rows is not None
 
     @property
     def release_number(self) -> int | None:
@@ -80,9 +83,7 @@ def recipe_of_source(names: Sequence[str], convention: str, files: Sequence[Mode
     tried: list[tuple[bool, Recipe, int, list[str]]] = []
     for recipe in built_in():
         for hub in (True, False):
-            if (convention and (convention == HUB) is not hub) or (
-                convention and not hub and recipe.convention != convention
-            ):
+            if not _may_be(recipe, weights, convention, hub=hub):
                 continue
             count, unknown = fits(recipe, weights, hub=hub)
             tried.append((hub, recipe, count, unknown))
@@ -107,6 +108,15 @@ def recipe_of_source(names: Sequence[str], convention: str, files: Sequence[Mode
             hint="give the model: --model config.json, or the YAML of its run",
         )
     return meant[0].convention, meant[0]
+
+
+def _may_be(recipe: Recipe, names: Sequence[str], convention: str, *, hub: bool) -> bool:
+    """Whether a side of a recipe is asked. Megatron's names are MindFormers' core's, too: it has to be told."""
+    if convention == HUB or hub:
+        return hub and convention in ("", HUB)
+    if convention != recipe.convention and (convention or recipe.convention == MEGATRON):
+        return False
+    return recipe.needs <= set(names)
 
 
 def _nearest(tried: Sequence[tuple[bool, Recipe, int, list[str]]], convention: str) -> tuple[str, Recipe | None]:

@@ -127,6 +127,7 @@ class Recipe(Struct, frozen=True):
         settings: for each setting the keys that tell it, the first that is given counts.
         axes: sizes as expressions of settings, or the axes that one is made of.
         defaults: what a model file means that leaves a setting out, and shapes do not tell.
+        needs: names of the convention without which a checkpoint is of another recipe, though it knows the rest.
         hash_of: the text of the files, for the identity of a conversion.
     """
 
@@ -140,6 +141,7 @@ class Recipe(Struct, frozen=True):
     dropped: tuple[Dropped, ...]
     rules: tuple[Rule, ...]
     text: str
+    needs: frozenset[str] = frozenset()
 
 
 @cache
@@ -161,7 +163,7 @@ def read_recipe(text: str, where: str, common: str) -> Recipe:
         raise StrategyError(error.message, where, error.hint or _HINT) from None
 
 
-_KEYS = ("convention", "models", "settings", "axes", "defaults", "drop", "styles", "blocks")
+_KEYS = ("convention", "models", "settings", "axes", "defaults", "drop", "styles", "blocks", "needs")
 _BLOCK = ("hf", "own", "kind", "styles", "tensors", "when")
 _RULE = (
     *("hf", "own", "dims", "hf_dims", "own_dims", "own_dims_3", "part_dims", "parts_dims", "styles", "when"),
@@ -193,6 +195,7 @@ def _recipe(content: dict[str, Any], shared: dict[str, Any], name: str, text: st
         tuple(_dropped(d) for each in (content, shared) for d in _list(each.get("drop", []), "drop")),
         tuple(rules),
         text,
+        frozenset(map(str, _list(content.get("needs", []), "needs"))),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -13,6 +14,8 @@ from reshard.layout.box import Box
 from reshard.names.dequantised import dequantised
 from reshard.names.links import Axis, Link, Place
 from reshard.names.maker import Maker
+from reshard.names.megatron import CONVENTION as MEGATRON
+from reshard.names.megatron import EMBEDDING, HEAD, args_of, distributed, is_ours, layer_by_layer, of_ranks
 from reshard.names.model import ModelFile
 from reshard.names.naming import HUB, Naming, recipe_of_source, recipe_of_target
 from reshard.names.recipe import Recipe, built_in
@@ -63,6 +66,14 @@ def regrouped(
     return _Regrouping(source, naming, models, excluded).done(shards or {})
 
 
+def _refuse_other_values(args: Mapping[str, Any]) -> None:
+    """Raises PlanError for what Megatron keeps as other numbers than others do."""
+    if args.get("apply_layernorm_1p"):
+        raise PlanError("args.apply_layernorm_1p: norms are kept less one, which is not converted")
+    if args.get("attention_output_gate"):
+        raise PlanError("args.attention_output_gate: queries with gates beside them are not converted")
+
+
 class _Regrouping:
     def __init__(self, source: Catalog, naming: Naming, models: Models, excluded: frozenset[str]) -> None:
         self._source = source
@@ -76,6 +87,7 @@ class _Regrouping:
         self._fates: list[tuple[Fate, ...]] = []
         self._recipes: list[Recipe] = []
         self._src = ""
+        self._sizes: Mapping[str, Any] = {}
 
     def done(self, shards: Mapping[str, int]) -> Regrouped:
         naming = self._naming
@@ -84,23 +96,22 @@ class _Regrouping:
             self._tensors, dropped = dequantised(self._tensors, self._models.src)
             for why, left in dropped.items():
                 self._drop(why, left)
-        if not naming.dst:
-            return Regrouped(self._catalog(), "")
-        self._src, recipe = recipe_of_source([*self._tensors], naming.src, self._models.src)
-        if naming.dst == HUB:
-            self._drop_states()
-        if recipe is not None:
-            asked = naming.asked if naming.dst == HUB else naming.src_asked
-            given = self._given(recipe, self._models.src, to_hub=True)
-            self._stage(replace(given, asked=asked, shards=_rows_of(self._source)), self._src)
-        target = recipe_of_target([*self._tensors], naming.dst, self._models.dst) if naming.dst != HUB else None
-        self._at_the_hub(recipe or target)
-        if target is not None:
-            given = self._given(target, self._models.dst, to_hub=False)
-            self._stage(replace(given, asked=naming.asked, shards=shards), naming.dst)
-        return Regrouped(self._catalog(), self._src, tuple(self._same), tuple(self._fates))
+        if not naming.dst and naming.vocab_rows is None:
+            return Regrouped(self._catalog(self._source.args), "")
+        megatron = naming.src == MEGATRON or (
+            not naming.src and (self._source.kind == MEGATRON or is_ours(self._tensors))
+        )
+        if megatron and naming.dst in ("", MEGATRON):
+            self._within_megatron()
+        else:
+            self._over_the_hub(MEGATRON if megatron else naming.src, shards)
+        args = self._args()
+        if naming.dst == MEGATRON:
+            made = of_ranks(self._tensors, naming.ranks, args) if naming.ranks else distributed(self._tensors, args)
+            self._tensors = made
+        return Regrouped(self._catalog(args), self._src, tuple(self._same), tuple(self._fates))
 
-    def _catalog(self) -> Catalog:
+    def _catalog(self, args: Mapping[str, Any]) -> Catalog:
         naming = self._naming
         told_by = {**self._source.told_by, "names": self._identity()}
         return replace(
@@ -113,7 +124,52 @@ class _Regrouping:
             texts={} if naming.dst == HUB else self._source.texts,
             withheld={n: w for n, w in self._source.withheld.items() if naming.dst != HUB or not is_state(n)},
             kind=HUB if naming.dst == HUB else self._source.kind,
+            args=args,
         )
+
+    def _over_the_hub(self, src: str, shards: Mapping[str, int]) -> None:
+        naming = self._naming
+        if not naming.dst:
+            raise UsageError("how names are changed was told, and not that they are", hint="--dst-names hf")
+        if src == MEGATRON:
+            self._tensors = layer_by_layer(self._tensors)
+            _refuse_other_values(self._source.args)
+        self._src, recipe = recipe_of_source([*self._tensors], src, self._models.src)
+        if naming.dst == HUB:
+            self._drop_states()
+        if recipe is not None:
+            asked = naming.asked if naming.dst == HUB else naming.src_asked
+            given = self._given(recipe, self._models.src, to_hub=True)
+            self._stage(replace(given, asked=asked, shards=_rows_of(self._source)), self._src)
+        target = recipe_of_target([*self._tensors], naming.dst, self._models.dst) if naming.dst != HUB else None
+        self._at_the_hub(recipe or target)
+        if target is not None:
+            given = self._given(target, self._models.dst, to_hub=False)
+            self._sizes = given.known.values
+            self._stage(replace(given, asked=naming.asked, shards=shards), naming.dst)
+
+    def _within_megatron(self) -> None:
+        """No other names: rows of the vocabulary, and the form in which a target needs its tensors."""
+        self._src = MEGATRON
+        if self._naming.dst:
+            self._tensors = layer_by_layer(self._tensors)
+        rows = self._naming.vocab_rows
+        for name in (EMBEDDING, HEAD) if rows else ():
+            if name in self._tensors and rows != self._tensors[name].spec.shape[0]:
+                states = [n for n in self._tensors if is_state(n) and n.endswith(name)]
+                if states:
+                    raise PlanError(f"{states[0]}: keeps its rows, which {name} does not", hint="add --weights-only")
+                self._set_rows(self._tensors[name], rows or 0)
+
+    def _args(self) -> Mapping[str, Any]:
+        """Megatron's arguments, where its names are written: those of the source, else what settings and shapes say."""
+        embedding = self._tensors.get(EMBEDDING)
+        if self._naming.dst != MEGATRON or embedding is None:
+            return self._source.args
+        rows, hidden = embedding.spec.shape
+        told = {"padded_vocab_size": rows, "hidden_size": hidden}
+        untied = {"untie_embeddings_and_output_weights": HEAD in self._tensors}
+        return {**untied, **args_of(self._sizes), **self._source.args, **told}
 
     def _identity(self) -> str:
         files = [
@@ -181,7 +237,7 @@ class _Regrouping:
         if embedding not in self._tensors:
             return
         tied = next((_tied(side) for side in reversed(sides) if _tied(side) is not None), None)
-        wanted = naming.tied or ("drop" if naming.dst == HUB and tied else "keep")
+        wanted = naming.tied or ("drop" if naming.dst in (HUB, MEGATRON) and tied else "keep")
         if wanted == "copy" and head not in self._tensors:
             self._tensors = {**self._tensors, head: replace(self._tensors[embedding], name=head)}
         elif wanted == "drop" and head in self._tensors:
@@ -195,20 +251,25 @@ class _Regrouping:
             raise PlanError(f"{head}: not there, and {told}", hint="--tied copy takes the embedding for it")
 
     def _fit_rows(self, tensor: Tensor, sides: Sequence[Known]) -> None:
-        naming, (rows, *rest) = self._naming, tensor.spec.shape
+        naming, rows = self._naming, tensor.spec.shape[0]
         src, dst = (_own_vocab(side, hub=of == HUB) for side, of in zip(sides, (self._src, naming.dst), strict=True))
-        if naming.vocab_rows is None and src is not None and src[1] != rows:
+        padded = self._src == MEGATRON and src is not None and src[1] < rows
+        if naming.vocab_rows is None and src is not None and src[1] != rows and not padded:
             raise PlanError(
                 f"{tensor.name}: {rows} rows, and {src[0]}", hint="--vocab-rows N says how many the target gets"
             )
-        wanted = naming.vocab_rows or rows
+        wanted = naming.vocab_rows or (src[1] if padded and src is not None else rows)
         if dst is not None and dst[1] != wanted:
             raise PlanError(
                 f"{tensor.name}: {wanted} rows, and {dst[0]}",
                 hint=f"--vocab-rows {dst[1]} adds rows of zeros, or leaves the last ones out",
             )
-        if wanted == rows:
-            return
+        if wanted != rows:
+            self._set_rows(tensor, wanted)
+
+    def _set_rows(self, tensor: Tensor, wanted: int) -> None:
+        """With so many rows: the last ones left out, or zeros added."""
+        rows, *rest = tensor.spec.shape
         kept = min(rows, wanted)
         axes = [Axis(kept, Place(0, rows, 0), Place(0, wanted, 0))]
         axes += [Axis(n, Place(dim, n, 0), Place(dim, n, 0)) for dim, n in enumerate(rest, 1)]
@@ -217,7 +278,7 @@ class _Regrouping:
         spec = TensorSpec(tensor.spec.dtype, (wanted, *rest))
         made = replace(Maker(self._tensors).made(tensor.name, spec, [link], zeros), made=tensor.made)
         self._tensors = {**self._tensors, tensor.name: made}
-        self._warnings.append(f"{tensor.name}: {rows} rows become {wanted}, by --vocab-rows")
+        self._warnings.append(f"{tensor.name}: {rows} rows become {wanted}")
 
 
 def _tied(side: Known) -> bool | None:

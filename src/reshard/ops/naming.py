@@ -9,7 +9,7 @@ from reshard.families.open_checkpoint import agreements
 from reshard.families.registry import listing
 from reshard.layout.stages import Strategy
 from reshard.layout.tensor import Sharding
-from reshard.names.model import ModelFile, read_model
+from reshard.names.model import ModelFile, model_of_args, read_model
 from reshard.names.naming import HUB, Naming
 from reshard.names.regroup import Models, Regrouped, regrouped
 from reshard.planning.catalog import Catalog, Loose, Shard, Tensor
@@ -31,7 +31,10 @@ def renamed(source: Catalog, path: str, naming: Naming, rules: NameRules, strate
         InputError: what is unknown, missing or contradictory; repetitions that differ.
     """
     source, excluded = _by_rules(source, rules)
-    made = regrouped(source, naming, models(path, naming), excluded, _rows_of(strategy))
+    files = models(path, naming)
+    if source.args:
+        files = replace(files, src=(model_of_args(source.args), *files.src))
+    made = regrouped(source, naming, files, excluded, _rows_of(strategy))
     _refuse_different(made)
     return made
 
