@@ -35,7 +35,7 @@ _PLACES = {
     "fingerprint": "reshard.ops.fingerprint",
     "NameRules": "reshard.planning.names",
     "Options": "reshard.ops.options",
-    "Source": "reshard.families.open_checkpoint",
+    "Source": "reshard.families.source",
     "lora_config": "reshard.ops.lora",
     "merge_lora": "reshard.ops.lora",
     "unify": "reshard.ops.unify",

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from reshard.errors import counted
-from reshard.families.open_checkpoint import agreements, open_source
+from reshard.families.open_checkpoint import open_source
 from reshard.families.planner import make_plan
-from reshard.families.probe import probe
+from reshard.families.probe import agreements, probe
 from reshard.families.rank_targets import ranks_or_full
-from reshard.families.source import Source
+from reshard.families.source import Source, source_at
 from reshard.families.strategies import read_strategy
 from reshard.formats.registry import format_named
 from reshard.planning.catalog import Catalog, Tensor
@@ -31,18 +31,23 @@ if TYPE_CHECKING:
 
 
 def open(
-    path: str | Path, strategy: str | Path | None = None, *, select: Select = "natural", suffix: str = ""
+    path: str | Path | Source,
+    strategy: str | Path | Strategy | None = None,
+    *,
+    select: Select = "natural",
+    suffix: str = "",
 ) -> Checkpoint:
     """Open a checkpoint of any layout and format; headers are read, values are not.
 
     Args:
-        path: a weight file, a folder of them, or a folder of ``rank_x``.
+        path: a weight file, or a folder of any family; or a ``Source``, which says all that is asked for.
         strategy: the strategy file or folder it was saved with; None for one full checkpoint.
 
     Raises:
         InputError: broken, incomplete or contradictory files.
     """
-    return Checkpoint(open_source(Source(str(path), str(strategy or ""), select, suffix)), str(path))
+    source = source_at(path, strategy or "", select, suffix)
+    return Checkpoint(open_source(source), source.path)
 
 
 class TensorView:

@@ -44,7 +44,7 @@ def test_commands(shell: str) -> None:
 
 @pytest.mark.parametrize("shell", SHELLS)
 def test_options(shell: str) -> None:
-    assert answers(shell, ["reshard", "convert", "--src"]) == {"--src-strategy"}
+    assert answers(shell, ["reshard", "convert", "--src-st"]) == {"--src-strategy"}
 
 
 VALUES = {
@@ -76,7 +76,7 @@ def test_bash_itself_completes() -> None:
     script = f"""
     export PATH="{PROGRAM.parent}:$PATH"
     eval "$(_RESHARD_COMPLETE=source_bash reshard)"
-    COMP_WORDS=(reshard convert --src); COMP_CWORD=2
+    COMP_WORDS=(reshard convert --src-st); COMP_CWORD=2
     _reshard_completion reshard
     echo "${{COMPREPLY[@]}}"
     """

@@ -73,7 +73,7 @@ def test_equal_headers_are_understood_once(tmp_path: Path) -> None:
 
 def _files(source: Path) -> list[Any]:
     from reshard.families.discover import discover
-    from reshard.families.open_checkpoint import index_files
+    from reshard.families.headers import index_files
 
     return index_files(discover(source))
 

@@ -17,9 +17,8 @@ from random_layouts import shardings
 from making import array, read_rank, same, shard_of, write_file
 from reshard.checkpoint import Checkpoint
 from reshard.errors import CheckpointError, PlanError
-from reshard.families.open_checkpoint import agreements
 from reshard.families.planner import make_plan
-from reshard.families.probe import probe
+from reshard.families.probe import agreements, probe
 from reshard.families.rank_targets import ranks_or_full
 from reshard.families.replicas import replica_faults
 from reshard.families.source import Source

@@ -327,7 +327,7 @@ def test_target_that_is_the_source_file(work: Work) -> None:
         (["--workers", "0"], "--workers '0'"),
         (["--max-memory", "1KiB"], "--max-memory"),
         (["--max-memory", "lots"], "'lots' is not a size"),
-        (["--max-shard-size", "5GiB"], "one full checkpoint, of safetensors"),
+        (["--max-shard-size", "5GiB"], "has no use for --max-shard-size"),
         (["--resume", "--overwrite"], "contradict"),
     ],
 )

@@ -7,7 +7,7 @@ from msgspec import Struct
 from reshard.auto.job_strategy import JobStrategy, compared
 from reshard.errors import CheckpointError, counted
 from reshard.families.found import Found
-from reshard.families.open_checkpoint import index_files
+from reshard.families.headers import index_files
 from reshard.formats.registry import format_of
 from reshard.index import TensorSpec
 from reshard.layout.stages import Strategy

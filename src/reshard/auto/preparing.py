@@ -26,7 +26,7 @@ from reshard.auto.session import Session
 from reshard.auto.settings import Settings, read_settings
 from reshard.auto.shares import Part, parts
 from reshard.errors import InputError, ReshardError, UsageError, counted
-from reshard.families.open_checkpoint import index_files
+from reshard.families.headers import index_files
 from reshard.interruption import clears_up, proceed
 from reshard.ops.observer import Observer
 from reshard.ops.options import Means

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from reshard.cli.output import say, say_json, warn
-from reshard.cli.params import Json, Quiet, Source, Target, conversion_options, takes_conversion_options
+from reshard.cli.params import Dst, Json, Quiet, Src, conversion_options, takes_conversion_options
 from reshard.cli.progress import observer, waiting
 from reshard.cli.reporting import Reporting, ReportPage, planned
 from reshard.cli.text import shown_nbytes, shown_seconds
@@ -24,8 +24,8 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the bill and stop.
 
 @takes_conversion_options()
 def convert(
-    src: Source,
-    dst: Target,
+    src: Src,
+    dst: Dst,
     dry_run: DryRun = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -43,8 +43,8 @@ def convert(
 
 @takes_conversion_options("dst_strategy", "ranks", "drop_redundancy", "to", "files", "dst_iteration")
 def merge(
-    src: Source,
-    dst: Target,
+    src: Src,
+    dst: Dst,
     dry_run: DryRun = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -63,8 +63,8 @@ def merge(
 
 @takes_conversion_options("src_strategy", "max_shard_size", "to", "files", "dst_iteration")
 def split(
-    src: Source,
-    dst: Target,
+    src: Src,
+    dst: Dst,
     dry_run: DryRun = False,
     json: Json = False,
     quiet: Quiet = False,

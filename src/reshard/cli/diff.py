@@ -7,7 +7,18 @@ from typing import Annotated
 import typer
 
 from reshard.cli.output import say, say_json, warn
-from reshard.cli.params import Exclude, Include, Json, Quiet, Rename, Select, Suffix, name_rules
+from reshard.cli.params import (
+    Exclude,
+    Include,
+    Json,
+    Quiet,
+    Rename,
+    Select,
+    Suffix,
+    WeightsOnly,
+    name_rules,
+    source_given,
+)
 from reshard.cli.text import shown_nbytes
 from reshard.errors import counted
 
@@ -19,9 +30,18 @@ def diff(
     b: Annotated[str, typer.Argument(metavar="B", help="Another.")],
     a_strategy: Annotated[str, typer.Option(metavar="P", help="Strategy of A.")] = "",
     b_strategy: Annotated[str, typer.Option(metavar="P", help="Strategy of B.")] = "",
+    a_from: Annotated[str, typer.Option(metavar="FAMILY", help="What A is, where that is ambiguous.")] = "",
+    b_from: Annotated[str, typer.Option(metavar="FAMILY", help="What B is.")] = "",
+    a_iteration: Annotated[
+        int, typer.Option(metavar="N", min=-1, show_default=False, help="Which of several of A.")
+    ] = -1,
+    b_iteration: Annotated[
+        int, typer.Option(metavar="N", min=-1, show_default=False, help="Which of several of B.")
+    ] = -1,
     include: Include = None,
     exclude: Exclude = None,
     rename: Rename = None,
+    weights_only: WeightsOnly = False,
     select: Select = "natural",
     suffix: Suffix = "",
     json: Json = False,
@@ -33,14 +53,12 @@ def diff(
     reshard diff full.safetensors ckpt --b-strategy strategy/
     """
     from reshard.cli.progress import observer
-    from reshard.families.discover import as_select
-    from reshard.families.source import Source
     from reshard.ops.diff import diff as compare
 
-    rules = name_rules(include, exclude, rename)
+    rules = name_rules(include, exclude, rename, weights_only=weights_only)
     result = compare(
-        Source(a, a_strategy, as_select(select), suffix),
-        Source(b, b_strategy, as_select(select), suffix),
+        source_given(a, a_strategy, a_from, a_iteration, (select, suffix)),
+        source_given(b, b_strategy, b_from, b_iteration, (select, suffix)),
         rules,
         observer(quiet=quiet or json),
     )

@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from reshard.cli.output import say, say_json, warn
-from reshard.cli.params import Dtype, Json, Rename, Select, Source, SrcStrategy, Suffix, name_rules
+from reshard.cli.params import (
+    Dtype,
+    From,
+    Iteration,
+    Json,
+    Rename,
+    Select,
+    Src,
+    SrcStrategy,
+    Suffix,
+    name_rules,
+    numbered,
+)
 from reshard.cli.text import shown_nbytes
 from reshard.errors import counted
 
@@ -23,7 +35,7 @@ Rows = list[tuple[str, ...]]
 
 def explain(
     tensor: Annotated[str, typer.Argument(metavar="TENSOR", help="Its name, as in SRC or after --rename.")],
-    src: Source,
+    src: Src,
     src_strategy: SrcStrategy = "",
     dst_strategy: Annotated[
         str, typer.Option("--dst-strategy", metavar="P", help="Strategy of a target: how are its slices made?")
@@ -33,6 +45,8 @@ def explain(
     rename: Rename = None,
     select: Select = "natural",
     suffix: Suffix = "",
+    family: From = "",
+    iteration: Iteration = -1,
     json: Json = False,
 ) -> None:
     """Say where one tensor lies, and from which bytes of which files each target rank's slice is made.
@@ -53,6 +67,8 @@ def explain(
         dst_strategy=dst_strategy,
         select=as_select(select),
         suffix=suffix,
+        family=family,
+        iteration=numbered(iteration),
         names=name_rules(None, None, rename),
         dtype=dtype,
     )

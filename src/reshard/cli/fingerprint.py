@@ -7,7 +7,20 @@ from typing import Annotated
 import typer
 
 from reshard.cli.output import say, say_json, warn
-from reshard.cli.params import Exclude, Include, Json, Quiet, Rename, Select, Suffix, name_rules
+from reshard.cli.params import (
+    Exclude,
+    From,
+    Include,
+    Iteration,
+    Json,
+    Quiet,
+    Rename,
+    Select,
+    Suffix,
+    WeightsOnly,
+    name_rules,
+    source_given,
+)
 from reshard.cli.text import shown_nbytes
 from reshard.errors import counted
 
@@ -19,6 +32,9 @@ def fingerprint(
     include: Include = None,
     exclude: Exclude = None,
     rename: Rename = None,
+    weights_only: WeightsOnly = False,
+    family: From = "",
+    iteration: Iteration = -1,
     select: Select = "natural",
     suffix: Suffix = "",
     json: Json = False,
@@ -31,11 +47,11 @@ def fingerprint(
     reshard fingerprint model.safetensors --tensors
     """
     from reshard.cli.progress import observer
-    from reshard.families.discover import as_select
     from reshard.ops.fingerprint import fingerprint as number
 
-    rules = name_rules(include, exclude, rename)
-    found = number(path, strategy, rules, as_select(select), suffix, observer(quiet=quiet or json))
+    rules = name_rules(include, exclude, rename, weights_only=weights_only)
+    source = source_given(path, strategy, family, iteration, (select, suffix))
+    found = number(source, rules=rules, observer=observer(quiet=quiet or json))
     warn(found.warnings)
     if json:
         say_json(found)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from reshard.cli.fingerprint import grouped
 from reshard.cli.output import say, say_json, warn
-from reshard.cli.params import Json, Select, Suffix
+from reshard.cli.params import From, Iteration, Json, Select, Suffix, source_given
 from reshard.cli.reporting import page_path, write_page
 from reshard.cli.text import shown_nbytes
 from reshard.errors import UsageError, counted
 
 if TYPE_CHECKING:
     from reshard.ops.inspect import Inspection
+    from reshard.planning.catalog import Catalog
 
 
 def inspect(
@@ -24,6 +26,8 @@ def inspect(
     tensor: Annotated[str, typer.Option(metavar="RE", help="Only tensors whose name matches.")] = "",
     select: Select = "natural",
     suffix: Suffix = "",
+    family: From = "",
+    iteration: Iteration = -1,
     html: Annotated[
         str, typer.Option("--html", metavar="out.html", help="Write a report: one page to look at, mail and print.")
     ] = "",
@@ -41,32 +45,37 @@ def inspect(
     from msgspec.structs import replace
 
     from reshard.cli.progress import observer
-    from reshard.families.discover import as_select
     from reshard.ops.fingerprint import fingerprint as number
     from reshard.ops.inspect import inspection, only, opened
     from reshard.planning.names import NameRules, compiled
-    from reshard.report.make import checkpoint_report
-    from reshard.report.values import Print
 
     if fingerprint and on_rank >= 0:
         raise UsageError("--fingerprint is of a whole checkpoint, --on-rank of one rank", hint="give one of them")
     page = page_path(html) if html else None
-    source = opened(path, strategy, as_select(select), suffix, rank=on_rank if on_rank >= 0 else None)
+    given = source_given(path, strategy, family, iteration, (select, suffix))
+    source = opened(given, rank=on_rank if on_rank >= 0 else None)
     if tensor:
         source = only(source, compiled(tensor))
     found = inspection(source)
     if fingerprint:
         rules = NameRules(include=(tensor,) if tensor else ())
-        numbers = number(path, strategy, rules, as_select(select), suffix, observer(quiet=json))
+        numbers = number(given, rules=rules, observer=observer(quiet=json))
         found = replace(found, fingerprint=numbers.number, weights_fingerprint=numbers.weights)
     if page:
-        prints = (Print(found.fingerprint, found.weights_fingerprint),) if fingerprint else ()
-        write_page(page, checkpoint_report(source, path, prints))
+        _write(page, source, path, found)
     warn(found.warnings)
     if json:
         say_json(found)
     else:
         say("\n".join(_lines(path, found, html)))
+
+
+def _write(page: Path, source: Catalog, path: str, found: Inspection) -> None:
+    from reshard.report.make import checkpoint_report
+    from reshard.report.values import Print
+
+    prints = (Print(found.fingerprint, found.weights_fingerprint),) if found.fingerprint else ()
+    write_page(page, checkpoint_report(source, path, prints))
 
 
 def _lines(path: str, found: Inspection, html: str) -> list[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from reshard.cli.convert import DryRun, carry_out
-from reshard.cli.params import Json, Quiet, Source, Target, conversion_options, takes_conversion_options
+from reshard.cli.params import Dst, Json, Quiet, Src, conversion_options, takes_conversion_options
 from reshard.cli.reporting import Reporting, ReportPage, page_path
 from reshard.cli.text import parse_rename
 from reshard.errors import UsageError, counted
@@ -47,8 +47,8 @@ def _lora() -> None:
 @app.command(short_help="Add LoRA weights to their base, into any layout.")
 @takes_conversion_options()
 def merge(
-    src: Source,
-    dst: Target,
+    src: Src,
+    dst: Dst,
     adapter: Adapters = None,
     weights: Weights = "",
     combination: Combining = "cat",

@@ -14,12 +14,13 @@ from reshard.cli.sharing import parse_share, read_nodes
 from reshard.cli.text import parse_nbytes, parse_ranks, parse_rename
 
 if TYPE_CHECKING:
+    from reshard.families.source import Source
     from reshard.names.naming import Naming
     from reshard.ops.options import Options
     from reshard.planning.names import NameRules
 
-Source = Annotated[str, typer.Argument(metavar="SRC", help="Weight file, folder of files, or folder of rank_x/.")]
-Target = Annotated[str, typer.Argument(metavar="DST", help="New folder; or a file name, for one full checkpoint.")]
+Src = Annotated[str, typer.Argument(metavar="SRC", help="Weight file, folder of files, or folder of rank_x/.")]
+Dst = Annotated[str, typer.Argument(metavar="DST", help="New folder; or a file name, for one full checkpoint.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no summary.")]
 SrcStrategy = Annotated[
@@ -271,6 +272,17 @@ def name_rules(
     from reshard.planning.names import NameRules
 
     return NameRules(tuple(include or ()), tuple(exclude or ()), tuple(map(parse_rename, rename or ())), weights_only)
+
+
+def source_given(
+    path: str, strategy: str, family: str, iteration: int, files: tuple[str, str] = ("natural", "")
+) -> Source:
+    """A source as a command line names it; ``files``: what ``--select`` and ``--suffix`` say. Raises UsageError."""
+    from reshard.families.rank_listing import as_select
+    from reshard.families.source import Source
+
+    select, suffix = files
+    return Source(path, strategy, as_select(select), suffix, family, numbered(iteration))
 
 
 def numbered(iteration: int) -> int | None:

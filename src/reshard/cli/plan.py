@@ -9,7 +9,7 @@ import typer
 
 from reshard.cli.convert import bill_lines
 from reshard.cli.output import say, say_json, warn
-from reshard.cli.params import Json, Source, conversion_options, takes_conversion_options
+from reshard.cli.params import Json, Src, conversion_options, takes_conversion_options
 from reshard.cli.progress import waiting
 from reshard.cli.reporting import ReportPage, planned
 from reshard.cli.text import shown_nbytes
@@ -18,7 +18,7 @@ from reshard.streams import json_for
 
 @takes_conversion_options("resume", "overwrite", "verify", "no_fsync", "checksum")
 def plan(
-    src: Source,
+    src: Src,
     dst: Annotated[str, typer.Argument(metavar="[DST]", help="Where it would go; its free space is compared.")] = ".",
     full: Annotated[bool, typer.Option("--full", help="Print the whole plan as JSON, every byte run.")] = False,
     json: Json = False,

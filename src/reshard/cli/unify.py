@@ -8,15 +8,15 @@ import typer
 
 from reshard.cli.completion import one_of
 from reshard.cli.convert import DryRun, carry_out
-from reshard.cli.params import Json, Quiet, Source, Target, conversion_options, takes_conversion_options
+from reshard.cli.params import Dst, Json, Quiet, Src, conversion_options, takes_conversion_options
 from reshard.cli.reporting import Reporting, ReportPage, page_path
 from reshard.errors import UsageError
 
 
 @takes_conversion_options("dst_strategy", "ranks", "drop_redundancy", "format", "prefix", "to", "files")
 def unify(
-    src: Source,
-    dst: Target,
+    src: Src,
+    dst: Dst,
     names: Annotated[
         str,
         typer.Option(

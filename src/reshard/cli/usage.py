@@ -38,13 +38,19 @@ def in_words_of(words: list[str], error: ReshardError) -> ReshardError:
     for word in words:
         command = getattr(command, "commands", {}).get(word, command)
     options = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
-    named = _OF_AUTO if command.name == "auto" else {}
-    strategies = " or ".join(option for option in _STRATEGIES if option in options)
-    named = {"--src-strategy": strategies, **named} if strategies else named
+    known = {said: [option for option in spellings if option in options] for said, spellings in _SPELLINGS.items()}
+    named = {said: " or ".join(found) for said, found in known.items() if found}
+    named |= _OF_AUTO if command.name == "auto" else {}
     return type(error)(error.message, error.where, suited(error.hint, options, named))
 
 
-_STRATEGIES = ("--src-strategy", "--strategy", "--a-strategy", "--b-strategy")
+_SPELLINGS = {
+    "--src-strategy": ("--src-strategy", "--strategy", "--a-strategy", "--b-strategy"),
+    "--from": ("--from", "--dst-from", "--a-from", "--b-from"),
+    "--iteration": ("--iteration", "--a-iteration", "--b-iteration"),
+}
+"""What commands call options that hints are written with."""
+
 _OF_AUTO = {
     "--src-strategy": "src_strategy_path_or_dir",
     "--suffix": "resume_training",

@@ -11,14 +11,18 @@ from reshard.cli.params import (
     DstStrategy,
     Dtype,
     Exclude,
+    From,
     Include,
+    Iteration,
     Json,
     Quiet,
     Rename,
     Select,
     SrcStrategy,
     Suffix,
+    WeightsOnly,
     name_rules,
+    source_given,
 )
 from reshard.cli.progress import observer
 from reshard.cli.text import shown_nbytes
@@ -40,6 +44,10 @@ def verify(
     exclude: Exclude = None,
     select: Select = "natural",
     suffix: Suffix = "",
+    weights_only: WeightsOnly = False,
+    family: From = "",
+    iteration: Iteration = -1,
+    dst_from: Annotated[str, typer.Option(metavar="FAMILY", help="What DST is, where that is ambiguous.")] = "",
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -50,21 +58,20 @@ def verify(
     reshard verify llama.ckpt out --dst-strategy strategy/
     """
     if len(paths) == 1:
-        if src_strategy or dst_strategy or dtype or rename or include or exclude or select != "natural" or suffix:
+        given = (src_strategy, dst_strategy, dtype, rename, include, exclude, suffix, weights_only, family, dst_from)
+        if any(given) or select != "natural" or iteration >= 0:
             raise UsageError("these options are for the comparison with SRC", hint="give SRC and DST")
         _against_manifest(paths[0], json=json, quiet=quiet)
         return
     if len(paths) != 2:
         raise UsageError("give DST, or SRC and DST")
     from reshard.dtypes import ALIASES
-    from reshard.families.discover import as_select
-    from reshard.families.source import Source
     from reshard.ops.diff import verify_content
 
     result = verify_content(
-        Source(paths[0], src_strategy, as_select(select), suffix),
-        Source(paths[1], dst_strategy),
-        name_rules(include, exclude, rename),
+        source_given(paths[0], src_strategy, family, iteration, (select, suffix)),
+        source_given(paths[1], dst_strategy, dst_from, -1),
+        name_rules(include, exclude, rename, weights_only=weights_only),
         ALIASES.get(dtype, dtype),
         observer(quiet=quiet or json),
     )

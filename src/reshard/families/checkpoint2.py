@@ -26,7 +26,8 @@ from reshard.families.checkpoint2_metadata import Common, read_common, read_meta
 from reshard.families.family import Listing
 from reshard.families.found import Found
 from reshard.families.full import catalog_of_full
-from reshard.families.open_checkpoint import index_files, refuse_unfinished_target
+from reshard.families.headers import index_files
+from reshard.families.ours import refuse_unfinished_target
 from reshard.families.source import Source
 from reshard.planning.catalog import Catalog
 from reshard.planning.identity import hash_of_file
@@ -35,6 +36,7 @@ from reshard.storage.storages import content_of
 
 class Checkpoint2(Struct, frozen=True):
     name: str = "checkpoint2"
+    takes: frozenset[str] = frozenset({"iteration"})
 
     def recognises(self, there: Listing) -> bool:
         return there.folder and (is_iteration(there) or is_root(there))

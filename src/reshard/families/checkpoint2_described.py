@@ -20,7 +20,7 @@ from reshard.families.checkpoint2_metadata import (
 from reshard.families.family import Listing
 from reshard.families.found import Found
 from reshard.families.full import texts_and_notes, whole
-from reshard.families.open_checkpoint import index_files
+from reshard.families.headers import index_files
 from reshard.index import Stored, TensorSpec
 from reshard.layout.stages import Strategy
 from reshard.layout.tensor import Cell, Layout, Sharding

@@ -34,6 +34,7 @@ _SHOWN = 3
 
 class Dcp(Struct, frozen=True):
     name: str = "dcp"
+    takes: frozenset[str] = frozenset({"iteration"})
 
     def recognises(self, there: Listing) -> bool:
         return there.folder and (_is_one(there) or bool(_below(there))) and not is_save(there)

@@ -37,6 +37,7 @@ _FULL = re.compile(r"(pytorch_model|model|adapter_model).*\.(bin|safetensors)(\.
 
 class DeepSpeed(Struct, frozen=True):
     name: str = "deepspeed"
+    takes: frozenset[str] = frozenset({"iteration"})
 
     def recognises(self, there: Listing) -> bool:
         return there.folder and (_is_tag(there) or next(_tags(there), None) is not None)

@@ -39,6 +39,11 @@ class Family(Protocol):
         """What ``--from`` calls it."""
         ...
 
+    @property
+    def takes(self) -> frozenset[str]:
+        """Which of ``strategy``, ``iteration``, ``select``, ``suffix`` of a source it understands."""
+        ...
+
     def recognises(self, there: Listing) -> bool:
         """Whether this is one, by names and first bytes. Two families that recognise one place have to be told apart
         by the user.
@@ -48,7 +53,6 @@ class Family(Protocol):
     def read(self, there: Listing, source: Source) -> Catalog:
         """All that is there, from headers and small files. ``family`` of the catalog says in words what wrote it.
 
-        Raises InputError with what is missing or contradictory; UsageError for what ``source`` asks and this family
-        has not.
+        Raises InputError with what is missing or contradictory.
         """
         ...

@@ -34,6 +34,7 @@ _Files = Mapping[str, Mapping[int, Mapping[int, str]]]
 
 class Fsdp(Struct, frozen=True):
     name: str = "fsdp"
+    takes: frozenset[str] = frozenset({"iteration"})
 
     def recognises(self, there: Listing) -> bool:
         return there.folder and (_is_one(there) or bool(_below(there)))

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from reshard.errors import CheckpointError, listed
 from reshard.families.family import Listing
 from reshard.families.found import Found
-from reshard.families.open_checkpoint import index_files
+from reshard.families.headers import index_files
 from reshard.families.saved_slices import Slice, slices_of
 from reshard.index import TensorSpec
 from reshard.planning.catalog import Catalog, Held, IndexedFile, Ranks, Shard, Tensor, tensor_of_shards

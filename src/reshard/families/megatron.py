@@ -26,6 +26,7 @@ _PADDED = ("embedding.word_embeddings.weight", "output_layer.weight")
 
 class Megatron(Struct, frozen=True):
     name: str = "megatron"
+    takes: frozenset[str] = frozenset({"iteration"})
 
     def recognises(self, there: Listing) -> bool:
         return there.folder and (is_save(there) or is_root(there))

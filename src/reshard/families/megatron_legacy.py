@@ -18,7 +18,7 @@ from reshard.families.megatron_args import args_of, count
 from reshard.families.megatron_cut import Sizes
 from reshard.families.megatron_folders import MODEL_FILES, RANK
 from reshard.families.megatron_whole import RankFile, whole_tensors
-from reshard.families.open_checkpoint import agreements
+from reshard.families.probe import agreements
 from reshard.families.rank_listing import natural
 from reshard.families.torch_parts import TorchPart, open_parts
 from reshard.formats.torch_values import TensorRef

@@ -14,6 +14,7 @@ from reshard.index import TensorSpec
 from reshard.layout.box import Box
 from reshard.planning.catalog import Catalog, Held, IndexedFile, Ranks, Shard, Tensor, tensor_of_shards
 from reshard.storage.storage import join
+from reshard.target.filling import BEGUN
 from reshard.target.manifest import MANIFEST, Manifest, read_manifest
 from reshard.target.target_paths import Place
 
@@ -95,6 +96,17 @@ def _tensor(name: str, spec: TensorSpec, shards: Sequence[Shard], devices: int) 
     return next((tensor for tensor in found if not tensor.shards.missing()), found[0])
 
 
+def refuse_unfinished_target(path: str) -> None:
+    """Raises CheckpointError for a target of ours that is being filled: what lacks of it, nobody can see."""
+    place = Place.of(path, single=False)
+    if place.storage.entry(join(place.meta, BEGUN)) is not None:
+        raise CheckpointError(
+            "a conversion into it has not ended: it is not whole",
+            path,
+            "give the same command with --resume; rank folders are read as far as they go with --src-strategy",
+        )
+
+
 def strategy_fault(by_strategy: Catalog, by_manifest: Catalog) -> str:
     """The first tensor that a strategy cuts otherwise than the manifest says, in words; "" where they agree."""
     for name in by_strategy.tensors:
@@ -112,4 +124,4 @@ def _shown(box: Box) -> str:
 
 
 def _places(catalog: Catalog, tensor: Tensor) -> dict[int, Box]:
-    return {catalog.files[held.file].rank: shard.box for shard in tensor.shards for held in shard.held}
+    return {catalog.rank_of(held): shard.box for shard in tensor.shards for held in shard.held}

@@ -5,12 +5,12 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from reshard.errors import PlanError
-from reshard.families.open_checkpoint import agreements
-from reshard.families.probe import probe
+from reshard.families.probe import agreements, probe
+from reshard.moving.task_inputs import files_of
 from reshard.planning.catalog import Catalog
 from reshard.planning.decide import decide
 from reshard.planning.identity import identity_of, parts_of_identity
-from reshard.planning.plan import Plan, SourceFile
+from reshard.planning.plan import Plan
 from reshard.planning.scales import Wishes, refuse_parted
 from reshard.planning.target import Choices, Draft, Target
 from reshard.storage.machine import uncollected
@@ -40,7 +40,7 @@ def make_plan(source: Catalog, target: Target, choices: Choices) -> Plan:
     files = target.kind.files(draft)
     made_of = parts_of_identity(source, target, choices)
     plan = Plan(
-        tuple(SourceFile(f.path, f.nbytes, f.mtime_ns) for f in source.files),
+        files_of(source),
         tuple(draft.layouts),
         tuple(draft.assembler.tensors),
         tuple(draft.forms),

@@ -1,5 +1,6 @@
-"""A few small reads that tell a wrong strategy: what it calls equal must be equal, what it calls different must differ.
+"""What only bytes can tell: a wrong strategy, by a few small reads, and ranks that disagree.
 
+What a strategy calls equal must be equal, what it calls different must differ.
 Shapes cannot tell dp2·mp4 from dp4·mp2, nor dp8 from mp8. The first bytes of a few tensors can.
 """
 
@@ -7,19 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 
 from reshard.errors import CheckpointError
-from reshard.index import ZEROS, Extent, cut_extents
-from reshard.planning.catalog import Catalog, Held, Shard, Tensor
+from reshard.layout.box import Box
+from reshard.moving.task_inputs import Files, Sources, files_of
+from reshard.planning.catalog import Catalog, Held, Tensor
 from reshard.storage.storages import storage_of
 
 _PROBE_NBYTES = 4096
 _TENSORS = 8
 _ENOUGH = 3
 _FEW_VALUES = 8
-_Bytes = tuple[int, tuple[Extent, ...]]
-"""The number of a file, and bytes of it."""
+_BLOCK_NBYTES = 8 << 20
+_REMOTE_COMPARISONS = 16  # each with two blocks
+_REMOTE_BLOCK_NBYTES = 1 << 20
+_Start = tuple[Held, Box, int]
+"""Who holds a shard, its box, and bytes of an element."""
 _HINT = "is this the strategy of these files? if one rank's file is broken, move it away: its replicas stand in"
 
 
@@ -39,7 +45,7 @@ def probe(source: Catalog) -> tuple[str, ...]:
         replicated += any(len(shard.held) > 1 for shard in held)
         if differing:
             unequal.append(f"ranks {differing[0]} and {differing[1]} hold the same of {tensor.name}, and they do not")
-        starts = {start_of[_first_bytes(tensor, shard, shard.held[0])] for shard in held}
+        starts = {start_of[shard.held[0], shard.box, tensor.spec.itemsize] for shard in held}
         if len(held) > 1 and not any(map(_is_repeated, starts)):
             cut += 1
             alike += len(starts) < len(held)
@@ -50,13 +56,14 @@ def probe(source: Catalog) -> tuple[str, ...]:
     return tuple(f"by the strategy {u}: --check-replicas looks at all" for u in unequal[:1])
 
 
-def _differing_replicas(source: Catalog, tensor: Tensor, start_of: Mapping[_Bytes, bytes]) -> tuple[int, int] | None:
+def _differing_replicas(source: Catalog, tensor: Tensor, start_of: Mapping[_Start, bytes]) -> tuple[int, int] | None:
     """Two ranks that should begin with the same bytes and do not."""
     for shard in tensor.shards:
         if len(shard.held) > 1:
             one, other = shard.held[0], shard.held[-1]
-            if start_of[_first_bytes(tensor, shard, one)] != start_of[_first_bytes(tensor, shard, other)]:
-                return source.files[one.file].rank, source.files[other.file].rank
+            first, last = (start_of[held, shard.box, tensor.spec.itemsize] for held in (one, other))
+            if first != last:
+                return source.rank_of(one), source.rank_of(other)
     return None
 
 
@@ -78,26 +85,42 @@ def _sample(source: Catalog) -> Iterator[Tensor]:
     yield from chosen.values()
 
 
-def _starts(source: Catalog, tensors: Iterable[Tensor]) -> Mapping[_Bytes, bytes]:
+def _starts(source: Catalog, tensors: Iterable[Tensor]) -> Mapping[_Start, bytes]:
     """The first bytes of each shard of some tensors, as the first and the last of its holders have them."""
-    ends = (_first_bytes(t, s, s.held[end]) for t in tensors for s in t.shards if s.held for end in (0, -1))
+    ends = ((s.held[end], s.box, t.spec.itemsize) for t in tensors for s in t.shards if s.held for end in (0, -1))
     wanted = list(dict.fromkeys(ends))
+    files = files_of(source)
     with ThreadPoolExecutor(storage_of(source.files[0].path).at_once) as pool:
-        return dict(zip(wanted, pool.map(partial(_start, source), wanted), strict=True))
+        return dict(zip(wanted, pool.map(partial(_start, files), wanted), strict=True))
 
 
-def _first_bytes(tensor: Tensor, shard: Shard, held: Held) -> _Bytes:
-    extents = held.extents_of(shard.box, tensor.spec.itemsize)
-    return held.file, cut_extents(extents, 0, _PROBE_NBYTES)
+def _start(files: Files, start: _Start) -> bytes:
+    held, box, itemsize = start
+    with closing(Sources(files)) as sources:
+        return bytes(sources.shard_bytes(held, box, itemsize, 0, _PROBE_NBYTES))
 
 
-def _start(source: Catalog, first: _Bytes) -> bytes:
-    number, extents = first
-    if number == ZEROS:
-        return b""
-    path = source.files[number].path
-    file = storage_of(path).open(path)
-    try:
-        return b"".join(file.read(e.offset, e.nbytes) for e in extents)
-    finally:
-        file.close()
+def agreements(source: Catalog, names: Iterable[Tensor]) -> dict[str, bool]:
+    """Whether all ranks that hold a tensor hold the same bytes, by reading them."""
+    remote = any(storage_of(f.path).remote for f in source.files[:1])
+    block_nbytes = _REMOTE_BLOCK_NBYTES if remote else _BLOCK_NBYTES
+    files, tensors = files_of(source), list(names)
+    with ThreadPoolExecutor(_REMOTE_COMPARISONS if remote else 1) as pool:
+        found = pool.map(lambda tensor: _agree(files, tensor, block_nbytes), tensors)
+        return {tensor.name: same for tensor, same in zip(tensors, found, strict=True)}
+
+
+def _agree(files: Files, tensor: Tensor, block_nbytes: int) -> bool:
+    """Two at a time, so that of thousands of files few are open."""
+    itemsize = tensor.spec.itemsize
+    for shard in tensor.shards:
+        for other in shard.held[1:]:
+            with closing(Sources(files)) as sources:
+                for start in range(0, shard.box.size * itemsize, block_nbytes):
+                    one, two = (
+                        sources.shard_bytes(held, shard.box, itemsize, start, block_nbytes)
+                        for held in (shard.held[0], other)
+                    )
+                    if one != two:
+                        return False
+    return True

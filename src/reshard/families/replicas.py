@@ -11,13 +11,9 @@ import numpy.typing as npt
 
 from reshard.dtypes import numpy_dtype
 from reshard.errors import named_ranks
-from reshard.index import cut_extents
 from reshard.layout.box import Box
-from reshard.moving.scratch import Scratch
-from reshard.moving.task_inputs import Sources
-from reshard.planning.blocks import Access
+from reshard.moving.task_inputs import Files, Sources, files_of
 from reshard.planning.catalog import Catalog, Held, Tensor
-from reshard.planning.plan import SourceFile
 from reshard.storage.machine import allow_many_files, auto_workers
 
 _BLOCK_NBYTES = 4 << 20
@@ -29,22 +25,22 @@ def replica_faults(source: Catalog) -> list[str]:
     and the ranks that have them. Of each rank the first such element. Raises InputError, StorageError.
     """
     allow_many_files()
-    scratch = Scratch()
+    files = files_of(source)
     with ThreadPoolExecutor(auto_workers(f.path for f in source.files[:1])) as pool:
-        found = pool.map(partial(_faults_of, source, scratch), source.tensors.values())
+        found = pool.map(partial(_faults_of, source, files), source.tensors.values())
         return [fault for faults in found for fault in faults]
 
 
-def _faults_of(source: Catalog, scratch: Scratch, tensor: Tensor) -> list[str]:
+def _faults_of(source: Catalog, files: Files, tensor: Tensor) -> list[str]:
     faults: list[str] = []
-    for shard in tensor.shards:
-        sources = Sources(tuple(SourceFile(f.path, f.nbytes, f.mtime_ns) for f in source.files))
+    for shard in (shard for shard in tensor.shards if len(shard.held) > 1):
+        sources = Sources(files)
         try:
-            comparison = _Comparison(tensor, shard.box, sources, scratch)
+            comparison = _Comparison(tensor, shard.box, sources)
             for element, values in comparison.partings(shard.held):
                 shown = shown_values(tensor.spec.dtype, list(values))
                 who = (
-                    f"{value} in {named_ranks([source.files[h.file].rank for h in holders])}"
+                    f"{value} in {named_ranks([source.rank_of(h) for h in holders])}"
                     for value, holders in zip(shown, values.values(), strict=True)
                 )
                 faults.append(f"{tensor.name}{list(element)}: {'; '.join(who)}")
@@ -57,11 +53,10 @@ def _faults_of(source: Catalog, scratch: Scratch, tensor: Tensor) -> list[str]:
 class _Comparison:
     """Of all that hold one cell, whose elements are ``box`` of the tensor."""
 
-    def __init__(self, tensor: Tensor, box: Box, sources: Sources, scratch: Scratch) -> None:
+    def __init__(self, tensor: Tensor, box: Box, sources: Sources) -> None:
         self._box = box
         self._itemsize = tensor.spec.itemsize
         self._sources = sources
-        self._scratch = scratch
 
     def partings(self, held: Sequence[Held]) -> Iterator[tuple[tuple[int, ...], dict[bytes, list[Held]]]]:
         """Elements at which some part from the rest, and who has which bytes there, the most first. Those who parted
@@ -80,10 +75,10 @@ class _Comparison:
 
     def _parting(self, held: Sequence[Held], start: int, nbytes: int) -> tuple[int, dict[bytes, list[Held]]] | None:
         """The first element of a block at which not all have the same."""
-        first = self._read("first", held[0], start, nbytes)
+        first = self._read(held[0], start, nbytes)
         differing: dict[int, dict[bytes, list[Held]]] = {}
         for other in held[1:]:
-            theirs = self._read("other", other, start, nbytes)
+            theirs = self._read(other, start, nbytes)
             if not np.array_equal(first, theirs):
                 at = int(np.flatnonzero(first != theirs)[0]) // self._itemsize
                 differing.setdefault(at, {}).setdefault(self._item(theirs, at), []).append(other)
@@ -95,11 +90,8 @@ class _Comparison:
         ordered = dict(sorted(values.items(), key=lambda value: -len(value[1])))
         return start // self._itemsize + at, ordered
 
-    def _read(self, use: str, held: Held, start: int, nbytes: int) -> _Bytes:
-        buffer = self._scratch.take(use, nbytes)
-        extents = cut_extents(held.extents_of(self._box, self._itemsize), start, nbytes)
-        self._sources.read_into(Access(0, held.file, self._box, extents), buffer)
-        return np.frombuffer(buffer, np.uint8)
+    def _read(self, held: Held, start: int, nbytes: int) -> _Bytes:
+        return np.frombuffer(self._sources.shard_bytes(held, self._box, self._itemsize, start, nbytes), np.uint8)
 
     def _item(self, data: _Bytes, at: int) -> bytes:
         return data[at * self._itemsize : (at + 1) * self._itemsize].tobytes()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from msgspec import Struct
 
 from reshard.families.found import Select
@@ -16,6 +18,7 @@ class Source(Struct, frozen=True):
         select, suffix: which file of several in a ``rank_x``.
         family: the name of its family, where several are recognised; empty to recognise it.
         iteration: which of several that lie there; None for the one that the family's own tools take.
+        trust_manifest: in object storage, take a manifest's word for headers.
     """
 
     path: str
@@ -24,3 +27,13 @@ class Source(Struct, frozen=True):
     suffix: str = ""
     family: str = ""
     iteration: int | None = None
+    trust_manifest: bool = True
+
+
+def source_at(
+    path: str | Path | Source, strategy: str | Path | Strategy = "", select: Select = "natural", suffix: str = ""
+) -> Source:
+    """The source that a caller names by its path and these; one that is a source already is what it is."""
+    if isinstance(path, Source):
+        return path
+    return Source(str(path), strategy if isinstance(strategy, Strategy) else str(strategy), select, suffix)

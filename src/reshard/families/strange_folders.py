@@ -6,11 +6,10 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from msgspec import Struct
-
 from reshard.errors import CheckpointError, counted, listed
 from reshard.families.found import WeightFile
-from reshard.families.registry import is_known
+from reshard.families.registry import FAMILIES
+from reshard.families.registry import Entry as Family
 from reshard.formats.registry import format_of, suffixes
 from reshard.storage.storage import Entry, join
 from reshard.storage.storages import storage_of
@@ -19,33 +18,6 @@ UNFINISHED = (".incomplete", ".aria2", ".crdownload", ".part", ".partial", ".dow
 _NOT_YET = "not read yet by this release"
 _KINDS = 6
 
-
-class _Mark(Struct, frozen=True):
-    """Names that tell a family of checkpoints that is not read, while the registry lacks ``name``. ``hint``: what to do
-    beside waiting.
-    """
-
-    name: str
-    family: str
-    names: re.Pattern[str]
-    hint: str
-
-
-_SAVE_FULL = "save one full checkpoint with the program that wrote it"
-_MARKS = (
-    _Mark("", "slices of DeepSeek's inference code", re.compile(r"model\d+-mp(?!1\.)\d+\.safetensors"), _SAVE_FULL),
-    _Mark(
-        "deepspeed",
-        "a DeepSpeed checkpoint",
-        re.compile(
-            r"(bf16_)?zero_pp_rank_.+|zero_to_fp32\.py|mp_rank_\d+_model_states\.pt|layer_\d+-model.*_states\.pt"
-            r"|global_step\d+|latest_universal"
-        ),
-        "python zero_to_fp32.py FOLDER OUT --safe_serialization makes a full one of it",
-    ),
-)
-_WEIGHT_MARKS = _MARKS[:1]
-"""Families whose files are safetensors: without their marks they would be taken for full ones."""
 
 _HINTS = (
     ((".gguf", ".ggml"), "GGUF is not read: take the model's safetensors"),
@@ -59,9 +31,9 @@ def refuse_slices(path: str, entries: Sequence[Entry], files: Sequence[WeightFil
     """Raises CheckpointError for families whose slices would be taken for full weights."""
     # trainers lay full files beside what only they read
     slices = files and all(f.format == "torch" and not f.name.startswith("pytorch_model") for f in files)
-    mark = _marked(entries, _MARKS if slices else _WEIGHT_MARKS)
-    if mark is not None:
-        raise _not_read(path, mark)
+    family = _not_read(entries)
+    if family is not None and (slices or family.safetensors):
+        raise _refusal(path, family)
 
 
 def no_weights(path: str, entries: Sequence[Entry]) -> CheckpointError:
@@ -69,9 +41,9 @@ def no_weights(path: str, entries: Sequence[Entry]) -> CheckpointError:
     cache = _hub_cache(path, entries)
     if cache is not None:
         return cache
-    mark = _marked(entries, _MARKS)
-    if mark is not None:
-        return _not_read(path, mark)
+    family = _not_read(entries)
+    if family is not None:
+        return _refusal(path, family)
     endings = " or ".join(sorted(suffixes()))
     return CheckpointError(
         f"no weight files ({endings}) and no rank_x folders: it holds {held(entries)}", path, _hint(entries)
@@ -101,14 +73,15 @@ def unfinished(entries: Iterable[Entry]) -> list[str]:
     return found
 
 
-def _marked(entries: Iterable[Entry], marks: Sequence[_Mark]) -> _Mark | None:
-    names = [e.name for e in entries]
-    unread = (mark for mark in marks if not is_known(mark.name))
-    return next((mark for mark in unread if any(mark.names.fullmatch(name) for name in names)), None)
+def _not_read(entries: Iterable[Entry]) -> Family | None:
+    """The family that names tell, of those that are not read."""
+    names = [entry.name for entry in entries]
+    unread = (family for family in FAMILIES if not family.place)
+    return next((family for family in unread if any(re.fullmatch(family.marks, name) for name in names)), None)
 
 
-def _not_read(path: str, mark: _Mark) -> CheckpointError:
-    return CheckpointError(f"{mark.family}: {_NOT_YET}", path, mark.hint)
+def _refusal(path: str, family: Family) -> CheckpointError:
+    return CheckpointError(f"{family.told}: {_NOT_YET}", path, family.hint)
 
 
 def _hub_cache(path: str, entries: Sequence[Entry]) -> CheckpointError | None:

@@ -17,7 +17,7 @@ from reshard.planning.catalog import Catalog
 from reshard.planning.target import Kind
 
 PREFIX = "checkpoint_"
-_PLAIN = ("", "ranks", "full", "ours")
+_PLAIN = ("", "ranks", "full")
 """Families of sources whose default target is one full checkpoint in a rank's folder, as MindSpore lays it out."""
 
 

@@ -7,8 +7,10 @@ from collections.abc import Iterable, Iterator
 from operator import itemgetter
 
 from reshard.errors import CheckpointError, RunError
-from reshard.index import ZEROS, Coding
+from reshard.index import ZEROS, Coding, cut_extents
+from reshard.layout.box import Box
 from reshard.planning.blocks import Access
+from reshard.planning.catalog import Catalog, Held
 from reshard.planning.plan import SourceFile
 from reshard.storage.storage import ReadFile
 from reshard.storage.storages import storage_of
@@ -49,10 +51,18 @@ def _near(parts: list[_Part], gap_nbytes: int) -> Iterator[list[_Part]]:
         yield near
 
 
+Files = tuple[SourceFile, ...]
+
+
+def files_of(source: Catalog) -> Files:
+    """The files of a checkpoint, to be read."""
+    return tuple(SourceFile(f.path, f.nbytes, f.mtime_ns) for f in source.files)
+
+
 class Sources:
     """The source files of a task, each opened when first read, and checked to be the file that was planned."""
 
-    def __init__(self, files: tuple[SourceFile, ...]) -> None:
+    def __init__(self, files: Files) -> None:
         self._files = files
         self._open: dict[int, ReadFile] = {}
         self._lock = threading.Lock()
@@ -80,6 +90,13 @@ class Sources:
             _read_parts(self._file(number), parts, gap_nbytes)
             with self._lock:
                 self.read_nbytes += sum(len(part) for _, _, part, _ in parts)
+
+    def shard_bytes(self, held: Held, box: Box, itemsize: int, start: int, nbytes: int) -> bytearray:
+        """Bytes of a shard as its elements are meant, row-major: ``nbytes`` from ``start``, fewer where it ends."""
+        buffer = bytearray(max(min(nbytes, box.size * itemsize - start), 0))
+        extents = cut_extents(held.extents_of(box, itemsize), start, len(buffer))
+        self.read_into(Access(0, held.file, box, extents), memoryview(buffer))
+        return buffer
 
     def _file(self, number: int) -> ReadFile:
         with self._lock:

@@ -10,7 +10,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from reshard.errors import CheckpointError, PlanError, listed
-from reshard.families.open_checkpoint import agreements, open_source
+from reshard.families.open_checkpoint import open_source
+from reshard.families.probe import agreements
 from reshard.families.source import Source
 from reshard.formats.registry import format_of
 from reshard.index import ZEROS

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
+from msgspec.structs import replace
 
 from reshard.dtypes import FLOATING, ITEMSIZE
 from reshard.errors import DifferenceError, UsageError, counted, listed
-from reshard.families.open_checkpoint import agreements, open_source
+from reshard.families.open_checkpoint import open_source
+from reshard.families.probe import agreements
 from reshard.families.replicas import shown_values
 from reshard.families.source import Source
 from reshard.index import ZEROS
 from reshard.moving.mover import Mover
 from reshard.moving.scratch import Scratch
-from reshard.moving.task_inputs import Sources
+from reshard.moving.task_inputs import Sources, files_of
 from reshard.ops.observer import Observer
 from reshard.planning.assembly import assembled
 from reshard.planning.assembly import every_copy as copies
 from reshard.planning.blocks import Access
-from reshard.planning.catalog import Catalog, Held, Shard, Tensor
+from reshard.planning.catalog import Catalog, Tensor
 from reshard.planning.names import NameRules, is_state
-from reshard.planning.plan import Move, SourceFile
+from reshard.planning.plan import Move
 from reshard.storage.machine import allow_many_files, auto_workers
 from reshard.storage.storages import storage_of
 
@@ -81,7 +84,7 @@ def verify_content(
     Both sides are known by the headers of their files alone, whatever a manifest says. Optimizer states that the
     strategy of ``dst`` does not know may be absent. Raises DifferenceError listing what differs.
     """
-    source, target = (open_source(side, trust_manifest=False) for side in (src, dst))
+    source, target = (open_source(replace(side, trust_manifest=False)) for side in (src, dst))
     found = _compare(source, target, rules or NameRules(), dtype, observer or Observer(), every_copy=True)
     excused = [
         d.name
@@ -109,7 +112,7 @@ def _compare(
     ours = {rules.renamed(t.name): t for t in a.tensors.values() if rules.takes(t.name)}
     if a.tensors and not ours:
         raise UsageError("\n".join(("no tensor is left to compare", *idle)), hint="check --include and --exclude")
-    theirs = {n: t for n, t in b.tensors.items() if not (rules.include or rules.exclude) or n in ours}
+    theirs = {n: t for n, t in b.tensors.items() if not rules.narrow or n in ours}
     differences = [Difference(n, "only in A") for n in ours if n not in theirs]
     differences += [Difference(n, "only in B") for n in theirs if n not in ours]
     differences += _texts(a, b, rules)
@@ -154,13 +157,9 @@ def _nbytes(move: Move) -> int:
     return sum(p.box.size for p in move.targets) * ITEMSIZE[move.dtype]
 
 
-def _files(source: Catalog) -> tuple[SourceFile, ...]:
-    return tuple(SourceFile(f.path, f.nbytes, f.mtime_ns) for f in source.files)
-
-
 def _texts(a: Catalog, b: Catalog, rules: NameRules) -> list[Difference]:
     ours = {rules.renamed(n): set(t.values()) for n, t in a.texts.items() if rules.takes(n)}
-    theirs = {n: set(t.values()) for n, t in b.texts.items() if not (rules.include or rules.exclude) or n in ours}
+    theirs = {n: set(t.values()) for n, t in b.texts.items() if not rules.narrow or n in ours}
     return [
         Difference(n, "type or shape", str(sorted(ours.get(n, ()))), str(sorted(theirs.get(n, ()))))
         for n in sorted(ours.keys() | theirs.keys())
@@ -177,23 +176,17 @@ def _varied(a: Catalog, tensor: Tensor, b: Catalog, other: Tensor) -> list[Diffe
 
 
 def _all_values(source: Catalog, tensor: Tensor) -> set[bytes]:
-    files = Sources(_files(source))
-    try:
-        return {_bytes(files, tensor, shard, held) for shard in tensor.shards for held in shard.held}
-    finally:
-        files.close()
-
-
-def _bytes(files: Sources, tensor: Tensor, shard: Shard, held: Held) -> bytes:
-    buffer = bytearray(shard.box.size * tensor.spec.itemsize)
-    files.read_into(
-        Access(0, held.file, shard.box, held.extents_of(shard.box, tensor.spec.itemsize)), memoryview(buffer)
-    )
-    return bytes(buffer)
+    itemsize, nbytes = tensor.spec.itemsize, tensor.spec.nbytes
+    with closing(Sources(files_of(source))) as files:
+        return {
+            bytes(files.shard_bytes(held, shard.box, itemsize, 0, nbytes))
+            for shard in tensor.shards
+            for held in shard.held
+        }
 
 
 def _values(move: Move, a: Catalog, b: Catalog, observer: Observer) -> Difference | None:
-    ours, theirs = Sources(_files(a)), Sources(_files(b))
+    ours, theirs = Sources(files_of(a)), Sources(files_of(b))
     scratch = Scratch()
     found: list[Difference] = []
 

@@ -171,7 +171,7 @@ def _plan(source: Catalog, tensor: Tensor, options: Options) -> Plan:
 
 
 def _source_cut(source: Catalog, tensor: Tensor) -> Cut:
-    ranks = {source.files[h.file].rank for shard in tensor.shards for h in shard.held if h.file != ZEROS}
+    ranks = {source.rank_of(h) for shard in tensor.shards for h in shard.held if h.file != ZEROS}
     ranks |= {rank for shard in tensor.shards for rank in shard.expected}
     stages = tuple(sorted({rank // source.ranks.devices for rank in ranks}))
     opt = tensor.cut.sharding.opt_parts if tensor.cut and tensor.parts else 1

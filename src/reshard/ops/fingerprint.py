@@ -10,19 +10,19 @@ from msgspec import Struct
 
 from reshard.errors import CheckpointError, UsageError, listed
 from reshard.families.discover import Select
-from reshard.families.open_checkpoint import agreements, open_source
-from reshard.families.probe import probe
-from reshard.families.source import Source
+from reshard.families.open_checkpoint import open_source
+from reshard.families.probe import agreements, probe
+from reshard.families.source import Source, source_at
 from reshard.index import Extent
 from reshard.layout.box import Box
 from reshard.moving.fingerprint import VERSION, Portion, Sums, lots, number_of, number_of_all, portion_sums
 from reshard.moving.scratch import Scratch
-from reshard.moving.task_inputs import Sources
+from reshard.moving.task_inputs import Sources, files_of
 from reshard.ops.observer import Observer
 from reshard.planning.assembly import assembled
 from reshard.planning.catalog import Catalog, Tensor
 from reshard.planning.names import NameRules, is_state
-from reshard.planning.plan import Move, Piece, SourceFile
+from reshard.planning.plan import Move, Piece
 from reshard.storage.machine import allow_many_files, auto_workers
 
 
@@ -55,7 +55,7 @@ class Fingerprint(Struct, frozen=True):
 
 
 def fingerprint(
-    path: str | Path,
+    path: str | Path | Source,
     strategy: str | Path = "",
     rules: NameRules | None = None,
     select: Select = "natural",
@@ -65,7 +65,7 @@ def fingerprint(
     """Read every value once and give its number. Equal numbers: the same tensors, however they are cut and stored.
 
     Args:
-        path: a weight file, a folder of them, or a folder of ``rank_x``.
+        path: a weight file, or a folder of any family; or a ``Source``, which says all that is asked for.
         strategy: the strategy file or folder it was saved with; empty for one full checkpoint.
         rules: which names to count, and what to call them.
 
@@ -73,7 +73,8 @@ def fingerprint(
         InputError: broken, incomplete or contradictory files.
     """
     rules = rules or NameRules()
-    source = open_source(Source(str(path), str(strategy), select, suffix))
+    given = source_at(path, strategy, select, suffix)
+    source = open_source(given)
     probed = (*probe(source), *rules.idle((*source.tensors, *source.texts)))
     tensors = _named(source, rules)
     if source.tensors and not tensors:
@@ -83,7 +84,7 @@ def fingerprint(
     varied = [name for name, tensor in tensors.items() if not agreed.get(tensor.name, True)]
     tensors = {name: tensor for name, tensor in tensors.items() if name not in varied}
     _check_whole(tensors.values(), source.lacking)
-    sums = _sums(source, tensors, str(path), observer or Observer())
+    sums = _sums(source, tensors, given.path, observer or Observer())
     prints = tuple(
         TensorPrint(name, t.spec.dtype, t.spec.shape, number_of(name, t.spec, sums[name]))
         for name, t in tensors.items()
@@ -129,7 +130,7 @@ def _check_whole(tensors: Iterable[Tensor], lacking: tuple[str, ...]) -> None:
 def _sums(source: Catalog, tensors: dict[str, Tensor], path: str, observer: Observer) -> dict[str, Sums]:
     """What the bytes of each tensor add up to, each shard read once."""
     allow_many_files()
-    sources = Sources(tuple(SourceFile(f.path, f.nbytes, f.mtime_ns) for f in source.files))
+    sources = Sources(files_of(source))
     scratch = Scratch()
     totals = dict.fromkeys(tensors, Sums())
 

@@ -13,10 +13,11 @@ from msgspec.structs import replace
 from reshard.errors import CheckpointError, UsageError
 from reshard.families.discover import Select, files_of
 from reshard.families.full import catalog_of_full
-from reshard.families.open_checkpoint import index_files, open_source
+from reshard.families.headers import index_files
+from reshard.families.open_checkpoint import open_source
 from reshard.families.ours import by_manifest
-from reshard.families.registry import listing, recognised
-from reshard.families.source import Source
+from reshard.families.registry import FALLBACK, listing, recognised
+from reshard.families.source import Source, source_at
 from reshard.planning.catalog import Catalog, IndexedFile
 from reshard.planning.names import no_match
 
@@ -60,23 +61,26 @@ class Inspection(Struct, frozen=True):
 
 
 def opened(
-    path: str, strategy: str = "", select: Select = "natural", suffix: str = "", rank: int | None = None
+    path: str | Source, strategy: str = "", select: Select = "natural", suffix: str = "", rank: int | None = None
 ) -> Catalog:
     """Read headers. Without the strategy of rank folders, the tensors are one rank's shards.
 
     Args:
+        path: of a checkpoint; or a ``Source``, which says all that is asked for.
         rank: only the shards that this rank's file holds.
     """
-    there = listing(path)
-    if rank is None and (strategy or recognised(there) is not None):
-        return open_source(Source(path, strategy, select, suffix))
-    found = files_of(there, select, suffix)
-    if not found.distributed:
-        return open_source(Source(path, "", select, suffix))
+    source = source_at(path, strategy, select, suffix)
+    there = listing(source.path)
+    family = recognised(there, source.family).name
+    if family not in ("ranks", FALLBACK) and rank is not None:
+        raise UsageError(f"--on-rank is of rank folders, and this is {family}", there.path, "leave --on-rank out")
+    if family != "ranks" or (source.strategy and rank is None):
+        return open_source(source)
+    found = files_of(there, source.select, source.suffix)
     files = index_files(found)
     if rank is None and by_manifest(found, files)[0]:
-        return open_source(Source(path, "", select, suffix))
-    made = _of_rank(files, rank, path)
+        return open_source(source)
+    made = _of_rank(files, rank, source.path)
     empty = tuple(f"rank_{rank} holds no weight file" for rank in found.empty[:4])
     return replace(made, warnings=(*found.warnings, *made.warnings, *empty))
 
@@ -96,7 +100,7 @@ def _of_rank(files: list[IndexedFile], rank: int | None, path: str) -> Catalog:
 
 
 def inspect(
-    path: str, strategy: str = "", select: Select = "natural", suffix: str = "", rank: int | None = None
+    path: str | Source, strategy: str = "", select: Select = "natural", suffix: str = "", rank: int | None = None
 ) -> Inspection:
     """Read headers and say what is there; arguments as of ``opened``."""
     return inspection(opened(path, strategy, select, suffix, rank))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from reshard.errors import CheckpointError, PlanError, UsageError, listed
-from reshard.families.open_checkpoint import agreements
+from reshard.families.probe import agreements
 from reshard.families.registry import listing
 from reshard.layout.stages import Strategy
 from reshard.layout.tensor import Sharding

@@ -41,7 +41,7 @@ class Assembler:
 
     def __init__(self, source: Catalog, dtype: str, lora: LoraMerge | None) -> None:
         self.tensors: list[PlannedTensor] = []
-        self._ranks = [file.rank for file in source.files]
+        self._source = source
         self._source_lacks = source.lacking
         self._dtype = dtype
         self._sums = lora.sums if lora else {}
@@ -88,7 +88,7 @@ class Assembler:
             held = shard.held
             chosen = held[0] if len(held) == 1 else min(held, key=lambda h: self._read[h.file])
             if source_rank != ANY_RANK:
-                chosen = next((h for h in held if self._ranks[h.file] == source_rank), chosen)
+                chosen = next((h for h in held if self._source.rank_of(h) == source_rank), chosen)
             self._read[chosen.file] += shard.box.size * itemsize
             return chosen
 

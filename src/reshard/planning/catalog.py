@@ -16,6 +16,8 @@ from reshard.layout.cover import gaps, overlap
 from reshard.layout.stages import Strategy, layout_of_full
 from reshard.layout.tensor import MAX_DEVICES, Cell, Layout, Sharding
 
+NO_RANK = -1
+
 
 class IndexedFile(Struct, frozen=True):
     """A weight file of which the headers were read.
@@ -255,6 +257,10 @@ class Catalog(Struct, frozen=True):
     args: Mapping[str, Any] = {}
     kind: str = ""
     dropped: Mapping[str, tuple[str, ...]] = {}
+
+    def rank_of(self, held: Held) -> int:
+        """The rank whose file holds a shard; ``NO_RANK`` where it is zeros that no file holds."""
+        return NO_RANK if held.file == ZEROS else self.files[held.file].rank
 
     def compared(self) -> tuple[Tensor, ...]:
         """Tensors on several ranks of which nobody says that these agree."""

@@ -123,6 +123,11 @@ class NameRules(Struct, frozen=True):
         for pattern in (*self.include, *self.exclude, *(p for p, _ in self.rename)):
             compiled(pattern)
 
+    @property
+    def narrow(self) -> bool:
+        """Whether they leave anything out."""
+        return bool(self.include or self.exclude or self.weights_only)
+
     def takes(self, name: str) -> bool:
         if self.weights_only and is_of_optimizer(name):
             return False

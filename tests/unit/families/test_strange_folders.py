@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from making import write_file
 from reshard.errors import CheckpointError
 from reshard.families import strange_folders
 from reshard.families.discover import discover
+from reshard.families.registry import FAMILIES
 
 
 def put(folder: Path, *names: str) -> Path:
@@ -51,12 +53,10 @@ def test_what_a_folder_holds_instead(tmp_path: Path, there: list[str], held: str
     ("there", "family"),
     [
         (["model0-mp2.safetensors", "model1-mp2.safetensors", "config.json"], "slices of DeepSeek's inference code"),
+        (["latest_universal", "global_step3_universal/zero/w/fp32.pt"], "a universal checkpoint of DeepSpeed"),
     ],
 )
-def test_a_family_that_is_not_read_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: list[str], family: str
-) -> None:
-    monkeypatch.setattr(strange_folders, "is_known", lambda name: False)
+def test_a_family_that_is_not_read_is_named(tmp_path: Path, there: list[str], family: str) -> None:
     error = refused(put(tmp_path, *there))
     assert family in error.message
     assert "not read yet by this release" in error.message
@@ -69,8 +69,8 @@ def test_full_weights_beside_what_trainers_leave_are_read(tmp_path: Path, beside
 
 
 def test_a_family_that_is_read_has_no_such_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(strange_folders, "is_known", lambda name: name == "megatron")
-    assert "not read yet" not in refused(put(tmp_path, "mp_rank_00/x")).message
+    monkeypatch.setattr(strange_folders, "FAMILIES", [replace(family, place="somewhere") for family in FAMILIES])
+    assert "not read yet" not in refused(put(tmp_path, "latest_universal")).message
 
 
 def test_the_cache_of_a_model(tmp_path: Path) -> None:

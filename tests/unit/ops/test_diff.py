@@ -91,7 +91,7 @@ def test_verify_knows_both_sides_by_their_own_headers(
 ) -> None:
     """A manifest may tell of headers, in object storage; a proof does not ask it."""
     asked: list[Found] = []
-    monkeypatch.setattr("reshard.families.open_checkpoint.told_by_manifest", lambda found: asked.append(found) or {})
+    monkeypatch.setattr("reshard.families.headers._told_by_manifest", lambda found: asked.append(found) or {})
     b = Source(str(write_file(tmp_path / "b.safetensors", FULL)))
     assert reshard.diff(a, b).equal
     assert len(asked) == 2

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from msgspec.structs import replace
 
 from reshard.families.discover import Found
-from reshard.families.open_checkpoint import index_files
+from reshard.families.headers import index_files
 from reshard.families.rank_folders import catalog
 from reshard.families.strategies import read_strategy
 from reshard.layout.stages import Strategy
