@@ -58,14 +58,19 @@ class Naming(Struct, frozen=True):
             raise UsageError(f"--tied {self.tied!r}", hint="one of: keep, copy, drop")
         if self.vocab_rows is not None and self.vocab_rows < 1:
             raise UsageError(f"--vocab-rows {self.vocab_rows}", hint="a number from 1")
-        said = (self.src_model, self.dst_model, self.asked, self.src_asked, self.release, self.tied)
-        if not self.dst and said != ("", "", Asked(), Asked(), "", ""):
+        said = (self.src_model, self.dst_model, self.asked, self.src_asked, self.release)
+        if not (self.dst or self.fits_vocabulary) and said != ("", "", Asked(), Asked(), ""):
             raise UsageError("how names are changed was told, and not that they are", hint="--dst-names hf")
 
     @property
     def changes(self) -> bool:
         """Whether anything is done."""
-        return bool(self.dst) or self.dequantize or self.vocab_rows is not None
+        return bool(self.dst) or self.dequantize or self.fits_vocabulary
+
+    @property
+    def fits_vocabulary(self) -> bool:
+        """Whether embedding and output layer change, whatever they are called."""
+        return bool(self.tied or self.vocab_rows)
 
     @property
     def release_number(self) -> int | None:

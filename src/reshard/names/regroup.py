@@ -96,7 +96,7 @@ class _Regrouping:
             self._tensors, dropped = dequantised(self._tensors, self._models.src)
             for why, left in dropped.items():
                 self._drop(why, left)
-        if not naming.dst and naming.vocab_rows is None:
+        if not (naming.dst or naming.fits_vocabulary):
             return Regrouped(self._catalog(self._source.args), "")
         megatron = naming.src == MEGATRON or (
             not naming.src and (self._source.kind == MEGATRON or is_ours(self._tensors))
@@ -129,8 +129,6 @@ class _Regrouping:
 
     def _over_the_hub(self, src: str, shards: Mapping[str, int]) -> None:
         naming = self._naming
-        if not naming.dst:
-            raise UsageError("how names are changed was told, and not that they are", hint="--dst-names hf")
         if src == MEGATRON:
             self._tensors = layer_by_layer(self._tensors)
             _refuse_other_values(self._source.args)
@@ -138,21 +136,24 @@ class _Regrouping:
         if naming.dst == HUB:
             self._drop_states()
         if recipe is not None:
-            asked = naming.asked if naming.dst == HUB else naming.src_asked
+            asked = naming.asked if naming.dst in (HUB, "") else naming.src_asked
             given = self._given(recipe, self._models.src, to_hub=True)
             self._stage(replace(given, asked=asked, shards=_rows_of(self._source)), self._src)
-        target = recipe_of_target([*self._tensors], naming.dst, self._models.dst) if naming.dst != HUB else None
+        dst = naming.dst or self._src
+        target = recipe_of_target([*self._tensors], dst, self._models.dst) if dst != HUB else None
         self._at_the_hub(recipe or target)
         if target is not None:
             given = self._given(target, self._models.dst, to_hub=False)
             self._sizes = given.known.values
-            self._stage(replace(given, asked=naming.asked, shards=shards), naming.dst)
+            self._stage(replace(given, asked=naming.asked, shards=shards), dst)
 
     def _within_megatron(self) -> None:
         """No other names: rows of the vocabulary, and the form in which a target needs its tensors."""
         self._src = MEGATRON
         if self._naming.dst:
             self._tensors = layer_by_layer(self._tensors)
+        if self._naming.tied:
+            self._tie(HEAD, EMBEDDING, ())
         rows = self._naming.vocab_rows
         for name in (EMBEDDING, HEAD) if rows else ():
             if name in self._tensors and rows != self._tensors[name].spec.shape[0]:
@@ -215,9 +216,11 @@ class _Regrouping:
 
     def _at_the_hub(self, recipe: Recipe | None) -> None:
         """What concerns the embedding and the output layer, under Hugging Face's names."""
-        recipe = recipe or next((r for r in built_in() if not fits(r, self._tensors, hub=True)[1]), None)
+        suiting = [r for r in built_in() if not fits(r, self._tensors, hub=True)[1]]
+        suiting.sort(key=lambda r: not any(rule.tied for rule in r.rules))  # such a one knows the output layer, too
+        recipe = recipe or next(iter(suiting), None)
         if recipe is None:
-            if self._naming.tied or self._naming.vocab_rows:
+            if self._naming.fits_vocabulary:
                 raise UsageError("which tensors are the embedding and the output layer is not known of these names")
             return
         sides = [known(recipe, self._files_of(which), None) for which in ("src", "dst")]

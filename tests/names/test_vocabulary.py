@@ -1,0 +1,64 @@
+"""Embedding and output layer: made one, made two, given other numbers of rows, whatever the checkpoint calls them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from making import counted, read_file, write_file
+from reshard import convert
+from reshard.errors import CheckpointError, UsageError
+from reshard.names.naming import Naming
+from reshard.ops.options import Options
+
+HF = {"embedding": "model.embed_tokens.weight", "head": "lm_head.weight", "norm": "model.norm.weight"}
+OWN = {"embedding": "model.tok_embeddings.embedding_weight", "head": "lm_head.weight", "norm": "model.norm_out.weight"}
+
+
+def written(tmp_path: Path, names: dict[str, str], **changes: np.ndarray | None) -> Path:
+    """A model of three tensors, of which the output layer is the embedding, and what says that it is a Llama."""
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    values = {"embedding": counted(6, 4), "head": counted(6, 4), "norm": counted(4), **changes}
+    return write_file(tmp_path / "full.ckpt", {names[key]: v for key, v in values.items() if v is not None})
+
+
+def made(src: Path, naming: Naming) -> dict[str, np.ndarray]:
+    target = src.parent / "target.ckpt"
+    convert(src, target, Options(naming=naming))
+    return read_file(target)
+
+
+@pytest.mark.parametrize("names", [HF, OWN], ids=["hf", "mindformers"])
+def test_an_output_layer_that_is_the_embedding_is_left_out(tmp_path: Path, names: dict[str, str]) -> None:
+    assert sorted(made(written(tmp_path, names), Naming(tied="drop"))) == sorted((names["embedding"], names["norm"]))
+
+
+@pytest.mark.parametrize("names", [HF, OWN], ids=["hf", "mindformers"])
+def test_one_that_differs_is_not(tmp_path: Path, names: dict[str, str]) -> None:
+    with pytest.raises(CheckpointError, match="lm_head"):
+        made(written(tmp_path, names, head=counted(6, 4) + 1), Naming(tied="drop"))
+    assert not (tmp_path / "target.ckpt").exists()
+
+
+@pytest.mark.parametrize("names", [HF, OWN], ids=["hf", "mindformers"])
+def test_the_embedding_is_taken_for_an_output_layer_that_is_not_there(tmp_path: Path, names: dict[str, str]) -> None:
+    found = made(written(tmp_path, names, head=None), Naming(tied="copy"))
+    assert np.array_equal(found[names["head"]], counted(6, 4))
+
+
+@pytest.mark.parametrize("rows", [4, 9])
+@pytest.mark.parametrize("names", [HF, OWN], ids=["hf", "mindformers"])
+def test_another_number_of_rows(tmp_path: Path, names: dict[str, str], rows: int) -> None:
+    found = made(written(tmp_path, names), Naming(vocab_rows=rows))
+    wanted = np.zeros((rows, 4), np.float32)
+    wanted[: min(rows, 6)] = counted(6, 4)[:rows]
+    assert np.array_equal(found[names["embedding"]], wanted)
+    assert np.array_equal(found[names["head"]], wanted)
+
+
+def test_names_of_which_nobody_knows_what_is_the_embedding(tmp_path: Path) -> None:
+    src = write_file(tmp_path / "full.ckpt", {"a": counted(6, 4), "b": counted(6, 4)})
+    with pytest.raises((CheckpointError, UsageError), match=r"not known of these names|no recipe knows"):
+        made(src, Naming(tied="drop"))
