@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from checkpoints import Model, write_full, write_lora, write_strategy
+from checkpoints import Model, write_dcp, write_fsdp, write_full, write_lora, write_strategy
 
 RESHARD = str(Path(sys.executable).with_name("reshard"))
 
@@ -70,6 +70,9 @@ class Inputs:
         if name.startswith("full."):
             return write_full(self._model, self._folder / name)
         form, layout = name.split("-")
+        if form in ("fsdp", "dcp"):
+            write = write_fsdp if form == "fsdp" else write_dcp
+            return write(self._model, self._folder / name, int(layout))
         full = write_full(self._model, self._folder / f"whole.{form}")
         target = self._folder / name
         argv = [RESHARD, "split", str(full), str(target), "--dst-strategy", str(self._folder / "strategy" / layout)]
@@ -92,6 +95,9 @@ def cases(folder: Path, model: Model) -> list[Case]:
     return [
         *made,
         Case("LoRA merge, qkvo, rank 16", lora),
+        Case("FSDP, 8 ranks → 1", ("convert", "{fsdp-8}", "{out}", "--to", "full", "--format", "safetensors")),
+        Case("DCP of 8 ranks → 1", ("convert", "{dcp-8}", "{out}", "--to", "full", "--format", "safetensors")),
+        Case("1 → DCP, 8 files", ("convert", "{full.safetensors}", "{out}", "--to", "dcp", "--files", "8")),
         Case("verify", ("verify", "{safetensors-mp8}")),
         Case("fingerprint", ("fingerprint", "{full.safetensors}")),
     ]

@@ -7,7 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
+from reshard.formats.dcp_written import WrittenChunk, metadata_bytes
+from reshard.formats.distcp import Distcp, items_of
+from reshard.formats.pickle_objects import Global, Record
 from reshard.formats.registry import format_named
+from reshard.formats.torch_file import torch_frame
+from reshard.formats.torch_values import TensorRef, whole
 from reshard.index import Frame, TensorSpec
 from reshard.layout.tensor import Sharding
 from reshard.strategy.protobuf import encode_layout, encode_made, write_protobuf
@@ -70,16 +75,25 @@ def write_full(model: Model, path: Path, seed: int = 0) -> Path:
 def write_sparse(specs: dict[str, TensorSpec], path: Path) -> Frame:
     """The header alone, in the format of the file's name: what would be data is a hole in the file."""
     frame = format_named(path.suffix[1:]).frame(specs, {}, {})
+    _write_pieces(frame, path)
+    return frame
+
+
+def _write_pieces(frame: Frame, path: Path) -> None:
     with path.open("wb") as file:
         file.truncate(frame.nbytes)
         for offset, piece in frame.pieces:
             file.seek(offset)
             file.write(piece)
-    return frame
 
 
 def write_random(specs: dict[str, TensorSpec], path: Path, seed: int = 0) -> None:
     frame = write_sparse(specs, path)
+    _fill(frame, path, {name: spec.dtype for name, spec in specs.items()}, seed)
+
+
+def _fill(frame: Frame, path: Path, dtypes: dict[str, str], seed: int) -> None:
+    """Random values in the holes of a file."""
     rng = np.random.default_rng(seed)
     with path.open("r+b") as file:
         for name, extents in frame.holes.items():
@@ -87,7 +101,7 @@ def write_random(specs: dict[str, TensorSpec], path: Path, seed: int = 0) -> Non
                 file.seek(extent.offset)
                 for at in range(0, extent.nbytes, _CHUNK):
                     nbytes = min(_CHUNK, extent.nbytes - at)
-                    file.write(_values(rng, specs[name].dtype, nbytes))
+                    file.write(_values(rng, dtypes[name], nbytes))
 
 
 def _values(rng: np.random.Generator, dtype: str, nbytes: int) -> bytes:
@@ -107,3 +121,60 @@ def write_lora(model: Model, path: Path, rank: int = 16) -> Path:
             specs[f"{base}.lora_B.weight"] = TensorSpec(model.dtype, (model.hidden, rank))
     write_random(specs, path, seed=1)
     return path
+
+
+def _rows(shape: tuple[int, ...], rank: int, world: int) -> tuple[int, tuple[int, ...]]:
+    """Where a rank's rows of a tensor begin, and their shape, as FSDP2 cuts it."""
+    part = -(-shape[0] // world)
+    first = min(rank * part, shape[0])
+    return first, (min(first + part, shape[0]) - first, *shape[1:])
+
+
+def write_fsdp(model: Model, folder: Path, world: int) -> Path:
+    """The files that FSDP2's ranks save, as verl's trainer calls them: DTensors cut by rows."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for rank in range(world):
+        parts = {name: spec.of_shape(_rows(spec.shape, rank, world)[1]) for name, spec in model.specs().items()}
+        keys = {name: str(number) for number, name in enumerate(parts)}
+        held = {n: _dtensor(whole(keys[n], parts[n]), spec, rank, world) for n, spec in model.specs().items()}
+        frame = torch_frame(held, {keys[name]: part.nbytes for name, part in parts.items()})
+        path = folder / f"model_world_size_{world}_rank_{rank}.pt"
+        _write_pieces(frame, path)
+        _fill(frame, path, dict.fromkeys(frame.holes, model.dtype), rank)
+    return folder
+
+
+def _dtensor(local: TensorRef, spec: TensorSpec, rank: int, world: int) -> Record:
+    kind = Global("torch.distributed.tensor", "DTensor")
+    axis = Record(Global("torch.distributed._mesh_layout", "_FlatLayout"), (), {"shape": (world,), "stride": (1,)})
+    layout = Record(Global("torch.distributed._mesh_layout", "_MeshLayout"), (), {"axes": (axis,)})
+    mesh = Record(
+        Global("torch.distributed.device_mesh", "DeviceMesh"),
+        (),
+        {"_layout": layout, "_rank": rank, "_coordinate_on_dim": (rank,)},
+    )
+    rows = Record(Global("torch.distributed.tensor.placement_types", "Shard"), (), {"dim": 0})
+    told = Record(
+        Global("torch.distributed.tensor._dtensor_spec", "DTensorSpec"), (), {"mesh": mesh, "placements": (rows,)}
+    )
+    wrapper = Global("torch._utils", "_rebuild_wrapper_subclass")
+    given = (kind, Global("torch", spec.dtype), spec.shape)
+    state = {"_local_tensor": local, "_spec": told}
+    return Record(Global("torch._tensor", "_rebuild_from_type_v2"), (wrapper, kind, given, state))
+
+
+def write_dcp(model: Model, folder: Path, world: int) -> Path:
+    """A folder as FSDP2's ranks save it with ``dcp.save``: a chunk of rows a rank."""
+    folder.mkdir(parents=True, exist_ok=True)
+    chunks: dict[str, tuple[TensorSpec, list[WrittenChunk]]] = {n: (spec, []) for n, spec in model.specs().items()}
+    for rank in range(world):
+        parts = {name: spec.of_shape(_rows(spec.shape, rank, world)[1]) for name, spec in model.specs().items()}
+        path = folder / f"__{rank}_0.distcp"
+        frame, items = Distcp().frame(parts, {}, {}), items_of(parts, {})
+        _write_pieces(frame, path)
+        _fill(frame, path, dict.fromkeys(parts, model.dtype), rank)
+        for name, (spec, of_name) in chunks.items():
+            first, shape = _rows(spec.shape, rank, world)
+            of_name.append(WrittenChunk((first, *(0,) * (len(shape) - 1)), shape, path.name, items[name]))
+    (folder / ".metadata").write_bytes(metadata_bytes(chunks, {}))
+    return folder
