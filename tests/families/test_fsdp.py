@@ -225,6 +225,13 @@ def test_files_of_two_saves_need_a_word(tmp_path: Path) -> None:
     assert len(reshard.plan(source, tmp_path / "m.safetensors", WEIGHTS).sources) == 4
 
 
+def test_a_rank_beyond_the_world_is_told(tmp_path: Path) -> None:
+    source = write_ranks(tmp_path / "actor", FULL, list(FULL))
+    shutil.copy(source / "model_world_size_2_rank_1.pt", source / "model_world_size_2_rank_2.pt")
+    plan = reshard.plan(source, tmp_path / "m.safetensors", WEIGHTS)
+    assert any("rank_2.pt: of no rank of 2" in warning for warning in plan.warnings)
+
+
 def test_a_folder_of_steps_and_roles(tmp_path: Path) -> None:
     for step in (10, 20):
         write_ranks(tmp_path / "run" / f"global_step_{step}" / "actor", FULL, list(FULL))

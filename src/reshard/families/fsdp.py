@@ -201,8 +201,11 @@ def _left_out(files: _Files, world: int, opened: Sequence[ModelFile]) -> list[st
     told = []
     for kind in ("model", "optim"):
         other = sum(len(of_world) for size, of_world in files[kind].items() if size != world)
+        beyond = [name for rank, name in files[kind].get(world, {}).items() if rank >= world]
         if other:
             told.append(f"{counted(other, f'{kind} file')} of another world size: left out")
+        if beyond:
+            told.append(f"{', '.join(beyond[:4])}: of no rank of {world}, left out")
     if count := sum(opened[0].others.values()):
         told.append(f"what is no tensor is left out: {count} of {', '.join(opened[0].others)}")
     if extra := len(files["extra_state"].get(world, {})):

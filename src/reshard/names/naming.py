@@ -17,7 +17,7 @@ from reshard.planning.names import is_state
 from reshard.strategy.job import as_release
 
 HUB = "hf"
-CONVENTIONS = (HUB, "mindformers", "mcore", MEGATRON)
+CONVENTIONS = (HUB, "mindformers", "mcore", MEGATRON, "torchtitan")
 Tied = Literal["", "keep", "copy", "drop"]
 
 
