@@ -99,7 +99,8 @@ def test_a_rank_that_holds_the_whole_is_taken(tmp_path: Path, ranks: Ranks) -> N
 
 @pytest.mark.parametrize("keys", [{"use_legacy_format": False}, {"checkpoint": {"load_balanced": True}}])
 def test_the_loader_that_cuts_by_itself_is_left_alone(tmp_path: Path, ranks: Ranks, keys: dict[str, Any]) -> None:
-    load = model_of(tmp_path)
+    load = tmp_path / "full"
+    write_file(load / "model.safetensors", read_file(model_of(tmp_path)))
     ended = run_two(tmp_path, ranks, load, **keys)
     assert [e.code for e in ended] == [0, 0]
     assert "use_legacy_format: False: the job reads load_checkpoint" in ended[0].said

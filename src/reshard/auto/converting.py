@@ -17,10 +17,12 @@ from reshard.auto.session import Session
 from reshard.auto.settings import Settings
 from reshard.auto.shares import Part
 from reshard.errors import CheckpointError, RunError, counted, named_ranks
+from reshard.families.checkpoint2_target import checkpoint2_asked
 from reshard.families.open_checkpoint import open_source
 from reshard.families.planner import planned
 from reshard.families.rank_targets import ranks_or_full
 from reshard.families.strategies import merged_file
+from reshard.families.targets import Asked
 from reshard.formats.registry import format_named
 from reshard.ops.convert import execute
 from reshard.ops.observer import Observer
@@ -61,8 +63,12 @@ class Job(Struct, frozen=True):
         made = [part.ranks for part in self.parts.values()]
         return frozenset().union(*(r for r in made if r is not None)) if None not in made else None
 
-    def target(self, part: Part) -> Target:
+    def target(self, part: Part, source: Catalog) -> Target:
+        """Of this source; files of the kind that the job's loader reads."""
         strategy = self.strategy.strategy
+        if self.settings.own_loader:
+            made = replace(checkpoint2_asked(Asked(strategy=strategy), source), strategy=strategy)
+            return Target(made, ranks=part.ranks, share=part.share)
         drop = self.settings.drop_redundancy and strategy is not None
         form = format_named(self.format)
         kind = ranks_or_full(strategy, form, drop_redundancy=drop)
@@ -102,7 +108,8 @@ def convert_together(session: Session, job: Job, observer: Observer) -> Outcome:
         return _lead(session, job, observer)
     if session.rank in job.parts:
         work = session.wait(_told(session, "work", Work))
-        mine = planned(open_source(job.source.source), job.target(job.parts[session.rank]), Choices())
+        source = open_source(job.source.source)
+        mine = planned(source, job.target(job.parts[session.rank], source), Choices())
         session.tell(f"done_{session.rank}", _write(session, job, work, mine, observer))
     return session.wait(_told(session, "outcome", Outcome))
 
@@ -113,7 +120,7 @@ def _told(session: Session, name: str, kind: type[T]) -> Callable[[], T | None]:
 
 def _lead(session: Session, job: Job, observer: Observer) -> Outcome:
     source = _opened(job)
-    whole = planned(source, job.target(Part(job.ranks)), Choices())
+    whole = planned(source, job.target(Part(job.ranks), source), Choices())
     staged = job.results.staged(whole.identity)
     forget(job.results.root, "new", kept=staged)
     check_room(Place.of(staged, single=False), 0 if staged.exists() else whole.nbytes)
@@ -154,19 +161,20 @@ def _opened(job: Job) -> Catalog:
 def _part_of(whole: Plan, source: Catalog, job: Job, part: Part) -> Plan:
     """The plan of one writer's files, of the plan of all."""
     if part.share:
-        return planned(source, job.target(part), Choices())
+        return planned(source, job.target(part, source), Choices())
     return replace(whole, files=tuple(file for file in whole.files if file.rank in (part.ranks or ())))
 
 
 def preview(job: Job) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What would be converted, from where and by whom, with the warnings; nothing is written."""
-    plan = planned(_opened(job), job.target(Part(job.ranks)), Choices())
-    source = job.source
-    cut = f"cut by {source.strategy_path}" if source.strategy_path else "one full checkpoint"
+    opened, source = _opened(job), job.source
+    plan = planned(opened, job.target(Part(job.ranks), opened), Choices())
+    told = opened.family if source.family else "one full checkpoint"
+    cut = f"cut by {source.strategy_path}" if source.strategy_path else told
     writers = (f"rank {rank} writes {_told_part(part)}" for rank, part in job.parts.items())
     left = (f"{left.fate}: {len(left.names)}: {left.reason}" for left in plan.left_out)
     said = (
-        f"would convert {job.settings.load_checkpoint}: {counted(len(source.found.files), 'file')}, {cut}",
+        f"would convert {job.settings.load_checkpoint}: {counted(len(plan.sources), 'file')}, {cut}",
         f"to {_loaded(job, plan)}: {counted(len(plan.files), 'file')}, {plan.nbytes:,} bytes, {job.strategy.why}",
         *writers,
         *left,
@@ -255,4 +263,4 @@ def _finish(job: Job, staged: Path, strategies: dict[Path, Path]) -> None:
 def _loaded(job: Job, plan: Plan) -> str:
     """What the framework is to load: the folder of ``rank_x``, or the file of one full checkpoint."""
     folder = job.results.root / job.results.name
-    return str(folder if job.strategy.strategy else folder / plan.files[0].path)
+    return str(folder if job.strategy.strategy or job.settings.own_loader else folder / plan.files[0].path)

@@ -15,7 +15,12 @@ def handed_over(config: Config, load_checkpoint: str | None) -> str:
     """The text of a YAML that is the user's, changes of the command line included, and loads what is there now; None
     for what is left to the framework.
     """
-    ours = {} if load_checkpoint is None else {"load_checkpoint": load_checkpoint, "auto_trans_ckpt": False}
+    ours: dict[str, Any] = {}
+    if load_checkpoint is not None:
+        block = config.content.get("checkpoint")
+        ours = {"load_checkpoint": load_checkpoint, "auto_trans_ckpt": False}
+        if isinstance(block, Mapping) and block.get("load_path"):
+            ours = {"checkpoint": {**block, "load_path": load_checkpoint}}
     changes, wanted = {**config.changes, **ours}, {**config.content, **ours}
     if config.text and not any("." in key for key in changes):
         edited = _edited(config.text, changes)

@@ -8,8 +8,11 @@ from pathlib import Path
 from msgspec import Struct
 
 from reshard.auto.settings import Settings
-from reshard.errors import CheckpointError
+from reshard.errors import CheckpointError, UsageError
 from reshard.families.discover import Found, discover
+from reshard.families.family import Family, Listing
+from reshard.families.rank_listing import rank_entries
+from reshard.families.registry import listing, recognised
 from reshard.families.source import Source
 from reshard.families.strategies import read_strategy
 from reshard.layout.stages import Strategy
@@ -22,17 +25,25 @@ _STEP = re.compile(r"(?P<epoch>\d+)_(?P<step>\d+)\.(ckpt|safetensors)$")
 
 
 class JobSource(Struct, frozen=True):
-    """The source as it is here: how to open it, its files, its strategy and where that lies."""
+    """The source as it is here: how to open it, its files, its strategy and where that lies.
+
+    ``family``: of one that says itself how it is cut; its files are not looked for here.
+    """
 
     source: Source
     found: Found
     strategy: Strategy | None
     strategy_path: str = ""
+    family: str = ""
 
 
 def job_source(settings: Settings) -> JobSource:
     """Raises InputError for a source that is not there, or a strategy that is not one."""
     path = settings.load_checkpoint
+    there = listing(path)
+    family = recognised(there)
+    if family is not None:
+        return _self_described(there, family, settings)
     suffix = _suffix(settings)
     select = settings.select(settings.format)
     found = discover(path, select, suffix)
@@ -45,10 +56,38 @@ def job_source(settings: Settings) -> JobSource:
     return JobSource(Source(path, strategy or "", select, suffix), found, strategy, where)
 
 
+def _self_described(there: Listing, family: Family, settings: Settings) -> JobSource:
+    if settings.src_strategy:
+        raise UsageError(
+            f"src_strategy_path_or_dir is set, and {family.name} says itself how it is cut",
+            there.path,
+            "leave it empty",
+        )
+    return JobSource(Source(there.path), Found(there.path, ((0, there.path),), distributed=True), None, "", family.name)
+
+
+def reads_itself(path: str) -> bool:
+    """Whether MindFormers' newer loader reads what lies there: a Checkpoint 2.0, or a folder of full safetensors. One
+    that is not there is the job's own to tell.
+    """
+    storage = storage_of(path)
+    there = storage.entry(path)
+    if there is None:
+        return True
+    if not there.folder:
+        return False
+    found = listing(path)
+    family = recognised(found)
+    if family is not None:
+        return family.name == "checkpoint2"
+    weights = any(entry.name.endswith(".safetensors") for entry in found.entries if not entry.folder)
+    return weights and not rank_entries(found.entries)
+
+
 def refuse_unknown_cut(source: JobSource) -> None:
     """Raises CheckpointError for slices of which no strategy says how they were cut."""
     ranks = [rank for rank, _ in source.found.files]
-    if source.strategy is None and not source.found.whole:
+    if source.strategy is None and not source.family and not source.found.whole:
         raise CheckpointError(
             f"{len(ranks)} rank folders ({', '.join(f'rank_{r}' for r in ranks[:4])} …) and no strategy: "
             "nobody can know how they were cut",

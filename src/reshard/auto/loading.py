@@ -63,6 +63,7 @@ def load(
     if (
         strategy.strategy
         and source.strategy is None
+        and not source.family
         and match(Here(source.found, None, launch.rank, settings.per_node), strategy, wanted_format="")
     ):
         source, strategy = _own_file(source.found, launch.rank), JobStrategy(None)

@@ -15,7 +15,7 @@ from reshard.auto.config import SRC_STRATEGY, Config, read_config
 from reshard.auto.contradiction import held_shapes, model_of, refuse_contradiction, refuse_slice
 from reshard.auto.converting import Job, Outcome, convert_together, preview, replaced
 from reshard.auto.handover import handed_over
-from reshard.auto.job_source import job_source, refuse_unknown_cut
+from reshard.auto.job_source import JobSource, job_source, reads_itself, refuse_unknown_cut
 from reshard.auto.job_strategy import JobStrategy, Wanted, job_strategy, made_from_yaml
 from reshard.auto.launch import PORTS, Launch, launch_of
 from reshard.auto.matching import Here, match
@@ -135,10 +135,10 @@ class _Start(Struct, frozen=True):
             return self._strategy_alone()
         if not settings.load_checkpoint:
             return self._as_it_is("nothing", "load_checkpoint is empty: there are no weights to load")
-        if not settings.auto_trans:
-            return self._as_it_is("nothing", "auto_trans_ckpt is not True: the weights are loaded as they are")
-        if settings.own_loader:
+        if settings.own_loader and reads_itself(settings.load_checkpoint):
             return self._left_to_job("use_legacy_format: False: the job reads load_checkpoint and cuts it by itself")
+        if not settings.auto_trans and not settings.own_loader:
+            return self._as_it_is("nothing", "auto_trans_ckpt is not True: the weights are loaded as they are")
         if self.call.dry_run:
             return self._shown(self._planned())
         session = self._session()
@@ -167,8 +167,7 @@ class _Start(Struct, frozen=True):
         model = model_of(self.config, self.call.mindformers_version)
         refuse_slice(source, model)
         strategy = job_strategy(self.config, settings, wanted)
-        here = Here(source.found, source.strategy, self.launch.rank, settings.per_node)
-        matched = match(here, strategy, settings.format)
+        matched = "" if source.family or settings.own_loader else match(self._here(source), strategy, settings.format)
         if matched:
             if not source.found.distributed:
                 refuse_contradiction(model, held_shapes(index_files(source.found)), settings.load_checkpoint)
@@ -177,11 +176,20 @@ class _Start(Struct, frozen=True):
             said = "transform: on_load: nothing is converted; the script loads with reshard.auto.load"
             return self._as_it_is("on load", said, strategy.warnings)
         refuse_unknown_cut(source)
-        ckpt = source.found.files[0][1].endswith(".ckpt")
-        form = settings.format or ("ckpt" if ckpt else "safetensors")
+        if settings.own_loader and len(self._members()) < self.launch.world:
+            raise UsageError(
+                "each machine converts by itself, and a Checkpoint 2.0 tells of the files of all",
+                self.config.where,
+                "put output_dir on a disk that all machines share",
+            )
+        ckpt = source.found.files[0][1].endswith(".ckpt") and not settings.own_loader
+        form = "safetensors" if settings.own_loader else settings.format or ("ckpt" if ckpt else "safetensors")
         results = Results.of(settings, form)
         results.refuse_inside(settings, replaced(results, strategy, form))
         return Job(settings, source, strategy, results, self._parts(strategy), form, model, self.call.limits)
+
+    def _here(self, source: JobSource) -> Here:
+        return Here(source.found, source.strategy, self.launch.rank, self.settings.per_node)
 
     def _tell_waiting(self, session: Session, error: ReshardError) -> None:
         """Others may see what this rank does not, and wait for it: they hear why it cannot begin."""

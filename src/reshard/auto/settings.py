@@ -96,7 +96,7 @@ def read_settings(config: Config, launch: Launch, environment: Mapping[str, str]
     if parallel:
         _check_sizes(keys, config.content, world)
     settings = Settings(
-        load_checkpoint=keys.text("load_checkpoint").rstrip("/") or keys.text("load_checkpoint"),
+        load_checkpoint=_load_checkpoint(keys, config.content),
         src_strategy=_src_strategy(keys),
         auto_trans=keys.flag("auto_trans_ckpt"),
         writers=writers,
@@ -117,6 +117,14 @@ def read_settings(config: Config, launch: Launch, environment: Mapping[str, str]
     if keys.found:
         raise UsageError(listed(keys.found, 99), config.where, "correct these keys; nothing was written")
     return settings
+
+
+def _load_checkpoint(keys: _Faults, content: Mapping[str, Any]) -> str:
+    """What the job loads; the map ``checkpoint`` of newer releases wins."""
+    block = content.get("checkpoint")
+    newer = block.get("load_path") if isinstance(block, Mapping) else None
+    path = newer if isinstance(newer, str) and newer else keys.text("load_checkpoint")
+    return path.rstrip("/") or path
 
 
 def _src_strategy(keys: _Faults) -> str:
