@@ -23,6 +23,9 @@ _RANK_FOLDER = re.compile(r"rank_\d+")
 _AFTER_RANK = re.compile(r"rank_\d+(?P<rest>[-_].+)")
 _STEP = re.compile(r"(?P<epoch>\d+)_(?P<step>\d+)\.(ckpt|safetensors)$")
 
+_PLAIN = ("ranks", "full")
+"""Families that do not say how they are cut."""
+
 
 class JobSource(Struct, frozen=True):
     """The source as it is here: how to open it, its files, its strategy and where that lies.
@@ -42,7 +45,7 @@ def job_source(settings: Settings) -> JobSource:
     path = settings.load_checkpoint
     there = listing(path)
     family = recognised(there)
-    if family is not None:
+    if family.name not in _PLAIN:
         return _self_described(there, family, settings)
     suffix = _suffix(settings)
     select = settings.select(settings.format)
@@ -78,7 +81,7 @@ def reads_itself(path: str) -> bool:
         return False
     found = listing(path)
     family = recognised(found)
-    if family is not None:
+    if family.name not in _PLAIN:
         return family.name == "checkpoint2"
     weights = any(entry.name.endswith(".safetensors") for entry in found.entries if not entry.folder)
     return weights and not rank_entries(found.entries)

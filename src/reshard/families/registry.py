@@ -44,6 +44,7 @@ FAMILIES = (
         "checkpoint2",
         "reshard.families.checkpoint2:Checkpoint2",
         r"metadata\.json|iteration_\d{8,}|(.*-)?(model|opt)-\d{7,}-\d{7,}\.safetensors",
+        r"(.*-)?(model|opt)-\d{7,}-(?!0*1\.)\d{7,}\.safetensors",
     ),
     Entry(
         "deepspeed",

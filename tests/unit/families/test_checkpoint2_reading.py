@@ -171,6 +171,10 @@ def test_metadata_lost_by_several_devices(folder: Path) -> None:
     assert "metadata.json is missing" in refused(folder)
 
 
+def test_one_file_of_several_is_no_checkpoint(folder: Path) -> None:
+    assert "a part of the model" in refused(folder / "CKP-model-0000000-0000004.safetensors")
+
+
 # --- what metadata says
 
 
