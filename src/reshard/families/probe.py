@@ -34,7 +34,7 @@ def probe(source: Catalog) -> tuple[str, ...]:
 
     Gives a warning for a few that differ: states that each rank keeps for itself do.
     """
-    if "strategy" not in source.told_by:
+    if not source.by_strategy:
         return ()
     replicated, unequal, cut, alike = 0, [], 0, 0
     sample = list(_sample(source))

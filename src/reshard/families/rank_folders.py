@@ -9,8 +9,8 @@ from reshard.families.full import agreed_spec, catalog_of_full, stand_ins, texts
 from reshard.index import Stored, TensorSpec
 from reshard.layout.stages import Strategy, layout_of_shard
 from reshard.layout.tensor import Cell
-from reshard.planning.catalog import Catalog, Grid, Held, IndexedFile, Ranks, Tensor
-from reshard.planning.identity import STRATEGY, hash_of_strategy
+from reshard.planning.catalog import STRATEGY, Catalog, Grid, Held, IndexedFile, Ranks, Tensor
+from reshard.planning.identity import hash_of_strategy
 from reshard.planning.names import layer_pattern
 
 ByRank = Mapping[int, tuple[int, Stored]]

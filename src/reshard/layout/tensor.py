@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from itertools import product
 from math import prod
+from types import MappingProxyType
 
 from msgspec import Struct
 
@@ -131,7 +132,7 @@ def _holders(sharding: Sharding) -> Mapping[Cell, tuple[int, ...]]:
     groups: dict[Cell, list[int]] = {}
     for rank, cell in enumerate(_cells(sharding)):
         groups.setdefault(cell, []).append(rank)
-    return {cell: tuple(ranks) for cell, ranks in groups.items()}
+    return MappingProxyType({cell: tuple(ranks) for cell, ranks in groups.items()})
 
 
 class Layout(Struct, frozen=True):
@@ -184,4 +185,4 @@ class Layout(Struct, frozen=True):
 
 @lru_cache(maxsize=1024)
 def _boxes(layout: Layout) -> Mapping[Cell, Box]:
-    return {cell: layout.box_of(cell) for cell in sorted(layout.sharding.holders())}
+    return MappingProxyType({cell: layout.box_of(cell) for cell in sorted(layout.sharding.holders())})

@@ -74,6 +74,7 @@ def joined(base: Catalog, adapters: Sequence[AdapterAt], combination: Combinatio
         files=tuple(joining.files),
         tensors=tensors,
         told_by=joining.told_by,
+        warnings=tuple(joining.warnings),
         expected=tuple(dict.fromkeys(map(model_name, base.expected))),
     )
     return _compared(source, merge)
@@ -126,6 +127,7 @@ class _Joining:
     def __init__(self, base: Catalog, apart: Mapping[str, Tensor], inside: Mapping[str, Tensor]) -> None:
         self.files: list[IndexedFile] = list(base.files)
         self.told_by = dict(base.told_by)
+        self.warnings = list(base.warnings)
         self._names = {*base.tensors, *map(model_name, apart)}
         self._tensors: dict[str, Tensor] = dict(base.tensors)
         self._inside = inside
@@ -147,6 +149,7 @@ class _Joining:
         opened = open_source(Source(_weights(path)))
         before = len(self.files)
         self.files += opened.files
+        self.warnings += opened.warnings
         for name, content in (*opened.told_by.items(), *((f.name, _hash_of(f.path)) for f in opened.files)):
             self.told_by[f"{whose}{name}"] = content
         tensors = {}

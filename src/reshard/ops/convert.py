@@ -28,7 +28,6 @@ from reshard.ops.options import Means, Options
 from reshard.ops.strange_files import lost_with
 from reshard.planning.bill import Bill, make_bill
 from reshard.planning.catalog import Catalog
-from reshard.planning.identity import STRATEGY
 from reshard.planning.lora_values import LoraMerge
 from reshard.planning.misfits import Misfits, by_tensor
 from reshard.planning.names import NameRules
@@ -220,6 +219,6 @@ def _refuse_replicas(source: Catalog) -> None:
     if not faults:
         return
     told = "replicas differ:\n" + listed(faults)
-    if STRATEGY in source.told_by:
+    if source.by_strategy:
         raise DifferenceError(told, hint="is this the right strategy? a rank that trained apart is broken")
     raise CheckpointError(told, hint="the checkpoint itself says that they are replicas: a rank trained apart")

@@ -64,9 +64,10 @@ def _stated(file: IndexedFile, opened: ReadFile) -> Iterator[StatedCrc]:
 
 def _of_tensors(file: IndexedFile, opened: ReadFile) -> Iterator[int]:
     """What the CRC-32 of a safetensors may be: over names and bytes in the order of names; of MindSpore, which takes
-    an integer without dims for so many zeros, or of others, which take its bytes.
+    an integer without dims for so many zeros, or of others, which take its bytes. Of all that lies in the file: an
+    index may pass over some of it.
     """
-    tensors = sorted(file.contents.tensors.items())
+    tensors = sorted(format_named(file.format).read_index(opened).tensors.items())
     odd = any(_is_integer(stored) for _, stored in tensors)
     for zeros in (True, False) if odd else (False,):
         crc = 0

@@ -114,7 +114,8 @@ class Assembler:
             raise PlanError(
                 "slices that no file holds:\n" + listed(faults),
                 hint="; ".join(self._source_lacks[:_SHOWN])
-                or "bring the missing ranks' files, or check that the strategy is the one of these files",
+                or "bring the missing ranks' files"
+                + (", or check that the strategy is the one of these files" if self._source.by_strategy else ""),
             )
 
 

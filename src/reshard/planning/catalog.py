@@ -17,6 +17,8 @@ from reshard.layout.stages import Strategy, layout_of_full
 from reshard.layout.tensor import MAX_DEVICES, Cell, Layout, Sharding
 
 NO_RANK = -1
+STRATEGY = "strategy"
+"""How ``Catalog.told_by`` calls the source's own."""
 
 
 class IndexedFile(Struct, frozen=True):
@@ -257,6 +259,11 @@ class Catalog(Struct, frozen=True):
     args: Mapping[str, Any] = {}
     kind: str = ""
     dropped: Mapping[str, tuple[str, ...]] = {}
+
+    @property
+    def by_strategy(self) -> bool:
+        """Whether a strategy says how its tensors are cut, which may be that of another job."""
+        return STRATEGY in self.told_by
 
     def rank_of(self, held: Held) -> int:
         """The rank whose file holds a shard; ``NO_RANK`` where it is zeros that no file holds."""

@@ -84,7 +84,8 @@ def decide(
     if maker.faults:
         raise PlanError(
             "nobody can know what these should be:\n" + listed(maker.faults),
-            hint="check both strategies; --missing drop leaves such tensors out",
+            hint=("check both strategies; " if source.by_strategy and target else "")
+            + "--missing drop leaves such tensors out",
         )
     left = tuple(LeftOut(fate, reason, tuple(n)) for (fate, reason), n in maker.left_out.items())
     return Decisions(tuple(maker.kept), left, tuple(maker.warnings))
@@ -112,9 +113,13 @@ class _Decider:
     def begin_merge(self, lora: LoraMerge) -> None:
         """Decide about what an adapter has in place of the base's, and refuse factors that ranks disagree on."""
         disagree = [name for name in lora.used if not self.agreed.get(name, True)]
-        self.faults += [f"{name}: no strategy knows it and its ranks disagree" for name in disagree]
+        self.faults += [f"{name}: {self._disagreeing}" for name in disagree]
         for name in lora.replaced:
             self.leave_out("dropped", "weights of the base, in whose place the adapter's stand", name)
+
+    @property
+    def _disagreeing(self) -> str:
+        return ("no strategy knows it and " if self.source.by_strategy else "") + "its ranks disagree"
 
     def leave_out(self, fate: Literal["dropped", "absent"], reason: str, name: str) -> None:
         self.left_out.setdefault((fate, reason), []).append(name)
@@ -133,13 +138,14 @@ class _Decider:
                 if is_state(name):
                     self.leave_out("dropped", "optimizer states that the target's strategy does not have", name)
                 else:
-                    self.refuse("dropped", "only the source's strategy has it", name)
+                    whose = "source's strategy" if self.source.by_strategy else "source"
+                    self.refuse("dropped", f"only the {whose} has it", name)
                 return
             if not tensor.compared and self._drops_unknown(name):
                 return
         if tensor.compared and not self.agreed[tensor.name]:
             if prod(tensor.spec.shape) != 1:
-                self.refuse("dropped", "no strategy knows it and its ranks disagree", name)
+                self.refuse("dropped", self._disagreeing, name)
                 return
             self.warnings.append(f"{name}: ranks hold different values; each target rank takes its source rank's")
             self.kept.append(Kept(tensor, name, self._layouts(tensor, name), varied=True))

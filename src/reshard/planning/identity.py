@@ -14,13 +14,11 @@ import msgspec
 import xxhash
 
 from reshard.layout.stages import Strategy
-from reshard.planning.catalog import Catalog
+from reshard.planning.catalog import STRATEGY, Catalog
 from reshard.planning.lora_values import LoraMerge
 from reshard.planning.plan import SCHEMA
 from reshard.planning.target import Choices, Kind, Target
 
-STRATEGY = "strategy"
-"""How ``Catalog.told_by`` calls the source's own."""
 NOTES = "schema of the notes"
 """The part that says by which release's rules the others were made."""
 

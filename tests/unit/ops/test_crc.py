@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -70,3 +71,16 @@ def test_every_rank_is_checked(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="rank_1") as caught:
         reshard.plan(tmp_path / "src", tmp_path / "out", Options(str(tmp_path / "strategy"), crc=True))
     assert "rank_0" not in caught.value.message
+
+
+def test_a_file_of_which_an_index_takes_a_part_is_checked_whole(tmp_path: Path) -> None:
+    """The index takes ``w`` from elsewhere; the sum is of all that lies in the file."""
+    v, both = np.ones(3, np.float32), "1523142310"
+    write_file(tmp_path / "src" / "a.safetensors", {"v": v, "w": ONE["w"]}, {"crc_num": both})
+    write_file(tmp_path / "src" / "b.safetensors", ONE, {"crc_num": "1185765979"})
+    index = {"metadata": {}, "weight_map": {"v": "a.safetensors", "w": "b.safetensors"}}
+    (tmp_path / "src" / "model.safetensors.index.json").write_text(json.dumps(index))
+    reshard.plan(tmp_path / "src", tmp_path / "out", CRC)
+    write_file(tmp_path / "src" / "a.safetensors", {"v": v, "w": ONE["w"] + 1}, {"crc_num": both})
+    with pytest.raises(CheckpointError, match="CRC-32 does not fit"):
+        reshard.plan(tmp_path / "src", tmp_path / "out", CRC)
