@@ -18,7 +18,7 @@ from reshard.index import ZEROS
 from reshard.ops.scaling import LoraConfig
 from reshard.planning.catalog import Catalog, Held, IndexedFile, Loose, Tensor
 from reshard.planning.lora import merge_into
-from reshard.planning.lora_names import is_original, lora_name, model_name, seems_lora
+from reshard.planning.lora_names import is_beside, lora_name, model_name, seems_lora
 from reshard.planning.lora_values import Adapter, Combination, How, LoraMerge
 from reshard.storage.storage import join
 from reshard.storage.storages import content_of, storage_of
@@ -101,7 +101,7 @@ def _apart(base: Catalog) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     model: dict[str, Tensor] = {}
     inside: dict[str, Tensor] = {}
     for name, tensor in base.tensors.items():
-        of_adapter = seems_lora(name) or ".modules_to_save." in name or is_original(name) or lora_name(name) is not None
+        of_adapter = seems_lora(name) or ".modules_to_save." in name or is_beside(name) or lora_name(name) is not None
         (inside if of_adapter else model)[name] = tensor
     if twice := [name for name in model if (own := model_name(name)) != name and own in model]:
         raise CheckpointError("names that are one by what the model calls them:\n" + listed(twice))

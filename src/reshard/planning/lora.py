@@ -8,7 +8,7 @@ from reshard.errors import PlanError, listed
 from reshard.planning.catalog import Tensor
 from reshard.planning.lora_hints import Hints
 from reshard.planning.lora_layers import Layers
-from reshard.planning.lora_names import Kind, foreign_style, is_original, lora_name, model_name
+from reshard.planning.lora_names import Kind, foreign_style, is_beside, is_original, lora_name, model_name
 from reshard.planning.lora_replaced import Replacing, is_copy
 from reshard.planning.lora_sums import Sums
 from reshard.planning.lora_values import Adapter, How, LoraMerge, NewRows
@@ -51,7 +51,7 @@ class _Merging:
         for name, tensor in adapter.tensors.items():
             if lora_name(name) is not None:
                 continue
-            if is_original(name):
+            if is_original(name) or is_beside(name):
                 self._used[tensor.name] = _ORIGINALS
             elif adapter.initial and is_copy(name):
                 self._used[tensor.name] = _RESIDUES

@@ -104,11 +104,14 @@ class Layers:
         if self._rules.parameters:
             ends = tuple(f".{end}" for end in self._rules.parameters)
             inside = [n for n in inside if f".{n}".endswith(ends)]
+        inside = [n for n in inside if base[n].spec.dtype in FLOATING]
         found = {n: fits for n in inside if (fits := self._fitting(base[n], pair, embedding=False))}
         if not found:
             of = f" (target_parameters: {', '.join(self._rules.parameters)})" if self._rules.parameters else ""
             raise PlanError(f"{pair[0].name}: {self._hints.no_base(f'{renamed}.weight')}{of}")
         if len(found) > 1:
+            if len({fit.in_out for fits in found.values() for fit in fits}) > 1:
+                self._hints.say_how_stored()
             raise PlanError(f"{pair[0].name}: nothing tells of which parameter it is, {' or '.join(found)}")
         ((name, fitting),) = found.items()
         return _Found(base[name], self._one_fit(base[name], fitting), f"{layer}.{name.rpartition('.')[2]}")

@@ -23,8 +23,11 @@ _PART = re.compile(
     r"|token_adapter\.(?P<tokens>trainable_tokens_delta)(?:\.[^.]+)?)"
 )
 _FRONT = "base_model.model."
-_WRAPPERS = re.compile(r"\.base_layer(?=\.|$)|\.modules_to_save\.[^.]+(?=\.)")
-_ORIGINAL = re.compile(r"\.original_module\.|\.token_adapter\.(?!trainable_tokens_delta)")
+_WRAPPERS = re.compile(
+    r"\.token_adapter(?=\.base_layer\.)|\.base_layer(?=\.|$)|\.modules_to_save\.[^.]+(?=\.)|\.original_module(?=\.)"
+)
+_ORIGINAL = ".original_module."
+_BESIDE = re.compile(r"\.token_adapter\.(?!trainable_tokens_delta|base_layer)")
 _OTHER_STYLES = {
     re.compile(r"\.lora_(?:down|up|mid)\.weight$|^lora_(?:unet|te\d?|transformer)_"): "kohya's",
     re.compile(r"\.lora\.(?:down|up)\.weight$|\.lora_linear_layer\.|_lora\.(?:down|up)\.weight$"): "old diffusers'",
@@ -74,14 +77,14 @@ def model_name(name: str) -> str:
     return _WRAPPERS.sub("", name.removeprefix(_FRONT))
 
 
-def is_wrapped(name: str) -> bool:
-    """Whether a model with adapters in it calls a tensor of the model's own so."""
-    return model_name(name) != name
+def is_beside(name: str) -> bool:
+    """Whether PEFT keeps it beside what an adapter is, and no weight is made of it."""
+    return _BESIDE.search(name) is not None
 
 
 def is_original(name: str) -> bool:
-    """Whether PEFT keeps it beside what replaces it."""
-    return _ORIGINAL.search(name) is not None
+    """Whether it is the model's own that something trained whole stands in place of."""
+    return _ORIGINAL in name
 
 
 def foreign_style(name: str) -> str:
