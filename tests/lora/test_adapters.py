@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import ml_dtypes
@@ -187,6 +188,25 @@ def test_the_bits_of_any_layout(places: Path, tmp_path: Path, source: str, targe
     merge(places, tmp_path / "out", source, dst_strategy=strategy, workers=workers, max_memory_nbytes=small)
     for rank in range(4):
         equal(read_rank(tmp_path / "out", rank), {name: shard_of(made[name], s, rank) for name, s in cut.items()})
+
+
+@pytest.mark.parametrize("target", LAYOUTS)
+@pytest.mark.parametrize("source", ["", "both"])
+def test_the_bits_of_one_rank(places: Path, tmp_path: Path, source: str, target: str) -> None:
+    """Lengths of rows are those of whole rows, of which a rank may have a part."""
+    merge(places, tmp_path / "one.safetensors")
+    made = read_file(tmp_path / "one.safetensors")
+    merge(places, tmp_path / "out", source, dst_strategy=str(places / f"s-{target}"), ranks=frozenset({3}))
+    cut = LAYOUTS[target]
+    equal(read_rank(tmp_path / "out", 3), {name: shard_of(made[name], s, 3) for name, s in cut.items()})
+
+
+def test_lengths_of_rows_that_no_file_holds_whole(places: Path, tmp_path: Path) -> None:
+    for name in ("s-both", "adapter"):
+        shutil.copytree(places / name, tmp_path / name)
+    shutil.copytree(places / "both", tmp_path / "both", ignore=shutil.ignore_patterns("rank_1"))
+    with pytest.raises(PlanError, match=r"dora\.weight: 25% missing"):
+        merge(tmp_path, tmp_path / "out", "both", dst_strategy=str(tmp_path / "s-both"), ranks=frozenset({0}))
 
 
 def test_blocks_of_a_few_elements(places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
