@@ -35,11 +35,15 @@ def remount(folder: Path, options: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{options}", folder], check=True)
 
 
-def ext4_image(path: Path, nbytes: int) -> Path:
-    """A file that holds an empty file system."""
-    if shutil.which("mkfs.ext4") is None:
-        pytest.skip("needs mkfs.ext4")
-    with open(path, "wb") as image:
-        image.truncate(nbytes)
-    subprocess.run(["mkfs.ext4", "-q", "-F", path], check=True)
+def image(path: Path, nbytes: int, kind: str, *how: str) -> Path:
+    """A file that holds an empty file system. ``how``: what the program that makes it is told."""
+    if shutil.which(f"mkfs.{kind}") is None:
+        pytest.skip(f"needs mkfs.{kind}")
+    with open(path, "wb") as made:
+        made.truncate(nbytes)
+    subprocess.run([f"mkfs.{kind}", "-q", *how, path], check=True, stderr=subprocess.DEVNULL)
     return path
+
+
+def ext4_image(path: Path, nbytes: int) -> Path:
+    return image(path, nbytes, "ext4", "-F")

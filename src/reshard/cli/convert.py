@@ -132,6 +132,8 @@ def bill_lines(bill: Bill) -> list[str]:
         f"memory   {shown_nbytes(bill.memory_nbytes)} at most",
         f"work     {counted(bill.workers, 'worker')}, {counted(bill.tasks, 'read group')}",
     ]
+    if bill.shared_nbytes:
+        lines.append(f"shares   {shown_nbytes(bill.shared_nbytes)} of them with the source: they take no space")
     if bill.linked_files:
         lines.append(f"links    {bill.linked_files:,} files share the bytes of an equal one")
     lines += [f"dropped  {n:,}: {reason}" for reason, n in bill.dropped.items()]
@@ -143,12 +145,13 @@ def summary(done: Conversion) -> list[str]:
     """Three lines: what there is now, what it took, and what is not in it; one more where values did not fit."""
     bill = done.bill
     rate = done.written_nbytes / done.seconds if done.seconds else 0
+    shared = f" ({shown_nbytes(done.shared_nbytes)} of them shared with the source)" if done.shared_nbytes else ""
     kept = f", {done.skipped_files} were whole already" if done.skipped_files else ""
     left = [f"{n:,} dropped ({reason})" for reason, n in bill.dropped.items()]
     left += [f"{n:,} absent ({reason})" for reason, n in bill.absent.items()]
     lines = [
         f"{done.target}: {counted(bill.target_files, 'file')} of {counted(bill.tensors, 'tensor')}{kept}",
-        f"{shown_nbytes(done.read_nbytes)} read, {shown_nbytes(done.written_nbytes)} written "
+        f"{shown_nbytes(done.read_nbytes)} read, {shown_nbytes(done.written_nbytes)} written{shared} "
         f"in {shown_seconds(done.seconds)} ({shown_nbytes(rate)}/s)",
     ]
     read_again = f"; verified: {shown_nbytes(done.verified_nbytes)} read again, all as written"

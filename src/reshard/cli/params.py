@@ -171,6 +171,17 @@ _CONVERSION: dict[str, tuple[Any, Any]] = {
         ],
         "copy",
     ),
+    "reflink": (
+        Annotated[
+            str,
+            typer.Option(
+                metavar="auto|always|never",
+                help="Share blocks with SRC where the file system can.",
+                autocompletion=one_of("auto", "always", "never"),
+            ),
+        ],
+        "auto",
+    ),
     "max_rate": (Annotated[str, typer.Option(metavar="500MiB/s", help="Write no faster.")], ""),
     "workers": (Annotated[str, typer.Option(metavar="N|auto", help="Threads.")], "auto"),
     "max_memory": (Annotated[str, typer.Option(metavar="2GiB", help="Stay below.")], ""),
@@ -320,6 +331,7 @@ def conversion_options(given: dict[str, Any]) -> Options:
         check_replicas=given["check_replicas"],
         crc=given["crc"],
         naming=naming_of(given),
+        reflink=given.get("reflink", "auto"),
         **_means(given),
     )
 

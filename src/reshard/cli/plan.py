@@ -51,5 +51,5 @@ def plan(
     free = free_nbytes(Place.of(dst, single=False))
     say("\n".join(bill_lines(bill)))
     if free is not None:
-        verdict = "enough" if free >= bill.written_nbytes else "NOT ENOUGH"
+        verdict = "enough" if free >= bill.written_nbytes - bill.shared_nbytes else "NOT ENOUGH"
         say(f"disk     {shown_nbytes(free)} free: {verdict}")

@@ -101,4 +101,5 @@ class Reporting:
             done.verified_nbytes,
             options.checksum,
             tuple(phases),
+            done.shared_nbytes,
         )

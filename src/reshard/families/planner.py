@@ -54,6 +54,7 @@ def make_plan(source: Catalog, target: Target, choices: Choices) -> Plan:
         target.part,
         files.closing,
         files.named_by,
+        target.shared_block_nbytes,
     )
     draft.assembler.prove_covered(plan)
     return plan

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
+
+from msgspec import Struct
 
 from reshard.index import Contents, Frame, StatedCrc, TensorSpec
 
@@ -50,3 +52,19 @@ class Format(Framed, Protocol):
     def crcs(self, source: ByteRanges) -> Sequence[StatedCrc]:
         """The CRC-32 sums that a file states of its bytes; none where it states none. Raises FormatError."""
         ...
+
+
+class Phases(Struct, frozen=True):
+    """Where in a block of ``block_nbytes`` tensors, by name, should begin; those that do not care are absent."""
+
+    block_nbytes: int
+    begins: Mapping[str, int]
+
+
+@runtime_checkable
+class Phased(Protocol):
+    """A format that may lay tensors out so that they lie in the blocks of a file system as they wish."""
+
+    def frame_in_phase(
+        self, tensors: Mapping[str, TensorSpec], texts: Mapping[str, str], notes: Mapping[str, str], phases: Phases
+    ) -> Frame: ...

@@ -15,9 +15,9 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from reshard.dtypes import ITEMSIZE
 from reshard.errors import FormatError
-from reshard.formats.base import SHARDING, ByteRanges
+from reshard.formats.base import SHARDING, ByteRanges, Phases
+from reshard.formats.phase import ALIGNED_NBYTES, in_phase, width
 from reshard.index import Contents, Extent, Frame, StatedCrc, Stored, TensorSpec
 
 _TYPES = {
@@ -49,41 +49,53 @@ class Safetensors(Struct, frozen=True):
         return read(header, source.nbytes)
 
     def frame(self, tensors: Mapping[str, TensorSpec], texts: Mapping[str, str], notes: Mapping[str, str]) -> Frame:
-        if _METADATA in tensors:
-            raise FormatError("a tensor named '__metadata__' cannot be stored in safetensors", hint="--rename it")
-        taken = sorted(n for n in texts if n in NOTES or n in tensors)
-        if taken:
-            raise FormatError(
-                f"string {taken[0]!r} would be taken for something else in safetensors", hint="--rename or --exclude it"
-            )
-        # widest elements first, so that each tensor begins at a multiple of its element size; of three bytes, anywhere
-        order = sorted(
-            tensors, key=lambda name: (-(ITEMSIZE[tensors[name].dtype] & -ITEMSIZE[tensors[name].dtype]), name)
-        )
-        marks = {name: _INT4 for name in order if tensors[name].dtype == "int4x2"}
-        metadata = {**texts, **marks, **notes}
-        header: dict[str, Any] = {_METADATA: metadata} if metadata else {}
-        at = 0
-        places = {}
-        for name in order:
-            spec = tensors[name]
-            places[name] = Extent(at, spec.nbytes)
-            code, shape = _written(name, spec)
-            header[name] = {"dtype": code, "shape": shape, "data_offsets": (at, at + spec.nbytes)}
-            at += spec.nbytes
-        text = msgspec.json.encode(header)
-        text += b" " * (-len(text) % 8)
-        if len(text) > _MAX_HEADER_NBYTES:
-            raise FormatError(
-                f"a header of {len(text):,} bytes, readers take {_MAX_HEADER_NBYTES:,} at most",
-                hint="write several files: --max-shard-size 5GiB",
-            )
-        head = len(text).to_bytes(8, "little") + text
-        holes = {name: (Extent(e.offset + len(head), e.nbytes),) for name, e in places.items()}
-        return Frame(len(head) + at, ((0, head),), holes)
+        # widest elements first, so that each tensor begins at a multiple of its element size
+        order = sorted(tensors, key=lambda name: (-width(tensors[name]), name))
+        return _framed({name: tensors[name] for name in order}, texts, notes, (ALIGNED_NBYTES, 0))
+
+    def frame_in_phase(
+        self, tensors: Mapping[str, TensorSpec], texts: Mapping[str, str], notes: Mapping[str, str], phases: Phases
+    ) -> Frame:
+        """As ``frame``, but in such an order, and with so many spaces after the header, that tensors lie in phase."""
+        begin, order = in_phase(tensors, phases)
+        return _framed({name: tensors[name] for name in order}, texts, notes, (phases.block_nbytes, begin))
 
     def crcs(self, source: ByteRanges) -> tuple[StatedCrc, ...]:
         return ()
+
+
+def _framed(
+    tensors: Mapping[str, TensorSpec], texts: Mapping[str, str], notes: Mapping[str, str], begin: tuple[int, int]
+) -> Frame:
+    """Tensors in this order. ``begin``: bytes of a block, and where in one the first tensor begins."""
+    if _METADATA in tensors:
+        raise FormatError("a tensor named '__metadata__' cannot be stored in safetensors", hint="--rename it")
+    taken = sorted(n for n in texts if n in NOTES or n in tensors)
+    if taken:
+        raise FormatError(
+            f"string {taken[0]!r} would be taken for something else in safetensors", hint="--rename or --exclude it"
+        )
+    marks = {name: _INT4 for name, spec in tensors.items() if spec.dtype == "int4x2"}
+    metadata = {**texts, **marks, **notes}
+    header: dict[str, Any] = {_METADATA: metadata} if metadata else {}
+    at = 0
+    places = {}
+    for name, spec in tensors.items():
+        places[name] = Extent(at, spec.nbytes)
+        code, shape = _written(name, spec)
+        header[name] = {"dtype": code, "shape": shape, "data_offsets": (at, at + spec.nbytes)}
+        at += spec.nbytes
+    text = msgspec.json.encode(header)
+    block_nbytes, place = begin
+    text += b" " * ((place - 8 - len(text)) % block_nbytes)
+    if len(text) > _MAX_HEADER_NBYTES:
+        raise FormatError(
+            f"a header of {len(text):,} bytes, readers take {_MAX_HEADER_NBYTES:,} at most",
+            hint="write several files: --max-shard-size 5GiB",
+        )
+    head = len(text).to_bytes(8, "little") + text
+    holes = {name: (Extent(e.offset + len(head), e.nbytes),) for name, e in places.items()}
+    return Frame(len(head) + at, ((0, head),), holes)
 
 
 def _written(name: str, spec: TensorSpec) -> tuple[str, tuple[int, ...]]:

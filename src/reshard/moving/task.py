@@ -16,7 +16,8 @@ from reshard.moving.ordered_write import InOrder
 from reshard.moving.scratch import Scratch
 from reshard.moving.task_inputs import Sources
 from reshard.planning.misfits import ShardMisfits
-from reshard.planning.plan import FileResult, Task, check_runs
+from reshard.planning.plan import FileResult, Move, Task, check_runs
+from reshard.planning.shared import shared_of, without_shared
 from reshard.storage.storage import NewFile, Storage, join
 from reshard.storage.storages import storage_of
 
@@ -33,6 +34,7 @@ class Settings(Struct, frozen=True):
     Attributes:
         folder: what file names are relative to.
         upload_nbytes: what the new files of a task may keep in memory together, where they are uploaded.
+        shared_block_nbytes: of a file system that lets files share blocks; 0 where all is copied.
     """
 
     folder: str
@@ -40,6 +42,7 @@ class Settings(Struct, frozen=True):
     fsync: bool = True
     checksum: bool = True
     upload_nbytes: int = 0
+    shared_block_nbytes: int = 0
 
 
 class TaskRun:
@@ -54,14 +57,27 @@ class TaskRun:
         self._misfits: dict[tuple[int, str], ShardMisfits] = {}
         self._lock = threading.Lock()
         self._files: dict[int, NewFile] = {}
+        block_nbytes = settings.shared_block_nbytes
+        self._shared = shared_of(task.moves, block_nbytes) if block_nbytes else {}
         try:
             self._create_files()
             new = [self._files[number] for number in range(len(task.files))]
             kind = InOrder if storage.front_to_back else AnyOrder
             self._writer = kind(task.files, new, on_bytes, checksum=settings.checksum)
+            self._moves = self._left_to_do()
         except BaseException:
             self.abandon()
             raise
+
+    def _left_to_do(self) -> tuple[Move, ...]:
+        """Nothing has to be read of what files share, unless it is hashed."""
+        shared = {n: new.shared for n, new in self._files.items() if new.shared and not self._task.files[n].checksums}
+        if self._settings.checksum or not shared or not isinstance(self._writer, AnyOrder):
+            return self._task.moves
+        rest = without_shared(self._task.moves, shared)
+        for file, start, stop in rest.held:
+            self._writer.held(file, start, stop)
+        return rest.moves
 
     def _create_files(self) -> None:
         """Several at once: to take the space of a file costs time on some file systems, and a round trip on others."""
@@ -73,7 +89,12 @@ class TaskRun:
         file = self._task.files[number]
         buffer_nbytes = self._settings.upload_nbytes // len(self._task.files)
         path, fsync = join(self._settings.folder, file.path), self._settings.fsync
-        self._files[number] = self._storage.create(path, file.nbytes, fsync=fsync, buffer_nbytes=buffer_nbytes)
+        share = [
+            (s.offset, s.nbytes, self._sources.opened(s.source), s.source_offset) for s in self._shared.get(number, ())
+        ]
+        self._files[number] = self._storage.create(
+            path, file.nbytes, fsync=fsync, buffer_nbytes=buffer_nbytes, share=share
+        )
 
     def write_headers(self) -> None:
         """Raises StorageError. May go on while lots are carried out."""
@@ -88,7 +109,7 @@ class TaskRun:
         lot_nbytes = self._writer.lot_nbytes(fair_nbytes, self._settings.block_nbytes)
         most = _REMOTE_MOVES if any(storage_of(source.path).remote for source in self._task.sources) else _MANY
         room = lot_nbytes
-        for move in self._writer.ordered(self._task.moves):
+        for move in self._writer.ordered(self._moves):
             mover = Mover(move, self._sources, self._scratch, self._settings.block_nbytes, self._note)
             blocks = len(mover.blocks)
             block_nbytes = max(mover.blocks.hull.size * ITEMSIZE[move.step.base.dtype] // max(blocks, 1), 1)
@@ -115,7 +136,8 @@ class TaskRun:
             runs = tuple(sorted(self._writer.finish(i), key=lambda r: (r.offset, r.nbytes)))
             read = self._sources.read_nbytes if i == 0 else 0
             misfits = tuple(found for (at, _), found in sorted(self._misfits.items()) if at == i)
-            results.append(FileResult(file.path, file.nbytes, runs, read, misfits=misfits))
+            shared = sum(stop - start for start, stop in self._files[i].shared)
+            results.append(FileResult(file.path, file.nbytes, runs, read, misfits=misfits, shared_nbytes=shared))
             check_runs(results[-1])
         self._sources.check_unchanged()
         self._sources.close()

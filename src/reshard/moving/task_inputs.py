@@ -87,7 +87,7 @@ class Sources:
                 raise RunError(f"{at} bytes for {len(buffer)} that are wanted", self._files[access.file].path)
         for number, parts in by_file.items():
             gap_nbytes = _REMOTE_GAP_NBYTES if storage_of(self._files[number].path).remote else _GAP_NBYTES
-            _read_parts(self._file(number), parts, gap_nbytes)
+            _read_parts(self.opened(number), parts, gap_nbytes)
             with self._lock:
                 self.read_nbytes += sum(len(part) for _, _, part, _ in parts)
 
@@ -98,7 +98,8 @@ class Sources:
         self.read_into(Access(0, held.file, box, extents), memoryview(buffer))
         return buffer
 
-    def _file(self, number: int) -> ReadFile:
+    def opened(self, number: int) -> ReadFile:
+        """Raises CheckpointError where it is not the file that was planned."""
         with self._lock:
             file = self._open.get(number)
         if file is not None:
@@ -115,7 +116,7 @@ class Sources:
 
     def check(self, number: int) -> None:
         """Raises CheckpointError where a file is not the one that was planned."""
-        self._file(number)
+        self.opened(number)
 
     def check_unchanged(self) -> None:
         """Raises CheckpointError where a file was written to while it was read."""

@@ -25,7 +25,8 @@ _CONNECTION_NBYTES = 4 << 20
 class Budget(Struct, frozen=True):
     """What the carrying out of a plan may take: threads, and bytes.
 
-    ``upload_nbytes`` are those of one task; ``others_nbytes`` all that is taken beside blocks.
+    ``upload_nbytes`` are those of one task; ``others_nbytes`` all that is taken beside blocks; ``shared_nbytes`` of the
+    target need no room on the disk.
     """
 
     workers: int
@@ -33,6 +34,7 @@ class Budget(Struct, frozen=True):
     max_files: int = MAX_FILES
     upload_nbytes: int = 0
     others_nbytes: int = 0
+    shared_nbytes: int = 0
 
 
 def budget_of(plan: Plan, dst: str, means: Means) -> Budget:

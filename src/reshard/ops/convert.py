@@ -33,8 +33,10 @@ from reshard.planning.misfits import Misfits, by_tensor
 from reshard.planning.names import NameRules
 from reshard.planning.plan import Plan
 from reshard.planning.target import Choices, Kind, Target
+from reshard.storage.clones import block_shared_by
 from reshard.storage.machine import set_aside
 from reshard.storage.storage import join
+from reshard.storage.storages import storage_of
 from reshard.target.overwrite import Replacement
 from reshard.target.preflight import refuse_occupied, refuse_source
 from reshard.target.target_paths import Place
@@ -49,6 +51,7 @@ class Conversion(Struct, frozen=True):
         skipped_files: were whole already when it began.
         missing_files: of the target, that others still have to make.
         misfits: values of the target, as far as it is made, that a cast or a sum could not keep, by tensor.
+        shared_nbytes: of what was written, what the files share with the source's.
     """
 
     target: str
@@ -61,6 +64,7 @@ class Conversion(Struct, frozen=True):
     missing_files: int = 0
     warnings: tuple[str, ...] = ()
     misfits: tuple[Misfits, ...] = ()
+    shared_nbytes: int = 0
 
 
 def plan(src: str | Path, dst: str | Path, options: Options | None = None) -> Plan:
@@ -98,8 +102,29 @@ def plan_from(
     crcs = check_crcs(source) if options.crc else ()
     source = replace(source, warnings=(*source.warnings, *crcs))
     kind = kind or kind_asked(options.asked(Path(dst).name if names_file(dst) else ""), source)
-    target = Target(kind, ALIASES.get(options.dtype, options.dtype), options.ranks, options.share)
+    dtype, block_nbytes = ALIASES.get(options.dtype, options.dtype), _shared_block(source, dst, options)
+    target = Target(kind, dtype, options.ranks, options.share, block_nbytes)
     return planned(source, target, Choices(options.names, options.missing, lora=lora))
+
+
+def _shared_block(source: Catalog, dst: str, options: Options) -> int:
+    """The bytes of a block that files of the target can share with the source's; 0 where they cannot, or shall not.
+
+    Raises UsageError where they must.
+    """
+    if options.reflink == "never" or options.nodes_local:
+        return 0
+    place = Place.of(dst, single=names_file(dst))
+    largest = max(source.files, key=lambda file: file.nbytes)
+    near = place.local and not storage_of(largest.path).remote
+    block_nbytes = block_shared_by(largest.path, place.folder) if near else 0
+    if options.reflink == "always" and not block_nbytes:
+        raise UsageError(
+            f"--reflink always, and no file there can share blocks with {largest.path}",
+            place.folder,
+            "both must lie on one file system that has clones, as XFS and Btrfs; --reflink auto copies otherwise",
+        )
+    return block_nbytes
 
 
 def convert(
@@ -139,6 +164,7 @@ def execute(plan: Plan, dst: str | Path, means: Means, observer: Observer) -> Co
     try:
         budget = budget_of(plan, str(dst), means)
         bill = _bill(plan, means, budget)
+        budget = replace(budget, shared_nbytes=bill.shared_nbytes)
         if means.nodes_local:
             done = fill_on_nodes(plan, place, means, observer)
         else:
@@ -166,6 +192,7 @@ def execute(plan: Plan, dst: str | Path, means: Means, observer: Observer) -> Co
         done.missing_files,
         (*_warnings(done.hard_links, misfits), *gone),
         misfits,
+        done.shared_nbytes,
     )
 
 

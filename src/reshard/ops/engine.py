@@ -38,7 +38,8 @@ def carried_out(
     plan: Plan, folder: str, means: Means, budget: Budget, on_bytes: OnBytes
 ) -> Generator[list[FileResult], None, None]:
     """The results of a plan's tasks, as they come."""
-    settings = Settings(folder, budget.block_nbytes, means.fsync, means.checksum, budget.upload_nbytes)
+    shared, uploads = plan.shared_block_nbytes, budget.upload_nbytes
+    settings = Settings(folder, budget.block_nbytes, means.fsync, means.checksum, uploads, shared)
     most = most_files(plan, means, budget)
     if means.engine == "local":
         executor = LocalExecutor(settings, budget.workers, on_bytes, storage_of(folder))

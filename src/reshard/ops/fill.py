@@ -32,6 +32,7 @@ class Filled(Struct, frozen=True):
     missing_files: int = 0
     hard_links: int = 0
     verified_nbytes: int = 0
+    shared_nbytes: int = 0
     misfits: tuple[ShardMisfits, ...] = ()
 
     def __add__(self, other: Filled) -> Filled:
@@ -42,6 +43,7 @@ class Filled(Struct, frozen=True):
             self.missing_files + other.missing_files,
             self.hard_links + other.hard_links,
             self.verified_nbytes + other.verified_nbytes,
+            self.shared_nbytes + other.shared_nbytes,
             tuple(dict.fromkeys((*self.misfits, *other.misfits))),
         )
 
@@ -54,7 +56,7 @@ def joins(plan: Plan, means: Means) -> bool:
 def fill(plan: Plan, place: Place, means: Means, budget: Budget, observer: Observer) -> Filled:
     """Make the plan's files that are not whole yet, then the manifest."""
     join = joins(plan, means)
-    check_room(place, 0 if join or means.link_replicas else plan.nbytes)
+    check_room(place, 0 if join or means.link_replicas else plan.nbytes - budget.shared_nbytes)
     allow_many_files()
     filling = Filling(place, plan, join=join)
     on_bytes: OnBytes = observer.advance
@@ -75,6 +77,7 @@ def fill(plan: Plan, place: Place, means: Means, budget: Budget, observer: Obser
                         sum(r.read_nbytes for r in results),
                         len(results),
                         hard_links=sum(r.link == "hardlink" for r in results),
+                        shared_nbytes=sum(r.shared_nbytes for r in results if not r.link),
                     )
         finally:
             observer.end()

@@ -24,6 +24,7 @@ _MIN_BLOCK_NBYTES = 64 << 10
 _RESERVED_NBYTES = 96 << 20
 
 Engine = Literal["local", "ray"]
+Reflink = Literal["auto", "always", "never"]
 
 
 class NodeRanks(Struct, frozen=True):
@@ -110,6 +111,8 @@ class Options(Means, frozen=True):
         check_replicas: read all replicas and refuse those that differ.
         crc: check the CRC-32 of sources that state one and write it into .ckpt targets.
         naming: the convention of names that the target gets.
+        reflink: whether files of the target share blocks with the source's, where the file system can (``auto``), or it
+            is an error (``always``). Safetensors files are laid out so that many can.
     """
 
     src_strategy: str | Strategy = ""
@@ -134,9 +137,12 @@ class Options(Means, frozen=True):
     check_replicas: bool = False
     crc: bool = False
     naming: Naming = field(default_factory=Naming)
+    reflink: Reflink = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.reflink not in ("auto", "always", "never"):
+            raise UsageError(f"--reflink {self.reflink!r}", hint="one of: auto, always, never")
         if self.share and self.overwrite:
             raise UsageError("--share and --overwrite contradict each other", hint="remove the old target first")
         if self.share and self.ranks is not None:

@@ -12,7 +12,8 @@ from reshard.dtypes import ITEMSIZE
 from reshard.index import ZEROS
 from reshard.planning.blocks import Blocks
 from reshard.planning.plan import Move, Piece, Plan, PlannedFile, PlannedTensor
-from reshard.planning.tasks import MAX_FILES, groups, needed, seen
+from reshard.planning.shared import shared_of
+from reshard.planning.tasks import MAX_FILES, groups, needed, seen, tasks
 
 _BASE_MEMORY_NBYTES = 96 << 20
 BUFFERS_A_WORKER = 3
@@ -27,6 +28,7 @@ class Bill(Struct, frozen=True):
         read_nbytes: bytes that will be read; more than needed where a group of files takes a narrow part of long rows.
         written_nbytes: bytes that will be written, headers included; the disk space that the target takes.
         linked_files: files that share the bytes of an equal one (``--replicas link``).
+        shared_nbytes: of what is written, what files share with the source's, and so take no space for.
         largest_file_nbytes, smallest_file_nbytes: the balance of the target.
         block_nbytes: bytes that a worker reads and writes at a time, at most.
         memory_nbytes: an upper bound of the buffers and the program.
@@ -49,6 +51,7 @@ class Bill(Struct, frozen=True):
     dropped: dict[str, int]
     absent: dict[str, int]
     warnings: tuple[str, ...]
+    shared_nbytes: int = 0
 
 
 def make_bill(
@@ -86,7 +89,16 @@ def make_bill(
         dropped=left["dropped"],
         absent=left["absent"],
         warnings=plan.warnings,
+        shared_nbytes=_shared(plan, link_replicas=link_replicas, max_files=max_files),
     )
+
+
+def _shared(plan: Plan, *, link_replicas: bool, max_files: int) -> int:
+    if not plan.shared_block_nbytes:
+        return 0
+    made = tasks(plan, link_replicas=link_replicas, max_files=max_files, together=True)
+    found = (shared_of(task.moves, plan.shared_block_nbytes) for task in made)
+    return sum(run.nbytes for by_file in found for runs in by_file.values() for run in runs)
 
 
 class ReadCount:

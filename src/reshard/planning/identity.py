@@ -44,6 +44,7 @@ def parts_of_identity(source: Catalog, target: Target, choices: Choices) -> dict
         "kind of target": target.kind.name,
         **dict(_said(target.kind)),
         "dtype": target.dtype,
+        **({"shared blocks of": str(target.shared_block_nbytes)} if target.shared_block_nbytes else {}),
     }
 
 

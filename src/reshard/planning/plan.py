@@ -234,6 +234,7 @@ class Plan(Struct, frozen=True):
             makes.
         made_of: what the identity stands for, part by part: values, or hashes of what is long.
         part: whether ``files`` are some ranks' or a share of the whole target, which others may be making too.
+        shared_block_nbytes: of a file system where target files may share blocks with source files; 0 for no such.
     """
 
     sources: tuple[SourceFile, ...]
@@ -250,6 +251,7 @@ class Plan(Struct, frozen=True):
     part: Part = ""
     closing: tuple[SmallFile, ...] = ()
     named_by: tuple[str, ...] = ()
+    shared_block_nbytes: int = 0
     schema: int = SCHEMA
 
     def __repr__(self) -> str:
@@ -374,7 +376,8 @@ class Run(Struct, frozen=True):
 class FileResult(Struct, frozen=True):
     """A file that is whole. ``link`` says how it shares the bytes of another, empty where it was written.
 
-    ``read_nbytes`` is what its whole task read, noted with the task's first file.
+    ``read_nbytes`` is what its whole task read, noted with the task's first file; ``shared_nbytes`` are those that it
+    has in common with source files.
     """
 
     path: str
@@ -383,6 +386,7 @@ class FileResult(Struct, frozen=True):
     read_nbytes: int = 0
     link: Link = ""
     misfits: tuple[ShardMisfits, ...] = ()
+    shared_nbytes: int = 0
 
 
 def check_runs(result: FileResult) -> None:

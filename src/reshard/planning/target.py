@@ -9,7 +9,8 @@ from msgspec import Struct, field
 
 from reshard.dtypes import FLOATING
 from reshard.errors import UsageError, counted
-from reshard.formats.base import Format, Framed
+from reshard.formats.base import Format, Framed, Phased, Phases
+from reshard.index import Extent
 from reshard.layout.stages import Strategy
 from reshard.layout.tensor import Layout
 from reshard.planning.assembly import ANY_RANK, Assembler
@@ -17,8 +18,10 @@ from reshard.planning.catalog import Catalog
 from reshard.planning.decide import Decisions, Kept, Missing
 from reshard.planning.lora_values import LoraMerge
 from reshard.planning.names import NameRules
-from reshard.planning.plan import FileForm, Part, PlannedFile, Slot, SmallFile
+from reshard.planning.plan import FileForm, Part, Piece, PlannedFile, Slot, SmallFile
+from reshard.planning.shared import LEAST_NBYTES, same_bytes
 from reshard.planning.shares import Group, Share, divided
+from reshard.planning.tasks import seen
 
 
 class Files(Struct, frozen=True):
@@ -77,12 +80,14 @@ class Target(Struct, frozen=True):
         dtype: floating weights are cast to this.
         ranks: only these target ranks; None for all.
         share: only the files of this share; None for all.
+        shared_block_nbytes: of the file system that it goes to, where files can share blocks with the source's; else 0.
     """
 
     kind: Kind
     dtype: str = ""
     ranks: frozenset[int] | None = None
     share: Share | None = None
+    shared_block_nbytes: int = 0
 
     def __post_init__(self) -> None:
         if self.dtype and self.dtype not in FLOATING:
@@ -188,11 +193,28 @@ class Draft:
         if key not in self._numbers:
             tensors = self.assembler.tensors
             specs = {tensors[t].name: tensors[t].spec.of_shape(self._shapes[n]) for t, n in cuts}
-            frame = format.frame(specs, dict(texts), dict(notes))
+            if self.target.shared_block_nbytes and isinstance(format, Phased):
+                frame = format.frame_in_phase(specs, dict(texts), dict(notes), self._phases(cuts))
+            else:
+                frame = format.frame(specs, dict(texts), dict(notes))
             slots = tuple(Slot(t, n, frame.holes[tensors[t].name]) for t, n in cuts)
             self._numbers[key] = len(self.forms)
             self.forms.append(FileForm(frame.nbytes, frame.pieces, slots, frame.checksums, dict(texts), dict(notes)))
         return self._numbers[key]
+
+    def _phases(self, cuts: tuple[Cut, ...]) -> Phases:
+        """Where in a block the first rank's shards lie in the source; where these are whole blocks, all others, too."""
+        layouts, tensors, block_nbytes = list(self.layouts), self.assembler.tensors, self.target.shared_block_nbytes
+        begins = {}
+        for t, n in cuts:
+            spec = tensors[t].spec.of_shape(self._shapes[n])
+            if spec.nbytes < LEAST_NBYTES:
+                continue
+            pieces = seen(Piece(0, layouts[n].box(0), (Extent(0, spec.nbytes),)), tensors[t])
+            runs = [run for piece in pieces for run in same_bytes(tensors[t].step, spec.dtype, piece)]
+            if runs:
+                begins[tensors[t].name] = max(runs, key=lambda run: run.nbytes).shift % block_nbytes
+        return Phases(block_nbytes, begins)
 
     def asked_for(self, files: Sequence[PlannedFile]) -> tuple[PlannedFile, ...]:
         """Those of all the target's files that are to be made: of the ranks or of the share that were asked for."""

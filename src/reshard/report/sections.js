@@ -51,6 +51,7 @@ function summary() {
         tile(shownBytes(bill.memory_nbytes), words.memory),
         counted(bill.workers, words.workers),
         counted(bill.tasks, words.groups),
+        bill.shared_nbytes ? tile(shownBytes(bill.shared_nbytes), words.shared) : "",
         bill.linked_files ? tile(shownCount(bill.linked_files), words.linked) : "",
       ]),
     );
@@ -241,6 +242,7 @@ function run() {
     tile(shownBytes(RUN.read_nbytes), words.read),
     tile(shownBytes(RUN.written_nbytes), words.written),
     tile(`${shownBytes(RUN.seconds ? RUN.written_nbytes / RUN.seconds : 0)}/s`, words.rate),
+    RUN.shared_nbytes ? tile(shownBytes(RUN.shared_nbytes), words.shared) : "",
     RUN.skipped_files ? tile(RUN.skipped_files, words.skipped) : "",
   ];
   return [

@@ -148,6 +148,7 @@ class Run(Struct, frozen=True):
     verified_nbytes: int
     checksum: bool
     phases: tuple[Phase, ...]
+    shared_nbytes: int = 0
 
 
 class Print(Struct, frozen=True):

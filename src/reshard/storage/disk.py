@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import os
 import stat
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 
 from reshard.errors import CheckpointError, StorageError
 from reshard.planning.plan import Link
+from reshard.storage.clones import clone_file, clone_range
 from reshard.storage.machine import filesystem
-from reshard.storage.storage import PART, Entry, NewFile, ReadFile, reported
+from reshard.storage.storage import PART, Entry, NewFile, ReadFile, Share, reported
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _AT_FDCWD = -100  # linux/fcntl.h
 _RENAME_EXCHANGE = 2  # linux/fs.h
 _SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
-_FICLONE = 0x40049409  # linux/fs.h
 _IOV_MAX_NBYTES = 1 << 30  # Linux moves at most 2 GiB a call
 _WRITE_NBYTES = 1 << 20  # a call: ext4 looks for as much memory in one piece, and on a busy machine long for more
 _SYNCED_NBYTES = 4 << 20
@@ -47,6 +50,10 @@ class DiskFile:
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         read_all(self._fd, self.path, offset, buffer)
+
+    def cloned_to(self, fd: int, offset: int, own_offset: int, nbytes: int) -> bool:
+        """Let another file share whole blocks of this one; False where the file system cannot. Raises OSError."""
+        return clone_range(fd, offset, self._fd, own_offset, nbytes)
 
     def changed(self) -> bool:
         with reported(self.path):
@@ -77,9 +84,11 @@ class DiskNewFile:
     early, but in memory. Where another process begins the same file, the first one cannot give it its name any more.
 
     One that is to be synchronised goes to the disk while it is written, or all of it would wait for the end.
+
+    What it can share with other files it holds from the beginning: of what is written there it takes nothing.
     """
 
-    def __init__(self, path: str, nbytes: int, *, fsync: bool) -> None:
+    def __init__(self, path: str, nbytes: int, *, fsync: bool, share: Sequence[Share] = ()) -> None:
         self.path = path
         self._fsync = fsync
         self._unsynced_nbytes = 0
@@ -90,14 +99,38 @@ class DiskNewFile:
             Path(self._part).unlink(missing_ok=True)
             self._fd = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
             self._status = os.fstat(self._fd)
+        self.shared: Sequence[tuple[int, int]] = ()
         try:
             with reported(self._part):
-                _allocate(self._fd, self._part, nbytes)
+                if share:
+                    os.truncate(self._fd, nbytes)
+                    self.shared = _cloned(self._fd, share)
+                for start, stop in self._own(0, nbytes):
+                    _allocate(self._fd, self._part, start, stop - start)
         except BaseException:
             self.abandon()
             raise
 
+    def _own(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """What of some bytes is not shared."""
+        first = bisect_right(self.shared, start, key=itemgetter(1))
+        for shared_start, shared_stop in islice(self.shared, first, None):
+            if shared_start >= stop:
+                break
+            if start < shared_start:
+                yield start, shared_start
+            start = shared_stop
+        if start < stop:
+            yield start, stop
+
     def write(self, offset: int, data: memoryview) -> None:
+        if not self.shared:
+            self._write(offset, data)
+            return
+        for start, stop in self._own(offset, offset + len(data)):
+            self._write(start, data[start - offset : stop - offset])
+
+    def _write(self, offset: int, data: memoryview) -> None:
         done = 0
         with reported(self._part):
             while done < len(data):
@@ -139,18 +172,25 @@ class DiskNewFile:
             os.close(fd)
 
 
-def _allocate(fd: int, path: str, nbytes: int) -> None:
-    if not nbytes:
-        return
+def _allocate(fd: int, path: str, offset: int, nbytes: int) -> None:
     if filesystem(os.path.realpath(path)) in _IN_MEMORY:
-        os.truncate(fd, nbytes)
+        os.truncate(fd, offset + nbytes)
         return
     try:
-        os.posix_fallocate(fd, 0, nbytes)
+        os.posix_fallocate(fd, offset, nbytes)
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
             raise
-        os.truncate(fd, nbytes)
+        os.truncate(fd, offset + nbytes)
+
+
+def _cloned(fd: int, share: Sequence[Share]) -> list[tuple[int, int]]:
+    """What of it the system could share, in order. Raises OSError."""
+    done = []
+    for offset, nbytes, source, source_offset in sorted(share, key=itemgetter(0)):
+        if isinstance(source, DiskFile) and source.cloned_to(fd, offset, source_offset, nbytes):
+            done.append((offset, offset + nbytes))
+    return done
 
 
 def start_writing(fd: int) -> None:
@@ -190,8 +230,10 @@ class Disk:
     def open(self, path: str) -> ReadFile:
         return DiskFile(path)
 
-    def create(self, path: str, nbytes: int, *, fsync: bool, buffer_nbytes: int = 0) -> NewFile:
-        return DiskNewFile(path, nbytes, fsync=fsync)
+    def create(
+        self, path: str, nbytes: int, *, fsync: bool, buffer_nbytes: int = 0, share: Sequence[Share] = ()
+    ) -> NewFile:
+        return DiskNewFile(path, nbytes, fsync=fsync, share=share)
 
     def link(self, path: str, twin: str, *, fsync: bool) -> Link:
         """A reflink where the file system has them: later changes of one do not reach the other. Else a hard link."""
@@ -199,7 +241,7 @@ class Disk:
         with reported(twin):
             os.makedirs(os.path.dirname(twin) or ".", exist_ok=True)
             Path(part).unlink(missing_ok=True)
-            kind: Link = "reflink" if _reflink(path, part) else "hardlink"
+            kind: Link = "reflink" if _cloned_whole(path, part) else "hardlink"
             if kind == "hardlink":
                 os.link(path, part)
             os.rename(part, twin)
@@ -290,14 +332,10 @@ def _link_new(beside: str, path: str, content: bytes) -> None:
         _write_new(path, content, fsync=False)  # its file system has no links: exclusive all the same
 
 
-def _reflink(path: str, clone: str) -> bool:
+def _cloned_whole(path: str, clone: str) -> bool:
     """Clone a file's extents; False where the file system cannot."""
     with open(path, "rb") as source, open(clone, "xb") as target:
-        try:
-            fcntl.ioctl(target, _FICLONE, source.fileno())
+        if clone_file(target.fileno(), source.fileno()):
             return True
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.ENOSYS, errno.EXDEV):
-                raise
     os.unlink(clone)
     return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 from reshard.errors import CheckpointError, RunError, StorageError, UsageError
@@ -9,7 +10,7 @@ from reshard.formats.registry import format_of
 from reshard.planning.plan import Link
 from reshard.storage.bucket import Bucket, Meta, Upload
 from reshard.storage.bucket_settings import READ_ONLY, Address, address_of
-from reshard.storage.storage import Entry, NewFile, ReadFile
+from reshard.storage.storage import Entry, NewFile, ReadFile, Share
 from reshard.storage.whole_file import copy_file
 
 _PART_NBYTES = 8 << 20
@@ -68,6 +69,8 @@ class ObjectFile:
 class ObjectNewFile:
     """An object that is uploaded in parts; bytes come front to back."""
 
+    shared: tuple[tuple[int, int], ...] = ()
+
     def __init__(self, upload: Upload, url: str, nbytes: int, part_nbytes: int) -> None:
         self._upload = upload
         self._url = url
@@ -119,7 +122,9 @@ class ObjectStore:
         known = self._known.get(key) if _NOTES not in f"/{key}" else None
         return ObjectFile(self._bucket, known or self._looked_at(key))
 
-    def create(self, path: str, nbytes: int, *, fsync: bool, buffer_nbytes: int = 0) -> NewFile:
+    def create(
+        self, path: str, nbytes: int, *, fsync: bool, buffer_nbytes: int = 0, share: Sequence[Share] = ()
+    ) -> NewFile:
         """``fsync`` has no meaning here: a store that says it has an object has it."""
         self._check_writable(path)
         part = part_nbytes(nbytes, buffer_nbytes)

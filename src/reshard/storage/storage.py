@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -54,8 +54,17 @@ class ReadFile(Protocol):
     def close(self) -> None: ...
 
 
+Share = tuple[int, int, ReadFile, int]
+"""Where whole blocks of a new file begin, how many bytes they are, the file that holds the same, and where there."""
+
+
 class NewFile(Protocol):
     """A file being written; nobody sees it under its name before ``commit``."""
+
+    @property
+    def shared(self) -> Sequence[tuple[int, int]]:
+        """Where the bytes begin and end that it shares with other files, in order."""
+        ...
 
     def write(self, offset: int, data: memoryview) -> None: ...
 
@@ -88,9 +97,12 @@ class Storage(Protocol):
 
     def open(self, path: str) -> ReadFile: ...
 
-    def create(self, path: str, nbytes: int, *, fsync: bool, buffer_nbytes: int = 0) -> NewFile:
+    def create(
+        self, path: str, nbytes: int, *, fsync: bool, buffer_nbytes: int = 0, share: Sequence[Share] = ()
+    ) -> NewFile:
         """``fsync``: under its name it survives a power cut. ``buffer_nbytes`` is what it may keep in memory, where a
-        storage must.
+        storage must. ``share``: what it may have in common with other files; what it can, it does not take when it is
+        written.
         """
         ...
 

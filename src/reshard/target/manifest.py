@@ -46,7 +46,8 @@ class Shard(Struct, frozen=True, omit_defaults=True):
 class ManifestFile(Struct, frozen=True, omit_defaults=True):
     """``texts`` and ``notes`` are what its header says besides its tensors; None where that was not noted.
 
-    ``misfits`` are the values that did not fit when the file was made.
+    ``misfits`` are the values that did not fit when the file was made; ``shared_nbytes`` it then had in common with
+    source files.
     """
 
     path: str
@@ -57,6 +58,7 @@ class ManifestFile(Struct, frozen=True, omit_defaults=True):
     texts: dict[str, str] | None = None
     notes: dict[str, str] | None = None
     misfits: tuple[ShardMisfits, ...] = ()
+    shared_nbytes: int = 0
 
 
 class Manifest(Struct, frozen=True):
@@ -108,7 +110,15 @@ def manifest_file(plan: Plan, file: PlannedFile, result: FileResult) -> Manifest
         where = () if cut == spec.shape else (box.start, cut)
         shards[tensor.name] = Shard(spec.dtype, spec.shape, slot.extents, *where)
     return ManifestFile(
-        file.path, file.rank, result.nbytes, result.runs, shards, form.texts, form.notes, result.misfits
+        file.path,
+        file.rank,
+        result.nbytes,
+        result.runs,
+        shards,
+        form.texts,
+        form.notes,
+        result.misfits,
+        result.shared_nbytes,
     )
 
 

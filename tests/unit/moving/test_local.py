@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -9,7 +10,7 @@ from reshard.errors import RunError
 from reshard.moving.local import LocalExecutor
 from reshard.planning.plan import Task
 from reshard.storage.disk import Disk
-from reshard.storage.storage import NewFile
+from reshard.storage.storage import NewFile, Share
 from reshard.testing.executors import HEAD, Work
 
 
@@ -19,7 +20,9 @@ class Meeting(Disk):
     def __init__(self) -> None:
         self._begun = {"rank_0": threading.Event(), "rank_1": threading.Event()}
 
-    def create(self, path: str, nbytes: int, *, fsync: bool, buffer_nbytes: int = 0) -> NewFile:
+    def create(
+        self, path: str, nbytes: int, *, fsync: bool, buffer_nbytes: int = 0, share: Sequence[Share] = ()
+    ) -> NewFile:
         file = super().create(path, nbytes, fsync=fsync)
         mine = Path(path).parent.name
         (other,) = self._begun.keys() - {mine}

@@ -86,6 +86,7 @@ SAME = {
     "share": Share(0, 2),
     "missing": "drop",
     "check_replicas": True,
+    "reflink": "never",
     "checksum": False,
     "fsync": False,
     "workers": 3,
@@ -102,6 +103,13 @@ SAME = {
 OF_OTHER_NAMES = {"naming"}
 """Its own table is in test_naming.py."""
 OF_FAMILIES_WITH_SEVERAL = {"iteration"}
+
+
+def test_files_laid_out_to_be_shared_are_others(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    apart = work.identity()
+    monkeypatch.setattr("reshard.ops.convert.block_shared_by", lambda source, folder: 4096)
+    assert work.identity() != apart
+    assert work.plan(replace(work.options, reflink="never")).identity == apart
 
 
 def test_every_option_is_in_one_table() -> None:

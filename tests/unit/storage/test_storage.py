@@ -9,7 +9,9 @@ import pytest
 
 from reshard.errors import CheckpointError, StorageError
 from reshard.storage import disk
+from reshard.storage.clones import block_shared_by
 from reshard.storage.disk import Disk
+from reshard.storage.storage import NewFile
 
 
 def test_a_new_file_has_its_name_only_when_it_is_whole(tmp_path: Path) -> None:
@@ -131,3 +133,60 @@ def test_what_a_folder_holds(tmp_path: Path) -> None:
     disk.remove(str(tmp_path / "a"))
     disk.remove(str(tmp_path / "a"))
     assert [e.name for e in disk.entries(str(tmp_path))] == ["b"]
+
+
+# --- blocks that files share
+
+
+BLOCK = 4096
+
+
+class Shares:
+    """Clones by copying, as a file system that can; of what lies at ``refused`` it cannot."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, refused: int = -1) -> None:
+        self.refused = refused
+        monkeypatch.setattr("reshard.storage.disk.clone_range", self._clone)
+
+    def _clone(self, fd: int, offset: int, source_fd: int, source_offset: int, nbytes: int) -> bool:
+        if offset == self.refused:
+            return False
+        os.pwrite(fd, os.pread(source_fd, nbytes, source_offset), offset)
+        return True
+
+
+def begun(tmp_path: Path, *share: tuple[int, int, int]) -> tuple[NewFile, bytes]:
+    content = os.urandom(8 * BLOCK)
+    (tmp_path / "source").write_bytes(content)
+    source = Disk().open(str(tmp_path / "source"))
+    wanted = [(offset, nbytes, source, at) for offset, nbytes, at in share]
+    new = Disk().create(str(tmp_path / "f"), len(content) + 100, fsync=False, share=wanted)
+    source.close()
+    return new, content
+
+
+def test_what_is_shared_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Shares(monkeypatch)
+    new, content = begun(tmp_path, (4 * BLOCK, BLOCK, 4 * BLOCK), (BLOCK, 2 * BLOCK, BLOCK))
+    assert list(new.shared) == [(BLOCK, 3 * BLOCK), (4 * BLOCK, 5 * BLOCK)]
+    new.write(0, memoryview(b"x" * (len(content) + 100)))
+    new.commit()
+    made = (tmp_path / "f").read_bytes()
+    held = content[BLOCK : 3 * BLOCK], content[4 * BLOCK : 5 * BLOCK]
+    assert made == b"x" * BLOCK + held[0] + b"x" * BLOCK + held[1] + b"x" * (3 * BLOCK + 100)
+
+
+def test_what_cannot_be_shared_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Shares(monkeypatch, refused=BLOCK)
+    new, content = begun(tmp_path, (BLOCK, BLOCK, 0), (4 * BLOCK, BLOCK, 0))
+    new.write(0, memoryview(b"x" * 5 * BLOCK))
+    new.commit()
+    assert list(new.shared) == [(4 * BLOCK, 5 * BLOCK)]
+    assert (tmp_path / "f").read_bytes()[: 5 * BLOCK] == b"x" * 4 * BLOCK + content[:BLOCK]
+
+
+def test_a_file_system_without_clones_says_so(tmp_path: Path) -> None:
+    """Whatever it is that the tests run on, memory has none."""
+    (tmp_path / "f").write_bytes(bytes(BLOCK))
+    assert block_shared_by(str(tmp_path / "f"), "/dev/shm/not/there") == 0
+    assert block_shared_by("/dev/null", str(tmp_path)) == 0

@@ -1,0 +1,168 @@
+"""Bytes that a target file may share with a source file: runs of both that lie alike in the blocks of a file system."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice, takewhile
+from operator import itemgetter
+
+from msgspec import Struct
+
+from reshard.dtypes import ITEMSIZE
+from reshard.index import ZEROS, Extent, cut_extents
+from reshard.layout.box import Box
+from reshard.planning.plan import Assembly, Move, Piece, Step
+
+LEAST_NBYTES = 64 << 10
+"""Less is copied in the time in which it is shared."""
+_TOGETHER_NBYTES = 4 << 20
+
+
+class Shared(Struct, frozen=True, order=True):
+    """``nbytes`` of the file being made, from ``offset`` on, are those of a source file."""
+
+    offset: int
+    nbytes: int
+    source: int
+    source_offset: int
+
+    @property
+    def shift(self) -> int:
+        return self.source_offset - self.offset
+
+    def in_blocks(self, block_nbytes: int) -> Shared | None:
+        """The whole blocks of it, where they are blocks of the source too, and enough."""
+        start = -(-self.offset // block_nbytes) * block_nbytes
+        nbytes = (self.offset + self.nbytes) // block_nbytes * block_nbytes - start
+        if self.shift % block_nbytes or nbytes < max(LEAST_NBYTES, block_nbytes):
+            return None
+        return Shared(start, nbytes, self.source, start + self.shift)
+
+
+def shared_of(moves: Iterable[Move], block_nbytes: int) -> dict[int, list[Shared]]:
+    """For each target file the whole blocks that it may share, in order. Neighbours count as one."""
+    runs: dict[int, list[Shared]] = {}
+    for move in moves:
+        for target in move.targets:
+            runs.setdefault(target.file, []).extend(same_bytes(move.step, move.dtype, target))
+    found = {
+        file: [part for run in _joined(sorted(of_file)) if (part := run.in_blocks(block_nbytes)) is not None]
+        for file, of_file in runs.items()
+    }
+    return {file: parts for file, parts in found.items() if parts}
+
+
+def same_bytes(step: Step, dtype: str, target: Piece) -> Iterator[Shared]:
+    """The bytes of a target piece that lie together in a source file as they do in the target."""
+    if not isinstance(step, Assembly) or step.dtype != dtype:
+        return
+    itemsize = ITEMSIZE[dtype]
+    for piece in step.pieces:
+        part = piece.box & target.box
+        if piece.file == ZEROS or piece.order or not part.size:
+            continue
+        at, target_at = part.place_in(piece.stored), part.place_in(target.box)
+        if at is not None and target_at is not None:
+            nbytes = part.size * itemsize
+            source = cut_extents(piece.extents, at * itemsize, nbytes)
+            yield from _pairs(piece.file, source, cut_extents(target.extents, target_at * itemsize, nbytes))
+
+
+def _pairs(file: int, source: tuple[Extent, ...], target: tuple[Extent, ...]) -> Iterator[Shared]:
+    """Extents of as many bytes, side by side, cut where either ends."""
+    at = 0
+    ends = sorted({*_ends(source), *_ends(target)})
+    for end in ends:
+        (a,), (b,) = cut_extents(source, at, end - at), cut_extents(target, at, end - at)
+        if a.coded is None:
+            yield Shared(b.offset, end - at, file, a.offset)
+        at = end
+
+
+def _ends(extents: tuple[Extent, ...]) -> Iterator[int]:
+    end = 0
+    for extent in extents:
+        if extent.nbytes:
+            end += extent.nbytes
+            yield end
+
+
+def _joined(runs: list[Shared]) -> Iterator[Shared]:
+    """Runs that go on both in the target and in the source as one."""
+    open_: Shared | None = None
+    for run in runs:
+        if open_ and (open_.offset + open_.nbytes, open_.source, open_.shift) == (run.offset, run.source, run.shift):
+            open_ = Shared(open_.offset, open_.nbytes + run.nbytes, run.source, open_.source_offset)
+        else:
+            if open_:
+                yield open_
+            open_ = run
+    if open_:
+        yield open_
+
+
+class Rest(Struct, frozen=True):
+    """What is left to move, and what is not: (file, start, stop) of bytes that it holds."""
+
+    moves: tuple[Move, ...]
+    held: tuple[tuple[int, int, int], ...]
+
+
+def without_shared(moves: Iterable[Move], shared: Mapping[int, Sequence[tuple[int, int]]]) -> Rest:
+    """Moves of bytes alone become moves of those that a file does not share; all others stay whole.
+
+    ``shared``: by target file, where bytes that it shares begin and end, in order.
+    """
+    kept: list[Move] = []
+    rest: dict[int, list[Shared]] = {}
+    held: list[tuple[int, int, int]] = []
+    for move in moves:
+        runs = [(target.file, run) for target in move.targets for run in same_bytes(move.step, move.dtype, target)]
+        if sum(run.nbytes for _, run in runs) != sum(t.box.size for t in move.targets) * ITEMSIZE[move.dtype]:
+            kept.append(move)
+            continue
+        for file, run in runs:
+            at = run.offset
+            for start, stop in _within(shared.get(file, ()), run):
+                rest.setdefault(file, []).append(_part(run, at, start))
+                held.append((file, start, stop))
+                at = stop
+            rest.setdefault(file, []).append(_part(run, at, run.offset + run.nbytes))
+    return Rest((*kept, *(move for file, runs in rest.items() for move in _moves(file, runs))), tuple(held))
+
+
+def _within(shared: Sequence[tuple[int, int]], run: Shared) -> Iterator[tuple[int, int]]:
+    end = run.offset + run.nbytes
+    first = bisect_right(shared, run.offset, key=itemgetter(1))
+    for start, stop in takewhile(lambda part: part[0] < end, islice(shared, first, None)):
+        yield max(start, run.offset), min(stop, end)
+
+
+def _part(run: Shared, start: int, stop: int) -> Shared:
+    return Shared(start, stop - start, run.source, start + run.shift)
+
+
+def _moves(file: int, runs: Iterable[Shared]) -> Iterator[Move]:
+    """Bytes of a file as tensors of bytes, none of them large unless one of its runs is."""
+    some: list[Shared] = []
+    nbytes = 0
+    for run in _joined(sorted(run for run in runs if run.nbytes)):
+        if some and nbytes + run.nbytes > _TOGETHER_NBYTES:
+            yield _of_bytes(file, some)
+            some, nbytes = [], 0
+        some.append(run)
+        nbytes += run.nbytes
+    if some:
+        yield _of_bytes(file, some)
+
+
+def _of_bytes(file: int, runs: Sequence[Shared]) -> Move:
+    pieces = []
+    at = 0
+    for run in runs:
+        box = Box((at,), (at + run.nbytes,))
+        pieces.append(Piece(run.source, box, (Extent(run.source_offset, run.nbytes),)))
+        at += run.nbytes
+    target = Piece(file, Box((0,), (at,)), tuple(Extent(run.offset, run.nbytes) for run in runs))
+    return Move("", Assembly("uint8", (at,), tuple(pieces)), "uint8", (target,))
