@@ -164,11 +164,10 @@ def execute(plan: Plan, dst: str | Path, means: Means, observer: Observer) -> Co
     try:
         budget = budget_of(plan, str(dst), means)
         bill = _bill(plan, means, budget)
-        budget = replace(budget, shared_nbytes=bill.shared_nbytes)
         if means.nodes_local:
             done = fill_on_nodes(plan, place, means, observer)
         else:
-            done = fill(plan, place, means, budget, observer)
+            done = fill(plan, place, means, replace(budget, shared_nbytes=bill.shared_nbytes), observer)
         if replacement:
             gone = lost_with(dst)
             replacement.swap()
