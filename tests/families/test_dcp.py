@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import reshard
+from golden.cases import run_reshard
 from making import array, read_file, same, write_file
 from reshard import Options
 from reshard.errors import CheckpointError, FormatError, PlanError, UsageError
@@ -222,6 +223,20 @@ def test_a_megatron_folder_is_not_taken_for_plain_tensors(tmp_path: Path) -> Non
     (source / "metadata.json").write_text('{"sharded_backend": "zarr"}')
     with pytest.raises(CheckpointError, match="backend 'zarr'"):
         values(source)
+
+
+def test_verify_proves_that_it_is_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, chunks = two_ranks(tmp_path / "c")
+    assert run_reshard(["verify", str(source)]) == 0
+    assert "1 tensor, 96 B, whole in 2 files" in capsys.readouterr().out
+    content = (source / "__1_0.distcp").read_bytes()
+    at = content.index(W[4:].tobytes())
+    (source / "__1_0.distcp").write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    assert run_reshard(["verify", str(source)]) == 3
+    assert "w, data/0" in capsys.readouterr().err
+    tell(source, {"w": (W.shape, chunks[:1])})
+    assert run_reshard(["verify", str(source)]) == 3
+    assert "slices that no file holds" in capsys.readouterr().err
 
 
 # ---- writing

@@ -8,14 +8,21 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from reshard.errors import CheckpointError, DifferenceError, listed
+from reshard.errors import CheckpointError, DifferenceError, PlanError, listed
+from reshard.families.open_checkpoint import open_source
+from reshard.families.registry import listing, recognised
+from reshard.families.source import Source
 from reshard.formats.registry import format_of
+from reshard.ops.crc import check_crcs
 from reshard.ops.observer import Observer
 from reshard.storage.machine import auto_workers
 from reshard.storage.storage import join
 from reshard.storage.storages import storage_of
-from reshard.target.manifest import Manifest, file_faults, read_manifest
+from reshard.target.manifest import MANIFEST, Manifest, file_faults, read_manifest
 from reshard.target.target_paths import Place
+
+_OURS = ("ranks", "full")
+"""Families that we write with a manifest: one without is not ours, or not finished."""
 
 
 class Verified(Struct, frozen=True):
@@ -31,6 +38,44 @@ class Verified(Struct, frozen=True):
     ranks: int
     world: int
     unlisted: tuple[str, ...] = ()
+
+
+class Tiled(Struct, frozen=True):
+    """A checkpoint that another program wrote, and that is whole: what its values should be, nothing says.
+
+    Attributes:
+        family: what wrote it, in words.
+        nbytes: of its tensors.
+    """
+
+    family: str
+    tensors: int
+    files: int
+    nbytes: int
+    warnings: tuple[str, ...]
+
+
+def is_of_another(dst: str | Path) -> bool:
+    """Whether it has no manifest and is recognised as another program's."""
+    there = listing(str(dst))
+    place = Place.of(there.path, single=not there.folder)
+    return place.storage.entry(join(place.meta, MANIFEST)) is None and recognised(there).name not in _OURS
+
+
+def verify_tiled(source: Source) -> Tiled:
+    """Prove that slices tile every tensor, and that the CRC-32 sums fit that its files state.
+
+    Raises PlanError listing what no file holds, CheckpointError for sums that do not fit.
+    """
+    catalog = open_source(source)
+    lacking = [f"{tensor.name}: {hole.box}" for tensor in catalog.tensors.values() for hole in tensor.shards.missing()]
+    if lacking:
+        raise PlanError("slices that no file holds:\n" + listed(lacking), source.path, "bring the missing files")
+    unread = [f"{name}: {why}" for name, why in catalog.withheld.items()]
+    told = check_crcs(catalog)
+    nbytes = sum(tensor.spec.nbytes for tensor in catalog.tensors.values())
+    warnings = (*catalog.warnings, *unread, *told)
+    return Tiled(catalog.family, len(catalog.tensors), len(catalog.files), nbytes, warnings)
 
 
 def verify(dst: str | Path, observer: Observer | None = None) -> Verified:
