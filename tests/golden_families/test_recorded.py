@@ -89,8 +89,11 @@ def judge(case: Path, command: dict[str, Any], out: Path, capsys: pytest.Capture
     if "answer" not in command:
         return
     answer, may = wanted(command["answer"], case), wanted(command.get("may_also", []), case)
-    if command.get("reads") == "dcp":
-        assert run_reshard(["convert", str(out / "dcp"), str(out / "full.safetensors"), "--crc"]) == 0
+    if command.get("reads") in ("dcp", "megatron"):
+        made = out / ("dcp" if command["reads"] == "dcp" else "meg")
+        assert run_reshard(["convert", str(made), str(out / "full.safetensors"), "--crc"]) == 0
+    if "ranks" in command:
+        judge_ranks(json.loads((case / command["ranks"]).read_text()), out)
     found = given(out / "full.safetensors")
     lacking = {
         name: entry for name, entry in answer.items() if name not in command.get("may_lack", ()) or name in found
@@ -99,6 +102,15 @@ def judge(case: Path, command: dict[str, Any], out: Path, capsys: pytest.Capture
     assert {name: entry for name, entry in found.items() if name not in answer} == {
         name: entry for name, entry in may.items() if name in found and name not in answer
     }
+
+
+def judge_ranks(ranks: dict[str, Any], out: Path) -> None:
+    """Megatron's rank files hold these tensors and no others."""
+    for rank, tensors in ranks.items():
+        (path,) = (out / "meg").glob(f"*/{rank}/model_optim_rng.pt")
+        assert run_reshard(["convert", str(path), str(out / f"{rank}.safetensors"), "--from", "full"]) == 0
+        held = {name.removeprefix("model."): entry for name, entry in given(out / f"{rank}.safetensors").items()}
+        assert held == {name: (e["dtype"], e["shape"], e["sha256"]) for name, e in tensors.items()}
 
 
 @pytest.mark.parametrize("name", NAMES["cases"])

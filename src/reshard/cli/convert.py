@@ -41,7 +41,7 @@ def convert(
     run(src, dst, options, report, dry_run=dry_run, json=json, quiet=quiet)
 
 
-@takes_conversion_options("dst_strategy", "ranks", "drop_redundancy", "to", "files", "dst_iteration")
+@takes_conversion_options("dst_strategy", "ranks", "drop_redundancy", "to", "files", "tp", "pp", "ep", "dst_iteration")
 def merge(
     src: Src,
     dst: Dst,
@@ -61,7 +61,7 @@ def merge(
     run(src, dst, options, report, dry_run=dry_run, json=json, quiet=quiet)
 
 
-@takes_conversion_options("src_strategy", "max_shard_size", "to", "files", "dst_iteration")
+@takes_conversion_options("src_strategy", "max_shard_size", "to", "files", "tp", "pp", "ep", "dst_iteration")
 def split(
     src: Src,
     dst: Dst,

@@ -83,9 +83,9 @@ _CONVERSION: dict[str, tuple[Any, Any]] = {
             str,
             typer.Option(
                 metavar="KIND",
-                help="What DST shall be: ranks, full, parts, checkpoint2, dcp, universal. "
+                help="What DST shall be: ranks, full, parts, checkpoint2, dcp, megatron, universal. "
                 "Default: as strategy, name and SRC say.",
-                autocompletion=one_of("ranks", "full", "parts", "checkpoint2", "dcp", "universal"),
+                autocompletion=one_of("ranks", "full", "parts", "checkpoint2", "dcp", "megatron", "universal"),
             ),
         ],
         "",
@@ -132,6 +132,14 @@ _CONVERSION: dict[str, tuple[Any, Any]] = {
         "",
     ),
     "files": (Annotated[int, typer.Option(metavar="N", min=0, show_default=False, help="Files of a DCP folder.")], 0),
+    **{
+        name: (Annotated[int, typer.Option(metavar="N", min=0, show_default=False, help=told)], 0)
+        for name, told in (
+            ("tp", "Tensor-parallel ranks of Megatron's."),
+            ("pp", "Pipeline stages of Megatron's."),
+            ("ep", "Expert-parallel ranks of Megatron's."),
+        )
+    },
     "drop_redundancy": (
         Annotated[bool, typer.Option("--drop-redundancy", help="Of equal shards one rank alone keeps its own.")],
         False,
@@ -327,6 +335,7 @@ def conversion_options(given: dict[str, Any]) -> Options:
         dtype=given["dtype"],
         max_shard_nbytes=parse_nbytes(max_shard) if max_shard else None,
         files=given.get("files", 0),
+        **{size: given.get(size, 0) for size in ("tp", "pp", "ep")},
         drop_redundancy=given.get("drop_redundancy", False),
         check_replicas=given["check_replicas"],
         crc=given["crc"],

@@ -13,7 +13,9 @@ from reshard.cli.reporting import Reporting, ReportPage, page_path
 from reshard.errors import UsageError
 
 
-@takes_conversion_options("dst_strategy", "ranks", "drop_redundancy", "format", "prefix", "to", "files")
+@takes_conversion_options(
+    "dst_strategy", "ranks", "drop_redundancy", "format", "prefix", "to", "files", "tp", "pp", "ep"
+)
 def unify(
     src: Src,
     dst: Dst,

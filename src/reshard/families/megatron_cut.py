@@ -113,6 +113,19 @@ def way_of(name: str, shapes: Mapping[str, Shape], ranks: int) -> Way:
     )
 
 
+def dim_cut(name: str, *, transformer_engine: bool, ranks: int) -> int | None:
+    """The dim that tensor-parallel ranks cut, of a layer's tensor or of one expert's; None where each holds all of it.
+
+    Raises CheckpointError where that is not known.
+    """
+    if _DOWN.fullmatch(name):
+        return None if transformer_engine else 0
+    if _FIRST.fullmatch(name):
+        return 0
+    way = way_of(name, {}, ranks)
+    return None if way == "whole" else 1 if way == "columns" else 0
+
+
 def _plain(name: str) -> str:
     """The name without an expert's number behind it."""
     return re.sub(r"(?<=weight|.\.bias)\d+$", "", name)

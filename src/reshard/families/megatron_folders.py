@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from reshard.errors import CheckpointError, UsageError
 from reshard.families.family import Listing
+from reshard.families.megatron_cut import Sizes
 from reshard.families.rank_listing import natural
 from reshard.families.source import Source
 from reshard.planning.identity import hash_of_file
@@ -47,6 +48,16 @@ def iteration_name(number: int) -> str:
     'iter_0000010'
     """
     return f"iter_{number:07d}"
+
+
+def rank_name(at: Sizes, sizes: Sizes) -> str:
+    """What the folder of a rank is called.
+
+    >>> rank_name(Sizes(1, 3, 0), Sizes(2, 4, 1)), rank_name(Sizes(0, 0, 1), Sizes(1, 1, 2))
+    ('mp_rank_01_003', 'mp_rank_00_001')
+    """
+    stage = f"_{at.stages:03d}" if sizes.stages > 1 else ""
+    return f"mp_rank_{at.tensor:02d}{stage}" + (f"_{at.experts:03d}" if sizes.experts > 1 else "")
 
 
 def is_save(there: Listing) -> bool:

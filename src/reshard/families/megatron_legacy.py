@@ -16,7 +16,7 @@ from reshard.errors import CheckpointError, counted, listed
 from reshard.families.family import Listing
 from reshard.families.megatron_args import args_of, count
 from reshard.families.megatron_cut import Sizes
-from reshard.families.megatron_folders import MODEL_FILES, RANK
+from reshard.families.megatron_folders import MODEL_FILES, RANK, rank_name
 from reshard.families.megatron_whole import RankFile, whole_tensors
 from reshard.families.probe import agreements
 from reshard.families.rank_listing import natural
@@ -134,7 +134,7 @@ def _ranks(named: Sequence[re.Match[str]], args: Mapping[str, Any], folder: str)
             f"{', '.join(beyond[:4])}: the arguments tell of {told}", folder, "the files of two saves lie here"
         )
     absent = [
-        _name(Sizes(t, p, e), sizes)
+        rank_name(Sizes(t, p, e), sizes)
         for p in range(sizes.stages)
         for e in range(sizes.experts)
         for t in range(sizes.tensor)
@@ -159,11 +159,6 @@ _KINDS = ("tensor", "pipeline", "expert")
 
 def _is_beyond(at: Sizes, sizes: Sizes) -> bool:
     return any(getattr(at, field) >= getattr(sizes, field) for field in Sizes.__struct_fields__)
-
-
-def _name(at: Sizes, sizes: Sizes) -> str:
-    stage = f"_{at.stages:03d}" if sizes.stages > 1 else ""
-    return f"mp_rank_{at.tensor:02d}{stage}" + (f"_{at.experts:03d}" if sizes.experts > 1 else "")
 
 
 # ---- what each holds

@@ -28,6 +28,7 @@ class Asked(Struct, frozen=True, kw_only=True):
         single: the name of the one file that the target shall be; "" for a folder.
         to: the kind, as ``--to`` names it; "" for what the rest says.
         files: how many there shall be; 0 for the kind's own number.
+        tp, pp, ep: ranks of Megatron's that cut tensors, layers and experts; 0 where nothing is said of them.
         iteration, release: what a training calls this state of it, and the program that shall read it.
     """
 
@@ -40,6 +41,9 @@ class Asked(Struct, frozen=True, kw_only=True):
     max_shard_nbytes: int | None = None
     drop_redundancy: bool = False
     files: int = 0
+    tp: int = 0
+    pp: int = 0
+    ep: int = 0
     iteration: int | None = None
     release: str = ""
 
@@ -74,6 +78,11 @@ _KINDS = {
     ),
     "dcp": _Entry(
         "a distributed checkpoint of PyTorch", "reshard.families.dcp_target:dcp_asked", frozenset({"crc", "files"})
+    ),
+    "megatron": _Entry(
+        "Megatron's rank folders",
+        "reshard.families.megatron_target:megatron_asked",
+        frozenset({"crc", "tp", "pp", "ep", "iteration"}),
     ),
     "universal": _Entry(
         "a universal checkpoint of DeepSpeed", "reshard.families.universal:universal_asked", frozenset({"crc"})

@@ -79,15 +79,14 @@ def plan(src: str | Path, dst: str | Path, options: Options | None = None) -> Pl
 def opened(src: str | Path, options: Options) -> tuple[Catalog, Options]:
     """The source under the names that the target gets, and the options that are left to do."""
     source = open_source(options.source(src))
-    if not options.naming.changes:
+    naming = options.naming_of(source)
+    if not naming.changes:
         return source, options
     from reshard.ops.naming import renamed
 
     idle = options.names.idle((*source.tensors, *source.texts))
     strategy = read_strategy(options.dst_strategy) if options.dst_strategy else None
-    made = renamed(
-        replace(source, warnings=(*source.warnings, *idle)), str(src), options.naming, options.names, strategy
-    )
+    made = renamed(replace(source, warnings=(*source.warnings, *idle)), str(src), naming, options.names, strategy)
     return made.catalog, replace(options, names=NameRules(), naming=Naming())
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from reshard.errors import UsageError
 from reshard.families.discover import Select
@@ -13,8 +14,10 @@ from reshard.families.source import Source
 from reshard.families.strategies import read_strategy
 from reshard.families.targets import PREFIX, Asked
 from reshard.layout.stages import Strategy
+from reshard.names.megatron import CONVENTION as MEGATRON
 from reshard.names.naming import Naming
 from reshard.planning.bill import BUFFERS_A_WORKER
+from reshard.planning.catalog import Catalog
 from reshard.planning.decide import Missing
 from reshard.planning.names import NameRules
 from reshard.planning.shares import Share
@@ -89,6 +92,9 @@ class Means(Struct, frozen=True, kw_only=True):
         return min(block, _MAX_BLOCK_NBYTES)
 
 
+_OF_MEGATRON = (MEGATRON, "torch_dist")
+
+
 class Options(Means, frozen=True):
     """What a user says of a conversion, with the defaults of the command line: of the source, of the target, and by
     what means.
@@ -105,6 +111,7 @@ class Options(Means, frozen=True):
         dtype: cast floating weights to this; optimizer states stay as they are.
         max_shard_nbytes: a full checkpoint of safetensors or torch files in parts of at most this, with an index.
         files: how many files of a target whose kind leaves it open; 0 for its own number.
+        tp, pp, ep: tensor-, pipeline- and expert-parallel ranks of a target of Megatron's; 0 is 1.
         drop_redundancy: of equal shards one rank alone keeps its own, as MindSpore's training saves them.
         dst_iteration: the number that a target with iterations gets; None for the source's.
         release: of MindFormers, that shall read a Checkpoint 2.0; empty for what all releases read.
@@ -131,6 +138,9 @@ class Options(Means, frozen=True):
     dtype: str = ""
     max_shard_nbytes: int | None = None
     files: int = 0
+    tp: int = 0
+    pp: int = 0
+    ep: int = 0
     drop_redundancy: bool = False
     dst_iteration: int | None = None
     release: str = ""
@@ -147,8 +157,25 @@ class Options(Means, frozen=True):
             raise UsageError("--share and --overwrite contradict each other", hint="remove the old target first")
         if self.share and self.ranks is not None:
             raise UsageError("--share and --ranks contradict each other", hint="a share is of all ranks")
+        if min(self.tp, self.pp, self.ep) < 0:
+            raise UsageError(f"--tp {self.tp} --pp {self.pp} --ep {self.ep}", hint="numbers from 1")
         if self.missing not in ("error", "drop"):
             raise UsageError(f"--missing {self.missing!r}", hint="one of: error, drop")
+
+    def naming_of(self, source: Catalog) -> Naming:
+        """What is to be done with names: Megatron's targets have their own, which its own saves have, too.
+
+        Raises UsageError for other names.
+        """
+        naming = self.naming
+        if self.to not in _OF_MEGATRON:
+            return naming
+        if naming.dst not in ("", MEGATRON):
+            raise UsageError(f"--to {self.to}, and --dst-names {naming.dst}", hint="leave --dst-names out")
+        unwrapped = source.kind == MEGATRON and not any(name.startswith("model.") for name in source.tensors)
+        if self.to != MEGATRON and unwrapped and naming.vocab_rows is None:
+            return naming
+        return replace(naming, dst=MEGATRON, ranks=(self.tp or 1) if self.to == MEGATRON else 0)
 
     def source(self, path: str | Path) -> Source:
         """The source at this path."""
@@ -166,6 +193,9 @@ class Options(Means, frozen=True):
             max_shard_nbytes=self.max_shard_nbytes,
             drop_redundancy=self.drop_redundancy,
             files=self.files,
+            tp=self.tp,
+            pp=self.pp,
+            ep=self.ep,
             iteration=self.dst_iteration,
             release=self.release,
         )

@@ -1,0 +1,126 @@
+"""Megatron's rank folders as they are written: what each rank holds by its rules, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import reshard
+from making import array, read_file, same, write_file
+from megatron_ranks import ARGS, FULL, chunk_of, saved, told, write_megatron
+from reshard import Options
+from reshard.errors import ReshardError
+from reshard.ops.inspect import inspect
+from reshard.planning.names import NameRules
+
+
+def written(source: Path, target: Path, **options: Any) -> Path:
+    reshard.convert(source, target, Options(to="megatron", fsync=False, **options))
+    return target
+
+
+def rank(target: Path, name: str, folder: Path) -> dict[str, np.ndarray]:
+    (path,) = target.glob(f"*/{name}/model_optim_rng.pt")
+    reshard.convert(path, folder / f"{name}.safetensors", Options(family="full", fsync=False))
+    return {n.removeprefix("model."): v for n, v in read_file(folder / f"{name}.safetensors").items()}
+
+
+def refused(source: Path, target: Path, **options: Any) -> str:
+    with pytest.raises(ReshardError) as caught:
+        written(source, target, **options)
+    assert not target.exists()
+    return f"{caught.value.message} {caught.value.hint}"
+
+
+def gives_all(found: dict[str, np.ndarray]) -> bool:
+    return found.keys() == FULL.keys() and all(same(found[name], value) for name, value in FULL.items())
+
+
+@pytest.mark.parametrize("sizes", [(1, 1), (2, 4), (4, 2)])
+def test_each_rank_holds_what_the_rules_give_it(tmp_path: Path, sizes: tuple[int, int]) -> None:
+    tensor, stages = sizes
+    full = {name: value for name, value in FULL.items() if tensor < 4 or "linear_fc" not in name}
+    source = write_file(tmp_path / "full.safetensors", full if tensor < 4 else FULL)
+    if tensor == 4:  # six rows of a gate are no four parts
+        assert "6 rows of its gate do not divide among --tp 4" in refused(source, tmp_path / "no", tp=4)
+        return
+    target = written(source, tmp_path / "m", tp=tensor, pp=stages)
+    for stage in range(stages):
+        for number in range(tensor):
+            name = f"mp_rank_{number:02d}" + (f"_{stage:03d}" if stages > 1 else "")
+            wanted = chunk_of(stage, 0, number, (tensor, stages, 1))
+            found = rank(target, name, tmp_path)
+            assert found.keys() == wanted.keys()
+            assert all(same(found[n], value) for n, value in wanted.items())
+    assert (target / "latest_checkpointed_iteration.txt").read_text() == "release"
+
+
+def test_ranks_are_cut_again_and_keep_their_arguments(tmp_path: Path) -> None:
+    target = written(write_megatron(tmp_path / "m"), tmp_path / "made", tp=1, pp=4)
+    assert sorted(p.name for p in (target / "iter_0000007").iterdir()) == [f"mp_rank_00_00{n}" for n in range(4)]
+    found = inspect(str(target))
+    assert found.args["pipeline_model_parallel_size"] == 4
+    assert found.args["num_layers"] == ARGS["num_layers"]
+    reshard.convert(target, tmp_path / "back.safetensors", Options(fsync=False))
+    assert gives_all(read_file(tmp_path / "back.safetensors"))
+
+
+def test_a_number_for_the_iteration(tmp_path: Path) -> None:
+    target = written(write_megatron(tmp_path / "m"), tmp_path / "made", dst_iteration=20)
+    assert (target / "latest_checkpointed_iteration.txt").read_text() == "20"
+    assert (target / "iter_0000020" / "mp_rank_00").is_dir()
+
+
+def test_a_tied_embedding_stands_on_the_last_stage_too(tmp_path: Path) -> None:
+    held = {name: value for name, value in FULL.items() if name != "output_layer.weight"}
+    target = written(write_file(tmp_path / "full.safetensors", held), tmp_path / "m", pp=2)
+    last = rank(target, "mp_rank_00_001", tmp_path)
+    assert same(last["output_layer.weight"], FULL["embedding.word_embeddings.weight"])
+    reshard.convert(target, tmp_path / "back.safetensors", Options(fsync=False))
+    assert read_file(tmp_path / "back.safetensors").keys() == held.keys()
+
+
+def test_the_specs_of_transformer_engine(tmp_path: Path) -> None:
+    args = {**ARGS, "transformer_impl": "transformer_engine", "pipeline_model_parallel_size": 1}
+    for tensor in range(2):
+        held = {"model": chunk_of(0, 0, tensor, (2, 1, 1))}
+        saved(tmp_path / "m" / "iter_0000007" / f"mp_rank_0{tensor}" / "model_optim_rng.pt", told(args), held)
+    found = rank(written(tmp_path / "m", tmp_path / "made"), "mp_rank_00", tmp_path)
+    assert "decoder.layers.0.self_attention.linear_qkv.layer_norm_weight" in found
+    assert "decoder.layers.0.input_layernorm.weight" not in found
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"pp": 3}, "8 layers do not divide among --pp 3"),
+        ({"tp": 3}, "embedding.word_embeddings.weight: 8 of [8, 4] among --tp 3"),
+        ({"tp": 3}, "--vocab-rows N pads the vocabulary"),
+        ({"dst_strategy": "s"}, "--to megatron"),
+        ({"tp": -1}, "numbers from 1"),
+    ],
+)
+def test_what_does_not_divide_is_refused(tmp_path: Path, options: dict[str, Any], said: str) -> None:
+    from making import write_strategy
+    from reshard.layout.tensor import Sharding
+
+    write_strategy(tmp_path / "s", [{"output_layer.weight": Sharding((1,), ((), ()))}])
+    options = {k: str(tmp_path / v) if k == "dst_strategy" else v for k, v in options.items()}
+    assert said in refused(write_file(tmp_path / "full.safetensors", FULL), tmp_path / "m", **options)
+
+
+def test_states_have_no_place(tmp_path: Path) -> None:
+    state = {"optimizer.state.exp_avg.output_layer.weight": array((8, 4))}
+    source = write_file(tmp_path / "full.safetensors", {**FULL, **state})
+    assert "--weights-only, or --to torch_dist" in refused(source, tmp_path / "m")
+    written(source, tmp_path / "m", names=NameRules(weights_only=True))
+
+
+def test_names_of_others_are_not_written(tmp_path: Path) -> None:
+    from reshard.names.naming import Naming
+
+    source = write_file(tmp_path / "full.safetensors", FULL)
+    assert "leave --dst-names out" in refused(source, tmp_path / "m", naming=Naming(dst="hf"))
