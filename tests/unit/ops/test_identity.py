@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 import reshard
 from making import array, counted, write_file, write_ranks, write_strategy
+from megatron_ranks import FULL as MEGATRON
 from reshard.errors import UsageError
 from reshard.layout.tensor import Sharding
 from reshard.ops.lora import lora_config, plan_lora
@@ -80,6 +81,7 @@ CHANGES = {
 }
 OF_A_FULL_TARGET = {"max_shard_nbytes", "to"}
 OF_A_CHECKPOINT2 = {"dst_iteration": 12, "release": "r1.8"}
+OF_FOLDERS_FOR_TORCH = {"files": ("dcp", 2), "tp": ("megatron", 2), "pp": ("megatron", 2), "ep": ("megatron", 2)}
 SAME = {
     "family": "ranks",
     "ranks": frozenset({1}),
@@ -117,6 +119,7 @@ def test_every_option_is_in_one_table() -> None:
         set(CHANGES),
         OF_A_FULL_TARGET,
         set(OF_A_CHECKPOINT2),
+        set(OF_FOLDERS_FOR_TORCH),
         set(SAME),
         OF_OTHER_NAMES,
         OF_FAMILIES_WITH_SEVERAL,
@@ -135,6 +138,14 @@ def test_what_changes_bytes_has_another_identity(work: Work, name: str) -> None:
 def test_what_a_checkpoint2_says_of_itself_counts(work: Work, name: str) -> None:
     options = replace(work.options, to="checkpoint2", format="", prefix="CKP")
     assert work.plan(replace(options, **{name: OF_A_CHECKPOINT2[name]})).identity != work.plan(options).identity
+
+
+@pytest.mark.parametrize("name", OF_FOLDERS_FOR_TORCH)
+def test_of_how_many_files_and_ranks_a_folder_consists_counts(work: Work, name: str) -> None:
+    to, value = OF_FOLDERS_FOR_TORCH[name]
+    full = write_file(work.folder / "full.safetensors", MEGATRON)
+    plain = Options(to=to)
+    assert work.plan(replace(plain, **{name: value}), src=full).identity != work.plan(plain, src=full).identity
 
 
 @pytest.mark.parametrize("name", SAME)
