@@ -86,7 +86,7 @@ def _of_one_device(folder: Listing) -> Catalog:
 def _family(made: Catalog, iteration: int | None, common: Common | None) -> str:
     """In words what wrote it."""
     number = "" if iteration is None else f", iteration {iteration}"
-    release = f", MindFormers {common.release}" if common else ""
+    release = f", MindFormers {common.release}" if common and common.release else ""
     return f"Checkpoint 2.0{number}{release}, {counted(made.ranks.world, 'rank')}{_dropped(made)}"
 
 

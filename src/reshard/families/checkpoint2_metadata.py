@@ -100,10 +100,10 @@ class Common(Struct, frozen=True):
 
     @property
     def release(self) -> str:
-        """Which releases of MindFormers write such a file."""
+        """Which releases of MindFormers write such a file; "" where it does not tell."""
         if self.consumed_samples is not UNSET:
             return "later than r2.0"
-        return "r1.9 to r2.0" if self.ckpt_status is not UNSET else "r1.7 or r1.8"
+        return "r1.9 to r2.0" if self.ckpt_status is not UNSET else ""
 
 
 class Release(Struct, frozen=True):

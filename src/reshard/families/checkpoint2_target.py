@@ -33,6 +33,7 @@ from reshard.planning.target import Draft, Files
 _Part = Literal["model", "opt"]
 _NOTES = (("format", "ms"),)
 _TRAINERS_PREFIX = "CKP"
+_MODES = (0o400, 0o640, 0o750)
 
 
 class Checkpoint2Target(Struct, frozen=True):
@@ -65,7 +66,7 @@ class Checkpoint2Target(Struct, frozen=True):
     def files(self, draft: Draft) -> Files:
         made = _Placement(self, draft)
         planned = made.files()
-        return Files(draft.asked_for(planned), len(planned), tuple(self._closing(made)))
+        return Files(draft.asked_for(planned), len(planned), tuple(self._closing(made)), modes=_MODES)
 
     def _closing(self, made: _Placement) -> Iterator[SmallFile]:
         """The tracker is the last: where it is, the iteration is whole."""

@@ -55,6 +55,7 @@ def make_plan(source: Catalog, target: Target, choices: Choices) -> Plan:
         files.closing,
         files.named_by,
         target.shared_block_nbytes,
+        files.modes,
     )
     draft.assembler.prove_covered(plan)
     return plan

@@ -4,7 +4,7 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from itertools import pairwise
 from math import prod
@@ -128,6 +128,11 @@ class Strategy(Struct, frozen=True):
 
     def names(self) -> frozenset[str]:
         return frozenset(name for stage in self.stages for name in stage)
+
+    def renamed(self, new_name: Callable[[str], str]) -> Strategy:
+        """The same of tensors that are called otherwise."""
+        stages = tuple({new_name(name): entry for name, entry in stage.items()} for stage in self.stages)
+        return Strategy(stages, self.devices, self.where, self.made)
 
     def stages_of(self, name: str) -> tuple[int, ...]:
         return tuple(i for i, stage in enumerate(self.stages) if name in stage)

@@ -87,7 +87,7 @@ def opened(src: str | Path, options: Options) -> tuple[Catalog, Options]:
     idle = options.names.idle((*source.tensors, *source.texts))
     strategy = read_strategy(options.dst_strategy) if options.dst_strategy else None
     made = renamed(replace(source, warnings=(*source.warnings, *idle)), str(src), naming, options.names, strategy)
-    return made.catalog, replace(options, names=NameRules(), naming=Naming())
+    return replace(made.catalog, own=None), replace(options, names=NameRules(), naming=Naming())
 
 
 def plan_from(
@@ -100,6 +100,8 @@ def plan_from(
         _refuse_replicas(source)
     crcs = check_crcs(source) if options.crc else ()
     source = replace(source, warnings=(*source.warnings, *crcs))
+    if source.own is not None:
+        source = replace(source, own=source.own.renamed(options.names.renamed))
     kind = kind or kind_asked(options.asked(Path(dst).name if names_file(dst) else ""), source)
     dtype, block_nbytes = ALIASES.get(options.dtype, options.dtype), _shared_block(source, dst, options)
     target = Target(kind, dtype, options.ranks, options.share, block_nbytes)

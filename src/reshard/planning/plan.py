@@ -223,15 +223,14 @@ class Plan(Struct, frozen=True):
     """What to write and from where.
 
     Attributes:
-        tensors: those that the planned files need; one whose value differs from rank to rank stands there once a
-            source rank.
+        tensors: those that the planned files need; one whose value varies by rank stands there once a source rank.
         files: those of the target ranks that were asked for.
         world: ranks of the whole target.
         total: files of the whole target that hold tensors.
         closing: small files that are written when all others are whole.
         named_by: files beside the target's folder that hold its name; written last.
-        identity: names the conversion; runs of the same identity may fill one target together, whatever ranks each
-            makes.
+        modes: on a disk, of weight files, of small files and of folders; () for what the system gives.
+        identity: names the conversion; runs of one identity may fill one target together, whatever ranks each makes.
         made_of: what the identity stands for, part by part: values, or hashes of what is long.
         part: whether ``files`` are some ranks' or a share of the whole target, which others may be making too.
         shared_block_nbytes: of a file system where target files may share blocks with source files; 0 for no such.
@@ -252,6 +251,7 @@ class Plan(Struct, frozen=True):
     closing: tuple[SmallFile, ...] = ()
     named_by: tuple[str, ...] = ()
     shared_block_nbytes: int = 0
+    modes: tuple[int, ...] = ()
     schema: int = SCHEMA
 
     def __repr__(self) -> str:

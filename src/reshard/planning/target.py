@@ -33,12 +33,14 @@ class Files(Struct, frozen=True):
         closing: small files of known bytes, as an index is. They are written when all others are whole, by whoever
             makes the last of them, so every part of a target plans all of them.
         named_by: files beside the target's folder that hold its name, by which a program finds the last that was saved.
+        modes: on a disk, of weight files, of small files and of folders; () for what the system gives.
     """
 
     planned: tuple[PlannedFile, ...]
     total: int
     closing: tuple[SmallFile, ...] = ()
     named_by: tuple[str, ...] = ()
+    modes: tuple[int, ...] = ()
 
 
 class Kind(Protocol):

@@ -215,6 +215,7 @@ class Filling:
                 return 0
             if not missing:
                 files = sorted((*files, *self._closed(fsync=fsync)), key=lambda file: file.rank)
+                self._set_modes(file.path for file in files)
             if fsync:
                 self._sync_folders()
             manifest = encode_manifest(self._plan, files, complete=not missing)
@@ -230,6 +231,17 @@ class Filling:
         for small in self._plan.closing:
             self._storage.write_whole(join(self._place.folder, small.path), small.content, fsync=fsync)
             yield small_file(small)
+
+    def _set_modes(self, paths: Iterable[str]) -> None:
+        """As the program gives them that writes such targets. A file of another user's share keeps its mode."""
+        if not self._plan.modes or not self._place.local:
+            return
+        weights, small, folders = self._plan.modes
+        for path in paths:
+            place = Path(self._place.folder, path)
+            with reported(place), suppress(PermissionError):
+                place.chmod(small if path in self._closing else weights)
+                place.parent.chmod(folders)
 
     def _forget_records(self) -> None:
         for entry in self._storage.entries(self._path(DONE)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from reshard.families.checkpoint2_metadata import folded
 from reshard.families.open_checkpoint import open_source
 from reshard.families.source import Source
 from reshard.layout.tensor import Sharding
+from reshard.planning.names import NameRules
 from reshard.planning.shares import Share
 
 ROWS, COLUMNS, NORM = Sharding((2, 2), ((0,), ())), Sharding((2, 2), ((), (1,))), Sharding((2, 2), ((),))
@@ -185,6 +187,23 @@ def test_what_files_are_called(full: Path, strategy: str, tmp_path: Path) -> Non
         assert faults_of(tmp_path / start, FULL, STAGES) == []
     with pytest.raises(UsageError, match="prefix"):
         reshard.plan(full, "out", options(strategy, prefix="a/b"))
+
+
+def test_modes_are_the_trainers(full: Path, strategy: str, tmp_path: Path) -> None:
+    reshard.convert(full, tmp_path / "out", options(strategy))
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in latest(tmp_path / "out").iterdir()}
+    assert {modes.pop("metadata.json"), modes.pop("common.json")} == {0o640}
+    assert set(modes.values()) == {0o400}
+    places = (tmp_path / "out", latest(tmp_path / "out"), tmp_path / "out" / "latest_checkpointed_iteration.txt")
+    assert [stat.S_IMODE(place.stat().st_mode) for place in places] == [0o750, 0o750, 0o640]
+    reshard.convert(full, tmp_path / "out", options(strategy, overwrite=True))
+
+
+def test_other_names_in_the_layout_of_the_source(tmp_path: Path) -> None:
+    write_checkpoint2(tmp_path / "src", {"l.0.w": FULL["l.0.w"]}, [{"l.0.w": ROWS}])
+    rules = NameRules(rename=(("^l", "layers"),))
+    reshard.convert(tmp_path / "src", tmp_path / "out", options(names=rules))
+    assert faults_of(tmp_path / "out", {"layers.0.w": FULL["l.0.w"]}, [{"layers.0.w": ROWS}]) == []
 
 
 def test_more_ranks_than_slices(tmp_path: Path) -> None:
