@@ -210,6 +210,18 @@ def test_steps_of_torchtitan(tmp_path: Path) -> None:
         open_source(Source(str(tmp_path), iteration=7))
 
 
+def test_folders_of_accelerate(tmp_path: Path) -> None:
+    """The model's is read, and the optimizer's told."""
+    two_ranks(tmp_path / "pytorch_model_fsdp_0")
+    two_ranks(tmp_path / "optimizer_0")
+    found = open_source(Source(str(tmp_path)))
+    assert all("pytorch_model_fsdp_0" in file.path for file in found.files)
+    assert any("optimizer_0 is left out" in warning for warning in found.warnings)
+    two_ranks(tmp_path / "pytorch_model_fsdp_1")
+    with pytest.raises(UsageError, match="2 checkpoints lie here"):
+        open_source(Source(str(tmp_path)))
+
+
 def test_metadata_that_is_none(tmp_path: Path) -> None:
     source, _ = two_ranks(tmp_path / "c")
     for content in (b"", b"\x80\x02}.", b"\x80\x04]\x94.", b"not a pickle"):

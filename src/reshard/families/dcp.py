@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from reshard.errors import CheckpointError, FormatError, UsageError, counted, listed
 from reshard.families.dcp_chunks import ReadChunks, Wanted, rank_of, read_chunks
@@ -44,7 +45,15 @@ class Dcp(Struct, frozen=True):
         shards = sorted(entry.name for entry in folder.entries if is_shard(entry.name))
         if shards and not _is_saved_by_files(folder):
             return catalog_of_shards(folder, shards)
-        return catalog_by(folder, metadata_of(folder))
+        found = catalog_by(folder, metadata_of(folder))
+        return replace(found, warnings=(*found.warnings, *_not_read(there, folder)))
+
+
+def _not_read(there: Listing, folder: Listing) -> Iterator[str]:
+    """What accelerate keeps of the optimizer is a checkpoint of its own, beside that of the model."""
+    for entry in there.entries:
+        if folder.path != there.path and entry.folder and _OPTIMIZER.fullmatch(entry.name):
+            yield f"{there.at(entry.name)} is left out: it is a checkpoint of its own; name it to read it"
 
 
 def _is_one(there: Listing) -> bool:
