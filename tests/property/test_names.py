@@ -12,7 +12,7 @@ from making import array, dtype_named
 from reshard.index import TensorSpec
 from reshard.layout.box import Box
 from reshard.names.dims import Axes, Dims, parsed, section_of
-from reshard.names.linking import Part, link_of
+from reshard.names.linking import Part, at_index, link_of
 from reshard.names.maker import Maker
 from reshard.planning.assembly import assembled
 from reshard.planning.catalog import Held, Loose, Scales, Shard, Tensor
@@ -148,16 +148,18 @@ def test_experts_are_stacked_and_turned_and_back(text: str, block: int, data: st
     wanted = wanted.reshape(shape_of(whole))
     with store(data) as place:
         tensors = {key: tensor(place, f"{key}", a) for key, a in arrays.items()}
-        links = [
-            link_of(t.name, t.spec.shape, Part(part, whole, s, {"experts": e}), AXES) for (e, s), t in tensors.items()
-        ]
+        links = []
+        for (e, s), t in tensors.items():
+            link, shape = link_of(t.name, t.spec.shape, Part(part, whole, s, "experts"), AXES)
+            links.append((at_index(link, t.name, e), shape))
         maker = Maker({t.name: t for t in tensors.values()})
         made = maker.made("w1", TensorSpec("bfloat16", links[0][1]), [link for link, _ in links])
         check(made, wanted, place, block, data)
         stored = tensor(place, "w1", wanted)
         for (e, s), a in arrays.items():
             for source in (made, stored):
-                link, shape = link_of("w1", source.spec.shape, Part(whole, part, s, {"experts": e}), AXES)
+                link, shape = link_of("w1", source.spec.shape, Part(whole, part, s, "experts"), AXES)
+                link = at_index(link, "w1", e)
                 again = Maker({"w1": source}).made("x", TensorSpec("bfloat16", shape), [link])
                 check(again, a, place, block, data)
 

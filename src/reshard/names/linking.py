@@ -12,21 +12,25 @@ from reshard.errors import StrategyError
 from reshard.names.dims import Axes, Dims, Slot, shown, slots_of
 from reshard.names.links import Axis, Link, Place
 
+_INDEX = 1 << 60
+"""In a link that serves many: where one element of an axis is meant, which is told later."""
+
 
 class Part(Struct, frozen=True):
     """How two tensors share elements: the dims of each; one of them may hold the other as a ``section``.
 
-    ``index``: which element of an axis is meant, where a name counts it, as of experts.
+    ``index``: the axis of which one element is meant, where a name counts it, as of experts.
     """
 
     source: Dims
     target: Dims
     section: str = ""
-    index: Mapping[str, int] = {}
+    index: str = ""
 
 
 def link_of(name: str, shape: tuple[int, ...], part: Part, axes: Axes) -> tuple[Link, tuple[int, ...]]:
-    """The link, and the target's shape. ``name`` and ``shape`` are the source's.
+    """The link, and the target's shape. ``name`` and ``shape`` are the source's. Where one element of an axis is meant
+    ``at_index`` says which.
 
     A dim that is the same on both sides need not be known: it is as large as the source's.
 
@@ -45,7 +49,20 @@ def link_of(name: str, shape: tuple[int, ...], part: Part, axes: Axes) -> tuple[
     )
     order = tuple(labels.index(label) for label in dict.fromkeys((*target, *labels)))
     sizes = (prod(slot.total for slot in target.values() if slot.dim == dim) for dim in range(len(part.target)))
-    return Link(name, made, order), tuple(sizes)
+    return Link(name, made, order).merged(), tuple(sizes)
+
+
+def at_index(link: Link, source: str, index: int) -> Link:
+    """The link of another source, where one element of an axis is meant."""
+    axes = (
+        Axis(axis.size, _at(axis.source, index), _at(axis.target, index)) if axis.size == 1 else axis
+        for axis in link.axes
+    )
+    return Link(source, tuple(axes), link.target)
+
+
+def _at(place: Place | None, index: int) -> Place | None:
+    return Place(place.dim, place.total, index) if place and place.start == _INDEX else place
 
 
 def _alike(source: Dims, target: Dims) -> Iterator[tuple[int, int]]:
@@ -66,8 +83,7 @@ def _labelled(dims: Dims, known: Mapping[int, tuple[str, int]], part: Part, axes
             found[label] = Slot(label, number, size, 0, size)
             continue
         for slot in slots_of(dim, number, axes, part.section):
-            at = part.index.get(slot.label)
-            found[slot.label] = slot if at is None else replace(slot, start=at, size=1)
+            found[slot.label] = slot if slot.label != part.index else replace(slot, start=_INDEX, size=1)
     return found
 
 

@@ -191,9 +191,9 @@ class _Target:
         ranges = tuple(zip(box.start, box.shape, strict=True))
         return Lying(laid.shards.tensor, laid.shards.groups, ranges, tuple(to), fixed)
 
-    def shards(self, number: int, laid: _Laid) -> Iterator[Shard]:
+    def shards(self, lying: Lying, laid: _Laid) -> Iterator[Shard]:
         """What a link brings."""
-        lying, box = self.lying(number, laid), laid.box
+        box = laid.box
         to = {dim: (at[0], at[1] - box.start[dim]) for dim, at in enumerate(lying.to) if at is not None}
         for shard in laid.shards.near(box):
             part = self._moved(shard.box & box, to, lying.fixed)
@@ -236,7 +236,8 @@ class Maker:
         """
         laid = [self._laid(link) for link in self._agreeing(links)]
         target = _Target(spec.shape, laid)
-        shards = [shard for number, each in enumerate(laid) for shard in target.shards(number, each)]
+        lying = [target.lying(number, each) for number, each in enumerate(laid)]
+        shards = [shard for pair in zip(lying, laid, strict=True) for shard in target.shards(*pair)]
         for box in zeros:
             shards += [Shard(view, (Held(ZEROS, ()),)) for _, view in in_view(box, spec.shape, target.view)]
         sources = [self._sources[link.source] for link in links]
@@ -247,14 +248,17 @@ class Maker:
             known=all(source.known for source in sources),
             compared=any(source.compared for source in sources),
             view=() if target.view == spec.shape else target.view,
-            scales=scales_of(name, target.view, [target.lying(number, each) for number, each in enumerate(laid)]),
+            scales=scales_of(name, target.view, lying),
         )
 
     def _agreeing(self, links: Sequence[Link]) -> list[Link]:
         """Links whose axes begin and end alike in the target, and with those of their sources' views."""
-        made = [link.merged() for link in links]
+        made = list(links)
         while True:
-            bounds = sorted({bound for link in made for bound in link.bounds(target=True)})
+            each = [link.bounds(target=True) for link in made]
+            bounds = sorted(set().union(*each))
+            if all(len(own) == len(bounds) for own in each) and not any(self._sources[k.source].view for k in made):
+                return made
             following = []
             for link in made:
                 within = link.divided(_bounds_of_view(self._sources[link.source]), target=False)

@@ -69,6 +69,8 @@ class Rule(Struct, frozen=True):
         dtype, hub_dtype: an expression for the dtype that the tensors of either side are kept in; None for as it is.
         copy_of: the name of the Hugging Face tensor that this one, which the convention has not, repeats.
         tied: the name of the Hugging Face tensor that it is one with where embeddings are tied.
+        counts: what the block's numbers count, "" for tensors that stand once.
+        stacked: whether one tensor holds what many have that are numbered as experts are.
     """
 
     number: int
@@ -83,21 +85,11 @@ class Rule(Struct, frozen=True):
     hub_dtype: object = None
     copy_of: str = ""
     tied: str = ""
+    counts: str = ""
+    stacked: bool = False
 
     def sides(self, *, hub: bool) -> Mapping[str, Side]:
         return self.hub if hub else self.own
-
-    @property
-    def counts(self) -> str:
-        """What the block's numbers count, "" for tensors that stand once."""
-        side = next(iter(self.hub.values()))
-        return next((of for of, _ in side.numbers if of != "e"), "")
-
-    @property
-    def stacked(self) -> bool:
-        """Whether one tensor holds what many have that are numbered as experts are."""
-        per = [any(of == "e" for of, _ in next(iter(side.values())).numbers) for side in (self.hub, self.own) if side]
-        return len(set(per)) > 1
 
 
 class Style(Struct, frozen=True):
@@ -238,9 +230,15 @@ def _rule(entry: dict[str, Any], place: _Place, styles: Mapping[str, str], kind:
             _expression(entry.get("hf_dtype"), "hf_dtype"),
             str(entry.get("copy_of", "")),
             str(entry.get("tied", "")),
+            next((of for of, _ in next(iter(hub.values())).numbers if of != "e"), ""),
+            len({_per_expert(side) for side in (hub, own) if side}) > 1,
         )
     except StrategyError as error:
         raise StrategyError(f"{where}: {error.message}", error.where, error.hint) from None
+
+
+def _per_expert(sides: Mapping[str, Side]) -> bool:
+    return any(of == "e" for of, _ in next(iter(sides.values())).numbers)
 
 
 def _both_sides(entry: dict[str, Any], place: _Place, kind: str) -> tuple[dict[str, Side], dict[str, Side]]:

@@ -149,7 +149,11 @@ def _cut(
             if at not in dims:
                 dims.insert(next((i for i, other in enumerate(dims) if other > at), len(dims)), at)
         turned = tuple(dims) if dims != sorted(dims) else ()
-        held = (_part(h, shard.box, part, scale.spec.itemsize) for h in shard.held)
+        whole = part == shard.box
+        held = (
+            h if whole and not (h.outer or h.order) else _part(h, shard.box, part, scale.spec.itemsize)
+            for h in shard.held
+        )
         made = (Held(h.file, h.extents, None, turned) for h in held)
         yield Shard(Box(tuple(start), tuple(stop)), tuple(made), shard.expected)
 

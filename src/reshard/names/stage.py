@@ -12,7 +12,7 @@ from reshard.errors import PlanError, StrategyError, listed
 from reshard.index import TensorSpec
 from reshard.names.dims import Axes, Dims, shown
 from reshard.names.lacking import Lacking
-from reshard.names.linking import Part, link_of
+from reshard.names.linking import Part, at_index, link_of
 from reshard.names.links import Link
 from reshard.names.maker import Maker
 from reshard.names.matching import Found, Names, lora_name, lora_of
@@ -96,6 +96,7 @@ class _Stage:
         self._dropped: dict[str, list[str]] = {}
         self._copies: dict[str, str] = {}
         self._fates: dict[str, list[str]] = {}
+        self._links: dict[tuple[object, ...], tuple[Link, tuple[int, ...]]] = {}
         self._sizes = _counts(self._known, tensors, hub=self._hub)
         self._styles = self._chosen()
         self._rules = [rule for rule in self._recipe.rules if self._applies(rule)]
@@ -306,16 +307,21 @@ class _Stage:
             for e in range(self._sizes["experts"]) if per_expert else (None,):
                 numbers = dict(first.numbers) if e is None else {**first.numbers, "e": e}
                 name = self._called(side, numbers, first)
-                links, shapes = [], set()
-                for found, source in members:
-                    expert = found.numbers.get("e") if e is None else e
-                    index = {"experts": expert} if first.rule.stacked and expert is not None else {}
-                    shape = self._tensors[source].spec.shape
-                    dims = self._dims(found, len(shape)), self._dims(found, 0, target=section)
-                    link, made = link_of(source, shape, Part(*dims, section or found.section, index), axes)
-                    links.append(link)
-                    shapes.add(made)
+                pairs = [self._link(found, source, section, e, axes) for found, source in members]
+                links, shapes = [link for link, _ in pairs], {shape for _, shape in pairs}
                 yield name, self._tensor(name, links, shapes, maker, first)
+
+    def _link(
+        self, found: Found, source: str, section: str, expert: int | None, axes: Axes
+    ) -> tuple[Link, tuple[int, ...]]:
+        shape = self._tensors[source].spec.shape
+        key = (found.rule.number, found.section, section, found.factor, shape)
+        if key not in self._links:
+            dims = self._dims(found, len(shape)), self._dims(found, 0, target=section)
+            index = AXIS_OF["e"] if found.rule.stacked else ""
+            self._links[key] = link_of(source, shape, Part(*dims, section or found.section, index), axes)
+        link, made = self._links[key]
+        return at_index(link, source, found.numbers.get("e", 0) if expert is None else expert), made
 
     def _called(self, side: Side, numbers: Mapping[str, int], found: Found) -> str:
         name = side.called(numbers, self._sizes)

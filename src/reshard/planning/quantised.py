@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 from msgspec import Struct
 
@@ -46,6 +47,7 @@ class Quantised(Struct, frozen=True):
         return (*self.codes, *self.beside)
 
 
+@lru_cache(maxsize=4096)
 def _words(component: str) -> list[str]:
     if component in ("W_q", "q_weight"):
         return ["qweight"]
