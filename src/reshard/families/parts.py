@@ -27,11 +27,12 @@ class Parts(Struct, frozen=True):
     ``hf``: ``model-0000i-of-0000n.safetensors`` and ``model.safetensors.index.json``.
     ``torch``: ``pytorch_model-0000i-of-0000n.bin`` and ``pytorch_model.bin.index.json``.
     ``mindspore``: ``part{i}.safetensors`` and ``param_name_map.json``; what no strategy knows is kept beside them, in
-    ``hyper_param.safetensors``.
+    ``hyper_param.safetensors``. ``along`` are files that lie beside.
     """
 
     max_nbytes: int = _DEFAULT_NBYTES
     names: Names = "hf"
+    along: tuple[SmallFile, ...] = ()
 
     name: ClassVar[str] = "parts"
     strategy: ClassVar[None] = None
@@ -78,7 +79,8 @@ class Parts(Struct, frozen=True):
             files.append(
                 PlannedFile(i, path, 0, 0, draft.form(tuple((n, cuts[n]) for n in numbers), texts, form, notes), i)
             )
-        return Files(draft.asked_for(files), len(files), self.index(where, sum(sizes.values())))
+        closing = (*self.index(where, sum(sizes.values())), *self.along)
+        return Files(draft.asked_for(files), len(files), closing)
 
 
 def parts_asked(asked: Asked, source: Catalog) -> Parts:
@@ -89,7 +91,7 @@ def parts_asked(asked: Asked, source: Catalog) -> Parts:
             f"parts with an index are of safetensors or torch files, and the target would be {form.name}",
             hint="give --format safetensors, or leave --max-shard-size out",
         )
-    return Parts(asked.max_shard_nbytes or _DEFAULT_NBYTES, "torch" if form.name == "torch" else "hf")
+    return Parts(asked.max_shard_nbytes or _DEFAULT_NBYTES, "torch" if form.name == "torch" else "hf", asked.along)
 
 
 def split_parts(sizes: Mapping[int, int], max_nbytes: int) -> list[list[int]]:

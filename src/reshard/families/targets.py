@@ -14,6 +14,7 @@ from reshard.formats.mindspore_ckpt import MindSporeCkpt
 from reshard.formats.registry import format_named, format_of
 from reshard.layout.stages import Strategy
 from reshard.planning.catalog import Catalog
+from reshard.planning.plan import SmallFile
 from reshard.planning.target import Kind
 
 PREFIX = "checkpoint_"
@@ -40,6 +41,7 @@ class Asked(Struct, frozen=True, kw_only=True):
     prefix: str = PREFIX
     max_shard_nbytes: int | None = None
     drop_redundancy: bool = False
+    along: tuple[SmallFile, ...] = ()
     files: int = 0
     tp: int = 0
     pp: int = 0
@@ -69,7 +71,7 @@ _KINDS = {
     "parts": _Entry(
         "one full checkpoint in parts",
         "reshard.families.parts:parts_asked",
-        frozenset({*_BYTES, "max_shard_nbytes"}),
+        frozenset({*_BYTES, "max_shard_nbytes", "along"}),
     ),
     "checkpoint2": _Entry(
         "a Checkpoint 2.0",
@@ -88,7 +90,12 @@ _KINDS = {
         "a universal checkpoint of DeepSpeed", "reshard.families.universal:universal_asked", frozenset({"crc"})
     ),
 }
-_OPTIONS = {"strategy": "--dst-strategy", "max_shard_nbytes": "--max-shard-size", "iteration": "--dst-iteration"}
+_OPTIONS = {
+    "along": "--with-files",
+    "strategy": "--dst-strategy",
+    "max_shard_nbytes": "--max-shard-size",
+    "iteration": "--dst-iteration",
+}
 """Options that are called otherwise than their fields."""
 
 

@@ -12,7 +12,7 @@ from reshard.names.megatron import CONVENTION as MEGATRON
 from reshard.names.model import ModelFile
 from reshard.names.recipe import Recipe, built_in
 from reshard.names.settings import Asked
-from reshard.names.stage import fits
+from reshard.names.stage import counterparts, fits
 from reshard.planning.names import is_state
 from reshard.strategy.job import as_release
 
@@ -107,7 +107,7 @@ def recipe_of_source(names: Sequence[str], convention: str, files: Sequence[Mode
         raise CheckpointError(
             f"its names may be of several conventions: {', '.join(sorted(conventions))}", hint="say which: --src-names"
         )
-    if len(meant) > 1:
+    if len(meant) > 1 and not _alike(meant, weights):
         raise CheckpointError(
             f"its names are those of {', '.join(r.name for r in meant)}, which differ on Hugging Face's side",
             hint="give the model: --model config.json, or the YAML of its run",
@@ -155,10 +155,14 @@ def recipe_of_target(names: Sequence[str], convention: str, files: Sequence[Mode
 
 
 def _of_model(recipes: Sequence[Recipe], files: Iterable[ModelFile]) -> list[Recipe]:
-    """Those of the model that files name; all where none is or nothing is named."""
+    """Those of the model that files name, the most telling name first; all where none is or nothing is named."""
+    left = list(recipes)
     for file in files:
         for model in file.models:
-            named = [recipe for recipe in recipes if model in recipe.models]
-            if named:
-                return named
-    return list(recipes)
+            left = [recipe for recipe in left if model in recipe.models] or left
+    return left
+
+
+def _alike(recipes: Sequence[Recipe], names: Sequence[str]) -> bool:
+    """Whether recipes make the same of these names."""
+    return len({counterparts(recipe, names) for recipe in recipes}) == 1

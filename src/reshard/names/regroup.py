@@ -39,12 +39,17 @@ class Regrouped(Struct, frozen=True):
     Attributes:
         same: pairs of tensors of the source of which one was left out as it repeats the other, which bytes must tell.
         fates: what becomes of each tensor of the source, stage by stage.
+        head, embedding: what Hugging Face calls the two that may be one.
+        files: the model files that were asked, the target's first.
     """
 
     catalog: Catalog
     convention: str
     same: tuple[tuple[Tensor, Tensor], ...] = ()
     fates: tuple[tuple[Fate, ...], ...] = ()
+    head: str = ""
+    embedding: str = ""
+    files: tuple[ModelFile, ...] = ()
 
 
 def regrouped(
@@ -87,6 +92,7 @@ class _Regrouping:
         self._fates: list[tuple[Fate, ...]] = []
         self._recipes: list[Recipe] = []
         self._src = ""
+        self._ends = ("", "")
         self._sizes: Mapping[str, Any] = {}
 
     def done(self, shards: Mapping[str, int]) -> Regrouped:
@@ -109,7 +115,14 @@ class _Regrouping:
         if naming.dst == MEGATRON:
             made = of_ranks(self._tensors, naming.ranks, args) if naming.ranks else distributed(self._tensors, args)
             self._tensors = made
-        return Regrouped(self._catalog(args), self._src, tuple(self._same), tuple(self._fates))
+        return Regrouped(
+            self._catalog(args),
+            self._src,
+            tuple(self._same),
+            tuple(self._fates),
+            *self._ends,
+            (*self._models.dst, *self._models.src),
+        )
 
     def _catalog(self, args: Mapping[str, Any]) -> Catalog:
         naming = self._naming
@@ -226,7 +239,8 @@ class _Regrouping:
         sides = [known(recipe, self._files_of(which), None) for which in ("src", "dst")]
         for rule in recipe.rules:
             if rule.tied:
-                self._tie(rule.hub[""].name, rule.tied, sides)
+                self._ends = (rule.hub[""].name, rule.tied)
+                self._tie(*self._ends, sides)
         rows = [side for rule in recipe.rules for side in rule.hub.values() if side.dims[0][:1] == ((("vocab",),),)]
         for side in rows:
             if side.name in self._tensors:
@@ -262,7 +276,7 @@ class _Regrouping:
                 f"{tensor.name}: {rows} rows, and {src[0]}", hint="--vocab-rows N says how many the target gets"
             )
         wanted = naming.vocab_rows or (src[1] if padded and src is not None else rows)
-        if dst is not None and dst[1] != wanted:
+        if dst is not None and dst[1] != wanted and (dst != src or naming.dst != self._src):
             raise PlanError(
                 f"{tensor.name}: {wanted} rows, and {dst[0]}",
                 hint=f"--vocab-rows {dst[1]} adds rows of zeros, or leaves the last ones out",

@@ -84,6 +84,18 @@ def fits(recipe: Recipe, names: Iterable[str], *, hub: bool) -> tuple[int, list[
     return count, unknown
 
 
+def counterparts(recipe: Recipe, names: Iterable[str]) -> frozenset[tuple[str, str, str]]:
+    """What a recipe makes of a convention's names at the hub: name, counterpart and its dims, as patterns."""
+    known = Names(recipe, recipe.rules, hub=False)
+    by_pattern = {layer_pattern(name): name for name in names}
+    return frozenset(
+        (pattern, side.pattern, ", ".join(map(shown, side.dims)))
+        for pattern, name in by_pattern.items()
+        for rule, _ in known.rules(name)
+        for side in rule.hub.values()
+    )
+
+
 class _Stage:
     def __init__(self, tensors: Mapping[str, Tensor], given: Given) -> None:
         self._tensors = tensors

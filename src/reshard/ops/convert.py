@@ -31,7 +31,7 @@ from reshard.planning.catalog import Catalog
 from reshard.planning.lora_values import LoraMerge
 from reshard.planning.misfits import Misfits, by_tensor
 from reshard.planning.names import NameRules
-from reshard.planning.plan import Plan
+from reshard.planning.plan import Plan, SmallFile
 from reshard.planning.target import Choices, Kind, Target
 from reshard.storage.clones import block_shared_by
 from reshard.storage.machine import set_aside
@@ -87,7 +87,12 @@ def opened(src: str | Path, options: Options) -> tuple[Catalog, Options]:
     idle = options.names.idle((*source.tensors, *source.texts))
     strategy = read_strategy(options.dst_strategy) if options.dst_strategy else None
     made = renamed(replace(source, warnings=(*source.warnings, *idle)), str(src), naming, options.names, strategy)
-    return replace(made.catalog, own=None), replace(options, names=NameRules(), naming=Naming())
+    along: tuple[SmallFile, ...] = ()
+    if naming.files:
+        from reshard.ops.model_files import along as found_along
+
+        along = found_along(made, naming, ALIASES.get(options.dtype, options.dtype))
+    return replace(made.catalog, own=None), replace(options, names=NameRules(), naming=Naming(), along=along)
 
 
 def plan_from(

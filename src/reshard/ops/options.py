@@ -20,6 +20,7 @@ from reshard.planning.bill import BUFFERS_A_WORKER
 from reshard.planning.catalog import Catalog
 from reshard.planning.decide import Missing
 from reshard.planning.names import NameRules
+from reshard.planning.plan import SmallFile
 from reshard.planning.shares import Share
 
 _MAX_BLOCK_NBYTES = 8 << 20
@@ -120,6 +121,7 @@ class Options(Means, frozen=True):
         naming: the convention of names that the target gets.
         reflink: whether files of the target share blocks with the source's, where the file system can (``auto``), or it
             is an error (``always``). Safetensors files are laid out so that many can.
+        along: small files that go into the target, as a configuration.
     """
 
     src_strategy: str | Strategy = ""
@@ -148,6 +150,7 @@ class Options(Means, frozen=True):
     crc: bool = False
     naming: Naming = field(default_factory=Naming)
     reflink: Reflink = "auto"
+    along: tuple[SmallFile, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -192,6 +195,7 @@ class Options(Means, frozen=True):
             prefix=self.prefix,
             max_shard_nbytes=self.max_shard_nbytes,
             drop_redundancy=self.drop_redundancy,
+            along=self.along,
             files=self.files,
             tp=self.tp,
             pp=self.pp,

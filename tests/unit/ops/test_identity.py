@@ -102,7 +102,7 @@ SAME = {
     "overwrite": True,
     "verify": True,
 }
-OF_OTHER_NAMES = {"naming"}
+OF_OTHER_NAMES = {"naming", "along"}
 """Its own table is in test_naming.py."""
 OF_FAMILIES_WITH_SEVERAL = {"iteration"}
 

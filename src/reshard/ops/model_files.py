@@ -1,0 +1,74 @@
+"""What goes along with a folder of Hugging Face's: its configuration as it is now, tokenizer, chat template."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from fnmatch import fnmatch
+from typing import Any
+
+from reshard.dtypes import FLOATING
+from reshard.errors import CheckpointError, UsageError
+from reshard.families.registry import listing
+from reshard.names.naming import HUB, Naming
+from reshard.names.regroup import Regrouped
+from reshard.planning.plan import SmallFile
+from reshard.storage.storage import join
+from reshard.storage.storages import storage_of
+
+_ALONG = ("generation_config.json", "tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json",
+          "added_tokens.json", "chat_template*", "*.model", "*.tiktoken", "preprocessor_config.json",
+          "*.py")  # fmt: skip
+_DTYPES = ("torch_dtype", "dtype")
+
+
+def along(made: Regrouped, naming: Naming, dtype: str) -> tuple[SmallFile, ...]:
+    """The small files of a target, from beside the model's configuration.
+
+    Args:
+        dtype: that floating weights are cast to; "" for none.
+
+    Raises:
+        UsageError: no configuration is known, or the target is not Hugging Face's.
+    """
+    config = next((file for file in made.files if file.hub), None)
+    if naming.dst != HUB:
+        raise UsageError("--with-files is for a target of Hugging Face's names", hint="--dst-names hf")
+    if config is None:
+        raise UsageError("--with-files, and no config.json is known", hint="--model FOLDER/config.json")
+    folder = config.where.rpartition("/")[0] or "."
+    names = sorted(e.name for e in listing(folder).entries if not e.folder and any(fnmatch(e.name, p) for p in _ALONG))
+    others = tuple(SmallFile(name, _read(join(folder, name))) for name in names)
+    return SmallFile("config.json", _told(_read(config.where), made, naming, dtype)), *others
+
+
+def _read(path: str) -> bytes:
+    file = storage_of(path).open(path)
+    try:
+        return bytes(file.read(0, file.nbytes))
+    finally:
+        file.close()
+
+
+def _told(content: bytes, made: Regrouped, naming: Naming, dtype: str) -> bytes:
+    """The configuration, true of what is written: dtype, ties, rows of the vocabulary, quantisation."""
+    try:
+        config: dict[str, Any] = json.loads(content)
+    except ValueError as error:
+        raise CheckpointError(f"config.json is not JSON: {error}") from None
+    tensors = made.catalog.tensors
+    nbytes: Counter[str] = Counter()
+    for tensor in tensors.values():
+        kept = tensor.made or tensor.spec.dtype
+        if kept in FLOATING:
+            nbytes[dtype or kept] += tensor.spec.nbytes
+    if nbytes:
+        key = next((k for k in _DTYPES if k in config), _DTYPES[0])
+        config[key] = nbytes.most_common(1)[0][0]
+    if naming.dequantize:
+        config.pop("quantization_config", None)
+    if made.head and made.embedding in tensors:
+        config["tie_word_embeddings"] = made.head not in tensors
+    if naming.vocab_rows:
+        config["padded_vocab_size" if "padded_vocab_size" in config else "vocab_size"] = naming.vocab_rows
+    return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,109 @@
+"""Names in other conventions, end to end: what is told, what goes along, what the identity counts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from msgspec.structs import replace
+
+from hub_model import llama, qwen3, write_hub
+from making import array, read_file, same, write_file
+from reshard.names.naming import Naming
+from reshard.names.settings import Asked
+from reshard.ops.convert import convert, plan
+from reshard.ops.options import Options
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Path:
+    folder = write_hub(tmp_path / "hub", qwen3(), quantization_config=None)
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "notes.txt").write_text("of somebody")
+    return folder
+
+
+def run(place: Path, out: Path, **said: object) -> dict[str, np.ndarray]:
+    convert(place, out, Options(naming=Naming(**said)))  # type: ignore[arg-type]
+    return read_file(out if out.is_file() else out / "model.safetensors")
+
+
+def test_identity_counts_what_is_said_of_names(hub: Path, tmp_path: Path) -> None:
+    base = Naming(dst="mcore")
+    (tmp_path / "run.yaml").write_text("model:\n  model_config:\n    model_type: qwen3\n    num_layers: 2\n")
+    changes = [
+        Naming(dst="mcore"),
+        Naming(dst="mcore", asked=Asked({"qkv": "concat"})),
+        Naming(dst="mcore", asked=Asked({"gate_up": "concat"})),
+        Naming(dst="mcore", vocab_rows=20),
+        Naming(dst="mcore", tied="drop"),
+        Naming(dst="mcore", release="r1.6"),
+        Naming(dst="mcore", model=str(tmp_path / "run.yaml")),
+    ]
+    tensors = qwen3()
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    write_hub(hub, tensors)
+    made = [plan(hub, tmp_path / "out", Options(naming=naming)).identity for naming in changes]
+    assert len(set(made)) == len(changes)
+    config = json.loads((hub / "config.json").read_text())
+    (hub / "config.json").write_text(json.dumps({**config, "rope_theta": 5}))
+    assert plan(hub, tmp_path / "out", Options(naming=base)).identity != made[0]
+
+
+def test_what_goes_along_is_true_of_what_is_written(hub: Path, tmp_path: Path) -> None:
+    tensors = qwen3()
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    write_hub(hub, tensors, tie_word_embeddings=True)
+    options = Options(naming=Naming(dst="hf", vocab_rows=20, files=True), dtype="bfloat16")
+    convert(hub, tmp_path / "out", options)
+    told = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (told["torch_dtype"], told["tie_word_embeddings"], told["vocab_size"]) == ("bfloat16", True, 20)
+    assert (tmp_path / "out" / "tokenizer.json").read_text() == "{}"
+    assert not (tmp_path / "out" / "notes.txt").exists()
+    made = read_file(tmp_path / "out" / "model.safetensors")
+    assert "lm_head.weight" not in made
+    assert made["model.embed_tokens.weight"].shape == (20, 8)
+    assert not made["model.embed_tokens.weight"][16:].astype(np.float32).any()
+
+
+def test_states_go_with_their_weights_and_have_no_place_at_hugging_face(hub: Path, tmp_path: Path) -> None:
+    write_hub(hub, llama(), model_type="llama", architectures=["LlamaForCausalLM"])
+    run(hub, tmp_path / "split.safetensors", dst="mindformers")
+    weights = read_file(tmp_path / "split.safetensors")
+    states = {f"adam_m.{name}": array(value.shape, "float32", 7 + n) for n, (name, value) in enumerate(weights.items())}
+    write_file(tmp_path / "both.safetensors", {**weights, **states, "global_step": array((), "int64")})
+    said = {"src": "mindformers", "src_model": str(hub / "config.json"), "asked": Asked({"qkv": "grouped"})}
+    fused = run(tmp_path / "both.safetensors", tmp_path / "fused.safetensors", dst="mindformers", **said)
+    name = "model.layers.0.attention.w_qkv.weight"
+    parts = [states[f"adam_m.model.layers.0.attention.{part}.weight"] for part in ("wq", "wk", "wv")]
+    grouped = np.concatenate([part.reshape(2, -1, 8) for part in parts], 1).reshape(-1, 8)
+    assert same(fused[f"adam_m.{name}"], grouped)
+    back = plan(
+        tmp_path / "both.safetensors", tmp_path / "back", Options(naming=Naming(dst="hf", **{**said, "asked": Asked()}))
+    )
+    left = {out.reason: len(out.names) for out in back.left_out}
+    assert sorted(left.values()) == [1, len(states)]
+    assert any("adam_m." in reason for reason in left)
+
+
+def test_lora_factors_are_renamed(hub: Path, tmp_path: Path) -> None:
+    write_hub(hub, llama(), model_type="llama", architectures=["LlamaForCausalLM"])
+    factors = {
+        f"base_model.model.model.layers.{n}.self_attn.q_proj.lora_{ab}.weight": array(shape, "float32", n)
+        for n in range(2)
+        for ab, shape in (("A", (2, 8)), ("B", (16, 2)))
+    }
+    write_file(tmp_path / "adapter_model.safetensors", factors)
+    made = run(tmp_path / "adapter_model.safetensors", tmp_path / "own.safetensors", dst="mindformers")
+    assert sorted(made) == [f"model.layers.{n}.attention.wq.lora_{ab}" for n in range(2) for ab in "ab"]
+    back = run(tmp_path / "own.safetensors", tmp_path / "back.safetensors", dst="hf", model=str(hub / "config.json"))
+    assert {name: value.tobytes() for name, value in back.items()} == {n: v.tobytes() for n, v in factors.items()}
+
+
+def test_rows_and_names_that_were_left_out_are_no_fault(hub: Path, tmp_path: Path) -> None:
+    options = Options(naming=Naming(dst="mcore"))
+    options = replace(options, names=replace(options.names, exclude=(r"layers\.1\.",)))
+    convert(hub, tmp_path / "out.safetensors", options)
+    assert not any(".layers.1." in name for name in read_file(tmp_path / "out.safetensors"))

@@ -1,0 +1,160 @@
+"""Names in other conventions: what is missing, contradictory or told by nobody is refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from program import refused
+
+from hub_model import qwen3, write_hub
+from making import array, dtype_named, write_file
+from reshard.names.naming import Naming
+from reshard.ops.convert import convert
+from reshard.ops.options import Options
+
+Tensors = dict[str, np.ndarray]
+LAYER = "model.layers.1."
+
+
+def without(name: str) -> Callable[[Tensors], None]:
+    def change(tensors: Tensors) -> None:
+        del tensors[name]
+
+    return change
+
+
+def other(name: str, shape: tuple[int, ...], dtype: str = "float32") -> Callable[[Tensors], None]:
+    return lambda tensors: tensors.update({name: array(shape, dtype)})
+
+
+WRONG: dict[str, tuple[Callable[[Tensors], None], dict[str, Any], list[str]]] = {
+    "a part": (without(f"{LAYER}mlp.up_proj.weight"), {}, [f"{LAYER}mlp.up_proj.weight", "gate_proj"]),
+    "a tensor of one layer": (without(f"{LAYER}self_attn.o_proj.weight"), {}, [f"{LAYER}self_attn.o_proj.weight"]),
+    "a norm of one layer": (without(f"{LAYER}self_attn.q_norm.weight"), {}, [f"{LAYER}self_attn.q_norm.weight"]),
+    "an embedding": (without("model.embed_tokens.weight"), {}, ["model.embed_tokens.weight"]),
+    "an output layer": (without("lm_head.weight"), {}, ["lm_head.weight", "tie_word_embeddings", "--tied copy"]),
+    "a tensor too many": (other(f"{LAYER}self_attn.sinks", (4,)), {}, [f"{LAYER}self_attn.sinks", "no rule"]),
+    "fewer layers": (lambda tensors: None, {"num_hidden_layers": 1}, [LAYER, "num_hidden_layers 1"]),
+    "more layers": (lambda tensors: None, {"num_hidden_layers": 3}, ["model.layers.2."]),
+    "heads": (lambda tensors: None, {"num_key_value_heads": 4}, ["k_proj", "8", "16", "num_key_value_heads 4"]),
+    "feed-forward": (lambda tensors: None, {"intermediate_size": 16}, ["gate_proj", "12", "intermediate_size 16"]),
+    "vocabulary": (lambda tensors: None, {"vocab_size": 32}, ["16 rows", "vocab_size 32"]),
+    "dtypes": (
+        other(f"{LAYER}mlp.up_proj.weight", (12, 8), "bfloat16"), {},
+        [f"{LAYER}mlp.up_proj.weight is bfloat16", f"{LAYER}mlp.gate_proj.weight is float32"],
+    ),
+    "another shape": (other(f"{LAYER}mlp.up_proj.weight", (12, 9)), {}, [f"{LAYER}mlp.up_proj.weight", "9", "8"]),
+    "another number of dims": (other(f"{LAYER}mlp.up_proj.weight", (12,)), {}, [f"{LAYER}mlp.up_proj.weight", "[12]"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_a_folder_of_hugging_face_s_lacks_or_contradicts(tmp_path: Path, what: str) -> None:
+    change, config, words = WRONG[what]
+    tensors = qwen3()
+    change(tensors)
+    source = write_hub(tmp_path / "hub", tensors, **config)
+    said = refused(3, "convert", source, tmp_path / "out.safetensors", "--dst-names", "mcore")
+    assert not [word for word in words if word not in said], said
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+@pytest.fixture
+def core(tmp_path: Path) -> Path:
+    """A model as MindFormers' core has it, and its configuration in a folder apart."""
+    hub = write_hub(tmp_path / "hub", qwen3())
+    convert(hub, tmp_path / "core.safetensors", Options(naming=Naming(dst="mcore")))
+    return tmp_path / "core.safetensors"
+
+
+def test_how_it_was_fused_is_asked_for(core: Path, tmp_path: Path) -> None:
+    words = ["convert", core, tmp_path / "out", "--dst-names", "hf", "--model", tmp_path / "hub" / "config.json"]
+    said = refused(3, *words)
+    assert "linear_qkv" in said
+    assert "--qkv" in said
+    assert "use_contiguous_weight_layout_attention" in said
+    assert "--gate-up" in refused(3, *words, "--qkv", "grouped")
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_a_model_heads_are_asked_for(core: Path, tmp_path: Path) -> None:
+    words = ["convert", core, tmp_path / "out", "--dst-names", "hf", "--qkv", "grouped", "--gate-up", "interleaved"]
+    said = refused(3, *words)
+    assert "not known" in said
+    assert "linear_qkv" in said
+
+
+def test_the_word_and_the_model_s_file_contradict(core: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run.yaml"
+    lines = ["num_layers: 2", "hidden_size: 8", "num_attention_heads: 4", "num_key_value_heads: 2", "head_dim: 4"]
+    lines += ["intermediate_size: 12", "vocab_size: 16", "use_contiguous_weight_layout_attention: False"]
+    run.write_text("model:\n  model_config:\n    model_type: qwen3\n" + "".join(f"    {line}\n" for line in lines))
+    words = ["convert", core, tmp_path / "out", "--dst-names", "hf", "--model", run]
+    said = refused(2, *words, "--qkv", "concat")
+    assert "run.yaml says grouped" in said
+    run.write_text(run.read_text().replace("hidden_size: 8", "hidden_size: 9"))
+    said = refused(3, *words, "--gate-up", "interleaved")
+    assert "hidden_size 9 of run.yaml" in said
+
+
+def test_two_files_of_the_model_contradict(tmp_path: Path) -> None:
+    hub = write_hub(tmp_path / "hub", qwen3())
+    run = tmp_path / "run.yaml"
+    run.write_text("model:\n  model_config:\n    model_type: qwen3\n    num_layers: 2\n    head_dim: 8\n")
+    said = refused(3, "convert", hub, tmp_path / "out", "--dst-names", "mcore", "--model", run)
+    assert "head_dim 8" in said
+    assert "head_dim 4" in said
+
+
+def test_tied_and_different(tmp_path: Path) -> None:
+    tensors = qwen3()
+    hub = write_hub(tmp_path / "hub", tensors, tie_word_embeddings=True)
+    said = refused(3, "convert", hub, tmp_path / "out", "--dst-names", "hf")
+    assert "lm_head.weight and model.embed_tokens.weight" in said
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+    write_hub(hub, tensors, tie_word_embeddings=True)
+    convert(hub, tmp_path / "out", Options(naming=Naming(dst="hf")))
+
+
+FLAGS = [
+    (["--qkv", "grouped"], "--dst-names"),
+    (["--dst-names", "mindformer"], "one of: hf, mindformers"),
+    (["--dst-names", "mcore", "--tied", "maybe"], "keep, copy, drop"),
+    (["--dst-names", "mcore", "--qkv", "halves"], "grouped"),
+    (["--dst-names", "mcore", "--release", "soon"], "soon"),
+    (["--dst-names", "mcore", "--with-files"], "--dst-names hf"),
+]
+
+
+@pytest.mark.parametrize(("flags", "words"), FLAGS)
+def test_words_that_nobody_knows(tmp_path: Path, flags: list[str], words: str) -> None:
+    hub = write_hub(tmp_path / "hub", qwen3())
+    assert words in refused(3 if "soon" in flags else 2, "convert", hub, tmp_path / "out.safetensors", *flags)
+
+
+def test_names_that_no_recipe_knows(tmp_path: Path) -> None:
+    write_file(tmp_path / "model.safetensors", {"encoder.block.0.layer.0.q.weight": array((4, 4))})
+    said = refused(3, "convert", tmp_path / "model.safetensors", tmp_path / "o.safetensors", "--dst-names", "mcore")
+    assert "encoder.block.0.layer.0.q.weight" in said
+
+
+CODES: dict[str, tuple[Tensors, list[str]]] = {
+    "no scale": ({}, ["q_proj.weight", "no scale"]),
+    "a zero point": ({"weight_scale": array((1,)), "weight_zero_point": array((1,))}, ["weight_zero_point"]),
+    "two scales": ({"weight_scale": array((1,)), "weight_scale_inv": array((1,))}, ["one of each"]),
+    "blocks that nobody knows": ({"weight_scale_inv": array((3, 1))}, ["3 scales for 16"]),
+}
+
+
+@pytest.mark.parametrize("what", CODES)
+def test_codes_that_cannot_be_dequantised(tmp_path: Path, what: str) -> None:
+    beside, words = CODES[what]
+    tensors, layer = qwen3(), "model.layers.0.self_attn.q_proj."
+    tensors[f"{layer}weight"] = tensors[f"{layer}weight"].astype(dtype_named("float8_e4m3fn"))
+    hub = write_hub(tmp_path / "hub", tensors | {layer + name: value for name, value in beside.items()})
+    said = refused(3, "convert", hub, tmp_path / "o.safetensors", "--dst-names", "mindformers", "--dequantize")
+    assert not [word for word in words if word not in said], said
