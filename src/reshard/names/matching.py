@@ -7,7 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from msgspec import Struct
 
+from reshard.names.dims import shown
 from reshard.names.recipe import AXIS_OF, Dropped, Recipe, Rule, Side
+from reshard.names.settings import Known
+from reshard.planning.catalog import Tensor
 from reshard.planning.names import layer_numbers, layer_pattern, weight_of_state
 
 _LORA = (
@@ -103,3 +106,59 @@ def _numbers(side: Side, counts: list[int], sizes: Mapping[str, int]) -> dict[st
             return None
         numbers[of] = number
     return numbers
+
+
+def fits(recipe: Recipe, names: Iterable[str], *, hub: bool) -> tuple[int, list[str]]:
+    """How many names a recipe knows, and those that it does not."""
+    known = Names(recipe, recipe.rules, hub=hub)
+    by_pattern: dict[str, bool] = {}
+    unknown, count = [], 0
+    for name in names:
+        pattern = layer_pattern(name)
+        if pattern not in by_pattern:
+            by_pattern[pattern] = known.dropped(name) is not None or next(known.rules(name), None) is not None
+        if by_pattern[pattern]:
+            count += 1
+        else:
+            unknown.append(name)
+    return count, unknown
+
+
+def counterparts(recipe: Recipe, names: Iterable[str]) -> frozenset[tuple[str, str, str]]:
+    """What a recipe makes of a convention's names at the hub: name, counterpart and its dims, as patterns."""
+    known = Names(recipe, recipe.rules, hub=False)
+    by_pattern = {layer_pattern(name): name for name in names}
+    return frozenset(
+        (pattern, side.pattern, ", ".join(map(shown, side.dims)))
+        for pattern, name in by_pattern.items()
+        for rule, _ in known.rules(name)
+        for side in rule.hub.values()
+    )
+
+
+def counts_of(known: Known, tensors: Mapping[str, Tensor], *, hub: bool) -> dict[str, int]:
+    """How many layers, further layers and experts there are: as the model's files say, else as names count."""
+    sizes = {axis: known.values[axis] for axis in AXIS_OF.values() if type(known.values.get(axis)) is int}
+    if len(sizes) == len(AXIS_OF):
+        return sizes
+    names = Names(known.recipe, known.recipe.rules, hub=hub)
+    highest: dict[str, int] = {}
+    behind: list[int] = []
+    for name in tensors:
+        weight = weight_of_state(name)
+        rules = list(names.rules(name))
+        counts = [int(n) for n in layer_numbers(weight)]
+        sides = [rule.sides(hub=hub)[section] for rule, section in rules]
+        if sides and all(first for side in sides for _, first in side.numbers[:1]):
+            behind += counts[:1]
+            continue
+        for side in sides[:1]:
+            for (of, _), count in zip(side.numbers, counts, strict=True):
+                highest[of] = max(highest.get(of, -1), count)
+    sizes.setdefault("layers", min(behind) if behind else highest.get("n", -1) + 1)
+    further = max(behind) + 1 - sizes["layers"] if behind else highest.get("j", -1) + 1
+    sizes.setdefault("mtp", further)
+    sizes.setdefault("experts", highest.get("e", -1) + 1)
+    if not sizes["experts"]:
+        del sizes["experts"]
+    return sizes

@@ -8,11 +8,11 @@ from typing import Literal
 from msgspec import Struct
 
 from reshard.errors import CheckpointError, UsageError, listed
+from reshard.names.matching import counterparts, fits
 from reshard.names.megatron import CONVENTION as MEGATRON
 from reshard.names.model import ModelFile
 from reshard.names.recipe import Recipe, built_in
 from reshard.names.settings import Asked
-from reshard.names.stage import counterparts, fits
 from reshard.planning.names import is_state
 from reshard.strategy.job import as_release
 
