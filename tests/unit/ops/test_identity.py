@@ -79,7 +79,7 @@ CHANGES = {
     "drop_redundancy": lambda w: True,
     "crc": lambda w: True,
 }
-OF_A_FULL_TARGET = {"max_shard_nbytes", "to", "files"}
+OF_A_FULL_TARGET = {"max_shard_nbytes", "to"}
 OF_A_CHECKPOINT2 = {"dst_iteration": 12, "release": "r1.8"}
 OF_FOLDERS_FOR_TORCH = {"files": ("dcp", 2), "tp": ("megatron", 2), "pp": ("megatron", 2), "ep": ("megatron", 2)}
 SAME = {
