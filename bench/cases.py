@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from checkpoints import Model, write_dcp, write_fsdp, write_full, write_lora, write_strategy
+from zero import write_zero
 
 RESHARD = str(Path(sys.executable).with_name("reshard"))
 
@@ -22,6 +23,9 @@ _LAYOUTS = {
     "mp4": (1, 4, 1),
 }
 """Name → (dp, mp, pp)."""
+
+
+_SMALL = Model(layers=20, hidden=1024, ffn=2816, dtype="float32")
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Case:
 
     @property
     def writes(self) -> bool:
-        return "{out}" in self.argv
+        return any(word.startswith("{out}") for word in self.argv)
 
 
 class Inputs:
@@ -67,6 +71,10 @@ class Inputs:
     def _make(self, name: str) -> Path:
         if name == "adapter":
             return write_lora(self._model, self._folder / "adapter.safetensors")
+        if name.startswith("zero"):
+            return write_zero(_SMALL, self._folder / name, int(name[-1]), ranks=8)
+        if name.startswith("small."):
+            return write_full(_SMALL, self._folder / name)
         if name.startswith("full."):
             return write_full(self._model, self._folder / name)
         form, layout = name.split("-")
@@ -100,6 +108,18 @@ def cases(folder: Path, model: Model) -> list[Case]:
         Case("1 → DCP, 8 files", ("convert", "{full.safetensors}", "{out}", "--to", "dcp", "--files", "8")),
         Case("verify", ("verify", "{safetensors-mp8}")),
         Case("fingerprint", ("fingerprint", "{full.safetensors}")),
+        *_families(),
+    ]
+
+
+def _families() -> list[Case]:
+    """0.32 billion weights in fp32. What others saved takes no longer than a full checkpoint, and moments no time."""
+    target = ("{out}/model.safetensors", "--weights-only")
+    return [
+        Case("0.3B fp32: full safetensors → full", ("convert", "{small.safetensors}", *target)),
+        Case("0.3B fp32: pytorch_model.bin → full", ("convert", "{small.bin}", *target)),
+        Case("0.3B fp32: ZeRO-2 of 8 ranks → full", ("convert", "{zero2}", *target)),
+        Case("0.3B fp32: ZeRO-3 of 8 ranks → full", ("convert", "{zero3}", *target)),
     ]
 
 

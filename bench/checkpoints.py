@@ -10,7 +10,7 @@ import numpy as np
 from reshard.formats.dcp_written import WrittenChunk, metadata_bytes
 from reshard.formats.distcp import Distcp, items_of
 from reshard.formats.pickle_objects import Global, Record
-from reshard.formats.registry import format_named
+from reshard.formats.registry import format_of
 from reshard.formats.torch_file import torch_frame
 from reshard.formats.torch_values import TensorRef, whole
 from reshard.index import Frame, TensorSpec
@@ -74,7 +74,9 @@ def write_full(model: Model, path: Path, seed: int = 0) -> Path:
 
 def write_sparse(specs: dict[str, TensorSpec], path: Path) -> Frame:
     """The header alone, in the format of the file's name: what would be data is a hole in the file."""
-    frame = format_named(path.suffix[1:]).frame(specs, {}, {})
+    form = format_of(path.name)
+    assert form is not None
+    frame = form.frame(specs, {}, {})
     _write_pieces(frame, path)
     return frame
 
@@ -101,10 +103,10 @@ def _fill(frame: Frame, path: Path, dtypes: dict[str, str], seed: int) -> None:
                 file.seek(extent.offset)
                 for at in range(0, extent.nbytes, _CHUNK):
                     nbytes = min(_CHUNK, extent.nbytes - at)
-                    file.write(_values(rng, dtypes[name], nbytes))
+                    file.write(random_values(rng, dtypes[name], nbytes))
 
 
-def _values(rng: np.random.Generator, dtype: str, nbytes: int) -> bytes:
+def random_values(rng: np.random.Generator, dtype: str, nbytes: int) -> bytes:
     """Between 1/128 and 1/32, of either sign: random bits but for the upper part of the exponent."""
     sign_and_fraction, exponent = (0x80FF, 0x3C00) if dtype == "bfloat16" else (0x80FFFFFF, 0x3C000000)
     bits = np.frombuffer(rng.bytes(nbytes), np.uint16 if dtype == "bfloat16" else np.uint32)
