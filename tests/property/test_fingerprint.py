@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+import xxhash
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -18,69 +20,68 @@ from making import array, counted, shard_of, write_file, write_ranks, write_stra
 from reshard.errors import CheckpointError
 from reshard.layout.tensor import Sharding
 from reshard.moving import fingerprint as of_bytes
-from reshard.moving.fingerprint import PRIME, Sums, sums_of
-from reshard.moving.scratch import Scratch
+from reshard.moving.fingerprint import Hashing, Stretch
 from reshard.planning.names import NameRules
 
 FEWER = settings(EXAMPLES, max_examples=50)
+LAYOUTS = settings(EXAMPLES, max_examples=200)
 
 
 def number(folder: Path, arrays: dict[str, np.ndarray], suffix: str = ".safetensors") -> str:
     return reshard.fingerprint(write_file(folder / f"full{suffix}", arrays)).number
 
 
-def sums_by_hand(data: bytes) -> tuple[int, ...]:
-    """The definition, in Python's own integers."""
-    lanes = [int.from_bytes(data[i : i + 2], "little") for i in range(0, len(data), 2)]
-    found = []
-    for k in range(4):
-        places = [int(r) for r in of_bytes._of_places()[:, k]]
-        rows = [int(c) for c in of_bytes._of_rows(k, 0, len(lanes) // 1024 + 1)]
-        found.append(sum(x * places[i % 1024] * rows[i // 1024] for i, x in enumerate(lanes)) % PRIME)
-    return tuple(found)
+def by_hand(data: bytes, block_nbytes: int) -> str:
+    """The definition."""
+    blocks = [data[i : i + block_nbytes] for i in range(0, len(data), block_nbytes)]
+    return xxhash.xxh3_128_hexdigest(b"".join(map(xxhash.xxh3_128_digest, blocks)))
 
 
-def sums(data: bytes, offset: int = 0) -> Sums:
-    return sums_of(offset, memoryview(data), Scratch())
+def stretch(data: bytes, offset: int, pieces: list[int]) -> Stretch:
+    """Bytes from ``offset`` on, that come in pieces."""
+    hashing = Hashing(offset)
+    for start, stop in pairwise(sorted({0, len(data), *(p for p in pieces if p < len(data))})):
+        hashing.add(memoryview(data)[start:stop])
+    return hashing.so_far()
 
 
-# --- the sums
+# --- the bytes of a tensor
 
 
 @EXAMPLES
-@given(st.integers(0, 20_000), st.integers(0, 9), st.lists(st.integers(0, 20_000), max_size=6), st.randoms())
-def test_sums_are_those_of_the_definition_and_add_up(nbytes: int, seed: int, cuts: list[int], random: object) -> None:
+@given(st.integers(0, 3000), st.integers(1, 700), st.lists(st.integers(0, 3000), max_size=8), st.integers(0, 9))
+def test_whatever_pieces_bytes_come_in(nbytes: int, block_nbytes: int, cuts: list[int], seed: int) -> None:
     data = array((nbytes,), "uint8", seed).tobytes()
-    places = sorted({0, nbytes, *(c for c in cuts if c < nbytes)})
-    runs = list(pairwise(places))
-    random.shuffle(runs)  # type: ignore[attr-defined]
-    total = Sums()
-    for start, stop in runs:
-        total += sums(data[start:stop], start)
-    assert total.values == sums_by_hand(data) == sums(data).values
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(of_bytes, "BLOCK_NBYTES", block_nbytes)
+        whole = Hashing()
+        for start, stop in pairwise(sorted({0, nbytes, *(c for c in cuts[::2] if c < nbytes)})):
+            whole.join(stretch(data[start:stop], start, cuts[1::2]))
+        assert whole.end() == by_hand(data, block_nbytes)
 
 
-def test_the_largest_lanes_stay_exact() -> None:
-    data = b"\xff" * 10_000
-    assert sums(data).values == sums_by_hand(data)
+def test_numbers_never_change(tmp_path: Path) -> None:
+    values = (np.arange(3 << 18) * 2_654_435_761).astype(np.uint32).reshape(3, 512, 512)
+    assert number(tmp_path, {"w": values}) == "bd5442da5b8b667918ea682931bcb8ac"
 
 
-def test_numbers_never_change() -> None:
-    assert sums(bytes(range(256)) * 20).values == (
-        784044714605725059,
-        496009241376401230,
-        504795792772397097,
-        2057338773307009570,
-    )
+def test_the_number_is_that_of_the_definition(tmp_path: Path) -> None:
+    values = array((700, 1000), "float32")
+    content = by_hand(values.tobytes(), 1 << 20)
+    told = json.dumps([2, "w", "float32", [700, 1000], content], separators=(",", ":")).encode()
+    one = xxhash.xxh3_128_hexdigest(told)
+    wanted = xxhash.xxh3_128_hexdigest(json.dumps([2, [one]], separators=(",", ":")).encode())
+    assert number(tmp_path, {"w": values}) == wanted
 
 
 # --- of a checkpoint
 
 
-@FEWER
-@given(cases())
-def test_layout_and_format_do_not_count(case: Case) -> None:
-    with on_disk(case, 64) as disk:
+@LAYOUTS
+@given(cases(), st.sampled_from([7, 64, 1 << 20]))
+def test_layout_and_format_do_not_count(case: Case, block_nbytes: int) -> None:
+    with on_disk(case, 64) as disk, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(of_bytes, "BLOCK_NBYTES", block_nbytes)
         whole = write_file(disk.folder / "whole.safetensors", disk.full)
         wanted = reshard.fingerprint(whole)
         reshard.convert(disk.src, disk.folder / "out", disk.options())

@@ -15,7 +15,7 @@ from reshard.families.probe import agreements, probe
 from reshard.families.source import Source, source_at
 from reshard.index import Extent
 from reshard.layout.box import Box
-from reshard.moving.fingerprint import VERSION, Portion, Sums, lots, number_of, number_of_all, portion_sums
+from reshard.moving.fingerprint import VERSION, Hashing, Portion, Stretch, hashed, lots, number_of, number_of_all
 from reshard.moving.scratch import Scratch
 from reshard.moving.task_inputs import Sources, files_of
 from reshard.ops.observer import Observer
@@ -84,9 +84,9 @@ def fingerprint(
     varied = [name for name, tensor in tensors.items() if not agreed.get(tensor.name, True)]
     tensors = {name: tensor for name, tensor in tensors.items() if name not in varied}
     _check_whole(tensors.values(), source.lacking)
-    sums = _sums(source, tensors, given.path, observer or Observer())
+    contents = _hashed(source, tensors, given.path, observer or Observer())
     prints = tuple(
-        TensorPrint(name, t.spec.dtype, t.spec.shape, number_of(name, t.spec, sums[name]))
+        TensorPrint(name, t.spec.dtype, t.spec.shape, number_of(name, t.spec, contents[name]))
         for name, t in tensors.items()
     )
     warnings = tuple(f"{name}: ranks hold different values; it is not counted" for name in varied)
@@ -127,27 +127,27 @@ def _check_whole(tensors: Iterable[Tensor], lacking: tuple[str, ...]) -> None:
         )
 
 
-def _sums(source: Catalog, tensors: dict[str, Tensor], path: str, observer: Observer) -> dict[str, Sums]:
-    """What the bytes of each tensor add up to, each shard read once."""
+def _hashed(source: Catalog, tensors: dict[str, Tensor], path: str, observer: Observer) -> dict[str, str]:
+    """The hash of each tensor's content, each shard read once."""
     allow_many_files()
     sources = Sources(files_of(source))
     scratch = Scratch()
-    totals = dict.fromkeys(tensors, Sums())
+    made = {name: Hashing() for name in tensors}
 
-    def add(lot: list[Portion]) -> list[tuple[str, Sums]]:
-        return [(p.move.name, portion_sums(p, sources, scratch, observer.advance)) for p in lot]
+    def read(lot: list[Portion]) -> list[tuple[str, Stretch]]:
+        return [(p.move.name, hashed(p, sources, scratch, observer.advance)) for p in lot]
 
     observer.start("reading", sum(t.spec.nbytes for t in tensors.values()))
     try:
         with ThreadPoolExecutor(auto_workers([path]), thread_name_prefix="reshard") as pool:
-            for found in pool.map(add, lots(_move(name, t) for name, t in tensors.items())):
-                for name, sums in found:
-                    totals[name] += sums
+            for found in pool.map(read, lots(_move(name, t) for name, t in tensors.items())):  # in order
+                for name, stretch in found:
+                    made[name].join(stretch)
         sources.check_unchanged()
     finally:
         sources.close()
         observer.end()
-    return totals
+    return {name: hashing.end() for name, hashing in made.items()}
 
 
 def _move(name: str, tensor: Tensor) -> Move:
