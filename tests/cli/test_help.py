@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import typer.main
+from typer.testing import CliRunner
 
 from forks import forks
 from reshard.cli.commands import app_for
@@ -34,3 +35,11 @@ def test_every_argument_is_explained(path: tuple[str, ...]) -> None:
     told = re.split(r"Arguments:|Options:", help_of(path))[1].strip()
     assert not re.search(r"^ *\S+  \[required\]", told, re.MULTILINE), told
     assert re.search(r"  [A-Z]\w+ ", told)
+
+
+def test_the_list_of_commands_needs_none_of_them() -> None:
+    """It is what the whole program says of itself."""
+    whole, listed = (CliRunner().invoke(app, ["--help"]).stdout for app in (app_for(), app_for(["--help"])))
+    assert listed == whole
+    assert "convert" in listed
+    assert not typer.main.get_command(app_for(["--help"])).commands["convert"].params  # type: ignore[attr-defined]

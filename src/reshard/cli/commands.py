@@ -1,7 +1,8 @@
-"""The commands of the program, each imported when it is called: all of them only where all are to be listed."""
+"""The commands of the program, each imported when it is called."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from importlib import import_module
 from typing import Annotated
@@ -12,8 +13,8 @@ from reshard.cli.output import say
 
 _COMMANDS = {
     "convert": "Re-cut a checkpoint: any N ranks to any M, either format.",
-    "merge": "",
-    "split": "",
+    "merge": "Merge the slices of all ranks into one full checkpoint.",
+    "split": "Cut one full checkpoint into the slices of N ranks.",
     "plan": "What a conversion would read, write and need.",
     "inspect": "What a checkpoint holds, from its headers.",
     "explain": "Where a tensor lies, and how each slice is made.",
@@ -23,12 +24,13 @@ _COMMANDS = {
     "unify": "Merge rank folders into full safetensors parts.",
     "auto": "The start of a job: its weights in its layout.",
     "doctor": "Versions, file systems, limits: what may stand in the way.",
-    "lora": "",
-    "strategy": "",
-    "compat": "",
+    "lora": "Merge LoRA adapters into their base weights.",
+    "strategy": "Look at, merge, compare and make strategy files.",
+    "compat": "MindFormers' and DeepSpeed's tools, option by option.",
 }
-"""Name → its line in the list of commands; that of its docstring where there is none."""
+"""Name → its line in the list of commands."""
 
+_COMPLETING = "_RESHARD_COMPLETE"
 _MODULES = {"merge": "convert", "split": "convert"}
 
 
@@ -47,8 +49,10 @@ def _reshard(
     """Cut, merge and re-cut the weight files of large models between parallel layouts."""
 
 
-def app_for(words: Iterable[str] = ()) -> typer.Typer:
-    """The program as these words need it: with the command that they call, or with all where they call none."""
+def app_for(words: Iterable[str] | None = None) -> typer.Typer:
+    """The program as these words need it: with the command that they call, or with nothing but a list where they call
+    none. Whole without words, and where a shell asks how they may go on.
+    """
     app = typer.Typer(
         name="reshard",
         no_args_is_help=True,
@@ -60,10 +64,18 @@ def app_for(words: Iterable[str] = ()) -> typer.Typer:
     app.callback(
         epilog="Exit codes: 0 done, 1 a difference was found, 2 usage, 3 input is wrong, 4 I/O, 5 a worker failed."
     )(_reshard)
-    name = called(words)
+    whole = words is None or _COMPLETING in os.environ
+    name = called(words or ())
     for each in [name] if name in _COMMANDS else _COMMANDS:
-        _add(app, each)
+        if whole or name in _COMMANDS:
+            _add(app, each)
+        else:
+            app.command(each, short_help=_COMMANDS[each])(_listed)
     return app
+
+
+def _listed() -> None:
+    """A command of which no more is to be known than its line."""
 
 
 def called(words: Iterable[str]) -> str:
@@ -77,4 +89,4 @@ def _add(app: typer.Typer, name: str) -> None:
         app.add_typer(module.app, name=name)
     else:
         settings = getattr(module, "SETTINGS", {})
-        app.command(short_help=_COMMANDS[name] or None, **settings)(getattr(module, name))
+        app.command(short_help=_COMMANDS[name], **settings)(getattr(module, name))
