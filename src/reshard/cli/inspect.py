@@ -15,6 +15,7 @@ from reshard.cli.text import shown_nbytes
 from reshard.errors import UsageError, counted
 
 if TYPE_CHECKING:
+    from reshard.families.source import Source
     from reshard.ops.inspect import Inspection
     from reshard.planning.catalog import Catalog
 
@@ -44,10 +45,8 @@ def inspect(
     """
     from msgspec.structs import replace
 
-    from reshard.cli.progress import observer
-    from reshard.ops.fingerprint import fingerprint as number
     from reshard.ops.inspect import inspection, only, opened
-    from reshard.planning.names import NameRules, compiled
+    from reshard.planning.names import compiled
 
     if fingerprint and on_rank >= 0:
         raise UsageError("--fingerprint is of a whole checkpoint, --on-rank of one rank", hint="give one of them")
@@ -58,9 +57,7 @@ def inspect(
         source = only(source, compiled(tensor))
     found = inspection(source)
     if fingerprint:
-        rules = NameRules(include=(tensor,) if tensor else ())
-        numbers = number(given, rules=rules, observer=observer(quiet=json))
-        found = replace(found, fingerprint=numbers.number, weights_fingerprint=numbers.weights)
+        found = replace(found, **_numbers(given, tensor, quiet=json))
     if page:
         _write(page, source, path, found)
     warn(found.warnings)
@@ -68,6 +65,17 @@ def inspect(
         say_json(found)
     else:
         say("\n".join(_lines(path, found, html)))
+
+
+def _numbers(given: Source, tensor: str, *, quiet: bool) -> dict[str, str]:
+    """The fingerprints of an inspection. They take NumPy, which headers do without."""
+    from reshard.cli.progress import observer
+    from reshard.ops.fingerprint import fingerprint
+    from reshard.planning.names import NameRules
+
+    rules = NameRules(include=(tensor,) if tensor else ())
+    numbers = fingerprint(given, rules=rules, observer=observer(quiet=quiet))
+    return {"fingerprint": numbers.number, "weights_fingerprint": numbers.weights}
 
 
 def _write(page: Path, source: Catalog, path: str, found: Inspection) -> None:
@@ -80,14 +88,13 @@ def _write(page: Path, source: Catalog, path: str, found: Inspection) -> None:
 
 def _lines(path: str, found: Inspection, html: str) -> list[str]:
     """One line and the tensors; these are in the report where there is one."""
-    from reshard.families.megatron_args import shown
-    from reshard.ops.inspect import tensor_lines
+    from reshard.ops.inspect import shown_args, tensor_lines
 
     ranks = counted(found.ranks, "rank") + (f", {found.stages} stages" if found.stages > 1 else "")
     lines = [
         f"{path}: {found.family}; {counted(found.files, 'file')}, {shown_nbytes(found.nbytes)}, "
         f"{ranks}; {counted(len(found.tensors), 'tensor')}, {found.parameters:,} elements",
-        *([f"args: {', '.join(shown(found.args))}"] if found.args else []),
+        *([f"args: {', '.join(shown_args(found))}"] if found.args else []),
         *([f"report: {html}"] if html else tensor_lines(found)),
     ]
     if found.fingerprint:

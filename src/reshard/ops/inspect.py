@@ -157,3 +157,10 @@ def tensor_lines(found: Inspection) -> list[str]:
     widths = [max((len(c[i]) for c in cells), default=0) for i in range(6)]
     lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
     return lines + [f"{name} = {text!r}" for name, text in found.texts.items()]
+
+
+def shown_args(found: Inspection) -> list[str]:
+    """The arguments of the program that wrote it, in words."""
+    from reshard.families.megatron_args import shown  # with all that reads pickles
+
+    return shown(found.args)
