@@ -10,7 +10,7 @@ import numpy as np
 import reshard
 from making import array, read_file, same, write_file
 from reshard import Options
-from reshard.names.naming import Naming
+from reshard.names.wishes import Naming
 
 HEADS, KV, HEAD, HIDDEN = 4, 2, 6, 24
 CONFIG = {

@@ -10,7 +10,7 @@ import pytest
 from making import counted, read_file, write_file
 from reshard import convert
 from reshard.errors import CheckpointError, UsageError
-from reshard.names.naming import Naming
+from reshard.names.wishes import Naming
 from reshard.ops.options import Options
 
 HF = {"embedding": "model.embed_tokens.weight", "head": "lm_head.weight", "norm": "model.norm.weight"}

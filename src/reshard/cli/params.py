@@ -15,7 +15,7 @@ from reshard.cli.text import parse_nbytes, parse_ranks, parse_rename
 
 if TYPE_CHECKING:
     from reshard.families.source import Source
-    from reshard.names.naming import Naming
+    from reshard.names.wishes import Naming
     from reshard.ops.options import Options
     from reshard.planning.names import NameRules
 
@@ -347,8 +347,7 @@ def conversion_options(given: dict[str, Any]) -> Options:
 
 def naming_of(given: dict[str, Any]) -> Naming:
     """What was said of names. Raises UsageError."""
-    from reshard.names.naming import Naming
-    from reshard.names.settings import Asked
+    from reshard.names.wishes import Asked, Naming
 
     return Naming(
         src=given.get("src_names", ""),

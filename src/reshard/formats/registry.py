@@ -54,7 +54,7 @@ def suffixes() -> Mapping[str, str]:
 def format_of(path: str) -> Format | None:
     """The format that the file's name says, a built-in one first, or None where it says none."""
     _, dot, suffix = path.rpartition("/")[2].rpartition(".")
-    if not dot:
+    if not suffix:
         return None
     name = _SUFFIXES.get(dot + suffix)
     if name is None:

@@ -15,13 +15,13 @@ from reshard.names.dequantised import dequantised
 from reshard.names.links import Axis, Link, Place
 from reshard.names.maker import Maker
 from reshard.names.matching import fits
-from reshard.names.megatron import CONVENTION as MEGATRON
 from reshard.names.megatron import EMBEDDING, HEAD, args_of, distributed, is_ours, layer_by_layer, of_ranks
 from reshard.names.model import ModelFile
-from reshard.names.naming import HUB, Naming, recipe_of_source, recipe_of_target
+from reshard.names.naming import recipe_of_source, recipe_of_target
 from reshard.names.recipe import Recipe, built_in
 from reshard.names.settings import Known, known
 from reshard.names.stage import Fate, Given, staged
+from reshard.names.wishes import HUB, MEGATRON, Naming
 from reshard.planning.catalog import Catalog, Tensor
 from reshard.planning.identity import hash_of
 from reshard.planning.names import is_lora, is_state, weight_of_state

@@ -13,6 +13,7 @@ from reshard.errors import CheckpointError, PlanError, StrategyError, UsageError
 from reshard.names.dims import Axes, Dim
 from reshard.names.model import ModelFile
 from reshard.names.recipe import Recipe
+from reshard.names.wishes import Asked
 from reshard.strategy.expression import evaluate, names_in
 
 _OWN = ("vocab", "tied", "untied", "dtype")
@@ -139,15 +140,6 @@ def surprising(known: Known, axes: Axes) -> list[str]:
             keys = " or ".join(known.recipe.settings.get(name, (name,))[:2])
             found.append(f"{keys}: no file tells it; {said}, not {expression} = {usual}")
     return found
-
-
-class Asked(Struct, frozen=True):
-    """What the user says of one side: values of styles by option."""
-
-    options: Mapping[str, str] = {}
-
-    def of(self, style: str) -> str:
-        return self.options.get(style, "")
 
 
 OPTIONS = {"qkv": "--qkv", "gate_up": "--gate-up"}

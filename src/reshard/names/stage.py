@@ -17,7 +17,8 @@ from reshard.names.links import Link
 from reshard.names.maker import Maker
 from reshard.names.matching import Found, Names, counts_of, lora_name, lora_of
 from reshard.names.recipe import AXIS_OF, Rule, Side
-from reshard.names.settings import Asked, Known, axes_of, derived, solved, style_of, surprising, with_defaults
+from reshard.names.settings import Known, axes_of, derived, solved, style_of, surprising, with_defaults
+from reshard.names.wishes import Asked
 from reshard.planning.catalog import Tensor
 from reshard.planning.names import layer_pattern, weight_of_state
 

@@ -18,7 +18,7 @@ from reshard.families.strategies import read_strategy
 from reshard.families.targets import kind_asked
 from reshard.formats.registry import format_of, suffixes
 from reshard.interruption import clears_up
-from reshard.names.naming import Naming
+from reshard.names.wishes import Naming
 from reshard.ops.budget import Budget, budget_of
 from reshard.ops.crc import check_crcs
 from reshard.ops.engine import most_files

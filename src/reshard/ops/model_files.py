@@ -10,8 +10,8 @@ from typing import Any
 from reshard.dtypes import FLOATING
 from reshard.errors import CheckpointError, UsageError
 from reshard.families.registry import listing
-from reshard.names.naming import HUB, Naming
 from reshard.names.regroup import Regrouped
+from reshard.names.wishes import HUB, Naming
 from reshard.planning.plan import SmallFile
 from reshard.storage.storage import join
 from reshard.storage.storages import storage_of

@@ -10,8 +10,8 @@ from reshard.families.registry import listing
 from reshard.layout.stages import Strategy
 from reshard.layout.tensor import Sharding
 from reshard.names.model import ModelFile, model_of_args, read_model
-from reshard.names.naming import HUB, Naming
 from reshard.names.regroup import Models, Regrouped, regrouped
+from reshard.names.wishes import HUB, Naming
 from reshard.planning.catalog import Catalog, Loose, Shard, Tensor
 from reshard.planning.names import NameRules, is_state
 from reshard.storage.storage import join

@@ -14,8 +14,7 @@ from reshard.families.source import Source
 from reshard.families.strategies import read_strategy
 from reshard.families.targets import PREFIX, Asked
 from reshard.layout.stages import Strategy
-from reshard.names.megatron import CONVENTION as MEGATRON
-from reshard.names.naming import Naming
+from reshard.names.wishes import MEGATRON, Naming
 from reshard.planning.bill import BUFFERS_A_WORKER
 from reshard.planning.catalog import Catalog
 from reshard.planning.decide import Missing

@@ -120,7 +120,7 @@ def test_states_have_no_place(tmp_path: Path) -> None:
 
 
 def test_names_of_others_are_not_written(tmp_path: Path) -> None:
-    from reshard.names.naming import Naming
+    from reshard.names.wishes import Naming
 
     source = write_file(tmp_path / "full.safetensors", FULL)
     assert "leave --dst-names out" in refused(source, tmp_path / "m", naming=Naming(dst="hf"))

@@ -1,0 +1,84 @@
+"""What a user says of names: values alone, for every conversion has one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from msgspec import Struct
+
+from reshard.errors import UsageError
+
+HUB = "hf"
+MEGATRON = "megatron"
+CONVENTIONS = (HUB, "mindformers", "mcore", MEGATRON, "torchtitan")
+Tied = Literal["", "keep", "copy", "drop"]
+
+
+class Asked(Struct, frozen=True):
+    """What the user says of one side: values of styles by option."""
+
+    options: Mapping[str, str] = {}
+
+    def of(self, style: str) -> str:
+        return self.options.get(style, "")
+
+
+class Naming(Struct, frozen=True):
+    """What a user says of names.
+
+    Attributes:
+        src, dst: conventions; "" for the one that the names show, and for the same as the source's.
+        model, src_model, dst_model: paths of model files: of either side, of one.
+        asked, src_asked: values of styles by name, of the side that is not the hub; of the source where neither is.
+        release: of MindFormers.
+        vocab_rows: rows of the vocabulary that the target gets.
+        tied: what becomes of an output layer that is the embedding's.
+        dequantize: codes are multiplied by their scales.
+        files: configuration and tokenizer go along.
+        ranks: for how many tensor-parallel ranks of Megatron its layers are laid out; 0 for its distributed form.
+    """
+
+    src: str = ""
+    dst: str = ""
+    model: str = ""
+    src_model: str = ""
+    dst_model: str = ""
+    asked: Asked = Asked()
+    src_asked: Asked = Asked()
+    release: str = ""
+    vocab_rows: int | None = None
+    tied: Tied = ""
+    dequantize: bool = False
+    files: bool = False
+    ranks: int = 0
+
+    def __post_init__(self) -> None:
+        for option, convention in (("--src-names", self.src), ("--dst-names", self.dst)):
+            if convention and convention not in CONVENTIONS:
+                raise UsageError(f"{option} {convention!r}", hint=f"one of: {', '.join(CONVENTIONS)}")
+        if self.tied not in ("", "keep", "copy", "drop"):
+            raise UsageError(f"--tied {self.tied!r}", hint="one of: keep, copy, drop")
+        if self.vocab_rows is not None and self.vocab_rows < 1:
+            raise UsageError(f"--vocab-rows {self.vocab_rows}", hint="a number from 1")
+        said = (self.src_model, self.dst_model, self.asked, self.src_asked, self.release)
+        if not (self.dst or self.fits_vocabulary) and said != ("", "", Asked(), Asked(), ""):
+            raise UsageError("how names are changed was told, and not that they are", hint="--dst-names hf")
+
+    @property
+    def changes(self) -> bool:
+        """Whether anything is done."""
+        return bool(self.dst) or self.dequantize or self.fits_vocabulary
+
+    @property
+    def fits_vocabulary(self) -> bool:
+        """Whether embedding and output layer change, whatever they are called."""
+        return bool(self.tied or self.vocab_rows)
+
+    @property
+    def release_number(self) -> int | None:
+        """As ``105`` for r1.5."""
+        from reshard.strategy.job import as_release  # with all that reads strategies of jobs
+
+        given = as_release(self.release)
+        return given[0] * 100 + (given[1] if len(given) > 1 else 0) if given else None
