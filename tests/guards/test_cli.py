@@ -27,7 +27,7 @@ def commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
 ALL = dict(commands(typer.main.get_command(app_for())))
 
 
-def help_of(path: tuple[str, ...], called: tuple[str, ...] = ()) -> str:
+def help_of(path: tuple[str, ...], called: tuple[str, ...] | None = None) -> str:
     result = CliRunner().invoke(app_for(called), [*path, "--help"], prog_name="reshard", env={"COLUMNS": "200"})
     assert result.exit_code == 0
     return result.output

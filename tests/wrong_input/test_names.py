@@ -12,7 +12,7 @@ from program import refused
 
 from hub_model import qwen3, write_hub
 from making import array, dtype_named, write_file
-from reshard.names.naming import Naming
+from reshard.names.wishes import Naming
 from reshard.ops.convert import convert
 from reshard.ops.options import Options
 

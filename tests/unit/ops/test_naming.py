@@ -11,8 +11,8 @@ from msgspec.structs import replace
 
 from hub_model import llama, qwen3, write_hub
 from making import array, read_file, same, write_file
-from reshard.names.naming import Naming
 from reshard.names.settings import Asked
+from reshard.names.wishes import Naming
 from reshard.ops.convert import convert, plan
 from reshard.ops.options import Options
 
