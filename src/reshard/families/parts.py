@@ -18,6 +18,7 @@ from reshard.planning.target import Draft, Files
 
 Names = Literal["hf", "torch", "mindspore"]
 _HUGGING_FACE = {"hf": ("model", ".safetensors"), "torch": ("pytorch_model", ".bin")}
+_FORMATS = ("safetensors", "torch")
 _DEFAULT_NBYTES = 5 << 30
 
 
@@ -85,8 +86,9 @@ class Parts(Struct, frozen=True):
 
 def parts_asked(asked: Asked, source: Catalog) -> Parts:
     """Raises UsageError for a format that has no parts."""
-    form = format_asked(asked, source)
-    if form.name not in ("safetensors", "torch"):
+    unsaid = asked.to and not asked.format and source.files[0].format not in _FORMATS
+    form = format_named("safetensors") if unsaid else format_asked(asked, source)
+    if form.name not in _FORMATS:
         raise UsageError(
             f"parts with an index are of safetensors or torch files, and the target would be {form.name}",
             hint="give --format safetensors, or leave --max-shard-size out",

@@ -153,3 +153,12 @@ def test_full_sources_become_one_full_checkpoint_as_before(full: Path, tmp_path:
     assert files_of(tmp_path / "out") == {"rank_0/checkpoint_0.safetensors"}
     reshard.convert(full, tmp_path / "parts", Options(to="parts", fsync=False))
     assert files_of(tmp_path / "parts") == {"model.safetensors"}
+
+
+def test_parts_of_a_ckpt_are_safetensors(full: Path, tmp_path: Path) -> None:
+    source = tmp_path / "m.ckpt"
+    reshard.convert(full, source, PLAIN)
+    reshard.convert(source, tmp_path / "out", Options(to="parts", fsync=False))
+    assert files_of(tmp_path / "out") == {"model.safetensors"}
+    with pytest.raises(UsageError, match="the target would be ckpt"):
+        reshard.plan(source, "parts", Options(max_shard_nbytes=100))
