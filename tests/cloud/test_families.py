@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,12 @@ from reshard import NameRules, Options
 from reshard.families.open_checkpoint import open_source
 from reshard.families.source import Source
 
+sys.path.append(str(Path(__file__).parents[2] / "bench"))
+
+from checkpoints import Model
+from zero import write_zero
+
+MODEL = Model(layers=2, hidden=128, ffn=256, vocab=512, dtype="float32")
 LARGE = {f"layers.{i}.w": array((256, 1024), seed=i) for i in range(4)}
 NBYTES = 1 << 20
 
@@ -76,3 +83,43 @@ def test_of_fsdp_s_files_only_what_is_wanted_is_read(s3: S3, tmp_path: Path) -> 
     assert list(found) == ["layers.2.w"]
     assert same(found["layers.2.w"], np.asarray(LARGE["layers.2.w"]))
     assert nbytes(asked(s3)) - headers == NBYTES
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_of_deepspeed_s_folder_no_moment_is_read(stage: int, s3: S3, tmp_path: Path) -> None:
+    url = s3.put(write_zero(MODEL, tmp_path / "zero", stage, ranks=4), "zero")
+    s3.proxy.requests.clear()
+    catalog = open_source(Source(url))
+    heads = nbytes(asked(s3))
+    assert len(catalog.tensors) == 3 * len(MODEL.specs())
+    assert heads < 500_000
+    s3.proxy.requests.clear()
+    options = Options(names=NameRules(weights_only=True), fsync=False)
+    reshard.convert(url, tmp_path / "m.safetensors", options)
+    wanted = sum(spec.nbytes for spec in MODEL.specs().values())
+    assert nbytes(asked(s3)) - heads == wanted
+    reshard.convert(tmp_path / "zero", tmp_path / "here.safetensors", options)
+    assert (tmp_path / "m.safetensors").read_bytes() == (tmp_path / "here.safetensors").read_bytes()
+
+
+def test_a_torch_file_and_its_parts(s3: S3, tmp_path: Path) -> None:
+    source = write_file(tmp_path / "full.safetensors", LARGE)
+    reshard.convert(source, tmp_path / "parts", Options(format="torch", max_shard_nbytes=2 * NBYTES, fsync=False))
+    url = s3.put(tmp_path / "parts", "parts")
+    s3.proxy.requests.clear()
+    one = Options(names=NameRules(include=(r"layers\.2\.",)), fsync=False)
+    reshard.convert(url, tmp_path / "m.safetensors", one)
+    assert same(read_file(tmp_path / "m.safetensors")["layers.2.w"], LARGE["layers.2.w"])
+    assert nbytes(asked(s3)) < NBYTES + 200_000
+    reshard.convert(url, f"{s3.url}/out.bin", Options())
+    reshard.convert(tmp_path / "parts", tmp_path / "out.bin", Options(fsync=False))
+    assert s3.get("out.bin") == (tmp_path / "out.bin").read_bytes()
+
+
+def test_a_universal_checkpoint_and_what_names_it(s3: S3, tmp_path: Path) -> None:
+    url = s3.put(write_zero(MODEL, tmp_path / "zero", 2, ranks=4), "zero")
+    reshard.convert(url, f"{s3.url}/zero/step_universal", Options(to="universal"))
+    reshard.convert(tmp_path / "zero", tmp_path / "out" / "step_universal", Options(to="universal", fsync=False))
+    here = {name: content for name, content in tree(tmp_path / "out").items() if "/.reshard/" not in name}
+    assert "latest_universal" in here
+    assert {name: s3.get(f"zero/{name}") for name in here} == here
