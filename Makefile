@@ -35,6 +35,7 @@ $(MS_VENV)/ready: Makefile
 	$(PYTHON) -m venv $(MS_VENV)
 	$(MS_VENV)/bin/python -m pip install -q --upgrade pip
 	$(MS_VENV)/bin/python -m pip install -q mindspore==2.7.2 safetensors==0.5.3 'numpy<2' setuptools -e .
+	$(MS_VENV)/bin/python -m pip install -q --no-deps --upgrade --target $(MS_VENV)/mindformers mindformers==2.1.0
 	touch $@
 
 $(NP1_VENV)/ready: pyproject.toml Makefile

@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from checkpoints import Model, write_dcp, write_fsdp, write_full, write_lora, write_strategy
+from checkpoints import Model, write_config, write_dcp, write_fsdp, write_full, write_lora, write_strategy
 from zero import write_zero
 
 RESHARD = str(Path(sys.executable).with_name("reshard"))
@@ -23,6 +23,7 @@ _LAYOUTS = {
     "mp4": (1, 4, 1),
 }
 """Name → (dp, mp, pp)."""
+_RECUT = "dp2mp2pp2 → dp1mp4pp2"
 
 
 _SMALL = Model(layers=20, hidden=1024, ffn=2816, dtype="float32")
@@ -81,9 +82,11 @@ class Inputs:
         if form in ("fsdp", "dcp"):
             write = write_fsdp if form == "fsdp" else write_dcp
             return write(self._model, self._folder / name, int(layout))
-        full = write_full(self._model, self._folder / f"whole.{form}")
+        newer = form == "checkpoint2"
+        full = write_full(self._model, self._folder / f"whole.{'safetensors' if newer else form}")
         target = self._folder / name
-        argv = [RESHARD, "split", str(full), str(target), "--dst-strategy", str(self._folder / "strategy" / layout)]
+        argv = [RESHARD, "convert", str(full), str(target), "--dst-strategy", str(self._folder / "strategy" / layout)]
+        argv += ["--to", "checkpoint2"] if newer else []
         subprocess.run([*argv, "--quiet", "--no-fsync", "--replicas", "link"], check=True)
         remove(full)
         return target
@@ -100,12 +103,18 @@ def cases(folder: Path, model: Model) -> list[Case]:
     }
     made = [case for form in ("ckpt", "safetensors") for case in _conversions(form, folder, strategies)]
     lora = ("lora", "merge", "{full.safetensors}", "{out}", "--adapter", "{adapter}", "--scaling", "2")
+    newer = ("convert", "{checkpoint2-dp2mp2pp2}", "{out}")
     return [
         *made,
         Case("LoRA merge, qkvo, rank 16", lora),
         Case("FSDP, 8 ranks → 1", ("convert", "{fsdp-8}", "{out}", "--to", "full", "--format", "safetensors")),
         Case("DCP of 8 ranks → 1", ("convert", "{dcp-8}", "{out}", "--to", "full", "--format", "safetensors")),
         Case("1 → DCP, 8 files", ("convert", "{full.safetensors}", "{out}", "--to", "dcp", "--files", "8")),
+        Case(f"Checkpoint 2.0 {_RECUT}", (*newer, "--to", "checkpoint2", "--dst-strategy", strategies["dp1mp4pp2"])),
+        Case(
+            "Checkpoint 2.0 dp2mp2pp2 → Hugging Face",
+            (*newer, "--dst-names", "hf", "--model", write_config(model, folder)),
+        ),
         Case("verify", ("verify", "{safetensors-mp8}")),
         Case("fingerprint", ("fingerprint", "{full.safetensors}")),
         *_families(),
@@ -143,7 +152,7 @@ def _conversions(form: str, folder: Path, s: dict[str, str]) -> list[Case]:
         convert("mp8 → 1", "mp8", ""),
         convert("mp8 → 1, synced", "mp8", "", fsync=True),
         Case(f"{form} unify mp8", unify, mindspore=unified),
-        convert("dp2mp2pp2 → dp1mp4pp2", "dp2mp2pp2", "dp1mp4pp2"),
+        convert(_RECUT, "dp2mp2pp2", "dp1mp4pp2"),
         convert("dp8 → mp8", "dp8", "mp8"),
         convert("mp2pp3 → mp4 (6 → 4)", "mp2pp3", "mp4"),
     ]

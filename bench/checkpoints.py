@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,6 +65,15 @@ def write_strategy(model: Model, folder: Path, dp: int, mp: int, pp: int) -> Pat
         for rank in range(stage * dp * mp, (stage + 1) * dp * mp):
             (folder / f"ckpt_strategy_rank_{rank}.ckpt").write_bytes(content)
     return folder
+
+
+def write_config(model: Model, folder: Path) -> str:
+    """Hugging Face's words for the model; gives their path."""
+    said = {"hidden_size": model.hidden, "intermediate_size": model.ffn, "num_hidden_layers": model.layers}
+    heads = {"num_attention_heads": 16, "num_key_value_heads": 16, "vocab_size": model.vocab}
+    path = folder / "config.json"
+    path.write_text(json.dumps({"model_type": "llama", "torch_dtype": model.dtype, **said, **heads}))
+    return str(path)
 
 
 def write_full(model: Model, path: Path, seed: int = 0) -> Path:
