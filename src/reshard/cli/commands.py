@@ -17,6 +17,7 @@ _COMMANDS = {
     "split": "Cut one full checkpoint into the slices of N ranks.",
     "plan": "What a conversion would read, write and need.",
     "inspect": "What a checkpoint holds, from its headers.",
+    "names": "What each tensor becomes under other names, by which rule.",
     "explain": "Where a tensor lies, and how each slice is made.",
     "verify": "Prove that DST is as written, or holds exactly SRC.",
     "diff": "Compare two checkpoints tensor by tensor.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,7 +20,9 @@ from reshard.cli.params import (
     SrcStrategy,
     Suffix,
     name_rules,
+    naming_of,
     numbered,
+    takes_names_options,
 )
 from reshard.cli.text import shown_nbytes
 from reshard.errors import counted
@@ -33,6 +35,7 @@ _MOST_ROWS = 32
 Rows = list[tuple[str, ...]]
 
 
+@takes_names_options()
 def explain(
     tensor: Annotated[str, typer.Argument(metavar="TENSOR", help="Its name, as in SRC or after --rename.")],
     src: Src,
@@ -48,12 +51,14 @@ def explain(
     family: From = "",
     iteration: Iteration = -1,
     json: Json = False,
+    **options: Any,
 ) -> None:
     """Say where one tensor lies, and from which bytes of which files each target rank's slice is made.
 
     \b
     reshard explain lm_head.weight ckpt --src-strategy old/
     reshard explain lm_head.weight ckpt --src-strategy old/ --dst-strategy new/ --on-rank 3
+    reshard explain decoder.layers.0.self_attention.linear_qkv.weight qwen3/ --dst-names mcore
     """
     from reshard.errors import UsageError
     from reshard.families.discover import as_select
@@ -62,7 +67,7 @@ def explain(
 
     if on_rank >= 0 and not dst_strategy:
         raise UsageError("--on-rank names a target rank and there is no --dst-strategy")
-    options = Options(
+    given = Options(
         src_strategy=src_strategy,
         dst_strategy=dst_strategy,
         select=as_select(select),
@@ -71,8 +76,9 @@ def explain(
         iteration=numbered(iteration),
         names=name_rules(None, None, rename),
         dtype=dtype,
+        naming=naming_of(options),
     )
-    found = told(tensor, src, options, rank=on_rank if on_rank >= 0 else None)
+    found = told(tensor, src, given, rank=on_rank if on_rank >= 0 else None)
     warn(found.warnings)
     if json:
         say_json(found)
@@ -82,8 +88,10 @@ def explain(
 
 def lines(found: Explanation) -> list[str]:
     """What a terminal shows: the source as a picture and a table, then the target."""
-    out = [f"{found.name}: {found.dtype}{list(found.shape)}, {shown_nbytes(found.nbytes)}", ""]
-    out += [f"source: {_said(found.cut, found.parts)}", *_drawn(found.shape, found.cut, found.parts), ""]
+    seen = f", put together as {list(found.view)}" if found.view else ""
+    out = [f"{found.name}: {found.dtype}{list(found.shape)}, {shown_nbytes(found.nbytes)}{seen}", ""]
+    drawn = [] if found.view else _drawn(found.shape, found.cut, found.parts)
+    out += [f"source: {_said(found.cut, found.parts)}", *drawn, ""]
     rows: Rows = [("elements", "rank", "bytes in file", "file")]
     for part in found.parts:
         rows += [(_box(part), str(p.rank), _extents(p.extents), p.path) for p in part.held]

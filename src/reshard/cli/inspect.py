@@ -91,8 +91,9 @@ def _lines(path: str, found: Inspection, html: str) -> list[str]:
     from reshard.ops.inspect import shown_args, tensor_lines
 
     ranks = counted(found.ranks, "rank") + (f", {found.stages} stages" if found.stages > 1 else "")
+    named = f", names of {found.names}" if found.names else ""
     lines = [
-        f"{path}: {found.family}; {counted(found.files, 'file')}, {shown_nbytes(found.nbytes)}, "
+        f"{path}: {found.family}{named}; {counted(found.files, 'file')}, {shown_nbytes(found.nbytes)}, "
         f"{ranks}; {counted(len(found.tensors), 'tensor')}, {found.parameters:,} elements",
         *([f"args: {', '.join(shown_args(found))}"] if found.args else []),
         *([f"report: {html}"] if html else tensor_lines(found)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
@@ -259,7 +259,15 @@ _CONVERSION |= _NAMES
 
 def takes_conversion_options(*without: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Replace a command's ``**options`` by the options of a conversion, but those of ``without``."""
+    return _taking({name: option for name, option in _CONVERSION.items() if name not in without})
 
+
+def takes_names_options() -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Replace a command's ``**options`` by those that concern names."""
+    return _taking({name: option for name, option in _NAMES.items() if name != "with_files"})
+
+
+def _taking(options: Mapping[str, tuple[Any, Any]]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         hints = get_type_hints(command, include_extras=True)
         own = [
@@ -272,8 +280,7 @@ def takes_conversion_options(*without: str) -> Callable[[Callable[..., None]], C
         ]
         added = [
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
-            for name, (kind, default) in _CONVERSION.items()
-            if name not in without
+            for name, (kind, default) in options.items()
         ]
         arguments = [p for p in own if p.kind is p.POSITIONAL_OR_KEYWORD]
         last = [p for p in own if p.kind is p.KEYWORD_ONLY]

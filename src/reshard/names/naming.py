@@ -9,7 +9,7 @@ from reshard.names.matching import counterparts, fits
 from reshard.names.model import ModelFile
 from reshard.names.recipe import Recipe, built_in
 from reshard.names.wishes import HUB, MEGATRON
-from reshard.planning.names import is_state
+from reshard.planning.names import is_state, layer_pattern
 
 
 def recipe_of_source(names: Sequence[str], convention: str, files: Sequence[ModelFile]) -> tuple[str, Recipe | None]:
@@ -17,7 +17,7 @@ def recipe_of_source(names: Sequence[str], convention: str, files: Sequence[Mode
 
     Raises CheckpointError where no recipe knows them, or several do and nothing tells which is meant.
     """
-    weights = [name for name in names if not is_state(name)] or list(names)
+    weights = _one_a_layer(names)
     tried: list[tuple[bool, Recipe, int, list[str]]] = []
     for recipe in built_in():
         for hub in (True, False):
@@ -57,6 +57,24 @@ def _may_be(recipe: Recipe, names: Sequence[str], convention: str, *, hub: bool)
     return recipe.needs <= set(names)
 
 
+def _one_a_layer(names: Iterable[str]) -> list[str]:
+    """Names of weights, one of those that differ in numbers alone."""
+    weights = [name for name in names if not is_state(name)] or list(names)
+    return list({layer_pattern(name): name for name in reversed(weights)}.values())[::-1]
+
+
+def convention_of(names: Iterable[str]) -> str:
+    """Whose names these are, where the names tell; "" where they do not."""
+    weights = _one_a_layer(names)
+    found = {
+        HUB if hub else recipe.convention
+        for recipe in built_in()
+        for hub in (True, False)
+        if weights and not fits(recipe, weights, hub=hub)[1]
+    }
+    return found.pop() if len(found) == 1 else ""
+
+
 def _nearest(tried: Sequence[tuple[bool, Recipe, int, list[str]]], convention: str) -> tuple[str, Recipe | None]:
     """The recipe that knows most of the names, which says what it does not know; if it knows at least a few."""
     if not tried:
@@ -72,7 +90,7 @@ def _nearest(tried: Sequence[tuple[bool, Recipe, int, list[str]]], convention: s
 
 def recipe_of_target(names: Sequence[str], convention: str, files: Sequence[ModelFile]) -> Recipe:
     """The recipe of a convention that knows all of these hub names, or most."""
-    weights = [name for name in names if not is_state(name)] or list(names)
+    weights = _one_a_layer(names)
     tried = [(r, *fits(r, weights, hub=True)) for r in built_in() if r.convention == convention]
     best = [recipe for recipe, _, unknown in tried if not unknown]
     if not best:

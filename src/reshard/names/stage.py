@@ -81,6 +81,7 @@ class _Stage:
         self._dropped: dict[str, list[str]] = {}
         self._copies: dict[str, str] = {}
         self._fates: dict[str, list[str]] = {}
+        self._rule_of: dict[str, str] = {}
         self._links: dict[tuple[object, ...], tuple[Link, tuple[int, ...]]] = {}
         self._sizes = counts_of(self._known, tensors, hub=self._hub)
         self._styles = self._chosen()
@@ -96,7 +97,9 @@ class _Stage:
         made = self._make(groups, axes)
         self._refuse()
         self._repeat(made)
-        fates = tuple(Fate(name, tuple(self._fates[name]), "") for name in self._tensors if name in self._fates)
+        fates = tuple(
+            Fate(name, tuple(self._fates[name]), self._rule_of[name]) for name in self._tensors if name in self._fates
+        )
         dropped = {why: tuple(names) for why, names in self._dropped.items()}
         return Made(made, dropped, self._copies, fates, tuple(self._warnings))
 
@@ -259,7 +262,8 @@ class _Stage:
             try:
                 for name, tensor in self._made_of(members, axes, maker):
                     made[name] = tensor
-                    for _, source in members:
+                    for found, source in members:
+                        self._rule_of[source] = in_words(found.rule, found.section)
                         self._fates.setdefault(source, []).append(name)
             except (StrategyError, PlanError) as error:
                 self._faults.append(f"{members[0][1]}: {error.message}")
@@ -332,6 +336,19 @@ class _Stage:
         if dtype and tensor.spec.dtype in FLOATING:
             return replace(tensor, made=as_dtype(str(dtype), name))
         return replace(tensor, made=next(iter(kept)) if len(kept) == 1 else "")
+
+
+def in_words(rule: Rule, section: str) -> str:
+    """How a rule makes one side of the other."""
+    hub, own = (next(iter(side.values())).dims[0] for side in (rule.hub, rule.own))
+    if len(rule.own) > 1:
+        return f"parts of {shown(next(iter(rule.hub.values())).dims[0])}" if section == "" else f"{section} of them"
+    whole = shown(own)
+    if len(rule.hub) > 1:
+        return f"{section} of {whole}" if section else f"parts of {whole}"
+    if rule.stacked:
+        return f"one of {whole}"
+    return "the same" if hub == own else f"{shown(hub)} as {whole}"
 
 
 _PER_SHARD = "per_shard"

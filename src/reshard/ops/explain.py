@@ -13,12 +13,11 @@ from msgspec.structs import replace
 from reshard.closest import closest
 from reshard.dtypes import ITEMSIZE
 from reshard.errors import PlanError, UsageError
-from reshard.families.open_checkpoint import open_source
 from reshard.index import ZEROS, Extent, cut_extents
 from reshard.layout.box import Box, ordered
 from reshard.layout.tensor import Layout
 from reshard.layout.view import in_view
-from reshard.ops.convert import plan_from
+from reshard.ops.convert import opened, plan_from
 from reshard.ops.options import Options
 from reshard.planning.catalog import Catalog, Tensor
 from reshard.planning.names import NameRules
@@ -93,6 +92,7 @@ class Explanation(Struct, frozen=True):
     Attributes:
         targets: one where there is a target that gets it, else none.
         fate: why the target does not get it; empty where it does or there is no target.
+        view: the shape in which parts are boxes, where that is not the tensor's own.
     """
 
     name: str
@@ -104,6 +104,7 @@ class Explanation(Struct, frozen=True):
     targets: tuple[Target, ...]
     fate: str
     warnings: tuple[str, ...]
+    view: tuple[int, ...] = ()
 
 
 def explain(name: str, src: str | Path, options: Options, *, rank: int | None = None) -> Explanation:
@@ -116,7 +117,7 @@ def explain(name: str, src: str | Path, options: Options, *, rank: int | None = 
     Raises:
         UsageError: no tensor is called so; with the closest names.
     """
-    source = open_source(options.source(src))
+    source, options = opened(src, options)
     tensor = _found(name, source, options.names)
     warnings = source.warnings
     targets: tuple[Target, ...] = ()
@@ -141,6 +142,7 @@ def explain(name: str, src: str | Path, options: Options, *, rank: int | None = 
         targets,
         fate,
         warnings,
+        tensor.view,
     )
 
 

@@ -18,6 +18,7 @@ from reshard.families.open_checkpoint import open_source
 from reshard.families.ours import by_manifest
 from reshard.families.registry import FALLBACK, listing, recognised
 from reshard.families.source import Source, source_at
+from reshard.names.naming import convention_of
 from reshard.planning.catalog import Catalog, IndexedFile
 from reshard.planning.names import no_match
 
@@ -39,7 +40,7 @@ class Inspection(Struct, frozen=True):
     """What a checkpoint holds. The fingerprints are empty where they were not computed.
 
     ``family``: what kind of checkpoint it is and what wrote it, in words. ``args``: what that was told, where it kept
-    it.
+    it. ``names``: whose names its tensors have, "" where these do not tell.
     """
 
     family: str
@@ -53,6 +54,7 @@ class Inspection(Struct, frozen=True):
     fingerprint: str = ""
     weights_fingerprint: str = ""
     args: Mapping[str, Any] = {}
+    names: str = ""
 
     @property
     def parameters(self) -> int:
@@ -138,6 +140,7 @@ def inspection(source: Catalog) -> Inspection:
         {name: next(iter(by_rank.values())) for name, by_rank in source.texts.items()},
         source.warnings,
         args=source.args,
+        names=convention_of(source.tensors),
     )
 
 

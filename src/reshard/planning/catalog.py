@@ -142,7 +142,7 @@ class Tensor(Struct, frozen=True):
         if isinstance(self.shards, Grid):
             return self.shards.layout.sharding.parts
         starts = [shard.box.start for shard in self.shards]
-        return tuple(len({start[dim] for start in starts}) or 1 for dim in range(len(self.spec.shape)))
+        return tuple(len({start[dim] for start in starts}) or 1 for dim in range(len(self.view or self.spec.shape)))
 
 
 class Scales(Struct, frozen=True):
