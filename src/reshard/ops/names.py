@@ -9,7 +9,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from reshard.families.open_checkpoint import open_source
-from reshard.names.naming import HUB, convention_of
+from reshard.names.naming import convention_of
+from reshard.names.wishes import HUB
 from reshard.ops.naming import renamed
 from reshard.ops.options import Options
 from reshard.planning.names import layer_pattern
