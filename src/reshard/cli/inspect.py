@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from reshard.cli.fingerprint import grouped
+from reshard.cli.next_steps import next_steps
 from reshard.cli.output import say, say_json, warn
 from reshard.cli.params import From, Iteration, Json, Select, Suffix, source_given
 from reshard.cli.reporting import page_path, write_page
@@ -64,7 +65,9 @@ def inspect(
     if json:
         say_json(found)
     else:
-        say("\n".join(_lines(path, found, html)))
+        narrowed = tensor or on_rank >= 0 or html or fingerprint
+        steps = [] if narrowed else next_steps(source, path, strategy)
+        say("\n".join((*_lines(path, found, html), *steps)))
 
 
 def _numbers(given: Source, tensor: str, *, quiet: bool) -> dict[str, str]:

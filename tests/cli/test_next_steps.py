@@ -1,0 +1,66 @@
+"""``inspect`` ends with commands for what lies there, and these run as they are told."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from families.rows import FAMILIES
+from golden.cases import run_reshard
+from making import array, write_file, write_strategy
+from reshard.layout.tensor import Sharding
+
+KINDS = (
+    "safetensors",
+    "torch parts",
+    "ours",
+    "Checkpoint 2.0",
+    "DeepSpeed, stage 2",
+    "DCP, a grid",
+    "FSDP2, uneven rows",
+)
+UNKNOWN = "STRATEGY"
+
+
+def told(capsys: pytest.CaptureFixture[str], *words: str) -> list[list[str]]:
+    """The commands that an inspection ends with."""
+    assert run_reshard(["inspect", *words]) == 0
+    _, found, after = capsys.readouterr().out.partition("\nnext:\n")
+    assert found
+    lines = after.rstrip("\n").split("\n")
+    return [shlex.split(re.split(r"  +", line.removeprefix("  reshard "))[0]) for line in lines]
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "Megatron, rank folders"])
+def test_the_commands_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = FAMILIES[kind](tmp_path / "made").path
+    source = made.rename(tmp_path / f"my {made.name}")
+    commands = told(capsys, source.name)
+    assert len(commands) >= 4
+    for words in commands:
+        if UNKNOWN not in words:
+            assert run_reshard(words) == 0, f"{words}\n{capsys.readouterr().err}"
+
+
+def test_what_is_narrowed_ends_with_what_was_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_file(tmp_path / "m.safetensors", {"w": array((4,))})
+    run_reshard(["inspect", str(path), "--tensor", "w"])
+    assert "next:" not in capsys.readouterr().out
+
+
+def test_slices_want_their_strategy_and_what_is_missing_is_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_file(tmp_path / "ckpt/rank_0/a_0.ckpt", {"w": array((2, 4))})
+    write_strategy(tmp_path / "s", [{"w": Sharding((2,), ((0,), ()))}])
+    (looking, *_) = told(capsys, "ckpt")
+    assert looking == ["inspect", "ckpt", "--strategy", UNKNOWN]
+    assert told(capsys, "ckpt", "--strategy", "s") == [["explain", "w", "ckpt", "--src-strategy", "s"]]
+    assert run_reshard(["explain", "w", "ckpt", "--src-strategy", "s"]) == 0
