@@ -15,6 +15,7 @@ from making import read_file, read_rank, shard_of, write_file, write_ranks, writ
 from reshard import Options
 from reshard.errors import InputError, PlanError
 from reshard.layout.tensor import Sharding
+from reshard.names.wishes import Naming
 from reshard.ops.adapters import AdapterAt
 from reshard.ops.convert import execute
 from reshard.ops.lora import lora_config, open_merge, plan_merge
@@ -226,7 +227,7 @@ def test_shares_and_plans_as_json(places: Path, tmp_path: Path) -> None:
         equal(read_rank(tmp_path / "out", rank), read_rank(tmp_path / "whole", rank))
     folder = str(places / "adapter")
     at = [AdapterAt(folder, lora_config(adapter=folder))]
-    plan = plan_merge(open_merge(places / "base.safetensors", Options(), at), tmp_path / "x.safetensors", Options())
+    plan = plan_merge(open_merge(places / "base.safetensors", Options(), at), tmp_path / "x.safetensors")
     assert plan_from_json(plan.to_json()) == plan
 
 
@@ -261,6 +262,41 @@ def test_a_model_saved_with_its_adapter(places: Path, tmp_path: Path) -> None:
     reshard.merge_lora(tmp_path / "model" / "m.safetensors", tmp_path / "out.safetensors", config)
     merge(places, tmp_path / "one.safetensors")
     equal(read_file(tmp_path / "out.safetensors"), read_file(tmp_path / "one.safetensors"))
+
+
+CODES = np.dtype(ml_dtypes.float8_e4m3fn)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_codes_that_are_dequantised_first(tmp_path: Path, dora: bool) -> None:
+    """Scales of blocks of 128: summed before anything is rounded."""
+    codes, scales = factor(256, 384).astype(CODES), np.abs(factor(2, 3)) + 1
+    adapter = {"q.lora_A.weight": factor(RANK, 384), "q.lora_B.weight": factor(256, RANK)}
+    wide = codes.astype(np.float64) * np.kron(scales.astype(np.float64), np.ones((128, 128))) + product("q", adapter)
+    if dora:
+        adapter["q.lora_magnitude_vector"] = np.abs(factor(256)) + 1
+        wide = scaled(wide, adapter["q.lora_magnitude_vector"])
+    base = {"q.weight": codes, "q.weight_scale_inv": scales}
+    write_file(tmp_path / "base.safetensors", base)
+    folder = save_adapter(tmp_path / "adapter", adapter, target_parameters=None)
+    how = lora_config(adapter=str(folder))
+    with pytest.raises(PlanError, match="mean nothing without their scales"):
+        reshard.merge_lora(tmp_path / "base.safetensors", tmp_path / "out.safetensors", how, adapter=folder)
+    cut = {"q.weight": Sharding((1, 2), ((), (0,)))}
+    strategy = write_strategy(tmp_path / "s", [cut])
+    for rank in range(2):
+        options = Options(naming=Naming(dequantize=True), dst_strategy=str(strategy), ranks=frozenset({rank}))
+        out = tmp_path / f"out{rank}"
+        reshard.merge_lora(tmp_path / "base.safetensors", out, how, options, folder)
+        found = read_rank(out, rank)
+        assert found.keys() == {"q.weight"}
+        wanted = shard_of(wide, cut["q.weight"], rank)
+        np.testing.assert_allclose(found["q.weight"].astype(np.float64), wanted, rtol=2.0**-8)
+
+
+def test_what_verl_leaves_beside(tmp_path: Path) -> None:
+    (tmp_path / "lora_train_meta.json").write_text('{"r": 4, "lora_alpha": 8, "task_type": "CAUSAL_LM"}')
+    assert lora_config(adapter=str(tmp_path)).scaling.of("q", 4) == 2
 
 
 def small(tmp_path: Path, base: Arrays, adapter: Arrays, **config: object) -> Arrays:
@@ -375,7 +411,7 @@ def test_a_sum_that_is_infinite_is_written_with_allow_nan(tmp_path: Path) -> Non
     out = tmp_path / "out.safetensors"
     for allow in (False, True):
         joined = open_merge(tmp_path / "base.safetensors", Options(), at, allow_nan=allow)
-        plan = plan_merge(joined, out, Options())
+        plan = plan_merge(joined, out)
         if not allow:
             with pytest.raises(InputError, match="--allow-nan"):
                 execute(plan, out, Options(), Observer())

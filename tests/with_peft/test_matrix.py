@@ -187,7 +187,7 @@ def test_each_adapter_has_its_own_scaling(tmp_path: Path) -> None:
 def of_several(adapters: list[AdapterAt], tmp_path: Path, how: Any = "cat") -> dict[str, np.ndarray]:
     joined = open_merge(tmp_path / "base" / "m.safetensors", Options(), adapters, how)
     out = tmp_path / "out.safetensors"
-    execute(plan_merge(joined, out, Options()), out, Options(), Observer())
+    execute(plan_merge(joined, out), out, Options(), Observer())
     return read_file(out)
 
 

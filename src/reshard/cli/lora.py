@@ -88,8 +88,8 @@ def merge(
         adapters.append(AdapterAt(path, _told(how, renames, fan_in_fan_out), weight, initial))
     page = page_path(report) if report else None
     merge_of = open_merge(src, made, adapters, parse_combination(combination), allow_nan=allow_nan)
-    plan = plan_merge(merge_of, dst, made)
-    reporting = Reporting(page, merge_of.source, (src, dst)) if page else None
+    plan = plan_merge(merge_of, dst)
+    reporting = Reporting(page, merge_of.joined.source, (src, dst)) if page else None
     carry_out(plan, dst, made, reporting, dry_run=dry_run, json=json, quiet=quiet)
 
 

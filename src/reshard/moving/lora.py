@@ -20,7 +20,7 @@ Read = Callable[[Assembly, Box], Array]
 Range = tuple[int, int]
 Factors = Sequence[tuple[Array, ...]]
 """Of each product, the parts of its factors that a box of the weight needs."""
-_CHUNK = 131072  # elements that are summed at once: in the cache, and so many that threads seldom wait for Python's lock
+_CHUNK = 131072  # elements that are summed at once: in a cache, and so many that threads seldom wait for Python's lock
 _READ_NBYTES = 4 << 20
 
 
@@ -134,11 +134,12 @@ class Lengths:
     """By what DoRA multiplies each output of a weight: its magnitude by its length.
 
     A length is that of all that leads to an output, of which a block may be a part: what it is made of is read again, a
-    few rows at once.
+    few rows at once, by ``weight``.
     """
 
-    def __init__(self, step: LoraAdd) -> None:
+    def __init__(self, step: LoraAdd, weight: Callable[[Box], Array]) -> None:
         self._step = step
+        self._weight = weight
         self._known: dict[Range, Array] = {}
         self._lock = threading.Lock()
 
@@ -161,7 +162,7 @@ class Lengths:
 
     def _of_rows(self, outs: Range, read: Read) -> Array:
         squares = np.empty(outs[1] - outs[0])
-        for start, total in self._sums(outs, self._step.weight.shape[1:], read):
+        for start, total in self._sums(outs, self._step.base.shape[1:], read):
             at = start - outs[0]
             squares[at : at + len(total)] = np.add.reduce(total * total, axis=-1)
         return squares
@@ -169,7 +170,7 @@ class Lengths:
     def _of_columns(self, outs: Range, read: Read) -> Array:
         """Row by row, so that the bits do not depend on how many are read at once."""
         squares = np.zeros(outs[1] - outs[0])
-        for _, total in self._sums((0, self._step.weight.shape[0]), (), read, outs):
+        for _, total in self._sums((0, self._step.base.shape[0]), (), read, outs):
             for row in total:
                 squares += row * row
         return squares
@@ -184,7 +185,7 @@ class Lengths:
         for start in range(rows[0], rows[1], step):
             box = _box((start, min(start + step, rows[1])), *inner)
             factors = read_factors(self._step, box, read)
-            weight = read(self._step.weight, box)
+            weight = self._weight(box)
             with np.errstate(over="ignore", invalid="ignore"):
                 for (part,), total in sums(self._step, weight, factors):
                     yield start + part.start, total

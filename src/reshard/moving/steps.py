@@ -28,20 +28,38 @@ class Making:
         self._move = move
         self._step = move.step
         self._read = read
-        self._lengths = Lengths(move.step) if isinstance(move.step, LoraAdd) and move.step.magnitude else None
+        step = move.step
+        self._lengths = Lengths(step, self._again) if isinstance(step, LoraAdd) and step.magnitude else None
 
     def beside(self, box: Box) -> Beside:
         """What a block needs besides its base."""
         match self._step:
             case LoraAdd() as step:
                 lengths = self._lengths.of(box, self._read) if self._lengths else None
-                return Beside(read_factors(step, box, self._read), lengths)
-            case Scaled() as step:
-                return Beside(others=self._read(step.scale, scale_box(step, box)))
+                return Beside(read_factors(step, box, self._read), lengths, self._scales(box))
+            case Scaled():
+                return Beside(others=self._scales(box))
             case Rows() as step:
                 return Beside(others=self._read(step.rows, rows_box(step, box)))
             case Assembly():
                 raise AssertionError("a copy computes nothing")
+
+    def _scales(self, box: Box) -> Array | None:
+        """Those of codes that something is added to."""
+        of = self._step.weight if isinstance(self._step, LoraAdd) else self._step
+        return self._read(of.scale, scale_box(of, box)) if isinstance(of, Scaled) else None
+
+    def _again(self, box: Box) -> Array:
+        """A part of the weight that something is added to."""
+        return self._widened(self._read(self._step.base, box), self._scales(box), box)
+
+    def _widened(self, of: Array, scales: Array | None, box: Box) -> Array:
+        """What codes mean, as fp32."""
+        if scales is None or not isinstance(self._step, LoraAdd) or not isinstance(self._step.weight, Scaled):
+            return of
+        wide = np.empty(box.shape, np.float32)
+        scale(self._step.weight, wide, of, scales, box)
+        return wide
 
     def made(self, box: Box, made: memoryview, base: memoryview, beside: Beside) -> Array | None:
         """Set ``made`` to the block ``box``, in the move's dtype, of its base and what was read besides. Gives what did
@@ -49,6 +67,7 @@ class Making:
         """
         before, after = shaped(base, self._step.base.dtype, box), shaped(made, self._move.dtype, box)
         if isinstance(self._step, LoraAdd):
+            before = self._widened(before, beside.others, box)
             kinds = add_lora(self._step, after, before, beside.factors, beside.lengths)
             if kinds is not None and not self._step.allow_nan:
                 check_finite(self._move.name, self._step, box, before, beside.factors, after)

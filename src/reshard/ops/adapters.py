@@ -23,7 +23,8 @@ from reshard.planning.lora_values import Adapter, Combination, How, LoraMerge
 from reshard.storage.storage import join
 from reshard.storage.storages import content_of, storage_of
 
-PEFT_CONFIG = "adapter_config.json"
+_CONFIGS = ("adapter_config.json", "lora_train_meta.json")
+"""PEFT's, and what verl writes beside the files of its ranks."""
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _BLOCK_NBYTES = 8 << 20
 
@@ -51,10 +52,10 @@ class Joined(Struct, frozen=True):
 
 
 def own_config(adapter: str) -> str:
-    """The ``adapter_config.json`` in an adapter's folder, or beside its file; "" without one."""
+    """What says how an adapter counts, in its folder or beside its file; "" without."""
     folder = adapter if format_of(adapter) is None else adapter.rpartition("/")[0] or "."
-    own = join(folder, PEFT_CONFIG)
-    return own if adapter and storage_of(own).entry(own) is not None else ""
+    there = (join(folder, name) for name in _CONFIGS) if adapter else ()
+    return next((own for own in there if storage_of(own).entry(own) is not None), "")
 
 
 def joined(base: Catalog, adapters: Sequence[AdapterAt], combination: Combination, *, allow_nan: bool) -> Joined:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from msgspec import Struct
+from msgspec.structs import replace
+
 from reshard.errors import UsageError
-from reshard.families.open_checkpoint import open_source
 from reshard.ops.adapters import AdapterAt, Joined, joined, own_config
-from reshard.ops.convert import Conversion, execute, plan_from
+from reshard.ops.convert import Conversion, execute, opened, plan_from
 from reshard.ops.observer import Observer
 from reshard.ops.options import Options
 from reshard.ops.scaling import AlphaRank, LoraConfig, Scaling, parse_scaling, read_config
@@ -57,8 +59,6 @@ def lora_config(
 
 def _with_own(config: LoraConfig, own: LoraConfig) -> LoraConfig:
     """What an adapter's own configuration says, its scaling apart; the other's word goes first."""
-    from msgspec.structs import replace
-
     return replace(
         own,
         scaling=config.scaling,
@@ -70,6 +70,13 @@ def _with_own(config: LoraConfig, own: LoraConfig) -> LoraConfig:
     )
 
 
+class Opened(Struct, frozen=True):
+    """A merge of which all headers are read, and the options that are left to do."""
+
+    joined: Joined
+    options: Options
+
+
 def open_merge(
     src: str | Path,
     options: Options,
@@ -77,14 +84,15 @@ def open_merge(
     combination: Combination = "cat",
     *,
     allow_nan: bool = False,
-) -> Joined:
-    """The base, the adapters, and what becomes of its weights. Raises InputError."""
-    return joined(open_source(options.source(src)), adapters, combination, allow_nan=allow_nan)
+) -> Opened:
+    """The base under the names that the target gets, the adapters, and what becomes of weights. Raises InputError."""
+    source, left = opened(src, options)
+    return Opened(joined(source, adapters, combination, allow_nan=allow_nan), left)
 
 
-def plan_merge(merge: Joined, dst: str | Path, options: Options) -> Plan:
+def plan_merge(merge: Opened, dst: str | Path) -> Plan:
     """Make the plan of a merge of what is open. Raises PlanError."""
-    return plan_from(merge.source, str(dst), options, merge.merge)
+    return plan_from(merge.joined.source, str(dst), merge.options, merge.joined.merge)
 
 
 def plan_lora(
@@ -96,7 +104,7 @@ def plan_lora(
         PlanError: A without B or base, shapes that do not fit, slices that no file holds: all that is wrong.
     """
     options = options or Options()
-    return plan_merge(open_merge(src, options, (AdapterAt(str(adapter), config),)), dst, options)
+    return plan_merge(open_merge(src, options, (AdapterAt(str(adapter), config),)), dst)
 
 
 def merge_lora(

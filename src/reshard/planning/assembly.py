@@ -67,11 +67,12 @@ class Assembler:
         return self._numbers[key]
 
     def _step(self, tensor: Tensor, source_rank: int) -> Step:
-        base = self._assembled(tensor, source_rank)
+        of = self._assembled(tensor, source_rank)
+        base: Assembly | Scaled = of
         if tensor.scales is not None:
-            return Scaled(base, self._assembled(tensor.scales.of, ANY_RANK), tensor.scales.block)
+            base = Scaled(of, self._assembled(tensor.scales.of, ANY_RANK), tensor.scales.block)
         if (new := self._rows.get(tensor.name)) is not None:
-            return Rows(base, self._assembled(new.rows, ANY_RANK), new.at)
+            return Rows(of, self._assembled(new.rows, ANY_RANK), new.at)
         if (added := self._sums.get(tensor.name)) is None:
             return base
         products = tuple(

@@ -104,7 +104,7 @@ class Layers:
         if self._rules.parameters:
             ends = tuple(f".{end}" for end in self._rules.parameters)
             inside = [n for n in inside if f".{n}".endswith(ends)]
-        inside = [n for n in inside if base[n].spec.dtype in FLOATING]
+        inside = [n for n in inside if base[n].scales or base[n].spec.dtype in FLOATING]
         found = {n: fits for n in inside if (fits := self._fitting(base[n], pair, embedding=False))}
         if not found:
             of = f" (target_parameters: {', '.join(self._rules.parameters)})" if self._rules.parameters else ""
@@ -118,7 +118,7 @@ class Layers:
 
     def _fitting(self, weight: Tensor, pair: Pair, *, embedding: bool) -> list[Fit]:
         """Ways in which factors make a weight, and that the rules do not rule out."""
-        if weight.spec.dtype not in FLOATING:
+        if weight.scales is None and weight.spec.dtype not in FLOATING:
             raise PlanError(f"{weight.name} is {weight.spec.dtype}")
         if weight.view and weight.view != weight.spec.shape:
             raise PlanError(f"{weight.name}: it is put together on the way; convert the base first")
@@ -187,6 +187,6 @@ class Layers:
             raise PlanError(f"{rows.name}: {rows.spec} for {len(at)} rows of {wanted} {list(shape)}")
         if len(set(at)) != len(at) or min(at, default=0) < 0 or max(at, default=0) >= shape[0]:
             raise PlanError(f"{rows.name}: trainable_token_indices has rows that {wanted} has not, or some twice")
-        if weight.spec.dtype not in FLOATING or weight.view not in ((), shape):
-            raise PlanError(f"{rows.name}: {wanted} is {weight.spec.dtype}, or put together on the way")
+        if weight.scales or weight.spec.dtype not in FLOATING or weight.view not in ((), shape):
+            raise PlanError(f"{rows.name}: {wanted} is {weight.spec.dtype}, scaled or put together on the way")
         self.rows[wanted] = NewRows(rows, at)

@@ -94,45 +94,6 @@ class Product(Struct, frozen=True):
     form: Form
 
 
-class LoraAdd(Struct, frozen=True, omit_defaults=True, tag="lora"):
-    """The step ``W + B @ A * scaling + …``, of all products in their order.
-
-    Attributes:
-        magnitude: the length that the weights of each output get after that (DoRA); none leaves them.
-        allow_nan: a sum may be no number, or infinite, though all that it is made of is finite.
-    """
-
-    weight: Assembly
-    products: tuple[Product, ...]
-    magnitude: Assembly | None = None
-    allow_nan: bool = False
-
-    @property
-    def base(self) -> Assembly:
-        return self.weight
-
-    @property
-    def beside(self) -> tuple[Assembly, ...]:
-        factors = tuple(factor for product in self.products for factor in product.factors)
-        return (*factors, self.magnitude) if self.magnitude else factors
-
-
-class Rows(Struct, frozen=True, tag="rows"):
-    """The step that puts ``rows`` in place of those of ``of`` whose numbers are ``at``."""
-
-    of: Assembly
-    rows: Assembly
-    at: tuple[int, ...]
-
-    @property
-    def base(self) -> Assembly:
-        return self.of
-
-    @property
-    def beside(self) -> tuple[Assembly, ...]:
-        return (self.rows,)
-
-
 class Scaled(Struct, frozen=True, tag="scaled"):
     """The step ``of * scale``: one element of ``scale`` counts for a block of so many elements in each dim.
 
@@ -150,6 +111,45 @@ class Scaled(Struct, frozen=True, tag="scaled"):
     @property
     def beside(self) -> tuple[Assembly, ...]:
         return (self.scale,)
+
+
+class LoraAdd(Struct, frozen=True, omit_defaults=True, tag="lora"):
+    """The step ``W + B @ A * scaling + …``, of all products in their order.
+
+    Attributes:
+        magnitude: the length that the weights of each output get after that (DoRA); none leaves them.
+        allow_nan: a sum may be no number, or infinite, though all that it is made of is finite.
+    """
+
+    weight: Assembly | Scaled
+    products: tuple[Product, ...]
+    magnitude: Assembly | None = None
+    allow_nan: bool = False
+
+    @property
+    def base(self) -> Assembly:
+        return self.weight.base
+
+    @property
+    def beside(self) -> tuple[Assembly, ...]:
+        factors = tuple(factor for product in self.products for factor in product.factors)
+        return (*self.weight.beside, *factors, *((self.magnitude,) if self.magnitude else ()))
+
+
+class Rows(Struct, frozen=True, tag="rows"):
+    """The step that puts ``rows`` in place of those of ``of`` whose numbers are ``at``."""
+
+    of: Assembly
+    rows: Assembly
+    at: tuple[int, ...]
+
+    @property
+    def base(self) -> Assembly:
+        return self.of
+
+    @property
+    def beside(self) -> tuple[Assembly, ...]:
+        return (self.rows,)
 
 
 Step = Assembly | LoraAdd | Rows | Scaled

@@ -126,11 +126,17 @@ def with_pieces(step: Step, change: Callable[[Assembly], Assembly]) -> Step:
         case LoraAdd():
             products = tuple(replace(p, factors=tuple(map(change, p.factors))) for p in step.products)
             magnitude = change(step.magnitude) if step.magnitude else None
-            return replace(step, weight=change(step.weight), products=products, magnitude=magnitude)
+            of = step.weight
+            weight = change(of) if isinstance(of, Assembly) else _scaled_with(of, change)
+            return replace(step, weight=weight, products=products, magnitude=magnitude)
         case Rows():
             return replace(step, of=change(step.of), rows=change(step.rows))
         case Scaled():
-            return replace(step, of=change(step.of), scale=change(step.scale))
+            return _scaled_with(step, change)
+
+
+def _scaled_with(step: Scaled, change: Callable[[Assembly], Assembly]) -> Scaled:
+    return replace(step, of=change(step.of), scale=change(step.scale))
 
 
 def seen(piece: Piece, tensor: PlannedTensor) -> Sequence[Piece]:
