@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from checkpoints import Model, random_values
 from reshard.formats.pickle_objects import Global, Record
@@ -15,13 +16,15 @@ from reshard.formats.torch_file import FOLDER, torch_frame
 from reshard.formats.torch_values import TensorRef, whole
 from reshard.index import TensorSpec
 
-_CHUNK = 16 << 20
+Numbers = npt.NDArray[Any]
 _ALIGNED = 2
 """DeepSpeed pads a group to a multiple of so many elements a rank."""
 
 
 def write_zero(model: Model, folder: Path, stage: int, ranks: int) -> Path:
-    """Masters are random, moments are holes in the files, for who reads weights alone never reads them."""
+    """Masters are random, and what bfloat16 can hold; moments are holes in the files, for who reads weights alone never
+    reads them.
+    """
     shapes = {name: shape for name, (shape, _, _) in model.tensors().items()}
     tag = folder / "global_step1"
     tag.mkdir(parents=True)
@@ -31,7 +34,7 @@ def write_zero(model: Model, folder: Path, stage: int, ranks: int) -> Path:
         _write_optimizer(tag / f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt", stage, ranks, length, rank)
         if stage == 3 or rank == 0:
             name = f"zero_pp_rank_{rank}_mp_rank_00" if stage == 3 else "mp_rank_00"
-            _write_model(tag / f"{name}_model_states.pt", shapes, stage)
+            _write_model(tag / f"{name}_model_states.pt", shapes, stage, ranks)
     return folder
 
 
@@ -53,11 +56,12 @@ def _write_optimizer(path: Path, stage: int, ranks: int, length: int, rank: int)
     else:
         states |= {"partition_count": [ranks], "single_partition_of_fp32_groups": [flats[0]]}
         states["base_optimizer_state"] = inner
-    _write(path, {"optimizer_state_dict": states}, {"0": 4 * length, "1": 4 * length, "2": 4 * length}, rank)
+    numbers = _numbers(rank, length).astype(np.uint32) << 16
+    _write(path, {"optimizer_state_dict": states}, {"0": 4 * length, "1": 4 * length, "2": 4 * length}, numbers)
 
 
-def _write_model(path: Path, shapes: Mapping[str, tuple[int, ...]], stage: int) -> None:
-    """At stage 3 weights are of no elements here; below it they are views of one storage, which is a hole."""
+def _write_model(path: Path, shapes: Mapping[str, tuple[int, ...]], stage: int, ranks: int) -> None:
+    """At stage 3 weights are of no elements here; below it they are views of one storage: the masters, rounded."""
     module: dict[str, TensorRef] = {}
     count, at = 0 if stage == 3 else sum(map(prod, shapes.values())), 0
     flat = whole("0", TensorSpec("bfloat16", (count,)))
@@ -68,20 +72,23 @@ def _write_model(path: Path, shapes: Mapping[str, tuple[int, ...]], stage: int) 
         at += prod(size)
     value = {"module": module, "param_shapes": [dict(shapes)], "buffer_names": [], "frozen_param_shapes": {},
              "shared_params": {}, "ds_version": "0.19.8", "mp_world_size": 1}  # fmt: skip
-    _write(path, value, {"0": 2 * count}, None)
+    length = _length(shapes, stage, ranks)
+    _write(path, value, {"0": 2 * count}, np.concatenate([_numbers(rank, length) for rank in range(ranks)])[:count])
 
 
-def _write(path: Path, value: Any, storages: Mapping[str, int], seed: int | None) -> None:
-    """Without a seed no storage has numbers, else the first."""
+def _numbers(rank: int, count: int) -> Numbers:
+    """The bits of a rank's masters in bfloat16."""
+    return np.frombuffer(random_values(np.random.default_rng(rank), "bfloat16", 2 * count), np.uint16)
+
+
+def _write(path: Path, value: Any, storages: Mapping[str, int], numbers: Numbers) -> None:
+    """Only the first storage has numbers."""
     frame = torch_frame(value, storages)
     with path.open("wb") as file:
         file.truncate(frame.nbytes)
         for offset, piece in frame.pieces:
             file.seek(offset)
             file.write(piece)
-        if seed is not None:
-            rng = np.random.default_rng(seed)
-            (hole,) = frame.holes[f"{FOLDER}/data/0"]
-            file.seek(hole.offset)
-            for at in range(0, hole.nbytes, _CHUNK):
-                file.write(random_values(rng, "float32", min(_CHUNK, hole.nbytes - at)))
+        (hole,) = frame.holes[f"{FOLDER}/data/0"]
+        file.seek(hole.offset)
+        file.write(numbers.tobytes())

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from msgspec.structs import replace
@@ -15,8 +16,10 @@ import reshard
 from golden_families.test_recorded import unpacked
 from making import same
 from reshard.errors import CheckpointError, UsageError
+from reshard.families import zero_proof
 from reshard.formats.torch_file import torch_frame
 from reshard.formats.torch_records import read_torch_records
+from reshard.formats.torch_values import StorageRef, TensorRef
 from reshard.ops.inspect import inspect
 from reshard.ops.options import Options
 from reshard.storage.disk import Disk, DiskFile
@@ -192,3 +195,47 @@ def test_folders_of_other_tags_are_not_listed(tmp_path: Path, monkeypatch: pytes
     reshard.plan(source, "out.safetensors")
     assert listed.count("global_step2") <= 2
     assert not {f"global_step{step}" for step in range(3, 9)} & set(listed)
+
+
+def _reversed(value: Any) -> None:
+    value["param_shapes"] = [dict(reversed(group.items())) for group in value["param_shapes"]]
+
+
+@pytest.mark.parametrize("case", ["z2_bf16_r2_groups", "z2_fp16_r3_tied", "z2_fp32_r2", "z1_bf16_r2_gradaccfp32"])
+def test_masters_that_are_not_the_model_s_weights_are_refused(case: str, tmp_path: Path) -> None:
+    """In another order shapes add up all the same, and the numbers would be others'."""
+    source = folder(case, tmp_path)
+    reshard.plan(source, "out.safetensors")
+    (model,) = source.glob("mp_rank_00_model_states.pt")
+    rewritten(model, _reversed)
+    with pytest.raises(CheckpointError, match=r"not those of mp_rank_00_model_states\.pt, rounded"):
+        reshard.plan(source, "out.safetensors")
+
+
+def test_one_weight_that_differs_is_told(tmp_path: Path) -> None:
+    source = folder("z2_bf16_r2_groups", tmp_path)
+
+    def change(value: Any) -> None:
+        name = next(iter(value["param_shapes"][0]))
+        other = next(
+            n for n, tensor in value["module"].items() if n != name and tensor.size >= value["module"][name].size
+        )
+        shape = value["module"][name]
+        value["module"][name] = replace(value["module"][other], shape=shape.shape, strides=shape.strides)
+
+    rewritten(source / "mp_rank_00_model_states.pt", change)
+    warnings = reshard.plan(source, "out.safetensors").warnings
+    assert any("rounded" in warning for warning in warnings), warnings
+
+
+def test_an_element_off_by_one_is_no_contradiction() -> None:
+    """Some optimizers round at random; and signs are no distance."""
+    copy = TensorRef(StorageRef("0", "bfloat16", 1, 0, 1, "cpu"), "bfloat16", (1,), (1,), 0)
+    assert zero_proof._order(0x8001, copy) == -1
+    assert zero_proof._order(0x0001, copy) == 1
+    masters = np.array([1.0, -2.5, 3.14159, 1e30, 0.0, 65504.0, 1e-8, 2.00390625], np.float32)
+    expected = masters.astype(ml_dtypes.bfloat16).view(np.uint16).tolist()
+    assert zero_proof._rounded(masters.tobytes(), copy) == expected
+    half = replace(copy, dtype="float16")
+    with np.errstate(over="ignore"):
+        assert zero_proof._rounded(masters.tobytes(), half) == masters.astype(np.float16).view(np.uint16).tolist()

@@ -75,10 +75,16 @@ class TorchPart(Struct, frozen=True):
     def content(self, tensor: TensorRef, count: int | None = None) -> bytes:
         """The numbers of a small tensor, row-major and little-endian; of the first ``count`` elements."""
         flat = self.flat(tensor)
+        wanted = flat.count if count is None else min(count, flat.count)
+        return self.bytes_of(flat.cut(0, wanted))
+
+    def bytes_of(self, extents: Sequence[Extent], most_nbytes: int | None = None) -> bytes:
+        """What lies there, little-endian; no more than the first ``most_nbytes``."""
+        kept = extents if most_nbytes is None else cut_extents(tuple(extents), 0, most_nbytes)
         source = storage_of(self.path).open(self.path)
         try:
             read = []
-            for extent in flat.cut(0, flat.count if count is None else min(count, flat.count)):
+            for extent in kept:
                 found = source.read(extent.offset, extent.nbytes)
                 read.append(extent.coded.decoded(found) if extent.coded is not None else found)
             return b"".join(read)

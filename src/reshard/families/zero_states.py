@@ -14,6 +14,7 @@ from reshard.families.zero_files import ModelStates, OptimizerStates, Shapes, fp
 from reshard.families.zero_layers import EXPERT, check_experts, of_experts, of_layers, tensor_of, whole_slice
 from reshard.families.zero_moments import named_state, of_group
 from reshard.families.zero_partitions import consecutive, interleaved
+from reshard.families.zero_proof import check_copies
 from reshard.families.zero_told import Told
 from reshard.formats.torch_values import TensorRef
 from reshard.index import TensorSpec
@@ -58,6 +59,8 @@ def _of_rank(told: Told, mp: int, warnings: list[str]) -> Slices:
     if ranks:
         _check_groups(ranks, model)
         found |= (_stage3 if told.stage == 3 else _stages_1_and_2)(ranks, model.shapes, warnings)
+        if told.stage < 3:
+            check_copies(model, ranks, found, warnings)
     if told.stage == 3:
         found |= _frozen_of_stage_3(told.models_of(mp), model, len(ranks))
     found |= _as_stored(model, {*found, *model.shared}, told.stage)
