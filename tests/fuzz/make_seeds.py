@@ -50,21 +50,30 @@ def make(seeds: Path) -> None:
     (seeds / "weights.pt").write_bytes(_without_crcs((golden / "torch_files" / "nested.pt").read_bytes()))
     shutil.copy(golden / "torch_files" / "stream_nested.pt", seeds / "stream.pt")
     shutil.copy(Path(reshard.__file__).parent / "strategy" / "families" / "llama.yaml", seeds / "family.yaml")
-    _zero(seeds)
+    _folders(seeds)
     _run(seeds, tree)
 
 
-def _zero(seeds: Path) -> None:
-    """Folders of DeepSpeed, and of each one file that is changed."""
-    for stage, case in ((2, "z2_bf16_r2_groups"), (3, "z3_bf16_r3_frozen")):
+_FOLDERS = {
+    "zero2": ("z2_bf16_r2_groups", "global_step2"),
+    "zero3": ("z3_bf16_r3_frozen", "global_step2"),
+    "dcp": ("d_shardedtensor_2", ""),
+    "fsdp": ("fsdp2_r2_bf16", "actor"),
+}
+"""Of other programs: the recorded case, and where in it they lie."""
+
+
+def _folders(seeds: Path) -> None:
+    """Folders of other programs, and of each one file or two that are changed."""
+    for name, (case, below) in _FOLDERS.items():
         with TemporaryDirectory() as folder:
-            source = unpacked("cases", case, Path(folder)) / "src" / "global_step2"
-            for path in sorted(source.iterdir()):
-                place = seeds / f"zero{stage}" / "step" / path.name
+            source = unpacked("cases", case, Path(folder)) / "src" / below
+            for path in sorted(path for path in source.iterdir() if path.is_file() and "extra_state" not in path.name):
+                place = seeds / name / "step" / path.name
                 place.parent.mkdir(parents=True, exist_ok=True)
                 place.write_bytes(_without_crcs(path.read_bytes()))
     for reader in READERS:
-        if reader.beside.startswith("zero"):
+        if reader.beside in _FOLDERS:
             shutil.copy(seeds / reader.beside / reader.place, seeds / reader.name)
 
 
