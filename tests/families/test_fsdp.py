@@ -112,6 +112,40 @@ def test_the_file_of_another_rank_is_told(mesh: Mapping[str, Any]) -> None:
         local_of(dtensor(local((4, 4)), (8, 4), (ROWS,), mesh), 1, 2)
 
 
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        old_mesh(0),
+        old_mesh(2, at=(2,)),
+        old_mesh(2, at=(0, 0)),
+        {"mesh": None, "_layout": None},
+        {"_layout": Record(Global("m", "L"), ((((2,),),),), {})},
+        {"_layout": Record(Global("m", "L"), (), {"axes": (3, None)})},
+        {"_layout": Record(Global("m", "L"), (), {"shape": "two"})},
+        old_mesh(3),
+    ],
+)
+def test_a_mesh_that_is_none_is_told(mesh: Mapping[str, Any]) -> None:
+    with pytest.raises(FormatError):
+        local_of(dtensor(local((4, 4)), (8, 4), (ROWS,), mesh), 1, 2)
+
+
+@pytest.mark.parametrize("order", [7, [[1]], ["a"], (0, 0), None])
+def test_an_order_of_cuts_that_is_none_says_nothing(order: Any) -> None:
+    made = dtensor(local((4, 4)), (8, 4), (ROWS,), old_mesh(2))
+    entry = Record(Global(f"{TENSOR}._dtensor_spec", "ShardOrderEntry"), (0, order))
+    made.state["_spec"].state["shard_order"] = (entry, entry, 3)
+    assert local_of(made, 1, 2) is not None
+
+
+@pytest.mark.parametrize("groups", [[{"params": 3}], [{"params": [[0]]}], [3], [{}]])
+def test_groups_of_parameters_that_are_none(tmp_path: Path, groups: Any) -> None:
+    source = write_ranks(tmp_path / "actor", FULL, list(FULL))
+    Kept().write(source / "optim_world_size_2_rank_1.pt", {"state": {}, "param_groups": groups})
+    with pytest.raises(FormatError, match="a group of its parameters"):
+        reshard.plan(source, tmp_path / "m.safetensors")
+
+
 def test_a_tensor_of_another_size_is_told() -> None:
     with pytest.raises(FormatError, match=r"should hold float32\[4, 4\]"):
         local_of(dtensor(local((5, 4)), (8, 4), (ROWS,), old_mesh(2)), 1, 2)

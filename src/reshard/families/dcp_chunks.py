@@ -218,7 +218,7 @@ def _check_place(source: _Source, one: Wanted) -> None:
     place, nbytes = one.place, source.file.nbytes
     if place.transforms:
         raise FormatError(
-            f"{one.name} is packed ({', '.join(map(str, place.transforms))}), which is not read",
+            f"{one.name} is packed ({str(place.transforms)[:80]}), which is not read",
             hint="save it without extensions of its writer",
         )
     if place.offset < 0 or place.length < 0 or place.offset + place.length > nbytes:

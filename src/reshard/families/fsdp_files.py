@@ -85,7 +85,7 @@ def optimizer_file(part: TorchPart, world: int) -> OptimizerFile:
     groups = part.value.get("param_groups") if isinstance(part.value, dict) else None
     if not isinstance(state, dict) or not isinstance(groups, list):
         raise FormatError("it does not hold an optimizer's states", part.path, "bring the file again")
-    numbered = tuple(tuple(group.get("params") or ()) for group in groups if isinstance(group, dict))
+    numbered = tuple(_numbers(part, group) for group in groups)
     held: dict[int | str, dict[str, Mine]] = {}
     steps: list[float | None] = []
     for number, kinds in state.items():
@@ -96,6 +96,14 @@ def optimizer_file(part: TorchPart, world: int) -> OptimizerFile:
             if kind == _STEP and not steps:
                 steps.append(part.scalar(value))
     return OptimizerFile(part.file, numbered, held, steps[0] if steps else None, part.warnings())
+
+
+def _numbers(part: TorchPart, group: Any) -> tuple[int | str, ...]:
+    """What a group of parameters calls them."""
+    params = group.get("params") if isinstance(group, dict) else None
+    if not isinstance(params, list) or not all(isinstance(number, int | str) for number in params):
+        raise FormatError("a group of its parameters does not say which they are", part.path, "bring the file again")
+    return tuple(params)
 
 
 def _mine(part: TorchPart, name: str, value: Any, world: int) -> Mine | None:

@@ -83,23 +83,22 @@ def _mesh_sizes(mesh: dict[str, Any]) -> tuple[int, ...]:
     """Of each dim of the mesh: from the tensor of its ranks, which older releases have, or its layout's axes."""
     for name in ("mesh", "_mesh"):
         if isinstance(mesh.get(name), TensorRef):
-            shape: tuple[int, ...] = mesh[name].shape
-            return shape
+            return _sizes(mesh[name].shape)
     layout = mesh.get("_layout")
     fields = _fields(layout)
     axes = fields.get("axes")
     if isinstance(axes, tuple | list):
-        return tuple(_product(_fields(axis).get("shape")) for axis in axes)
+        return _sizes([_fields(axis).get("shape") for axis in axes])
     told = fields.get("shape", layout.args[0] if isinstance(layout, Record) and layout.args else None)
-    return tuple(map(_product, told if isinstance(told, tuple | list) else (told,)))
+    return _sizes(told if isinstance(told, tuple | list) else (told,))
 
 
-def _product(sizes: Any) -> int:
-    if type(sizes) is int and sizes > 0:
-        return sizes
-    if isinstance(sizes, tuple | list):  # none where a mesh of one rank has no stride
-        return prod(map(_product, sizes))
-    raise FormatError(f"a mesh of devices whose shape is {str(sizes)[:80]}")
+def _sizes(shape: Sequence[Any]) -> tuple[int, ...]:
+    """Of dims that may be given as several each; none where a mesh of one rank has no stride."""
+    parts = [size if isinstance(size, tuple | list) else (size,) for size in shape]
+    if not all(type(n) is int and n > 0 for sizes in parts for n in sizes):
+        raise FormatError(f"a mesh of devices whose shape is {str(shape)[:80]}")
+    return tuple(map(prod, parts))
 
 
 def _coordinate(mesh: dict[str, Any], sizes: Sequence[int], rank: int, world: int) -> tuple[int, ...]:
@@ -142,10 +141,11 @@ def _in_order(placements: Sequence[Any], sizes: Sequence[int], told: Any) -> lis
         inner.insert(_after(inner, sizes, fields.get("split_factor")) if name == "_StridedShard" else 0, mesh_dim)
     for entry in told if isinstance(told, tuple | list) else ():
         dim, order = entry.args if isinstance(entry, Record) and len(entry.args) == 2 else (-1, ())
-        mine = cuts.get(dim, [])
+        mine = cuts.get(dim, []) if type(dim) is int else []
         strided = any(_class_of(placements[mesh_dim]) == "_StridedShard" for mesh_dim in mine)
-        if not strided and set(order) == set(mine):
-            cuts[dim] = list(order)
+        known = _counts(order)
+        if not strided and known is not None and sorted(known) == sorted(mine):
+            cuts[dim] = list(known)
     return [(mesh_dim, dim) for dim, order in cuts.items() for mesh_dim in order]
 
 
