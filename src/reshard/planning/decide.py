@@ -84,8 +84,7 @@ def decide(
     if maker.faults:
         raise PlanError(
             "nobody can know what these should be:\n" + listed(maker.faults),
-            hint=("check both strategies; " if source.by_strategy and target else "")
-            + "--missing drop leaves such tensors out",
+            hint=f"{maker.advice}--missing drop leaves such tensors out",
         )
     left = tuple(LeftOut(fate, reason, tuple(n)) for (fate, reason), n in maker.left_out.items())
     return Decisions(tuple(maker.kept), left, tuple(maker.warnings))
@@ -116,6 +115,13 @@ class _Decider:
         self.faults += [f"{name}: {self._disagreeing}" for name in disagree]
         for name in lora.replaced:
             self.leave_out("dropped", "weights of the base, in whose place the adapter's stand", name)
+
+    @property
+    def advice(self) -> str:
+        """Which strategy to look at, where there is one."""
+        if self.source.by_strategy and self.target:
+            return "check both strategies; "
+        return "check the strategy; " if self.source.by_strategy or self.target else ""
 
     @property
     def _disagreeing(self) -> str:
