@@ -12,7 +12,7 @@ import pytest
 
 import reshard
 from golden_families.test_recorded import unpacked
-from making import array, read_file, same
+from making import array, read_file, same, write_file
 from reshard import NameRules, Options
 from reshard.errors import CheckpointError, FormatError, PlanError, UsageError
 from reshard.families.fsdp_values import local_of
@@ -240,6 +240,13 @@ def test_moments_that_may_be_of_several_weights_are_refused(tmp_path: Path) -> N
         reshard.plan(source, tmp_path / "m.safetensors")
     reshard.convert(source, tmp_path / "m.safetensors", WEIGHTS)
     assert read_file(tmp_path / "m.safetensors").keys() == FULL.keys()
+    told = Options(frozen=r"^a\.", fsync=False, overwrite=True)
+    reshard.convert(source, tmp_path / "m.safetensors", told)
+    found = read_file(tmp_path / "m.safetensors")
+    assert same(found["exp_avg.b.w"], -FULL["b.w"])
+    assert "exp_avg.a.w" not in found
+    other = reshard.plan(source, tmp_path / "m.safetensors", Options(frozen=r"^b\."))
+    assert other.identity != reshard.plan(source, tmp_path / "m.safetensors", told).identity
 
 
 def test_the_optimizer_s_missing_file_is_told_where_states_are_wanted(tmp_path: Path) -> None:
@@ -281,6 +288,12 @@ def test_a_folder_of_steps_and_roles(tmp_path: Path) -> None:
     shutil.rmtree(run / "global_step_20")
     with pytest.raises(CheckpointError, match=r"global_step_20 is what is meant; there are: global_step_10/actor"):
         reshard.plan(run, "m.safetensors")
+
+
+def test_what_was_not_trained_is_asked_of_fsdp_alone(tmp_path: Path) -> None:
+    source = write_file(tmp_path / "m.safetensors", FULL)
+    with pytest.raises(UsageError, match="--frozen is for optimizers"):
+        reshard.plan(source, "out.safetensors", Options(frozen="a"))
 
 
 def test_one_file_alone_is_a_part(tmp_path: Path) -> None:

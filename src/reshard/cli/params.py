@@ -109,6 +109,10 @@ _CONVERSION: dict[str, tuple[Any, Any]] = {
     "weights_only": (WeightsOnly, False),
     "family": (From, ""),
     "iteration": (Iteration, -1),
+    "frozen": (
+        Annotated[str, typer.Option(metavar="RE", help="Weights of FSDP's files that were not trained.")],
+        "",
+    ),
     "ranks": (Annotated[str, typer.Option(metavar="0-7,12", help="Make only these target ranks.")], ""),
     "share": (
         Annotated[str, typer.Option(metavar="i/n|auto", help="Make only this share; others make theirs, anywhere.")],
@@ -333,6 +337,7 @@ def conversion_options(given: dict[str, Any]) -> Options:
         suffix=given["suffix"],
         family=given.get("family", ""),
         iteration=numbered(given.get("iteration", -1)),
+        frozen=given.get("frozen", ""),
         dst_iteration=numbered(given.get("dst_iteration", -1)),
         release="" if given.get("dst_names") and given.get("to", "") != "checkpoint2" else given.get("release", ""),
         ranks=parse_ranks(ranks) if ranks else None,

@@ -22,6 +22,7 @@ from reshard.families.source import Source
 from reshard.families.torch_parts import made_of_parts
 from reshard.planning.catalog import Catalog, IndexedFile, Ranks, Tensor, tensor_of_shards
 from reshard.planning.identity import hash_of_file
+from reshard.planning.names import compiled
 from reshard.storage.storages import content_of, storage_of
 
 _FILE = re.compile(r"(model|optim|extra_state)_world_size_(\d+)_rank_(\d+)\.pt")
@@ -34,7 +35,7 @@ _Files = Mapping[str, Mapping[int, Mapping[int, str]]]
 
 class Fsdp(Struct, frozen=True):
     name: str = "fsdp"
-    takes: frozenset[str] = frozenset({"iteration"})
+    takes: frozenset[str] = frozenset({"iteration", "frozen"})
 
     def recognises(self, there: Listing) -> bool:
         return there.folder and (_is_one(there) or bool(_below(there)))
@@ -47,7 +48,8 @@ class Fsdp(Struct, frozen=True):
         ranked = [(rank, folder.at(name)) for rank, name in enumerate(models)]
         opened = made_of_parts(folder.path, ranked, partial(model_file, world=world))
         tensors = _tensors(opened)
-        optimizers, states = _states(folder, files["optim"].get(world, {}), opened)
+        frozen = compiled(source.frozen) if source.frozen else None
+        optimizers, states = _states(folder, files["optim"].get(world, {}), opened, frozen)
         return Catalog(
             (*(one.file for one in opened), *optimizers),
             {**tensors, **states.tensors},
@@ -55,7 +57,7 @@ class Fsdp(Struct, frozen=True):
             {},
             Ranks(1, world, folder.path),
             withheld=states.withheld,
-            told_by=told_by,
+            told_by={**told_by, **({"--frozen": source.frozen} if source.frozen else {})},
             warnings=(*_left_out(files, world, opened), *(told for one in opened for told in one.warnings)),
             family=f"FSDP files of {counted(world, 'rank')}",
         )
@@ -185,7 +187,9 @@ def _tensor(name: str, held: Sequence[tuple[ModelFile, Mine]]) -> Tensor:
     return replace(tensor, compared=mine.plain and len(held) > 1)
 
 
-def _states(folder: Listing, names: Mapping[int, str], models: Sequence[ModelFile]) -> tuple[list[IndexedFile], States]:
+def _states(
+    folder: Listing, names: Mapping[int, str], models: Sequence[ModelFile], frozen: re.Pattern[str] | None
+) -> tuple[list[IndexedFile], States]:
     """The files of the optimizer, numbered after those of the model, and what they hold."""
     world = len(models)
     if not names:
@@ -194,7 +198,7 @@ def _states(folder: Listing, names: Mapping[int, str], models: Sequence[ModelFil
         return [], States({}, {"optimizer.<all states>": f"{', '.join(absent[:4])} missing"})
     ranked = [(rank, folder.at(names[rank])) for rank in range(world)]
     opened = made_of_parts(folder.path, ranked, partial(optimizer_file, world=world), first=world)
-    return [one.file for one in opened], states_of(models, opened)
+    return [one.file for one in opened], states_of(models, opened, frozen)
 
 
 def _left_out(files: _Files, world: int, opened: Sequence[ModelFile]) -> list[str]:

@@ -6,6 +6,7 @@ cut as their weights are. FSDP1 keeps of each the run of its numbers that falls 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 
@@ -29,8 +30,14 @@ class States(Struct, frozen=True):
     withheld: Mapping[str, str]
 
 
-def states_of(models: Sequence[ModelFile], optimizers: Sequence[OptimizerFile]) -> States:
-    """All states by their weights' names. Raises CheckpointError where ranks contradict each other."""
+def states_of(
+    models: Sequence[ModelFile], optimizers: Sequence[OptimizerFile], frozen: re.Pattern[str] | None = None
+) -> States:
+    """All states by their weights' names. Raises CheckpointError where ranks contradict each other.
+
+    Args:
+        frozen: matches the names of weights that are known to have none.
+    """
     _check_steps(optimizers)
     groups = optimizers[0].groups
     for other in optimizers:
@@ -38,7 +45,8 @@ def states_of(models: Sequence[ModelFile], optimizers: Sequence[OptimizerFile]) 
             raise CheckpointError(f"its parameters are others than those of {optimizers[0].file.name}", other.file.path)
     numbers = [number for group in groups for number in group]
     kinds = sorted({kind for one in optimizers for held in one.held.values() for kind in held})
-    weights = _trained(models[0].held)
+    held = {name: mine for name, mine in models[0].held.items() if frozen is None or not frozen.search(name)}
+    weights = _trained(held)
     cut = any(not mine.plain for one in optimizers for held in one.held.values() for mine in held.values())
     for world in (len(optimizers),) if cut else _group_sizes(len(optimizers)):
         ranks = optimizers if cut else optimizers[:world]
@@ -47,8 +55,7 @@ def states_of(models: Sequence[ModelFile], optimizers: Sequence[OptimizerFile]) 
             made = (_states(number, name, weights[name], ranks, cut=cut) for number, name in found.items())
             return States({tensor.name: tensor for of_number in made for tensor in of_number}, {})
     why = f"which of {len(weights)} weights the optimizer's {len(numbers)} parameters are, nothing in the files says"
-    if not cut:
-        why += " (flat parameters, use_orig_params=False, have no names)"
+    why += "; --frozen says which were not trained" if cut else " (flat parameters, use_orig_params=False)"
     return States({}, {f"{kind}.<{len(numbers)} parameters of the optimizer>": why for kind in kinds})
 
 

@@ -14,6 +14,7 @@ from reshard.storage.machine import uncollected
 _NOT_TAKEN = {
     "strategy": ("a strategy was given, and {} describes itself", "leave --src-strategy out"),
     "iteration": ("there are no iterations to choose from", "leave --iteration out"),
+    "frozen": ("--frozen is for optimizers that number their parameters, and this is {}", "leave --frozen out"),
     "select": ("--select chooses among files of rank folders, and this is {}", "leave --select out"),
     "suffix": ("--suffix chooses among weight files by their names, and this is {}", "leave --suffix out"),
 }

@@ -18,6 +18,7 @@ class Source(Struct, frozen=True):
         select, suffix: which file of several in a ``rank_x``.
         family: the name of its family, where several are recognised; empty to recognise it.
         iteration: which of several that lie there; None for the one that the family's own tools take.
+        frozen: a regular expression of the weights that were not trained, where an optimizer numbers those that were.
         trust_manifest: in object storage, take a manifest's word for headers.
     """
 
@@ -27,6 +28,7 @@ class Source(Struct, frozen=True):
     suffix: str = ""
     family: str = ""
     iteration: int | None = None
+    frozen: str = ""
     trust_manifest: bool = True
 
 

@@ -102,6 +102,7 @@ class Options(Means, frozen=True):
     Attributes:
         src_strategy, dst_strategy: a strategy, read or as file or folder; empty for one full checkpoint.
         family, iteration: of the source, where several are there (``--from``, ``--iteration``).
+        frozen: a regular expression of the source's weights that were not trained (``--frozen``).
         to: the kind of the target (``--to``); empty for what strategy, target's name and source say.
         format: ``ckpt``, ``safetensors`` or ``torch``; empty for what the target's name or else the source says.
         ranks: make only these target ranks; None for all.
@@ -132,6 +133,7 @@ class Options(Means, frozen=True):
     suffix: str = ""
     family: str = ""
     iteration: int | None = None
+    frozen: str = ""
     ranks: frozenset[int] | None = None
     share: Share | None = None
     missing: Missing = "error"
@@ -181,7 +183,7 @@ class Options(Means, frozen=True):
 
     def source(self, path: str | Path) -> Source:
         """The source at this path."""
-        return Source(str(path), self.src_strategy, self.select, self.suffix, self.family, self.iteration)
+        return Source(str(path), self.src_strategy, self.select, self.suffix, self.family, self.iteration, self.frozen)
 
     def asked(self, single: str) -> Asked:
         """What is said of the target's files; ``single`` is its name, where it is to be one file."""
