@@ -109,10 +109,7 @@ _CONVERSION: dict[str, tuple[Any, Any]] = {
     "weights_only": (WeightsOnly, False),
     "family": (From, ""),
     "iteration": (Iteration, -1),
-    "frozen": (
-        Annotated[str, typer.Option(metavar="RE", help="Weights of FSDP's files that were not trained.")],
-        "",
-    ),
+    "frozen": (Annotated[str, typer.Option(metavar="RE", help="FSDP's weights that were not trained.")], ""),
     "ranks": (Annotated[str, typer.Option(metavar="0-7,12", help="Make only these target ranks.")], ""),
     "share": (
         Annotated[str, typer.Option(metavar="i/n|auto", help="Make only this share; others make theirs, anywhere.")],
@@ -154,10 +151,7 @@ _CONVERSION: dict[str, tuple[Any, Any]] = {
         ],
         -1,
     ),
-    "check_replicas": (
-        Annotated[bool, typer.Option("--check-replicas", help="Read all replicas and compare.")],
-        False,
-    ),
+    "check_replicas": (Annotated[bool, typer.Option("--check-replicas", help="Read all replicas and compare.")], False),
     "crc": (
         Annotated[bool, typer.Option("--crc", help="Check the CRC-32 that sources state, write it to .ckpt.")],
         False,
@@ -168,10 +162,7 @@ _CONVERSION: dict[str, tuple[Any, Any]] = {
         ],
         "xxh3",
     ),
-    "no_fsync": (
-        Annotated[bool, typer.Option("--no-fsync", help="Faster; a power cut may lose files.")],
-        False,
-    ),
+    "no_fsync": (Annotated[bool, typer.Option("--no-fsync", help="Faster; a power cut may lose files.")], False),
     "replicas": (
         Annotated[
             str,
@@ -214,14 +205,8 @@ _CONVERSION: dict[str, tuple[Any, Any]] = {
         Annotated[str, typer.Option(metavar="MAP", help="File: which node writes which ranks, to its own disk.")],
         "",
     ),
-    "resume": (
-        Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")],
-        False,
-    ),
-    "overwrite": (
-        Annotated[bool, typer.Option("--overwrite", help="Replace DST, once the new one is whole.")],
-        False,
-    ),
+    "resume": (Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")], False),
+    "overwrite": (Annotated[bool, typer.Option("--overwrite", help="Replace DST, once the new one is whole.")], False),
     "verify": (Annotated[bool, typer.Option("--verify", help="Read DST again and check it.")], False),
 }
 
