@@ -83,9 +83,11 @@ _CONVERSION: dict[str, tuple[Any, Any]] = {
             str,
             typer.Option(
                 metavar="KIND",
-                help="What DST shall be: ranks, full, parts, checkpoint2, dcp, megatron, universal. "
+                help="What DST shall be: ranks, full, parts, checkpoint2, dcp, torch_dist, megatron, universal. "
                 "Default: as strategy, name and SRC say.",
-                autocompletion=one_of("ranks", "full", "parts", "checkpoint2", "dcp", "megatron", "universal"),
+                autocompletion=one_of(
+                    "ranks", "full", "parts", "checkpoint2", "dcp", "torch_dist", "megatron", "universal"
+                ),
             ),
         ],
         "",

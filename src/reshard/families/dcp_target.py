@@ -18,7 +18,7 @@ from reshard.layout.tensor import Layout, Sharding
 from reshard.planning.catalog import Catalog
 from reshard.planning.decide import Kept
 from reshard.planning.plan import PlannedFile, SmallFile
-from reshard.planning.target import Draft, Files
+from reshard.planning.target import Draft, Files, Texts
 
 _MOST_FILES = 4096
 _Held = list[tuple[Kept, Layout]]
@@ -32,25 +32,42 @@ class DcpTarget(Struct, frozen=True):
     strategy: ClassVar[None] = None
 
     def files(self, draft: Draft) -> Files:
-        planned: list[PlannedFile] = []
-        chunks: dict[str, tuple[TensorSpec, list[WrittenChunk]]] = {}
-        places: dict[str, tuple[str, Extent]] = {}
-        texts = draft.texts(0)
-        for number, held in enumerate(divided(draft.kept, self.count)):
-            if not held:
-                continue
-            path, of_file = f"__{number}_0.distcp", dict(() if planned else texts)
-            cuts = tuple(draft.cut(kept, layout, 0) for kept, layout in held)
-            form = draft.form(cuts, tuple(of_file.items()), Distcp(), ())
-            tensors = [draft.assembler.tensors[at] for at, _ in cuts]
-            cut = {t.name: (t.spec, layout) for t, (_, layout) in zip(tensors, held, strict=True)}
-            items = items_of({name: spec.of_shape(layout.shard_shape) for name, (spec, layout) in cut.items()}, of_file)
-            places |= {name: (path, items[name]) for name in of_file}
-            for name, (spec, layout) in cut.items():
-                box = layout.box(number)
-                chunks.setdefault(name, (spec, []))[1].append(WrittenChunk(box.start, box.shape, path, items[name]))
-            planned.append(PlannedFile(len(planned), path, 0, number, form, number))
-        return Files(draft.asked_for(planned), len(planned), (SmallFile(".metadata", metadata_bytes(chunks, places)),))
+        planned, metadata = chunked(draft, self.count, Objects(draft.texts(0)))
+        return Files(draft.asked_for(planned), len(planned), (SmallFile(".metadata", metadata),))
+
+
+class Objects(Struct, frozen=True):
+    """What lies beside tensors: texts by name, and names of what is a list of nothing."""
+
+    texts: Texts = ()
+    empty: tuple[str, ...] = ()
+
+
+def chunked(draft: Draft, count: int, objects: Objects, folder: str = "") -> tuple[list[PlannedFile], bytes]:
+    """The files of all that is kept, and what ``.metadata`` says of them. Objects lie in the first.
+
+    Args:
+        folder: in which they are to lie, with its slash.
+    """
+    planned: list[PlannedFile] = []
+    chunks: dict[str, tuple[TensorSpec, list[WrittenChunk]]] = {}
+    places: dict[str, tuple[str, Extent]] = {}
+    for number, held in enumerate(divided(draft.kept, count)):
+        if not held:
+            continue
+        path, beside = f"__{number}_0.distcp", Objects() if planned else objects
+        cuts = tuple(draft.cut(kept, layout, 0) for kept, layout in held)
+        form = draft.form(cuts, beside.texts, Distcp(beside.empty), ())
+        tensors = [draft.assembler.tensors[at] for at, _ in cuts]
+        cut = {t.name: (t.spec, layout) for t, (_, layout) in zip(tensors, held, strict=True)}
+        shards = {name: spec.of_shape(layout.shard_shape) for name, (spec, layout) in cut.items()}
+        items = items_of(shards, dict(beside.texts), beside.empty)
+        places |= {name: (path, items[name]) for name in (*dict(beside.texts), *beside.empty)}
+        for name, (spec, layout) in cut.items():
+            box = layout.box(number)
+            chunks.setdefault(name, (spec, []))[1].append(WrittenChunk(box.start, box.shape, path, items[name]))
+        planned.append(PlannedFile(len(planned), f"{folder}{path}", 0, number, form, number))
+    return planned, metadata_bytes(chunks, places)
 
 
 def dcp_asked(asked: Asked, source: Catalog) -> DcpTarget:

@@ -43,7 +43,8 @@ def read_dist(folder: Listing, *, backend: str) -> Catalog:
         backend: as metadata.json names it; "" where there is none.
     """
     described = metadata_of(folder)
-    value, hashes, warnings = _common(folder, described, needed=bool(backend))
+    content = content_of(folder.at(COMMON)) if folder.entry(COMMON) is not None else b""
+    value, warnings = _common(folder, described, needed=bool(backend))
     objects = {name for one in described.told.values() for name in one.tensors if _OF_OBJECT.fullmatch(name)}
     told = {name: _without(one, objects) for name, one in described.told.items()}
     made = catalog_by(folder, replace(described, told=told))
@@ -56,10 +57,11 @@ def read_dist(folder: Listing, *, backend: str) -> Catalog:
     return replace(
         made,
         tensors=tensors,
-        told_by={**made.told_by, **hashes},
+        told_by={**made.told_by, **({COMMON: hash_of_file(content)} if content else {})},
         warnings=(*warnings, *made.warnings),
         family=f"Megatron {backend or 'DTensors'}, {counted(made.ranks.world, 'rank')}",
         args=args_of(value),
+        common=content,
     )
 
 
@@ -70,19 +72,18 @@ def _without(one: DcpMetadata, names: set[str]) -> DcpMetadata:
 # ---- the common state
 
 
-def _common(folder: Listing, described: Described, *, needed: bool) -> tuple[Any, dict[str, str], list[str]]:
-    """The common state, the hash of its file, and what to warn of. Raises FormatError for one that is damaged."""
+def _common(folder: Listing, described: Described, *, needed: bool) -> tuple[Any, list[str]]:
+    """The common state, and what to warn of. Raises FormatError for one that is damaged."""
     if folder.entry(COMMON) is not None:
-        path = folder.at(COMMON)
-        return _value(path), {COMMON: hash_of_file(content_of(path))}, []
+        return _value(folder.at(COMMON)), []
     for one in described.told.values():
         for name in one.others:
             place = one.places.get(name, {}).get(None)
             if _COMMON_ENTRY.fullmatch(name) and place is not None and "/" not in place.path:
                 found = _value(folder.at(place.path), place.offset, place.length)
-                return found[0] if isinstance(found, list) and found else found, {}, []
+                return found[0] if isinstance(found, list) and found else found, []
     lacking = f"{folder.path} has no {COMMON}: arguments and iteration are not known"
-    return None, {}, [lacking] if needed else []
+    return None, [lacking] if needed else []
 
 
 def _value(path: str, offset: int = 0, nbytes: int | None = None) -> Any:

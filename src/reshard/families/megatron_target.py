@@ -214,11 +214,11 @@ def _parallel(sizes: Sizes) -> dict[str, Any]:
 
 def arguments(source: Catalog) -> _Args:
     """Of the training, as a target tells them. Raises CheckpointError for a save of Megatron's that lost its own."""
-    if source.kind == "megatron" and not source.args:
+    if source.kind == "megatron" and not source.args and not source.common:
         raise CheckpointError(
-            "its arguments are not known, as common.pt is missing: Megatron would not know what it loads",
+            "a save of Megatron's without its arguments (common.pt, or args of rank files): it could not load the copy",
             source.files[0].path,
-            "bring common.pt",
+            "bring common.pt; --dst-names hf needs none with --model",
         )
     dtypes = [tensor.made or tensor.spec.dtype for tensor in source.tensors.values()]
     told = {"params_dtype": max(set(dtypes), key=dtypes.count)} if dtypes else {}

@@ -81,6 +81,11 @@ _KINDS = {
     "dcp": _Entry(
         "a distributed checkpoint of PyTorch", "reshard.families.dcp_target:dcp_asked", frozenset({"crc", "files"})
     ),
+    "torch_dist": _Entry(
+        "Megatron's distributed form",
+        "reshard.families.megatron_dist_target:torch_dist_asked",
+        frozenset({"crc", "files", "iteration"}),
+    ),
     "megatron": _Entry(
         "Megatron's rank folders",
         "reshard.families.megatron_target:megatron_asked",

@@ -29,9 +29,9 @@ class WrittenChunk(Struct, frozen=True):
 
 
 def metadata_bytes(
-    tensors: Mapping[str, tuple[TensorSpec, Sequence[WrittenChunk]]], texts: Mapping[str, tuple[str, Extent]]
+    tensors: Mapping[str, tuple[TensorSpec, Sequence[WrittenChunk]]], objects: Mapping[str, tuple[str, Extent]]
 ) -> bytes:
-    """Pickle what lies where: tensors with their full shapes, and texts, which are entries of bytes.
+    """Pickle what lies where: tensors with their full shapes, and objects, which are entries of bytes.
 
     Names are one step of a path each, whatever dots they have: as of a flat dict.
     """
@@ -46,7 +46,7 @@ def metadata_bytes(
         )
         for number, chunk in enumerate(chunks):
             stored[_index(name, _size(chunk.start), number)] = _place(chunk.path, chunk.item)
-    for name, (path, item) in texts.items():
+    for name, (path, item) in objects.items():
         told[name] = _object("BytesStorageMetadata")
         stored[_index(name, None, None)] = _place(path, item)
     return write_pickle(

@@ -6,8 +6,8 @@ says; within, all is counted from there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Iterable, Mapping
+from functools import cache, lru_cache
 
 from msgspec import Struct
 
@@ -21,6 +21,9 @@ _HOLE = f"{FOLDER}/data/{_KEY}"
 
 
 class Distcp(Struct, frozen=True):
+    """``empty``: names of items that are a list of nothing, as Megatron has them."""
+
+    empty: tuple[str, ...] = ()
     name: str = "distcp"
 
     def frame(self, tensors: Mapping[str, TensorSpec], texts: Mapping[str, str], notes: Mapping[str, str]) -> Frame:
@@ -28,8 +31,7 @@ class Distcp(Struct, frozen=True):
         pieces: list[tuple[int, bytes]] = []
         holes: dict[str, tuple[Extent, ...]] = {}
         checksums: list[Checksum] = []
-        for text in texts.values():
-            item = _of_text(text)
+        for item in (*map(_of_text, texts.values()), *(_nothing() for _ in self.empty)):
             pieces += ((at + start, piece) for start, piece in item.pieces)
             at += item.nbytes
         for name, spec in tensors.items():
@@ -44,12 +46,15 @@ class Distcp(Struct, frozen=True):
         return Frame(at, tuple(pieces), holes, tuple(checksums))
 
 
-def items_of(tensors: Mapping[str, TensorSpec], texts: Mapping[str, str]) -> dict[str, Extent]:
+def items_of(
+    tensors: Mapping[str, TensorSpec], texts: Mapping[str, str], empty: Iterable[str] = ()
+) -> dict[str, Extent]:
     """Where in a file of these each item lies, with all that belongs to it."""
     found: dict[str, Extent] = {}
     at = 0
     for name, frame in (
         *((name, _of_text(text)) for name, text in texts.items()),
+        *((name, _nothing()) for name in empty),
         *((name, _named_item(name, spec)) for name, spec in tensors.items()),
     ):
         found[name] = Extent(at, frame.nbytes)
@@ -59,6 +64,11 @@ def items_of(tensors: Mapping[str, TensorSpec], texts: Mapping[str, str]) -> dic
 
 def _of_text(text: str) -> Frame:
     return torch_frame(text, {})
+
+
+@cache
+def _nothing() -> Frame:
+    return torch_frame([None], {})
 
 
 def _named_item(name: str, spec: TensorSpec) -> Frame:

@@ -240,6 +240,7 @@ class Catalog(Struct, frozen=True):
         withheld: by name, why a tensor that the files have cannot be given: it is refused where it is asked for.
         dropped: by reason, names that were left out already when it was put under other names.
         args: what the program that wrote it was told, by name, as plain values.
+        common: the file that says so and what else all ranks share, for a target that keeps it as it is.
     """
 
     files: tuple[IndexedFile, ...]
@@ -257,6 +258,7 @@ class Catalog(Struct, frozen=True):
     iteration: int | None = None
     progress: Mapping[str, int | float | None] = {}
     args: Mapping[str, Any] = {}
+    common: bytes = b""
     kind: str = ""
     dropped: Mapping[str, tuple[str, ...]] = {}
 

@@ -1,0 +1,94 @@
+"""Megatron's distributed form as it is written: its keys, extra states, common state, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import reshard
+from golden_families.test_recorded import unpacked
+from making import array, read_file, same, write_file
+from megatron_ranks import FULL, write_megatron
+from reshard import Options
+from reshard.errors import ReshardError
+from reshard.formats.dcp_metadata import read_dcp_metadata
+from reshard.names.naming import Naming
+from reshard.ops.inspect import inspect
+
+
+def written(source: Path, target: Path, **options: Any) -> Path:
+    reshard.convert(source, target, Options(to="torch_dist", fsync=False, **options))
+    return target
+
+
+def others(folder: Path) -> set[str]:
+    return set(read_dcp_metadata((folder / ".metadata").read_bytes()).others)
+
+
+@pytest.mark.parametrize("files", [1, 3])
+def test_layers_of_ranks_stand_in_stacks(tmp_path: Path, files: int) -> None:
+    target = written(write_megatron(tmp_path / "m"), tmp_path / "made", files=files)
+    folder = target / "iter_0000007"
+    names = [f"__{n}_0.distcp" for n in range(files)]
+    assert sorted(p.name for p in folder.iterdir()) == [".metadata", *names, "common.pt", "metadata.json"]
+    assert json.loads((folder / "metadata.json").read_text())["sharded_backend"] == "torch_dist"
+    reshard.convert(target, tmp_path / "back.safetensors", Options(fsync=False))
+    found = read_file(tmp_path / "back.safetensors")
+    assert found.keys() == FULL.keys()
+    assert all(same(found[name], value) for name, value in FULL.items())
+    assert inspect(str(target)).args["num_layers"] == 8
+
+
+def test_there_is_an_extra_state_for_each_layer_and_linear(tmp_path: Path) -> None:
+    folder = written(write_megatron(tmp_path / "m"), tmp_path / "made") / "iter_0000007"
+    per_layer = ("self_attention.linear_qkv", "self_attention.linear_proj", "self_attention.core_attention")
+    per_layer += ("mlp.linear_fc1", "mlp.linear_fc2")
+    wanted = {f"decoder.layers.{name}._extra_state/shard_{layer}_8" for name in per_layer for layer in range(8)}
+    assert others(folder) == wanted | {
+        f"{n}._extra_state/shard_0_1" for n in ("output_layer", "decoder.final_layernorm")
+    }
+
+
+@pytest.mark.parametrize("case", ["m_moe_ep2", "m_deepseek_tp2ep2", "m_nonhomogeneous_tp2", "m_gpt2_tp2"])
+def test_all_extra_states_of_megatron_s_own_save_are_there(tmp_path: Path, case: str) -> None:
+    source = unpacked("cases", case, tmp_path / "case") / "src"
+    target = written(source, tmp_path / "made")
+    wanted = {name for name in others(source / "iter_0000010") if "_extra_state" in name}
+    assert wanted <= others(target / "iter_0000010")
+
+
+def test_the_common_state_stays_as_it_is(tmp_path: Path) -> None:
+    source = unpacked("cases", "m_distopt_fully_reshardable_dp2", tmp_path / "case") / "src"
+    common = (source / "iter_0000010" / "common.pt").read_bytes()
+    target = written(source, tmp_path / "made")
+    assert (target / "iter_0000010" / "common.pt").read_bytes() == common
+    reshard.convert(target, tmp_path / "back.safetensors", Options(fsync=False))
+    reshard.convert(source, tmp_path / "whole.safetensors", Options(fsync=False))
+    back, whole = read_file(tmp_path / "back.safetensors"), read_file(tmp_path / "whole.safetensors")
+    assert back.keys() == whole.keys()
+    assert all(same(back[name], value) for name, value in whole.items())
+
+
+def test_rows_of_the_vocabulary_are_other_arguments(tmp_path: Path) -> None:
+    source = unpacked("cases", "m_vocab_pad_tp2", tmp_path / "case") / "src"
+    target = written(source, tmp_path / "made", naming=Naming(vocab_rows=27))
+    assert inspect(str(target)).args["padded_vocab_size"] == 27
+
+
+def test_buckets_are_refused_by_name(tmp_path: Path) -> None:
+    name = "optimizer.distributed.dp_group_idx_0.gbuf_idx_0.bucket_idx_0.param"
+    source = write_file(tmp_path / "full.safetensors", {**FULL, name: array((5,))})
+    with pytest.raises(ReshardError, match=r"optimizer\.distributed") as caught:
+        written(source, tmp_path / "made")
+    assert "--weights-only" in caught.value.hint
+
+
+def test_without_arguments_megatron_s_own_save_is_not_written_again(tmp_path: Path) -> None:
+    target = written(write_megatron(tmp_path / "m"), tmp_path / "made")
+    (target / "iter_0000007" / "common.pt").unlink()
+    for to in ("torch_dist", "megatron"):
+        with pytest.raises(ReshardError, match=r"common\.pt"):
+            reshard.convert(target, tmp_path / "again", Options(to=to, fsync=False))
