@@ -105,10 +105,14 @@ def cut_extents(extents: tuple[Extent, ...], start: int, nbytes: int) -> tuple[E
 
 
 class Stored(Struct, frozen=True):
-    """A tensor in a file: its bytes are those of ``extents``, one after the other, row-major."""
+    """A tensor in a file: its bytes are those of ``extents``, one after the other, row-major.
+
+    ``order``: which dim of the tensor each dim of what lies there is; ``()`` where they are the tensor's own.
+    """
 
     spec: TensorSpec
     extents: tuple[Extent, ...]
+    order: tuple[int, ...] = ()
 
 
 class Contents(Struct, frozen=True):

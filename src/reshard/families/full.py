@@ -34,7 +34,7 @@ def whole(name: str, by_rank: Mapping[int, tuple[int, Stored]], *, compared: boo
     """A tensor that each of some ranks holds whole: the number of its file, and what that holds."""
     spec = agreed_spec(by_rank)
     layout = layout_of_full(Sharding.whole(1, len(spec.shape)), spec.shape)
-    held = tuple(Held(file, stored.extents) for _, (file, stored) in sorted(by_rank.items()))
+    held = tuple(Held(file, stored.extents, order=stored.order) for _, (file, stored) in sorted(by_rank.items()))
     return Tensor(name, spec, Grid(layout, {(0,) * len(spec.shape): held}), compared=compared)
 
 

@@ -107,7 +107,7 @@ def _cut(name: str, by_rank: ByRank, strategy: Strategy, stages: Iterable[int]) 
         of_rank = layout.sharding.cells()
         for rank in sorted(ranks):
             file, stored = by_rank[rank]
-            cells.setdefault(of_rank[rank - first], []).append(Held(file, stored.extents))
+            cells.setdefault(of_rank[rank - first], []).append(Held(file, stored.extents, order=stored.order))
         expected = {cell: tuple(first + r for r in local) for cell, local in layout.sharding.holders().items()}
         grid = Grid(layout, {c: tuple(h) for c, h in cells.items()}, expected)
         found.append(Tensor(name, TensorSpec(spec.dtype, layout.shape), grid, known=True))

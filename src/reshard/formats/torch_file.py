@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from itertools import product
 from math import prod
 from typing import Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from reshard.dtypes import ITEMSIZE
 from reshard.errors import FormatError
@@ -169,10 +170,38 @@ def _refuse_special(name: str, value: Any, seen: set[int]) -> None:
 
 
 def _stored(name: str, found: TensorRef, records: TorchRecords) -> Stored:
+    shape = found.shape
     try:
-        return Stored(TensorSpec(found.dtype, found.shape), extents(found, records))
+        order = _order(found)
+        if order:
+            found = replace(
+                found, shape=tuple(found.shape[d] for d in order), strides=tuple(found.strides[d] for d in order)
+            )
+        return Stored(TensorSpec(found.dtype, shape), extents(found, records), order)
     except FormatError as error:
         raise FormatError(f"tensor {name!r}: {error.message}", hint=error.hint) from None
+
+
+def _order(found: TensorRef) -> tuple[int, ...]:
+    """Of a view that lies in very many runs, and in few with its dims in another order: that order."""
+    by_stride = tuple(sorted(range(len(found.shape)), key=lambda dim: (-found.strides[dim], dim)))
+    shape, strides = (tuple(of[dim] for dim in by_stride) for of in (found.shape, found.strides))
+    if _count(found.shape, found.strides) <= _MAX_RUNS or _count(shape, strides) > _MAX_RUNS:
+        return ()
+    return by_stride
+
+
+def _runs(shape: Sequence[int], strides: Sequence[int]) -> tuple[list[tuple[int, int]], int]:
+    """Dims along which runs of elements follow one another, and the elements of a run."""
+    dims = [(n, stride) for n, stride in zip(shape, strides, strict=True) if n > 1]
+    run = 1
+    while dims and dims[-1][1] == run:
+        run *= dims.pop()[0]
+    return dims, run
+
+
+def _count(shape: Sequence[int], strides: Sequence[int]) -> int:
+    return prod(n for n, _ in _runs(shape, strides)[0])
 
 
 def extents(found: TensorRef, records: TorchRecords) -> tuple[Extent, ...]:
@@ -182,10 +211,7 @@ def extents(found: TensorRef, records: TorchRecords) -> tuple[Extent, ...]:
     start = storage.offset + found.storage.start * ITEMSIZE[found.storage.dtype] + found.offset * itemsize
     if not found.size:
         return (Extent(storage.offset, 0),)
-    dims = [(n, stride) for n, stride in zip(found.shape, found.strides, strict=True) if n > 1]
-    run = 1
-    while dims and dims[-1][1] == run:
-        run *= dims.pop()[0]
+    dims, run = _runs(found.shape, found.strides)
     count = prod(n for n, _ in dims)
     if count > _MAX_RUNS:
         raise FormatError(

@@ -1,15 +1,24 @@
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 from msgspec.structs import replace
 
+import reshard
+from making import read_file
+from reshard import Options
 from reshard.errors import FormatError
+from reshard.families.source import Source
 from reshard.formats.pickled import Global, Pickled, Record
 from reshard.formats.pickling import write_pickle
-from reshard.formats.torch_file import TorchFile, contents, extents, torch_frame
+from reshard.formats.torch_file import TorchFile, contents, extents, torch_bytes, torch_frame
 from reshard.formats.torch_records import TorchRecords
 from reshard.formats.torch_values import StorageRef, TensorRef, read_value, whole
 from reshard.index import Coding, Extent, TensorSpec
+from reshard.ops.diff import diff
+from reshard.storage.disk import DiskFile
 from reshard.testing.formats import MemoryFile, fill
 
 
@@ -40,9 +49,9 @@ def test_a_view_lies_in_few_runs(found: TensorRef, runs: list[tuple[int, int]]) 
 
 
 def test_a_view_in_many_runs_is_refused_by_name() -> None:
-    wide = replace(whole("k", TensorSpec("int8", (300 * 300,))), shape=(300, 300), strides=(1, 300))
+    wide = replace(whole("k", TensorSpec("int8", (600 * 300,))), shape=(300, 300), strides=(600, 2))
     with pytest.raises(FormatError, match=r"tensor 'w': a view .* 90,000 runs"):
-        contents(records({"w": wide}, k=90_000))
+        contents(records({"w": wide}, k=180_000))
 
 
 @pytest.mark.parametrize(
@@ -144,3 +153,32 @@ def test_any_value_may_be_framed() -> None:
 def test_a_part_of_a_storage_cannot_be_written() -> None:
     with pytest.raises(TypeError, match="StorageRef"):
         write_pickle(StorageRef("0", "float32", 4, 1, 4, "cpu"))
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides", "offset"),
+    [
+        ((300, 400), (1, 300), 0),  # transposed
+        ((300, 400), (1, 320), 7),  # a part of what was transposed
+        ((40, 50, 60), (1, 2400, 40), 0),
+        ((1, 300, 400), (5, 1, 300), 0),
+        ((300, 400, 1), (1, 300, 1), 0),
+    ],
+)
+def test_a_view_in_very_many_runs_is_read_in_the_order_in_which_it_lies(
+    shape: tuple[int, ...], strides: tuple[int, ...], offset: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = offset + 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+    numbers = np.arange(count, dtype=np.float32)
+    tensor = TensorRef(StorageRef("0", "float32", count, 0, count, "cpu"), "float32", shape, strides, offset)
+    path = tmp_path / "m.pt"
+    path.write_bytes(torch_bytes({"w": tensor, "b": tensor}, {"0": numbers.tobytes()}))
+    wanted = np.lib.stride_tricks.as_strided(numbers[offset:], shape, [4 * s for s in strides])
+    assert len(TorchFile().read_index(DiskFile(str(path))).tensors["w"].extents) <= 2500
+    monkeypatch.setattr("reshard.ops.options._MAX_BLOCK_NBYTES", 4096)
+    reshard.convert(path, tmp_path / "m.safetensors", Options(fsync=False))
+    found = read_file(tmp_path / "m.safetensors")
+    assert np.array_equal(found["w"], wanted)
+    assert np.array_equal(np.asarray(reshard.open(path)["b"].read()), wanted)
+    assert reshard.fingerprint(path).number == reshard.fingerprint(tmp_path / "m.safetensors").number
+    assert diff(Source(str(path)), Source(str(tmp_path / "m.safetensors"))).equal
