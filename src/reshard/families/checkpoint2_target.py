@@ -215,11 +215,13 @@ class _Placement:
             raise LayoutError(f"{kept.name}: {error.message}", error.where, error.hint) from None
 
     def storage(self, *, groups: bool) -> dict[str, Any]:
-        """Where each slice lies. ``groups``: whether to say who owns it."""
+        """Where each slice lies. ``groups``: whether to say for whom: for all that own it, where one rank alone keeps
+        it; else for the rank itself, for to name all beside each would take the square of their number.
+        """
         return {
             piece.key: [
                 {"file_name": self._names[part, rank], "storage_rank": rank}
-                | ({"rank_group": piece.owners} if groups else {})
+                | ({"rank_group": piece.owners if len(piece.keepers) == 1 else (rank,)} if groups else {})
                 for rank in piece.keepers
             ]
             for part, by_name in self._slices.items()
