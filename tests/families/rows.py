@@ -114,6 +114,7 @@ FAMILIES: Mapping[str, Callable[[Path], Made]] = {
     "rank folders": _ranks,
     "ours": _ours,
     "Checkpoint 2.0": _checkpoint2,
+    "Checkpoint 2.0 that we wrote": _converted("ckpt", to="checkpoint2"),
     "Checkpoint 2.0, replicas dropped": _recorded("ck2-dp4mp2-dedup-r1.7", "src/checkpoint"),
     "Checkpoint 2.0, optimizer shards": _recorded("ck2-dp4mp2-zero1-size2", "src/checkpoint"),
     "Checkpoint 2.0, one device": _recorded("ck2-single-card", "src/checkpoint"),

@@ -12,7 +12,7 @@ import pytest
 
 import reshard
 from checkpoint2 import write_checkpoint2, write_json
-from making import array, same, write_file
+from making import array, read_file, same, write_file
 from reshard.errors import CheckpointError, InputError, PlanError, UsageError
 from reshard.families.open_checkpoint import open_source
 from reshard.families.source import Source
@@ -249,6 +249,22 @@ def test_gradients_that_were_not_saved_are_no_fault(folder: Path, tmp_path: Path
     check_whole(folder)
     plan = reshard.plan(folder, "m.safetensors")
     assert [left.names for left in plan.left_out] == [("accu_grads.l.0.w",)]
+
+
+@pytest.mark.parametrize("name", ["norm", "adam_m.l.0.w"])
+def test_what_is_described_and_lies_nowhere_is_missing(folder: Path, name: str) -> None:
+    """But for gradients: neither a weight nor a state is left out in silence."""
+
+    def lose(metadata: dict[str, Any]) -> None:
+        for key in [key for key in metadata["storage_data"] if key.startswith(f"('{name}'")]:
+            del metadata["storage_data"][key]
+
+    change(folder, lose)
+    for path in folder.glob("*.safetensors"):
+        kept = {n: a for n, a in read_file(path).items() if n != name}
+        write_file(path, kept)
+    with pytest.raises(PlanError, match=f"{name}: 100% missing"):
+        reshard.plan(folder, "m.safetensors")
 
 
 def test_what_no_compiler_knows_is_whole_everywhere(folder: Path) -> None:

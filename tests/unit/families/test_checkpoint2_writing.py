@@ -121,6 +121,19 @@ def test_a_tied_tensor_stays_in_both_stages(tmp_path: Path) -> None:
     assert sum("embedding" in arrays for arrays in held) == 8
 
 
+def test_a_tied_tensor_that_a_later_stage_cuts_otherwise(tmp_path: Path) -> None:
+    """Metadata has one layout: that of the first stage, and no slice of another shape for it."""
+    tied = {"embedding": array((8, 6), seed=1), "l.1.w": array((8, 6), seed=3)}
+    stages = [{"embedding": ROWS}, {"embedding": COLUMNS, "l.1.w": ROWS}]
+    source = write_file(tmp_path / "full.safetensors", tied)
+    strategy = str(write_strategy(tmp_path / "s", stages))
+    for drop in (False, True):
+        out = tmp_path / f"out{drop}"
+        reshard.convert(source, out, options(strategy, drop_redundancy=drop))
+        assert faults_of(out, tied, stages) == []
+        assert open_source(Source(str(out))).warnings == ()
+
+
 # --- one device
 
 
