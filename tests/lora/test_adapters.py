@@ -264,6 +264,21 @@ def test_a_model_saved_with_its_adapter(places: Path, tmp_path: Path) -> None:
     equal(read_file(tmp_path / "out.safetensors"), read_file(tmp_path / "one.safetensors"))
 
 
+def test_the_configuration_goes_along_as_it_is_now(tmp_path: Path) -> None:
+    base = {"model.embed_tokens.weight": factor(VOCAB, IN), "model.norm.weight": factor(IN)}
+    write_file(tmp_path / "base" / "model.safetensors", base)
+    config = {"model_type": "llama", "vocab_size": VOCAB, "tie_word_embeddings": True, "hidden_size": IN}
+    more = {"num_hidden_layers": 0, "num_attention_heads": 4, "num_key_value_heads": 4, "intermediate_size": 8}
+    (tmp_path / "base" / "config.json").write_text(json.dumps({**config, **more}))
+    grown = {"model.embed_tokens.weight": factor(VOCAB + 3, IN), "lm_head.weight": factor(VOCAB + 3, IN)}
+    folder = save_adapter(tmp_path / "adapter", grown)
+    options = Options(to="parts", naming=Naming(dst="hf", files=True))
+    reshard.merge_lora(tmp_path / "base", tmp_path / "out", lora_config(adapter=str(folder)), options, folder)
+    said = json.loads((tmp_path / "out" / "config.json").read_bytes())
+    assert (said["vocab_size"], said["tie_word_embeddings"]) == (VOCAB + 3, False)
+    assert read_file(tmp_path / "out" / "model.safetensors").keys() == {*base, *grown}
+
+
 CODES = np.dtype(ml_dtypes.float8_e4m3fn)
 
 

@@ -127,6 +127,7 @@ FLAGS = [
     (["--dst-names", "mcore", "--qkv", "halves"], "grouped"),
     (["--dst-names", "mcore", "--release", "soon"], "soon"),
     (["--dst-names", "mcore", "--with-files"], "--dst-names hf"),
+    (["--with-files"], "--dst-names hf"),
 ]
 
 

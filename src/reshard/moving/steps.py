@@ -54,10 +54,10 @@ class Making:
         return self._widened(self._read(self._step.base, box), self._scales(box), box)
 
     def _widened(self, of: Array, scales: Array | None, box: Box) -> Array:
-        """What codes mean, as fp32."""
+        """What codes mean, in fp64: the product of a code and a scale is exact in it."""
         if scales is None or not isinstance(self._step, LoraAdd) or not isinstance(self._step.weight, Scaled):
             return of
-        wide = np.empty(box.shape, np.float32)
+        wide = np.empty(box.shape, np.float64)
         scale(self._step.weight, wide, of, scales, box)
         return wide
 
@@ -116,10 +116,11 @@ _CHUNK = 262144
 
 
 def scale(step: Scaled, made: Array, of: Array, scales: Array, box: Box) -> Array | None:
-    """Set ``made`` to ``of * scales``, computed in fp32 and rounded to its dtype once. ``box`` is where they lie. Gives
-    what did not fit, as ``round_to``.
+    """Set ``made`` to ``of * scales``, computed in fp32, for fp64 in that, and rounded to its dtype once. ``box`` is
+    where they lie. Gives what did not fit, as ``round_to``.
     """
-    held, wide = scale_box(step, box), scales.astype(np.float32)
+    exact = np.float64 if made.dtype == np.float64 else np.float32
+    held, wide = scale_box(step, box), scales.astype(exact)
     for dim, n in enumerate(step.block[1:], 1):
         wide = np.repeat(wide, n, dim)
         skipped = box.start[dim] - held.start[dim] * n
@@ -127,12 +128,12 @@ def scale(step: Scaled, made: Array, of: Array, scales: Array, box: Box) -> Arra
     kinds: Array | None = None
     with np.errstate(over="ignore", invalid="ignore"):
         if not box.shape:
-            return round_to(made, of.astype(np.float32) * wide, computed=True)
+            return round_to(made, of.astype(exact) * wide, computed=True)
         rows = max(_CHUNK // max(prod(box.shape[1:]), 1), 1)
         of_row = np.arange(box.start[0], box.stop[0]) // step.block[0] - held.start[0]
         for start in range(0, box.shape[0], rows):
             part = slice(start, start + rows)
-            odd = round_to(made[part], of[part].astype(np.float32) * wide[of_row[part]], computed=True)
+            odd = round_to(made[part], of[part].astype(exact) * wide[of_row[part]], computed=True)
             if odd is not None:
                 kinds = np.zeros(made.shape, np.uint8) if kinds is None else kinds
                 kinds[part] = odd

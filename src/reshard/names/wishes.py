@@ -68,7 +68,7 @@ class Naming(Struct, frozen=True):
     @property
     def changes(self) -> bool:
         """Whether anything is done."""
-        return bool(self.dst) or self.dequantize or self.fits_vocabulary
+        return bool(self.dst) or self.dequantize or self.fits_vocabulary or self.files
 
     @property
     def fits_vocabulary(self) -> bool:

@@ -87,7 +87,12 @@ def open_merge(
 ) -> Opened:
     """The base under the names that the target gets, the adapters, and what becomes of weights. Raises InputError."""
     source, left = opened(src, options)
-    return Opened(joined(source, adapters, combination, allow_nan=allow_nan), left)
+    made = joined(source, adapters, combination, allow_nan=allow_nan)
+    if left.along:
+        from reshard.ops.model_files import corrected
+
+        left = replace(left, along=corrected(left.along, made.merge.config))
+    return Opened(made, left)
 
 
 def plan_merge(merge: Opened, dst: str | Path) -> Plan:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from fnmatch import fnmatch
 from typing import Any
+
+from msgspec.structs import replace
 
 from reshard.dtypes import FLOATING
 from reshard.errors import CheckpointError, UsageError
@@ -19,6 +22,7 @@ from reshard.storage.storages import storage_of
 _ALONG = ("generation_config.json", "tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json",
           "added_tokens.json", "chat_template*", "*.model", "*.tiktoken", "preprocessor_config.json",
           "*.py")  # fmt: skip
+CONFIG = "config.json"
 _DTYPES = ("torch_dtype", "dtype")
 
 
@@ -39,7 +43,24 @@ def along(made: Regrouped, naming: Naming, dtype: str) -> tuple[SmallFile, ...]:
     folder = config.where.rpartition("/")[0] or "."
     names = sorted(e.name for e in listing(folder).entries if not e.folder and any(fnmatch(e.name, p) for p in _ALONG))
     others = tuple(SmallFile(name, _read(join(folder, name))) for name in names)
-    return SmallFile("config.json", _told(_read(config.where), made, naming, dtype)), *others
+    return SmallFile(CONFIG, _told(_read(config.where), made, naming, dtype)), *others
+
+
+def corrected(files: tuple[SmallFile, ...], said: Mapping[str, int]) -> tuple[SmallFile, ...]:
+    """The same files; of a configuration these values are others."""
+    return tuple(replace(f, content=_with(f.content, said)) if f.path == CONFIG and said else f for f in files)
+
+
+def _with(content: bytes, said: Mapping[str, int]) -> bytes:
+    config: dict[str, Any] = json.loads(content)
+    inner = config.get("text_config")
+    for key, value in said.items():
+        (inner if isinstance(inner, dict) and key not in config else config)[key] = value
+    return _written(config)
+
+
+def _written(config: Mapping[str, Any]) -> bytes:
+    return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _read(path: str) -> bytes:
@@ -71,4 +92,4 @@ def _told(content: bytes, made: Regrouped, naming: Naming, dtype: str) -> bytes:
         config["tie_word_embeddings"] = made.head not in tensors
     if naming.vocab_rows:
         config["padded_vocab_size" if "padded_vocab_size" in config else "vocab_size"] = naming.vocab_rows
-    return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+    return _written(config)

@@ -99,6 +99,7 @@ class _Merging:
             self._used,
             tuple(self._replacing.replaced),
             self._replacing.copies,
+            self._replacing.config,
             (*self._replacing.warnings, *self._warnings),
             self._how.allow_nan,
         )

@@ -29,6 +29,7 @@ class Replacing:
     Attributes:
         tensors: by the names that the model gives them.
         replaced: names whose first tensor is the base's no more.
+        config: what the model's configuration has to say from now on.
     """
 
     def __init__(self, base: Mapping[str, Tensor], *, tied: bool) -> None:
@@ -37,6 +38,7 @@ class Replacing:
         self._copies: dict[str, Tensor] = {}
         self._copied: set[str] = set()
         self.warnings: list[str] = []
+        self.config: dict[str, int] = {}
         self._base = dict(self.tensors)
         self._tied = tied
         self._untied = False
@@ -54,6 +56,7 @@ class Replacing:
                 f"{wanted} is written, and the base has none: its head is tied to {self.embedding()}, which stays "
                 "as it is; config.json must say tie_word_embeddings: false"
             )
+            self.config["tie_word_embeddings"] = False
             base = tensor
         shape, old = tensor.spec.shape, base.spec.shape
         if len(shape) != len(old) or shape[1:] != old[1:]:
@@ -66,8 +69,7 @@ class Replacing:
         if wanted in self.replaced:
             return f"{name}: a second replacement of {wanted}"
         if shape != old:
-            rows = f"{old[0]:,} rows become {shape[0]:,}" if shape else ""
-            self.warnings.append(f"{wanted}: {rows}; vocab_size in config.json has to say so, where it is a vocabulary")
+            self._grow(wanted, old[0], shape[0])
         elif base is not tensor:
             self._compare(wanted, tensor)
         made = base.made or base.spec.dtype
@@ -76,6 +78,12 @@ class Replacing:
         self._untied |= not copied and wanted == self.embedding()
         self.tensors[wanted] = replace(tensor, name=wanted, known=base.known, compared=False, made=made)
         return ""
+
+    def _grow(self, wanted: str, old: int, new: int) -> None:
+        said = "vocab_size in config.json has to say so, where it is a vocabulary"
+        self.warnings.append(f"{wanted}: {old:,} rows become {new:,}; {said}")
+        if wanted.endswith((*_EMBEDDINGS, _HEAD_WEIGHT)):
+            self.config["vocab_size"] = new
 
     def _compare(self, wanted: str, tensor: Tensor) -> None:
         """Note what both hold, where their bytes can tell whether it is the same."""
@@ -110,6 +118,7 @@ class Replacing:
         if not self._tied or not self._untied or _HEAD_WEIGHT in self.tensors:
             return
         self.tensors[_HEAD_WEIGHT] = replace(self._base[embedding], name=_HEAD_WEIGHT)
+        self.config["tie_word_embeddings"] = False
         self.warnings.append(
             f"{embedding} is the adapter's, and {_HEAD_WEIGHT}, which was tied to it, is written as the base's "
             "embedding: config.json must say tie_word_embeddings: false"

@@ -101,6 +101,7 @@ class LoraMerge(Struct, frozen=True):
         used: by name, why a tensor of an adapter does not reach the target as it is.
         replaced: names of weights of the base that the adapter's stand in place of.
         copies: weights that both have, each held by both.
+        config: what the model's configuration has to say from now on.
     """
 
     tensors: Mapping[str, Tensor]
@@ -109,6 +110,7 @@ class LoraMerge(Struct, frozen=True):
     used: Mapping[str, str]
     replaced: tuple[str, ...] = ()
     copies: tuple[Tensor, ...] = ()
+    config: Mapping[str, int] = {}
     warnings: tuple[str, ...] = ()
     allow_nan: bool = False
 
