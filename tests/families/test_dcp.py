@@ -21,6 +21,8 @@ from reshard.families.source import Source
 from reshard.formats.dcp_metadata import read_dcp_metadata
 from reshard.formats.dcp_written import WrittenChunk, metadata_bytes
 from reshard.formats.distcp import Distcp, items_of
+from reshard.formats.pickle_objects import Global, Record
+from reshard.formats.pickling import write_pickle
 from reshard.index import TensorSpec
 from reshard.planning.shares import Share
 
@@ -220,6 +222,35 @@ def test_folders_of_accelerate(tmp_path: Path) -> None:
     two_ranks(tmp_path / "pytorch_model_fsdp_1")
     with pytest.raises(UsageError, match="2 checkpoints lie here"):
         open_source(Source(str(tmp_path)))
+
+
+def test_full_weights_beside_folders_of_steps_are_what_is_meant(tmp_path: Path) -> None:
+    two_ranks(tmp_path / "step-5")
+    write_file(tmp_path / "model.safetensors", {"full": W})
+    (tmp_path / "scheduler.pt").write_bytes(b"of a trainer")
+    assert list(open_source(Source(str(tmp_path))).tensors) == ["full"]
+    (tmp_path / "model.safetensors").unlink()
+    assert list(open_source(Source(str(tmp_path))).tensors) == ["w"]
+
+
+def test_a_folder_of_hyper_parallel(tmp_path: Path) -> None:
+    """Each rank's slices in a safetensors file, without a place in it; classes of its own."""
+    kind = "hyper_parallel.checkpoint.metadata"
+
+    def made(name: str, **state: Any) -> Record:
+        return Record(Global("copyreg", "__newobj__"), (Global(kind, name),), state)
+
+    tmp_path.joinpath("c").mkdir()
+    chunks, places = [], {}
+    for rank, (start, rows) in enumerate(((0, W[:4]), (4, W[4:]))):
+        write_file(tmp_path / "c" / f"_rank{rank}_.safetensors", {"w": rows})
+        chunks.append(made("ChunkStorageMetadata", offsets=(start, 0), sizes=rows.shape))
+        place = made("StorageInfo", relative_path=f"_rank{rank}_.safetensors", offset=0, length=-1)
+        places[made("MetadataIndex", fqn="w", offset=(start, 0), index=rank)] = place
+    tensor = made("TensorStorageMetadata", properties=made("P", dtype="Float32"), size=W.shape, chunks=chunks)
+    told = made("Metadata", state_dict_metadata={"w": tensor}, storage_data=places)
+    (tmp_path / "c" / ".metadata").write_bytes(write_pickle(told))
+    assert same(values(tmp_path / "c")["w"], W)
 
 
 def test_metadata_that_is_none(tmp_path: Path) -> None:

@@ -281,6 +281,8 @@ def test_a_folder_of_steps_and_roles(tmp_path: Path) -> None:
         reshard.plan(run, tmp_path / "m.safetensors")
     assert "global_step_10" in reshard.plan(run, "m.safetensors", Options(iteration=10)).sources[0].path
     (run / "latest_checkpointed_iteration.txt").write_text("20")
+    (run / "global_step_20" / "data.pt").write_bytes(b"where the trainer was in its data")
+    assert "actor" in reshard.plan(run / "global_step_20", "m.safetensors").sources[0].path
     assert "global_step_20" in reshard.plan(run, "m.safetensors").sources[0].path
     write_ranks(run / "global_step_20" / "critic", FULL, list(FULL))
     with pytest.raises(UsageError, match="critic"):

@@ -19,6 +19,7 @@ from reshard.families.hf_shards import catalog_of_shards, is_shard
 from reshard.families.megatron_folders import is_save
 from reshard.families.rank_listing import natural
 from reshard.families.source import Source
+from reshard.families.torch_names import full_names
 from reshard.formats.dcp_metadata import DcpMetadata, DcpTensor, Stretch, read_dcp_metadata
 from reshard.index import TensorSpec
 from reshard.planning.catalog import Catalog, Ranks, Shard, Tensor, tensor_of_shards
@@ -66,7 +67,11 @@ def _is_saved_by_files(there: Listing) -> bool:
 
 
 def _below(there: Listing) -> dict[str, Listing]:
-    """The checkpoints in folders of the names that torchtitan and accelerate give them."""
+    """The checkpoints in folders of the names that torchtitan and accelerate give them; none where weights lie beside
+    these, for then the folder itself is meant.
+    """
+    if full_names(entry.name for entry in there.entries):
+        return {}
     storage = storage_of(there.path)
     named = (e for e in there.entries if e.folder and (_STEP.fullmatch(e.name) or _MODEL.fullmatch(e.name)))
     below = (Listing(there.at(e.name), e, tuple(storage.entries(there.at(e.name)))) for e in named)

@@ -15,6 +15,7 @@ from reshard.errors import CheckpointError, UsageError, counted, listed
 from reshard.families.family import Listing
 from reshard.families.rank_listing import natural
 from reshard.families.source import Source
+from reshard.families.torch_names import full_names
 from reshard.families.torch_parts import TorchPart, open_parts
 from reshard.families.zero_files import ModelStates, OptimizerStates, model_states, optimizer_states
 from reshard.families.zero_states import absent_models, tensors_of
@@ -32,7 +33,6 @@ _KINDS = {"model": _MODEL, "optimizer": _OPTIMIZER, "layer": _LAYER, "expert": _
 _LATEST = "latest"
 _STEP = "global_step"
 _MOST_RANKS = 1 << 20
-_FULL = re.compile(r"(pytorch_model|model|adapter_model).*\.(bin|safetensors)(\.index\.json)?")
 
 
 class DeepSpeed(Struct, frozen=True):
@@ -135,7 +135,7 @@ def _tag_folder(there: Listing, source: Source) -> tuple[Listing, tuple[str, ...
     """The folder of the checkpoint that is meant, and what to warn of."""
     if _is_tag(there):
         return there, ()
-    full = sorted(entry.name for entry in there.entries if _FULL.fullmatch(entry.name))
+    full = full_names(entry.name for entry in there.entries)
     if full and not source.family:
         raise UsageError(
             f"DeepSpeed's folders and full weights ({', '.join(full[:3])}) lie here",

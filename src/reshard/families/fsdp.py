@@ -19,6 +19,7 @@ from reshard.families.fsdp_files import Mine, ModelFile, model_file, optimizer_f
 from reshard.families.fsdp_states import States, states_of
 from reshard.families.rank_listing import natural
 from reshard.families.source import Source
+from reshard.families.torch_names import full_names
 from reshard.families.torch_parts import made_of_parts
 from reshard.planning.catalog import Catalog, IndexedFile, Ranks, Tensor, tensor_of_shards
 from reshard.planning.identity import hash_of_file
@@ -74,7 +75,9 @@ def _listed(there: Listing) -> dict[str, Listing]:
 
 
 def _below(there: Listing) -> dict[str, Listing]:
-    """The folders of roles (actor, critic) in a step's, or of all steps."""
+    """The folders of roles (actor, critic) in a step's, or of all steps; none where weights lie beside these."""
+    if full_names(entry.name for entry in there.entries):
+        return {}
     found = {}
     for name, folder in _listed(there).items():
         if _is_one(folder):

@@ -11,6 +11,7 @@ _STATES = re.compile(
     r"(training_args|optimizer|scheduler|lr_scheduler|scaler|grad_scaler|rng_state|random_states|sampler|trainer_state)"
     r"([._-].*)?\.(bin|pt|pth)"
 )
+_FULL = re.compile(r"(pytorch_model|model|adapter_model).*\.(bin|safetensors)(\.index\.json)?")
 _WEIGHTS = re.compile(r"pytorch_model([._-].*)?\.bin")
 
 
@@ -27,3 +28,12 @@ def weight_names(names: Iterable[str]) -> set[str]:
     torch = {name for name in there if suffixes().get("." + name.rpartition(".")[2]) == "torch"}
     weights = {name for name in torch if _WEIGHTS.fullmatch(name)}
     return there - torch or weights or {name for name in torch if not _STATES.fullmatch(name)}
+
+
+def full_names(names: Iterable[str]) -> list[str]:
+    """Of the names in a folder those that full weights have, whatever else trainers lay there.
+
+    >>> full_names(["model.safetensors.index.json", "data.pt", "scheduler.pt"])
+    ['model.safetensors.index.json']
+    """
+    return sorted(name for name in names if _FULL.fullmatch(name))
