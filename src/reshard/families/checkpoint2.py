@@ -72,6 +72,8 @@ class Checkpoint2(Struct, frozen=True):
 def _of_one_device(folder: Listing) -> Catalog:
     """Of a job of one device, which describes nothing: each tensor is whole."""
     names = sorted(weight_files(folder))
+    if not names:
+        raise CheckpointError("an iteration without weight files", folder.path, "bring them, or give --iteration")
     if devices_told(folder) > 1:
         raise CheckpointError(
             f"{METADATA} is missing, and {counted(len(names), 'file')} of several devices lie here: "

@@ -175,6 +175,14 @@ def test_one_file_of_several_is_no_checkpoint(folder: Path) -> None:
     assert "a part of the model" in refused(folder / "CKP-model-0000000-0000004.safetensors")
 
 
+def test_an_iteration_without_weights(root: Path, folder: Path) -> None:
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+    assert "none of the files that metadata.json names is there" in refused(root)
+    (folder / METADATA).unlink()
+    assert "without weight files" in refused(root)
+
+
 # --- what metadata says
 
 
