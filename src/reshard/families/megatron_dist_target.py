@@ -30,7 +30,7 @@ from reshard.planning.target import Draft, Files
 _LINEAR = re.compile(r"(.*\blinear_\w+|.*\boutput_layer|.*\bfinal_layernorm)\.weight(?:_[wv])?")
 _STACK = re.compile(r".*\blayers\.(?!\d)")
 _BUCKETS = "optimizer.distributed."
-_EXPERTS = "mlp.experts.experts."
+_EXPERTS = re.compile(r".*\bmlp\.experts\.experts\.(?!\d)")
 _AFTER_ATTENTION = "self_attention.linear_proj"
 _DESCRIBED = {
     "sharded_backend": "torch_dist",
@@ -87,7 +87,7 @@ def extra_states(kept: Sequence[Kept]) -> tuple[str, ...]:
         module = _LINEAR.fullmatch(one.name)
         if module is None or is_state(one.name):
             continue
-        stacks = (_STACK.match(one.name) is not None) + (_EXPERTS in one.name)
+        stacks = (_STACK.match(one.name) is not None) + (_EXPERTS.match(one.name) is not None)
         counted = one.tensor.spec.shape[:stacks]
         found |= dict.fromkeys(_of(module[1], counted))
         if module[1].endswith(_AFTER_ATTENTION):

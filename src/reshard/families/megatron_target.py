@@ -228,7 +228,9 @@ def arguments(source: Catalog) -> _Args:
 def megatron_asked(asked: Asked, source: Catalog) -> MegatronRanks:
     """Raises UsageError for numbers of ranks that are none."""
     sizes = Sizes(asked.tp or 1, asked.pp or 1, asked.ep or 1)
-    groups = source.args.get("num_query_groups")
+    heads, groups = (source.args.get(name) for name in ("num_attention_heads", "num_query_groups"))
+    if type(heads) is int and heads % sizes.tensor:
+        raise UsageError(f"--tp {sizes.tensor}: {heads} attention heads do not divide")
     if type(groups) is int and groups and groups % sizes.tensor and sizes.tensor % groups:
         raise UsageError(f"--tp {sizes.tensor}: {groups} query groups are no multiple or divisor of it")
     iteration = source.iteration if asked.iteration is None else asked.iteration

@@ -95,6 +95,7 @@ class _Regrouping:
         self._src = ""
         self._ends = ("", "")
         self._sizes: Mapping[str, Any] = {}
+        self._vocabulary: dict[str, int] = {}
 
     def done(self, shards: Mapping[str, int]) -> Regrouped:
         naming = self._naming
@@ -185,7 +186,7 @@ class _Regrouping:
             return self._source.args
         rows, hidden = embedding.spec.shape
         told = {"padded_vocab_size": rows, "hidden_size": hidden}
-        untied = {"untie_embeddings_and_output_weights": HEAD in self._tensors}
+        untied = {"untie_embeddings_and_output_weights": HEAD in self._tensors, **self._vocabulary}
         return {**untied, **args_of(self._sizes), **self._source.args, **told}
 
     def _identity(self) -> str:
@@ -290,6 +291,7 @@ class _Regrouping:
     def _set_rows(self, tensor: Tensor, wanted: int) -> None:
         """With so many rows: the last ones left out, or zeros added."""
         rows, *rest = tensor.spec.shape
+        self._vocabulary = {"vocab_size": min(rows, wanted)}
         kept = min(rows, wanted)
         axes = [Axis(kept, Place(0, rows, 0), Place(0, wanted, 0))]
         axes += [Axis(n, Place(dim, n, 0), Place(dim, n, 0)) for dim, n in enumerate(rest, 1)]

@@ -9,10 +9,15 @@ import numpy as np
 import pytest
 
 import reshard
-from making import array, read_file, same
+from making import array, read_file, same, write_file
 from megatron_ranks import ARGS, FULL, chunk_of, saved, told, write_megatron
 from reshard import Options
 from reshard.errors import InputError
+from reshard.formats.dcp_written import WrittenChunk, metadata_bytes
+from reshard.formats.distcp import Distcp
+from reshard.formats.torch_file import torch_frame
+from reshard.index import Extent, TensorSpec
+from reshard.names.wishes import Naming
 from reshard.ops.inspect import inspect
 
 IT = "iter_0000007"
@@ -173,3 +178,64 @@ def test_saves_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "latest_checkpointed_iteration.txt").unlink()
     assert "2 saves and no latest_checkpointed_iteration.txt: iter_0000007, release" in refused(tmp_path)
     assert gives_all(converted(tmp_path, tmp_path / "x", iteration=7))
+
+
+def test_the_common_state_may_be_an_entry(tmp_path: Path) -> None:
+    """As Megatron-LM of 2026 saves it: without common.pt."""
+    weight = array((4,))
+    item = b"".join(piece for _, piece in torch_frame([told()], {}).pieces)
+    frame = Distcp().frame({"w": TensorSpec("float32", (4,))}, {}, {})
+    tensor = bytearray(frame.nbytes)
+    for at, piece in frame.pieces:
+        tensor[at : at + len(piece)] = piece
+    (hole,) = frame.holes["w"]
+    tensor[hole.offset : hole.end] = weight.tobytes()
+    folder = tmp_path / IT
+    folder.mkdir()
+    (folder / "__0_0.distcp").write_bytes(item + tensor)
+    (folder / "metadata.json").write_text('{"sharded_backend": "torch_dist", "sharded_backend_version": 1}')
+    chunk = WrittenChunk((0,), (4,), "__0_0.distcp", Extent(len(item), len(tensor)))
+    random = ("rng_state/shard_0_1.0.torch_rng_state", (TensorSpec("float32", (4,)), [chunk]))
+    metadata = metadata_bytes(
+        {"w": (TensorSpec("float32", (4,)), [chunk]), random[0]: random[1]},
+        {"common_state/shard_0_1": ("__0_0.distcp", Extent(0, len(item)))},
+    )
+    (folder / ".metadata").write_bytes(metadata)
+    found = inspect(str(tmp_path / IT))
+    assert found.args["num_layers"] == ARGS["num_layers"]
+    assert [row.name for row in found.tensors] == ["w"]
+    assert any("belongs to objects" in warning for warning in found.warnings)
+    assert same(converted(tmp_path / IT, tmp_path)["w"], weight)
+
+
+def test_split_gates_and_numbered_experts_are_one_to_others(tmp_path: Path) -> None:
+    """As ``singleton_local_shards`` keeps them."""
+    gate, up, down = (array((2, 3, 4), seed=1), array((2, 3, 4), seed=2), array((2, 4, 3), seed=3))
+    tensors = {"decoder.layers.mlp.router.weight": array((1, 2, 4), seed=4)}
+    before = "decoder.layers.0.mlp.experts.experts"
+    for expert in range(2):
+        tensors[f"{before}.{expert}.linear_fc1.weight_w"] = gate[expert]
+        tensors[f"{before}.{expert}.linear_fc1.weight_v"] = up[expert]
+        tensors[f"{before}.{expert}.linear_fc2.weight"] = down[expert]
+    source = write_file(tmp_path / "full.safetensors", tensors)
+    found = converted(source, tmp_path, naming=Naming(dst="megatron"))
+    assert same(found["decoder.layers.mlp.experts.experts.linear_fc1.weight"], np.concatenate([gate, up], 1)[None])
+    assert same(found["decoder.layers.mlp.experts.experts.linear_fc2.weight"], down[None])
+    del tensors[f"{before}.1.linear_fc1.weight_v"]
+    with pytest.raises(InputError, match="which are not all, or unlike"):
+        converted(write_file(tmp_path / "less.safetensors", tensors), tmp_path / "x", naming=Naming(dst="megatron"))
+
+
+def test_rows_of_states_do_not_follow_the_vocabulary_s(tmp_path: Path) -> None:
+    state = {"optimizer.state.exp_avg.output_layer.weight": array((8, 4))}
+    source = write_file(tmp_path / "full.safetensors", {**FULL, **state})
+    with pytest.raises(InputError, match="keeps its rows"):
+        converted(source, tmp_path / "x", naming=Naming(vocab_rows=7))
+
+
+@pytest.mark.parametrize("said", ["apply_layernorm_1p", "attention_output_gate"])
+def test_numbers_that_mean_something_else_are_not_given_to_others(tmp_path: Path, said: str) -> None:
+    place = tmp_path / IT / "mp_rank_00" / "model_optim_rng.pt"
+    saved(place, told({"num_layers": 8, said: True}), {"model": chunk_of(0, 0, 0, (1, 1, 1))})
+    with pytest.raises(InputError, match=said):
+        converted(tmp_path / IT, tmp_path / "x", naming=Naming(dst="hf"))

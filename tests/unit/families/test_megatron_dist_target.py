@@ -15,7 +15,7 @@ from megatron_ranks import FULL, write_megatron
 from reshard import Options
 from reshard.errors import ReshardError
 from reshard.formats.dcp_metadata import read_dcp_metadata
-from reshard.names.naming import Naming
+from reshard.names.wishes import Naming
 from reshard.ops.inspect import inspect
 
 

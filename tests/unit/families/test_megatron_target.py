@@ -13,6 +13,7 @@ from making import array, read_file, same, write_file
 from megatron_ranks import ARGS, FULL, chunk_of, saved, told, write_megatron
 from reshard import Options
 from reshard.errors import ReshardError
+from reshard.names.wishes import Naming
 from reshard.ops.inspect import inspect
 from reshard.planning.names import NameRules
 
@@ -117,6 +118,19 @@ def test_states_have_no_place(tmp_path: Path) -> None:
     source = write_file(tmp_path / "full.safetensors", {**FULL, **state})
     assert "--weights-only, or --to torch_dist" in refused(source, tmp_path / "m")
     written(source, tmp_path / "m", names=NameRules(weights_only=True))
+
+
+def test_padding_that_is_added_is_told_by_the_arguments(tmp_path: Path) -> None:
+    source = write_file(tmp_path / "full.safetensors", FULL)
+    target = written(source, tmp_path / "m", tp=1, naming=Naming(vocab_rows=12))
+    args = inspect(str(target)).args
+    assert (args["vocab_size"], args["padded_vocab_size"]) == (8, 12)
+
+
+def test_heads_have_to_divide(tmp_path: Path) -> None:
+    place = tmp_path / "m" / "iter_0000007" / "mp_rank_00" / "model_optim_rng.pt"
+    saved(place, told({"num_layers": 8, "num_attention_heads": 3}), {"model": chunk_of(0, 0, 0, (1, 1, 1))})
+    assert "3 attention heads do not divide" in refused(tmp_path / "m", tmp_path / "made", tp=2)
 
 
 def test_names_of_others_are_not_written(tmp_path: Path) -> None:
