@@ -264,6 +264,14 @@ def test_a_model_saved_with_its_adapter(places: Path, tmp_path: Path) -> None:
     equal(read_file(tmp_path / "out.safetensors"), read_file(tmp_path / "one.safetensors"))
 
 
+@pytest.mark.parametrize("other", ["q.weight", "q.original_module.weight"])
+def test_two_tensors_of_one_name(tmp_path: Path, other: str) -> None:
+    model = {**Q, "q.base_layer.weight": factor(OUT, IN), other: factor(OUT, IN)}
+    write_file(tmp_path / "m.safetensors", model)
+    with pytest.raises(InputError, match=r"names that are one .*\nq\.base_layer\.weight\nq\."):
+        reshard.merge_lora(tmp_path / "m.safetensors", tmp_path / "o.safetensors", lora_config(scaling="1"))
+
+
 def test_the_configuration_goes_along_as_it_is_now(tmp_path: Path) -> None:
     base = {"model.embed_tokens.weight": factor(VOCAB, IN), "model.norm.weight": factor(IN)}
     write_file(tmp_path / "base" / "model.safetensors", base)
@@ -342,8 +350,13 @@ def test_a_copy_of_the_base_is_told_where_it_is_another(tmp_path: Path, same: bo
     found = small(tmp_path, base, {**Q, "lm_head.base_layer.weight": copy})
     np.testing.assert_array_equal(found["lm_head.weight"], copy)
     said = (tmp_path / "said").read_text()
-    assert ("which are others:\nlm_head.weight" in said) == (not same)
+    assert ("which are others and are used, as in PEFT:\nlm_head.weight" in said) == (not same)
     assert ("in whose place" in said) == (not same)
+
+
+def test_what_was_trained_whole_is_no_copy(tmp_path: Path) -> None:
+    small(tmp_path, {**Q_BASE, "norm.weight": factor(IN)}, {**Q, "norm.weight": factor(IN)})
+    assert "others" not in (tmp_path / "said").read_text()
 
 
 def test_a_head_that_is_tied(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import xxhash
@@ -87,7 +88,11 @@ def _compared(source: Catalog, merge: LoraMerge) -> Joined:
     own = {tensor.name: tensor for tensor in merge.copies if same[tensor.name]}
     other = [name for name, agrees in same.items() if not agrees]
     tensors = {name: _first_holders(own[name]) if name in own else t for name, t in source.tensors.items()}
-    told = (f"weights in whose place the adapter's stand, which are others:\n{listed(other)}",) if other else ()
+    told = (
+        (f"copies that the adapter has of the base, which are others and are used, as in PEFT:\n{listed(other)}",)
+        if other
+        else ()
+    )
     merge = replace(merge, replaced=tuple(name for name in merge.replaced if name not in own))
     return Joined(replace(source, tensors=tensors, warnings=(*source.warnings, *merge.warnings, *told)), merge)
 
@@ -104,7 +109,8 @@ def _apart(base: Catalog) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     for name, tensor in base.tensors.items():
         of_adapter = seems_lora(name) or ".modules_to_save." in name or is_beside(name) or lora_name(name) is not None
         (inside if of_adapter else model)[name] = tensor
-    if twice := [name for name in model if (own := model_name(name)) != name and own in model]:
+    called = Counter(map(model_name, model))
+    if twice := [name for name in model if called[model_name(name)] > 1]:
         raise CheckpointError("names that are one by what the model calls them:\n" + listed(twice))
     return model, inside
 

@@ -70,7 +70,7 @@ class Replacing:
             return f"{name}: a second replacement of {wanted}"
         if shape != old:
             self._grow(wanted, old[0], shape[0])
-        elif base is not tensor:
+        elif copied:
             self._compare(wanted, tensor)
         made = base.made or base.spec.dtype
         self.replaced.append(wanted)
@@ -102,7 +102,7 @@ class Replacing:
 
     @property
     def copies(self) -> tuple[Tensor, ...]:
-        """Weights that both have in one shape and dtype, held by both."""
+        """Weights of which the adapter has a copy in the same shape and dtype, held by both."""
         return tuple(self._copies.values())
 
     def embedding(self) -> str:

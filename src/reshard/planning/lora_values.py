@@ -100,7 +100,7 @@ class LoraMerge(Struct, frozen=True):
         sums, rows: by the names of weights, what changes them.
         used: by name, why a tensor of an adapter does not reach the target as it is.
         replaced: names of weights of the base that the adapter's stand in place of.
-        copies: weights that both have, each held by both.
+        copies: weights that the adapter has a copy of, each held by both.
         config: what the model's configuration has to say from now on.
     """
 
