@@ -16,6 +16,8 @@ from making import array, read_file, same, write_file
 from reshard import NameRules, Options
 from reshard.errors import CheckpointError, FormatError, PlanError, UsageError
 from reshard.families.fsdp_values import local_of
+from reshard.families.open_checkpoint import open_source
+from reshard.families.source import Source
 from reshard.formats.pickle_objects import Global, Record
 from reshard.formats.torch_file import FOLDER, torch_frame
 from reshard.formats.torch_values import TensorRef, whole
@@ -240,6 +242,8 @@ def test_moments_that_may_be_of_several_weights_are_refused(tmp_path: Path) -> N
         reshard.plan(source, tmp_path / "m.safetensors")
     reshard.convert(source, tmp_path / "m.safetensors", WEIGHTS)
     assert read_file(tmp_path / "m.safetensors").keys() == FULL.keys()
+    (warned,) = open_source(Source(str(source))).warnings
+    assert "exp_avg.<3 parameters of the optimizer>, exp_avg_sq." in warned
     told = Options(frozen=r"^a\.", fsync=False, overwrite=True)
     reshard.convert(source, tmp_path / "m.safetensors", told)
     found = read_file(tmp_path / "m.safetensors")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from msgspec.structs import replace
 
 from reshard.errors import UsageError
@@ -29,7 +31,15 @@ def open_source(source: Source) -> Catalog:
     there = listing(source.path)
     family = recognised(there, source.family)
     _check_taken(source, family, there.path)
-    return replace(family.read(there, source), kind=family.name)
+    found = family.read(there, source)
+    return replace(found, kind=family.name, warnings=(*found.warnings, *_withheld(found)))
+
+
+def _withheld(found: Catalog) -> Iterator[str]:
+    """What is there and cannot be given: of what is compared or counted it is no part."""
+    for why in dict.fromkeys(found.withheld.values()):
+        names = [name for name, of_name in found.withheld.items() if of_name == why]
+        yield f"{', '.join(names[:4])}{' …' if names[4:] else ''}: {why}"
 
 
 def _check_taken(source: Source, family: Family, path: str) -> None:

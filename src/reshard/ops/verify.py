@@ -71,11 +71,9 @@ def verify_tiled(source: Source) -> Tiled:
     lacking = [f"{tensor.name}: {hole.box}" for tensor in catalog.tensors.values() for hole in tensor.shards.missing()]
     if lacking:
         raise PlanError("slices that no file holds:\n" + listed(lacking), source.path, "bring the missing files")
-    unread = [f"{name}: {why}" for name, why in catalog.withheld.items()]
     told = check_crcs(catalog)
     nbytes = sum(tensor.spec.nbytes for tensor in catalog.tensors.values())
-    warnings = (*catalog.warnings, *unread, *told)
-    return Tiled(catalog.family, len(catalog.tensors), len(catalog.files), nbytes, warnings)
+    return Tiled(catalog.family, len(catalog.tensors), len(catalog.files), nbytes, (*catalog.warnings, *told))
 
 
 def verify(dst: str | Path, observer: Observer | None = None) -> Verified:
