@@ -97,8 +97,10 @@ def _rows_of(strategy: Strategy | None) -> dict[str, int]:
     rows: dict[str, int] = {}
     for stage in strategy.stages if strategy else ():
         for name, entry in stage.items():
-            if isinstance(entry, Sharding) and entry.parts:
-                rows[name] = entry.parts[0] // entry.opt_parts
+            cuts = (entry,) if isinstance(entry, Sharding) else entry.groupings(min(len(entry.shape), 2))
+            found = {cut.parts[0] // cut.opt_parts for cut in cuts if cut.parts}
+            if len(found) == 1:
+                rows[name] = found.pop()
     return rows
 
 

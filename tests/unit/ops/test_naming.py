@@ -10,7 +10,9 @@ import pytest
 from msgspec.structs import replace
 
 from hub_model import llama, qwen3, write_hub
-from making import array, read_file, same, write_file
+from making import array, read_file, same, write_file, write_strategy
+from reshard.errors import PlanError
+from reshard.layout.tensor import Sharding
 from reshard.names.settings import Asked
 from reshard.names.wishes import Naming
 from reshard.ops.convert import convert, plan
@@ -107,3 +109,44 @@ def test_rows_and_names_that_were_left_out_are_no_fault(hub: Path, tmp_path: Pat
     options = replace(options, names=replace(options.names, exclude=(r"layers\.1\.",)))
     convert(hub, tmp_path / "out.safetensors", options)
     assert not any(".layers.1." in name for name in read_file(tmp_path / "out.safetensors"))
+
+
+def test_what_a_release_fused_on_each_rank(hub: Path, tmp_path: Path) -> None:
+    """Each of two ranks holds its own queries, keys and values; the ranks joined by rows are no [q|k|v]."""
+    full = llama()
+    write_hub(hub, full, model_type="llama", architectures=["LlamaForCausalLM"])
+    run_yaml = tmp_path / "run.yaml"
+    lines = [
+        "type: LlamaConfig",
+        "num_layers: 2",
+        "hidden_size: 8",
+        "num_heads: 4",
+        "n_kv_heads: 2",
+        "qkv_concat: True",
+    ]
+    run_yaml.write_text("model:\n  model_config:\n" + "".join(f"    {line}\n" for line in lines))
+    rows = Sharding((2,), ((0,), ()))
+    fused = {
+        f"model.layers.{n}.{name}.weight": rows
+        for n in range(2)
+        for name in ("attention.w_qkv", "feed_forward.w_gate_hidden")
+    }
+    naming = Naming(dst="mindformers", model=str(run_yaml), release="r1.3")
+    others = plan(hub, tmp_path / "none", Options(naming=replace(naming, release=""))).tensors
+    cuts = {t.name: fused.get(t.name, Sharding.whole(2, len(t.spec.shape))) for t in others}
+    strategy = write_strategy(tmp_path / "strategy", [cuts])
+    convert(hub, tmp_path / "ranks", Options(naming=naming, dst_strategy=str(strategy)))
+    parts = [full[f"model.layers.1.self_attn.{part}_proj.weight"] for part in "qkv"]
+    for rank in range(2):
+        held = next((tmp_path / "ranks" / f"rank_{rank}").glob("*.safetensors"))
+        wanted = np.concatenate([np.split(part, 2)[rank] for part in parts])
+        assert same(read_file(held)["model.layers.1.attention.w_qkv.weight"], wanted)
+    back = Naming(dst="hf", model=str(run_yaml), release="r1.3")
+    convert(tmp_path / "ranks", tmp_path / "back.safetensors", Options(naming=back, src_strategy=str(strategy)))
+    again = read_file(tmp_path / "back.safetensors")
+    assert again.keys() == full.keys()
+    assert all(same(again[name], full[name]) for name in full)
+    whole = Options(src_strategy=str(strategy))
+    convert(tmp_path / "ranks", tmp_path / "merged.safetensors", whole)
+    with pytest.raises(PlanError, match="no strategy says how they are cut"):
+        plan(tmp_path / "merged.safetensors", tmp_path / "no", Options(naming=back))
