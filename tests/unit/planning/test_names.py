@@ -77,10 +77,25 @@ def test_a_group_that_is_not_there() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["adam_m.w", "exp_avg.w", "max_exp_avg_sq.w", "momentum_buffer.w", "step.w", "fp32.w", "optim.state.w.exp_avg"],
+    [
+        "adam_m.w",
+        "exp_avg.w",
+        "max_exp_avg_sq.w",
+        "momentum_buffer.w",
+        "step.w",
+        "fp32.w",
+        "optim.state.w.exp_avg",
+        "optimizer.state.0.exp_avg",
+        "optimizer_states.0.state.0.exp_avg",
+        "optimizer_state_dict.state.0.exp_avg",
+        "optim_state_dict.w",
+        "optimizers.0.state.1.step",
+    ],
 )
 def test_weights_only_takes_no_states(name: str) -> None:
     rules = NameRules(weights_only=True)
     assert not rules.takes(name)
     assert NameRules().takes(name)
     assert rules.takes("model.steps.w")
+    assert rules.takes("optimize.w")
+    assert rules.takes("model.optimizer.w")
