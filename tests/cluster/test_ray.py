@@ -19,6 +19,7 @@ import pytest
 from msgspec.structs import replace
 
 import reshard
+from families.rows import FAMILIES
 from making import array, tree, write_ranks, write_strategy
 from ports import free_port
 from reshard import Options
@@ -373,3 +374,19 @@ def test_without_a_cluster_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_options_that_do_not_fit(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         Options(**wrong)
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_every_family(family: str, disks: dict[str, Path], tmp_path: Path) -> None:
+    """By the workers of the cluster, and by each node for its own ranks: what one process makes."""
+    made = FAMILIES[family](tmp_path / "row")
+    options = made.options(tmp_path)
+    reshard.convert(made.path, tmp_path / "here", options)
+    reshard.convert(made.path, tmp_path / "there", replace(options, engine="ray"))
+    nodes = [NodeRanks(frozenset(range(n, 4, len(disks))), node) for n, node in enumerate(disks)]
+    own = Path(OWN_DISK) / tmp_path.name
+    reshard.convert(made.path.absolute(), own, replace(options, engine="ray", nodes_local=tuple(nodes)))
+    wanted = {name: content for name, content in tree(tmp_path / "here").items() if name.endswith(".safetensors")}
+    found = tree(tmp_path / "there")
+    apart = {name: content for disk in disks.values() for name, content in tree(disk / tmp_path.name).items()}
+    assert wanted == {name: found[name] for name in wanted} == {name: apart[name] for name in wanted}

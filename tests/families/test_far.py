@@ -1,0 +1,86 @@
+"""Every family from object storage to object storage, and through a run that is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+from itertools import count
+from pathlib import Path
+from urllib.request import Request, urlopen
+
+import numpy as np
+import pytest
+from msgspec.structs import replace
+
+import reshard
+from families.rows import FAMILIES, Made
+from forks import forks
+from making import same, tree
+from reshard.families.source import Source
+from reshard.ops.diff import verify_content
+from reshard.ops.verify import verify
+from waiting import wait_until
+
+_NUMBERS = count(1)
+_SIGNED = "AWS4-HMAC-SHA256 Credential=key/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
+
+
+@pytest.fixture(scope="module", params=list(FAMILIES))
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return FAMILIES[request.param](tmp_path_factory.mktemp("row"))
+
+
+class Bucket:
+    def __init__(self, port: int) -> None:
+        self._place = f"http://127.0.0.1:{port}/rows-{os.getpid()}-{next(_NUMBERS)}"
+        self.url = f"s3://{self._place.rpartition('/')[2]}"
+        self._put("", b"")
+
+    def _put(self, key: str, content: bytes) -> None:
+        headers = {"Authorization": _SIGNED, "Content-Type": "application/octet-stream"}
+        urlopen(Request(f"{self._place}/{key}".rstrip("/"), content, headers, method="PUT"), timeout=20).close()
+
+    def put(self, path: Path) -> str:
+        """Copy a file or folder; gives its URL."""
+        for file in [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]:
+            self._put(f"src/{file.relative_to(path.parent)}", file.read_bytes())
+        return f"{self.url}/src/{path.name}"
+
+
+@pytest.fixture
+def bucket(s3_server: int, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    for name in list(os.environ):
+        if name.startswith(("AWS_", "OBS_", "S3_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{s3_server}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    return Bucket(s3_server)
+
+
+def test_from_a_bucket_to_a_bucket(made: Made, bucket: Bucket, tmp_path: Path) -> None:
+    src, dst = bucket.put(made.path), f"{bucket.url}/out"
+    options = made.options(tmp_path)
+    reshard.convert(src, dst, options)
+    assert verify(dst).files == 4
+    source = Source(src, options.src_strategy)
+    assert verify_content(source, Source(dst, options.dst_strategy)).tensors == len(made.full)
+    there = reshard.open(dst)
+    assert {name for name, value in made.full.items() if not same(np.asarray(there[name].read()), value)} == set()
+
+
+def test_a_run_that_is_killed_is_gone_on_with(made: Made, tmp_path: Path) -> None:
+    options = made.options(tmp_path)
+    reshard.convert(made.path, tmp_path / "whole", options)
+    words = ["convert", str(made.path), str(tmp_path / "out"), "--dst-strategy", str(options.dst_strategy)]
+    words += ["--src-strategy", str(options.src_strategy)] if options.src_strategy else []
+    running = forks().start(*words, "--format", "safetensors", "--max-rate", "100/s", "--workers", "1")
+    wait_until((tmp_path / "out" / ".reshard" / "begun.json").exists)
+    running.kill(signal.SIGKILL)
+    running.ended()
+    assert not (tmp_path / "out" / ".reshard" / "manifest.json").exists()
+    reshard.convert(made.path, tmp_path / "out", replace(options, resume=True))
+    wanted, found = tree(tmp_path / "whole"), tree(tmp_path / "out")
+    weights = {name for name in wanted if name.endswith(".safetensors")}
+    assert {name: found.get(name) for name in weights} == {name: wanted[name] for name in weights}
+    assert not [name for name in found if name.endswith(".part")]
