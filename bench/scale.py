@@ -4,7 +4,7 @@
 
 A DeepSeek-V3-like model as MindFormers names it (stacked experts, with Adam states) on 64, 256 and 1,024 ranks, and as
 one full checkpoint of 90 thousand tensors as Hugging Face names them. For each it makes the bill and one share of 16.
-Nothing is read but headers.
+Nothing is read but headers. The last row is a source that no layout describes (irregular.py).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
+import irregular
 from checkpoints import write_sparse
 from reshard.index import TensorSpec
 from reshard.layout.tensor import Layout, Sharding
@@ -247,6 +248,7 @@ def main(ranks: list[int], suffix: str) -> None:
             show(f"{n:,} → 1, in parts", Case(src, old, ""))
             show(f"1 → {n:,}", Case(full, "", hf))
             shutil.rmtree(src)
+        print(irregular.row(), flush=True)
     finally:
         shutil.rmtree(folder)
 

@@ -100,7 +100,7 @@ def check(tensor: Tensor, wanted: np.ndarray, place: Store, block: int, data: st
     boxes = data.draw(tilings(Box.whole(step.base.shape)))
     assert_moved(Move("w", step, dtype, targets(boxes, wanted.itemsize)), viewed, place.files(), block)
     real = data.draw(tilings(Box.whole(wanted.shape)))[0]
-    planned = PlannedTensor("w", "w", TensorSpec(dtype, wanted.shape), step)
+    planned = PlannedTensor("w", TensorSpec(dtype, wanted.shape), step)
     assert sum(p.box.size for p in seen(Piece(0, real, ()), planned)) == real.size
 
 

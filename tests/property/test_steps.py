@@ -127,7 +127,7 @@ def test_put_together_in_a_view(shape: tuple[int, ...], block: int, data: st.Dat
     full = array(shape, "float32")
     with store(data) as place:
         base = place.assembly(full.reshape(view))
-        tensor = PlannedTensor("w", "w", TensorSpec("float32", shape), base)
+        tensor = PlannedTensor("w", TensorSpec("float32", shape), base)
         boxes = data.draw(tilings(Box.whole(shape)))
         files = place.files()
         for box in boxes:

@@ -13,6 +13,7 @@ from reshard.planning.identity import identity_of, parts_of_identity
 from reshard.planning.plan import Plan
 from reshard.planning.scales import Wishes, refuse_parted
 from reshard.planning.target import Choices, Draft, Target
+from reshard.planning.tasks import only_needed
 from reshard.storage.machine import uncollected
 
 
@@ -58,4 +59,4 @@ def make_plan(source: Catalog, target: Target, choices: Choices) -> Plan:
         files.modes,
     )
     draft.assembler.prove_covered(plan)
-    return plan
+    return only_needed(plan) if target.part else plan

@@ -63,7 +63,8 @@ class Assembler:
             spec = tensor.spec if made == tensor.spec.dtype else TensorSpec(made, tensor.spec.shape)
             if missing := tensor.shards.missing():
                 self._lacking[self._numbers[key]] = (tensor, missing)
-            self.tensors.append(PlannedTensor(kept.name, tensor.name, spec, self._step(tensor, source_rank)))
+            other_name = tensor.name if tensor.name != kept.name else None
+            self.tensors.append(PlannedTensor(kept.name, spec, self._step(tensor, source_rank), other_name))
         return self._numbers[key]
 
     def _step(self, tensor: Tensor, source_rank: int) -> Step:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, field
 
 from reshard.errors import InputError, RunError, counted
 from reshard.index import Checksum, Extent, TensorSpec
@@ -156,13 +156,17 @@ Step = Assembly | LoraAdd | Rows | Scaled
 """How a tensor is made. ``base`` is what it is made of block by block, ``beside`` what is read for it besides."""
 
 
-class PlannedTensor(Struct, frozen=True):
+class PlannedTensor(Struct, frozen=True, omit_defaults=True):
     """A tensor to write. ``spec`` is what the target gets, whole; ``step`` makes it."""
 
     name: str
-    source_name: str
     spec: TensorSpec
     step: Step
+    other_name: str | None = field(default=None, name="source_name")
+
+    @property
+    def source_name(self) -> str:
+        return self.name if self.other_name is None else self.other_name
 
 
 class Slot(Struct, frozen=True):

@@ -172,6 +172,33 @@ def needed(move: Move) -> Step:
     return with_pieces(move.step, lambda assembly: replace(base, pieces=pieces) if assembly is base else assembly)
 
 
+def only_needed(plan: Plan) -> Plan:
+    """The plan with those pieces alone that its files need: a part of a target does not carry all of the source."""
+    ranks: dict[int, list[int]] = {}
+    for file in plan.files:
+        ranks.setdefault(file.form, []).append(file.local_rank)
+    held: dict[int, set[tuple[int, tuple[int, ...]]]] = {}
+    for form, local_ranks in ranks.items():
+        together = tuple(local_ranks)
+        for slot in plan.forms[form].slots:
+            held.setdefault(slot.tensor, set()).add((slot.layout, together))
+    hulls: dict[object, Box] = {}
+
+    def hull(places: frozenset[tuple[int, tuple[int, ...]]]) -> Box:
+        if places not in hulls:
+            boxes = [Piece(0, plan.layouts[layout].box(rank), ()) for layout, some in places for rank in some]
+            hulls[places] = hull_of(boxes)
+        return hulls[places]
+
+    tensors = list(plan.tensors)
+    for number, places in held.items():
+        tensor = tensors[number]
+        if len(tensor.step.base.pieces) > 1:
+            targets = tuple(seen(Piece(0, hull(frozenset(places)), ()), tensor))
+            tensors[number] = replace(tensor, step=needed(Move("", tensor.step, tensor.spec.dtype, targets)))
+    return replace(plan, tensors=tuple(tensors))
+
+
 def hull_of(pieces: Sequence[Piece]) -> Box:
     hull = pieces[0].box
     for piece in pieces[1:]:
