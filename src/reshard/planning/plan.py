@@ -1,6 +1,4 @@
-"""The plan: numbers, names and paths that say which bytes make which files. It prints, diffs, saves as JSON and
-travels.
-"""
+"""The plan: numbers, names and paths that say which bytes make which files. It prints, diffs, saves as JSON, travels."""
 
 from __future__ import annotations
 
@@ -378,10 +376,8 @@ class Run(Struct, frozen=True):
 
 
 class FileResult(Struct, frozen=True):
-    """A file that is whole. ``link`` says how it shares the bytes of another, empty where it was written.
-
-    ``read_nbytes`` is what its whole task read, noted with the task's first file; ``shared_nbytes`` are those that it
-    has in common with source files.
+    """A file that is whole. ``link``: how it shares the bytes of another, empty where it was written; ``read_nbytes``:
+    what its whole task read, noted with its first file; ``shared_nbytes``: what it has in common with source files.
     """
 
     path: str
