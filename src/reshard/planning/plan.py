@@ -1,4 +1,4 @@
-"""The plan: numbers, names and paths that say which bytes make which files. It prints, diffs, saves as JSON, travels."""
+"""The plan: numbers, names and paths that say which bytes make which files. It prints, diffs, saves as JSON, moves."""
 
 from __future__ import annotations
 
