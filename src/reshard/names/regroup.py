@@ -322,5 +322,6 @@ def _own_vocab(side: Known, *, hub: bool) -> tuple[str, int] | None:
 
 def _rows_of(source: Catalog) -> dict[str, int]:
     """Into how many parts the rows of each tensor are cut, optimizer parallel aside."""
-    cut = ((name, t.cut.sharding) for name, t in source.tensors.items() if t.cut is not None and t.spec.shape)
+    known = ((name, t.cut) for name, t in source.tensors.items() if t.known and t.spec.shape)
+    cut = ((name, layout.sharding) for name, layout in known if layout is not None)
     return {name: sharding.parts[0] // sharding.opt_parts for name, sharding in cut}

@@ -211,7 +211,7 @@ class _Stage:
         elif _PER_SHARD in self._styles.values():
             raise PlanError(
                 "tensors that were fused on each rank after the cut, and no strategy says how they are cut",
-                hint="give the rank folders and their strategy",
+                hint="give the rank folders and their strategy; of one rank alone: --qkv concat --gate-up concat",
             )
         dims = []
         for found, name in _unlike(groups, self._tensors):
