@@ -23,7 +23,7 @@ from reshard.families.full import texts_and_notes, whole
 from reshard.families.headers import index_files
 from reshard.index import Stored, TensorSpec
 from reshard.layout.stages import Strategy
-from reshard.layout.tensor import Cell, Layout, Sharding
+from reshard.layout.tensor import MAX_DEVICES, Cell, Layout, Sharding
 from reshard.planning.catalog import Catalog, Grid, Held, IndexedFile, Ranks, Tensor
 
 _GRADIENTS = "accu_grads."
@@ -68,10 +68,16 @@ def described(folder: Listing, metadata: Metadata) -> Catalog:
 
 
 def _ranks_of_files(metadata: Metadata, path: str) -> dict[str, int]:
-    """The files that hold something, and the ranks that wrote them. Raises CheckpointError for files elsewhere."""
+    """The files that hold something, and the ranks that wrote them. Raises CheckpointError for files elsewhere, or of
+    two ranks.
+    """
     found: dict[str, int] = {}
     for place in (place for places in metadata.storage_data.values() for place in places):
-        found.setdefault(place.file_name, place.storage_rank)
+        rank = found.setdefault(place.file_name, place.storage_rank)
+        if rank != place.storage_rank:
+            raise CheckpointError(
+                f"it says that {place.file_name} is of rank {rank:,} and {place.storage_rank:,}", path
+            )
     outside = [name for name in found if "/" in name or "\0" in name or name in ("", ".", "..")]
     if outside:
         raise CheckpointError(f"it names {outside[0]!r}, which is no file beside it", path)
@@ -80,7 +86,10 @@ def _ranks_of_files(metadata: Metadata, path: str) -> dict[str, int]:
 
 def _ranks(metadata: Metadata, writers: Iterable[int], where: str) -> Ranks:
     lists = {p.layout.rank_list for p in metadata.state_dict_metadata.values() if p.layout}
-    world = 1 + max((*writers, *(max(ranks, default=0) for ranks in lists)), default=0)
+    named = {*writers, *(rank for ranks in lists for rank in ranks)}
+    if strange := [rank for rank in named if not 0 <= rank < MAX_DEVICES]:
+        raise CheckpointError(f"it names rank {strange[0]:,}; at most {MAX_DEVICES:,} are supported", where)
+    world = 1 + max(named)
     devices = max(map(len, lists), default=world)
     stages = world // devices if world % devices == 0 else 1
     return Ranks(stages, world // stages, where)

@@ -217,6 +217,15 @@ def test_a_layout_that_is_not_that_of_the_files(folder: Path, how: Callable[[Any
     assert said in told
 
 
+@pytest.mark.parametrize("rank", [-1, 1 << 40])
+def test_ranks_that_cannot_be(folder: Path, rank: int) -> None:
+    change(folder, lambda m: m["storage_data"]["('norm', (0,))"][0].update(storage_rank=rank))
+    assert f"CKP-model-0000000-0000004.safetensors is of rank 0 and {rank:,}" in refused(folder)
+    change(folder, lambda m: m["state_dict_metadata"]["norm"]["layout"].update(rank_list=[0, 1, 2, rank]))
+    change(folder, lambda m: m["storage_data"]["('norm', (0,))"][0].update(storage_rank=0))
+    assert f"it names rank {rank:,}" in refused(folder)
+
+
 def test_every_fault_is_listed(folder: Path) -> None:
     def lie(metadata: dict[str, Any]) -> None:
         for name in ("l.0.w", "norm"):
