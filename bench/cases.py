@@ -69,6 +69,16 @@ class Inputs:
         while self.made:
             remove(self.made.popitem()[1])
 
+    def _of_megatron(self, name: str, layout: str) -> Path:
+        full = write_full(self._model, self._folder / "whole.safetensors")
+        words = ("--files", "8") if layout == "torch_dist" else ("--tp", "4", "--pp", "2")
+        to = "torch_dist" if layout == "torch_dist" else "megatron"
+        config = write_config(self._model, self._folder)
+        argv = [RESHARD, "convert", str(full), str(self._folder / name), "--to", to, *words, "--model", config]
+        subprocess.run([*argv, "--quiet", "--no-fsync"], check=True)
+        remove(full)
+        return self._folder / name
+
     def _make(self, name: str) -> Path:
         if name == "adapter":
             return write_lora(self._model, self._folder / "adapter.safetensors")
@@ -79,6 +89,8 @@ class Inputs:
         if name.startswith("full."):
             return write_full(self._model, self._folder / name)
         form, layout = name.split("-")
+        if form == "megatron":
+            return self._of_megatron(name, layout)
         if form in ("fsdp", "dcp"):
             write = write_fsdp if form == "fsdp" else write_dcp
             return write(self._model, self._folder / name, int(layout))
@@ -115,9 +127,22 @@ def cases(folder: Path, model: Model) -> list[Case]:
             "Checkpoint 2.0 dp2mp2pp2 → Hugging Face",
             (*newer, "--dst-names", "hf", "--model", write_config(model, folder)),
         ),
+        *_megatron(write_config(model, folder)),
         Case("verify", ("verify", "{safetensors-mp8}")),
         Case("fingerprint", ("fingerprint", "{full.safetensors}")),
         *_families(),
+    ]
+
+
+def _megatron(config: str) -> list[Case]:
+    """Other names and cuts in one pass; compared with the rows of the same cuts above."""
+    written = ("convert", "{full.safetensors}", "{out}", "--model", config, "--to")
+    read = ("{out}", "--weights-only", "--dst-names", "hf", "--model", config)
+    return [
+        Case("1 → Megatron tp8", (*written, "megatron", "--tp", "8")),
+        Case("1 → Megatron torch_dist, 8 files", (*written, "torch_dist", "--files", "8")),
+        Case("Megatron tp4 pp2 → Hugging Face", ("convert", "{megatron-tp4pp2}", *read)),
+        Case("Megatron torch_dist → Hugging Face", ("convert", "{megatron-torch_dist}", *read)),
     ]
 
 

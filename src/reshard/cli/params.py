@@ -63,7 +63,7 @@ Iteration = Annotated[int, typer.Option(metavar="N", min=-1, show_default=False,
 
 
 def _names_option(name: str, says: str) -> Any:
-    known = ("hf", "mindformers", "mcore", "torchtitan")
+    known = ("hf", "mindformers", "mcore", "megatron", "torchtitan")
     return Annotated[str, typer.Option(name, metavar="|".join(known), help=says, autocompletion=one_of(*known))]
 
 
