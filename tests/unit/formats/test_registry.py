@@ -1,10 +1,9 @@
-"""Formats by name and by suffix; those of others join by an entry point."""
+"""Formats by name and by suffix."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -25,21 +24,6 @@ def test_an_unknown_name_is_answered_with_those_that_are_known() -> None:
     with pytest.raises(UsageError, match="no format 'gguf'") as caught:
         format_named("gguf")
     assert "ckpt, safetensors, torch" in caught.value.hint
-
-
-def test_a_package_adds_one(tmp_path: Path) -> None:
-    (tmp_path / "theirs.py").write_text("class Theirs:\n    name = 'theirs'\n    suffix = '.xyz'\n")
-    (tmp_path / "theirs-1.dist-info").mkdir()
-    (tmp_path / "theirs-1.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1\n")
-    points = "[reshard.formats]\ntheirs = theirs:Theirs\nckpt = theirs:Theirs\n"
-    (tmp_path / "theirs-1.dist-info/entry_points.txt").write_text(points)
-    code = (
-        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
-        "from reshard.formats.registry import format_of, suffixes\n"
-        f"print(format_of('a.xyz').name, format_of('a.ckpt').name, suffixes() == {BUILT_IN | {'.xyz': 'theirs'}})"
-    )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert said == "theirs ckpt True\n"
 
 
 def test_to_know_a_format_nothing_installed_is_looked_through() -> None:
