@@ -239,3 +239,33 @@ def test_an_element_off_by_one_is_no_contradiction() -> None:
     half = replace(copy, dtype="float16")
     with np.errstate(over="ignore"):
         assert zero_proof._rounded(masters.tobytes(), half) == masters.astype(np.float16).view(np.uint16).tolist()
+
+
+@pytest.mark.parametrize("case", ["z3_bf16_r2", "z3_fp32_r2_groups", "pp2dp2_z1_bf16_tied"])
+def test_weights_that_lie_in_missing_files(case: str, tmp_path: Path) -> None:
+    """At stage 3 the states of the model hold each weight as a tensor of no elements."""
+    source = folder(case, tmp_path)
+    last = "mp_rank_01" if case.startswith("pp") else ""
+    for path in source.glob(f"*{last}_optim_states.pt"):
+        path.unlink()
+    with pytest.raises(CheckpointError, match=r"optim_states\.pt"):
+        reshard.plan(source, "out.safetensors")
+
+
+def test_without_masters_weights_are_the_model_s_own(tmp_path: Path) -> None:
+    source = folder("z2_bf16_r2_groups", tmp_path)
+    for path in source.glob("*_optim_states.pt"):
+        path.unlink()
+    plan = reshard.plan(source, "out.safetensors")
+    assert {tensor.spec.dtype for tensor in plan.tensors} == {"bfloat16"}
+    assert any("not the fp32 masters" in warning for warning in plan.warnings)
+
+
+@pytest.mark.parametrize("case", ["z2_bf16_r2_groups", "z3_bf16_r2"])
+def test_a_universal_checkpoint_does_not_pass_for_a_save(case: str, tmp_path: Path) -> None:
+    source = folder(case, tmp_path).parent
+    reshard.convert(source, source / "made", Options(to="universal", fsync=False))
+    with pytest.raises(CheckpointError, match="universal checkpoint"):
+        reshard.plan(source / "made", "out.safetensors")
+    (source / "latest").unlink()
+    assert len(reshard.plan(source, "out.safetensors").tensors) == 69

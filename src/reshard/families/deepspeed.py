@@ -103,6 +103,12 @@ class Saved(Struct, frozen=True):
 def opened(there: Listing, source: Source) -> Saved:
     """The save that is meant. Raises InputError with what is missing or contradictory, UsageError."""
     folder, warnings = _tag_folder(there, source)
+    if _is_universal(folder):
+        raise CheckpointError(
+            "a universal checkpoint of DeepSpeed: its states of the model alone are no checkpoint",
+            folder.path,
+            "give the folder that it was made of",
+        )
     names = sorted((entry.name for entry in folder.entries if not entry.folder), key=natural)
     told, parts, warned = _told(folder, names)
     experts = [name for name in names if _EXPERTS_OPTIMIZER.fullmatch(name)]
@@ -115,12 +121,19 @@ def _is_tag(there: Listing) -> bool:
     return any(pattern.fullmatch(entry.name) for entry in there.entries for pattern in _KINDS.values())
 
 
+def _is_universal(there: Listing) -> bool:
+    entry = there.entry("zero")
+    return entry is not None and entry.folder
+
+
 def _tags(there: Listing) -> Iterator[Listing]:
-    """The folders below that hold a checkpoint, each listed when it is asked for; those of DeepSpeed's names first."""
+    """The folders below that hold a checkpoint, each listed when it is asked for; those of DeepSpeed's names first.
+    Universal ones are made of others.
+    """
     folders = (entry.name for entry in there.entries if entry.folder)
     for name in sorted(folders, key=lambda name: (not name.startswith(_STEP), natural(name))):
         listing = _below(there, name)
-        if _is_tag(listing):
+        if _is_tag(listing) and not _is_universal(listing):
             yield listing
 
 
@@ -196,7 +209,8 @@ def _told(folder: Listing, names: Sequence[str]) -> tuple[Told, list[TorchPart],
         raise CheckpointError("experts of several tensor-parallel ranks are not put together", folder.path)
     _refuse_missing_ranks(models, optimizers, layers, folder.path)
     optimizers, warned = _of_this_save(optimizers, folder.path)
-    return Told(models, optimizers, layers, experts), opened, warned
+    told = Told(models, optimizers, layers, experts)
+    return told, opened, warned + _warned_of_no_optimizer(told, folder.path)
 
 
 def _refuse_twins(found: Mapping[str, Sequence[tuple[re.Match[str], str]]]) -> None:
@@ -221,6 +235,8 @@ def _refuse_missing_ranks(
     world = max(*said, max(there) + 1, *(mp + 1 for _, mp in optimizers), 1)
     absent = [f"mp_rank_{mp:02d}_model_states.pt" for mp in range(world) if mp not in there]
     tensor = {tp for _, tp in layers}
+    cut = {mp for _, mp in optimizers}
+    absent += [f"zero_pp_rank_*_mp_rank_{mp:02d}_optim_states.pt" for mp in sorted(there) if cut and mp not in cut]
     absent += [
         f"layer_{layer:02d}-model_{tp:02d}-model_states.pt"
         for layer in sorted({layer for layer, _ in layers})
@@ -229,6 +245,25 @@ def _refuse_missing_ranks(
     ]
     if absent:
         raise CheckpointError("files of ranks are missing:\n" + listed(absent), folder, "bring them: each holds a part")
+
+
+def _warned_of_no_optimizer(told: Told, folder: str) -> list[str]:
+    """A warning where the optimizer was cut and no file of it is there. Raises CheckpointError where the weights lie in
+    these.
+    """
+    first = told.model(told.model_parallel[0])
+    shapes = {name: shape for group in first.shapes for name, shape in group.items()}
+    if told.optimizers or not shapes:
+        return []
+    module = first.module or {}
+    empty = [name for name, shape in shapes.items() if name in module and module[name].shape != shape]
+    if empty:
+        raise CheckpointError(
+            f"no optimizer states (*_optim_states.pt) lie here, and at stage 3 these hold the weights: {empty[0]} …",
+            folder,
+            "bring the files of all ranks",
+        )
+    return [f"{folder}: no optimizer states lie here: weights are the model's own, not the fp32 masters"]
 
 
 def _int(text: str | None) -> int:
