@@ -258,7 +258,7 @@ def test_gradients_that_were_not_saved_are_no_fault(folder: Path, tmp_path: Path
     def name_gradients(metadata: dict[str, Any]) -> None:
         metadata["state_dict_metadata"]["accu_grads.l.0.w"] = metadata["state_dict_metadata"]["l.0.w"]
         for number in (0, 1):
-            entry = {"file_name": "CKP-opt-0000000-0000004.safetensors", "storage_rank": number}
+            entry = {"file_name": f"CKP-opt-000000{number}-0000004.safetensors", "storage_rank": number}
             metadata["storage_data"][f"('accu_grads.l.0.w', ({number},))"] = [entry]
 
     change(folder, name_gradients)
