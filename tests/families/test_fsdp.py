@@ -253,6 +253,29 @@ def test_moments_that_may_be_of_several_weights_are_refused(tmp_path: Path) -> N
     assert other.identity != reshard.plan(source, tmp_path / "m.safetensors", told).identity
 
 
+LAYERS = {f"layers.{n}.{name}": FULL[name] * (n + 2) for n in range(3) for name in ("a.w", "b.w")}
+LAYERS |= {"head": FULL["head"]}
+
+
+@pytest.mark.parametrize("first", [1, 2])
+def test_of_whole_layers_the_first_are_taken_for_frozen_and_that_is_said(tmp_path: Path, first: int) -> None:
+    trained = [name for name in LAYERS if not any(name.startswith(f"layers.{n}.") for n in range(first))]
+    source = write_ranks(tmp_path / "actor", LAYERS, trained)
+    plan = reshard.plan(source, tmp_path / "m.safetensors")
+    which = "layer 0" if first == 1 else "layers 0 to 1"
+    assert any(f"those of {which} are taken for frozen" in warning for warning in plan.warnings)
+    reshard.convert(source, tmp_path / "m.safetensors", Options(fsync=False))
+    found = read_file(tmp_path / "m.safetensors")
+    assert {n for n in LAYERS if f"exp_avg.{n}" in found} == set(trained)
+    assert all(same(found[f"exp_avg.{name}"], -LAYERS[name]) for name in trained)
+
+
+def test_a_part_of_a_layer_is_not_taken_for_frozen(tmp_path: Path) -> None:
+    source = write_ranks(tmp_path / "actor", LAYERS, [name for name in LAYERS if name != "layers.0.a.w"])
+    with pytest.raises(PlanError, match="nothing in the files says"):
+        reshard.plan(source, tmp_path / "m.safetensors")
+
+
 def test_the_optimizer_s_missing_file_is_told_where_states_are_wanted(tmp_path: Path) -> None:
     source = write_ranks(tmp_path / "actor", FULL, list(FULL))
     (source / "optim_world_size_2_rank_1.pt").unlink()

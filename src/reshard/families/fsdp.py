@@ -59,7 +59,11 @@ class Fsdp(Struct, frozen=True):
             Ranks(1, world, folder.path),
             withheld=states.withheld,
             told_by={**told_by, **({"--frozen": source.frozen} if source.frozen else {})},
-            warnings=(*_left_out(files, world, opened), *(told for one in opened for told in one.warnings)),
+            warnings=(
+                *_left_out(files, world, opened),
+                *(told for one in opened for told in one.warnings),
+                *states.warnings,
+            ),
             family=f"FSDP files of {counted(world, 'rank')}",
         )
 

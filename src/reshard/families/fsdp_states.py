@@ -19,15 +19,17 @@ from reshard.layout.cover import boxes_of_range
 from reshard.planning.catalog import Held, Shard, Tensor, tensor_of_shards
 
 _STEP = "step"
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks?)\.(\d+)\.")
 _Number = int | str
 _Named = Mapping[_Number, str]
 
 
 class States(Struct, frozen=True):
-    """``withheld``: by name, why states that are there cannot be told apart."""
+    """``withheld``: by name, why states that are there cannot be told apart. ``warnings``: what was assumed."""
 
     tensors: Mapping[str, Tensor]
-    withheld: Mapping[str, str]
+    withheld: Mapping[str, str] = {}
+    warnings: tuple[str, ...] = ()
 
 
 def states_of(
@@ -50,10 +52,14 @@ def states_of(
     cut = any(not mine.plain for one in optimizers for held in one.held.values() for mine in held.values())
     for world in (len(optimizers),) if cut else _group_sizes(len(optimizers)):
         ranks = optimizers if cut else optimizers[:world]
-        found = _named(groups, weights, {number: _size(number, ranks, cut=cut) for number in numbers})
+        sizes = {number: _size(number, ranks, cut=cut) for number in numbers}
+        found, told = _named(groups, weights, sizes), ""
+        if found is None and frozen is None:
+            found, told = _without_first_layers(groups, weights, sizes)
         if found is not None:
+            warnings = (told,) if told else ()
             made = (_states(number, name, weights[name], ranks, cut=cut) for number, name in found.items())
-            return States({tensor.name: tensor for of_number in made for tensor in of_number}, {})
+            return States({tensor.name: tensor for of_number in made for tensor in of_number}, warnings=warnings)
     why = f"which of {len(weights)} weights the optimizer's {len(numbers)} parameters are, nothing in the files says"
     why += "; --frozen says which were not trained" if cut else " (flat parameters, use_orig_params=False)"
     return States({}, {f"{kind}.<{len(numbers)} parameters of the optimizer>": why for kind in kinds})
@@ -114,6 +120,29 @@ def _named(
             return None
         found |= first
     return found if len(set(found.values())) == len(found) else None
+
+
+def _without_first_layers(
+    groups: Sequence[Sequence[_Number]],
+    weights: Mapping[str, tuple[int, ...]],
+    sizes: Mapping[_Number, tuple[int, ...] | int | None],
+) -> tuple[dict[_Number, str] | None, str]:
+    """The weights of parameters where these are all but those of the first whole layers, and what is said of that:
+    training freezes the first layers, if whole ones and no others, but the files do not say that it did.
+    """
+    layers = sorted({int(match[1]) for name in weights if (match := _LAYER.search(name))})
+    for count in range(1, len(layers)):
+        frozen = set(layers[:count])
+        left = {n: s for n, s in weights.items() if not ((match := _LAYER.search(n)) and int(match[1]) in frozen)}
+        found = _named(groups, left, sizes) if len(left) == len(sizes) else None
+        if found is not None:
+            which = f"layer {layers[0]}" if count == 1 else f"layers {layers[0]} to {layers[count - 1]}"
+            told = (
+                f"the optimizer numbers {len(sizes)} of {len(weights)} weights and does not say which: those of "
+                f"{which} are taken for frozen, as the first layers are where whole ones are; --frozen says otherwise"
+            )
+            return found, told
+    return None, ""
 
 
 def _matched(
