@@ -1,0 +1,104 @@
+"""What sharing blocks saves: jobs on XFS and Btrfs, each in a file mounted by loop, against cp and sync; needs root.
+
+    python bench/clones.py [--layers 8] [--runs 3] [--dir DIR]
+
+Columns: seconds (medians) of reshard and of ``cp -r --reflink=never`` of what it wrote, both with what the disk takes
+(``sync``), the median of the pairs' ratios, and the part of the target that takes space.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cases import RESHARD, remove
+from checkpoints import Model, write_full, write_strategy
+
+_MAKE = {"xfs": ("mkfs.xfs", "-q", "-f", "-m", "reflink=1"), "btrfs": ("mkfs.btrfs", "-q", "-f")}
+
+
+class RowsOnly(Model):
+    """Every matrix is cut by rows."""
+
+    def tensors(self) -> dict[str, tuple[tuple[int, ...], tuple[tuple[int, ...], ...], int]]:
+        return {
+            name: (shape, ((0,), ()) if len(shape) == 2 else cut, layer)
+            for name, (shape, cut, layer) in super().tensors().items()
+        }
+
+
+@contextmanager
+def mounted(kind: str, folder: Path, nbytes: int) -> Iterator[Path]:
+    image, disk = folder / f"{kind}.img", folder / kind
+    with open(image, "wb") as file:
+        file.truncate(nbytes)
+    subprocess.run([*_MAKE[kind], image], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    disk.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-o", "loop", image, disk], check=True)
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", disk], check=True)
+        image.unlink()
+
+
+def used(folder: Path) -> int:
+    os.sync()
+    status = os.statvfs(folder)
+    return (status.f_blocks - status.f_bfree) * status.f_frsize
+
+
+def timed(*argv: str | Path) -> float:
+    began = time.monotonic()
+    subprocess.run(argv, check=True)
+    subprocess.run(["sync"], check=True)
+    return time.monotonic() - began
+
+
+def row(what: str, words: tuple[str | Path, ...], disk: Path, runs: int) -> str:
+    ours, theirs, space = [], [], 0.0
+    for _ in range(runs):
+        for name in ("out", "copy"):
+            remove(disk / name)
+        before = used(disk)
+        ours.append(timed(RESHARD, *words, "--quiet"))
+        nbytes = sum(path.stat().st_size for path in (disk / "out").rglob("*.safetensors"))
+        space = (used(disk) - before) / nbytes
+        theirs.append(timed("cp", "-r", "--reflink=never", disk / "out", disk / "copy"))
+    ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+    return (
+        f"| {what} | {statistics.median(ours):.2f} | {statistics.median(theirs):.2f} | **{ratio:.2f}** | {space:.0%} |"
+    )
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--layers", type=int, default=8)
+    options.add_argument("--runs", type=int, default=3)
+    options.add_argument("--dir", type=Path, default=Path(__file__).parent / "out")
+    args = options.parse_args()
+    args.dir.mkdir(parents=True, exist_ok=True)
+    print("| job | s | cp s | × cp | space |\n|---|---|---|---|---|")
+    for kind, make in _MAKE.items():
+        if os.geteuid() or not shutil.which(make[0]):
+            print(f"{kind} is left out: it takes root and {make[0]}")
+            continue
+        with mounted(kind, args.dir, 16 << 30) as disk:
+            for what, model in (("rows alone", RowsOnly(args.layers)), ("rows and columns", Model(args.layers))):
+                full = write_full(model, disk / "full.safetensors")
+                strategy = write_strategy(model, disk / "mp8", 1, 8, 1)
+                words = ("split", full, disk / "out", "--dst-strategy", strategy)
+                print(row(f"1 → mp8, {what}, {kind}", words, disk, args.runs), flush=True)
+                more = (*words, "--checksum", "off")
+                print(row(f"1 → mp8, {what}, {kind}, no checksums", more, disk, args.runs), flush=True)
+
+
+if __name__ == "__main__":
+    main()
