@@ -324,4 +324,4 @@ def _rows_of(source: Catalog) -> dict[str, int]:
     """Into how many parts the rows of each tensor are cut, optimizer parallel aside."""
     known = ((name, t.cut) for name, t in source.tensors.items() if t.known and t.spec.shape)
     cut = ((name, layout.sharding) for name, layout in known if layout is not None)
-    return {name: sharding.parts[0] // sharding.opt_parts for name, sharding in cut}
+    return {name: each.parts[0] // each.opt_parts for name, each in cut if each.devices > 1}
