@@ -17,6 +17,7 @@ from reshard.formats.torch_values import TensorRef
 from reshard.storage.storages import storage_of
 
 _ELEMENTS = 256
+_INFINITE = 0x7F800000
 _TENSORS = 8
 _UNSIGNED = {"bfloat16": "H", "float16": "H", "float32": "I"}
 _Bits = list[int]
@@ -64,9 +65,11 @@ def _differs(model: ModelStates, parts: Mapping[int, TorchPart], master: Slice) 
         return False
     held, count = first.held[0], min(first.box.size, _ELEMENTS)
     masters = parts[held.file].bytes_of(held.extents, 4 * count)
-    wanted = _rounded(masters, copy)
+    numbers = zip(_bits(masters, "float32"), _rounded(masters, copy), strict=True)
+    wanted = [rounded if bits & 0x7FFFFFFF <= _INFINITE else None for bits, rounded in numbers]  # NaN has many bits
     there = _bits(model.part.content(copy, count), copy.dtype)
-    return sum(abs(_order(a, copy) - _order(b, copy)) > 1 for a, b in zip(wanted, there, strict=True)) * 2 > count
+    pairs = ((a, b) for a, b in zip(wanted, there, strict=True) if a is not None)
+    return sum(abs(_order(a, copy) - _order(b, copy)) > 1 for a, b in pairs) * 2 > count
 
 
 def _rounded(masters: bytes, copy: TensorRef) -> _Bits:
