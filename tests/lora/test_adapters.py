@@ -354,6 +354,25 @@ def test_a_copy_of_the_base_is_told_where_it_is_another(tmp_path: Path, same: bo
     assert ("in whose place" in said) == (not same)
 
 
+def test_lengths_that_other_factors_change_are_refused(tmp_path: Path) -> None:
+    """Of a second adapter, or of a head that is tied."""
+    adapter = {**Q, "q.lora_magnitude_vector": factor(OUT)}
+    paths = [str(save_adapter(tmp_path / name, adapter, target_parameters=None)) for name in "ab"]
+    write_file(tmp_path / "base.safetensors", Q_BASE)
+    at = [AdapterAt(path, lora_config(adapter=path)) for path in paths]
+    with pytest.raises(PlanError, match=r"DoRA scales q\.weight by its length"):
+        open_merge(tmp_path / "base.safetensors", Options(), at)
+    ends = {
+        "lm_head.lora_A.weight": factor(RANK, IN),
+        "lm_head.lora_B.weight": factor(VOCAB, RANK),
+        "lm_head.lora_magnitude_vector": factor(VOCAB),
+        "embed_tokens.lora_embedding_A": factor(RANK, VOCAB),
+        "embed_tokens.lora_embedding_B": factor(IN, RANK),
+    }
+    with pytest.raises(PlanError, match=r"DoRA scales embed_tokens\.weight by its length"):
+        small(tmp_path, {"embed_tokens.weight": factor(VOCAB, IN)}, ends, target_parameters=None)
+
+
 def test_what_was_trained_whole_is_no_copy(tmp_path: Path) -> None:
     small(tmp_path, {**Q_BASE, "norm.weight": factor(IN)}, {**Q, "norm.weight": factor(IN)})
     assert "others" not in (tmp_path / "said").read_text()

@@ -57,7 +57,7 @@ class Layers:
         pair = self._pair(module, parts)
         found = self._weight(layer, pair, embedding=_EMBEDDING[0] in parts, module=module)
         weight, fit = found.weight, found.fit
-        if sums.has(weight.name) and not self._tied(layer, weight):
+        if sums.has(weight.name) and weight.name != self._base.embedding():  # which a head may be, too
             raise PlanError(f"{pair[0].name}: a second adapter of {weight.name}")
         scaling = self._rules.scaling(found.called, fit.rank) * self._adapter.weight
         sums.add(weight.name, Term(viewed(fit, weight, *pair), scaling, fit.form))
@@ -149,9 +149,6 @@ class Layers:
             return None
         self.warnings.append(f"{HEAD} is tied to {embedding}: what is added to one changes both sides, as in PEFT")
         return embedding
-
-    def _tied(self, layer: str, weight: Tensor) -> bool:
-        return weight.name == self._base.embedding() and HEAD not in weight.name
 
     def _bias_of(self, weight: Tensor, bias: Tensor) -> str:
         name = f"{weight.name.removesuffix('weight')}bias"

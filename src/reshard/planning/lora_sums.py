@@ -46,8 +46,8 @@ class Sums:
         for weight, terms in self._terms.items():
             several = len({each.adapter for each in terms}) > 1
             magnitude = self._magnitudes.get(weight)
-            if magnitude is not None and self._adapter > 1:
-                faults.append(f"{magnitude.name}: DoRA scales {weight} by its length, which other adapters change")
+            if magnitude is not None and len(terms) > 1:
+                faults.append(f"{magnitude.name}: DoRA scales {weight} by its length, which other factors change")
             if combination == "linear" and (fault := _fault(terms)):
                 faults.append(f"{weight}: {fault}")
             elif combination == "linear" and several:
