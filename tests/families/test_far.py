@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import signal
-from itertools import count
 from pathlib import Path
-from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
 from msgspec.structs import replace
 
 import reshard
+from families.buckets import Bucket
 from families.rows import FAMILIES, Made
 from forks import forks
 from making import same, tree
@@ -21,41 +19,10 @@ from reshard.ops.diff import verify_content
 from reshard.ops.verify import verify
 from waiting import wait_until
 
-_NUMBERS = count(1)
-_SIGNED = "AWS4-HMAC-SHA256 Credential=key/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
-
 
 @pytest.fixture(scope="module", params=list(FAMILIES))
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
     return FAMILIES[request.param](tmp_path_factory.mktemp("row"))
-
-
-class Bucket:
-    def __init__(self, port: int) -> None:
-        self._place = f"http://127.0.0.1:{port}/rows-{os.getpid()}-{next(_NUMBERS)}"
-        self.url = f"s3://{self._place.rpartition('/')[2]}"
-        self._put("", b"")
-
-    def _put(self, key: str, content: bytes) -> None:
-        headers = {"Authorization": _SIGNED, "Content-Type": "application/octet-stream"}
-        urlopen(Request(f"{self._place}/{key}".rstrip("/"), content, headers, method="PUT"), timeout=20).close()
-
-    def put(self, path: Path) -> str:
-        """Copy a file or folder; gives its URL."""
-        for file in [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]:
-            self._put(f"src/{file.relative_to(path.parent)}", file.read_bytes())
-        return f"{self.url}/src/{path.name}"
-
-
-@pytest.fixture
-def bucket(s3_server: int, monkeypatch: pytest.MonkeyPatch) -> Bucket:
-    for name in list(os.environ):
-        if name.startswith(("AWS_", "OBS_", "S3_")):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{s3_server}")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    return Bucket(s3_server)
 
 
 def test_from_a_bucket_to_a_bucket(made: Made, bucket: Bucket, tmp_path: Path) -> None:
