@@ -125,7 +125,7 @@ class _Decider:
 
     @property
     def _disagreeing(self) -> str:
-        return ("no strategy knows it and " if self.source.by_strategy else "") + "its ranks disagree"
+        return "no strategy knows it and its ranks disagree" if self.source.by_strategy else "its ranks disagree"
 
     def leave_out(self, fate: Literal["dropped", "absent"], reason: str, name: str) -> None:
         self.left_out.setdefault((fate, reason), []).append(name)
@@ -144,8 +144,9 @@ class _Decider:
                 if is_state(name):
                     self.leave_out("dropped", "optimizer states that the target's strategy does not have", name)
                 else:
-                    whose = "source's strategy" if self.source.by_strategy else "source"
-                    self.refuse("dropped", f"only the {whose} has it", name)
+                    by_strategy = self.source.by_strategy
+                    fault = "only the source's strategy has it" if by_strategy else "only the source has it"
+                    self.refuse("dropped", fault, name)
                 return
             if not tensor.compared and self._drops_unknown(name):
                 return
