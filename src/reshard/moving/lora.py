@@ -84,15 +84,16 @@ def sums(step: LoraAdd, weight: Array, factors: Factors) -> Iterator[tuple[tuple
     rows = max(_CHUNK // max(weight.shape[-1], 1), 1)
     for matrix in np.ndindex(weight.shape[:-2]):
         rights = [right[matrix].astype(np.float64, order="C") for _, right in sides]
+        in_steps = step.in_steps and step.magnitude is None and weight.dtype == np.float32
         for start in range(0, weight.shape[-2], rows):
             part = (*matrix, slice(start, start + rows))
             total: Array | float = 0.0
             for product, (left, _), right in zip(step.products, sides, rights, strict=True):
-                term = _product(left[part].astype(np.float64), right)
+                term = (_product_in_steps if in_steps else _product)(left[part].astype(np.float64), right)
                 term *= product.scaling
                 total = np.add(total, term, out=term) if isinstance(total, np.ndarray) else term
             assert isinstance(total, np.ndarray)
-            total += weight[part].astype(np.float64)
+            total += weight[part].astype(total.dtype)
             yield part, total
 
 
@@ -124,6 +125,14 @@ def _product(left: Array, right: Array) -> Array:
     if right.shape[1] == 1:  # of a single column it would sum in another order
         return np.asarray(_product(left, np.repeat(right, 2, 1))[:, :1])
     return np.asarray(np.einsum("ok,ki->oi", left, right))
+
+
+def _product_in_steps(left: Array, right: Array) -> Array:
+    """The same in fp32, each step of the sum rounded once, as a fused multiply-add is."""
+    total = np.zeros((len(left), right.shape[1]), np.float32)
+    for k in range(len(right)):
+        np.add(total, left[:, k, None] * right[k], out=total, casting="same_kind")
+    return total
 
 
 def _lies_in_out(step: LoraAdd) -> bool:

@@ -69,7 +69,7 @@ def joined(base: Catalog, adapters: Sequence[AdapterAt], combination: Combinatio
     joining = _Joining(base, apart, inside)
     whose = [f"adapter {n}'s " if len(adapters) > 1 else "" for n in range(1, len(adapters) + 1)]
     opened = [joining.adapter(*each) for each in zip(adapters, whose, strict=True)]
-    merge = merge_into(apart, opened, How(combination, allow_nan, _is_tied(base)))
+    merge = replace(merge_into(apart, opened, How(combination, allow_nan, _is_tied(base))), inside=bool(inside))
     tensors = {**merge.tensors, **joining.used(merge)}
     source = replace(
         base,

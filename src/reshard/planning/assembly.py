@@ -47,6 +47,7 @@ class Assembler:
         self._sums = lora.sums if lora else {}
         self._rows = lora.rows if lora else {}
         self._allow_nan = lora is not None and lora.allow_nan
+        self._in_steps = lora is not None and lora.inside
         self._numbers: dict[tuple[str, int], int] = {}
         self._lacking: dict[int, tuple[Tensor, tuple[Shard, ...]]] = {}
         self._read: Counter[int] = Counter()
@@ -81,7 +82,7 @@ class Assembler:
             for term in added.terms
         )
         magnitude = self._assembled(added.magnitude, ANY_RANK) if added.magnitude else None
-        return LoraAdd(base, products, magnitude, self._allow_nan)
+        return LoraAdd(base, products, magnitude, self._allow_nan, self._in_steps)
 
     def _assembled(self, tensor: Tensor, source_rank: int) -> Assembly:
         itemsize = tensor.spec.itemsize

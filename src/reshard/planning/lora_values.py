@@ -102,6 +102,7 @@ class LoraMerge(Struct, frozen=True):
         replaced: names of weights of the base that the adapter's stand in place of.
         copies: weights that the adapter has a copy of, each held by both.
         config: what the model's configuration has to say from now on.
+        inside: the factors lie in the base itself.
     """
 
     tensors: Mapping[str, Tensor]
@@ -113,6 +114,7 @@ class LoraMerge(Struct, frozen=True):
     config: Mapping[str, int] = {}
     warnings: tuple[str, ...] = ()
     allow_nan: bool = False
+    inside: bool = False
 
     @property
     def changed(self) -> frozenset[str]:

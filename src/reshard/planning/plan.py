@@ -117,12 +117,14 @@ class LoraAdd(Struct, frozen=True, omit_defaults=True, tag="lora"):
     Attributes:
         magnitude: the length that the weights of each output get after that (DoRA); none leaves them.
         allow_nan: a sum may be no number, or infinite, though all that it is made of is finite.
+        in_steps: each step of a sum of 32 bits is rounded, as MindSpore does where factors lie beside their weights.
     """
 
     weight: Assembly | Scaled
     products: tuple[Product, ...]
     magnitude: Assembly | None = None
     allow_nan: bool = False
+    in_steps: bool = False
 
     @property
     def base(self) -> Assembly:
