@@ -37,13 +37,18 @@ def merged(out: Path, rank: int = 0) -> dict[str, np.ndarray]:
     return load_file(next((out / f"rank_{rank}").glob("*.safetensors")))
 
 
-def exact_sum(w: np.ndarray, a: np.ndarray, b: np.ndarray, scaling: float) -> np.ndarray:
-    """All in fp64, the product summed from the first of the rank to the last; rounded once."""
-    product = np.zeros(w.shape)
+def exact_sum(
+    w: np.ndarray, a: np.ndarray, b: np.ndarray, scaling: float, wide: type[np.floating] | None = None
+) -> np.ndarray:
+    """Factors beside their weight: the product summed from the first of the rank to the last, for an fp32 weight in
+    fp32 as fused multiply-adds, else in fp64; rounded once.
+    """
+    wide = wide or (np.float32 if w.dtype == np.float32 else np.float64)
+    product = np.zeros(w.shape, wide)
     for k in range(a.shape[-2]):
         row, column = a[..., k, None, :].astype(np.float64), b[..., :, k, None].astype(np.float64)
-        product = product + column * row  # fp64 holds the product of two fp32 numbers exactly
-    return (w.astype(np.float64) + product * scaling).astype(w.dtype)
+        product = (product + column * row).astype(wide)  # fp64 holds the product of two fp32 numbers exactly
+    return (w.astype(wide) + product * wide(scaling)).astype(w.dtype)
 
 
 NAMES = [
@@ -156,7 +161,7 @@ def test_a_separate_adapter(tmp_path: Path) -> None:
         "base_model.model.l.lora_A.weight": a, "base_model.model.l.lora_B.weight": b,
     })  # fmt: skip
     done = merge_lora(base, tmp_path / "out", lora_config(scaling="1"), adapter=adapter.parent)
-    np.testing.assert_array_equal(merged(tmp_path / "out")["l.weight"], exact_sum(w, a, b, 1))
+    np.testing.assert_array_equal(merged(tmp_path / "out")["l.weight"], exact_sum(w, a, b, 1, np.float64))
     assert done.bill.dropped == {"LoRA weights, added to their base": 2}
 
 

@@ -84,7 +84,7 @@ def sums(step: LoraAdd, weight: Array, factors: Factors) -> Iterator[tuple[tuple
     rows = max(_CHUNK // max(weight.shape[-1], 1), 1)
     for matrix in np.ndindex(weight.shape[:-2]):
         rights = [right[matrix].astype(np.float64, order="C") for _, right in sides]
-        in_steps = step.in_steps and step.magnitude is None and weight.dtype == np.float32
+        in_steps = step.in_steps and weight.dtype == np.float32
         for start in range(0, weight.shape[-2], rows):
             part = (*matrix, slice(start, start + rows))
             total: Array | float = 0.0

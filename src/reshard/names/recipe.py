@@ -17,7 +17,7 @@ from msgspec import Struct
 from reshard.errors import InputError, StrategyError
 from reshard.names.dims import Dims, parsed, section_of
 from reshard.strategy.expression import parse
-from reshard.yaml_text import read_yaml
+from reshard.yaml_text import read_own_yaml
 
 _HINT = "docs/how-to/add-a-model-family.md describes recipes"
 _NUMBERED = re.compile(r"\{([a-z]+\+)?([a-z])\}")
@@ -149,7 +149,7 @@ def built_in() -> tuple[Recipe, ...]:
 def read_recipe(text: str, where: str, common: str) -> Recipe:
     """Raises StrategyError naming the entry."""
     try:
-        content, shared = (_map(read_yaml(each), "the file", _KEYS) for each in (text, common))
+        content, shared = (_map(read_own_yaml(each), "the file", _KEYS) for each in (text, common))
         return _recipe(content, shared, where.rsplit("/", 1)[-1].removesuffix(".yaml"), text + common)
     except InputError as error:
         raise StrategyError(error.message, where, error.hint or _HINT) from None

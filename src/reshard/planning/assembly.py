@@ -82,7 +82,8 @@ class Assembler:
             for term in added.terms
         )
         magnitude = self._assembled(added.magnitude, ANY_RANK) if added.magnitude else None
-        return LoraAdd(base, products, magnitude, self._allow_nan, self._in_steps)
+        plain = magnitude is None and all(product.form in ("out_in", "in_out") for product in products)
+        return LoraAdd(base, products, magnitude, self._allow_nan, self._in_steps and plain)
 
     def _assembled(self, tensor: Tensor, source_rank: int) -> Assembly:
         itemsize = tensor.spec.itemsize

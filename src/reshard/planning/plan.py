@@ -112,12 +112,9 @@ class Scaled(Struct, frozen=True, tag="scaled"):
 
 
 class LoraAdd(Struct, frozen=True, omit_defaults=True, tag="lora"):
-    """The step ``W + B @ A * scaling + …``, of all products in their order.
-
-    Attributes:
-        magnitude: the length that the weights of each output get after that (DoRA); none leaves them.
-        allow_nan: a sum may be no number, or infinite, though all that it is made of is finite.
-        in_steps: each step of a sum of 32 bits is rounded, as MindSpore does where factors lie beside their weights.
+    """The step ``W + B @ A * scaling + …``, of all products in order. ``magnitude``: the length that the weights of
+    each output get after that (DoRA). ``allow_nan``: a sum may be no finite number, though all that it is made of is.
+    ``in_steps``: each step of a sum of 32 bits is rounded, as MindSpore does where factors lie beside their weights.
     """
 
     weight: Assembly | Scaled
@@ -132,8 +129,8 @@ class LoraAdd(Struct, frozen=True, omit_defaults=True, tag="lora"):
 
     @property
     def beside(self) -> tuple[Assembly, ...]:
-        factors = tuple(factor for product in self.products for factor in product.factors)
-        return (*self.weight.beside, *factors, *((self.magnitude,) if self.magnitude else ()))
+        factors = (*(f for product in self.products for f in product.factors), self.magnitude)
+        return (*self.weight.beside, *filter(None, factors))
 
 
 class Rows(Struct, frozen=True, tag="rows"):
