@@ -158,7 +158,7 @@ def converts(catalog: Catalog, strategy: Strategy, full: dict[str, np.ndarray], 
 
 def explains(catalog: Catalog, full: dict[str, np.ndarray]) -> None:
     """What is said to hold a part holds it."""
-    with patch.object(explain, "open_source", lambda _: catalog):
+    with patch.object(explain, "opened", lambda _, options: (catalog, options)):
         for name, values in full.items():
             for part in explain.explain(name, "there", Options()).parts:
                 box = Box(part.start, tuple(a + n for a, n in zip(part.start, part.shape, strict=True)))

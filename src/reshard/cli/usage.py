@@ -83,7 +83,8 @@ def _hints(error: Any, context: Any, message: str) -> Iterator[str]:
 
 def _commands_like(word: str, context: Any) -> list[str]:
     """Commands of this group called nearly so; else those of its subgroups, with the words that lead to them."""
-    commands = context.command.commands
+    whole: Any = context.command if context.parent else typer.main.get_command(app_for())
+    commands = whole.commands
     below = {name: f"{group} {name}" for group, c in commands.items() if hasattr(c, "commands") for name in c.commands}
     return closest(word, commands) or [below[name] for name in closest(word, below)]
 

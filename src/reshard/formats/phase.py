@@ -41,7 +41,7 @@ def in_phase(tensors: Mapping[str, TensorSpec], phases: Phases) -> tuple[int, li
 def _begin(
     classes: Mapping[int, list[str]], sizes: Mapping[str, int], begins: Mapping[str, int], block_nbytes: int
 ) -> int:
-    """Where the most bytes of one class would be in phase."""
+    """Where the most bytes of one class would be in phase; the first of such places, from which others are reached."""
     best = (0, 0)
     before = 0
     for _, names in sorted(classes.items(), reverse=True):
@@ -50,7 +50,7 @@ def _begin(
             if name in begins:
                 sums[begins[name]] = sums.get(begins[name], 0) + sizes[name]
         for at, nbytes in sums.items():
-            best = max(best, (nbytes, (at - before) % block_nbytes))
+            best = min(best, (-nbytes, (at - before) % block_nbytes))
         before += sum(sizes[name] for name in names)
     return best[1] if best[1] % ALIGNED_NBYTES == 0 else 0
 
