@@ -82,6 +82,7 @@ def _rank(rank: int, world: int, port: int, folder: str) -> None:
             loaded[name] = distribute_tensor(whole, mesh, [Shard(number % wanted.ndim)]) if cut else whole
         dcp.load(loaded, checkpoint_id=folder)
         assert differing({n: t.full_tensor() if hasattr(t, "full_tensor") else t for n, t in loaded.items()}) == []
+        dist.barrier()  # gloo's threads abort a process whose peer has left
     finally:
         dist.destroy_process_group()
 

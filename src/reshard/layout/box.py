@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import product
 from math import prod
+from operator import sub
 from types import EllipsisType
 
 from msgspec import Struct
@@ -28,12 +29,12 @@ class Box(Struct, frozen=True, order=True):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return tuple(b - a for a, b in zip(self.start, self.stop, strict=True))
+        return tuple(map(sub, self.stop, self.start))
 
     @property
     def size(self) -> int:
         """Number of elements; 1 for a 0-d box, 0 for an empty one."""
-        return prod(self.shape)
+        return prod(map(sub, self.stop, self.start))
 
     def __and__(self, other: Box) -> Box:
         """Overlap of two boxes; an empty box when they do not meet."""
