@@ -161,7 +161,7 @@ def tensor_of_shards(name: str, spec: TensorSpec, shards: Iterable[Shard], *, kn
     whole = Box.whole(spec.shape)
     merged: dict[Box, Shard] = {}
     for shard in shards:
-        _check_fits(name, spec, shard)
+        _check_fits(name, spec, whole, shard)
         if shard.box.size or not whole.size:
             other = merged.get(shard.box)
             merged[shard.box] = (
@@ -178,14 +178,14 @@ def tensor_of_shards(name: str, spec: TensorSpec, shards: Iterable[Shard], *, kn
     return Tensor(name, spec, Loose(tuple(merged[box] for box in sorted(merged))), known)
 
 
-def _check_fits(name: str, spec: TensorSpec, shard: Shard) -> None:
-    box, whole = shard.box, Box.whole(spec.shape)
+def _check_fits(name: str, spec: TensorSpec, whole: Box, shard: Shard) -> None:
+    box = shard.box
     if len(box.start) != len(spec.shape) or box not in whole:
         raise CheckpointError(f"{name}: {box} lies beyond its shape {list(spec.shape)}")
     for held in shard.held:
         stored = held.outer or box
         nbytes = sum(extent.nbytes for extent in held.extents)
-        if box not in stored or (held.file != ZEROS and nbytes != stored.size * spec.itemsize):
+        if (held.outer and box not in held.outer) or (held.file != ZEROS and nbytes != stored.size * spec.itemsize):
             raise CheckpointError(f"{name}: {box} of {spec.dtype} in {stored}, which takes {nbytes:,} bytes")
 
 
