@@ -40,10 +40,16 @@ def read_yaml(text: str) -> Any:
 
 
 def read_own_yaml(text: str) -> Any:
-    """YAML that lies in this package: nothing of it is guarded against, and a rank that starts need not wait for it."""
+    """YAML that lies in this package: nothing of it is guarded against, and a rank that starts need not wait for it.
+
+    Raises InputError with the line that is wrong.
+    """
     import yaml
 
-    return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    try:
+        return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except yaml.YAMLError as error:
+        raise InputError(f"not YAML: {error}") from None
 
 
 def whole_numbers(value: Any) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import lzma
-import re
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import pytest
 
 from checkpoint2 import NUMBERS, faults_of, latest, read_checkpoint2, slice_of
 from golden.cases import run_reshard
-from golden_families.test_recorded import HERE, unpacked
+from golden_families.test_recorded import HERE, told_of_bad, unpacked
 from making import read_file
 from reshard.families.checkpoint2_metadata import written_parameter
 from reshard.layout.box import Box
@@ -155,16 +154,7 @@ def slices(placed: dict[str, Any], layout: Layout) -> list[tuple[tuple[int, int]
 
 @pytest.mark.parametrize("name", NAMES["bad"])
 def test_bad_input_is_told(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    case = unpacked("bad", name, tmp_path / "place")
-    say = json.loads((case / "say.json").read_text())
-    code = run_reshard([w.replace("{case}", str(case)).replace("{out}", str(tmp_path)) for w in say["argv"]])
-    said = "".join(capsys.readouterr())
-    assert code in say["exit"], said
-    assert [
-        words for words in say["must_name"] if not any(re.search(re.escape(w), said) for w in words.split("|"))
-    ] == []
-    made = tmp_path / "made.safetensors"
-    assert made.exists() == (code == 0)
-    if code == 0:
+    case, made, whole = told_of_bad(name, tmp_path, capsys)
+    if whole:
         right = answer(json.loads((case / "tensors.json").read_text())["tensors"])
         compare(read_file(made), right, {n: e for n, e in described(read_file(made)).items() if n in NUMBERS})

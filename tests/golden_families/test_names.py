@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 
 from golden.cases import run_reshard
 from golden_families.test_checkpoint2 import answer, described
-from golden_families.test_recorded import HERE, unpacked
+from golden_families.test_recorded import HERE, told_of_bad, unpacked
 from making import read_file
 
 NAMES = {
@@ -50,11 +49,4 @@ def test_it_gives_the_real_program_s_answer(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", NAMES["bad"])
 def test_bad_input_is_told(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    case = unpacked("bad", name, tmp_path / "place")
-    say = json.loads((case / "say.json").read_text())
-    code = run_reshard([w.replace("{case}", str(case)).replace("{out}", str(tmp_path)) for w in say["argv"]])
-    said = "".join(capsys.readouterr())
-    assert code in say["exit"], said
-    missing = [words for words in say["must_name"] if not any(re.search(re.escape(w), said) for w in words.split("|"))]
-    assert not missing, said
-    assert (tmp_path / "made.safetensors").exists() == (code == 0)
+    told_of_bad(name, tmp_path, capsys)

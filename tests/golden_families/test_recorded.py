@@ -35,6 +35,22 @@ def unpacked(kind: str, name: str, folder: Path) -> Path:
     return folder
 
 
+def told_of_bad(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[Path, Path, bool]:
+    """Run what ``say.json`` of a case has: exit code and words are as it says. Gives the case, what may have been made,
+    and whether it was to be.
+    """
+    case = unpacked("bad", name, folder / "place")
+    say = json.loads((case / "say.json").read_text())
+    code = run_reshard([w.replace("{case}", str(case)).replace("{out}", str(folder)) for w in say["argv"]])
+    said = "".join(capsys.readouterr())
+    assert code in say["exit"], said
+    missing = [words for words in say["must_name"] if not any(re.search(re.escape(w), said) for w in words.split("|"))]
+    assert not missing, said
+    made = folder / "made.safetensors"
+    assert made.exists() == (code == 0)
+    return case, made, code == 0
+
+
 def section(tensors: Any, path: str) -> Any:
     for key in path.split("/", 1) if path else ():
         tensors = tensors[key]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,12 @@ def test_a_few_lines_that_stand_for_billions_of_values() -> None:
 def test_a_value_within_itself(text: str) -> None:
     with pytest.raises(InputError, match="one within itself"):
         read_yaml(text)
+
+
+@pytest.mark.parametrize("read", [read_yaml, read_own_yaml])
+def test_what_is_no_yaml_is_told_by_line(read: Callable[[str], object]) -> None:
+    with pytest.raises(InputError, match=r"(?s)not YAML: .*line 2"):
+        read("a: 1\nb: [1\n")
 
 
 @pytest.mark.parametrize("path", sorted(Path(reshard.__file__).parent.rglob("*.yaml")), ids=lambda path: path.name)

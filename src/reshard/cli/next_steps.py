@@ -15,7 +15,10 @@ def next_steps(source: Catalog, path: str, strategy: str) -> list[str]:
         return []
     place = shlex.quote(path)
     given = f"{place} --src-strategy {shlex.quote(strategy)}" if strategy else place
-    steps = list(_of_slices(place) if not source.kind else _of_incomplete(source, given) or _of_whole(source, given))
+    if not source.kind:
+        steps = list(_of_slices(place))
+    else:
+        steps = _of_incomplete(source, given) or list(_of_whole(source, given, told=bool(strategy)))
     width = max(len(command) for command, _ in steps)
     return ["next:", *(f"  reshard {command.ljust(width)}  {gives}" for command, gives in steps)]
 
@@ -32,7 +35,7 @@ def _of_incomplete(source: Catalog, given: str) -> list[tuple[str, str]]:
     return [(f"explain {shlex.quote(name)} {given}", "where it should lie: shards of it are missing")] if name else []
 
 
-def _of_whole(source: Catalog, given: str) -> Iterator[tuple[str, str]]:
+def _of_whole(source: Catalog, given: str, *, told: bool) -> Iterator[tuple[str, str]]:
     weights = " --weights-only" if any(map(is_state, source.tensors)) else ""
     one = source.kind == "full" and len(source.files) == 1
     if not one:
@@ -43,6 +46,6 @@ def _of_whole(source: Catalog, given: str) -> Iterator[tuple[str, str]]:
         yield f"convert {given} step-0 --to dcp", "a DCP folder, for any mesh"
     if source.kind == "deepspeed":
         yield f"convert {given} universal --to universal", "DeepSpeed on another number of ranks"
-    if source.kind == "ranks" and "--src-strategy" not in given:  # our manifest says how they are cut
+    if source.kind == "ranks" and not told:  # our manifest says how they are cut
         yield f"verify {given}", "proof that it is as it was written"
     yield f"fingerprint {given}", "a number of its content, whatever the layout"

@@ -6,8 +6,9 @@ import re
 
 from reshard.errors import CheckpointError, UsageError, counted
 from reshard.families.family import Listing
+from reshard.families.registry import listing_below
 from reshard.storage.storage import Entry, join
-from reshard.storage.storages import content_of, storage_of
+from reshard.storage.storages import storage_of, text_of
 
 TRACKER = "latest_checkpointed_iteration.txt"
 METADATA = "metadata.json"
@@ -91,7 +92,7 @@ def iteration_folder(there: Listing, iteration: int | None, *, chosen: bool) -> 
         name, warnings = _chosen(there, iteration)
         entry = there.entry(name)
         assert entry is not None
-        folder = Listing(there.at(name), entry, tuple(storage_of(there.path).entries(there.at(name))))
+        folder = listing_below(there, entry)
     if folder.entry(_HUGGING_FACE) is not None and not chosen:
         raise UsageError(
             f"a Checkpoint 2.0 and Hugging Face weights ({_HUGGING_FACE}) lie here",
@@ -117,7 +118,7 @@ def _beyond_tracker(there: Listing) -> list[str]:
     above = folder_above(there)
     if number is None or storage_of(above).entry(join(above, TRACKER)) is None:
         return []
-    text = content_of(join(above, TRACKER)).decode("utf-8", "replace").strip()
+    text = text_of(join(above, TRACKER))
     if not text.isdecimal() or int(text) >= number:
         return []
     return [f"{join(above, TRACKER)} says {text}: the save of iteration {number} may not have ended"]
@@ -156,7 +157,7 @@ def _chosen(there: Listing, iteration: int | None) -> tuple[str, list[str]]:
 
 
 def _tracked(path: str, shown: str) -> int:
-    text = content_of(path).decode("utf-8", "replace").strip()
+    text = text_of(path)
     if not re.fullmatch(r"[0-9]{1,18}", text):
         raise CheckpointError(
             f"{text[:40]!r} is no number of an iteration; there are: {shown}", path, "mend it, or give --iteration"

@@ -18,13 +18,14 @@ from reshard.families.family import Listing
 from reshard.families.hf_shards import catalog_of_shards, is_shard
 from reshard.families.megatron_folders import is_save
 from reshard.families.rank_listing import natural
-from reshard.families.source import Source
+from reshard.families.registry import listing_below
+from reshard.families.source import Source, refuse_iteration
 from reshard.families.torch_names import full_names
 from reshard.formats.dcp_metadata import DcpMetadata, DcpTensor, Stretch, read_dcp_metadata
 from reshard.index import TensorSpec
 from reshard.planning.catalog import Catalog, Ranks, Shard, Tensor, tensor_of_shards
 from reshard.planning.identity import hash_of_file
-from reshard.storage.storages import content_of, storage_of
+from reshard.storage.storages import content_of
 
 _METADATA = ".metadata"
 _OF_RANK = re.compile(r"__(\d+)\.metadata|\.rank(\d+)_metadata")
@@ -72,17 +73,15 @@ def _below(there: Listing) -> dict[str, Listing]:
     """
     if full_names(entry.name for entry in there.entries):
         return {}
-    storage = storage_of(there.path)
     named = (e for e in there.entries if e.folder and (_STEP.fullmatch(e.name) or _MODEL.fullmatch(e.name)))
-    below = (Listing(there.at(e.name), e, tuple(storage.entries(there.at(e.name)))) for e in named)
+    below = (listing_below(there, entry) for entry in named)
     return {listing.there.name: listing for listing in below if _is_one(listing)}
 
 
 def _chosen(there: Listing, source: Source) -> Listing:
     """The folder that is meant: the one given, or the last step in it. Raises UsageError where several may be."""
     if _is_one(there):
-        if source.iteration is not None:
-            raise UsageError("there are no iterations to choose from", there.path, "leave --iteration out")
+        refuse_iteration(source, there.path)
         return there
     below = _below(there)
     steps = {int(match[1]): name for name in below if (match := _STEP.fullmatch(name))}

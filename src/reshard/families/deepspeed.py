@@ -14,6 +14,7 @@ from msgspec import Struct
 from reshard.errors import CheckpointError, UsageError, counted, listed
 from reshard.families.family import Listing
 from reshard.families.rank_listing import natural
+from reshard.families.registry import listing_below
 from reshard.families.source import Source
 from reshard.families.torch_names import full_names
 from reshard.families.torch_parts import TorchPart, open_parts
@@ -22,7 +23,7 @@ from reshard.families.zero_states import absent_models, tensors_of
 from reshard.families.zero_told import Told
 from reshard.planning.catalog import Catalog, Ranks
 from reshard.planning.names import is_state
-from reshard.storage.storages import content_of, storage_of
+from reshard.storage.storages import text_of
 
 _MODEL = re.compile(r"(?:zero_pp_rank_(\d+)_)?mp_rank_(\d+)_model_states\.pt")
 _OPTIMIZER = re.compile(r"(?:bf16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")
@@ -139,9 +140,7 @@ def _tags(there: Listing) -> Iterator[Listing]:
 
 def _below(there: Listing, name: str) -> Listing:
     entry = there.entry(name)
-    folder = entry if entry and entry.folder else None
-    path = there.at(name)
-    return Listing(path, folder or there.there, tuple(storage_of(path).entries(path)) if folder else ())
+    return listing_below(there, entry) if entry and entry.folder else Listing(there.at(name), there.there)
 
 
 def _tag_folder(there: Listing, source: Source) -> tuple[Listing, tuple[str, ...]]:
@@ -158,7 +157,7 @@ def _tag_folder(there: Listing, source: Source) -> tuple[Listing, tuple[str, ...
     if source.iteration is not None:
         return _named(there, f"{_STEP}{source.iteration}", "asked for"), ()
     if there.entry(_LATEST) is not None:
-        tag = content_of(there.at(_LATEST)).decode("utf-8", "replace").strip()
+        tag = text_of(there.at(_LATEST))
         return _named(there, tag, "what 'latest' says"), ()
     tags = list(_tags(there))
     if len(tags) == 1:

@@ -41,7 +41,7 @@ class Family(Protocol):
 
     @property
     def takes(self) -> frozenset[str]:
-        """Which of ``strategy``, ``iteration``, ``select``, ``suffix`` of a source it understands."""
+        """Which of ``strategy``, ``iteration``, ``select``, ``suffix``, ``frozen`` of a source it understands."""
         ...
 
     def recognises(self, there: Listing) -> bool:

@@ -18,13 +18,14 @@ from reshard.families.family import Listing
 from reshard.families.fsdp_files import Mine, ModelFile, model_file, optimizer_file
 from reshard.families.fsdp_states import States, states_of
 from reshard.families.rank_listing import natural
-from reshard.families.source import Source
+from reshard.families.registry import listing_below
+from reshard.families.source import Source, refuse_iteration
 from reshard.families.torch_names import full_names
 from reshard.families.torch_parts import made_of_parts
 from reshard.planning.catalog import Catalog, IndexedFile, Ranks, Tensor, tensor_of_shards
 from reshard.planning.identity import hash_of_file
 from reshard.planning.names import compiled
-from reshard.storage.storages import content_of, storage_of
+from reshard.storage.storages import content_of, text_of
 
 _FILE = re.compile(r"(model|optim|extra_state)_world_size_(\d+)_rank_(\d+)\.pt")
 _CONFIG = "fsdp_config.json"
@@ -73,9 +74,7 @@ def _is_one(there: Listing) -> bool:
 
 
 def _listed(there: Listing) -> dict[str, Listing]:
-    storage = storage_of(there.path)
-    folders = ((there.at(e.name), e) for e in there.entries if e.folder)
-    return {e.name: Listing(path, e, tuple(storage.entries(path))) for path, e in folders}
+    return {entry.name: listing_below(there, entry) for entry in there.entries if entry.folder}
 
 
 def _below(there: Listing) -> dict[str, Listing]:
@@ -94,13 +93,12 @@ def _below(there: Listing) -> dict[str, Listing]:
 def _chosen(there: Listing, source: Source) -> Listing:
     """The folder that is meant. Raises UsageError where several may be."""
     if _is_one(there):
-        if source.iteration is not None:
-            raise UsageError("there are no iterations to choose from", there.path, "leave --iteration out")
+        refuse_iteration(source, there.path)
         return there
     below = _below(there)
     step = source.iteration
     if step is None and there.entry(_LATEST) is not None:
-        said = content_of(there.at(_LATEST)).decode("utf-8", "replace").strip()
+        said = text_of(there.at(_LATEST))
         step = int(said) if said.isdecimal() else None
     if step is not None:
         below, all_of_them = {n: f for n, f in below.items() if n.startswith(f"global_step_{step}/")}, below

@@ -13,9 +13,10 @@ from reshard.errors import CheckpointError, UsageError
 from reshard.families.family import Listing
 from reshard.families.megatron_cut import Sizes
 from reshard.families.rank_listing import natural
+from reshard.families.registry import listing_below
 from reshard.families.source import Source
 from reshard.planning.identity import hash_of_file
-from reshard.storage.storages import content_of, storage_of
+from reshard.storage.storages import content_of
 
 TRACKER = "latest_checkpointed_iteration.txt"
 DESCRIPTION = "metadata.json"
@@ -83,8 +84,7 @@ def saves(there: Listing) -> Iterator[Listing]:
     """The folders below that are called as Megatron calls saves, each listed when it is asked for."""
     named = (e for e in there.entries if e.folder and (_ITERATION.fullmatch(e.name) or e.name == _RELEASE))
     for entry in sorted(named, key=lambda e: natural(e.name)):
-        path = there.at(entry.name)
-        yield Listing(path, entry, tuple(storage_of(path).entries(path)))
+        yield listing_below(there, entry)
 
 
 def chosen(there: Listing, source: Source) -> Chosen:

@@ -9,13 +9,13 @@ from msgspec.structs import replace
 from reshard.errors import UsageError
 from reshard.families.family import Family
 from reshard.families.registry import listing, recognised
-from reshard.families.source import Source
+from reshard.families.source import NO_ITERATIONS, Source
 from reshard.planning.catalog import Catalog
 from reshard.storage.machine import uncollected
 
 _NOT_TAKEN = {
     "strategy": ("a strategy was given, and {} describes itself", "leave --src-strategy out"),
-    "iteration": ("there are no iterations to choose from", "leave --iteration out"),
+    "iteration": NO_ITERATIONS,
     "frozen": ("--frozen is for optimizers that number their parameters, and this is {}", "leave --frozen out"),
     "select": ("--select chooses among files of rank folders, and this is {}", "leave --select out"),
     "suffix": ("--suffix chooses among weight files by their names, and this is {}", "leave --suffix out"),

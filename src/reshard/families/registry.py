@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from reshard.errors import CheckpointError, UsageError
 from reshard.families.family import Family, Listing
+from reshard.storage.storage import Entry as FileEntry
 from reshard.storage.storage import normal
 from reshard.storage.storages import storage_of
 
@@ -106,6 +107,12 @@ def listing(path: str) -> Listing:
     if there is None:
         raise CheckpointError("no such file or folder", path)
     return Listing(path, there, tuple(storage.entries(path)) if there.folder else ())
+
+
+def listing_below(there: Listing, folder: FileEntry) -> Listing:
+    """A folder in another, as ``listing`` has it."""
+    path = there.at(folder.name)
+    return Listing(path, folder, tuple(storage_of(path).entries(path)))
 
 
 def recognised(there: Listing, name: str = "") -> Family:

@@ -6,8 +6,11 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from reshard.errors import UsageError
 from reshard.families.found import Select
 from reshard.layout.stages import Strategy
+
+NO_ITERATIONS = ("there are no iterations to choose from", "leave --iteration out")
 
 
 class Source(Struct, frozen=True):
@@ -30,6 +33,13 @@ class Source(Struct, frozen=True):
     iteration: int | None = None
     frozen: str = ""
     trust_manifest: bool = True
+
+
+def refuse_iteration(source: Source, path: str) -> None:
+    """Raises UsageError where one is asked for, and the checkpoint at ``path`` is one by itself."""
+    if source.iteration is not None:
+        fault, hint = NO_ITERATIONS
+        raise UsageError(fault, path, hint)
 
 
 def source_at(

@@ -17,11 +17,9 @@ from reshard.errors import PlanError, UsageError
 from reshard.index import TensorSpec
 from reshard.names.links import Axis, Link, Place
 from reshard.names.maker import Maker
-from reshard.names.wishes import MEGATRON
 from reshard.planning.catalog import Tensor
 from reshard.planning.names import is_state
 
-CONVENTION = MEGATRON
 EMBEDDING, HEAD = "embedding.word_embeddings.weight", "output_layer.weight"
 Tensors = Mapping[str, Tensor]
 

@@ -233,9 +233,7 @@ class _Regrouping:
 
     def _at_the_hub(self, recipe: Recipe | None) -> None:
         """What concerns the embedding and the output layer, under Hugging Face's names."""
-        suiting = [r for r in built_in() if not fits(r, self._tensors, hub=True)[1]]
-        suiting.sort(key=lambda r: not any(rule.tied for rule in r.rules))  # such a one knows the output layer, too
-        recipe = recipe or next(iter(suiting), None)
+        recipe = recipe or self._suiting()
         if recipe is None:
             if self._naming.fits_vocabulary:
                 raise UsageError("which tensors are the embedding and the output layer is not known of these names")
@@ -249,6 +247,11 @@ class _Regrouping:
         for side in rows:
             if side.name in self._tensors:
                 self._fit_rows(self._tensors[side.name], sides)
+
+    def _suiting(self) -> Recipe | None:
+        """A recipe that knows all names of the hub; rather one that knows the output layer, too."""
+        found = (recipe for recipe in built_in() if not fits(recipe, self._tensors, hub=True)[1])
+        return max(found, key=lambda recipe: any(rule.tied for rule in recipe.rules), default=None)
 
     def _files_of(self, side: str) -> tuple[ModelFile, ...]:
         return self._models.src if side == "src" else self._models.dst

@@ -91,7 +91,7 @@ class _Stage:
         groups = self._grouped()
         self._refuse()
         axes = self._axes(groups)
-        self._check_whole(groups, axes)
+        self._check_whole(groups)
         self._check_shapes(groups, axes)
         self._refuse()
         made = self._make(groups, axes)
@@ -248,7 +248,7 @@ class _Stage:
                     told = axes.saying(dim)
                     self._faults.append(f"{name}: {n} in dim {number}, expected {size}" + (f": {told}" if told else ""))
 
-    def _check_whole(self, groups: Mapping[tuple[object, ...], list[tuple[Found, str]]], axes: Axes) -> None:
+    def _check_whole(self, groups: Mapping[tuple[object, ...], list[tuple[Found, str]]]) -> None:
         lora = all(found[0][0].factor for found in groups.values())
         lacking = Lacking(self._rules, self._sizes, self._given.missing, hub=self._hub)
         self._faults += lacking.parts(groups)

@@ -26,6 +26,11 @@ def content_of(path: str) -> bytes:
         file.close()
 
 
+def text_of(path: str) -> str:
+    """What a small file says, as a tracker of iterations does; white space around it does not count."""
+    return content_of(path).decode("utf-8", "replace").strip()
+
+
 def is_inside(path: str | Path, folder: str | Path) -> bool:
     """Whether a path lies in a folder or is the folder, links followed."""
     if is_url(str(path)) or is_url(str(folder)):
