@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from checkpoints import Model, write_config, write_dcp, write_fsdp, write_full, write_lora, write_strategy
+from hub import MODELS, write_hub
 from zero import write_zero
 
 RESHARD = str(Path(sys.executable).with_name("reshard"))
@@ -79,6 +81,21 @@ class Inputs:
         remove(full)
         return self._folder / name
 
+    def _of_hub(self, name: str, form: str, layout: str) -> Path:
+        """Ranks under their own names."""
+        whole, target = write_hub(MODELS[form], self._folder / "whole"), self._folder / name
+        argv = [
+            RESHARD,
+            "convert",
+            str(whole),
+            str(target),
+            "--dst-strategy",
+            _hub_strategy(self._folder, form, layout),
+        ]
+        subprocess.run([*argv, "--quiet", "--no-fsync"], check=True)
+        remove(whole)
+        return target
+
     def _make(self, name: str) -> Path:
         if name == "adapter":
             return write_lora(self._model, self._folder / "adapter.safetensors")
@@ -88,7 +105,11 @@ class Inputs:
             return write_full(_SMALL, self._folder / name)
         if name.startswith("full."):
             return write_full(self._model, self._folder / name)
+        if name in MODELS:
+            return write_hub(MODELS[name], self._folder / name)
         form, layout = name.split("-")
+        if form in MODELS:
+            return self._of_hub(name, form, layout)
         if form == "megatron":
             return self._of_megatron(name, layout)
         if form in ("fsdp", "dcp"):
@@ -128,6 +149,7 @@ def cases(folder: Path, model: Model) -> list[Case]:
             (*newer, "--dst-names", "hf", "--model", write_config(model, folder)),
         ),
         *_megatron(write_config(model, folder)),
+        *_names(folder),
         Case("verify", ("verify", "{safetensors-mp8}")),
         Case("fingerprint", ("fingerprint", "{full.safetensors}")),
         *_families(),
@@ -144,6 +166,40 @@ def _megatron(config: str) -> list[Case]:
         Case("Megatron tp4 pp2 → Hugging Face", ("convert", "{megatron-tp4pp2}", *read)),
         Case("Megatron torch_dist → Hugging Face", ("convert", "{megatron-torch_dist}", *read)),
     ]
+
+
+def _hub_strategy(folder: Path, model: str, layout: str) -> str:
+    return str(write_strategy(MODELS[model], folder / "strategy" / f"{model}-{layout}", *_LAYOUTS[layout]))
+
+
+def _names(folder: Path) -> list[Case]:
+    """What fuses, turns and multiplies, each after the row of the same cut that does not."""
+    hub, core, config = _hub_strategy(folder, "hub", "mp8"), _hub_strategy(folder, "core", "mp8"), _hub_config(folder)
+    to_core, to_hub = ("--dst-names", "mcore"), ("--dst-names", "hf", "--model", config)
+    styles = ("--qkv", "grouped", "--gate-up", "interleaved")
+    experts = (*to_hub[:-1], _hub_config(folder, "core_experts"))
+    return [
+        Case("Hugging Face 1 → mp8, as it is", ("convert", "{hub}", "{out}", "--dst-strategy", hub)),
+        Case("Hugging Face 1 → core mp8, fused", ("convert", "{hub}", "{out}", "--dst-strategy", core, *to_core)),
+        Case("Hugging Face mp8 → 1, as it is", ("convert", "{hub-mp8}", "{out}", "--src-strategy", hub)),
+        Case(
+            "core mp8 → Hugging Face, parted",
+            ("convert", "{core-mp8}", "{out}", "--src-strategy", core, *to_hub, *styles),
+        ),
+        Case("core 1 → 1, as it is", ("convert", "{core}", "{out}")),
+        Case("core 1 → Hugging Face, parted", ("convert", "{core}", "{out}", *to_hub, *styles)),
+        Case("experts, core 1 → 1, as they are", ("convert", "{core_experts}", "{out}")),
+        Case("experts, Hugging Face → core, stacked and turned", ("convert", "{hub_experts}", "{out}", *to_core)),
+        Case("experts, core → Hugging Face, turned", ("convert", "{core_experts}", "{out}", *experts, *styles)),
+        Case("fp8 by blocks → bf16", ("convert", "{hub_fp8}", "{out}", "--dequantize")),
+        Case("int8 by channel → bf16", ("convert", "{hub_int8}", "{out}", "--dequantize")),
+    ]
+
+
+def _hub_config(folder: Path, model: str = "core") -> str:
+    path = folder / f"{model}.json"
+    path.write_text(json.dumps(MODELS[model].config()))
+    return str(path)
 
 
 def _families() -> list[Case]:

@@ -117,7 +117,11 @@ def _fill(frame: Frame, path: Path, dtypes: dict[str, str], seed: int) -> None:
 
 
 def random_values(rng: np.random.Generator, dtype: str, nbytes: int) -> bytes:
-    """Between 1/128 and 1/32, of either sign: random bits but for the upper part of the exponent."""
+    """Between 1/128 and 1/32, of either sign: random bits but for the upper part of the exponent. Of codes of a byte all
+    that are small, for among the largest are NaN.
+    """
+    if dtype.startswith(("float8", "int8")):
+        return (np.frombuffer(rng.bytes(nbytes), np.uint8) & 0xBF).tobytes()
     sign_and_fraction, exponent = (0x80FF, 0x3C00) if dtype == "bfloat16" else (0x80FFFFFF, 0x3C000000)
     bits = np.frombuffer(rng.bytes(nbytes), np.uint16 if dtype == "bfloat16" else np.uint32)
     return (bits & sign_and_fraction | exponent).tobytes()
