@@ -117,8 +117,8 @@ def _fill(frame: Frame, path: Path, dtypes: dict[str, str], seed: int) -> None:
 
 
 def random_values(rng: np.random.Generator, dtype: str, nbytes: int) -> bytes:
-    """Between 1/128 and 1/32, of either sign: random bits but for the upper part of the exponent. Of codes of a byte all
-    that are small, for among the largest are NaN.
+    """Between 1/128 and 1/32, of either sign: random bits but for the upper part of the exponent. Of a byte all
+    that are small: the largest are NaN.
     """
     if dtype.startswith(("float8", "int8")):
         return (np.frombuffer(rng.bytes(nbytes), np.uint8) & 0xBF).tobytes()
