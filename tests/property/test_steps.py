@@ -15,7 +15,7 @@ from making import array, dtype_named
 from reshard.dtypes import ITEMSIZE
 from reshard.index import Extent, TensorSpec
 from reshard.layout.box import Box, ordered
-from reshard.moving import elements
+from reshard.moving import elements, steps
 from reshard.planning.plan import Assembly, Move, Piece, PlannedTensor, Scaled
 from reshard.planning.tasks import seen
 
@@ -116,7 +116,8 @@ def test_scaled(shape: tuple[int, ...], dtype: str, to: str, of_scale: str, bloc
             step = Scaled(turned(step.of, order), turned(step.scale, order), tuple(block_shape[d] for d in order))
             wanted = wanted.transpose(order)
         boxes = data.draw(tilings(Box.whole(wanted.shape)))
-        assert_moved(Move("w", step, to, targets(boxes, wanted.itemsize)), wanted, place.files(), block)
+        with patch.object(steps, "_CHUNK", data.draw(st.sampled_from((1, 5, 131072)))):
+            assert_moved(Move("w", step, to, targets(boxes, wanted.itemsize)), wanted, place.files(), block)
 
 
 @EXAMPLES

@@ -92,6 +92,18 @@ def _turn_words(target: Array, words: Array, tile: Array) -> None:
             target[first:stop:together] = elements[:, n::together]
 
 
+@cache
+def _each_widened(dtype: np.dtype[Any], to: np.dtype[Any]) -> Array:
+    return np.arange(256, dtype=np.uint8).view(dtype).astype(to)
+
+
+def widened(values: Array, to: np.dtype[Any]) -> Array:
+    """A new array of the values in a wider dtype. Those of fp8 are looked up: ml_dtypes converts one at a time."""
+    if not values.dtype.name.startswith("float8"):
+        return values.astype(to)
+    return np.take(_each_widened(values.dtype, to), values.view(np.uint8), mode="clip")
+
+
 INFINITE, NAN, LARGEST = 1, 2, 3
 """Kinds of values that did not fit."""
 

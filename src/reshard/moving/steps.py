@@ -8,7 +8,7 @@ import numpy as np
 from msgspec import Struct
 
 from reshard.layout.box import Box
-from reshard.moving.elements import Array, round_to, shaped
+from reshard.moving.elements import Array, round_to, shaped, widened
 from reshard.moving.lora import Factors, Lengths, Read, add_lora, check_finite, read_factors
 from reshard.planning.plan import Assembly, LoraAdd, Move, Rows, Scaled
 
@@ -112,29 +112,43 @@ def scale_box(step: Scaled, box: Box) -> Box:
     )
 
 
-_CHUNK = 262144
+_CHUNK = 131072  # elements that are multiplied at once
 
 
 def scale(step: Scaled, made: Array, of: Array, scales: Array, box: Box) -> Array | None:
     """Set ``made`` to ``of * scales``, computed in fp32, for fp64 in that, and rounded to its dtype once. ``box`` is
     where they lie. Gives what did not fit, as ``round_to``.
     """
-    exact = np.float64 if made.dtype == np.float64 else np.float32
-    held, wide = scale_box(step, box), scales.astype(exact)
-    for dim, n in enumerate(step.block[1:], 1):
-        wide = np.repeat(wide, n, dim)
-        skipped = box.start[dim] - held.start[dim] * n
-        wide = wide[(slice(None),) * dim + (slice(skipped, skipped + box.shape[dim]),)]
+    exact = np.dtype(np.float64 if made.dtype == np.float64 else np.float32)
+    shape = (prod(box.shape[:-1]), box.shape[-1] if box.shape else 1)
+    target, codes = made.reshape(shape), of.reshape(shape)
+    lines, line_of = _scale_lines(step, scales.astype(exact), box)
     kinds: Array | None = None
+    at_once = max(_CHUNK // max(shape[1], 1), 1)
     with np.errstate(over="ignore", invalid="ignore"):
-        if not box.shape:
-            return round_to(made, of.astype(exact) * wide, computed=True)
-        rows = max(_CHUNK // max(prod(box.shape[1:]), 1), 1)
-        of_row = np.arange(box.start[0], box.stop[0]) // step.block[0] - held.start[0]
-        for start in range(0, box.shape[0], rows):
-            part = slice(start, start + rows)
-            odd = round_to(made[part], of[part].astype(exact) * wide[of_row[part]], computed=True)
+        for start in range(0, shape[0], at_once):
+            part = slice(start, start + at_once)
+            products = widened(codes[part], exact)
+            products *= _along(lines[line_of[part]], step, box)
+            odd = round_to(target[part], products, computed=True)
             if odd is not None:
-                kinds = np.zeros(made.shape, np.uint8) if kinds is None else kinds
+                kinds = np.zeros(shape, np.uint8) if kinds is None else kinds
                 kinds[part] = odd
-    return kinds
+    return None if kinds is None else kinds.reshape(made.shape)
+
+
+def _scale_lines(step: Scaled, scales: Array, box: Box) -> tuple[Array, Array]:
+    """The scales of a box, a line for each row that has others; and for each row of the box which line counts."""
+    numbers = np.zeros(1, np.intp)
+    for first, stop, n, held in zip(box.start[:-1], box.stop[:-1], step.block, scales.shape, strict=False):
+        place = np.arange(first, stop) // n - first // n
+        numbers = (numbers[:, None] * held + place).reshape(-1)
+    return scales.reshape(-1, scales.shape[-1] if box.shape else 1), numbers
+
+
+def _along(lines: Array, step: Scaled, box: Box) -> Array:
+    """Each scale as often as it counts in a row of the box."""
+    if lines.shape[1] == 1:
+        return lines
+    skipped = box.start[-1] % step.block[-1]
+    return np.repeat(lines, step.block[-1], -1)[:, skipped : skipped + box.shape[-1]]

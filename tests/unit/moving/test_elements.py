@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from making import dtype_named
-from reshard.moving.elements import INFINITE, LARGEST, NAN, all_finite, round_to
+from reshard.dtypes import ITEMSIZE
+from reshard.moving.elements import INFINITE, LARGEST, NAN, all_finite, round_to, widened
 
 INF = float("inf")
 VALUES = [1.0, 448, 464, 465, 1e30, INF, -1e30, float("nan"), 57344, 61440]
@@ -78,3 +79,15 @@ def test_elements_that_do_not_lie_together() -> None:
     kinds = round_to(out, values.T.copy().T)
     assert kinds is not None
     assert (kinds == INFINITE).all()
+
+
+@pytest.mark.parametrize("dtype", ["int8", "bfloat16", *(name for name in ITEMSIZE if name.startswith("float8"))])
+@pytest.mark.parametrize("to", ["float32", "float64"])
+def test_widened_is_what_ml_dtypes_gives_bit_for_bit(dtype: str, to: str) -> None:
+    """NaN of either sign and with any payload among them; rows that lie apart."""
+    values = np.arange(512, dtype=np.uint8).view(dtype_named(dtype)).reshape(16, -1)[:, 1:]
+    made = widened(values, np.dtype(to))
+    assert made.dtype == to
+    assert made.tobytes() == values.astype(to).tobytes()
+    made[...] = 0  # the caller's own
+    assert widened(values, np.dtype(to)).tobytes() == values.astype(to).tobytes()
