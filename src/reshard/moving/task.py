@@ -141,7 +141,7 @@ class TaskRun:
             check_runs(results[-1])
         self._sources.check_unchanged()
         self._sources.close()
-        with ThreadPoolExecutor(_CREATORS if self._storage.remote else 1) as pool:
+        with ThreadPoolExecutor(_CREATORS) as pool:  # each waits for a disk, which takes several at once, or a store
             for done in [pool.submit(new.commit) for new in self._files.values()]:
                 done.result()
         return [*results, *self._link_twins(results)]

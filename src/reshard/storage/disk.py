@@ -102,11 +102,11 @@ class DiskNewFile:
         self.shared: Sequence[tuple[int, int]] = ()
         try:
             with reported(self._part):
-                if share:
-                    os.truncate(self._fd, nbytes)
-                    self.shared = _cloned(self._fd, share)
-                for start, stop in self._own(0, nbytes):
-                    _allocate(self._fd, self._part, start, stop - start)
+                os.truncate(self._fd, nbytes)
+                self.shared = _cloned(self._fd, share)
+                if self.shared or filesystem(os.path.realpath(self._part)) not in _IN_MEMORY:
+                    for start, stop in self._own(0, nbytes):
+                        _allocate(self._fd, start, stop - start)
         except BaseException:
             self.abandon()
             raise
@@ -172,16 +172,12 @@ class DiskNewFile:
             os.close(fd)
 
 
-def _allocate(fd: int, path: str, offset: int, nbytes: int) -> None:
-    if filesystem(os.path.realpath(path)) in _IN_MEMORY:
-        os.truncate(fd, offset + nbytes)
-        return
+def _allocate(fd: int, offset: int, nbytes: int) -> None:
     try:
         os.posix_fallocate(fd, offset, nbytes)
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
             raise
-        os.truncate(fd, offset + nbytes)
 
 
 def _cloned(fd: int, share: Sequence[Share]) -> list[tuple[int, int]]:
