@@ -12,6 +12,7 @@ import numpy.typing as npt
 from reshard.errors import CheckpointError
 from reshard.layout.box import Box
 from reshard.moving.elements import round_to
+from reshard.moving.products import RightSide
 from reshard.planning.plan import Assembly, LoraAdd, Product
 
 Array = npt.NDArray[Any]
@@ -81,15 +82,15 @@ def sums(step: LoraAdd, weight: Array, factors: Factors) -> Iterator[tuple[tuple
     """
     weight = _matrices(step, weight)
     sides = [_sides(product, parts) for product, parts in zip(step.products, factors, strict=True)]
-    rows = max(_CHUNK // max(weight.shape[-1], 1), 1)
+    in_steps = step.in_steps and weight.dtype == np.float32
     for matrix in np.ndindex(weight.shape[:-2]):
-        rights = [right[matrix].astype(np.float64, order="C") for _, right in sides]
-        in_steps = step.in_steps and weight.dtype == np.float32
+        rights = [RightSide(right[matrix], in_steps=in_steps) for _, right in sides]
+        rows = rights[0].portion(_CHUNK // max(weight.shape[-1], 1))
         for start in range(0, weight.shape[-2], rows):
             part = (*matrix, slice(start, start + rows))
             total: Array | float = 0.0
             for product, (left, _), right in zip(step.products, sides, rights, strict=True):
-                term = (_product_in_steps if in_steps else _product)(left[part].astype(np.float64), right)
+                term = right.times(left[part])
                 term *= product.scaling
                 total = np.add(total, term, out=term) if isinstance(total, np.ndarray) else term
             assert isinstance(total, np.ndarray)
@@ -115,24 +116,6 @@ def _sides(product: Product, factors: tuple[Array, ...]) -> tuple[Array, Array]:
     if product.form.startswith("experts"):
         b = b.transpose(2, 0, 1)
     return (a.swapaxes(-1, -2), b.swapaxes(-1, -2)) if product.form.endswith("in_out") else (b, a)
-
-
-def _product(left: Array, right: Array) -> Array:
-    """``left @ right``, summed over the rank from first to last.
-
-    The product of two numbers of 24 bits is exact in fp64: whether a processor fuses it with the sum does not matter.
-    """
-    if right.shape[1] == 1:  # of a single column it would sum in another order
-        return np.asarray(_product(left, np.repeat(right, 2, 1))[:, :1])
-    return np.asarray(np.einsum("ok,ki->oi", left, right))
-
-
-def _product_in_steps(left: Array, right: Array) -> Array:
-    """The same in fp32, each step of the sum rounded once, as a fused multiply-add is."""
-    total = np.zeros((len(left), right.shape[1]), np.float32)
-    for k in range(len(right)):
-        np.add(total, left[:, k, None] * right[k], out=total, casting="same_kind")
-    return total
 
 
 def _lies_in_out(step: LoraAdd) -> bool:
