@@ -43,6 +43,8 @@ def bytes_head(number: int, nbytes: int) -> bytes:
 
 def read_varint(data: bytes, at: int) -> tuple[int, int]:
     """The unsigned integer at ``at`` and the place after it. Raises FormatError."""
+    if at < len(data) and data[at] < 128:  # most are of one byte
+        return data[at], at + 1
     value = shift = 0
     while True:
         if at >= len(data):
@@ -66,7 +68,7 @@ def fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
     """The (field number, value) pairs of a message held in memory, in order. Raises FormatError."""
     at = 0
     while at < len(data):
-        tag, at = read_varint(data, at)
+        tag, at = (data[at], at + 1) if data[at] < 128 else read_varint(data, at)
         value: int | bytes
         if tag & 7 == VARINT:
             value, at = read_varint(data, at)

@@ -23,8 +23,8 @@ Choose = Callable[[Shard], Held]
 
 def assembled(tensor: Tensor, choose: Choose = lambda shard: shard.held[0]) -> Assembly:
     """A tensor of one holder of each shard; shards that no file holds are left out."""
-    pieces = tuple(_piece(shard, choose(shard)) for shard in tensor.shards if shard.held)
-    return Assembly(tensor.spec.dtype, tensor.view or tensor.spec.shape, pieces)
+    pieces = [_piece(shard, choose(shard)) for shard in tensor.shards if shard.held]
+    return Assembly(tensor.spec.dtype, tensor.view or tensor.spec.shape, tuple(pieces))
 
 
 def every_copy(tensor: Tensor) -> tuple[Piece, ...]:

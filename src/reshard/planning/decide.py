@@ -80,7 +80,7 @@ def decide(
         taken[renamed] = name
         maker.place(tensor, renamed)
     maker.account_for_absent(taken, rules)
-    refuse_other_names(taken, filter(rules.takes, maker.target_names))
+    refuse_other_names(taken, dict.fromkeys(filter(rules.takes, maker.target_names)))
     if maker.faults:
         raise PlanError(
             "nobody can know what these should be:\n" + listed(maker.faults),

@@ -131,8 +131,9 @@ class NameRules(Struct, frozen=True):
     def takes(self, name: str) -> bool:
         if self.weights_only and is_of_optimizer(name):
             return False
-        included = not self.include or any(re.search(p, name) for p in self.include)
-        return included and not any(re.search(p, name) for p in self.exclude)
+        if self.include and not any(re.search(p, name) for p in self.include):
+            return False
+        return not (self.exclude and any(re.search(p, name) for p in self.exclude))
 
     def idle(self, names: Collection[str]) -> tuple[str, ...]:
         """A warning for each pattern that matches no name: it does not do what somebody wrote it for."""

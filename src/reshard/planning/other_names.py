@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from itertools import islice
 
 from reshard.errors import PlanError
 from reshard.planning.names import is_lora, is_state
@@ -15,13 +16,15 @@ _HUGGING_FACE = re.compile(
 _FEW = 0.1
 
 
-def refuse_other_names(source: Iterable[str], target: Iterable[str]) -> None:
+def refuse_other_names(source: Collection[str], target: Collection[str]) -> None:
     """Raises PlanError where hardly a weight of either side has its name on the other.
 
     Args:
         source: the names that the source's tensors will have.
         target: names that the target's strategy has.
     """
+    if _enough(source, target):
+        return
     theirs = _weights(target)
     ours = _weights(source) if theirs else {}
     shared = sum(name in theirs for name in ours)
@@ -38,5 +41,16 @@ def refuse_other_names(source: Iterable[str], target: Iterable[str]) -> None:
     )
 
 
+def _enough(source: Collection[str], target: Collection[str]) -> bool:
+    """Whether so many fit that they are more than a few of all names; then not all need be looked at."""
+    fitting = (name for name in source if name in target and _is_weight(name))
+    enough = int(_FEW * min(len(source), len(target))) + 1
+    return len(list(islice(fitting, enough))) == enough
+
+
 def _weights(names: Iterable[str]) -> dict[str, None]:
-    return dict.fromkeys(name for name in names if not is_state(name) and not is_lora(name))
+    return dict.fromkeys(filter(_is_weight, names))
+
+
+def _is_weight(name: str) -> bool:
+    return not is_state(name) and not is_lora(name)

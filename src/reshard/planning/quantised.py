@@ -84,8 +84,7 @@ def _may_be_codes(name: str, dtype: str) -> bool:
     """By dtype: numbers of a byte or less; wider integers where the name says that several codes are packed in each."""
     if dtype.startswith(_NARROW):
         return True
-    words = _words(name.rsplit(".", 1)[-1])
-    return dtype.startswith(("int", "uint")) and any(word in _PACKED for word in words)
+    return dtype.startswith(("int", "uint")) and any(word in _PACKED for word in _words(name.rsplit(".", 1)[-1]))
 
 
 def quantised(dtypes: Mapping[str, str]) -> dict[str, Quantised]:
