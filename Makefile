@@ -20,7 +20,7 @@ JUDGE_peft := $(TORCH) peft==0.21.2
 JUDGE_deepspeed := $(TORCH) deepspeed==0.19.8
 JUDGE_megatron := $(TORCH) megatron-core==0.16.1
 
-.PHONY: help setup demo test test-oracle test-browser test-numpy1 test-package test-answers docs bench lint format clean $(JUDGES:%=test-%)
+.PHONY: help setup demo tutorial test test-oracle test-browser test-numpy1 test-package test-answers docs bench lint format clean $(JUDGES:%=test-%)
 
 help:
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed 's/:.*## /\t/'
@@ -58,8 +58,11 @@ $(JUDGES:%=.venv-%/ready): .venv-%/ready: Makefile
 
 setup: $(VENV)/ready ## make .venv with reshard and its development tools
 
-demo: setup ## cut, re-cut and merge real weights, and prove the result
+demo: setup ## a real model through every family and back, LoRA too, with proof
 	$(BIN)/python demo/demo.py
+
+tutorial: setup ## what docs/tutorial.md does by hand: real weights cut, re-cut and merged
+	$(BIN)/python demo/tutorial.py
 
 test: setup ## all tests that need neither MindSpore nor a network
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
@@ -111,4 +114,4 @@ bench: setup ## time conversions against cp
 	$(BIN)/python bench/run.py
 
 clean: ## remove what make made
-	rm -rf $(VENV) $(MS_VENV) $(NP1_VENV) $(DOCS_VENV) $(JUDGES:%=.venv-%) site demo/out bench/out
+	rm -rf $(VENV) $(MS_VENV) $(NP1_VENV) $(DOCS_VENV) $(JUDGES:%=.venv-%) site demo/out demo/smollm2 bench/out

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import pytest
 from pages import ROOT
 
 import reshard
@@ -40,12 +41,14 @@ SMALL_WORDS = {"seek=4000000": "seek=70000", "--max-shard-size 30MB": "--max-sha
 
 
 def _demo() -> ModuleType:
-    """demo/demo.py, so that pages and demo cannot part."""
-    spec = importlib.util.spec_from_file_location("reshard_demo", ROOT / "demo/demo.py")
+    """demo/tutorial.py, so that pages and what they are written for cannot part."""
+    spec = importlib.util.spec_from_file_location("reshard_tutorial", ROOT / "demo/tutorial.py")
     assert spec is not None
     assert spec.loader is not None
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "demo")  # where its neighbours are
+        spec.loader.exec_module(module)
     return module
 
 
@@ -89,7 +92,7 @@ def _factors(a_ending: str, b_ending: str, prefix: str = "") -> dict[str, np.nda
 
 
 def make_demo(folder: Path) -> None:
-    """``demo/out`` as ``make demo`` leaves it."""
+    """``demo/out`` as ``make tutorial`` leaves it."""
     model = write_file(folder / "model.safetensors", bert(), {"format": "pt"})
     _demo().write_strategies(model, folder / "strategy")
     a, b, c = (str(folder / "strategy" / name) for name in ("dp2mp2pp2", "dp1mp4pp2", "dp1mp3pp2"))

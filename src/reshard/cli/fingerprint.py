@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,12 +19,15 @@ from reshard.cli.params import (
     Suffix,
     WeightsOnly,
     name_rules,
+    naming_of,
     source_given,
+    takes_names_options,
 )
 from reshard.cli.text import shown_nbytes
 from reshard.errors import counted
 
 
+@takes_names_options()
 def fingerprint(
     path: Annotated[str, typer.Argument(metavar="PATH", help="Weight file, folder of files, or folder of rank_x/.")],
     strategy: Annotated[str, typer.Option(metavar="P", help="The strategy that it was saved with.")] = "",
@@ -39,19 +42,22 @@ def fingerprint(
     suffix: Suffix = "",
     json: Json = False,
     quiet: Quiet = False,
+    **options: Any,
 ) -> None:
-    """Give a number of the content: the same for any layout, format, number of ranks and replicas.
+    """Give a number of the content: the same for any layout, format, number of ranks and replicas; with --dst-names
+    for any convention of names.
 
     \b
     reshard fingerprint ckpt --strategy strategy/
     reshard fingerprint model.safetensors --tensors
+    reshard fingerprint megatron --dst-names hf --model config.json      as of the Hugging Face folder
     """
     from reshard.cli.progress import observer
     from reshard.ops.fingerprint import fingerprint as number
 
     rules = name_rules(include, exclude, rename, weights_only=weights_only)
     source = source_given(path, strategy, family, iteration, (select, suffix))
-    found = number(source, rules=rules, observer=observer(quiet=quiet or json))
+    found = number(source, rules=rules, observer=observer(quiet=quiet or json), naming=naming_of(options))
     warn(found.warnings)
     if json:
         say_json(found)

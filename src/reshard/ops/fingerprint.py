@@ -13,16 +13,19 @@ from reshard.families.discover import Select
 from reshard.families.open_checkpoint import open_source
 from reshard.families.probe import agreements, probe
 from reshard.families.source import Source, source_at
-from reshard.index import Extent
+from reshard.index import Extent, TensorSpec
 from reshard.layout.box import Box
 from reshard.moving.fingerprint import VERSION, Hashing, Portion, Stretch, hashed, lots, number_of, number_of_all
 from reshard.moving.scratch import Scratch
 from reshard.moving.task_inputs import Sources, files_of
+from reshard.names.wishes import Naming
 from reshard.ops.observer import Observer
-from reshard.planning.assembly import assembled
+from reshard.planning.assembly import Assembler
 from reshard.planning.catalog import Catalog, Tensor
+from reshard.planning.decide import Kept
 from reshard.planning.names import NameRules, is_state
 from reshard.planning.plan import Move, Piece
+from reshard.planning.tasks import seen
 from reshard.storage.machine import allow_many_files, auto_workers
 
 
@@ -61,6 +64,7 @@ def fingerprint(
     select: Select = "natural",
     suffix: str = "",
     observer: Observer | None = None,
+    naming: Naming | None = None,
 ) -> Fingerprint:
     """Read every value once and give its number. Equal numbers: the same tensors, however they are cut and stored.
 
@@ -68,6 +72,7 @@ def fingerprint(
         path: a weight file, or a folder of any family; or a ``Source``, which says all that is asked for.
         strategy: the strategy file or folder it was saved with; empty for one full checkpoint.
         rules: which names to count, and what to call them.
+        naming: the convention as whose tensors they count: what another one fuses, pads or stacks has the same number.
 
     Raises:
         InputError: broken, incomplete or contradictory files.
@@ -76,6 +81,10 @@ def fingerprint(
     given = source_at(path, strategy, select, suffix)
     source = open_source(given)
     probed = (*probe(source), *rules.idle((*source.tensors, *source.texts)))
+    if naming and naming.changes:
+        from reshard.ops.naming import renamed
+
+        source, rules = renamed(source, given.path, naming, rules, None).catalog, NameRules()
     tensors = _named(source, rules)
     if source.tensors and not tensors:
         idle = rules.idle((*source.tensors, *source.texts))
@@ -86,15 +95,15 @@ def fingerprint(
     _check_whole(tensors.values(), source.lacking)
     contents = _hashed(source, tensors, given.path, observer or Observer())
     prints = tuple(
-        TensorPrint(name, t.spec.dtype, t.spec.shape, number_of(name, t.spec, contents[name]))
-        for name, t in tensors.items()
+        TensorPrint(name, spec.dtype, spec.shape, number_of(name, spec, contents[name]))
+        for name, spec in ((name, _spec_of(tensor)) for name, tensor in tensors.items())
     )
     warnings = tuple(f"{name}: ranks hold different values; it is not counted" for name in varied)
     return Fingerprint(
         number_of_all(p.number for p in prints),
         number_of_all(p.number for p in prints if not is_state(p.name)),
         prints,
-        sum(t.spec.nbytes for t in tensors.values()),
+        sum(_spec_of(t).nbytes for t in tensors.values()),
         (*varied, *(rules.renamed(n) for n in source.texts if rules.takes(n))),
         (*source.warnings, *probed, *warnings),
     )
@@ -137,10 +146,12 @@ def _hashed(source: Catalog, tensors: dict[str, Tensor], path: str, observer: Ob
     def read(lot: list[Portion]) -> list[tuple[str, Stretch]]:
         return [(p.move.name, hashed(p, sources, scratch, observer.advance)) for p in lot]
 
-    observer.start("reading", sum(t.spec.nbytes for t in tensors.values()))
+    assembler = Assembler(source, "", None)
+    moves = (_move(assembler, name, tensor) for name, tensor in tensors.items())
+    observer.start("reading", sum(_spec_of(t).nbytes for t in tensors.values()))
     try:
         with ThreadPoolExecutor(auto_workers([path]), thread_name_prefix="reshard") as pool:
-            for found in pool.map(read, lots(_move(name, t) for name, t in tensors.items())):  # in order
+            for found in pool.map(read, lots(moves)):  # in order
                 for name, stretch in found:
                     made[name].join(stretch)
         sources.check_unchanged()
@@ -150,7 +161,13 @@ def _hashed(source: Catalog, tensors: dict[str, Tensor], path: str, observer: Ob
     return {name: hashing.end() for name, hashing in made.items()}
 
 
-def _move(name: str, tensor: Tensor) -> Move:
+def _spec_of(tensor: Tensor) -> TensorSpec:
+    """Of what is counted: of codes that are multiplied by their scales, the products."""
+    return TensorSpec(tensor.made, tensor.spec.shape) if tensor.made else tensor.spec
+
+
+def _move(assembler: Assembler, name: str, tensor: Tensor) -> Move:
     """The reading of a whole tensor from one holder of each shard, as one run of bytes."""
-    whole = Piece(0, Box.whole(tensor.spec.shape), (Extent(0, tensor.spec.nbytes),))
-    return Move(name, assembled(tensor), tensor.spec.dtype, (whole,))
+    planned = assembler.tensors[assembler.number(Kept(tensor, name, {}))]
+    whole = Piece(0, Box.whole(planned.spec.shape), (Extent(0, planned.spec.nbytes),))
+    return Move(name, planned.step, planned.spec.dtype, tuple(seen(whole, planned)))
