@@ -95,6 +95,22 @@ def convert_reversed(context: typer.Context) -> None:
 
 
 @app.command(
+    "convert_weight",
+    short_help="Hugging Face's weights as MindFormers has them, or --reversed.",
+    context_settings=_AS_GIVEN,
+)
+def convert_weight(context: typer.Context) -> None:
+    """A Hugging Face folder to MindFormers' names, or back with --reversed.
+
+    \b
+    reshard compat convert_weight --model qwen2_5 --input_path Qwen2.5-7B --output_path qwen2_5.ckpt
+    reshard compat convert_weight --reversed --model qwen3 --input_path merged --output_path hub \\
+      --config_path run.yaml
+    """
+    _hand_over("convert_weight", context)
+
+
+@app.command(
     "zero_to_fp32",
     short_help="DeepSpeed's script: a folder of ZeRO to one model in fp32.",
     context_settings=_AS_GIVEN,

@@ -82,11 +82,12 @@ def opened(src: str | Path, options: Options) -> tuple[Catalog, Options]:
     naming = options.naming_of(source)
     if not naming.changes:
         return source, options
-    from reshard.ops.naming import renamed
+    from reshard.ops.naming import models, renamed
 
     idle = options.names.idle((*source.tensors, *source.texts))
     strategy = read_strategy(options.dst_strategy) if options.dst_strategy else None
-    made = renamed(replace(source, warnings=(*source.warnings, *idle)), str(src), naming, options.names, strategy)
+    told = replace(source, warnings=(*source.warnings, *idle))
+    made = renamed(told, naming, models(str(src), naming), options.names, strategy)
     along: tuple[SmallFile, ...] = ()
     if naming.files:
         from reshard.ops.model_files import along as found_along

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from reshard.families.open_checkpoint import open_source
 from reshard.names.naming import convention_of
 from reshard.names.wishes import HUB
-from reshard.ops.naming import renamed
+from reshard.ops.naming import models, renamed
 from reshard.ops.options import Options
 from reshard.planning.names import layer_pattern
 
@@ -46,7 +46,7 @@ def told(src: str | Path, options: Options, *, guess: bool = False) -> Told:
     if guess:
         here = naming.src or convention_of(source.tensors)
         naming = replace(naming, dst="mcore" if here == HUB else HUB)
-    made = renamed(source, str(src), naming, options.names, None)
+    made = renamed(source, naming, models(str(src), naming), options.names)
     first, *more = made.fates or ((),)
     after = {fate.source: fate for stage in more for fate in stage}
     rows = []

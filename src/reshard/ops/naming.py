@@ -20,18 +20,19 @@ from reshard.storage.storages import storage_of
 CONFIG = "config.json"
 
 
-def renamed(source: Catalog, path: str, naming: Naming, rules: NameRules, strategy: Strategy | None) -> Regrouped:
+def renamed(
+    source: Catalog, naming: Naming, files: Models, rules: NameRules, strategy: Strategy | None = None
+) -> Regrouped:
     """The source, without what the rules leave out, as the target's convention has it.
 
     Args:
-        path: of the source, beside which its model files lie.
+        files: what is known of the model, as ``models`` finds it.
         strategy: the target's.
 
     Raises:
         InputError: what is unknown, missing or contradictory; repetitions that differ.
     """
     source, excluded = _by_rules(source, rules)
-    files = models(path, naming)
     if source.args:
         files = replace(files, src=(model_of_args(source.args), *files.src))
     made = regrouped(source, naming, files, excluded, _rows_of(strategy))

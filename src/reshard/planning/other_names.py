@@ -37,7 +37,7 @@ def refuse_other_names(source: Collection[str], target: Collection[str]) -> None
     raise PlanError(
         f"almost no name fits: the source has {kind} ({first}), the target's strategy {other}; "
         f"of {len(theirs):,} weights {shared:,} are in both",
-        hint="give the weights the names of the job's model first: MindFormers' convert_weight.py, or --rename",
+        hint="--dst-names mindformers or mcore, as the job's model is, or --rename",
     )
 
 
