@@ -82,9 +82,9 @@ def fingerprint(
     source = open_source(given)
     probed = (*probe(source), *rules.idle((*source.tensors, *source.texts)))
     if naming and naming.changes:
-        from reshard.ops.naming import renamed
+        from reshard.ops.naming import models, renamed
 
-        source, rules = renamed(source, given.path, naming, rules, None).catalog, NameRules()
+        source, rules = renamed(source, naming, models(given.path, naming), rules).catalog, NameRules()
     tensors = _named(source, rules)
     if source.tensors and not tensors:
         idle = rules.idle((*source.tensors, *source.texts))
