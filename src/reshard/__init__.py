@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from reshard.checkpoint import Checkpoint, open
     from reshard.errors import ReshardError
     from reshard.families.source import Source
+    from reshard.ops.adapters import AdapterAt
     from reshard.ops.convert import Conversion, convert, plan
     from reshard.ops.diff import diff, verify_content
     from reshard.ops.fingerprint import Fingerprint, fingerprint
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from reshard.planning.names import NameRules
 
 _PLACES = {
+    "AdapterAt": "reshard.ops.adapters",
     "Checkpoint": "reshard.checkpoint",
     "open": "reshard.checkpoint",
     "ReshardError": "reshard.errors",
@@ -44,6 +46,7 @@ _PLACES = {
 }
 
 __all__ = [
+    "AdapterAt",
     "Checkpoint",
     "Conversion",
     "Fingerprint",

@@ -78,6 +78,10 @@ CASES |= {
     "experts: patterns": {**EXPERTS, "rank_pattern": {"experts.down_proj": 3}, "alpha_pattern": {"gate_up_proj": 2}},
     "one parameter": {"target_modules": [], "target_parameters": ["experts.down_proj"]},
     "parameters of linears": {"target_modules": [], "target_parameters": ["q_proj.weight", "k_proj.weight"]},
+    "parameters of linears: patterns": {
+        "target_modules": [], "target_parameters": ["q_proj.weight"], "alpha_pattern": {"q_proj.weight": 2, "q_proj": 9}
+    },
+    "bias all and saved norms": {**LINEAR, "bias": "all", "modules_to_save": ["norm"]},
     "some layers": {"target_modules": ["layers.1.q_proj", "layers.0.k_proj"]},
     "by a pattern": {"target_modules": r"layers\.0\.(q|k)_proj"},
     "excluded": {"target_modules": "all-linear", "exclude_modules": ["lm_head"]},
@@ -124,6 +128,7 @@ INITIAL: dict[str, Config] = {
         **LINEAR, "init_lora_weights": "pissa", "use_rslora": True, "rank_pattern": {"k_proj": 3}
     },
     "pissa, fast": {**LINEAR, "init_lora_weights": "pissa_niter_4"},
+    "pissa: bias all": {**LINEAR, "init_lora_weights": "pissa", "bias": "all"},
     "olora": {**LINEAR, "init_lora_weights": "olora"},
     "olora: all linear": {"target_modules": "all-linear", "init_lora_weights": "olora", "lora_alpha": 8},
 }  # fmt: skip

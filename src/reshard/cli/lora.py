@@ -15,7 +15,6 @@ from reshard.errors import UsageError, counted
 
 if TYPE_CHECKING:
     from reshard.ops.scaling import LoraConfig
-    from reshard.planning.lora_values import Combination
 
 Adapters = Annotated[
     Optional[list[str]],  # noqa: UP045
@@ -76,10 +75,9 @@ def merge(
     """
     from reshard.ops.adapters import AdapterAt
     from reshard.ops.lora import lora_config, open_merge, plan_merge
+    from reshard.planning.lora_values import combination_named
 
     paths, made = adapter or [""], conversion_options(options)
-    if initial and len(paths) > 1:
-        raise UsageError("--initial is of one adapter, and several are given", hint="merge that one first, alone")
     counts = _weights(weights, len(paths))
     renames = tuple(map(parse_rename, adapter_rename or ()))
     adapters = []
@@ -87,17 +85,10 @@ def merge(
         how = lora_config(scaling, lora_alpha, lora_rank, config, path or src, initial=bool(initial))
         adapters.append(AdapterAt(path, _told(how, renames, fan_in_fan_out), weight, initial))
     page = page_path(report) if report else None
-    merge_of = open_merge(src, made, adapters, parse_combination(combination), allow_nan=allow_nan)
+    merge_of = open_merge(src, made, adapters, combination_named(combination), allow_nan=allow_nan)
     plan = plan_merge(merge_of, dst)
     reporting = Reporting(page, merge_of.joined.source, (src, dst)) if page else None
     carry_out(plan, dst, made, reporting, dry_run=dry_run, json=json, quiet=quiet)
-
-
-def parse_combination(text: str) -> Combination:
-    """Raises UsageError."""
-    if text in ("cat", "linear"):
-        return "cat" if text == "cat" else "linear"
-    raise UsageError(f"--combination {text!r}", hint="cat or linear")
 
 
 def _told(how: LoraConfig, renames: tuple[tuple[str, str], ...], fan_in_fan_out: Optional[bool]) -> LoraConfig:  # noqa: UP045

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from math import isfinite
 
 import xxhash
 from msgspec import Struct
 from msgspec.structs import replace
 
-from reshard.errors import CheckpointError, PlanError, listed
+from reshard.errors import CheckpointError, PlanError, UsageError, listed
 from reshard.families.open_checkpoint import open_source
 from reshard.families.probe import agreements
 from reshard.families.source import Source
@@ -20,7 +21,7 @@ from reshard.ops.scaling import LoraConfig
 from reshard.planning.catalog import Catalog, Held, IndexedFile, Loose, Tensor
 from reshard.planning.lora import merge_into
 from reshard.planning.lora_names import is_beside, lora_name, model_name, seems_lora
-from reshard.planning.lora_values import Adapter, Combination, How, LoraMerge
+from reshard.planning.lora_values import Adapter, Combination, How, LoraMerge, combination_named
 from reshard.storage.storage import join
 from reshard.storage.storages import content_of, storage_of
 
@@ -44,6 +45,10 @@ class AdapterAt(Struct, frozen=True):
     weight: float = 1.0
     initial: str = ""
 
+    def __post_init__(self) -> None:
+        if not isfinite(self.weight):
+            raise UsageError(f"the weight of {self.path} is {self.weight}")
+
 
 class Joined(Struct, frozen=True):
     """The catalog of base and adapters, and what is made of it."""
@@ -60,7 +65,9 @@ def own_config(adapter: str) -> str:
 
 
 def joined(base: Catalog, adapters: Sequence[AdapterAt], combination: Combination, *, allow_nan: bool) -> Joined:
-    """Open the adapters and find out what becomes of the base's weights. Raises InputError."""
+    """Open the adapters and find out what becomes of the base's weights. Raises InputError, UsageError."""
+    how = How(combination_named(combination), allow_nan, _is_tied(base))
+    _check_initial(adapters)
     apart, inside = _apart(base)
     if inside and any(each.path for each in adapters):
         raise PlanError(
@@ -69,7 +76,7 @@ def joined(base: Catalog, adapters: Sequence[AdapterAt], combination: Combinatio
     joining = _Joining(base, apart, inside)
     whose = [f"adapter {n}'s " if len(adapters) > 1 else "" for n in range(1, len(adapters) + 1)]
     opened = [joining.adapter(*each) for each in zip(adapters, whose, strict=True)]
-    merge = replace(merge_into(apart, opened, How(combination, allow_nan, _is_tied(base))), inside=bool(inside))
+    merge = replace(merge_into(apart, opened, how), inside=bool(inside))
     tensors = {**merge.tensors, **joining.used(merge)}
     source = replace(
         base,
@@ -80,6 +87,18 @@ def joined(base: Catalog, adapters: Sequence[AdapterAt], combination: Combinatio
         expected=tuple(dict.fromkeys(map(model_name, base.expected))),
     )
     return _compared(source, merge)
+
+
+def _check_initial(adapters: Sequence[AdapterAt]) -> None:
+    if not any(each.initial for each in adapters):
+        return
+    if len(adapters) > 1:
+        raise UsageError("--initial is of one adapter, and several are given", hint="merge that one first, alone")
+    if adapters[0].weight != 1:
+        raise UsageError(
+            f"--weights {adapters[0].weight:g} with --initial: what was taken out of the base counts whole",
+            hint="merge it whole: leave --weights out",
+        )
 
 
 def _compared(source: Catalog, merge: LoraMerge) -> Joined:

@@ -101,33 +101,48 @@ def plan_merge(merge: Opened, dst: str | Path) -> Plan:
 
 
 def plan_lora(
-    src: str | Path, dst: str | Path, config: LoraConfig, options: Options | None = None, adapter: str | Path = ""
+    src: str | Path,
+    dst: str | Path,
+    config: LoraConfig | Sequence[AdapterAt],
+    options: Options | None = None,
+    adapter: str | Path = "",
+    *,
+    combination: Combination = "cat",
+    allow_nan: bool = False,
 ) -> Plan:
-    """Make the plan of a merge; nothing is written.
+    """Make the plan of a merge; nothing is written. Arguments are those of ``merge_lora``.
 
     Raises:
         PlanError: A without B or base, shapes that do not fit, slices that no file holds: all that is wrong.
     """
-    options = options or Options()
-    return plan_merge(open_merge(src, options, (AdapterAt(str(adapter), config),)), dst)
+    if not isinstance(config, LoraConfig) and adapter:
+        raise UsageError("an adapter besides the adapters", hint="merge_lora(src, dst, [AdapterAt(...), ...])")
+    adapters = [AdapterAt(str(adapter), config)] if isinstance(config, LoraConfig) else config
+    merge = open_merge(src, options or Options(), adapters, combination, allow_nan=allow_nan)
+    return plan_merge(merge, dst)
 
 
 def merge_lora(
     src: str | Path,
     dst: str | Path,
-    config: LoraConfig,
+    config: LoraConfig | Sequence[AdapterAt],
     options: Options | None = None,
     adapter: str | Path = "",
     observer: Observer | None = None,
+    *,
+    combination: Combination = "cat",
+    allow_nan: bool = False,
 ) -> Conversion:
     """Write ``src`` with its LoRA weights (or those of ``adapter``) added; they and optimizer states stay behind.
 
     Args:
-        config: from ``lora_config``.
+        config: from ``lora_config``; or adapters, each with its own.
+        combination: how several are put together.
+        allow_nan: sums that are NaN or infinite are written, too, and told.
 
     Raises:
         InputError: before anything is written, what does not fit; meanwhile, a NaN or infinity that did not go in.
     """
     options = options or Options()
-    made = plan_lora(src, dst, config, options, adapter)
+    made = plan_lora(src, dst, config, options, adapter, combination=combination, allow_nan=allow_nan)
     return execute(made, dst, options, observer or Observer())

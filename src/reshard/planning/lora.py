@@ -8,7 +8,7 @@ from reshard.errors import PlanError, listed
 from reshard.planning.catalog import Tensor
 from reshard.planning.lora_hints import Hints
 from reshard.planning.lora_layers import Layers
-from reshard.planning.lora_names import Kind, foreign_style, is_beside, is_original, lora_name, model_name
+from reshard.planning.lora_names import Kind, foreign_style, is_beside, is_original, is_repeated, lora_name, model_name
 from reshard.planning.lora_replaced import Replacing, is_copy
 from reshard.planning.lora_sums import Sums
 from reshard.planning.lora_values import Adapter, How, LoraMerge, NewRows
@@ -17,6 +17,7 @@ _NO_LORA = "an adapter elsewhere: reshard lora merge --adapter; where there is n
 _FOREIGN = "save it as PEFT does (lora_A, lora_B): diffusers and the tools of its trainer convert it"
 _ADDED = "LoRA weights, added to their base"
 _ORIGINALS = "originals that PEFT keeps beside what replaces them"
+_REPEATED = "what the adapter has twice, under two names"
 _RESIDUES = "copies of what the training had left of the base"
 _FIRST = "factors that the adapter began with, taken away"
 
@@ -53,7 +54,9 @@ class _Merging:
                 continue
             if is_original(name) or is_beside(name):
                 self._used[tensor.name] = _ORIGINALS
-            elif adapter.initial and is_copy(name):
+            elif is_repeated(name, adapter.tensors):
+                self._used[tensor.name] = _REPEATED
+            elif adapter.initial and is_copy(name) and not name.endswith(".bias"):
                 self._used[tensor.name] = _RESIDUES
             elif style := foreign_style(name):
                 self._faults.append(f"{name}: an adapter tensor {style}")

@@ -99,11 +99,11 @@ class Layers:
             if not fitting:
                 shapes = f"A {list(pair[0].spec.shape)} and B {list(pair[1].spec.shape)}"
                 raise PlanError(f"{module}: {shapes} do not make {name} {list(base[name].spec.shape)}")
-            return _Found(base[name], fitting[0] if embedding else self._one_fit(base[name], fitting), layer)
+            called = f"{layer}.weight" if self._is_parameter(f"{layer}.weight") else layer
+            return _Found(base[name], fitting[0] if embedding else self._one_fit(base[name], fitting), called)
         inside = [n for n in base if n.startswith(f"{renamed}.") and "." not in n[len(renamed) + 1 :]]
         if self._rules.parameters:
-            ends = tuple(f".{end}" for end in self._rules.parameters)
-            inside = [n for n in inside if f".{n}".endswith(ends)]
+            inside = [n for n in inside if self._is_parameter(n)]
         inside = [n for n in inside if base[n].scales or base[n].spec.dtype in FLOATING]
         found = {n: fits for n in inside if (fits := self._fitting(base[n], pair, embedding=False))}
         if not found:
@@ -115,6 +115,10 @@ class Layers:
             raise PlanError(f"{pair[0].name}: nothing tells of which parameter it is, {' or '.join(found)}")
         ((name, fitting),) = found.items()
         return _Found(base[name], self._one_fit(base[name], fitting), f"{layer}.{name.rpartition('.')[2]}")
+
+    def _is_parameter(self, name: str) -> bool:
+        """Whether it has factors as a parameter, by whose name patterns know it."""
+        return f".{name}".endswith(tuple(f".{end}" for end in self._rules.parameters))
 
     def _fitting(self, weight: Tensor, pair: Pair, *, embedding: bool) -> list[Fit]:
         """Ways in which factors make a weight, and that the rules do not rule out."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Container
 from typing import Literal
 
 from msgspec import Struct
@@ -24,9 +25,10 @@ _PART = re.compile(
 )
 _FRONT = "base_model.model."
 _WRAPPERS = re.compile(
-    r"\.token_adapter(?=\.base_layer\.)|\.base_layer(?=\.|$)|\.modules_to_save\.[^.]+(?=\.)|\.original_module(?=\.)"
+    r"\.token_adapter(?=\.base_layer\.)|\.base_layer(?=\.|$)|\.modules_to_save(?:\.[^.]+)?(?=\.)|\.original_module(?=\.)"
 )
 _ORIGINAL = ".original_module."
+_WHOLE = ".modules_to_save."
 _BESIDE = re.compile(r"\.token_adapter\.(?!trainable_tokens_delta|base_layer)")
 _OTHER_STYLES = {
     re.compile(r"\.lora_(?:down|up|mid)\.weight$|^lora_(?:unet|te\d?|transformer)_"): "kohya's",
@@ -73,6 +75,8 @@ def model_name(name: str) -> str:
 
     >>> model_name("base_model.model.lm_head.base_layer.weight"), model_name("h.modules_to_save.default.weight")
     ('lm_head.weight', 'h.weight')
+    >>> model_name("norm.modules_to_save.bias")
+    'norm.bias'
     """
     return _WRAPPERS.sub("", name.removeprefix(_FRONT))
 
@@ -85,6 +89,11 @@ def is_beside(name: str) -> bool:
 def is_original(name: str) -> bool:
     """Whether it is the model's own that something trained whole stands in place of."""
     return _ORIGINAL in name
+
+
+def is_repeated(name: str, names: Container[str]) -> bool:
+    """Whether what was trained whole is among ``names`` under its plain name, too: biases are, with ``bias: all``."""
+    return _WHOLE in name and name.replace(_WHOLE, ".") in names
 
 
 def foreign_style(name: str) -> str:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from msgspec import Struct
 
+from reshard.errors import UsageError
 from reshard.planning.catalog import Tensor
 from reshard.planning.plan import Form
 
@@ -14,6 +15,13 @@ Stored = Literal["by shape", "in_out", "out_in"]
 """How layers store their weights: [in, out], [out, in], or as the shapes of weight and factors tell."""
 Combination = Literal["cat", "linear"]
 """How several adapters are put together, in PEFT's words: their products are added, or their factors before that."""
+
+
+def combination_named(text: str) -> Combination:
+    """Raises UsageError."""
+    if text in ("cat", "linear"):
+        return "cat" if text == "cat" else "linear"
+    raise UsageError(f"--combination {text!r}", hint="cat or linear")
 
 
 class Rules(Struct, frozen=True):
