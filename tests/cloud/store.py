@@ -11,7 +11,9 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from io import BytesIO
 from pathlib import Path
+from threading import Thread
 
 USERS, PORT = "object-store.users", "object-store.port"
 
@@ -42,11 +44,30 @@ def _start(folder: Path) -> subprocess.Popen[bytes]:
 
 
 def _serve(folder: Path) -> None:
-    from moto.server import ThreadedMotoServer
+    from moto.moto_server.werkzeug_app import MotoRequestHandler, create_backend_app
+    from werkzeug.serving import make_server
+    from werkzeug.test import run_wsgi_app
 
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    (folder / PORT).write_text(str(server.get_host_and_port()[1]))
+    class Handler(MotoRequestHandler):
+        """Keeps connections, logs nothing: werkzeug's own waits after each answer for what is left of its request."""
+
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+
+        def run_wsgi(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            environ = {**self.make_environ(), "wsgi.input": BytesIO(body)}
+            content, status, headers = run_wsgi_app(self.server.app, environ)
+            answer = b"".join(content)
+            headers.setdefault("Content-Length", str(len(answer)))
+            lines = [f"HTTP/1.1 {status}", *(f"{name}: {value}" for name, value in headers), "", ""]
+            self.wfile.write("\r\n".join(lines).encode("latin-1") + (b"" if self.command == "HEAD" else answer))
+
+    application = create_backend_app("s3")  # moto's own choice of a service by each request takes longer than S3
+    application.debug = False
+    server = make_server("127.0.0.1", 0, application, threaded=True, request_handler=Handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    (folder / PORT).write_text(str(server.port))
     print("ready", flush=True)
     with (folder / USERS).open("w") as users:
         fcntl.flock(users, fcntl.LOCK_EX)
