@@ -152,5 +152,5 @@ def test_a_rate_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_workers_suit_a_network_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert 2 <= auto_workers([str(tmp_path)]) <= 8
-    monkeypatch.setattr("reshard.storage.machine._mounts", lambda: {"/": "ext4", str(tmp_path): "nfs4"})
+    monkeypatch.setattr("reshard.storage.machine._mounts", lambda: {"/": ("ext4", ""), str(tmp_path): ("nfs4", "")})
     assert auto_workers([str(tmp_path / "out")]) == 16

@@ -24,12 +24,12 @@ from reshard.families.rank_targets import ranks_or_full
 from reshard.families.strategies import merged_file
 from reshard.families.targets import Asked
 from reshard.formats.registry import format_named
-from reshard.ops.convert import execute
+from reshard.ops.convert import bill_of, execute, shared_block
 from reshard.ops.observer import Observer
 from reshard.ops.options import Means
 from reshard.planning.catalog import Catalog
 from reshard.planning.plan import Plan
-from reshard.planning.target import Choices, Target
+from reshard.planning.target import Choices, Kind, Target
 from reshard.storage.disk import Disk
 from reshard.storage.storage import reported
 from reshard.target.manifest import MANIFEST
@@ -63,22 +63,26 @@ class Job(Struct, frozen=True):
         made = [part.ranks for part in self.parts.values()]
         return frozenset().union(*(r for r in made if r is not None)) if None not in made else None
 
-    def target(self, part: Part, source: Catalog) -> Target:
-        """Of this source; files of the kind that the job's loader reads."""
+    def plan(self, source: Catalog, part: Part, shared_block_nbytes: int) -> Plan:
+        """Of one writer's files, of this source."""
+        kind = self._kind(source)
+        target = Target(kind, ranks=part.ranks, share=part.share, shared_block_nbytes=shared_block_nbytes)
+        return planned(source, target, Choices())
+
+    def _kind(self, source: Catalog) -> Kind:
+        """What the job's loader reads."""
         strategy = self.strategy.strategy
         if self.settings.own_loader:
-            made = replace(checkpoint2_asked(Asked(strategy=strategy), source), strategy=strategy)
-            return Target(made, ranks=part.ranks, share=part.share)
+            return replace(checkpoint2_asked(Asked(strategy=strategy), source), strategy=strategy)
         drop = self.settings.drop_redundancy and strategy is not None
-        form = format_named(self.format)
-        kind = ranks_or_full(strategy, form, drop_redundancy=drop)
-        return Target(kind, ranks=part.ranks, share=part.share)
+        return ranks_or_full(strategy, format_named(self.format), drop_redundancy=drop)
 
 
 class Work(Struct, frozen=True):
-    """What the first rank told the others to do: the plan."""
+    """What the first rank told the others to do: the plan, and the blocks that its files share with the source's."""
 
     identity: str
+    shared_block_nbytes: int
 
 
 class Done(Struct, frozen=True):
@@ -109,7 +113,7 @@ def convert_together(session: Session, job: Job, observer: Observer) -> Outcome:
     if session.rank in job.parts:
         work = session.wait(_told(session, "work", Work))
         source = open_source(job.source.source)
-        mine = planned(source, job.target(job.parts[session.rank], source), Choices())
+        mine = job.plan(source, job.parts[session.rank], work.shared_block_nbytes)
         session.tell(f"done_{session.rank}", _write(session, job, work, mine, observer))
     return session.wait(_told(session, "outcome", Outcome))
 
@@ -120,12 +124,12 @@ def _told(session: Session, name: str, kind: type[T]) -> Callable[[], T | None]:
 
 def _lead(session: Session, job: Job, observer: Observer) -> Outcome:
     source = _opened(job)
-    whole = planned(source, job.target(Part(job.ranks), source), Choices())
+    whole = _whole(job, source)
     staged = job.results.staged(whole.identity)
     forget(job.results.root, "new", kept=staged)
-    check_room(Place.of(staged, single=False), 0 if staged.exists() else whole.nbytes)
+    check_room(Place.of(staged, single=False), 0 if staged.exists() else _room(whole, staged, job.limits))
     strategies = _strategies(job, whole.identity)
-    work = Work(whole.identity)
+    work = Work(whole.identity, whole.shared_block_nbytes)
     session.tell("work", work)
     done = {}
     if session.rank in job.parts:
@@ -158,17 +162,27 @@ def _opened(job: Job) -> Catalog:
     return source
 
 
+def _whole(job: Job, source: Catalog) -> Plan:
+    """The plan of all writers' files, which share blocks with the source's where the results' disk lets them."""
+    return job.plan(source, Part(job.ranks), shared_block(source, Place.of(job.results.root, single=False)))
+
+
+def _room(whole: Plan, staged: Path, limits: Means) -> int:
+    """Bytes of the disk that the results take."""
+    return whole.nbytes - (bill_of(whole, staged, limits).shared_nbytes if whole.shared_block_nbytes else 0)
+
+
 def _part_of(whole: Plan, source: Catalog, job: Job, part: Part) -> Plan:
     """The plan of one writer's files, of the plan of all."""
     if part.share:
-        return planned(source, job.target(part, source), Choices())
+        return job.plan(source, part, whole.shared_block_nbytes)
     return replace(whole, files=tuple(file for file in whole.files if file.rank in (part.ranks or ())))
 
 
 def preview(job: Job) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What would be converted, from where and by whom, with the warnings; nothing is written."""
     opened, source = _opened(job), job.source
-    plan = planned(opened, job.target(Part(job.ranks), opened), Choices())
+    plan = _whole(job, opened)
     told = opened.family if source.family else "one full checkpoint"
     cut = f"cut by {source.strategy_path}" if source.strategy_path else told
     writers = (f"rank {rank} writes {_told_part(part)}" for rank, part in job.parts.items())

@@ -17,8 +17,8 @@ from reshard.moving.scratch import Scratch
 from reshard.moving.task_inputs import Sources
 from reshard.planning.misfits import ShardMisfits
 from reshard.planning.plan import FileResult, Move, Task, check_runs
-from reshard.planning.shared import shared_of, without_shared
-from reshard.storage.storage import NewFile, Storage, join
+from reshard.planning.shared import COPIED, shared_of, without_shared
+from reshard.storage.storage import NewFile, Share, Storage, join
 from reshard.storage.storages import storage_of
 
 _CREATORS = 8
@@ -58,6 +58,7 @@ class TaskRun:
         self._lock = threading.Lock()
         self._files: dict[int, NewFile] = {}
         block_nbytes = settings.shared_block_nbytes
+        self._copied = block_nbytes == COPIED
         self._shared = shared_of(task.moves, block_nbytes) if block_nbytes else {}
         try:
             self._create_files()
@@ -90,7 +91,8 @@ class TaskRun:
         buffer_nbytes = self._settings.upload_nbytes // len(self._task.files)
         path, fsync = join(self._settings.folder, file.path), self._settings.fsync
         share = [
-            (s.offset, s.nbytes, self._sources.opened(s.source), s.source_offset) for s in self._shared.get(number, ())
+            Share(s.offset, s.nbytes, self._sources.opened(s.source), s.source_offset, copied=self._copied)
+            for s in self._shared.get(number, ())
         ]
         self._files[number] = self._storage.create(
             path, file.nbytes, fsync=fsync, buffer_nbytes=buffer_nbytes, share=share
@@ -136,7 +138,7 @@ class TaskRun:
             runs = tuple(sorted(self._writer.finish(i), key=lambda r: (r.offset, r.nbytes)))
             read = self._sources.read_nbytes if i == 0 else 0
             misfits = tuple(found for (at, _), found in sorted(self._misfits.items()) if at == i)
-            shared = sum(stop - start for start, stop in self._files[i].shared)
+            shared = 0 if self._copied else sum(stop - start for start, stop in self._files[i].shared)
             results.append(FileResult(file.path, file.nbytes, runs, read, misfits=misfits, shared_nbytes=shared))
             check_runs(results[-1])
         self._sources.check_unchanged()

@@ -32,6 +32,7 @@ from reshard.planning.lora_values import LoraMerge
 from reshard.planning.misfits import Misfits, by_tensor
 from reshard.planning.names import NameRules
 from reshard.planning.plan import Plan, SmallFile
+from reshard.planning.shared import COPIED
 from reshard.planning.target import Choices, Kind, Target
 from reshard.storage.clones import block_shared_by
 from reshard.storage.machine import set_aside
@@ -109,29 +110,35 @@ def plan_from(
     if source.own is not None:
         source = replace(source, own=source.own.renamed(options.names.renamed))
     kind = kind or kind_asked(options.asked(Path(dst).name if names_file(dst) else ""), source)
-    dtype, block_nbytes = ALIASES.get(options.dtype, options.dtype), _shared_block(source, dst, options)
+    dtype, block_nbytes = ALIASES.get(options.dtype, options.dtype), _wanted_block(source, dst, options)
     target = Target(kind, dtype, options.ranks, options.share, block_nbytes)
     return planned(source, target, Choices(options.names, options.missing, lora=lora))
 
 
-def _shared_block(source: Catalog, dst: str, options: Options) -> int:
-    """The bytes of a block that files of the target can share with the source's; 0 where they cannot, or shall not.
-
-    Raises UsageError where they must.
-    """
+def _wanted_block(source: Catalog, dst: str, options: Options) -> int:
+    """As ``shared_block``; 0 where nothing shall be shared. Raises UsageError where it must be, and cannot."""
     if options.reflink == "never" or options.nodes_local:
         return 0
     place = Place.of(dst, single=names_file(dst))
-    largest = max(source.files, key=lambda file: file.nbytes)
-    near = place.local and not storage_of(largest.path).remote
-    block_nbytes = block_shared_by(largest.path, place.folder) if near else 0
-    if options.reflink == "always" and not block_nbytes:
+    block_nbytes = shared_block(source, place)
+    if options.reflink == "always" and block_nbytes <= COPIED:
         raise UsageError(
-            f"--reflink always, and no file there can share blocks with {largest.path}",
+            f"--reflink always, and no file there can share blocks with {_largest(source)}",
             place.folder,
             "both must lie on one file system that has clones, as XFS and Btrfs; --reflink auto copies otherwise",
         )
     return block_nbytes
+
+
+def shared_block(source: Catalog, place: Place) -> int:
+    """As ``block_shared_by``, of the largest file of a source."""
+    largest = _largest(source)
+    near = place.local and not storage_of(largest).remote
+    return block_shared_by(largest, place.folder) if near else 0
+
+
+def _largest(source: Catalog) -> str:
+    return max(source.files, key=lambda file: file.nbytes).path
 
 
 def convert(
@@ -242,6 +249,7 @@ def _bill(plan: Plan, means: Means, budget: Budget) -> Bill:
         link_replicas=means.link_replicas,
         max_files=most_files(plan, means, budget),
         others_nbytes=budget.others_nbytes,
+        checksum=means.checksum,
     )
 
 

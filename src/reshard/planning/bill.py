@@ -11,8 +11,8 @@ from msgspec.structs import replace
 from reshard.dtypes import ITEMSIZE
 from reshard.index import ZEROS
 from reshard.planning.blocks import Blocks
-from reshard.planning.plan import Move, Piece, Plan, PlannedFile, PlannedTensor
-from reshard.planning.shared import shared_of
+from reshard.planning.plan import Move, Piece, Plan, PlannedFile, PlannedTensor, Task
+from reshard.planning.shared import COPIED, shared_of, without_shared
 from reshard.planning.tasks import MAX_FILES, groups, needed, seen, tasks
 
 _BASE_MEMORY_NBYTES = 96 << 20
@@ -62,12 +62,21 @@ def make_bill(
     link_replicas: bool = False,
     max_files: int = MAX_FILES,
     others_nbytes: int = 0,
+    checksum: bool = True,
 ) -> Bill:
-    """``others_nbytes``: what connections to object storage, and parts on their way there, take in memory."""
+    """``others_nbytes``: what connections to object storage, and parts on their way there, take in memory.
+
+    ``checksum``: all that is written is hashed, and so read.
+    """
     sizes = [plan.forms[f.form].nbytes for f in plan.files]
     made = groups(plan, link_replicas=link_replicas, max_files=max_files)
     linked = [(len(same) - 1, plan.forms[same[0].form].nbytes) for group in made for same in group]
     counting = ReadCount(plan, block_nbytes)
+    read_nbytes, shared_nbytes = sum(counting.of([same[0] for same in group]) for group in made), 0
+    if plan.shared_block_nbytes:
+        of_tasks = tasks(plan, link_replicas=link_replicas, max_files=max_files, together=True)
+        rest_nbytes, shared_nbytes = _with_shared(plan, of_tasks, block_nbytes)
+        read_nbytes = read_nbytes if checksum else rest_nbytes
     left: dict[str, dict[str, int]] = {"dropped": {}, "absent": {}}
     for out in plan.left_out:
         left[out.fate][out.reason] = len(out.names)
@@ -77,7 +86,7 @@ def make_bill(
         target_files=len(plan.files) + (0 if plan.part else len(plan.closing)),
         tensors=len({slot.tensor for form in {f.form for f in plan.files} for slot in plan.forms[form].slots}),
         needed_nbytes=counting.needed(),
-        read_nbytes=sum(counting.of([same[0] for same in group]) for group in made),
+        read_nbytes=read_nbytes,
         written_nbytes=plan.nbytes - sum(twins * nbytes for twins, nbytes in linked),
         linked_files=sum(twins for twins, _ in linked),
         largest_file_nbytes=max(sizes, default=0),
@@ -89,16 +98,19 @@ def make_bill(
         dropped=left["dropped"],
         absent=left["absent"],
         warnings=plan.warnings,
-        shared_nbytes=_shared(plan, link_replicas=link_replicas, max_files=max_files),
+        shared_nbytes=shared_nbytes,
     )
 
 
-def _shared(plan: Plan, *, link_replicas: bool, max_files: int) -> int:
-    if not plan.shared_block_nbytes:
-        return 0
-    made = tasks(plan, link_replicas=link_replicas, max_files=max_files, together=True)
-    found = (shared_of(task.moves, plan.shared_block_nbytes) for task in made)
-    return sum(run.nbytes for by_file in found for runs in by_file.values() for run in runs)
+def _with_shared(plan: Plan, made: Iterable[Task], block_nbytes: int) -> tuple[int, int]:
+    """What is read where nothing is hashed, and what files share with the source's."""
+    read_nbytes = shared_nbytes = 0
+    for task in made:
+        found = shared_of(task.moves, plan.shared_block_nbytes)
+        shared_nbytes += sum(run.nbytes for runs in found.values() for run in runs)
+        held = {n: [(run.offset, run.end) for run in runs] for n, runs in found.items() if not task.files[n].checksums}
+        read_nbytes += sum(sum(reads(move, block_nbytes)) for move in without_shared(task.moves, held).moves)
+    return read_nbytes, 0 if plan.shared_block_nbytes == COPIED else shared_nbytes
 
 
 class ReadCount:

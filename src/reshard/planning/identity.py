@@ -17,6 +17,7 @@ from reshard.layout.stages import Strategy
 from reshard.planning.catalog import STRATEGY, Catalog
 from reshard.planning.lora_values import LoraMerge
 from reshard.planning.plan import SCHEMA
+from reshard.planning.shared import COPIED
 from reshard.planning.target import Choices, Kind, Target
 
 NOTES = "schema of the notes"
@@ -44,7 +45,7 @@ def parts_of_identity(source: Catalog, target: Target, choices: Choices) -> dict
         "kind of target": target.kind.name,
         **dict(_said(target.kind)),
         "dtype": target.dtype,
-        **({"shared blocks of": str(target.shared_block_nbytes)} if target.shared_block_nbytes else {}),
+        **({"shared blocks of": str(target.shared_block_nbytes)} if target.shared_block_nbytes > COPIED else {}),
     }
 
 

@@ -14,6 +14,9 @@ from reshard.index import ZEROS, Extent, cut_extents
 from reshard.layout.box import Box
 from reshard.planning.plan import Assembly, Move, Piece, Step
 
+COPIED = 1
+"""Stands for the bytes of a block where a server copies by itself: it takes any, and they take space."""
+
 LEAST_NBYTES = 64 << 10
 """Less is copied in the time in which it is shared."""
 _TOGETHER_NBYTES = 4 << 20
@@ -28,13 +31,17 @@ class Shared(Struct, frozen=True, order=True):
     source_offset: int
 
     @property
+    def end(self) -> int:
+        return self.offset + self.nbytes
+
+    @property
     def shift(self) -> int:
         return self.source_offset - self.offset
 
     def in_blocks(self, block_nbytes: int) -> Shared | None:
         """The whole blocks of it, where they are blocks of the source too, and enough."""
         start = -(-self.offset // block_nbytes) * block_nbytes
-        nbytes = (self.offset + self.nbytes) // block_nbytes * block_nbytes - start
+        nbytes = self.end // block_nbytes * block_nbytes - start
         if self.shift % block_nbytes or nbytes < max(LEAST_NBYTES, block_nbytes):
             return None
         return Shared(start, nbytes, self.source, start + self.shift)
@@ -92,7 +99,7 @@ def _joined(runs: list[Shared]) -> Iterator[Shared]:
     """Runs that go on both in the target and in the source as one."""
     open_: Shared | None = None
     for run in runs:
-        if open_ and (open_.offset + open_.nbytes, open_.source, open_.shift) == (run.offset, run.source, run.shift):
+        if open_ and (open_.end, open_.source, open_.shift) == (run.offset, run.source, run.shift):
             open_ = Shared(open_.offset, open_.nbytes + run.nbytes, run.source, open_.source_offset)
         else:
             if open_:
@@ -128,15 +135,14 @@ def without_shared(moves: Iterable[Move], shared: Mapping[int, Sequence[tuple[in
                 rest.setdefault(file, []).append(_part(run, at, start))
                 held.append((file, start, stop))
                 at = stop
-            rest.setdefault(file, []).append(_part(run, at, run.offset + run.nbytes))
+            rest.setdefault(file, []).append(_part(run, at, run.end))
     return Rest((*kept, *(move for file, runs in rest.items() for move in _moves(file, runs))), tuple(held))
 
 
 def _within(shared: Sequence[tuple[int, int]], run: Shared) -> Iterator[tuple[int, int]]:
-    end = run.offset + run.nbytes
     first = bisect_right(shared, run.offset, key=itemgetter(1))
-    for start, stop in takewhile(lambda part: part[0] < end, islice(shared, first, None)):
-        yield max(start, run.offset), min(stop, end)
+    for start, stop in takewhile(lambda part: part[0] < run.end, islice(shared, first, None)):
+        yield max(start, run.offset), min(stop, run.end)
 
 
 def _part(run: Shared, start: int, stop: int) -> Shared:

@@ -19,7 +19,7 @@ from reshard.planning.decide import Decisions, Kept, Missing
 from reshard.planning.lora_values import LoraMerge
 from reshard.planning.names import NameRules
 from reshard.planning.plan import FileForm, Part, Piece, PlannedFile, Slot, SmallFile
-from reshard.planning.shared import LEAST_NBYTES, same_bytes
+from reshard.planning.shared import COPIED, LEAST_NBYTES, same_bytes
 from reshard.planning.shares import Group, Share, divided
 from reshard.planning.tasks import seen
 
@@ -195,7 +195,7 @@ class Draft:
         if key not in self._numbers:
             tensors = self.assembler.tensors
             specs = {tensors[t].name: tensors[t].spec.of_shape(self._shapes[n]) for t, n in cuts}
-            if self.target.shared_block_nbytes and isinstance(format, Phased):
+            if self.target.shared_block_nbytes > COPIED and isinstance(format, Phased):
                 frame = format.frame_in_phase(specs, dict(texts), dict(notes), self._phases(cuts))
             else:
                 frame = format.frame(specs, dict(texts), dict(notes))

@@ -10,12 +10,12 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from pathlib import Path
 
 from reshard.errors import CheckpointError, StorageError
 from reshard.planning.plan import Link
-from reshard.storage.clones import clone_file, clone_range
+from reshard.storage.clones import clone_file, clone_range, copy_range
 from reshard.storage.machine import filesystem
 from reshard.storage.storage import PART, Entry, NewFile, ReadFile, Share, reported
 
@@ -51,9 +51,10 @@ class DiskFile:
     def read_into(self, offset: int, buffer: memoryview) -> None:
         read_all(self._fd, self.path, offset, buffer)
 
-    def cloned_to(self, fd: int, offset: int, own_offset: int, nbytes: int) -> bool:
-        """Let another file share whole blocks of this one; False where the file system cannot. Raises OSError."""
-        return clone_range(fd, offset, self._fd, own_offset, nbytes)
+    def shared_with(self, fd: int, share: Share) -> bool:
+        """Give another file some bytes of this one; False where the file system cannot. Raises OSError."""
+        give = copy_range if share.copied else clone_range
+        return give(fd, share.offset, self._fd, share.source_offset, share.nbytes)
 
     def changed(self) -> bool:
         with reported(self.path):
@@ -103,7 +104,7 @@ class DiskNewFile:
         try:
             with reported(self._part):
                 os.truncate(self._fd, nbytes)
-                self.shared = _cloned(self._fd, share)
+                self.shared = _given(self._fd, share)
                 if self.shared or filesystem(os.path.realpath(self._part)) not in _IN_MEMORY:
                     for start, stop in self._own(0, nbytes):
                         _allocate(self._fd, start, stop - start)
@@ -180,12 +181,12 @@ def _allocate(fd: int, offset: int, nbytes: int) -> None:
             raise
 
 
-def _cloned(fd: int, share: Sequence[Share]) -> list[tuple[int, int]]:
-    """What of it the system could share, in order. Raises OSError."""
+def _given(fd: int, share: Sequence[Share]) -> list[tuple[int, int]]:
+    """What of it the system could share or copy, in order. Raises OSError."""
     done = []
-    for offset, nbytes, source, source_offset in sorted(share, key=itemgetter(0)):
-        if isinstance(source, DiskFile) and source.cloned_to(fd, offset, source_offset, nbytes):
-            done.append((offset, offset + nbytes))
+    for part in sorted(share, key=attrgetter("offset")):
+        if isinstance(part.source, DiskFile) and part.source.shared_with(fd, part):
+            done.append((part.offset, part.offset + part.nbytes))
     return done
 
 

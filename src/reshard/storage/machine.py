@@ -22,12 +22,18 @@ _ASK_S = 0.2
 
 def filesystem(path: str | Path) -> str:
     """The type of the file system that a path lies on or would lie on, as ``ext4``; "" where nothing tells."""
-    return _filesystem(Path(path), _mounts())
+    return _of_mount(Path(path), _mounts())[0]
 
 
 def is_network(kind: str) -> bool:
     """Whether a file system of this type is reached through a network."""
     return kind in _NETWORK
+
+
+def has_server_copies(path: str | Path) -> bool:
+    """Whether a server lets its files be copied without sending them: NFS from 4.2 on."""
+    kind, options = _of_mount(Path(path), _mounts())
+    return kind in ("nfs", "nfs4") and "vers=4.2" in options.split(",")
 
 
 def memory_limit_nbytes() -> int | None:
@@ -64,7 +70,7 @@ def auto_workers(paths: Iterable[str]) -> int:
     if any(map(is_url, paths)):
         return _REMOTE_WORKERS
     mounts = _mounts()
-    if any(_filesystem(Path(p), mounts) in _NETWORK for p in paths):
+    if any(_of_mount(Path(p), mounts)[0] in _NETWORK for p in paths):
         return _NETWORK_WORKERS
     return max(2, min(_MOST_LOCAL_WORKERS, os.cpu_count() or 2))
 
@@ -98,18 +104,18 @@ def set_aside() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _mounts() -> dict[str, str]:
-    """Mount point → file system type, as Linux tells; empty elsewhere."""
+def _mounts() -> dict[str, tuple[str, str]]:
+    """Mount point → file system type and options, as Linux tells; empty elsewhere."""
     try:
         lines = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return {}
-    return {words[1]: words[2] for words in map(str.split, lines) if len(words) > 2}
+    return {words[1]: (words[2], words[3]) for words in map(str.split, lines) if len(words) > 3}
 
 
-def _filesystem(path: Path, mounts: dict[str, str]) -> str:
+def _of_mount(path: Path, mounts: dict[str, tuple[str, str]]) -> tuple[str, str]:
     resolved = path.absolute()
-    return next((mounts[str(p)] for p in (resolved, *resolved.parents) if str(p) in mounts), "")
+    return next((mounts[str(p)] for p in (resolved, *resolved.parents) if str(p) in mounts), ("", ""))
 
 
 def paced(then: Callable[[int], None], nbytes_a_second: int) -> Callable[[int], None]:

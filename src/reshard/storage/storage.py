@@ -54,8 +54,16 @@ class ReadFile(Protocol):
     def close(self) -> None: ...
 
 
-Share = tuple[int, int, ReadFile, int]
-"""Where whole blocks of a new file begin, how many bytes they are, the file that holds the same, and where there."""
+class Share(Struct, frozen=True):
+    """Bytes of a new file that another holds too, and where there: whole blocks of both; or ``copied``, any, by the
+    server that holds both files.
+    """
+
+    offset: int
+    nbytes: int
+    source: ReadFile
+    source_offset: int
+    copied: bool
 
 
 class NewFile(Protocol):
