@@ -241,6 +241,16 @@ def test_a_source_that_is_written_to_meanwhile_is_noticed(
     assert not list((disk / "out").rglob("*.safetensors"))
 
 
+def test_another_layout_is_another_job(disk: Path, run: Run) -> None:
+    words = command(disk)
+    assert run(*words) == (0, "")
+    code, said = run(*words, "--resume", "--reflink", "never")
+    assert code == USAGE
+    assert "shared blocks of" in one_error(said)
+    assert run(*words, "--resume") == (0, "")
+    assert_right(disk / "out")
+
+
 def test_killed_and_resumed(disk: Path, run: Run) -> None:
     words = command(disk, full={**FULL, **COLUMN})
     slow = [str(Path(sys.executable).with_name("reshard")), *words, "--max-rate", "1MiB/s", "--quiet"]

@@ -1,0 +1,104 @@
+"""Object storage to object storage, through a server that answers late: reshard against a plain client.
+
+    python bench/far.py [--layers 24] [--runs 3] [--latency 0.05] [--rate 250e6] [--dir DIR]
+
+Columns: seconds (medians) of reshard; MB/s of what it reads and writes, each way; the same of a plain client that reads
+ranges of 8 MiB in 32 threads, and that uploads in 32 parts at once (the slower of both); what part of the plain
+client's rate reshard has, by pairs; peak anonymous memory. The rate of the server is of each way, over all connections.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import obstore
+from obstore.store import S3Store
+
+from cases import RESHARD, remove
+from checkpoints import Model, write_full, write_strategy
+from run import measured
+
+_RANGE_NBYTES = 8 << 20
+_AT_ONCE = 32
+_MEMORY = "2GiB"
+
+
+@contextmanager
+def served(folder: Path, latency_s: float, rate: float) -> Iterator[str]:
+    """The endpoint of a server of the buckets in a folder."""
+    argv = [sys.executable, str(Path(__file__).parent / "store.py"), str(folder), str(latency_s), str(rate)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout and server.stdin
+        yield f"http://127.0.0.1:{server.stdout.readline().strip()}"
+        server.stdin.close()
+
+
+def plain_seconds(store: S3Store, key: str) -> tuple[float, float]:
+    """Seconds to read an object, and to write as much."""
+    nbytes = obstore.head(store, key)["size"]
+    began = time.monotonic()
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for done in [
+            pool.submit(obstore.get_range, store, key, start=at, end=min(at + _RANGE_NBYTES, nbytes))
+            for at in range(0, nbytes, _RANGE_NBYTES)
+        ]:
+            done.result()
+    read = time.monotonic()
+    with obstore.open_writer(store, "plain", buffer_size=_RANGE_NBYTES, max_concurrency=_AT_ONCE) as writer:
+        part = bytes(_RANGE_NBYTES)
+        for at in range(0, nbytes, _RANGE_NBYTES):
+            writer.write(part[: nbytes - at])
+    written = time.monotonic()
+    obstore.delete(store, "plain")
+    return read - began, written - read
+
+
+def row(args: argparse.Namespace, endpoint: str, nbytes: int) -> str:
+    store = S3Store("bench", endpoint=endpoint, client_options={"allow_http": True}, access_key_id="k", secret_access_key="s")
+    ours, theirs, peak = [], [], 0.0
+    for run in range(args.runs):
+        theirs.append(max(plain_seconds(store, "full.safetensors")))
+        argv = [RESHARD, "split", "s3://bench/full.safetensors", f"s3://bench/out-{run}", "--max-memory", _MEMORY]
+        done = measured([*argv, "--dst-strategy", str(args.dir / "mp8"), "--json"])
+        ours.append(done.seconds)
+        peak = max(peak, done.peak_mib)
+        for found in obstore.list(store, f"out-{run}").collect():
+            obstore.delete(store, found["path"])
+    seconds, plain = statistics.median(ours), statistics.median(theirs)
+    part = statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
+    what = f"S3 → S3, 1 → mp8, {nbytes / 1e9:.1f} GB, {args.latency * 1000:.0f} ms, {args.rate / 1e6:.0f} MB/s"
+    rates = f"{nbytes / 1e6 / seconds:.0f} | {nbytes / 1e6 / plain:.0f}"
+    return f"| {what} | {seconds:.2f} | {rates} | **{part:.2f}** | {peak:.0f} |"
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--layers", type=int, default=24)
+    options.add_argument("--runs", type=int, default=3)
+    options.add_argument("--latency", type=float, default=0.05)
+    options.add_argument("--rate", type=float, default=250e6)
+    options.add_argument("--dir", type=Path, default=Path(__file__).parent / "out")
+    args = options.parse_args()
+    model = Model(args.layers)
+    (args.dir / "buckets/bench").mkdir(parents=True, exist_ok=True)
+    full = write_full(model, args.dir / "buckets/bench/full.safetensors")
+    nbytes = full.stat().st_size
+    write_strategy(model, args.dir / "mp8", 1, 8, 1)
+    with served(args.dir / "buckets", args.latency, args.rate) as endpoint:
+        os.environ |= {"AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s"}
+        print("| job | s | MB/s | plain MB/s | of plain | peak MiB |\n|---|---|---|---|---|---|")
+        remove(full)
+        print(row(args, endpoint, nbytes), flush=True)
+
+
+if __name__ == "__main__":
+    main()
