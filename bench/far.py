@@ -63,7 +63,9 @@ def plain_seconds(store: S3Store, key: str) -> tuple[float, float]:
 
 
 def row(args: argparse.Namespace, endpoint: str, nbytes: int) -> str:
-    store = S3Store("bench", endpoint=endpoint, client_options={"allow_http": True}, access_key_id="k", secret_access_key="s")
+    store = S3Store(
+        "bench", endpoint=endpoint, client_options={"allow_http": True}, access_key_id="k", secret_access_key="s"
+    )
     ours, theirs, peak = [], [], 0.0
     for run in range(args.runs):
         theirs.append(max(plain_seconds(store, "full.safetensors")))

@@ -148,7 +148,7 @@ class Connection:
                 continue
             made = self._store.objects[path]
             found.append(
-                f"<Contents><Key>{key}</Key><LastModified>{_TIME}</LastModified><ETag>\"{made.etag}\"</ETag>"
+                f'<Contents><Key>{key}</Key><LastModified>{_TIME}</LastModified><ETag>"{made.etag}"</ETag>'
                 f"<Size>{made.nbytes}</Size></Contents>"
             )
         prefixes = "".join(f"<CommonPrefixes><Prefix>{name}</Prefix></CommonPrefixes>" for name in sorted(folders))
