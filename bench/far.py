@@ -37,7 +37,8 @@ def served(folder: Path, latency_s: float, rate: float) -> Iterator[str]:
     """The endpoint of a server of the buckets in a folder."""
     argv = [sys.executable, str(Path(__file__).parent / "store.py"), str(folder), str(latency_s), str(rate)]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout and server.stdin
+        assert server.stdout
+        assert server.stdin
         yield f"http://127.0.0.1:{server.stdout.readline().strip()}"
         server.stdin.close()
 

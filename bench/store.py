@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -202,10 +203,8 @@ def _accept(listening: socket.socket, store: Store) -> None:
 
 
 def _serve(store: Store, connection: socket.socket) -> None:
-    try:
+    with suppress(OSError):  # the client left
         Connection(store, connection).serve()
-    except OSError:
-        pass  # the client left
 
 
 if __name__ == "__main__":
