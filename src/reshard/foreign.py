@@ -16,10 +16,11 @@ _AGAIN = "download the file again; a browser or curl without login gets such pag
 
 
 class Foreign(Struct, frozen=True):
-    """What a file is, and what to do about it."""
+    """What a file is, and what to do about it. ``text``: it is for people to read, or programs' settings."""
 
     what: str
     hint: str
+    text: bool = False
 
 
 _BY_START = (
@@ -88,8 +89,8 @@ def _text(head: bytes) -> Foreign | None:
     if not text.strip() or not all(c.isprintable() or c in "\t\r\n" for c in text):
         return None
     if text.lstrip().startswith(("{", "[")):
-        return Foreign(f"JSON text ({_shown(text)})", _AGAIN)
-    return Foreign(f"text ({_shown(text)})", _AGAIN)
+        return Foreign(f"JSON text ({_shown(text)})", _AGAIN, text=True)
+    return Foreign(f"text ({_shown(text)})", _AGAIN, text=True)
 
 
 def _shown(text: str) -> str:

@@ -92,6 +92,8 @@ def expected_code(shown: Shown) -> int:
     named = re.search(r"^  docs: .*errors\.md#(\w+)$", "\n".join(shown.lines), re.MULTILINE)
     if named:
         return ERRORS[named[1]].exit_code
+    if any(line.startswith("problem: ") for line in shown.lines):
+        return 1
     if re.match(r"reshard (\w+ )?(verify|diff)\b", shown.step.text):
         return int(any(re.search(r"\b[1-9]\d* differ$", line) for line in shown.lines))
     return 3 if any(line.startswith("error: ") for line in shown.lines) else 0

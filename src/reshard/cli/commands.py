@@ -24,7 +24,7 @@ _COMMANDS = {
     "fingerprint": "A number of the content, whatever the layout.",
     "unify": "Merge rank folders into full safetensors parts.",
     "auto": "The start of a job: its weights in its layout.",
-    "doctor": "Versions, file systems, limits: what may stand in the way.",
+    "doctor": "What is wrong with a checkpoint, or with this machine.",
     "lora": "Merge LoRA adapters into their base weights.",
     "strategy": "Look at, merge, compare and make strategy files.",
     "compat": "MindFormers' and DeepSpeed's tools, option by option.",
@@ -44,10 +44,15 @@ def _version(value: bool) -> None:
 
 
 def _reshard(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Cut, merge and re-cut the weight files of large models between parallel layouts."""
+    if context.invoked_subcommand is None:
+        from reshard.cli.guide import GUIDE
+
+        say(GUIDE)
 
 
 def app_for(words: Iterable[str] | None = None) -> typer.Typer:
@@ -56,7 +61,7 @@ def app_for(words: Iterable[str] | None = None) -> typer.Typer:
     """
     app = typer.Typer(
         name="reshard",
-        no_args_is_help=True,
+        invoke_without_command=True,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
         add_completion=True,

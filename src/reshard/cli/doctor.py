@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,17 +13,19 @@ from reshard.cli.text import shown_nbytes
 from reshard.errors import counted
 
 if TYPE_CHECKING:
+    from reshard.ops.checkup import Checkup
     from reshard.ops.doctor import Folder, Health, Machine
 
 
 def doctor(
     paths: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[PATH]...", help="Where files lie or shall go. Default: the current folder."),
+        typer.Argument(metavar="[PATH]...", help="A checkpoint, or where one shall go. Default: the machine alone."),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Say what this machine and its file systems offer, and what stands in the way. Exit code 1 where something does.
+    """Say what this machine and its file systems offer, what is wrong with the checkpoints that lie there, and what
+    to do. Exit code 1 where something is wrong.
 
     \b
     reshard doctor
@@ -30,7 +33,7 @@ def doctor(
     """
     from reshard.ops.doctor import examine
 
-    found = examine(paths or ["."])
+    found = examine(paths or ())
     if json:
         say_json(found)
     else:
@@ -57,7 +60,18 @@ def lines(found: Health) -> list[str]:
         out += ["", *_folder(folder)]
     for store in found.stores:
         out += ["", store.path, f"  object store, {'does not answer' if store.fault else 'answers'}"]
+    for checkpoint in found.checkpoints:
+        out += ["", *_checkpoint(checkpoint)]
     return [*out, "", *([f"problem: {problem}" for problem in found.problems] or ["no problem found"])]
+
+
+def _checkpoint(found: Checkup) -> list[str]:
+    notes = [f"  note: {note}" for note in found.notes]
+    if not found.family:
+        return [f"{found.path}: {'broken' if found.faults else 'nothing to examine'}", *notes]
+    files = f"{counted(found.files, 'file')}, {shown_nbytes(found.nbytes)}, {counted(found.tensors, 'tensor')}"
+    whole = "not whole" if found.faults else "whole by its headers; values were not read"
+    return [f"{found.path}: {found.family}; {files}", f"  {whole}", *notes]
 
 
 def _machine(machine: Machine) -> list[str]:
@@ -75,7 +89,7 @@ def _machine(machine: Machine) -> list[str]:
 
 
 def _folder(folder: Folder) -> list[str]:
-    here = "" if folder.path == folder.looked_at or folder.path == "." else f" (looked at {folder.looked_at})"
+    here = "" if os.path.abspath(folder.path) == folder.looked_at else f" (looked at {folder.looked_at})"
     kind = f"{folder.filesystem or 'unknown file system'}, {'network' if folder.network else 'local'}"
     space = f"{shown_nbytes(folder.free_nbytes)} free of {shown_nbytes(folder.nbytes)}"
     if not folder.writable:

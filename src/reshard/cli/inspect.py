@@ -66,7 +66,7 @@ def inspect(
         say_json(found)
     else:
         narrowed = tensor or on_rank >= 0 or html or fingerprint
-        steps = [] if narrowed else next_steps(source, path, strategy)
+        steps = [] if narrowed else next_steps(source, path, strategy, found.names)
         say("\n".join((*_lines(path, found, html), *steps)))
 
 

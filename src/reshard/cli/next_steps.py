@@ -5,20 +5,30 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 
+from reshard.names.wishes import HUB
 from reshard.planning.catalog import Catalog
-from reshard.planning.names import is_state
+from reshard.planning.names import is_lora, is_state
 
 
-def next_steps(source: Catalog, path: str, strategy: str) -> list[str]:
-    """Lines of commands, each with what it gives; none for a checkpoint without tensors."""
+def next_steps(source: Catalog, path: str, strategy: str, names: str = "") -> list[str]:
+    """Lines of commands, each with what it gives; none for a checkpoint without tensors.
+
+    Args:
+        names: the convention of its names, "" where they do not tell.
+    """
     if not source.tensors:
         return []
     place = shlex.quote(path)
     given = f"{place} --src-strategy {shlex.quote(strategy)}" if strategy else place
     if not source.kind:
         steps = list(_of_slices(place))
+    elif all(map(is_lora, source.tensors)):
+        steps = [(f"lora merge BASE merged --adapter {place}", "the model BASE with this adapter in it")]
     else:
         steps = _of_incomplete(source, given) or list(_of_whole(source, given, told=bool(strategy)))
+        if names not in ("", HUB):
+            weights = " --weights-only" if any(map(is_state, source.tensors)) else ""
+            steps.append((f"convert {given} model --dst-names hf --model CONFIG{weights}", "Hugging Face's names"))
     width = max(len(command) for command, _ in steps)
     return ["next:", *(f"  reshard {command.ljust(width)}  {gives}" for command, gives in steps)]
 

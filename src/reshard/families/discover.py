@@ -18,7 +18,7 @@ from reshard.families.rank_listing import as_select as as_select
 from reshard.families.rank_listing import find_ranks, rank_entries
 from reshard.families.registry import listing
 from reshard.families.strange_folders import UNFINISHED, no_weights, refuse_slices, refuse_unfinished, unfinished
-from reshard.foreign import HEAD_NBYTES, foreign
+from reshard.foreign import HEAD_NBYTES, Foreign, foreign
 from reshard.formats.registry import format_of, suffixes
 from reshard.storage.storage import Entry, join
 from reshard.storage.storages import storage_of
@@ -101,8 +101,15 @@ def _check_name(path: str) -> None:
         file.close()
     expected = f"expected {' or '.join(sorted(suffixes()))}"
     if found is not None:
-        raise FormatError(f"{found.what}, and not called as weights are; {expected}", path, found.hint)
+        raise FormatError(f"{found.what}, and not called as weights are; {expected}", path, _hint(path, found))
     raise FormatError(f"not a weight file by its name; {expected}", path, "rename it, if it is one")
+
+
+def _hint(path: str, found: Foreign) -> str:
+    """What to do with a file of another kind: text that is not called as weights are was never one of them."""
+    if path.endswith((".yaml", ".yml")):
+        return "the YAML of a job? reshard strategy make reads it; weights lie in other files"
+    return "give a weight file, or the folder of the checkpoint" if found.text else found.hint
 
 
 def _named(path: str) -> Found:

@@ -28,14 +28,15 @@ def index_files(found: Found, *, trust_manifest: bool = True) -> list[IndexedFil
     told = _told_by_manifest(found) if trust_manifest else {}
 
     def read(ranked: tuple[int, str]) -> IndexedFile:
-        return _index(*ranked, found.path, told)
+        return index_file(*ranked, found.path, told)
 
     first = [read(ranked) for ranked in found.files[:1]]
     with ThreadPoolExecutor(storage_of(found.path).at_once) as pool:
         return [*first, *pool.map(read, found.files[1:])]
 
 
-def _index(rank: int, path: str, root: str, told: Mapping[str, _Told]) -> IndexedFile:
+def index_file(rank: int, path: str, root: str, told: Mapping[str, _Told] = {}) -> IndexedFile:
+    """The header of one file. Raises FormatError naming it."""
     form = format_of(path)
     if form is None:
         raise FormatError("not a weight file by its name", path)

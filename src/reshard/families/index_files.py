@@ -49,7 +49,11 @@ def read_index(path: str) -> Index:
     content = _read_json(path)
     named = content.get("weight_map", content) if isinstance(content, dict) else None
     if not isinstance(named, dict) or not named or not all(isinstance(name, str) and name for name in named.values()):
-        raise CheckpointError("not an index of weight files: no map of tensors to files", path)
+        raise CheckpointError(
+            "not an index of weight files: no map of tensors to files",
+            path,
+            "give the folder that it lies in, or the index of its weight files",
+        )
     folder = path.rpartition("/")[0] or ("/" if path.startswith("/") else ".")
     return Index(path, folder, {name: join(folder, file) for name, file in named.items()})
 

@@ -61,7 +61,7 @@ def find_ranks(path: str, places: list[Entry], select: Select, suffix: str, warn
             "and the ways to choose one differ: "
             f"by {select!r} {_name(example.folder)} gives {example.name}",
         )
-    steps = {_step(f.name) for f in chosen.values()}
+    steps = {step_of(f.name) for f in chosen.values()}
     if len(steps) > 1:
         warnings += (f"ranks are at different steps: {', '.join(map(str, sorted(steps)[:4]))}",)
     return Found(
@@ -166,11 +166,11 @@ def _pick(files: list[WeightFile], select: Select) -> WeightFile:
     if select == "mtime":
         return max(files, key=lambda f: (f.entry.mtime_ns, f.name))
     if select == "step":
-        return max(files, key=lambda f: (_step(f.name)[1], natural(f.name)))
-    return max(files, key=lambda f: (_step(f.name), natural(f.name)))
+        return max(files, key=lambda f: (step_of(f.name)[1], natural(f.name)))
+    return max(files, key=lambda f: (step_of(f.name), natural(f.name)))
 
 
-def _step(name: str) -> tuple[int, int]:
+def step_of(name: str) -> tuple[int, int]:
     """(epoch, step) in the name of a file that training saved; (-1, -1) without."""
     found = _STEP.search(name)
     return (int(found[1]), int(found[2])) if found else (-1, -1)

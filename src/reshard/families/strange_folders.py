@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from reshard.errors import CheckpointError, counted, listed
 from reshard.families.found import WeightFile
-from reshard.families.registry import FAMILIES
+from reshard.families.registry import FALLBACK, FAMILIES
 from reshard.families.registry import Entry as Family
 from reshard.formats.registry import format_of, suffixes
 from reshard.storage.storage import Entry, join
@@ -17,6 +17,8 @@ from reshard.storage.storages import storage_of
 UNFINISHED = (".incomplete", ".aria2", ".crdownload", ".part", ".partial", ".download", ".!qB", ".tmp")
 _NOT_YET = "not read yet by this release"
 _KINDS = 6
+_SHOWN = 4
+_LOOKED_AT = 32
 
 
 _HINTS = (
@@ -45,8 +47,33 @@ def no_weights(path: str, entries: Sequence[Entry]) -> CheckpointError:
     if family is not None:
         return _refusal(path, family)
     endings = " or ".join(sorted(suffixes()))
-    return CheckpointError(
-        f"no weight files ({endings}) and no rank_x folders: it holds {held(entries)}", path, _hint(entries)
+    below = checkpoints_below(path, entries)
+    hint = f"give one of what lies below: {' or '.join(below[:_SHOWN])}" if below else _hint(entries)
+    return CheckpointError(f"no weight files ({endings}) and no rank_x folders: it holds {held(entries)}", path, hint)
+
+
+def checkpoints_below(path: str, entries: Iterable[Entry]) -> list[str]:
+    """Folders in it, or in these, that look like checkpoints; of very many the first alone are looked at."""
+    found = []
+    for place, inside in _folders(path, entries):
+        if _is_like_one(inside):
+            found.append(place)
+        else:
+            found += [deeper for deeper, held_there in _folders(place, inside) if _is_like_one(held_there)]
+    return found
+
+
+def _folders(path: str, entries: Iterable[Entry]) -> Iterator[tuple[str, list[Entry]]]:
+    names = [entry.name for entry in entries if entry.folder and entry.name[0] != "."]
+    for name in names[:_LOOKED_AT]:
+        yield join(path, name), storage_of(path).entries(join(path, name))
+
+
+def _is_like_one(entries: Iterable[Entry]) -> bool:
+    marks = [family.marks for family in FAMILIES if family.name != FALLBACK]
+    return any(
+        any(re.fullmatch(mark, entry.name) for mark in marks) or (not entry.folder and format_of(entry.name))
+        for entry in entries
     )
 
 

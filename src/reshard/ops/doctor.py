@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from reshard._version import __version__
 from reshard.errors import ReshardError
+from reshard.ops.checkup import Checkup, checkup
 from reshard.storage.disk import Disk, exchange
 from reshard.storage.machine import auto_workers, filesystem, is_network, memory_limit_nbytes
 from reshard.storage.storage import is_url
@@ -78,23 +79,31 @@ class Health(Struct, frozen=True):
     machine: Machine
     folders: tuple[Folder, ...]
     stores: tuple[Store, ...]
+    checkpoints: tuple[Checkup, ...]
     problems: tuple[str, ...]
 
 
 def examine(paths: Iterable[str]) -> Health:
-    """Look at the machine and at the file systems of paths. In folders that may be written a small file is made and
-    removed.
+    """Look at the machine, at the file systems of paths, and at the checkpoints that lie there. In folders that may be
+    written a small file is made and removed.
+
+    Args:
+        paths: none for the machine and the current folder's file system.
     """
-    paths = tuple(paths)
+    asked = tuple(paths)
+    paths = asked or (".",)
     packages, missing = _packages()
     on_disk = [path for path in paths if not is_url(path)]
     machine = _machine(on_disk)
     folders = tuple(map(_folder, on_disk))
     stores = tuple(_store(path) for path in paths if path not in on_disk)
     python = f"{platform.python_version()} ({sys.executable})"
+    silent = {store.path for store in stores if store.fault}
+    checkpoints = tuple(filter(None, (checkup(path) for path in asked if path not in silent)))
     problems = (*missing, *_problems(machine), *(f"{s.path}: {s.fault}" for s in stores if s.fault))
+    problems += tuple(str(fault) for found in checkpoints for fault in found.faults)
     extras = {name: _version(name) for name in _EXTRAS}
-    return Health(__version__, python, packages, extras, machine, folders, stores, problems)
+    return Health(__version__, python, packages, extras, machine, folders, stores, checkpoints, problems)
 
 
 def extra_of(name: str) -> str:

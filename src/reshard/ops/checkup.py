@@ -1,0 +1,196 @@
+"""Checkup: what is wrong with a checkpoint, where, and what to do; from names, lengths and headers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+from msgspec import Struct
+
+from reshard.errors import ReshardError, counted, named_ranks
+from reshard.families.discover import files_of
+from reshard.families.family import Listing
+from reshard.families.found import name_below, weights
+from reshard.families.headers import index_file
+from reshard.families.part_names import wholes
+from reshard.families.rank_listing import is_rank, step_of
+from reshard.families.registry import FALLBACK, listing, listing_below, recognised
+from reshard.families.strange_folders import checkpoints_below, held
+from reshard.formats.registry import format_of
+from reshard.ops.inspect import opened
+from reshard.planning.catalog import Catalog
+from reshard.storage.storage import join
+from reshard.storage.storages import storage_of
+from reshard.target.filling import BEGUN, DONE
+from reshard.target.target_paths import Place
+
+_SHOWN = 4
+_MIXED = "ranks are at different steps"
+_RANK_FILE = "the file of rank"
+"""How the family of rank folders is called of which nobody said how they were cut."""
+
+
+class Fault(Struct, frozen=True):
+    """What is wrong, in which file or folder, and what to do."""
+
+    what: str
+    where: str
+    hint: str
+
+    def __str__(self) -> str:
+        """As an error says it."""
+        return str(ReshardError(self.what, self.where, self.hint))
+
+
+class Checkup(Struct, frozen=True):
+    """What lies at a path.
+
+    Attributes:
+        family: in words; "" for what is no checkpoint, or could not be read.
+        notes: what to know besides: it is no fault, or nobody can say.
+    """
+
+    path: str
+    family: str = ""
+    files: int = 0
+    nbytes: int = 0
+    tensors: int = 0
+    faults: tuple[Fault, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def checkup(path: str) -> Checkup | None:
+    """None where nothing lies. Values are not read."""
+    begun = _begun(path)
+    if begun is not None:
+        return Checkup(path, faults=(begun,))
+    if storage_of(path).entry(path) is None:
+        return None
+    there = listing(path)
+    if there.folder and not there.entries:
+        return Checkup(path, notes=("it is empty",))
+    try:
+        found = opened(path)
+    except ReshardError as error:
+        return _unread(there, error)
+    faults = (*_lacking(found), *(_of_ranks(there) if found.family.startswith(_RANK_FILE) else ()))
+    notes = tuple(warning for warning in found.warnings if not warning.startswith(_MIXED))
+    nbytes = sum(file.nbytes for file in found.files)
+    return Checkup(path, found.family, len(found.files), nbytes, len(found.tensors), faults, notes)
+
+
+def _begun(path: str) -> Fault | None:
+    """A target of ours that is not finished, be it a folder or one file."""
+    folder = Place.of(path, single=False)
+    places = (Place.of(path, single=True), folder) if format_of(path) else (folder,)
+    for place in places:
+        if place.storage.entry(join(place.meta, BEGUN)) is not None:
+            whole = len(place.storage.entries(join(place.meta, DONE)))
+            return Fault(
+                f"a conversion into it has not ended: {counted(whole, 'file')} of it whole so far",
+                path,
+                "give the same command again with --resume, or with --overwrite to begin anew",
+            )
+    return None
+
+
+def _unread(there: Listing, error: ReshardError) -> Checkup:
+    """What keeps it from being read, and files that would have been next."""
+    if there.folder and not _holds_weights(there):
+        below = checkpoints_below(there.path, there.entries)
+        more = (f"checkpoints lie below: {', '.join(below[:_SHOWN])}{' …' if below[_SHOWN:] else ''}",) if below else ()
+        return Checkup(there.path, notes=(f"no checkpoint: it holds {held(there.entries)}", *more))
+    if _several(there):
+        names = error.message.replace(":\n", ": ").replace("\n", ", ")
+        return Checkup(there.path, notes=(f"{names}; {error.hint}",))
+    faults = [Fault(error.message, error.where or there.path, error.hint)]
+    told = f"{error.where}\n{error.message}"
+    faults += (fault for fault in _broken_files(there) if name_below(there.path, fault.where) not in told)
+    return Checkup(there.path, faults=tuple(faults))
+
+
+def _holds_weights(there: Listing) -> bool:
+    """Whether something in it is called as a checkpoint's files are."""
+    return any(not entry.folder and format_of(entry.name) for entry in there.entries) or _family(there) != FALLBACK
+
+
+def _family(there: Listing) -> str:
+    """Its name; "" where it may be of several."""
+    try:
+        return recognised(there).name
+    except ReshardError:
+        return ""
+
+
+def _several(there: Listing) -> bool:
+    """Whether full checkpoints lie beside each other, each whole by its names."""
+    files = weights(there.path, there.entries)
+    if any(entry.folder and is_rank(entry.name) for entry in there.entries):
+        return False
+    told = wholes(file.name for file in files)
+    return len(told) > 1 and not any(whole.missing for whole in told)
+
+
+def _broken_files(there: Listing) -> Iterator[Fault]:
+    """Those whose headers are not as they should be. Torch files of a trainer's only its family understands."""
+    paths = list(_weight_files(there))
+
+    def fault(path: str) -> Fault | None:
+        try:
+            index_file(0, path, there.path)
+        except ReshardError as error:
+            return Fault(error.message, error.where or path, error.hint)
+        return None
+
+    with ThreadPoolExecutor(storage_of(there.path).at_once) as pool:
+        yield from filter(None, pool.map(fault, paths))
+
+
+def _weight_files(there: Listing) -> Iterator[str]:
+    """Of a folder and of the rank folders in it."""
+    if not there.folder:
+        return
+    folders = [there, *(listing_below(there, e) for e in there.entries if e.folder and is_rank(e.name))]
+    plain = _family(there) in (FALLBACK, "ranks")
+    for folder in folders:
+        for file in weights(folder.path, folder.entries):
+            if not file.entry.dangling and (plain or file.format != "torch"):
+                yield file.path
+
+
+def _lacking(found: Catalog) -> Iterator[Fault]:
+    """Slices that no file holds, by the ranks that should."""
+    by_ranks: dict[tuple[int, ...], list[str]] = {}
+    for tensor in found.tensors.values():
+        missing = tensor.shards.missing()
+        if missing:
+            ranks = tuple(sorted({rank for shard in missing for rank in shard.expected}))
+            by_ranks.setdefault(ranks, []).append(tensor.name)
+    for ranks, names in by_ranks.items():
+        whose = f" of {named_ranks(ranks)}" if ranks else ""
+        yield Fault(
+            f"slices{whose} that no file holds, of {counted(len(names), 'tensor')} as {names[0]}",
+            found.lacking[0] if found.lacking else "",
+            "bring the missing files; where replicas lie elsewhere, theirs serve as well",
+        )
+
+
+def _of_ranks(there: Listing) -> Iterator[Fault]:
+    """What rank folders say by their names and files, without a strategy."""
+    found = files_of(there)
+    steps: dict[tuple[int, int], list[int]] = {}
+    for rank, path in found.files:
+        steps.setdefault(step_of(path.rpartition("/")[2]), []).append(rank)
+    if len(steps) > 1:
+        shown = "; ".join(f"{epoch}_{step}: {named_ranks(at)}" for (epoch, step), at in sorted(steps.items()))
+        yield Fault(
+            f"{_MIXED} (epoch_step: {shown})", there.path, "--suffix EPOCH_STEP takes one step that all ranks have"
+        )
+    ranks = {rank for rank, _ in found.files}
+    absent = sorted({*range(max(ranks) + 1), *found.empty} - ranks)
+    if absent:
+        yield Fault(
+            f"no weight file of {named_ranks(absent)}, and of {named_ranks([max(ranks)])} there is one",
+            there.path,
+            "bring them; where replicas hold the same slices, a conversion goes on with a warning",
+        )
