@@ -124,15 +124,15 @@ def fits(recipe: Recipe, names: Iterable[str], *, hub: bool) -> tuple[int, list[
     return count, unknown
 
 
-def counterparts(recipe: Recipe, names: Iterable[str]) -> frozenset[tuple[str, str, str]]:
-    """What a recipe makes of a convention's names at the hub: name, counterpart and its dims, as patterns."""
-    known = Names(recipe, recipe.rules, hub=False)
+def counterparts(recipe: Recipe, names: Iterable[str], *, hub: bool) -> frozenset[tuple[str, str, str]]:
+    """What a recipe makes of one side's names on the other: name, counterpart and its dims, as patterns."""
+    known = Names(recipe, recipe.rules, hub=hub)
     by_pattern = {layer_pattern(name): name for name in names}
     return frozenset(
         (pattern, side.pattern, ", ".join(map(shown, side.dims)))
         for pattern, name in by_pattern.items()
         for rule, _ in known.rules(name)
-        for side in rule.hub.values()
+        for side in rule.sides(hub=not hub).values()
     )
 
 

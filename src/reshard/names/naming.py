@@ -54,7 +54,7 @@ def _may_be(recipe: Recipe, names: Sequence[str], convention: str, *, hub: bool)
         return hub and convention in ("", HUB)
     if convention != recipe.convention and (convention or recipe.convention == MEGATRON):
         return False
-    return recipe.needs <= set(names)
+    return recipe.needs <= {layer_pattern(name) for name in names}
 
 
 def _one_a_layer(names: Iterable[str]) -> list[str]:
@@ -102,6 +102,11 @@ def recipe_of_target(names: Sequence[str], convention: str, files: Sequence[Mode
             )
         return most[0]
     meant = _of_model(best, files)
+    if len(meant) > 1 and not _share(meant, weights):
+        raise CheckpointError(
+            f"its names are those of {', '.join(r.name for r in meant)}, which {convention} keeps differently",
+            hint="give the model: --model config.json, or the YAML of its run",
+        )
     return meant[0]
 
 
@@ -115,5 +120,12 @@ def _of_model(recipes: Sequence[Recipe], files: Iterable[ModelFile]) -> list[Rec
 
 
 def _alike(recipes: Sequence[Recipe], names: Sequence[str]) -> bool:
-    """Whether recipes make the same of these names."""
-    return len({counterparts(recipe, names) for recipe in recipes}) == 1
+    """Whether recipes make the same of these names of a convention."""
+    return len({counterparts(recipe, names, hub=False) for recipe in recipes}) == 1
+
+
+def _share(recipes: Sequence[Recipe], names: Sequence[str]) -> bool:
+    """Whether there is something that each of them may make of every of these names of the hub."""
+    made = [counterparts(recipe, names, hub=True) for recipe in recipes]
+    anywhere, everywhere = frozenset.union(*made), frozenset.intersection(*made)
+    return {name for name, *_ in anywhere} == {name for name, *_ in everywhere}

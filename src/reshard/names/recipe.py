@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from reshard.errors import InputError, StrategyError
 from reshard.names.dims import Dims, parsed, section_of
+from reshard.planning.names import layer_pattern
 from reshard.strategy.expression import parse
 from reshard.yaml_text import read_own_yaml
 
@@ -119,7 +120,7 @@ class Recipe(Struct, frozen=True):
         settings: for each setting the keys that tell it, the first that is given counts.
         axes: sizes as expressions of settings, or the axes that one is made of.
         defaults: what a model file means that leaves a setting out, and shapes do not tell.
-        needs: names of the convention without which a checkpoint is of another recipe, though it knows the rest.
+        needs: names of the convention, as patterns, without which a checkpoint is another recipe's that it knows, too.
         hash_of: the text of the files, for the identity of a conversion.
     """
 
@@ -187,7 +188,7 @@ def _recipe(content: dict[str, Any], shared: dict[str, Any], name: str, text: st
         tuple(_dropped(d) for each in (content, shared) for d in _list(each.get("drop", []), "drop")),
         tuple(rules),
         text,
-        frozenset(map(str, _list(content.get("needs", []), "needs"))),
+        frozenset(layer_pattern(str(name)) for name in _list(content.get("needs", []), "needs")),
     )
 
 

@@ -149,7 +149,8 @@ class _Stage:
         lora = all(lora_of(weight_of_state(name), hub=self._hub)[0] for name, _ in seen)
         left = [v for v in values if v in about]
         whole = [v for v in left if lora or self._needs(style, v, seen, chosen)]
-        return whole or left, example  # where none is whole, what lacks is told
+        suiting = [v for v in whole if lora or self._suits(style, v, seen)]
+        return suiting or whole or left, example  # where none is whole, what lacks is told
 
     def _needs(
         self, style: str, value: str, seen: Sequence[tuple[str, list[tuple[Rule, str]]]], chosen: Mapping[str, str]
@@ -164,6 +165,19 @@ class _Stage:
             if not self._known.evaluated(rule.when):
                 continue
             if not any((rule.number, section) in there for section in rule.sides(hub=self._hub)):
+                return False
+        return True
+
+    def _suits(self, style: str, value: str, seen: Sequence[tuple[str, list[tuple[Rule, str]]]]) -> bool:
+        """Whether the shapes of tensors are those that a value of a style would give them, as far as sizes are told."""
+        axes = axes_of(self._known, self._sizes)
+        for name, rules in seen:
+            shape = self._tensors[name].spec.shape
+            sides = [rule.sides(hub=self._hub)[section] for rule, section in rules if rule.styles.get(style) == value]
+            dims = [side.of_ndim(len(shape)) for side in sides]
+            if dims and not any(
+                all(axes.size_of(d) in (None, n) for d, n in zip(of, shape, strict=False)) for of in dims
+            ):
                 return False
         return True
 
@@ -263,7 +277,8 @@ class _Stage:
                 for name, tensor in self._made_of(members, axes, maker):
                     made[name] = tensor
                     for found, source in members:
-                        self._rule_of[source] = in_words(found.rule, found.section)
+                        cast = f", as {tensor.made}" if tensor.made not in ("", tensor.spec.dtype) else ""
+                        self._rule_of[source] = in_words(found.rule, found.section) + cast
                         self._fates.setdefault(source, []).append(name)
             except (StrategyError, PlanError) as error:
                 self._faults.append(f"{members[0][1]}: {error.message}")

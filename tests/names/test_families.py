@@ -1,0 +1,221 @@
+"""Families of models by formula: what NumPy makes of Hugging Face's tensors is what recipes make, and back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from msgspec.structs import replace
+
+from making import array, read_file, read_rank, same, write_file, write_strategy
+from reshard.errors import CheckpointError
+from reshard.layout.tensor import Sharding
+from reshard.names.wishes import Asked, Naming
+from reshard.ops.convert import convert
+from reshard.ops.options import Options
+
+H, F, V, EXPERTS, MF, HEADS, KV, HD = 8, 12, 16, 3, 6, 4, 2, 4
+Shapes = dict[str, tuple[int, ...]]
+
+
+def hub(folder: Path, shapes: Shapes, config: dict[str, Any]) -> dict[str, np.ndarray]:
+    """A folder with these tensors, which are given."""
+    folder.mkdir()
+    tensors = {name: array(shape, seed=seed) for seed, (name, shape) in enumerate(shapes.items())}
+    write_file(folder / "model.safetensors", tensors)
+    sizes = {"hidden_size": H, "vocab_size": V, "num_attention_heads": HEADS, "num_key_value_heads": KV, "head_dim": HD}
+    (folder / "config.json").write_text(json.dumps({**sizes, "torch_dtype": "float32", **config}))
+    return tensors
+
+
+def there_and_back(folder: Path, tensors: dict[str, np.ndarray], naming: Naming, **back: Any) -> dict[str, np.ndarray]:
+    """What the convention has; what is made of that again is what there was."""
+    convert(folder / "hub", folder / "own.safetensors", Options(naming=naming))
+    own = read_file(folder / "own.safetensors")
+    again = Naming(dst="hf", model=str(folder / "hub" / "config.json"), **back)
+    convert(folder / "own.safetensors", folder / "back.safetensors", Options(naming=again))
+    made = read_file(folder / "back.safetensors")
+    assert made.keys() == tensors.keys()
+    assert all(same(made[name], value) for name, value in tensors.items())
+    return own
+
+
+OUTER: Shapes = {"model.embed_tokens.weight": (V, H), "model.norm.weight": (H,), "lm_head.weight": (V, H)}
+NORMS: Shapes = {"input_layernorm.weight": (H,), "post_attention_layernorm.weight": (H,)}
+GROUPED: Shapes = {
+    "self_attn.q_proj.weight": (HEADS * HD, H), "self_attn.k_proj.weight": (KV * HD, H),
+    "self_attn.v_proj.weight": (KV * HD, H), "self_attn.o_proj.weight": (H, HEADS * HD),
+}  # fmt: skip
+
+
+def layer(number: int, *shapes: Shapes) -> Shapes:
+    return {f"model.layers.{number}.{name}": shape for each in shapes for name, shape in each.items()}
+
+
+def experts(shared: str, width: int) -> Shapes:
+    made = {f"mlp.experts.{e}.{p}_proj.weight": s for e in range(EXPERTS) for p, s in (
+        ("gate", (MF, H)), ("up", (MF, H)), ("down", (H, MF)))}  # fmt: skip
+    beside = {f"mlp.{shared}.{p}_proj.weight": s for p, s in (
+        ("gate", (width, H)), ("up", (width, H)), ("down", (H, width)))}  # fmt: skip
+    return {"mlp.gate.weight": (EXPERTS, H), **made, **beside}
+
+
+def stacked(tensors: dict[str, np.ndarray], before: str, part: str) -> np.ndarray:
+    return np.stack([tensors[f"{before}mlp.experts.{e}.{part}_proj.weight"] for e in range(EXPERTS)])
+
+
+LATENT: Shapes = {
+    "self_attn.q_a_proj.weight": (5, H), "self_attn.q_a_layernorm.weight": (5,),
+    "self_attn.q_b_proj.weight": (HEADS * 6, 5), "self_attn.kv_a_proj_with_mqa.weight": (3 + 2, H),
+    "self_attn.kv_a_layernorm.weight": (3,), "self_attn.kv_b_proj.weight": (HEADS * 8, 3),
+    "self_attn.o_proj.weight": (H, HEADS * 4),
+}  # fmt: skip
+DENSE: Shapes = {"mlp.gate_proj.weight": (F, H), "mlp.up_proj.weight": (F, H), "mlp.down_proj.weight": (H, F)}
+V2 = {
+    "model_type": "deepseek_v2", "num_hidden_layers": 2, "intermediate_size": F, "moe_intermediate_size": MF,
+    "n_routed_experts": EXPERTS, "n_shared_experts": 2, "q_lora_rank": 5, "kv_lora_rank": 3, "qk_nope_head_dim": 4,
+    "qk_rope_head_dim": 2, "v_head_dim": 4, "num_key_value_heads": HEADS, "head_dim": None, "first_k_dense_replace": 1,
+}  # fmt: skip
+
+
+def test_deepseek_v2_of_mindformers_r1_3(tmp_path: Path) -> None:
+    """Any number of experts: the script of r1.3 counts to 160 and stacks across layers."""
+    shapes = {**OUTER, **layer(0, NORMS, LATENT, DENSE), **layer(1, NORMS, LATENT, experts("shared_experts", 2 * MF))}
+    tensors = hub(tmp_path / "hub", shapes, V2)
+    own = there_and_back(tmp_path, tensors, Naming(dst="mindformers"))
+    assert len(own) == len(shapes) - 3 * (EXPERTS - 1)
+    before = "model.layers.1."
+    for ours, theirs in {
+        "attention.q2l_proj.weight": "self_attn.q_a_proj.weight",
+        "attention.l2q_proj.weight": "self_attn.q_b_proj.weight",
+        "attention.kv2l.weight": "self_attn.kv_a_proj_with_mqa.weight",
+        "attention.lkv2kv.weight": "self_attn.kv_b_proj.weight",
+        "attention.lkv_norm.weight": "self_attn.kv_a_layernorm.weight",
+        "feed_forward.routed_experts.router.dense.weight": "mlp.gate.weight",
+        "feed_forward.shared_experts.w2.weight": "mlp.shared_experts.down_proj.weight",
+    }.items():  # fmt: skip
+        assert same(own[before + ours], tensors[before + theirs])
+    for ours, theirs in {"w1": "gate", "w2": "down", "w3": "up"}.items():
+        made = own[f"{before}feed_forward.routed_experts.ffn.{ours}.weight"]
+        assert same(made, stacked(tensors, before, theirs))
+
+
+def test_names_of_two_families_ask_for_the_model(tmp_path: Path) -> None:
+    """Latent attention is split in DeepSeek-V3 and not in V2: without a model nobody can know."""
+    tensors = hub(tmp_path / "hub", {**OUTER, **layer(0, NORMS, LATENT, DENSE)}, {})
+    (tmp_path / "hub" / "config.json").unlink()
+    with pytest.raises(CheckpointError, match="deepseek2, deepseek3"):
+        convert(tmp_path / "hub", tmp_path / "out.safetensors", Options(naming=Naming(dst="mindformers")))
+    assert tensors
+
+
+@pytest.mark.parametrize("grouped", [None, True, False])
+def test_qwen2_moe_of_mindformers(tmp_path: Path, grouped: bool | None) -> None:
+    """Which way experts lie a YAML says, else shapes do; the script's default is for grouped matmul."""
+    biases = {f"self_attn.{p}_proj.bias": (n * HD,) for p, n in (("q", HEADS), ("k", KV), ("v", KV))}
+    shapes = {**OUTER}
+    for n in range(2):
+        gate = {"mlp.shared_expert_gate.weight": (1, H)}
+        shapes |= layer(n, NORMS, GROUPED, biases, experts("shared_expert", 10), gate)
+    config = {"model_type": "qwen2_moe", "num_hidden_layers": 2, "moe_intermediate_size": MF, "num_experts": EXPERTS,
+              "shared_expert_intermediate_size": 10, "intermediate_size": 99}  # fmt: skip
+    if grouped is not None:
+        config["use_gmm"] = grouped
+    tensors = hub(tmp_path / "hub", shapes, config)
+    own = there_and_back(tmp_path, tensors, Naming(dst="mindformers"))
+    before = "model.layers.1."
+    w1, w2 = (own[f"{before}feed_forward.routed_experts.ffn.{w}.weight"] for w in ("w1", "w2"))
+    turned = (lambda x: x) if grouped is False else (lambda x: x.swapaxes(1, 2))
+    assert same(w1, np.ascontiguousarray(turned(stacked(tensors, before, "gate"))))
+    assert same(w2, np.ascontiguousarray(turned(stacked(tensors, before, "down"))))
+    assert same(
+        own[f"{before}feed_forward.shared_experts_gate.weight"], tensors[f"{before}mlp.shared_expert_gate.weight"]
+    )
+
+
+@pytest.mark.parametrize("qkv", ["grouped", "concat"])
+@pytest.mark.parametrize("gate_up", ["interleaved", "concat"])
+def test_glm4_in_the_core(tmp_path: Path, qkv: str, gate_up: str) -> None:
+    more = {"post_self_attn_layernorm.weight": (H,), "post_mlp_layernorm.weight": (H,)}
+    mlp = {"mlp.gate_up_proj.weight": (2 * F, H), "mlp.down_proj.weight": (H, F)}
+    shapes = {**OUTER, **layer(0, NORMS, more, GROUPED, mlp)}
+    tensors = hub(tmp_path / "hub", shapes, {"model_type": "glm4", "num_hidden_layers": 1, "intermediate_size": F})
+    asked = Asked({"qkv": qkv, "gate_up": gate_up})
+    own = there_and_back(tmp_path, tensors, Naming(dst="mcore", asked=asked), asked=asked)
+    before = "model.layers.0."
+    fused = tensors[f"{before}mlp.gate_up_proj.weight"]
+    rows = fused.reshape(2, F, H).swapaxes(0, 1).reshape(2 * F, H) if gate_up == "interleaved" else fused
+    assert same(own["decoder.layers.0.mlp.linear_fc1.weight"], np.ascontiguousarray(rows))
+    q, k, v = (tensors[f"{before}self_attn.{p}_proj.weight"] for p in "qkv")
+    made = np.concatenate([q, k, v])
+    if qkv == "grouped":
+        made = np.concatenate([x.reshape(KV, -1, H) for x in (q, k, v)], 1).reshape(-1, H)
+    assert same(own["decoder.layers.0.self_attention.linear_qkv.weight"], made)
+    assert same(own["decoder.layers.0.post_mlp_layernorm.weight"], tensors[f"{before}post_mlp_layernorm.weight"])
+
+
+TELECHAT: Shapes = {
+    "transformer.word_embeddings.weight": (V, H),
+    "transformer.ln_f.weight": (H,),
+    "lm_head.weight": (V, H),
+    **{
+        f"transformer.h.0.{name}": shape
+        for name, shape in {
+            **NORMS,
+            "self_attention.query.weight": (HEADS * HD, H),
+            "self_attention.key_value.weight": (2 * KV * HD, H),
+            "self_attention.dense.weight": (H, HEADS * HD),
+            "self_attention.dense.bias": (H,),
+            **DENSE,
+            "mlp.down_proj.bias": (H,),
+        }.items()
+    },
+}
+
+
+def telechat_rank(tensors: dict[str, np.ndarray], rank: int, ranks: int) -> tuple[np.ndarray, np.ndarray]:
+    """What a rank holds: its queries, keys and values behind one another; its gate and up."""
+    at = "transformer.h.0."
+    q = tensors[f"{at}self_attention.query.weight"].reshape(ranks, -1, H)[rank]
+    kv = tensors[f"{at}self_attention.key_value.weight"].reshape(ranks, KV // ranks, 2, HD, H)[rank]
+    mlp = [tensors[f"{at}mlp.{p}_proj.weight"].reshape(ranks, -1, H)[rank] for p in ("gate", "up")]
+    return np.concatenate([q, *(kv[:, i].reshape(-1, H) for i in (0, 1))]), np.concatenate(mlp)
+
+
+def test_telechat2_fused_in_one_file(tmp_path: Path) -> None:
+    tensors = hub(tmp_path / "hub", TELECHAT, {"model_type": "telechat", "n_layer": 1, "ffn_hidden_size": F})
+    asked = Asked({"qkv": "concat", "gate_up": "concat"})
+    own = there_and_back(tmp_path, tensors, Naming(dst="mindformers", asked=asked), asked=asked)
+    w_qkv, w_gate_hidden = telechat_rank(tensors, 0, 1)
+    assert same(own["model.layers.0.attention.w_qkv.weight"], w_qkv)
+    assert same(own["model.layers.0.feed_forward.w_gate_hidden.weight"], w_gate_hidden)
+
+
+def test_telechat2_fused_on_each_rank_after_the_cut(tmp_path: Path) -> None:
+    tensors = hub(tmp_path / "hub", TELECHAT, {"model_type": "telechat", "n_layer": 1, "ffn_hidden_size": F})
+    run = tmp_path / "run.yaml"
+    run.write_text("model:\n  arch: {type: TelechatForCausalLM}\n  model_config: {qkv_concat: True}\n")
+    rows, columns, whole = ((0,), ()), ((), (0,)), ((),)
+    cuts = {
+        "model.tok_embeddings.embedding_weight": ((), ()), "model.norm_out.weight": whole, "lm_head.weight": ((), ()),
+        **{f"model.layers.0.{name}": cut for name, cut in {
+            "attention_norm.weight": whole, "ffn_norm.weight": whole, "attention.w_qkv.weight": rows,
+            "attention.wo.weight": columns, "attention.wo.bias": whole, "feed_forward.w_gate_hidden.weight": rows,
+            "feed_forward.w2.weight": columns, "feed_forward.w2.bias": whole}.items()},
+    }  # fmt: skip
+    strategy = str(write_strategy(tmp_path / "strategy", [{name: Sharding((2,), cut) for name, cut in cuts.items()}]))
+    naming = Naming(dst="mindformers", model=str(run))
+    convert(tmp_path / "hub", tmp_path / "ranks", Options(dst_strategy=strategy, naming=naming))
+    for rank in range(2):
+        made = read_rank(tmp_path / "ranks", rank)
+        for name, value in zip(
+            ("attention.w_qkv", "feed_forward.w_gate_hidden"), telechat_rank(tensors, rank, 2), strict=True
+        ):
+            assert same(made[f"model.layers.0.{name}.weight"], value)
+    back = replace(naming, dst="hf", src_model=naming.model, model=str(tmp_path / "hub" / "config.json"))
+    convert(tmp_path / "ranks", tmp_path / "back.safetensors", Options(src_strategy=strategy, naming=back))
+    made = read_file(tmp_path / "back.safetensors")
+    assert all(same(made[name], value) for name, value in tensors.items())
