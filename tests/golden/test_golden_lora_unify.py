@@ -1,16 +1,10 @@
 """The golden cases of ``reshard lora merge`` and ``reshard unify``."""
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from golden.cases import BY_LORA_TOOL, BY_UNIFY, check
-
-pytestmark = pytest.mark.skipif(
-    find_spec("reshard.cli.lora") is None or find_spec("reshard.cli.unify") is None,
-    reason="reshard has no lora and unify commands yet",
-)
 
 
 @pytest.mark.parametrize("name", BY_UNIFY)
