@@ -202,7 +202,7 @@ def test_the_manifest_comes_last_and_no_file_before_it_is_whole(
 
 def test_threads_read_ahead_of_what_is_written(tmp_path: Path, s3: S3, capsys: pytest.CaptureFixture[str]) -> None:
     """Every request takes a while: many are under way at once although files are written front to back."""
-    full = {f"w{i}": array((64, 64), seed=i) for i in range(64)}
+    full = {f"w{i}": array((64, 64 + 2 * i), seed=i) for i in range(64)}
     old = [dict.fromkeys(full, Sharding((2,), ((), (0,))))]
     source = s3.put(write_ranks(tmp_path / "r", full, old, ".safetensors"), "ranks")
     s3.proxy.spoil, s3.proxy.slow_s = (lambda request: "slow"), 0.05

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from operator import itemgetter
 
 import xxhash
 from msgspec import Struct
@@ -16,20 +17,26 @@ from reshard.planning.plan import Move, Run, TaskFile
 from reshard.storage.storage import NewFile
 
 _LOT_NBYTES = 64 << 20
+_SMALL_NBYTES = 64 << 10
+_KEPT_NBYTES = 1 << 20
 
 
 class AnyOrder:
-    """The new files of a task."""
+    """The new files of a task. A header piece is written with the bytes after it, save where it states sums of others.
+
+    ``nbytes`` that it is told of are those of tensors.
+    """
 
     def __init__(
         self, files: Sequence[TaskFile], new: Sequence[NewFile], on_bytes: Callable[[int], None], *, checksum: bool
     ) -> None:
         self.checksum = checksum
+        self.on_bytes = on_bytes
         self._files = files
         self._new = new
-        self._on_bytes = on_bytes
         self._runs: list[list[Run]] = [[] for _ in files]
         self._sums = {number: Sums(file.checksums) for number, file in enumerate(files) if file.checksums}
+        self._heads = [{offset + len(piece): (offset, piece) for offset, piece in file.header} for file in files]
         self._lock = threading.Lock()
 
     def ordered(self, moves: tuple[Move, ...]) -> tuple[Move, ...]:
@@ -38,36 +45,48 @@ class AnyOrder:
     def lot_nbytes(self, fair_nbytes: int, block_nbytes: int) -> int:
         return min(max(fair_nbytes, block_nbytes), _LOT_NBYTES)
 
-    def write_headers(self) -> None:
-        for number, file in enumerate(self._files):
-            self._write(number, [piece for piece in file.header if not self._waits(number, piece)])
-
     def carry_out(self, lot: list[Span], stopped: threading.Event) -> None:
+        sink = _Sink(self)
         for span in lot:
-            sink = _Sink(self)
             for number in range(span.start, span.stop):
                 if stopped.is_set():
                     return
                 span.mover.run((number,), sink)
-            sink.close()
+            sink.end_runs()
+        sink.close()
 
     def finish(self, number: int) -> list[Run]:
-        """Writes the header pieces that state sums of all that came."""
-        self._write(number, [piece for piece in self._files[number].header if self._waits(number, piece)])
+        """Writes the header pieces that nothing came after, and at last those that state sums of all that came."""
+        sums, left = self._sums.get(number), self._heads[number].values()
+        for offset, piece in sorted(left, key=lambda head: self._waits(sums, head)):
+            content = sums.stated(offset, piece) if sums else piece
+            self._new[number].write(offset, memoryview(content))
+            run = Run(offset, len(content), xxhash.xxh3_128_hexdigest(content))
+            self.record(number, run, zlib.crc32(content) if sums else 0)
         return self._runs[number]
+
+    @staticmethod
+    def _waits(sums: Sums | None, head: tuple[int, bytes]) -> bool:
+        """Whether a header piece states the CRC-32 of what has to be written first."""
+        return sums is not None and sums.awaited(head[0], len(head[1]))
 
     def put(self, file: int, offset: int, data: memoryview) -> None:
         self._new[file].write(offset, data)
-        self._on_bytes(len(data))
 
     def held(self, file: int, start: int, stop: int) -> None:
         """Bytes that a file has from the beginning, and of which no hash is wanted."""
         self.record(file, Run(start, stop - start, ""), 0)
-        self._on_bytes(stop - start)
+        self.on_bytes(stop - start)
 
     def sums(self, file: int) -> bool:
         """Whether the file states CRC-32 sums of what is written."""
         return file in self._sums
+
+    def head(self, file: int, offset: int) -> tuple[int, bytes]:
+        """The header piece before bytes that are written now, and where it begins; once, and none of a file that states
+        sums of single tensors.
+        """
+        return (offset, b"") if file in self._sums else self._heads[file].pop(offset, (offset, b""))
 
     def record(self, file: int, run: Run, crc: int) -> None:
         """Note what was written; its CRC-32 counts where the file states any."""
@@ -75,19 +94,6 @@ class AnyOrder:
             self._runs[file].append(run)
             if file in self._sums:
                 self._sums[file].add(run.offset, run.nbytes, crc)
-
-    def _waits(self, file: int, piece: tuple[int, bytes]) -> bool:
-        """Whether a header piece states the CRC-32 of what has to be written first."""
-        return file in self._sums and self._sums[file].awaited(piece[0], len(piece[1]))
-
-    def _write(self, file: int, pieces: Iterable[tuple[int, bytes]]) -> None:
-        """What is no tensor's."""
-        sums = self._sums.get(file)
-        for offset, piece in pieces:
-            content = sums.stated(offset, piece) if sums else piece
-            self._new[file].write(offset, memoryview(content))
-            run = Run(offset, len(content), xxhash.xxh3_128_hexdigest(content))
-            self.record(file, run, zlib.crc32(content) if sums else 0)
 
 
 class _Open(Struct):
@@ -101,16 +107,28 @@ class _Open(Struct):
 
 
 class _Sink:
-    """Writes what it is given; bytes that follow one another in a file make one run with one hash."""
+    """Writes what it is given; bytes that follow one another in a file make one run with one hash.
+
+    Small parts are kept for a while: those that lie side by side are written at once.
+    """
 
     def __init__(self, writer: AnyOrder) -> None:
         self._writer = writer
         self._open: dict[int, _Open] = {}
+        self._small: list[tuple[int, int, bytes]] = []
+        self._small_nbytes = 0
 
     def __call__(self, access: Access, data: memoryview) -> None:
+        file, together = access.file, not self._writer.sums(access.file)
         for offset, part in parts_of(access, data):
-            self._writer.put(access.file, offset, part)
-            self._add(access.piece, access.file, offset, part)
+            if together and len(part) <= _SMALL_NBYTES:
+                self._small.append((file, offset, bytes(part)))
+                self._small_nbytes += len(part)
+            else:
+                self._add(access.piece, file, offset, part)
+        self._writer.on_bytes(len(data))
+        if self._small_nbytes > _KEPT_NBYTES:
+            self._write_small()
 
     def _add(self, piece: int, file: int, offset: int, data: memoryview) -> None:
         known = self._open.get(piece)
@@ -118,17 +136,48 @@ class _Sink:
             self._close(known)
             known = None
         if known is None:
-            known = self._open[piece] = _Open(file, offset, offset, xxhash.xxh3_128())
+            start, head = self._writer.head(file, offset)
+            known = self._open[piece] = _Open(file, start, start, xxhash.xxh3_128())
+            if head:
+                self._write(known, memoryview(head))
+        self._write(known, data)
+
+    def _write(self, run: _Open, data: memoryview) -> None:
+        self._writer.put(run.file, run.end, data)
         if self._writer.checksum:
-            known.digest.update(data)
-        if self._writer.sums(file):
-            known.crc = zlib.crc32(data, known.crc)
-        known.end += len(data)
+            run.digest.update(data)
+        if self._writer.sums(run.file):
+            run.crc = zlib.crc32(data, run.crc)
+        run.end += len(data)
+
+    def _write_small(self) -> None:
+        self._small.sort(key=itemgetter(0, 1))
+        parts: list[bytes] = []
+        file = start = end = -1
+        for of, offset, part in self._small:
+            begin, head = self._writer.head(of, offset)
+            if (of, begin) != (file, end):
+                self._write_run(file, start, parts)
+                file, start, parts = of, begin, []
+            parts += (head, part)
+            end = offset + len(part)
+        self._write_run(file, start, parts)
+        self._small, self._small_nbytes = [], 0
+
+    def _write_run(self, file: int, start: int, parts: Sequence[bytes]) -> None:
+        if parts:
+            run = _Open(file, start, start, xxhash.xxh3_128())
+            self._write(run, memoryview(b"".join(parts)))
+            self._close(run)
 
     def _close(self, known: _Open) -> None:
         digest = known.digest.hexdigest() if self._writer.checksum else ""
         self._writer.record(known.file, Run(known.offset, known.end - known.offset, digest), known.crc)
 
-    def close(self) -> None:
+    def end_runs(self) -> None:
         for known in self._open.values():
             self._close(known)
+        self._open = {}
+
+    def close(self) -> None:
+        self._write_small()

@@ -75,7 +75,6 @@ class LocalExecutor(Struct, frozen=True):
                 under_way.append(_UnderWay(run, pool, stopped))
                 some = -(-self.workers // TASKS_AT_ONCE)
                 under_way[-1].engage(some if len(task.files) < self.workers else self.workers)
-                run.write_headers()
                 if len(under_way) == TASKS_AT_ONCE:
                     yield self._finish(under_way)
             while under_way:

@@ -116,9 +116,6 @@ class InOrder:
     def lot_nbytes(self, fair_nbytes: int, block_nbytes: int) -> int:
         return block_nbytes
 
-    def write_headers(self) -> None:
-        """Nothing is left to do: each is written when what stands before it is."""
-
     def carry_out(self, lot: list[Span], stopped: threading.Event) -> None:
         """Several blocks are all read before the first waits for its turn: else each would be read in its turn only."""
         blocks = [(span.mover, number) for span in lot for number in range(span.start, span.stop)]

@@ -98,10 +98,6 @@ class TaskRun:
             path, file.nbytes, fsync=fsync, buffer_nbytes=buffer_nbytes, share=share
         )
 
-    def write_headers(self) -> None:
-        """Raises StorageError. May go on while lots are carried out."""
-        self._writer.write_headers()
-
     def lots(self) -> Iterator[list[Span]]:
         """All the work: a large tensor in several lots, many small ones in one. There are enough of them that threads
         end at about the same time. Where reading waits, lots have few moves, so that many threads wait at once.

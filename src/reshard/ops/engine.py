@@ -12,7 +12,7 @@ from reshard.moving.task import OnBytes, Settings
 from reshard.ops.budget import Budget
 from reshard.ops.options import Means, NodeRanks
 from reshard.planning.plan import FileResult, Plan
-from reshard.planning.tasks import tasks
+from reshard.planning.tasks import Together, tasks
 from reshard.storage.storage import absolute
 from reshard.storage.storages import storage_of
 
@@ -41,13 +41,15 @@ def carried_out(
     shared, uploads = plan.shared_block_nbytes, budget.upload_nbytes
     settings = Settings(folder, budget.block_nbytes, means.fsync, means.checksum, uploads, shared)
     most = most_files(plan, means, budget)
+    storage = storage_of(folder)
+    together: Together = "front to back" if storage.front_to_back else "in any order"
     if means.engine == "local":
-        executor = LocalExecutor(settings, budget.workers, on_bytes, storage_of(folder))
-        return executor.run(tasks(plan, link_replicas=means.link_replicas, max_files=most, together=True))
+        executor = LocalExecutor(settings, budget.workers, on_bytes, storage)
+        return executor.run(tasks(plan, link_replicas=means.link_replicas, max_files=most, together=together))
     from reshard.moving.ray import Cluster, RayExecutor
 
     seen = seen_by_all(plan)
-    records = tasks(seen, link_replicas=means.link_replicas, max_files=most, largest_first=True, together=True)
+    records = tasks(seen, link_replicas=means.link_replicas, max_files=most, largest_first=True, together=together)
     there = replace(settings, folder=absolute(folder))
     return RayExecutor(there, Cluster(means.address), budget.workers, on_bytes).run(records)
 

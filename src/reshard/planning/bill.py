@@ -74,7 +74,7 @@ def make_bill(
     counting = ReadCount(plan, block_nbytes)
     read_nbytes, shared_nbytes = sum(counting.of([same[0] for same in group]) for group in made), 0
     if plan.shared_block_nbytes:
-        of_tasks = tasks(plan, link_replicas=link_replicas, max_files=max_files, together=True)
+        of_tasks = tasks(plan, link_replicas=link_replicas, max_files=max_files, together="in any order")
         rest_nbytes, shared_nbytes = _with_shared(plan, of_tasks, block_nbytes)
         read_nbytes = read_nbytes if checksum else rest_nbytes
     left: dict[str, dict[str, int]] = {"dropped": {}, "absent": {}}

@@ -78,21 +78,14 @@ def same_bytes(step: Step, dtype: str, target: Piece) -> Iterator[Shared]:
 
 def _pairs(file: int, source: tuple[Extent, ...], target: tuple[Extent, ...]) -> Iterator[Shared]:
     """Extents of as many bytes, side by side, cut where either ends."""
-    at = 0
-    ends = sorted({*_ends(source), *_ends(target)})
-    for end in ends:
-        (a,), (b,) = cut_extents(source, at, end - at), cut_extents(target, at, end - at)
+    left, right = ([extent for extent in reversed(side) if extent.nbytes] for side in (source, target))
+    while left and right:
+        a, b = left.pop(), right.pop()
+        nbytes = min(a.nbytes, b.nbytes)
         if a.coded is None:
-            yield Shared(b.offset, end - at, file, a.offset)
-        at = end
-
-
-def _ends(extents: tuple[Extent, ...]) -> Iterator[int]:
-    end = 0
-    for extent in extents:
-        if extent.nbytes:
-            end += extent.nbytes
-            yield end
+            yield Shared(b.offset, nbytes, file, a.offset)
+        left += cut_extents((a,), nbytes, a.nbytes - nbytes)
+        right += cut_extents((b,), nbytes, b.nbytes - nbytes)
 
 
 def _joined(runs: list[Shared]) -> Iterator[Shared]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
+from typing import Literal
 
 from msgspec.structs import replace
 
@@ -12,7 +13,7 @@ from reshard.index import ZEROS, Extent, cut_extents
 from reshard.layout.box import Box
 from reshard.layout.tensor import Cell
 from reshard.layout.view import in_view
-from reshard.planning.neighbours import Neighbours
+from reshard.planning import neighbours
 from reshard.planning.plan import (
     Assembly,
     LoraAdd,
@@ -31,6 +32,9 @@ from reshard.planning.plan import (
 MAX_FILES = 128
 """Files of one task: all are open at once."""
 
+Together = Literal["", "in any order", "front to back"]
+"""Whether small tensors are moved together, and in which order files take their bytes."""
+
 Twins = tuple[PlannedFile, ...]
 """Files of the same content, one of them or more."""
 
@@ -41,12 +45,12 @@ def tasks(
     link_replicas: bool = False,
     max_files: int = MAX_FILES,
     largest_first: bool = False,
-    together: bool = False,
+    together: Together = "",
 ) -> Iterator[Task]:
     """The tasks of a plan, each made when asked for. Every file of the plan is in exactly one.
 
     With ``link_replicas`` files of equal content are written once, the others named as its twins. With ``together``
-    small tensors side by side make one move of bytes; else each tensor is a move of its name.
+    small tensors that lie alike make one move; else each tensor is a move of its name.
     """
     made = groups(plan, link_replicas=link_replicas, max_files=max_files)
     if largest_first:
@@ -91,9 +95,8 @@ def _twins(plan: Plan, *, link_replicas: bool) -> Iterable[Twins]:
     return map(tuple, by_content.values())
 
 
-def _task(plan: Plan, number: int, twins: list[Twins], *, together: bool) -> Task:
+def _task(plan: Plan, number: int, twins: list[Twins], *, together: Together) -> Task:
     files = [same[0] for same in twins]
-    neighbours = Neighbours()
     targets: dict[int, list[Piece]] = {}
     for i, file in enumerate(files):
         for slot, box in plan.slots(file):
@@ -107,15 +110,19 @@ def _task(plan: Plan, number: int, twins: list[Twins], *, together: bool) -> Tas
     def counted(piece: Piece) -> Piece:
         return piece if piece.file == ZEROS else replace(piece, file=used.setdefault(piece.file, len(used)))
 
-    moves: list[Move] = []
-    for tensor, pieces in targets.items():
-        planned = plan.tensors[tensor]
-        if not (together and neighbours.takes(planned, pieces)):
-            move = Move(planned.name, planned.step, planned.spec.dtype, tuple(pieces))
-            moves.append(replace(move, step=needed(move)))
-    moves = [replace(move, step=with_pieces(move.step, renumbered)) for move in (*neighbours.moves(), *moves)]
+    tensors = [(plan.tensors[number], pieces) for number, pieces in targets.items()]
+    if together:
+        tensors.sort(key=lambda found: _place(found[1][0]))
+        found = neighbours.moves(tensors, front_to_back=together == "front to back")
+    else:
+        found = (Move(tensor.name, tensor.step, tensor.spec.dtype, tuple(pieces)) for tensor, pieces in tensors)
+    moves = [replace(move, step=with_pieces(needed(move), renumbered)) for move in found]
     made = tuple(_task_file(plan, *same) for same in twins)
     return Task(number, tuple(plan.sources[i] for i in used), made, tuple(moves))
+
+
+def _place(piece: Piece) -> tuple[int, int]:
+    return piece.file, piece.extents[0].offset if piece.extents else 0
 
 
 def with_pieces(step: Step, change: Callable[[Assembly], Assembly]) -> Step:

@@ -13,20 +13,21 @@ from reshard.families.rank_folders import catalog
 from reshard.families.rank_targets import ranks_or_full
 from reshard.formats.registry import format_named
 from reshard.index import Extent
+from reshard.layout.box import Box
 from reshard.layout.stages import Strategy
 from reshard.layout.tensor import Sharding
 from reshard.ops.options import Options
 from reshard.planning.catalog import Catalog
-from reshard.planning.plan import Move, Task
+from reshard.planning.plan import Task
 from reshard.planning.target import Choices, Target
-from reshard.planning.tasks import tasks
+from reshard.planning.tasks import Together, tasks
 
 COLUMNS = Sharding((2,), ((), (0,)))
 TENSORS = {f"t{n}": (n % 3 + 1, 4) for n in range(50)}
 
 
-def task_of(source: Catalog, target: Target) -> Task:
-    (task,) = tasks(make_plan(source, target, Choices()), together=True)
+def task_of(source: Catalog, target: Target, together: Together = "in any order") -> Task:
+    (task,) = tasks(make_plan(source, target, Choices()), together=together)
     return task
 
 
@@ -34,35 +35,57 @@ def safetensors(strategy: Strategy | None = None, dtype: str = "") -> Target:
     return Target(ranks_or_full(strategy, format_named("safetensors")), dtype)
 
 
-def test_neighbours_are_read_and_written_once() -> None:
-    (move,) = task_of(full(dict(sorted(TENSORS.items()))), safetensors()).moves
+KINDS = len({*TENSORS.values()})
+
+
+def test_those_that_lie_alike_are_read_and_written_once() -> None:
+    (move,) = task_of(full({f"t{n:02}": (2, 4) for n in range(50)}), safetensors()).moves
     assert [len(p.extents) for p in (*move.step.base.pieces, *move.targets)] == [1, 1]
+    assert move.targets[0].box.shape == (50, 2, 4)
+
+
+def test_those_of_several_kinds_are_moves_of_their_kinds() -> None:
+    moves = task_of(full(TENSORS), safetensors()).moves
+    assert len(moves) == KINDS
+    assert sum(move.targets[0].box.size for move in moves) == sum(rows * n for rows, n in TENSORS.values())
+
+
+def test_files_that_are_written_front_to_back_get_nothing_between() -> None:
+    source = full({f"t{n:02}": ((2, 4), (4, 4))[n // 25] for n in range(50)})
+    first, second = task_of(source, safetensors(), "front to back").moves
+    assert [len(p.extents) for p in (*first.targets, *second.targets)] == [1, 1]
+    other = full({f"t{n:02}": ((2, 4), (4, 4))[n % 2] for n in range(50)})
+    assert len(task_of(other, safetensors(), "front to back").moves) == 50
 
 
 def test_in_another_order_they_are_written_once() -> None:
-    shuffled = dict(sorted(TENSORS.items(), reverse=True))
-    (move,) = task_of(full(shuffled), safetensors()).moves
+    (move,) = task_of(full({f"t{n:02}": (2,) for n in range(50, 0, -1)}), safetensors()).moves
     assert [len(p.extents) for p in move.targets] == [1]
 
 
 def test_replicas_are_read_once_for_all_files() -> None:
     whole = dict.fromkeys(TENSORS, Sharding((2,), ((), ())))
-    (move,) = task_of(full(dict(sorted(TENSORS.items()))), safetensors(strategy(whole))).moves
-    assert [(len(move.step.base.pieces), p.file) for p in move.targets] == [(1, 0), (1, 1)]
+    moves = task_of(full(TENSORS), safetensors(strategy(whole))).moves
+    assert [[p.file for p in move.targets] for move in moves] == [[0, 1]] * KINDS
 
 
-def test_what_is_large_cut_or_cast_moves_by_itself() -> None:
-    source = full({"large": (1 << 20,), "small": (2, 2), "tiny": (4,)})
+def test_the_parts_of_all_files_are_read_once() -> None:
+    names = [f"t{n:02}" for n in range(50)]
+    (move,) = task_of(full(dict.fromkeys(names, (4, 4))), safetensors(strategy(dict.fromkeys(names, COLUMNS)))).moves
+    assert [len(p.extents) for p in (*move.step.base.pieces, *move.targets)] == [1, 1, 1]
+    assert [p.box for p in move.targets] == [Box((0, 0, 0), (50, 4, 2)), Box((0, 0, 2), (50, 4, 4))]
+
+
+def test_what_is_large_or_cast_moves_by_itself() -> None:
+    source = full({"large": (1 << 20,), "small": (2, 2), "tiny": (2, 2)})
     assert {m.name for m in task_of(source, safetensors()).moves} == {"large", "small"}
     assert len(task_of(source, safetensors(dtype="float16")).moves) == 3
-    cut = strategy({"large": ROWS, "small": COLUMNS, "tiny": ROWS})
-    assert len(task_of(source, safetensors(cut)).moves) == 3
 
 
-def test_no_bundle_is_large() -> None:
-    source = full({f"t{n:03}": (1 << 18,) for n in range(20)})
+def test_no_move_is_large() -> None:
+    source = full({f"t{n:03}": (1 << 13,) for n in range(640)})
     moves = task_of(source, safetensors()).moves
-    assert [m.targets[0].box.size for m in moves] == [4 << 20] * 5
+    assert [m.targets[0].box.size for m in moves] == [1 << 20] * 5
 
 
 def test_each_tensor_keeps_its_name_where_it_is_asked_for() -> None:
@@ -70,20 +93,17 @@ def test_each_tensor_keeps_its_name_where_it_is_asked_for() -> None:
     assert [m.name for m in task.moves] == list(TENSORS)
 
 
-def runs_of(move: Move) -> list[tuple[int, Extent]]:
-    return [(piece.file, extent) for piece in move.step.base.pieces for extent in piece.extents]
-
-
 def test_rows_of_several_files_become_one_write() -> None:
     source = ranks(strategy({"a": ROWS, "b": ROWS}), {"a": (2,), "b": (2,)}, {"a": (2,), "b": (2,)})
     (move,) = task_of(source, safetensors()).moves
-    assert runs_of(move) == [(0, Extent(0, 8)), (1, Extent(0, 8)), (0, Extent(8, 8)), (1, Extent(8, 8))]
+    assert [(p.file, p.extents) for p in move.step.base.pieces] == [(0, (Extent(0, 16),)), (1, (Extent(0, 16),))]
 
 
 def test_bytes_between_stay_apart() -> None:
     """In a .ckpt file each tensor has a header of its own."""
     target = Target(ranks_or_full(None, format_named("ckpt")))
-    assert len(task_of(catalog([file(0, TENSORS)], None), target).moves) == len(TENSORS)
+    moves = task_of(catalog([file(0, TENSORS)], None), target).moves
+    assert sum(len(move.targets[0].extents) for move in moves) == len(TENSORS)
 
 
 @pytest.mark.parametrize("source_form", ["ckpt", "safetensors"])
