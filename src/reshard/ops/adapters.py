@@ -21,7 +21,7 @@ from reshard.ops.scaling import LoraConfig
 from reshard.planning.catalog import Catalog, Held, IndexedFile, Loose, Tensor
 from reshard.planning.lora import merge_into
 from reshard.planning.lora_names import is_beside, lora_name, model_name, seems_lora
-from reshard.planning.lora_values import Adapter, Combination, How, LoraMerge, combination_named
+from reshard.planning.lora_values import Adapter, Combination, How, LoraMerge, Model, combination_named
 from reshard.storage.storage import join
 from reshard.storage.storages import content_of, storage_of
 
@@ -66,7 +66,7 @@ def own_config(adapter: str) -> str:
 
 def joined(base: Catalog, adapters: Sequence[AdapterAt], combination: Combination, *, allow_nan: bool) -> Joined:
     """Open the adapters and find out what becomes of the base's weights. Raises InputError, UsageError."""
-    how = How(combination_named(combination), allow_nan, _is_tied(base))
+    how = How(combination_named(combination), allow_nan, _model_of(base))
     _check_initial(adapters)
     apart, inside = _apart(base)
     if inside and any(each.path for each in adapters):
@@ -134,17 +134,21 @@ def _apart(base: Catalog) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     return model, inside
 
 
-def _is_tied(base: Catalog) -> bool:
-    """Whether the configuration beside the base says that its head is its embedding."""
+def _model_of(base: Catalog) -> Model:
+    """What the configuration beside the base says of its head."""
     config = join(base.files[0].path.rpartition("/")[0] or ".", "config.json")
     if storage_of(config).entry(config) is None:
-        return False
+        return Model()
     try:
         said = json.loads(content_of(config))
     except (ValueError, RecursionError):
-        return False
+        return Model()
     inner = said.get("text_config") if isinstance(said, dict) else None
-    return any(isinstance(each, dict) and each.get("tie_word_embeddings") is True for each in (said, inner))
+    parts = [each for each in (said, inner) if isinstance(each, dict)]
+    tied = [each["tie_word_embeddings"] for each in parts if isinstance(each.get("tie_word_embeddings"), bool)]
+    classes = said.get("architectures") if isinstance(said, dict) else None
+    first = classes[0] if isinstance(classes, list) and classes else ""
+    return Model(str(first), any(tied) if tied else None)
 
 
 class _Joining:

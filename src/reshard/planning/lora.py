@@ -18,6 +18,7 @@ _FOREIGN = "save it as PEFT does (lora_A, lora_B): diffusers and the tools of it
 _ADDED = "LoRA weights, added to their base"
 _ORIGINALS = "originals that PEFT keeps beside what replaces them"
 _REPEATED = "what the adapter has twice, under two names"
+_TIED = "the head's weight, which is the embedding's"
 _RESIDUES = "copies of what the training had left of the base"
 _FIRST = "factors that the adapter began with, taken away"
 
@@ -36,7 +37,7 @@ class _Merging:
     """What adapters add and replace, as it is found."""
 
     def __init__(self, base: Mapping[str, Tensor], how: How) -> None:
-        self._replacing = Replacing(base, tied=how.tied)
+        self._replacing = Replacing(base, how.model)
         self._hints = Hints(self._replacing.tensors)
         self._how = how
         self._sums = Sums()
@@ -44,11 +45,11 @@ class _Merging:
         self._used: dict[str, str] = {}
         self._faults: list[str] = []
         self._warnings: dict[str, None] = {}
-        self._keeps_tied = False
 
     def replace(self, adapter: Adapter) -> None:
         """Take what an adapter holds whole, before anything is added to it."""
-        self._keeps_tied |= adapter.rules.keeps_tied
+        wholes = {adapter.rules.rename(model_name(name)) for name in adapter.tensors}
+        keeps_tied = adapter.rules.keeps_tied and self._replacing.embedding() in wholes
         for name, tensor in adapter.tensors.items():
             if lora_name(name) is not None:
                 continue
@@ -63,7 +64,10 @@ class _Merging:
                 self._hints.way_on = _FOREIGN
             else:
                 wanted = adapter.rules.rename(model_name(name))
-                if fault := self._replacing.replace(wanted, name, tensor):
+                if keeps_tied and self._replacing.is_tied(wanted):
+                    self._used[tensor.name] = _TIED
+                    self._replacing.stays_tied = True
+                elif fault := self._replacing.replace(wanted, name, tensor):
                     self._faults.append(fault + self._hints.near(wanted))
 
     def add(self, adapter: Adapter) -> None:
@@ -87,14 +91,12 @@ class _Merging:
         """Raises PlanError."""
         sums, more = self._sums.made(self._how.combination)
         both = [f"{name}: an adapter adds to it and replaces rows of it" for name in sums.keys() & self._rows.keys()]
-        faults = [*self._faults, *more, *both, *self._hints.undecided()]
+        faults = [*self._faults, *more, *both, *self._hints.undecided(), *filter(None, [self._replacing.untie()])]
         if faults:
             hint = self._hints.way_on or "is it the adapter of this model, and whole?"
             raise PlanError("the adapter does not fit:\n" + listed(faults), hint=hint)
         if not (sums or self._rows or self._replacing.replaced):
             raise PlanError("no LoRA tensors", hint=_NO_LORA)
-        if not self._keeps_tied:
-            self._replacing.untie()
         return LoraMerge(
             self._replacing.tensors,
             sums,

@@ -12,7 +12,7 @@ from reshard.planning.catalog import Tensor
 from reshard.planning.lora_forms import Fit, fits_of, flat, viewed
 from reshard.planning.lora_hints import Hints
 from reshard.planning.lora_names import Kind, model_name
-from reshard.planning.lora_replaced import HEAD, Replacing
+from reshard.planning.lora_replaced import Replacing
 from reshard.planning.lora_sums import Sums
 from reshard.planning.lora_values import Adapter, NewRows, Term
 
@@ -148,10 +148,10 @@ class Layers:
 
     def _tied_weight(self, layer: str) -> str | None:
         """The embedding that a head without a weight of its own is tied to."""
-        embedding = self._base.embedding() if layer == HEAD else ""
-        if not embedding:
+        if not self._base.is_tied(f"{layer}.weight"):
             return None
-        self.warnings.append(f"{HEAD} is tied to {embedding}: what is added to one changes both sides, as in PEFT")
+        embedding = self._base.embedding()
+        self.warnings.append(f"{layer} is tied to {embedding}: what is added to one changes both sides, as in PEFT")
         return embedding
 
     def _bias_of(self, weight: Tensor, bias: Tensor) -> str:

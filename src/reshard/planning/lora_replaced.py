@@ -10,6 +10,7 @@ from reshard.dtypes import FLOATING
 from reshard.planning.catalog import Loose, Shard, Tensor
 from reshard.planning.lora_forms import part_of
 from reshard.planning.lora_names import model_name
+from reshard.planning.lora_values import Model
 
 _EMBEDDINGS = (
     "embed_tokens.weight",
@@ -17,10 +18,11 @@ _EMBEDDINGS = (
     "word_embeddings.weight",
     "embed_in.weight",
     "tok_embeddings.weight",
+    "shared.weight",
 )
 _COPY = ".base_layer."
-HEAD = "lm_head"
-_HEAD_WEIGHT = f"{HEAD}.weight"
+_HEAD = "lm_head.weight"
+_HEADS = (_HEAD, "proj_out.weight", "embed_out.weight")
 
 
 class Replacing:
@@ -30,9 +32,10 @@ class Replacing:
         tensors: by the names that the model gives them.
         replaced: names whose first tensor is the base's no more.
         config: what the model's configuration has to say from now on.
+        stays_tied: the head is the adapter's embedding, too.
     """
 
-    def __init__(self, base: Mapping[str, Tensor], *, tied: bool) -> None:
+    def __init__(self, base: Mapping[str, Tensor], model: Model) -> None:
         self.tensors = {name: replace(t, name=name) for t in base.values() if (name := model_name(t.name))}
         self.replaced: list[str] = []
         self._copies: dict[str, Tensor] = {}
@@ -40,17 +43,18 @@ class Replacing:
         self.warnings: list[str] = []
         self.config: dict[str, int] = {}
         self._base = dict(self.tensors)
-        self._tied = tied
+        self._model = model
         self._untied = False
+        self.stays_tied = False
 
     def replace(self, wanted: str, name: str, tensor: Tensor) -> str:
         """Put the adapter's ``tensor`` in place of ``wanted``; gives what does not fit, or ""."""
         copied = is_copy(name)
-        if copied and wanted == _HEAD_WEIGHT and self.embedding():
+        if copied and self.is_tied(wanted):
             wanted = self.embedding()  # what a tied head is added to
         base = self._base.get(wanted)
         if base is None:
-            if not (wanted == _HEAD_WEIGHT and self.embedding()):
+            if not self.is_tied(wanted):
                 return f"{name}: the base has no {wanted} that it would replace"
             self.warnings.append(
                 f"{wanted} is written, and the base has none: its head is tied to {self.embedding()}, which stays "
@@ -82,7 +86,7 @@ class Replacing:
     def _grow(self, wanted: str, old: int, new: int) -> None:
         said = "vocab_size in config.json has to say so, where it is a vocabulary"
         self.warnings.append(f"{wanted}: {old:,} rows become {new:,}; {said}")
-        if wanted.endswith((*_EMBEDDINGS, _HEAD_WEIGHT)):
+        if wanted.endswith((*_EMBEDDINGS, *_HEADS)):
             self.config["vocab_size"] = new
 
     def _compare(self, wanted: str, tensor: Tensor) -> None:
@@ -105,24 +109,46 @@ class Replacing:
         """Weights of which the adapter has a copy in the same shape and dtype, held by both."""
         return tuple(self._copies.values())
 
+    def is_tied(self, name: str) -> bool:
+        """Whether it is a head's weight that the base does not have, as it is its embedding."""
+        return name in _HEADS and bool(self.embedding())
+
     def embedding(self) -> str:
         """The base's one embedding that a head may be tied to; "" where it has a head, or no such embedding."""
-        if _HEAD_WEIGHT in self._base:
+        if any(head in self._base for head in _HEADS):
             return ""
         found = [name for name in self._base if name.endswith(_EMBEDDINGS)]
         return found[0] if len(found) == 1 else ""
 
-    def untie(self) -> None:
-        """Where the adapter's embedding replaces one that a head is tied to, the head stays as it was, as in PEFT."""
+    def untie(self) -> str:
+        """Where the adapter's embedding replaces one that a head is tied to, the head stays as it was, as in PEFT.
+
+        Gives why that cannot be, or "".
+        """
         embedding = self.embedding()
-        if not self._tied or not self._untied or _HEAD_WEIGHT in self.tensors:
-            return
-        self.tensors[_HEAD_WEIGHT] = replace(self._base[embedding], name=_HEAD_WEIGHT)
+        has_head = self.stays_tied or any(head in self.tensors for head in _HEADS)
+        if not self._untied or has_head or not self._model.has_tied_head:
+            return ""
+        if self._model.is_unknown:
+            self.warnings.append(
+                f"{embedding} is the adapter's: whether a head is tied to it, which PEFT would leave as it was, is not "
+                "known without the base's config.json"
+            )
+            return ""
+        if embedding.endswith("embeddings.word_embeddings.weight"):
+            return f"{embedding} is replaced, and what the head that is tied to it is called is not known"
+        head = _HEAD
+        if self._model.architecture.startswith("Whisper"):
+            head = "proj_out.weight"
+        elif embedding.endswith("embed_in.weight"):
+            head = "embed_out.weight"
+        self.tensors[head] = replace(self._base[embedding], name=head)
         self.config["tie_word_embeddings"] = False
         self.warnings.append(
-            f"{embedding} is the adapter's, and {_HEAD_WEIGHT}, which was tied to it, is written as the base's "
+            f"{embedding} is the adapter's, and {head}, which was tied to it, is written as the base's "
             "embedding: config.json must say tie_word_embeddings: false"
         )
+        return ""
 
 
 def is_copy(name: str) -> bool:

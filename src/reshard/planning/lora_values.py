@@ -17,6 +17,10 @@ Combination = Literal["cat", "linear"]
 """How several adapters are put together, in PEFT's words: their products are added, or their factors before that."""
 
 
+_HEADLESS = ("Classification", "QuestionAnswering", "MultipleChoice", "Model")  # so architectures without a head end
+_WITH_HEAD = ("HeadModel", "HeadsModel")
+
+
 def combination_named(text: str) -> Combination:
     """Raises UsageError."""
     if text in ("cat", "linear"):
@@ -62,15 +66,31 @@ class Adapter(Struct, frozen=True):
     initial: Mapping[str, Tensor] = {}
 
 
-class How(Struct, frozen=True):
-    """How adapters are put together, and what is known of the base.
-
-    ``tied``: its configuration says that embedding and head are one weight.
+class Model(Struct, frozen=True):
+    """What the base's configuration says: its class, and whether embedding and head are one weight; "" and None where
+    it says nothing.
     """
+
+    architecture: str = ""
+    tied: bool | None = None
+
+    @property
+    def has_tied_head(self) -> bool:
+        """Of a base that has no weight of a head."""
+        name = self.architecture
+        return self.tied is not False and not (name.endswith(_HEADLESS) and not name.endswith(_WITH_HEAD))
+
+    @property
+    def is_unknown(self) -> bool:
+        return not self.architecture and self.tied is None
+
+
+class How(Struct, frozen=True):
+    """How adapters are put together, and what is known of the base."""
 
     combination: Combination = "cat"
     allow_nan: bool = False
-    tied: bool = False
+    model: Model = Model()
 
 
 class Term(Struct, frozen=True):

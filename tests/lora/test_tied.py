@@ -1,0 +1,85 @@
+"""Heads that are their model's embedding, where an adapter has that embedding whole: as PEFT leaves them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import reshard
+from making import read_file, write_file
+from reshard.errors import PlanError
+
+OLD, NEW = np.zeros((8, 4), np.float32), np.ones((8, 4), np.float32)
+Arrays = dict[str, np.ndarray]
+
+
+def merged(tmp_path: Path, base: Arrays, adapter: Arrays, said: dict[str, object] | None, **config: object) -> Arrays:
+    write_file(tmp_path / "base" / "m.safetensors", {"q.weight": np.zeros((3, 4), np.float32), **base})
+    if said is not None:
+        (tmp_path / "base" / "config.json").write_text(json.dumps(said))
+    q = {"q.lora_A.weight": np.ones((1, 4), np.float32), "q.lora_B.weight": np.ones((3, 1), np.float32)}
+    named = {f"base_model.model.{name}": array for name, array in {**q, **adapter}.items()}
+    write_file(tmp_path / "adapter" / "adapter_model.safetensors", named)
+    content = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, **config}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(content))
+    how = reshard.lora_config(adapter=str(tmp_path / "adapter"))
+    done = reshard.merge_lora(tmp_path / "base", tmp_path / "out.safetensors", how, adapter=tmp_path / "adapter")
+    (tmp_path / "said").write_text("\n".join(done.bill.warnings))
+    return read_file(tmp_path / "out.safetensors")
+
+
+HEADS = {
+    "m.embed_tokens.weight LlamaForCausalLM": "lm_head.weight",
+    "m.wte.weight GPT2LMHeadModel": "lm_head.weight",
+    "m.word_embeddings.weight BloomForCausalLM": "lm_head.weight",
+    "shared.weight T5ForConditionalGeneration": "lm_head.weight",
+    "m.decoder.embed_tokens.weight WhisperForConditionalGeneration": "proj_out.weight",
+    "m.embed_in.weight GPTNeoXForCausalLM": "embed_out.weight",
+    "m.embed_tokens.weight LlamaForSequenceClassification": "",
+    "bert.embeddings.word_embeddings.weight BertForTokenClassification": "",
+    "wte.weight GPT2Model": "",
+}
+
+
+@pytest.mark.parametrize("tied", [True, None, False])
+@pytest.mark.parametrize("model", HEADS)
+def test_the_head_stays_as_it_was(tmp_path: Path, model: str, tied: bool | None) -> None:
+    """Of a base without a head's weight; what its configuration does not say, its class does."""
+    embedding, architecture = model.split()
+    said = {"architectures": [architecture], **({} if tied is None else {"tie_word_embeddings": tied})}
+    found = merged(tmp_path, {embedding: OLD}, {embedding: NEW}, said)
+    head = "" if tied is False else HEADS[model]
+    assert found.keys() == {"q.weight", embedding} | ({head} if head else set())
+    np.testing.assert_array_equal(found[embedding], NEW)
+    np.testing.assert_array_equal(found.get(head, OLD), OLD)
+
+
+def test_a_head_that_stays_tied(tmp_path: Path) -> None:
+    """PEFT saves it with its embedding where it keeps both one; where it saves the embedding alone they are two."""
+    base, said = {"embed_tokens.weight": OLD}, {"architectures": ["LlamaForCausalLM"]}
+    both = {"embed_tokens.weight": NEW, "lm_head.weight": NEW}
+    found = merged(tmp_path / "a", base, both, said, ensure_weight_tying=True)
+    assert found.keys() == {"q.weight", "embed_tokens.weight"}
+    np.testing.assert_array_equal(found["embed_tokens.weight"], NEW)
+    found = merged(tmp_path / "b", base, {"embed_tokens.weight": NEW}, said, ensure_weight_tying=True)
+    np.testing.assert_array_equal(found["lm_head.weight"], OLD)
+
+
+def test_what_nothing_tells_is_said_or_refused(tmp_path: Path) -> None:
+    embedding = "bert.embeddings.word_embeddings.weight"
+    with pytest.raises(PlanError, match="what the head that is tied to it is called is not known"):
+        merged(tmp_path / "a", {embedding: OLD}, {embedding: NEW}, {"architectures": ["BertForMaskedLM"]})
+    found = merged(tmp_path / "b", {embedding: OLD}, {embedding: NEW}, None)
+    assert found.keys() == {"q.weight", embedding}
+    assert "is not known without the base's config.json" in (tmp_path / "b" / "said").read_text()
+
+
+@pytest.mark.parametrize("head", ["lm_head", "proj_out"])
+def test_factors_of_a_head_change_both_sides(tmp_path: Path, head: str) -> None:
+    a, b = np.ones((1, 4), np.float32), np.ones((8, 1), np.float32)
+    factors = {f"{head}.lora_A.weight": a, f"{head}.lora_B.weight": b}
+    found = merged(tmp_path, {"embed_tokens.weight": OLD}, factors, {"tie_word_embeddings": True})
+    np.testing.assert_array_equal(found["embed_tokens.weight"], NEW)
