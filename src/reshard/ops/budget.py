@@ -15,6 +15,7 @@ from reshard.storage.storages import storage_of
 
 _UPLOAD_NBYTES = 512 << 20
 _WORTH_A_REQUEST_NBYTES = 2 << 20
+_FAR_BLOCK_NBYTES = 4 << 20
 _RAY_THREADS = 2  # of a task; a node has one on each core
 _RAY_REMOTE_THREADS = 8
 
@@ -47,7 +48,7 @@ def budget_of(plan: Plan, dst: str, means: Means) -> Budget:
         return Budget(workers, means.block_nbytes(workers))
     connections = workers * _CONNECTION_NBYTES
     if not uploading:
-        return Budget(workers, means.block_nbytes(workers, connections), others_nbytes=connections)
+        return Budget(workers, _far_block(means, workers, connections), others_nbytes=connections)
     from reshard.storage.object_store import most_files, part_nbytes
 
     spare = means.spare_nbytes - connections
@@ -61,8 +62,13 @@ def budget_of(plan: Plan, dst: str, means: Means) -> Budget:
             dst,
             "give --max-memory more, or fewer --workers",
         )
-    block = means.block_nbytes(workers, connections + uploads)
+    block = _far_block(means, workers, connections + uploads)
     return Budget(workers, block, files, uploads // TASKS_AT_ONCE, connections + uploads)
+
+
+def _far_block(means: Means, workers: int, others_nbytes: int) -> int:
+    """All workers share a line, and what is read first goes on only when it is whole: small blocks fill it sooner."""
+    return min(means.block_nbytes(workers, others_nbytes), _FAR_BLOCK_NBYTES)
 
 
 def _workers(paths: list[str], means: Means, *, remote: bool) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 
 from reshard.errors import CheckpointError, RunError, StorageError, UsageError
@@ -170,9 +171,11 @@ class ObjectStore:
     def create_whole(self, path: str, content: bytes, *, fsync: bool) -> bool:
         """A store that ignores the condition would overwrite: it is asked first."""
         self._check_writable(path)
-        if self.entry(path) is not None:
+        key = self._forget(path)
+        with suppress(CheckpointError):
+            self._bucket.head(key)
             return False
-        return self._bucket.put_new(self._forget(path), content)
+        return self._bucket.put_new(key, content)
 
     def remove(self, path: str) -> None:
         self._check_writable(path)

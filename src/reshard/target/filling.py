@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -35,6 +37,9 @@ from reshard.target.manifest import (
     whole,
 )
 from reshard.target.target_paths import Place
+
+T = TypeVar("T")
+U = TypeVar("U")
 
 BEGUN = "begun.json"
 DONE = "done"
@@ -174,9 +179,9 @@ class Filling:
 
     def _records(self) -> Iterator[Whole]:
         """One that a power cut spoilt counts for none."""
-        entries = [e for e in self._storage.entries(self._path(DONE)) if e.name.removesuffix(".json").isdigit()]
-        for entry in sorted(entries, key=lambda e: int(e.name.removesuffix(".json"))):
-            content = read_whole(self._storage, self._path(DONE, entry.name))
+        names = [e.name for e in self._storage.entries(self._path(DONE)) if e.name.removesuffix(".json").isdigit()]
+        paths = [self._path(DONE, name) for name in sorted(names, key=lambda name: int(name.removesuffix(".json")))]
+        for content in self._each(lambda path: read_whole(self._storage, path), paths):
             with suppress(InputError):
                 yield whole(content or b"")
 
@@ -190,11 +195,21 @@ class Filling:
 
     def record(self, results: Iterable[FileResult]) -> None:
         """Note files that are whole and named. A note lost in a power cut costs making its file again, no more."""
-        for result in results:
-            file = self._plan.files[self._numbers[result.path]]
-            content = msgspec.json.encode(manifest_file(self._plan, file, result))
-            self._storage.write_whole(self._path(DONE, f"{file.number}.json"), content, fsync=False)
+        for _ in self._each(self._note, results):
             self._recorded = True
+
+    def _note(self, result: FileResult) -> None:
+        file = self._plan.files[self._numbers[result.path]]
+        content = msgspec.json.encode(manifest_file(self._plan, file, result))
+        self._storage.write_whole(self._path(DONE, f"{file.number}.json"), content, fsync=False)
+
+    def _each(self, do: Callable[[T], U], of: Iterable[T]) -> Iterator[U]:
+        """What is done with each, in order; far away with several at once, for each is a round trip."""
+        if not self._storage.remote:
+            yield from map(do, of)
+            return
+        with ThreadPoolExecutor(self._storage.at_once) as pool:
+            yield from pool.map(do, of)
 
     def publish(self, *, partial: bool, fsync: bool) -> int:
         """Write the manifest if all files of the target are whole, whoever made them. Gives the number still missing.
@@ -244,8 +259,9 @@ class Filling:
                 place.parent.chmod(folders)
 
     def _forget_records(self) -> None:
-        for entry in self._storage.entries(self._path(DONE)):
-            self._storage.remove(self._path(DONE, entry.name))
+        names = [entry.name for entry in self._storage.entries(self._path(DONE))]
+        for _ in self._each(lambda name: self._storage.remove(self._path(DONE, name)), names):
+            pass
 
     def _sync_folders(self) -> None:
         """Files are durable in their folders; so must the folders be in theirs, those too that an earlier run made."""

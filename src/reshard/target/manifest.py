@@ -194,9 +194,10 @@ def read_manifest(place: Place) -> Manifest:
 
 def read_whole(storage: Storage, path: str) -> bytes | None:
     """The content of a small file; None where there is none."""
-    if storage.entry(path) is None:
+    try:
+        file = storage.open(path)
+    except CheckpointError:
         return None
-    file = storage.open(path)
     try:
         return file.read(0, file.nbytes)
     finally:
