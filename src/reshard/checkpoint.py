@@ -20,7 +20,6 @@ from reshard.planning.catalog import Catalog, Tensor
 from reshard.planning.decide import Missing
 from reshard.planning.show import catalog_html, tensor_html
 from reshard.planning.target import Choices, Target
-from reshard.planning.tasks import tasks
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -144,5 +143,4 @@ def _arrays(source: Catalog, strategy: Strategy | None, rank: int, dtype: str, m
 
     target = Target(ranks_or_full(strategy, format_named("safetensors")), dtype, frozenset({rank}))
     choices = Choices(missing=missing, agreed=agreements(source, source.compared()))
-    (task,) = tasks(make_plan(source, target, choices))
-    return LazyArrays({m.name: m for m in task.moves}, task.sources)
+    return LazyArrays(make_plan(source, target, choices))

@@ -17,7 +17,7 @@ from ranks import Ranks
 
 import reshard.auto
 from making import array, counted, read_file, read_rank, same, tree, write_file, write_strategy
-from reshard.auto import Call, converting, load, prepare
+from reshard.auto import Call, converting, job_names, load, prepare
 from reshard.errors import CheckpointError, UsageError
 from reshard.families import planner
 from reshard.layout.tensor import Sharding
@@ -213,7 +213,7 @@ def test_who_leads_and_writes_reads_headers_once_plans_once_and_notes_no_strateg
     keys = {"src_strategy": str(strategy)} if strategy else {}
     config = write_yaml(tmp_path / "run.yaml", layout, load_checkpoint=str(source_of(case)), npu_num_per_node=1, **keys)
     asked: list[str] = []
-    for place, step in ((converting, "open_source"), (converting, "planned"), (planner, "make_plan")):
+    for place, step in ((job_names, "open_source"), (converting, "planned"), (planner, "make_plan")):
         monkeypatch.setattr(place, step, _noting(asked, getattr(place, step)))
     prepare(config, rank=3, world_size=WORLD, call=Call(per_node=True))
     assert sorted(asked) == ["make_plan", "open_source", "planned"]

@@ -11,19 +11,26 @@ from msgspec import Struct
 from reshard.auto.config import Config
 from reshard.auto.job_source import JobSource
 from reshard.errors import CheckpointError, InputError, ReshardError, listed
+from reshard.names.model import ModelFile, model_of_run
 from reshard.ops.make_strategy import Making, model_shapes
 from reshard.planning.catalog import IndexedFile
 from reshard.planning.names import layer_pattern
 from reshard.storage.storages import storage_of
+from reshard.yaml_text import whole_numbers
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Model(Struct, frozen=True):
-    """Full shapes of the weights that the model of a YAML has; none where it does not say."""
+    """Full shapes of the weights that the model of a YAML has, none where it does not say.
+
+    ``file`` is what it says; ``release`` of MindFormers by whose rules.
+    """
 
     shapes: Shapes
     config: str
+    file: ModelFile | None = None
+    release: str = ""
 
 
 _RANK = re.compile(r"(?P<before>(?:.*[_-])?rank_?)(?P<rank>\d+)(?P<after>.*)")
@@ -35,7 +42,8 @@ def model_of(config: Config, mindformers_version: str) -> Model:
         shapes = model_shapes(making)
     except InputError:
         shapes = {}  # of no family that is known, or sizes are not given
-    return Model(shapes, config.where)
+    file = model_of_run(whole_numbers(config.content), config.where)
+    return Model(shapes, config.where, file, mindformers_version)
 
 
 def refuse_contradiction(model: Model, held: Shapes, path: str) -> None:

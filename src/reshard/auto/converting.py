@@ -10,6 +10,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from reshard.auto.contradiction import Model, refuse_contradiction
+from reshard.auto.job_names import opened
 from reshard.auto.job_source import JobSource
 from reshard.auto.job_strategy import JobStrategy
 from reshard.auto.results import Results, beside, forget, take_places, write_files, write_strategy
@@ -18,7 +19,6 @@ from reshard.auto.settings import Settings
 from reshard.auto.shares import Part
 from reshard.errors import CheckpointError, RunError, counted, named_ranks
 from reshard.families.checkpoint2_target import checkpoint2_asked
-from reshard.families.open_checkpoint import open_source
 from reshard.families.planner import planned
 from reshard.families.rank_targets import ranks_or_full
 from reshard.families.strategies import merged_file
@@ -112,7 +112,7 @@ def convert_together(session: Session, job: Job, observer: Observer) -> Outcome:
         return _lead(session, job, observer)
     if session.rank in job.parts:
         work = session.wait(_told(session, "work", Work))
-        source = open_source(job.source.source)
+        source = opened(job.source, job.strategy.strategy, job.model)
         mine = job.plan(source, job.parts[session.rank], work.shared_block_nbytes)
         session.tell(f"done_{session.rank}", _write(session, job, work, mine, observer))
     return session.wait(_told(session, "outcome", Outcome))
@@ -156,7 +156,7 @@ def _lead(session: Session, job: Job, observer: Observer) -> Outcome:
 
 def _opened(job: Job) -> Catalog:
     """The source. Raises InputError for weights that are not those of the job."""
-    source = open_source(job.source.source)
+    source = opened(job.source, job.strategy.strategy, job.model)
     full = {name: tensor.spec.shape for name, tensor in source.tensors.items()}
     refuse_contradiction(job.model, full, job.settings.load_checkpoint)
     return source

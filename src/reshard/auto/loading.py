@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reshard.auto.config import read_config
+from reshard.auto.contradiction import model_of
 from reshard.auto.frameworks import Kind, given_as
+from reshard.auto.job_names import opened
 from reshard.auto.job_source import JobSource, job_source
 from reshard.auto.job_strategy import JobStrategy, Wanted, job_strategy
 from reshard.auto.launch import launch_of
@@ -17,13 +19,12 @@ from reshard.auto.preparing import Call
 from reshard.auto.settings import read_settings
 from reshard.errors import UsageError
 from reshard.families.discover import Found
-from reshard.families.open_checkpoint import open_source
 from reshard.families.planner import planned
 from reshard.families.rank_targets import ranks_or_full
 from reshard.families.source import Source
 from reshard.formats.registry import format_named
+from reshard.planning.catalog import Catalog
 from reshard.planning.target import Choices, Target
-from reshard.planning.tasks import tasks
 
 if TYPE_CHECKING:
     from reshard.moving.memory import LazyArrays
@@ -67,7 +68,8 @@ def load(
         and match(Here(source.found, None, launch.rank, settings.per_node), strategy, wanted_format="")
     ):
         source, strategy = _own_file(source.found, launch.rank), JobStrategy(None)
-    return given_as(_arrays(source, strategy, launch.rank if strategy.strategy else 0), arrays_as)
+    catalog = opened(source, strategy.strategy, model_of(read, call.mindformers_version))
+    return given_as(_arrays(catalog, strategy, launch.rank if strategy.strategy else 0), arrays_as)
 
 
 def _own_file(found: Found, rank: int) -> JobSource:
@@ -76,9 +78,8 @@ def _own_file(found: Found, rank: int) -> JobSource:
     return JobSource(Source(path), Found(path, ((0, path),), distributed=False), None)
 
 
-def _arrays(source: JobSource, strategy: JobStrategy, rank: int) -> LazyArrays:
+def _arrays(source: Catalog, strategy: JobStrategy, rank: int) -> LazyArrays:
     from reshard.moving.memory import LazyArrays
 
     target = Target(ranks_or_full(strategy.strategy, format_named("safetensors")), ranks=frozenset({rank}))
-    (task,) = tasks(planned(open_source(source.source), target, Choices()))
-    return LazyArrays({move.name: move for move in task.moves}, task.sources)
+    return LazyArrays(planned(source, target, Choices()))

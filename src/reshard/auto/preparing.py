@@ -15,6 +15,7 @@ from reshard.auto.config import SRC_STRATEGY, Config, read_config
 from reshard.auto.contradiction import held_shapes, model_of, refuse_contradiction, refuse_slice
 from reshard.auto.converting import Job, Outcome, convert_together, preview, replaced
 from reshard.auto.handover import handed_over
+from reshard.auto.job_names import names_wanted
 from reshard.auto.job_source import JobSource, job_source, reads_itself, refuse_unknown_cut
 from reshard.auto.job_strategy import JobStrategy, Wanted, job_strategy, made_from_yaml
 from reshard.auto.launch import PORTS, Launch, launch_of
@@ -168,9 +169,9 @@ class _Start(Struct, frozen=True):
         refuse_slice(source, model)
         strategy = job_strategy(self.config, settings, wanted)
         matched = "" if source.family or settings.own_loader else match(self._here(source), strategy, settings.format)
-        if matched:
-            if not source.found.distributed:
-                refuse_contradiction(model, held_shapes(index_files(source.found)), settings.load_checkpoint)
+        held = held_shapes(index_files(source.found)) if matched and not source.found.distributed else {}
+        if matched and not names_wanted(held, strategy.strategy, model):
+            refuse_contradiction(model, held, settings.load_checkpoint)
             return self._as_it_is("matches", f"nothing to convert: {matched}", strategy.warnings)
         if settings.on_load:
             said = "transform: on_load: nothing is converted; the script loads with reshard.auto.load"

@@ -7,32 +7,34 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from msgspec.structs import replace
 
 from reshard.dtypes import ITEMSIZE, numpy_dtype
 from reshard.index import ZEROS, cut_extents
-from reshard.moving.elements import shaped
 from reshard.moving.mover import collect
 from reshard.moving.scratch import Scratch
 from reshard.moving.task_inputs import Sources
-from reshard.planning.plan import Assembly, Move, SourceFile
+from reshard.planning.plan import Assembly, Move, Plan, SourceFile
+from reshard.planning.tasks import tasks
 from reshard.storage.storages import storage_of
 
 Array = npt.NDArray[Any]
 
 
-def load_array(move: Move, files: tuple[SourceFile, ...]) -> Array:
-    """The one target piece of a move as an array that the caller owns; writing to it never changes a file.
+def load_array(move: Move, files: tuple[SourceFile, ...], shape: tuple[int, ...]) -> Array:
+    """What a move makes for one file, as an array of this shape that the caller owns; writing to it never changes a
+    file.
 
     Where one source file holds all its bytes together the array is a private map of them: nothing is read until it
     is used.
     """
-    mapped = _mapped(move, files)
-    return mapped if mapped is not None else _read(move, files)
+    mapped = _mapped(move, files, shape)
+    return mapped if mapped is not None else _read(move, files, shape)
 
 
-def _mapped(move: Move, files: tuple[SourceFile, ...]) -> Array | None:
+def _mapped(move: Move, files: tuple[SourceFile, ...], shape: tuple[int, ...]) -> Array | None:
     step, box = move.step, move.targets[0].box
-    if not isinstance(step, Assembly) or step.dtype != move.dtype or not box.size:
+    if not isinstance(step, Assembly) or step.dtype != move.dtype or len(move.targets) > 1 or not box.size:
         return None
     pieces = [piece for piece in step.pieces if (piece.box & box).size]
     at = box.place_in(pieces[0].stored)
@@ -48,15 +50,29 @@ def _mapped(move: Move, files: tuple[SourceFile, ...]) -> Array | None:
     finally:
         sources.close()
     path, offset = files[pieces[0].file].path, ranges[0].offset
-    return np.memmap(path, numpy_dtype(move.dtype), mode="c", offset=offset, shape=box.shape)
+    return np.memmap(path, numpy_dtype(move.dtype), mode="c", offset=offset, shape=shape)
 
 
-def _read(move: Move, files: tuple[SourceFile, ...]) -> Array:
+def _read(move: Move, files: tuple[SourceFile, ...], shape: tuple[int, ...]) -> Array:
     sources = Sources(files)
     try:
-        return shaped(collect(move, sources, Scratch()), move.dtype, move.targets[0].box)
+        return np.frombuffer(_collected(move, sources), numpy_dtype(move.dtype)).reshape(shape)
     finally:
         sources.close()
+
+
+def _collected(move: Move, sources: Sources) -> bytearray:
+    """All target pieces of a move, as they lie in their file: a cut parts what the view of its tensor joins."""
+    if len(move.targets) == 1:
+        return collect(move, sources, Scratch())
+    start = min(extent.offset for piece in move.targets for extent in piece.extents)
+    out = bytearray(sum(extent.nbytes for piece in move.targets for extent in piece.extents))
+    for piece in move.targets:
+        left = memoryview(collect(replace(move, targets=(piece,)), sources, Scratch()))
+        for extent in piece.extents:
+            at = extent.offset - start
+            out[at : at + extent.nbytes], left = left[: extent.nbytes], left[extent.nbytes :]
+    return out
 
 
 class LazyArrays(Mapping[str, Array]):
@@ -64,12 +80,16 @@ class LazyArrays(Mapping[str, Array]):
     array.
     """
 
-    def __init__(self, moves: Mapping[str, Move], files: tuple[SourceFile, ...]) -> None:
-        self._moves = moves
-        self._files = files
+    def __init__(self, plan: Plan) -> None:
+        """Those of a plan's one file."""
+        (file,) = plan.files
+        (task,) = tasks(plan)
+        self._moves = {move.name: move for move in task.moves}
+        self._files = task.sources
+        self._shapes = {plan.tensors[slot.tensor].name: box.shape for slot, box in plan.slots(file)}
 
     def __getitem__(self, name: str) -> Array:
-        return load_array(self._moves[name], self._files)
+        return load_array(self._moves[name], self._files, self._shapes[name])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._moves)

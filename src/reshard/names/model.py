@@ -69,10 +69,18 @@ def _of_yaml(content: bytes, where: str) -> ModelFile:
         values = whole_numbers(read_yaml(content.decode("utf-8", "replace")))
     except InputError as error:
         raise CheckpointError(error.message, where) from None
-    model = values.get("model") if isinstance(values, dict) else None
+    found = model_of_run(values, where) if isinstance(values, dict) else None
+    if found is None:
+        raise CheckpointError("expected model.model_config, as the YAML of a MindFormers run has it", where)
+    return found
+
+
+def model_of_run(values: Mapping[str, Any], where: str) -> ModelFile | None:
+    """What the settings of a MindFormers run say of its model; None where they describe none."""
+    model = values.get("model")
     config = model.get("model_config") if isinstance(model, dict) else None
     if not isinstance(model, dict) or not isinstance(config, dict):
-        raise CheckpointError("expected model.model_config, as the YAML of a MindFormers run has it", where)
+        return None
     arch = model.get("arch")
     models = _models({**config, "arch": arch.get("type") if isinstance(arch, dict) else None})
     moe = values.get("moe_config")

@@ -8,7 +8,7 @@ from reshard.errors import CheckpointError, UsageError, listed
 from reshard.names.matching import counterparts, fits
 from reshard.names.model import ModelFile
 from reshard.names.recipe import Recipe, built_in
-from reshard.names.wishes import HUB, MEGATRON
+from reshard.names.wishes import CONVENTIONS, HUB, MEGATRON
 from reshard.planning.names import is_state, layer_pattern
 
 
@@ -63,14 +63,14 @@ def _one_a_layer(names: Iterable[str]) -> list[str]:
     return list({layer_pattern(name): name for name in reversed(weights)}.values())[::-1]
 
 
-def convention_of(names: Iterable[str]) -> str:
-    """Whose names these are, where the names tell; "" where they do not."""
+def convention_of(names: Iterable[str], among: Sequence[str] = CONVENTIONS) -> str:
+    """Whose names these are, where the names tell; "" where they do not. ``among`` says whose they may be."""
     weights = _one_a_layer(names)
     found = {
         HUB if hub else recipe.convention
         for recipe in built_in()
         for hub in (True, False)
-        if weights and not fits(recipe, weights, hub=hub)[1]
+        if (HUB if hub else recipe.convention) in among and weights and not fits(recipe, weights, hub=hub)[1]
     }
     return found.pop() if len(found) == 1 else ""
 

@@ -11,7 +11,9 @@ from reshard.errors import UsageError
 
 HUB = "hf"
 MEGATRON = "megatron"
-CONVENTIONS = (HUB, "mindformers", "mcore", MEGATRON, "torchtitan")
+MINDFORMERS = ("mindformers", "mcore")
+"""Those of a job of MindFormers."""
+CONVENTIONS = (HUB, *MINDFORMERS, MEGATRON, "torchtitan")
 Tied = Literal["", "keep", "copy", "drop"]
 
 
