@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from operator import itemgetter
 
 import xxhash
@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from reshard.moving.checksums import Sums
 from reshard.moving.mover import Span, parts_of
-from reshard.planning.blocks import Access
+from reshard.planning.blocks import Access, siblings
 from reshard.planning.plan import Move, Run, TaskFile
 from reshard.storage.storage import NewFile
 
@@ -39,8 +39,8 @@ class AnyOrder:
         self._heads = [{offset + len(piece): (offset, piece) for offset, piece in file.header} for file in files]
         self._lock = threading.Lock()
 
-    def ordered(self, moves: tuple[Move, ...]) -> tuple[Move, ...]:
-        return moves
+    def ordered(self, moves: tuple[Move, ...], block_nbytes: int) -> Iterable[tuple[Move, ...]]:
+        return siblings(moves, block_nbytes)
 
     def lot_nbytes(self, fair_nbytes: int, block_nbytes: int) -> int:
         return min(max(fair_nbytes, block_nbytes), _LOT_NBYTES)
@@ -49,9 +49,10 @@ class AnyOrder:
         sink = _Sink(self)
         for span in lot:
             for number in range(span.start, span.stop):
-                if stopped.is_set():
-                    return
-                span.mover.run((number,), sink)
+                for mover in span.movers:
+                    if stopped.is_set():
+                        return
+                    mover.run((number,), sink)
             sink.end_runs()
         sink.close()
 
@@ -114,7 +115,7 @@ class _Sink:
 
     def __init__(self, writer: AnyOrder) -> None:
         self._writer = writer
-        self._open: dict[int, _Open] = {}
+        self._open: dict[tuple[int, int], _Open] = {}  # by file, and where they end
         self._small: list[tuple[int, int, bytes]] = []
         self._small_nbytes = 0
 
@@ -125,22 +126,20 @@ class _Sink:
                 self._small.append((file, offset, bytes(part)))
                 self._small_nbytes += len(part)
             else:
-                self._add(access.piece, file, offset, part)
+                self._add(file, offset, part)
         self._writer.on_bytes(len(data))
         if self._small_nbytes > _KEPT_NBYTES:
             self._write_small()
 
-    def _add(self, piece: int, file: int, offset: int, data: memoryview) -> None:
-        known = self._open.get(piece)
-        if known is not None and known.end != offset:
-            self._close(known)
-            known = None
-        if known is None:
+    def _add(self, file: int, offset: int, data: memoryview) -> None:
+        run = self._open.pop((file, offset), None)
+        if run is None:
             start, head = self._writer.head(file, offset)
-            known = self._open[piece] = _Open(file, start, start, xxhash.xxh3_128())
+            run = _Open(file, start, start, xxhash.xxh3_128())
             if head:
-                self._write(known, memoryview(head))
-        self._write(known, data)
+                self._write(run, memoryview(head))
+        self._write(run, data)
+        self._open[file, run.end] = run
 
     def _write(self, run: _Open, data: memoryview) -> None:
         self._writer.put(run.file, run.end, data)

@@ -68,6 +68,7 @@ class Mover:
         self, move: Move, sources: Sources, scratch: Scratch, block_nbytes: int, note: Note | None = None
     ) -> None:
         self.blocks = Blocks(move, block_nbytes)
+        self._block_nbytes = block_nbytes
         self._note = note
         self._sources = sources
         self._scratch = scratch
@@ -121,18 +122,28 @@ class Mover:
         in_place: list[tuple[Access, memoryview]] = []
         for read in block.reads:
             piece = base.pieces[read.piece]
-            counts = read.box & piece.box if piece.outer else read.box  # beside the piece lies what is not its own
+            counts = read.box & piece.box & block.box if piece.outer or piece.order else read.box
             at = read.box.place_in(block.box) if counts == read.box and not piece.order else None
             if at is not None:
                 in_place.append((read, slab[at * itemsize : (at + read.box.size) * itemsize]))
                 continue
             from reshard.moving.elements import copy_between
 
-            wide = self._scratch.take("read", read.box.size * itemsize)
-            self._sources.read_into(read, wide)
+            wide = self._wide(read, read.box.size * itemsize, self._block_nbytes if piece.outer else 0)
             copy_between((slab, block.box), (wide, read.box), counts, base.dtype, piece.order)
+            self._sources.count(read.file, counts.size * itemsize)
         self._sources.read(in_place)
+        for read, buffer in in_place:
+            self._sources.count(read.file, len(buffer))
         return slab
+
+    def _wide(self, read: Access, nbytes: int, kept_nbytes: int) -> memoryview:
+        """What a read brings of which a part alone is wanted. The other parts may be by what is made next."""
+        content = (self._sources, read.file, read.ranges, nbytes)
+        wide, known = self._scratch.known(content, nbytes, kept_nbytes)
+        if not known:
+            self._sources.read_into(read, wide)
+        return wide
 
     def _cut(self, slab: memoryview, box: Box, dtype: str, write: Access) -> memoryview:
         """The bytes of a target access, in its dtype."""
@@ -152,8 +163,8 @@ class Mover:
 
 
 class Span(Struct, frozen=True):
-    """Consecutive blocks of one move, carried out by one thread in order."""
+    """Consecutive blocks of moves that read the same for each, carried out by one thread in order."""
 
-    mover: Mover
+    movers: tuple[Mover, ...]
     start: int
     stop: int

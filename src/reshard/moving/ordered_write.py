@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from graphlib import CycleError, TopologicalSorter
 from itertools import pairwise
 
@@ -110,15 +110,15 @@ class InOrder:
         self._turns = [Turns(file, one, checksum=checksum) for file, one in zip(files, new, strict=True)]
         self._on_bytes = on_bytes
 
-    def ordered(self, moves: tuple[Move, ...]) -> tuple[Move, ...]:
-        return in_file_order(moves)
+    def ordered(self, moves: tuple[Move, ...], block_nbytes: int) -> Iterable[tuple[Move, ...]]:
+        return ((move,) for move in in_file_order(moves))
 
     def lot_nbytes(self, fair_nbytes: int, block_nbytes: int) -> int:
         return block_nbytes
 
     def carry_out(self, lot: list[Span], stopped: threading.Event) -> None:
         """Several blocks are all read before the first waits for its turn: else each would be read in its turn only."""
-        blocks = [(span.mover, number) for span in lot for number in range(span.start, span.stop)]
+        blocks = [(mover, n) for span in lot for mover in span.movers for n in range(span.start, span.stop)]
         if len(blocks) == 1:
             mover, number = blocks[0]
             mover.run((number,), lambda access, data: self._put(access, data, stopped))

@@ -14,6 +14,8 @@ class Scratch(threading.local):
 
     def __init__(self) -> None:
         self._buffers: dict[str, memoryview] = {}
+        self._known: dict[object, memoryview] = {}
+        self._used = 0
 
     def take(self, use: str, nbytes: int) -> memoryview:
         """Bytes to write to; what they held before is lost."""
@@ -21,6 +23,20 @@ class Scratch(threading.local):
         if buffer is None or len(buffer) < nbytes:
             buffer = self._buffers[use] = _memory(max(nbytes, _LEAST_NBYTES))
         return buffer[:nbytes]
+
+    def known(self, content: object, nbytes: int, room: int) -> tuple[memoryview, bool]:
+        """Bytes for a content of this name, and whether they have it already. As many contents are kept as there is
+        ``room`` for.
+        """
+        if (found := self._known.get(content)) is not None:
+            return found, True
+        if self._used + nbytes > room:
+            self._known.clear()
+            self._used = 0
+        buffer = self.take("known", max(nbytes, room))[self._used : self._used + nbytes]
+        self._known[content] = buffer
+        self._used += nbytes
+        return buffer, False
 
 
 def _memory(nbytes: int) -> memoryview:

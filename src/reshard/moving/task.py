@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from msgspec import Struct
 from msgspec.structs import replace
 
-from reshard.dtypes import ITEMSIZE
 from reshard.moving.any_order import AnyOrder
 from reshard.moving.mover import Mover, Span
 from reshard.moving.ordered_write import InOrder
@@ -107,14 +106,17 @@ class TaskRun:
         lot_nbytes = self._writer.lot_nbytes(fair_nbytes, self._settings.block_nbytes)
         most = _REMOTE_MOVES if any(storage_of(source.path).remote for source in self._task.sources) else _MANY
         room = lot_nbytes
-        for move in self._writer.ordered(self._moves):
-            mover = Mover(move, self._sources, self._scratch, self._settings.block_nbytes, self._note)
-            blocks = len(mover.blocks)
-            block_nbytes = max(mover.blocks.hull.size * ITEMSIZE[move.step.base.dtype] // max(blocks, 1), 1)
+        for moves in self._writer.ordered(self._moves, self._settings.block_nbytes):
+            movers = tuple(
+                Mover(move, self._sources, self._scratch, self._settings.block_nbytes, self._note) for move in moves
+            )
+            blocks = len(movers[0].blocks)
+            nbytes = sum(mover.blocks.hull.size * mover.blocks.source_itemsize for mover in movers)
+            block_nbytes = max(nbytes // max(blocks, 1), 1)
             start = 0
             while start < blocks:
                 stop = min(start + max(room // block_nbytes, 1), blocks)
-                lot.append(Span(mover, start, stop))
+                lot.append(Span(movers, start, stop))
                 room -= (stop - start) * block_nbytes
                 start = stop
                 if room < block_nbytes or len(lot) >= most:

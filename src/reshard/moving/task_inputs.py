@@ -88,8 +88,14 @@ class Sources:
         for number, parts in by_file.items():
             gap_nbytes = _REMOTE_GAP_NBYTES if storage_of(self._files[number].path).remote else _GAP_NBYTES
             _read_parts(self.opened(number), parts, gap_nbytes)
+
+    def count(self, file: int, nbytes: int) -> None:
+        """Note how many of the bytes that were read count: none of those between that cost less to read than to skip,
+        or that are read for others.
+        """
+        if file != ZEROS:
             with self._lock:
-                self.read_nbytes += sum(len(part) for _, _, part, _ in parts)
+                self.read_nbytes += nbytes
 
     def shard_bytes(self, held: Held, box: Box, itemsize: int, start: int, nbytes: int) -> bytearray:
         """Bytes of a shard as its elements are meant, row-major: ``nbytes`` from ``start``, fewer where it ends."""

@@ -176,11 +176,13 @@ def _lies(tensor: PlannedTensor) -> tuple[object, ...]:
 
 def reads(move: Move, block_nbytes: int) -> Iterator[int]:
     """Bytes read from each source piece: its rows within the hull of the targets, as wide as they lie together in
-    the file.
+    the file; of a piece of something larger, its own.
     """
     blocks = Blocks(move, block_nbytes)
     base = blocks.base
     for piece in base.pieces:
         part = (piece.box & blocks.hull).shape
-        wide = part if piece.order else (*part[: blocks.split + 1], *piece.stored.shape[blocks.split + 1 :])
+        wide = (
+            part if piece.order or piece.outer else (*part[: blocks.split + 1], *piece.stored.shape[blocks.split + 1 :])
+        )
         yield 0 if piece.file == ZEROS else prod(wide) * ITEMSIZE[base.dtype]

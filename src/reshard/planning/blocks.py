@@ -9,21 +9,27 @@ from its first byte to its last.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from math import prod
+from operator import sub
 
 from msgspec import Struct
 
 from reshard.dtypes import ITEMSIZE
 from reshard.index import ZEROS, Extent, cut_extents
-from reshard.layout.box import Box
+from reshard.layout.box import Box, ordered
 from reshard.planning.plan import Move, Piece
 from reshard.planning.tasks import hull_of
 
+_MUCH_MORE = 4
+
 
 class Access(Struct, frozen=True):
-    """``box`` of the tensor, consecutive in ``ranges`` of one file; ``piece`` counts the move's sources or targets."""
+    """``box`` of the tensor, consecutive in ``ranges`` of one file; ``piece`` counts the move's sources or targets.
+
+    Of a source the box may hold what lies beside its piece.
+    """
 
     piece: int
     file: int
@@ -44,6 +50,7 @@ class Blocks:
 
     def __init__(self, move: Move, block_nbytes: int) -> None:
         self.move = move
+        self._block_nbytes = block_nbytes
         self.base = move.step.base
         self.source_itemsize = ITEMSIZE[self.base.dtype]
         self.target_itemsize = ITEMSIZE[move.dtype]
@@ -79,10 +86,20 @@ class Blocks:
 
     def _reads(self, box: Box) -> Iterator[Access]:
         for number, piece in self._sources.near(box):
-            if piece.order:
-                yield from _scattered(number, piece, box, self.source_itemsize)
-            else:
+            if not piece.order:
                 yield from _together(number, piece, box, self.source_itemsize, self.split)
+            elif (wide := self._worth_reading(piece, box)) is not None:
+                yield _access(number, piece, wide, self.source_itemsize)
+            else:
+                yield from _scattered(number, piece, box, self.source_itemsize)
+
+    def _worth_reading(self, piece: Piece, box: Box) -> Box | None:
+        """What lies together and holds the part of a box that lies apart, where it is not much more than that."""
+        part = piece.box & box
+        wide = reach(piece, part)
+        nbytes = wide.size * self.source_itemsize
+        worth = 0 < wide.size <= _MUCH_MORE * part.size and nbytes <= self._block_nbytes and piece.file != ZEROS
+        return wide if worth else None
 
     def _box(self, i: int) -> Box:
         if not self.hull.shape:
@@ -141,10 +158,28 @@ def _together(number: int, piece: Piece, box: Box, itemsize: int, split: int) ->
         return
     inner, stored = slice(split + 1, None), piece.stored
     wide = Box(part.start[: split + 1] + stored.start[inner], part.stop[: split + 1] + stored.stop[inner])
-    at = wide.place_in(stored)
+    yield _access(number, piece, wide, itemsize)
+
+
+def _access(number: int, piece: Piece, wide: Box, itemsize: int) -> Access:
+    """Of a box that lies together."""
+    of = (wide, piece.stored)
+    box, stored = (ordered(each, piece.order) for each in of) if piece.order else of
+    at = box.place_in(stored)
     if at is None:
-        raise AssertionError(f"{wide} does not lie together in {stored}")
-    yield Access(number, piece.file, wide, cut_extents(piece.extents, at * itemsize, wide.size * itemsize))
+        raise AssertionError(f"{wide} does not lie together in {piece.stored}")
+    return Access(number, piece.file, wide, cut_extents(piece.extents, at * itemsize, wide.size * itemsize))
+
+
+def reach(piece: Piece, part: Box) -> Box:
+    """The smallest box that lies together in the extents of a piece and holds a part of it."""
+    stored, apart = piece.stored, False
+    start, stop = list(part.start), list(part.stop)
+    for dim in piece.order or range(len(start)):
+        if apart:
+            start[dim], stop[dim] = stored.start[dim], stored.stop[dim]
+        apart = apart or stop[dim] - start[dim] > 1
+    return Box(tuple(start), tuple(stop))
 
 
 def _scattered(number: int, piece: Piece, box: Box, itemsize: int) -> Iterator[Access]:
@@ -155,3 +190,24 @@ def _scattered(number: int, piece: Piece, box: Box, itemsize: int) -> Iterator[A
     extents = (cut_extents(piece.extents, at * itemsize, length * itemsize) for at, length in piece.runs_of(part))
     ranges = () if piece.file == ZEROS else tuple(chain.from_iterable(extents))
     yield Access(number, piece.file, part, ranges)
+
+
+def siblings(moves: Sequence[Move], block_nbytes: int) -> Iterator[tuple[Move, ...]]:
+    """The moves, those together whose blocks read the same bytes and take other elements of them."""
+    found: dict[object, list[Move]] = {}
+    for number, move in enumerate(moves):
+        alone = all(piece.outer is None for piece in move.step.base.pieces)
+        found.setdefault(number if alone else _reading(move, block_nbytes), []).append(move)
+    return map(tuple, found.values())
+
+
+def _reading(move: Move, block_nbytes: int) -> tuple[object, ...]:
+    """What the blocks of a move read."""
+    blocks = Blocks(move, block_nbytes)
+    read = []
+    for piece in blocks.base.pieces:
+        first = piece.stored.start
+        wide = reach(piece, piece.box & blocks.hull)
+        ends = (tuple(map(sub, each, first)) for each in (wide.start, wide.stop))
+        read.append((piece.file, piece.extents, *ends))
+    return len(blocks), *read
