@@ -74,6 +74,20 @@ def test_factors_that_began_in_the_base_are_refused(tmp_path: Path, init: str) -
         read_config(configuration(tmp_path, init_lora_weights=init))
 
 
+def test_a_quantised_beginning_is_refused_with_the_initial_adapter_too(tmp_path: Path) -> None:
+    for initial in (False, True):
+        with pytest.raises(InputError, match="a base that had been quantised") as refused:
+            read_config(configuration(tmp_path, init_lora_weights="loftq"), initial=initial)
+        assert "--initial" not in str(refused.value)
+
+
+def test_of_another_method_its_name_is_enough(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as refused:
+        read_config(configuration(tmp_path, peft_type="ADALORA", beta1=0.85))
+    assert "peft_type is ADALORA" in str(refused.value)
+    assert "beta1" not in str(refused.value)
+
+
 @pytest.mark.parametrize("init", [True, False, None, "gaussian", "Gaussian", "eva", "orthogonal", "mica"])
 def test_factors_that_began_beside_the_base_are_merged(tmp_path: Path, init: object) -> None:
     assert read_config(configuration(tmp_path, init_lora_weights=init)).scaling.of("m", RANK) == 1

@@ -45,7 +45,8 @@ _OTHER_KINDS = {
 }
 
 _INITS_ON_THE_BASE = frozenset({"true", "false", "none", "gaussian", "eva", "orthogonal", "mica"})
-_INITS_THAT_CHANGE_IT = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_INITS_THAT_CHANGE_IT = ("pissa", "olora", "corda", "lora_ga")
+_INIT_THAT_QUANTISES = "loftq"  # what it left is not the base less the product, but what its codes mean
 
 
 def refuse_other_kinds(content: Mapping[str, Any], path: str, *, initial: bool = False) -> None:
@@ -63,10 +64,13 @@ def _faults(content: Mapping[str, Any], *, initial: bool) -> Iterator[str]:
     kind = str(content.get("peft_type") or "LORA").rpartition(".")[2]
     if kind.upper() != "LORA":
         yield f"peft_type is {kind}"
+        return
     init = str(content.get("init_lora_weights", True)).lower()
     if init.startswith(_INITS_THAT_CHANGE_IT):
         if not initial:
             yield f"init_lora_weights is {init}: the training took the first factors out of the base"
+    elif init.startswith(_INIT_THAT_QUANTISES):
+        yield f"init_lora_weights is {init}: the training went on from a base that had been quantised"
     elif initial:
         yield f"init_lora_weights is {init}: nothing was taken out of the base when the training began"
     elif init not in _INITS_ON_THE_BASE:
@@ -83,7 +87,10 @@ def _short(value: Any) -> str:
 
 
 def _hint(content: Mapping[str, Any]) -> str:
-    if str(content.get("init_lora_weights")).lower().startswith(_INITS_THAT_CHANGE_IT):
+    init = str(content.get("init_lora_weights")).lower()
+    if init.startswith(_INIT_THAT_QUANTISES):
+        return "if SRC is that base, with weights in place of its codes, set init_lora_weights to true in the file"
+    if init.startswith(_INITS_THAT_CHANGE_IT):
         return (
             "--initial takes the adapter that was saved before the training; if SRC is the base without the first "
             "factors, set init_lora_weights to true in the file"
