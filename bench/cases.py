@@ -35,14 +35,15 @@ _SMALL = Model(layers=20, hidden=1024, ffn=2816, dtype="float32")
 class Case:
     """``argv`` after ``reshard``; ``{out}`` is the target, ``{name}`` an input.
 
-    ``mindspore`` is Python that does the same; ``fsync`` compares the default with cp and sync, else neither waits
-    for the disk.
+    ``mindspore`` is Python that does the same, ``peft`` what ``with_peft.py`` takes for it; ``fsync`` compares the
+    default with cp and sync, else neither waits for the disk.
     """
 
     name: str
     argv: tuple[str, ...]
     fsync: bool = False
     mindspore: str = ""
+    peft: tuple[str, ...] = ()
 
     @property
     def writes(self) -> bool:
@@ -97,8 +98,10 @@ class Inputs:
         return target
 
     def _make(self, name: str) -> Path:
-        if name == "adapter":
-            return write_lora(self._model, self._folder / "adapter.safetensors")
+        if name.startswith("adapter"):
+            _, where, rank, dtype = name.split("-")
+            path = self._folder / f"{name}.safetensors"
+            return write_lora(self._model, path, int(rank), dtype, everywhere=where == "all")
         if name.startswith("zero"):
             return write_zero(_SMALL, self._folder / name, int(name[-1]), ranks=8)
         if name.startswith("small."):
@@ -135,11 +138,12 @@ def cases(folder: Path, model: Model) -> list[Case]:
         name: str(write_strategy(model, folder / "strategy" / name, *sizes)) for name, sizes in _LAYOUTS.items()
     }
     made = [case for form in ("ckpt", "safetensors") for case in _conversions(form, folder, strategies)]
-    lora = ("lora", "merge", "{full.safetensors}", "{out}", "--adapter", "{adapter}", "--scaling", "2")
     newer = ("convert", "{checkpoint2-dp2mp2pp2}", "{out}")
     return [
         *made,
-        Case("LoRA merge, qkvo, rank 16", lora),
+        _lora("LoRA merge, qkvo, rank 16", "{adapter-qkvo-16-bfloat16}"),
+        _lora("LoRA merge, qkvo, rank 16, fp32 factors", "{adapter-qkvo-16-float32}"),
+        _lora("LoRA merge, all linear, rank 64", "{adapter-all-64-bfloat16}"),
         Case("FSDP, 8 ranks → 1", ("convert", "{fsdp-8}", "{out}", "--to", "full", "--format", "safetensors")),
         Case("DCP of 8 ranks → 1", ("convert", "{dcp-8}", "{out}", "--to", "full", "--format", "safetensors")),
         Case("1 → DCP, 8 files", ("convert", "{full.safetensors}", "{out}", "--to", "dcp", "--files", "8")),
@@ -154,6 +158,11 @@ def cases(folder: Path, model: Model) -> list[Case]:
         Case("fingerprint", ("fingerprint", "{full.safetensors}")),
         *_families(),
     ]
+
+
+def _lora(name: str, adapter: str) -> Case:
+    merged = ("lora", "merge", "{full.safetensors}", "{out}", "--adapter", adapter, "--scaling", "2")
+    return Case(name, merged, peft=("{full.safetensors}", adapter))
 
 
 def _megatron(config: str) -> list[Case]:

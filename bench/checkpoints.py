@@ -127,14 +127,14 @@ def random_values(rng: np.random.Generator, dtype: str, nbytes: int) -> bytes:
     return (bits & sign_and_fraction | exponent).tobytes()
 
 
-def write_lora(model: Model, path: Path, rank: int = 16) -> Path:
-    """An adapter of q, k, v and o of every layer."""
+def write_lora(model: Model, path: Path, rank: int, dtype: str, *, everywhere: bool) -> Path:
+    """An adapter of q, k, v and o of every layer, or of all its matrices."""
     specs = {}
-    for i in range(model.layers):
-        for w in ("wq", "wk", "wv", "wo"):
-            base = f"model.layers.{i}.attention.{w}"
-            specs[f"{base}.lora_A.weight"] = TensorSpec(model.dtype, (rank, model.hidden))
-            specs[f"{base}.lora_B.weight"] = TensorSpec(model.dtype, (model.hidden, rank))
+    for name, (shape, _, layer) in model.tensors().items():
+        if len(shape) == 2 and 0 <= layer < model.layers and (everywhere or ".attention." in name):
+            base = name.removesuffix(".weight")
+            specs[f"{base}.lora_A.weight"] = TensorSpec(dtype, (rank, shape[1]))
+            specs[f"{base}.lora_B.weight"] = TensorSpec(dtype, (shape[0], rank))
     write_random(specs, path, seed=1)
     return path
 

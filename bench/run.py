@@ -1,11 +1,13 @@
 """Time the jobs of cases.py against cp of the bytes that they write, in one run, alternating.
 
-    python bench/run.py [--dir DIR] [--runs 5] [--only REGEX] [--layers 24] [--cold] [--pairs] [--mindspore PYTHON]
+    python bench/run.py [--dir DIR] [--runs 5] [--only REGEX] [--layers 24] [--cold] [--pairs]
+        [--mindspore PYTHON] [--peft PYTHON]
 
 Columns: seconds of reshard (median); GB a second; GB a second of processor time, over all threads; × cp is the median
 of the pairs' ratios, seconds ÷ seconds of `cp -r --reflink=never` of what was written (then `sync` too where reshard
 synchronises; of what was read for jobs that write nothing); peak anonymous memory (sampled RssAnon); bytes read ÷ bytes
-needed; × MindSpore is its seconds ÷ ours for the same job, where its Python is given. The page cache is warm, or, with
+needed; × MindSpore is its seconds ÷ ours for the same job, where its Python is given; PEFT's seconds and memory, with
+the start of torch, where one with PEFT is. The page cache is warm, or, with
 --cold, without the files that are read.
 """
 
@@ -43,19 +45,20 @@ class Row:
     peak_mib: float
     amplification: float | None
     x_mindspore: float | None
+    peft: str
 
     def __str__(self) -> str:
         read = "" if self.amplification is None else f"{self.amplification:.2f}"
         other = "" if self.x_mindspore is None else f"{self.x_mindspore:.0f}"
         return (
             f"| {self.name} | {self.seconds:.2f} | {self.gigabytes_s:.2f} | {self.gigabytes_cpu_s:.2f} "
-            f"| {self.cp_seconds:.2f} | **{self.x_cp:.2f}** | {self.peak_mib:.0f} | {read} | {other} |"
+            f"| {self.cp_seconds:.2f} | **{self.x_cp:.2f}** | {self.peak_mib:.0f} | {read} | {other} | {self.peft} |"
         )
 
 
 HEAD = (
-    "| job | s | GB/s | GB/s per core | cp s | × cp | peak MiB | read ÷ needed | × MindSpore |\n"
-    "|---|---|---|---|---|---|---|---|---|"
+    "| job | s | GB/s | GB/s per core | cp s | × cp | peak MiB | read ÷ needed | × MindSpore | PEFT |\n"
+    "|---|---|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -157,7 +160,14 @@ def run_case(case: Case, inputs: Inputs, folder: Path, args: argparse.Namespace)
         max(t.peak_mib for t in ours),
         done["read_nbytes"] / done["bill"]["needed_nbytes"] if case.writes else None,
         _mindspore_seconds(case, out, args.mindspore) / seconds if case.mindspore and args.mindspore else None,
+        _with_peft(inputs.fill(case.peft), out, args.peft) if case.peft and args.peft else "",
     )
+
+
+def _with_peft(given: list[str], out: Path, python: str) -> str:
+    remove(out)
+    took = measured([python, str(Path(__file__).with_name("with_peft.py")), *given, str(out)])
+    return f"{took.seconds:.1f} s, {took.peak_mib:.0f} MiB"
 
 
 def _files(path: Path) -> list[Path]:
@@ -182,6 +192,7 @@ def main() -> None:
     options.add_argument("--cold", action="store_true")
     options.add_argument("--pairs", action="store_true", help="print every pair of seconds, reshard:cp")
     options.add_argument("--mindspore", default="")
+    options.add_argument("--peft", default="")
     options.add_argument(
         "--keep-memory", type=int, default=24, help="GiB that a virtual machine is kept from giving back (default 24)"
     )
