@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,7 +22,9 @@ from reshard.cli.params import (
     Suffix,
     WeightsOnly,
     name_rules,
+    naming_of,
     source_given,
+    takes_names_options,
 )
 from reshard.cli.progress import observer
 from reshard.cli.text import shown_nbytes
@@ -31,6 +33,7 @@ from reshard.errors import UsageError, counted
 _SHOWN = 8
 
 
+@takes_names_options()
 def verify(
     paths: Annotated[
         list[str],
@@ -50,16 +53,18 @@ def verify(
     dst_from: Annotated[str, typer.Option(metavar="FAMILY", help="What DST is, where that is ambiguous.")] = "",
     json: Json = False,
     quiet: Quiet = False,
+    **options: Any,
 ) -> None:
     """Prove that DST is as it was written, or that it holds exactly SRC, whatever the layouts.
 
     \b
     reshard verify out
     reshard verify llama.ckpt out --dst-strategy strategy/
+    reshard verify megatron qwen3/ --dst-names hf --model qwen3/config.json
     """
     if len(paths) == 1:
         given = (src_strategy, dst_strategy, dtype, rename, include, exclude, suffix, weights_only, family, dst_from)
-        if any(given) or select != "natural" or iteration >= 0:
+        if any((*given, *options.values())) or select != "natural" or iteration >= 0:
             raise UsageError("these options are for the comparison with SRC", hint="give SRC and DST")
         _against_manifest(paths[0], json=json, quiet=quiet)
         return
@@ -74,6 +79,7 @@ def verify(
         name_rules(include, exclude, rename, weights_only=weights_only),
         ALIASES.get(dtype, dtype),
         observer(quiet=quiet or json),
+        naming_of(options),
     )
     warn(result.warnings)
     if json:

@@ -64,7 +64,9 @@ def _ranks(folder: Listing, names: Sequence[str]) -> dict[str, int]:
     absent = [
         f"shard-*-model-{part:05d}-of-{max(counts):05d}" for part in range(1, max(counts) + 1) if part not in parts
     ]
-    if absent or 0 in ranks.values():
+    if 0 in ranks.values():
+        raise CheckpointError("shards are counted from 1, and one is called shard-00000", folder.path, "rename them")
+    if absent:
         raise CheckpointError("files that the names of others tell of are missing:\n" + listed(absent), folder.path)
     return ranks
 

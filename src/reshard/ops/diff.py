@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Literal
@@ -11,23 +12,26 @@ import numpy.typing as npt
 from msgspec import Struct
 from msgspec.structs import replace
 
-from reshard.dtypes import FLOATING, ITEMSIZE
+from reshard.dtypes import ITEMSIZE
 from reshard.errors import DifferenceError, UsageError, counted, listed
 from reshard.families.open_checkpoint import open_source
 from reshard.families.probe import agreements
 from reshard.families.replicas import shown_values
 from reshard.families.source import Source
+from reshard.families.strategies import read_strategy
 from reshard.index import ZEROS
 from reshard.moving.mover import Mover
 from reshard.moving.scratch import Scratch
 from reshard.moving.task_inputs import Sources, files_of
+from reshard.names.wishes import Naming
 from reshard.ops.observer import Observer
-from reshard.planning.assembly import assembled
+from reshard.planning.assembly import alone, assembled
 from reshard.planning.assembly import every_copy as copies
 from reshard.planning.blocks import Access
 from reshard.planning.catalog import Catalog, Tensor
 from reshard.planning.names import NameRules, is_state
-from reshard.planning.plan import Move
+from reshard.planning.plan import Move, Piece, PlannedTensor
+from reshard.planning.tasks import seen
 from reshard.storage.machine import allow_many_files, auto_workers
 from reshard.storage.storages import storage_of
 
@@ -78,14 +82,20 @@ def verify_content(
     rules: NameRules | None = None,
     dtype: str = "",
     observer: Observer | None = None,
+    naming: Naming | None = None,
 ) -> Comparison:
     """Prove that every shard in every file of ``dst`` is what ``src`` has there, and that nothing lacks or was added.
 
     Both sides are known by the headers of their files alone, whatever a manifest says. Optimizer states that the
-    strategy of ``dst`` does not know may be absent. Raises DifferenceError listing what differs.
+    strategy of ``dst`` does not know may be absent. With ``naming``, ``src`` counts as another convention has it.
+
+    Raises DifferenceError listing what differs.
     """
     source, target = (open_source(replace(side, trust_manifest=False)) for side in (src, dst))
-    found = _compare(source, target, rules or NameRules(), dtype, observer or Observer(), every_copy=True)
+    rules = rules or NameRules()
+    if naming and naming.changes:
+        source, rules = _renamed(source, (src, dst), naming, rules), NameRules()
+    found = _compare(source, target, rules, dtype, observer or Observer(), every_copy=True)
     excused = [
         d.name
         for d in found.differences
@@ -105,6 +115,17 @@ def verify_content(
     return Comparison(found.tensors, found.nbytes, (), (*found.warnings, *said))
 
 
+def _renamed(source: Catalog, sides: tuple[Source, Source], naming: Naming, rules: NameRules) -> Catalog:
+    """The source as the target has it, whose configuration may lie beside it."""
+    from reshard.ops.naming import beside_of, models, renamed
+
+    src, dst = sides
+    if naming.dst and not (naming.model or naming.dst_model):
+        naming = replace(naming, dst_model=beside_of(dst.path))
+    strategy = read_strategy(dst.strategy) if dst.strategy else None
+    return renamed(source, naming, models(src.path, naming), rules, strategy).catalog
+
+
 def _compare(
     a: Catalog, b: Catalog, rules: NameRules, dtype: str, observer: Observer, *, every_copy: bool
 ) -> Comparison:
@@ -121,20 +142,16 @@ def _compare(
     for name, tensor in ours.items():
         if name not in theirs:
             continue
-        casts = dtype and tensor.spec.dtype in FLOATING and not is_state(name)
-        expected = dtype if casts else tensor.spec.dtype
-        other = theirs[name]
-        if (expected, tensor.spec.shape) != (other.spec.dtype, other.spec.shape):
-            differences.append(
-                Difference(name, "type or shape", f"{expected}{list(tensor.spec.shape)}", str(other.spec))
-            )
+        planned, other = alone(name, tensor, dtype), theirs[name]
+        if planned.spec != other.spec:
+            differences.append(Difference(name, "type or shape", str(planned.spec), str(other.spec)))
         elif tensor.shards.missing() or other.shards.missing():
             differences.append(Difference(name, "incomplete"))
         elif tensor.name in varied:
             differences += _varied(a, tensor, b, other)
         else:
             targets = copies(other) if every_copy else assembled(other).pieces
-            moves.append(Move(name, assembled(tensor), expected, targets))
+            moves.append(_move(planned, targets))
     allow_many_files()
     nbytes = sum(_nbytes(m) for m in moves)
     observer.start("comparing", nbytes)
@@ -145,6 +162,18 @@ def _compare(
     finally:
         observer.end()
     return Comparison(len(moves), nbytes, tuple(differences), (*a.warnings, *b.warnings, *idle))
+
+
+def _move(planned: PlannedTensor, targets: Sequence[Piece]) -> Move:
+    """What A has for pieces of B, in the view in which A's are put together."""
+    if planned.spec.shape != planned.step.base.shape:
+        if any(piece.order or piece.outer for piece in targets):
+            raise UsageError(
+                f"{planned.name}: B holds it in another order than A, which is told under other names",
+                hint="compare the numbers of reshard fingerprint --dst-names",
+            )
+        targets = [each for piece in targets for each in seen(piece, planned)]
+    return Move(planned.name, planned.step, planned.spec.dtype, tuple(targets))
 
 
 def _threads(*sides: Catalog) -> int:
@@ -219,6 +248,9 @@ def _difference(move: Move, access: Access, mine: _Bytes, other: _Bytes, b: Cata
     itemsize = ITEMSIZE[move.dtype]
     at = int(np.flatnonzero(mine != other)[0]) // itemsize
     index = tuple(int(i) + s for i, s in zip(np.unravel_index(at, access.box.shape), access.box.start, strict=True))
+    view, shape = move.step.base.shape, b.tensors[move.name].spec.shape
+    if view != shape:  # which keeps the order of elements
+        index = tuple(map(int, np.unravel_index(np.ravel_multi_index(index, view), shape)))
     texts = shown_values(move.dtype, [v[at * itemsize : (at + 1) * itemsize].tobytes() for v in (mine, other)])
     where = "no file, as zeros" if access.file == ZEROS else b.files[access.file].path
     return Difference(move.name, "value", texts[0], texts[1], index, where)

@@ -13,16 +13,15 @@ from reshard.families.discover import Select
 from reshard.families.open_checkpoint import open_source
 from reshard.families.probe import agreements, probe
 from reshard.families.source import Source, source_at
-from reshard.index import Extent, TensorSpec
+from reshard.index import Extent
 from reshard.layout.box import Box
 from reshard.moving.fingerprint import VERSION, Hashing, Portion, Stretch, hashed, lots, number_of, number_of_all
 from reshard.moving.scratch import Scratch
 from reshard.moving.task_inputs import Sources, files_of
 from reshard.names.wishes import Naming
 from reshard.ops.observer import Observer
-from reshard.planning.assembly import Assembler
+from reshard.planning.assembly import alone, spec_of
 from reshard.planning.catalog import Catalog, Tensor
-from reshard.planning.decide import Kept
 from reshard.planning.names import NameRules, is_state
 from reshard.planning.plan import Move, Piece
 from reshard.planning.tasks import seen
@@ -96,14 +95,14 @@ def fingerprint(
     contents = _hashed(source, tensors, given.path, observer or Observer())
     prints = tuple(
         TensorPrint(name, spec.dtype, spec.shape, number_of(name, spec, contents[name]))
-        for name, spec in ((name, _spec_of(tensor)) for name, tensor in tensors.items())
+        for name, spec in ((name, spec_of(name, tensor)) for name, tensor in tensors.items())
     )
     warnings = tuple(f"{name}: ranks hold different values; it is not counted" for name in varied)
     return Fingerprint(
         number_of_all(p.number for p in prints),
         number_of_all(p.number for p in prints if not is_state(p.name)),
         prints,
-        sum(_spec_of(t).nbytes for t in tensors.values()),
+        sum(spec_of(name, t).nbytes for name, t in tensors.items()),
         (*varied, *(rules.renamed(n) for n in source.texts if rules.takes(n))),
         (*source.warnings, *probed, *warnings),
     )
@@ -146,9 +145,8 @@ def _hashed(source: Catalog, tensors: dict[str, Tensor], path: str, observer: Ob
     def read(lot: list[Portion]) -> list[tuple[str, Stretch]]:
         return [(p.move.name, hashed(p, sources, scratch, observer.advance)) for p in lot]
 
-    assembler = Assembler(source, "", None)
-    moves = (_move(assembler, name, tensor) for name, tensor in tensors.items())
-    observer.start("reading", sum(_spec_of(t).nbytes for t in tensors.values()))
+    moves = (_move(name, tensor) for name, tensor in tensors.items())
+    observer.start("reading", sum(spec_of(name, t).nbytes for name, t in tensors.items()))
     try:
         with ThreadPoolExecutor(auto_workers([path]), thread_name_prefix="reshard") as pool:
             for found in pool.map(read, lots(moves)):  # in order
@@ -161,13 +159,8 @@ def _hashed(source: Catalog, tensors: dict[str, Tensor], path: str, observer: Ob
     return {name: hashing.end() for name, hashing in made.items()}
 
 
-def _spec_of(tensor: Tensor) -> TensorSpec:
-    """Of what is counted: of codes that are multiplied by their scales, the products."""
-    return TensorSpec(tensor.made, tensor.spec.shape) if tensor.made else tensor.spec
-
-
-def _move(assembler: Assembler, name: str, tensor: Tensor) -> Move:
+def _move(name: str, tensor: Tensor) -> Move:
     """The reading of a whole tensor from one holder of each shard, as one run of bytes."""
-    planned = assembler.tensors[assembler.number(Kept(tensor, name, {}))]
+    planned = alone(name, tensor)
     whole = Piece(0, Box.whole(planned.spec.shape), (Extent(0, planned.spec.nbytes),))
     return Move(name, planned.step, planned.spec.dtype, tuple(seen(whole, planned)))

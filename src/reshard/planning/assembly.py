@@ -36,6 +36,21 @@ def _piece(shard: Shard, held: Held) -> Piece:
     return Piece(held.file, shard.box, held.extents, held.outer, held.order)
 
 
+def spec_of(name: str, tensor: Tensor, dtype: str = "") -> TensorSpec:
+    """What a target that calls it ``name`` gets, where floating weights are cast to ``dtype``."""
+    own = tensor.made or tensor.spec.dtype
+    made = dtype if dtype and own in FLOATING and not is_state(name) else own
+    return tensor.spec if made == tensor.spec.dtype else TensorSpec(made, tensor.spec.shape)
+
+
+def alone(name: str, tensor: Tensor, dtype: str = "") -> PlannedTensor:
+    """A tensor made of the first holder of each shard, whatever else is read."""
+    step: Step = assembled(tensor)
+    if tensor.scales is not None:
+        step = Scaled(assembled(tensor), assembled(tensor.scales.of), tensor.scales.block)
+    return PlannedTensor(name, spec_of(name, tensor, dtype), step)
+
+
 class Assembler:
     """Planned tensors, each assembled when first asked for. Of replicas the one is read whose file is read least."""
 
@@ -58,10 +73,7 @@ class Assembler:
         if key not in self._numbers:
             self._numbers[key] = len(self.tensors)
             tensor = kept.tensor
-            dtype = tensor.made or tensor.spec.dtype
-            casts = self._dtype and dtype in FLOATING and not is_state(kept.name)
-            made = self._dtype if casts else dtype
-            spec = tensor.spec if made == tensor.spec.dtype else TensorSpec(made, tensor.spec.shape)
+            spec = spec_of(kept.name, tensor, self._dtype)
             if missing := tensor.shards.missing():
                 self._lacking[self._numbers[key]] = (tensor, missing)
             other_name = tensor.name if tensor.name != kept.name else None
