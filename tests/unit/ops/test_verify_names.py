@@ -1,4 +1,4 @@
-"""``verify SRC DST`` where DST has other names: what is fused, stacked and interleaved is compared element by element."""
+"""``verify SRC DST`` where DST has other names: what is fused or interleaved is compared element by element."""
 
 from __future__ import annotations
 
