@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -29,6 +29,9 @@ from reshard.cli.params import (
 from reshard.cli.progress import observer
 from reshard.cli.text import shown_nbytes
 from reshard.errors import UsageError, counted
+
+if TYPE_CHECKING:
+    from reshard.ops.diff import Comparison
 
 _SHOWN = 8
 
@@ -81,6 +84,10 @@ def verify(
         observer(quiet=quiet or json),
         naming_of(options),
     )
+    _tell(result, paths, json=json, quiet=quiet)
+
+
+def _tell(result: Comparison, paths: list[str], *, json: bool, quiet: bool) -> None:
     warn(result.warnings)
     if json:
         say_json(result)
