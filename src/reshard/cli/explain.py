@@ -89,7 +89,8 @@ def explain(
 def lines(found: Explanation) -> list[str]:
     """What a terminal shows: the source as a picture and a table, then the target."""
     seen = f", put together as {list(found.view)}" if found.view else ""
-    out = [f"{found.name}: {found.dtype}{list(found.shape)}, {shown_nbytes(found.nbytes)}{seen}", ""]
+    asked = [found.asked] if found.asked else []
+    out = [*asked, f"{found.name}: {found.dtype}{list(found.shape)}, {shown_nbytes(found.nbytes)}{seen}", ""]
     drawn = [] if found.view else _drawn(found.shape, found.cut, found.parts)
     out += [f"source: {_said(found.cut, found.parts)}", *drawn, ""]
     rows: Rows = [("elements", "rank", "bytes in file", "file")]

@@ -97,12 +97,14 @@ class Style(Struct, frozen=True):
     """What a convention does in one of several ways: an expression of the model's settings tells which, None where they
     do not.
 
-    ``default``: how it is written where nothing tells; ``ask``: what tells, for a message.
+    ``default``: how it is written where nothing tells; ``ask``: what tells, for a message. ``fused_with``: a style that
+    is its default where, and only where, this one is.
     """
 
     told: object
     default: str
     ask: str
+    fused_with: str = ""
 
 
 class Dropped(Struct, frozen=True):
@@ -268,8 +270,9 @@ def _names(given: object, prefix: str, kind: str) -> dict[str, str]:
 
 
 def _style(value: object, what: str) -> Style:
-    entry = _map(value, what, ("told", "default", "ask"))
-    return Style(_expression(entry.get("told"), what), str(entry.get("default", "")), str(entry.get("ask", "--model")))
+    entry = _map(value, what, ("told", "default", "ask", "fused_with"))
+    default, ask, other = (str(entry.get(k, v)) for k, v in (("default", ""), ("ask", "--model"), ("fused_with", "")))
+    return Style(_expression(entry.get("told"), what), default, ask, other)
 
 
 def _dropped(value: object) -> Dropped:

@@ -10,17 +10,18 @@ from msgspec.structs import replace
 from reshard.dtypes import ALIASES, FLOATING
 from reshard.errors import PlanError, StrategyError, listed
 from reshard.index import TensorSpec
+from reshard.names.choosing import Choosing
 from reshard.names.dims import Axes, Dims, shown
 from reshard.names.lacking import Lacking
 from reshard.names.linking import Part, at_index, link_of
 from reshard.names.links import Link
 from reshard.names.maker import Maker
-from reshard.names.matching import Found, Names, counts_of, lora_name, lora_of
+from reshard.names.matching import Found, Names, counts_of, lora_name
 from reshard.names.recipe import AXIS_OF, Rule, Side
-from reshard.names.settings import Known, axes_of, derived, solved, style_of, surprising, with_defaults
+from reshard.names.settings import Known, axes_of, derived, solved, surprising, with_defaults
 from reshard.names.wishes import Asked
 from reshard.planning.catalog import Tensor
-from reshard.planning.names import layer_pattern, weight_of_state
+from reshard.planning.names import layer_pattern
 
 
 class Fate(Struct, frozen=True):
@@ -84,7 +85,8 @@ class _Stage:
         self._rule_of: dict[str, str] = {}
         self._links: dict[tuple[object, ...], tuple[Link, tuple[int, ...]]] = {}
         self._sizes = counts_of(self._known, tensors, hub=self._hub)
-        self._styles = self._chosen()
+        self._styles, said = Choosing(tensors, self._known, self._sizes, hub=self._hub).chosen(given.asked)
+        self._warnings += said
         self._rules = [rule for rule in self._recipe.rules if self._applies(rule)]
 
     def made(self) -> Made:
@@ -115,71 +117,6 @@ class _Stage:
         if any(self._styles.get(style, value) != value for style, value in rule.styles.items()):
             return False
         return bool(self._known.evaluated(rule.when))
-
-    def _chosen(self) -> dict[str, str]:
-        """The value of each style: by the names that are there, where these tell."""
-        chosen: dict[str, str] = {}
-        names = Names(self._recipe, self._recipe.rules, hub=self._hub)
-        by_pattern = {layer_pattern(name): name for name in self._tensors}
-        seen = [(name, list(names.rules(name))) for name in by_pattern.values()]
-        for style in self._recipe.styles:
-            values, example = self._possible(style, seen, chosen)
-            if not values:
-                continue
-            reading = "" if self._hub else example
-            chosen[style], why = style_of(self._known, style, values, self._given.asked, reading=reading)
-            if why and len(values) > 1:
-                told = "the convention's own" if why == "default" else f"by {why}"
-                self._warnings.append(f"{style}: {chosen[style]}, {told}")
-        return chosen
-
-    def _possible(
-        self, style: str, seen: Sequence[tuple[str, list[tuple[Rule, str]]]], chosen: Mapping[str, str]
-    ) -> tuple[list[str], str]:
-        """The values under which every name has a rule, and a name that the style is about."""
-        values = dict.fromkeys(r.styles[style] for r in self._recipe.rules if style in r.styles)
-        about, example = set(values), ""
-        for name, rules in seen:
-            live = [rule for rule, _ in rules if all(chosen.get(s, v) == v for s, v in rule.styles.items())]
-            if live and all(style in rule.styles for rule in live):
-                about &= {rule.styles[style] for rule in live}
-                example = example or name
-        if not example:
-            return [], ""
-        lora = all(lora_of(weight_of_state(name), hub=self._hub)[0] for name, _ in seen)
-        left = [v for v in values if v in about]
-        whole = [v for v in left if lora or self._needs(style, v, seen, chosen)]
-        suiting = [v for v in whole if lora or self._suits(style, v, seen)]
-        return suiting or whole or left, example  # where none is whole, what lacks is told
-
-    def _needs(
-        self, style: str, value: str, seen: Sequence[tuple[str, list[tuple[Rule, str]]]], chosen: Mapping[str, str]
-    ) -> bool:
-        """Whether what a value of a style cannot do without is there."""
-        there = {(rule.number, section) for _, rules in seen for rule, section in rules}
-        for rule in self._recipe.rules:
-            apart = any(chosen.get(s) != v for s, v in rule.styles.items() if s != style)
-            absent = rule.counts and not self._sizes[AXIS_OF[rule.counts]]
-            if rule.styles.get(style) != value or rule.optional or rule.kind or apart or absent:
-                continue
-            if not self._known.evaluated(rule.when):
-                continue
-            if not any((rule.number, section) in there for section in rule.sides(hub=self._hub)):
-                return False
-        return True
-
-    def _suits(self, style: str, value: str, seen: Sequence[tuple[str, list[tuple[Rule, str]]]]) -> bool:
-        """Whether the shapes of tensors are those that a value of a style would give them, as far as sizes are told."""
-        axes = axes_of(self._known, self._sizes)
-        for name, rules in seen:
-            shape = self._tensors[name].spec.shape
-            sides = [rule.sides(hub=self._hub)[section] for rule, section in rules if rule.styles.get(style) == value]
-            dims = [side.of_ndim(len(shape)) for side in sides]
-            if dims and not any(
-                all(axes.size_of(d) in (None, n) for d, n in zip(of, shape, strict=False)) for of in dims
-            ):
-                return False
-        return True
 
     def _grouped(self) -> dict[tuple[object, ...], list[tuple[Found, str]]]:
         """The tensors of each group, that are made into one another."""

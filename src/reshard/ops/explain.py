@@ -18,6 +18,7 @@ from reshard.layout.box import Box, ordered
 from reshard.layout.tensor import Layout
 from reshard.layout.view import in_view
 from reshard.ops.convert import opened, plan_from
+from reshard.ops.names import told as names_told
 from reshard.ops.options import Options
 from reshard.planning.catalog import Catalog, Tensor
 from reshard.planning.names import NameRules
@@ -93,6 +94,7 @@ class Explanation(Struct, frozen=True):
         targets: one where there is a target that gets it, else none.
         fate: why the target does not get it; empty where it does or there is no target.
         view: the shape in which parts are boxes, where that is not the tensor's own.
+        asked: where another name was asked for, which this tensor is made of: that, and by which rule.
     """
 
     name: str
@@ -105,19 +107,23 @@ class Explanation(Struct, frozen=True):
     fate: str
     warnings: tuple[str, ...]
     view: tuple[int, ...] = ()
+    asked: str = ""
 
 
 def explain(name: str, src: str | Path, options: Options, *, rank: int | None = None) -> Explanation:
     """Say where a tensor lies in the source and, with a target strategy, how each rank's slice of it is made.
 
     Args:
-        name: what the source or, after renaming, the target calls it.
+        name: what the source or, after renaming, the target calls it; of a source's tensor that is made into others
+            with other names, the first of these is told.
         rank: only this target rank's slice.
 
     Raises:
         UsageError: no tensor is called so; with the closest names.
     """
+    given = options
     source, options = opened(src, options)
+    name, asked = _made_of(name, source, str(src), given)
     tensor = _found(name, source, options.names)
     warnings = source.warnings
     targets: tuple[Target, ...] = ()
@@ -143,7 +149,20 @@ def explain(name: str, src: str | Path, options: Options, *, rank: int | None = 
         fate,
         warnings,
         tensor.view,
+        asked,
     )
+
+
+def _made_of(name: str, source: Catalog, src: str, options: Options) -> tuple[str, str]:
+    """What a tensor of the source is made into, where another convention calls it otherwise, and the rule in words."""
+    if name in source.tensors or not options.naming.dst:
+        return name, ""
+    row = next((row for row in names_told(src, options).tensors if row.name == name), None)
+    if row is None:
+        return name, ""
+    first, *others = row.targets
+    also = f"; also made into {', '.join(others[:_CLOSE])}" if others else ""
+    return first, f"{name}: {' → '.join(row.rules)}{also}"
 
 
 def _found(name: str, source: Catalog, rules: NameRules) -> Tensor:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from msgspec.structs import replace
 
-from reshard.errors import CheckpointError, PlanError, UsageError, listed
+from reshard.errors import CheckpointError, InputError, PlanError, UsageError, listed
 from reshard.families.probe import agreements
 from reshard.families.registry import listing
 from reshard.layout.stages import Strategy
@@ -18,6 +20,8 @@ from reshard.storage.storage import join
 from reshard.storage.storages import storage_of
 
 CONFIG = "config.json"
+_YAML = (".yaml", ".yml")
+_MOST_NBYTES = 1 << 20
 
 
 def renamed(
@@ -58,13 +62,15 @@ def _by_rules(source: Catalog, rules: NameRules) -> tuple[Catalog, frozenset[str
 
 
 def models(path: str, naming: Naming) -> Models:
-    """The model files that were named, and the configuration beside the source."""
+    """The model files that were named, and those beside the source: a configuration, the YAML of a run."""
     both = [_read(naming.model)] if naming.model else []
     src = [_read(naming.src_model)] if naming.src_model else []
     dst = [_read(naming.dst_model)] if naming.dst_model else []
     beside = beside_of(path)
     if beside and not any(file.hub for file in (*both, *src)):
         src.append(_read(beside))
+    if not any(not file.hub for file in (*both, *src)):
+        src += _run_beside(path)
     given = [*src, *both, *dst]
     return Models(_own_first(given, src, hub=naming.src in ("", HUB)), _own_first(given, dst, hub=naming.dst == HUB))
 
@@ -76,10 +82,24 @@ def _own_first(given: list[ModelFile], own: list[ModelFile], *, hub: bool) -> tu
 
 def beside_of(path: str) -> str:
     """The configuration of Hugging Face beside a source; "" where none lies there."""
-    there = listing(path)
-    folder = path if there.folder else path.rpartition("/")[0] or "."
-    found = join(folder, CONFIG)
+    found = join(_folder_of(path), CONFIG)
     return found if storage_of(found).entry(found) is not None else ""
+
+
+def _folder_of(path: str) -> str:
+    return path if listing(path).folder else path.rpartition("/")[0] or "."
+
+
+def _run_beside(path: str) -> list[ModelFile]:
+    """The YAML of a MindFormers run beside a source, where one lies there and all that do say the same of the model."""
+    folder = _folder_of(path)
+    found = []
+    for entry in listing(folder).entries:
+        if not entry.folder and entry.name.endswith(_YAML) and entry.nbytes < _MOST_NBYTES:
+            with suppress(InputError):  # a YAML of something else
+                found.append(_read(join(folder, entry.name)))
+    said = {repr((file.models, sorted(file.values.items()))) for file in found}
+    return found[:1] if len(said) == 1 else []
 
 
 def _read(path: str) -> ModelFile:

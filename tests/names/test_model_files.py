@@ -1,0 +1,97 @@
+"""The model's own files beside a source, and what is told of a tensor under either side's name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from golden.cases import run_reshard
+from hub_model import llama, qwen3, write_hub
+from making import read_file, same
+from reshard.names.wishes import Naming
+from reshard.ops.convert import convert
+from reshard.ops.explain import explain
+from reshard.ops.options import Options
+
+
+def refused(capsys: pytest.CaptureFixture[str], code: int, *words: object) -> str:
+    """What is said where a command ends so."""
+    assert run_reshard([*map(str, words), "--quiet"]) == code
+    return capsys.readouterr().err
+
+
+RUN = """
+model:
+  arch: {type: Qwen3ForCausalLM}
+  model_config:
+    num_layers: 2
+    hidden_size: 8
+    num_attention_heads: 4
+    num_query_groups: 2
+    kv_channels: 4
+    ffn_hidden_size: 12
+    vocab_size: 16
+    use_contiguous_weight_layout_attention: False
+    use_interleaved_weight_layout_mlp: True
+"""
+
+
+@pytest.fixture
+def core(tmp_path: Path) -> Path:
+    """A folder with a model as MindFormers' core has it; its configuration is elsewhere."""
+    write_hub(tmp_path / "hub", qwen3())
+    (tmp_path / "core").mkdir()
+    convert(tmp_path / "hub", tmp_path / "core" / "model.safetensors", Options(naming=Naming(dst="mcore")))
+    return tmp_path / "core"
+
+
+@pytest.mark.parametrize("source", ["core", "core/model.safetensors"])
+def test_the_yaml_of_a_run_beside_the_source_is_found(core: Path, tmp_path: Path, source: str) -> None:
+    (core / "run.yaml").write_text(RUN)
+    (core / "notes.yml").write_text("a: [1, 2]")  # of something else
+    (core / "broken.yaml").write_text("a: [1, 2")
+    convert(tmp_path / source, tmp_path / "back.safetensors", Options(naming=Naming(dst="hf")))
+    back = read_file(tmp_path / "back.safetensors")
+    assert all(same(back[name], value) for name, value in qwen3().items())
+
+
+def test_of_two_that_differ_none_is_taken(core: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (core / "run.yaml").write_text(RUN)
+    (core / "copy.yaml").write_text(RUN + "# a word\n")
+    assert run_reshard(["convert", str(core), str(tmp_path / "a.safetensors"), "--dst-names", "hf", "--quiet"]) == 0
+    (core / "copy.yaml").write_text(RUN.replace("mlp: True", "mlp: False"))
+    assert "it may be" in refused(capsys, 3, "convert", core, tmp_path / "b.safetensors", "--dst-names", "hf")
+    words = ["--dst-names", "hf", "--model", str(core / "run.yaml"), "--quiet"]
+    assert run_reshard(["convert", str(core), str(tmp_path / "b.safetensors"), *words]) == 0
+
+
+def test_one_beside_that_contradicts_is_refused(core: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (core / "run.yaml").write_text(RUN.replace("num_query_groups: 2", "num_query_groups: 4"))
+    said = refused(capsys, 3, "convert", core, tmp_path / "out", "--dst-names", "hf")
+    assert "num_query_groups 4 of run.yaml" in said
+    assert "32" in said
+
+
+@pytest.mark.parametrize(("one", "other"), [("--qkv grouped", "--gate-up"), ("--gate-up interleaved", "--qkv")])
+def test_what_is_fused_together_is_not_fused_by_half(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], one: str, other: str
+) -> None:
+    """qkv_concat of MindFormers' own models fuses both, and a model of halves loads nowhere."""
+    hub = write_hub(tmp_path / "hub", llama(), model_type="qwen2")
+    said = refused(capsys, 2, "convert", hub, tmp_path / "out.safetensors", "--dst-names", "mindformers", *one.split())
+    assert f"add {other}" in said
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_a_tensor_is_explained_under_the_source_s_name_too(core: Path, tmp_path: Path) -> None:
+    options = Options(naming=Naming(dst="mcore"))
+    name, fused = "model.layers.1.self_attn.k_proj.weight", "decoder.layers.1.self_attention.linear_qkv.weight"
+    ours, theirs = (explain(each, tmp_path / "hub", options) for each in (fused, name))
+    assert (theirs.name, theirs.parts) == (fused, ours.parts)
+    assert ours.asked == ""
+    assert theirs.asked == f"{name}: key of (kv group+key+value head) hidden"
+    back = Options(naming=Naming(dst="hf", model=str(tmp_path / "hub" / "config.json"), release="1.9"))
+    split = explain(fused, core, back)
+    assert split.name == "model.layers.1.self_attn.q_proj.weight"
+    assert "also made into model.layers.1.self_attn.k_proj.weight, " in split.asked
