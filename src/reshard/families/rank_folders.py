@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 
 from reshard.errors import CheckpointError, ReshardError, counted, listed
 from reshard.families.full import agreed_spec, catalog_of_full, stand_ins, texts_and_notes, whole
 from reshard.index import Stored, TensorSpec
 from reshard.layout.stages import Strategy, layout_of_shard
-from reshard.layout.tensor import Cell
+from reshard.layout.tensor import Cell, Sharding
 from reshard.planning.catalog import STRATEGY, Catalog, Grid, Held, IndexedFile, Ranks, Tensor
 from reshard.planning.identity import hash_of_strategy
 from reshard.planning.names import layer_pattern
@@ -108,8 +109,7 @@ def _cut(name: str, by_rank: ByRank, strategy: Strategy, stages: Iterable[int]) 
         for rank in sorted(ranks):
             file, stored = by_rank[rank]
             cells.setdefault(of_rank[rank - first], []).append(Held(file, stored.extents, order=stored.order))
-        expected = {cell: tuple(first + r for r in local) for cell, local in layout.sharding.holders().items()}
-        grid = Grid(layout, {c: tuple(h) for c, h in cells.items()}, expected)
+        grid = Grid(layout, {c: tuple(h) for c, h in cells.items()}, _expected(layout.sharding, first))
         found.append(Tensor(name, TensorSpec(spec.dtype, layout.shape), grid, known=True))
     if not found:
         ranks = sorted(by_rank)
@@ -117,6 +117,12 @@ def _cut(name: str, by_rank: ByRank, strategy: Strategy, stages: Iterable[int]) 
     if len({t.spec for t in found}) > 1:
         raise CheckpointError(f"its stages disagree: {' and '.join(str(t.spec) for t in found)}")
     return next((t for t in found if not t.shards.missing()), found[0])
+
+
+@lru_cache(maxsize=1024)
+def _expected(sharding: Sharding, first: int) -> Mapping[Cell, tuple[int, ...]]:
+    """The ranks that should hold each cell, in a stage that begins with this rank; of equal cuts the same object."""
+    return {cell: tuple(first + r for r in local) for cell, local in sharding.holders().items()}
 
 
 def _check_stages(name: str, by_rank: ByRank, strategy: Strategy) -> None:

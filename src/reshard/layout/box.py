@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import product
 from math import prod
-from operator import sub
+from operator import lt, sub
 from types import EllipsisType
 
 from msgspec import Struct
@@ -40,6 +40,10 @@ class Box(Struct, frozen=True, order=True):
         """Overlap of two boxes; an empty box when they do not meet."""
         start = tuple(map(max, self.start, other.start))
         return Box(start, tuple(map(max, start, map(min, self.stop, other.stop))))
+
+    def meets(self, other: Box) -> bool:
+        """Whether some element lies in both."""
+        return all(map(lt, map(max, self.start, other.start), map(min, self.stop, other.stop)))
 
     def __contains__(self, other: Box) -> bool:
         return (self & other) == other

@@ -52,7 +52,7 @@ def overlap(boxes: Sequence[Box]) -> tuple[Box, Box] | None:
         if box.start:
             near = [other for other in near if other.stop[0] > box.start[0]]
         for other in near:
-            if (other & box).size:
+            if other.meets(box):
                 return other, box
         near.append(box)
     return None

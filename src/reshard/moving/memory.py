@@ -36,7 +36,7 @@ def _mapped(move: Move, files: tuple[SourceFile, ...], shape: tuple[int, ...]) -
     step, box = move.step, move.targets[0].box
     if not isinstance(step, Assembly) or step.dtype != move.dtype or len(move.targets) > 1 or not box.size:
         return None
-    pieces = [piece for piece in step.pieces if (piece.box & box).size]
+    pieces = [piece for piece in step.pieces if piece.box.meets(box)]
     at = box.place_in(pieces[0].stored)
     if len(pieces) > 1 or pieces[0].file == ZEROS or pieces[0].order or at is None:
         return None

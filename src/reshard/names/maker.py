@@ -41,7 +41,7 @@ class _Shards:
             first = bisect_left(self._starts, (box.start[0] - self._height + 1,))
             last = bisect_left(self._starts, (box.stop[0],))
         for shard in self._shards[first:last]:
-            if (shard.box & box).size:
+            if shard.box.meets(box):
                 yield shard
 
 

@@ -18,22 +18,22 @@ from reshard.planning.plan import Assembly, LoraAdd, Piece, Plan, PlannedTensor,
 
 ANY_RANK = -1
 _SHOWN = 4
-Choose = Callable[[Shard], Held]
+Choose = Callable[[Box, tuple[Held, ...]], Held]
 
 
-def assembled(tensor: Tensor, choose: Choose = lambda shard: shard.held[0]) -> Assembly:
+def assembled(tensor: Tensor, choose: Choose = lambda box, held: held[0]) -> Assembly:
     """A tensor of one holder of each shard; shards that no file holds are left out."""
-    pieces = [_piece(shard, choose(shard)) for shard in tensor.shards if shard.held]
+    pieces = [_piece(box, choose(box, held)) for box, held in tensor.shards.held()]
     return Assembly(tensor.spec.dtype, tensor.view or tensor.spec.shape, tuple(pieces))
 
 
 def every_copy(tensor: Tensor) -> tuple[Piece, ...]:
     """A piece for each shard and each that holds it."""
-    return tuple(_piece(shard, held) for shard in tensor.shards for held in shard.held)
+    return tuple(_piece(box, one) for box, held in tensor.shards.held() for one in held)
 
 
-def _piece(shard: Shard, held: Held) -> Piece:
-    return Piece(held.file, shard.box, held.extents, held.outer, held.order)
+def _piece(box: Box, held: Held) -> Piece:
+    return Piece(held.file, box, held.extents, held.outer, held.order)
 
 
 def spec_of(name: str, tensor: Tensor, dtype: str = "") -> TensorSpec:
@@ -98,14 +98,13 @@ class Assembler:
         return LoraAdd(base, products, magnitude, self._allow_nan, self._in_steps and plain)
 
     def _assembled(self, tensor: Tensor, source_rank: int) -> Assembly:
-        itemsize = tensor.spec.itemsize
+        itemsize, read = tensor.spec.itemsize, self._read
 
-        def choose(shard: Shard) -> Held:
-            held = shard.held
-            chosen = held[0] if len(held) == 1 else min(held, key=lambda h: self._read[h.file])
+        def choose(box: Box, held: tuple[Held, ...]) -> Held:
+            chosen = held[0] if len(held) == 1 else min(held, key=lambda h: read[h.file])
             if source_rank != ANY_RANK:
                 chosen = next((h for h in held if self._source.rank_of(h) == source_rank), chosen)
-            self._read[chosen.file] += shard.box.size * itemsize
+            read[chosen.file] += box.size * itemsize
             return chosen
 
         return assembled(tensor, choose)
@@ -148,7 +147,7 @@ def _boxes(plan: Plan, tensors: Mapping[int, object]) -> dict[int, set[Box]]:
 def _uncovered(tensor: Tensor, missing: Sequence[Shard], boxes: Iterable[Box]) -> Iterator[str]:
     """One line when a box needs a missing shard: whose it is and what share of the tensor lacks."""
     wanted = list(boxes)
-    needed = [shard for shard in missing if any((shard.box & box).size for box in wanted)]
+    needed = [shard for shard in missing if any(shard.box.meets(box) for box in wanted)]
     if needed:
         ranks = sorted({rank for shard in needed for rank in shard.expected})
         shown = ", ".join(map(str, ranks[:8])) + (" …" if len(ranks) > 8 else "")

@@ -88,6 +88,11 @@ class Grid(Struct, frozen=True):
         for cell, box in self.layout.boxes().items():
             yield Shard(box, self.cells.get(cell, ()), self.expected.get(cell, ()))
 
+    def held(self) -> Iterator[tuple[Box, tuple[Held, ...]]]:
+        """The box of each shard that files hold, and how they do."""
+        cells = self.cells
+        return ((box, cells[cell]) for cell, box in self.layout.boxes().items() if cell in cells)
+
     def missing(self) -> tuple[Shard, ...]:
         """Shards that no file holds."""
         holders = self.layout.sharding.holders()
@@ -103,6 +108,10 @@ class Loose(Struct, frozen=True):
 
     def __iter__(self) -> Iterator[Shard]:
         return iter(self.shards)
+
+    def held(self) -> Iterator[tuple[Box, tuple[Held, ...]]]:
+        """The box of each shard that files hold, and how they do."""
+        return ((shard.box, shard.held) for shard in self.shards if shard.held)
 
     def missing(self) -> tuple[Shard, ...]:
         """Shards that are said to be somewhere and that no file holds."""

@@ -27,12 +27,19 @@ class Wishes(Struct, frozen=True):
     target: Strategy | None = None
     summed: Set[str] = frozenset()
 
+    @property
+    def names(self) -> frozenset[str] | None:
+        """All that the target's strategy has; None without a strategy, when no name is unknown."""
+        return self.target.names() if self.target else None
+
     def casts(self, dtype: str) -> bool:
         return bool(self.dtype) and dtype in FLOATING and dtype != self.dtype
 
 
 def refuse_parted(source: Mapping[str, Tensor], kept: Sequence[Kept], wishes: Wishes) -> tuple[str, ...]:
     """Refuse what would make quantised weights mean something else. Gives warnings; raises PlanError that lists all."""
+    if _all_as_they_are(source, kept, wishes):
+        return ()
     dtypes = {name: tensor.spec.dtype for name, tensor in source.items()}
     found = quantised(dtypes)
     if found:
@@ -46,13 +53,21 @@ def refuse_parted(source: Mapping[str, Tensor], kept: Sequence[Kept], wishes: Wi
     return _plain_fp8(kept, wishes)
 
 
+def _all_as_they_are(source: Mapping[str, Tensor], kept: Sequence[Kept], wishes: Wishes) -> bool:
+    """Whether every tensor is taken along, unchanged and by its name: nobody need know then what belongs together."""
+    if wishes.dtype or wishes.summed or len(kept) != len(source):
+        return False
+    known = wishes.names
+    return all(each.name == each.tensor.name and (known is None or each.name in known) for each in kept)
+
+
 def _faults(
     found: Mapping[str, Quantised], dtypes: Mapping[str, str], kept: Sequence[Kept], wishes: Wishes
 ) -> Iterator[str]:
     new_names = {each.tensor.name: each.name for each in kept}
     renamed = quantised({each.name: each.tensor.spec.dtype for each in kept})
     new_owners = {name: owner for owner, group in renamed.items() for name in group.names}
-    known = {name for stage in wishes.target.stages for name in stage} if wishes.target else set(new_owners)
+    known = new_owners.keys() if wishes.names is None else wishes.names
     for group in found.values():
         here = {name: new_names[name] for name in group.names if name in new_names}
         if here:

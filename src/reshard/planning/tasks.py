@@ -175,7 +175,7 @@ def needed(move: Move) -> Step:
     if isinstance(move.step, LoraAdd) and move.step.magnitude:
         return move.step
     hull = hull_of(move.targets)
-    pieces = tuple(p for p in base.pieces if p.box == hull or (p.box & hull).size)
+    pieces = tuple(p for p in base.pieces if p.box.meets(hull) or p.box == hull)
     return with_pieces(move.step, lambda assembly: replace(base, pieces=pieces) if assembly is base else assembly)
 
 
