@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from random import Random
 from tempfile import TemporaryDirectory
 
 import numpy as np
@@ -22,21 +23,29 @@ from reshard.planning.plan import Assembly, Move, Piece, SourceFile
 BLOCK_NBYTES = (1, 7, 24, 100, 1000, 1 << 20)
 
 
-@st.composite
-def tilings(draw: st.DrawFn, whole: Box, most: int = 6) -> list[Box]:
+seeded = st.randoms(use_true_random=True)
+"""What lies where is chosen by one drawn seed: a draw for each of thousands of choices takes longer than the test."""
+
+
+def tilings(whole: Box, most: int = 6) -> st.SearchStrategy[list[Box]]:
+    return seeded.map(lambda random: tiling(random, whole, most))
+
+
+def tiling(random: Random, whole: Box, most: int = 6) -> list[Box]:
     """Boxes that tile ``whole``, in no grid and in any order."""
     boxes = [whole]
-    for _ in range(draw(st.integers(0, most - 1))):
-        n = draw(st.integers(0, len(boxes) - 1))
+    for _ in range(random.randrange(most)):
+        n = random.randrange(len(boxes))
         box = boxes[n]
         dims = [d for d, size in enumerate(box.shape) if size > 1]
         if dims:
-            dim = draw(st.sampled_from(dims))
-            at = draw(st.integers(box.start[dim] + 1, box.stop[dim] - 1))
+            dim = random.choice(dims)
+            at = random.randrange(box.start[dim] + 1, box.stop[dim])
             stop, start = list(box.stop), list(box.start)
             stop[dim] = start[dim] = at
             boxes[n : n + 1] = [Box(box.start, tuple(stop)), Box(tuple(start), box.stop)]
-    return list(draw(st.permutations(boxes)))
+    random.shuffle(boxes)
+    return boxes
 
 
 shapes = st.lists(st.sampled_from((0, 1, 1, 2, 3, 4, 5, 7, 12)), max_size=4).map(tuple)
@@ -45,29 +54,29 @@ shapes = st.lists(st.sampled_from((0, 1, 1, 2, 3, 4, 5, 7, 12)), max_size=4).map
 class Store:
     """Files that fill up with what is put there, bytes of no meaning in between."""
 
-    def __init__(self, draw: st.DrawFn, folder: Path, files: int = 3) -> None:
-        self._draw = draw
+    def __init__(self, random: Random, folder: Path, files: int = 3) -> None:
+        self._random = random
         self._folder = folder
-        self._contents = [bytearray(b"\xee" * draw(st.integers(0, 5))) for _ in range(files)]
+        self._contents = [bytearray(b"\xee" * random.randrange(6)) for _ in range(files)]
 
     def put(self, data: bytes) -> tuple[int, tuple[Extent, ...]]:
         """The file that got the bytes, in one extent or in several that lie anywhere."""
-        file = self._draw(st.integers(0, len(self._contents) - 1))
+        file = self._random.randrange(len(self._contents))
         content = self._contents[file]
-        ends = sorted({*self._draw(st.lists(st.integers(0, len(data)), max_size=2)), len(data)})
+        ends = sorted({*(self._random.randint(0, len(data)) for _ in range(self._random.randrange(3))), len(data)})
         parts = [(a, b) for a, b in zip([0, *ends], ends, strict=False) if a < b]
         extents = {}
-        for a, b in self._draw(st.permutations(parts)):
+        for a, b in self._random.sample(parts, len(parts)):
             extents[a] = Extent(len(content), b - a)
-            content += data[a:b] + b"\xee" * self._draw(st.integers(0, 3))
+            content += data[a:b] + b"\xee" * self._random.randrange(4)
         return file, tuple(extents[a] for a, _ in parts)
 
     def piece(self, full: np.ndarray, box: Box) -> Piece:
         """A box of ``full`` put somewhere, alone or as part of a larger box that may reach beyond the tensor."""
         outer = box
-        if self._draw(st.booleans()):
-            more = st.integers(0, 2)
-            outer = Box(tuple(a - self._draw(more) for a in box.start), tuple(b + self._draw(more) for b in box.stop))
+        if self._random.randrange(2):
+            more = self._random.randrange
+            outer = Box(tuple(a - more(3) for a in box.start), tuple(b + more(3) for b in box.stop))
         stored = array(outer.shape, full.dtype.name, seed=box.size)
         stored[box.within(outer)] = full[box.within(Box.whole(full.shape))]
         file, extents = self.put(stored.tobytes())
@@ -76,8 +85,8 @@ class Store:
     def assembly(self, full: np.ndarray, *, zeros: bool = False) -> Assembly:
         """A tensor of pieces; with ``zeros`` some are zeros in no file, and ``full`` has them afterwards."""
         pieces = []
-        for box in self._draw(tilings(Box.whole(full.shape))):
-            if zeros and self._draw(st.integers(0, 3)) == 0:
+        for box in tiling(self._random, Box.whole(full.shape)):
+            if zeros and self._random.randrange(4) == 0:
                 full[box.within(Box.whole(full.shape))] = np.zeros((), full.dtype)
                 pieces.append(Piece(ZEROS, box, ()))
             else:
@@ -96,7 +105,7 @@ class Store:
 @contextmanager
 def store(data: st.DataObject) -> Iterator[Store]:
     with TemporaryDirectory() as folder:
-        yield Store(data.draw, Path(folder))
+        yield Store(data.draw(seeded), Path(folder))
 
 
 def targets(boxes: list[Box], itemsize: int) -> tuple[Piece, ...]:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
-from random_boxes import Store, tilings
+from random_boxes import Store, seeded, tilings
 from random_layouts import shardings
 
 from making import array, read_rank, same, shard_of, write_file
@@ -52,7 +52,7 @@ class Scattered:
     """Tensors in boxes somewhere in the files of a folder, one file a rank."""
 
     def __init__(self, data: st.DataObject, folder: Path, full: dict[str, np.ndarray], *, zeros: bool = True) -> None:
-        store = Store(data.draw, folder)
+        store = Store(data.draw(seeded), folder)
         self.full = full
         self.tensors = {}
         for name, values in full.items():
