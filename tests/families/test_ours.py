@@ -52,6 +52,12 @@ class Made:
         self.manifest.write_text(json.dumps(content))
 
 
+def form_of(name: str, manifest: Any) -> Any:
+    """What the first file's manifest says of a tensor and of those like it."""
+    file = manifest["files"][0]
+    return file["forms"][file["tensors"][name][0]]
+
+
 @pytest.fixture(params=["safetensors", "ckpt"])
 def made(request: pytest.FixtureRequest, tmp_path: Path) -> Made:
     return Made(tmp_path, request.param)
@@ -114,14 +120,10 @@ def test_a_value_of_each_rank_s_own_varies(tmp_path: Path) -> None:
         (lambda made: made.change(lambda m: m["files"][0].update(path="rank_0/o.safetensors")), "none of its files"),
         (lambda made: made.change(lambda m: m.update(stages=3)), "8 ranks in 3 stages"),
         (lambda made: made.change(lambda m: m.update(world=1 << 40)), "names files of 8"),
-        (
-            lambda made: made.change(lambda m: m["files"][0]["tensors"]["layers.0.w"].update(dtype="int32")),
-            "holds other tensors",
-        ),
-        (
-            lambda made: made.change(lambda m: m["files"][0]["tensors"]["layers.0.w"].update(start=[1, 0])),
-            "overlap",
-        ),
+        (lambda made: made.change(lambda m: form_of("layers.0.w", m).update(dtype="int32")), "holds other tensors"),
+        (lambda made: made.change(lambda m: form_of("layers.0.w", m).update(dtype="int33")), "unknown dtype"),
+        (lambda made: made.change(lambda m: form_of("layers.0.w", m).update(start=[1, 0])), "overlap"),
+        (lambda made: made.change(lambda m: m["files"][0].update(forms=[])), "damaged"),
     ],
 )
 def test_a_manifest_that_does_not_fit_is_not_trusted(tmp_path: Path, spoil: Callable[[Made], None], told: str) -> None:

@@ -11,7 +11,7 @@ from reshard.errors import FormatError
 from reshard.families.found import Found, name_below
 from reshard.foreign import HEAD_NBYTES, foreign
 from reshard.formats.registry import format_of
-from reshard.index import Contents, Stored, TensorSpec
+from reshard.index import Contents, Stored
 from reshard.interruption import proceed
 from reshard.planning.catalog import IndexedFile
 from reshard.storage.storage import join
@@ -75,5 +75,5 @@ def _told_by_manifest(found: Found) -> Mapping[str, _Told]:
 
 
 def _contents(file: ManifestFile) -> Contents:
-    tensors = {name: Stored(TensorSpec(s.dtype, s.box.shape), s.extents) for name, s in file.tensors.items()}
+    tensors = {name: Stored(shard.spec, shard.extents) for name, shard in file.shards().items()}
     return Contents(tensors, file.texts or {}, file.notes or {})

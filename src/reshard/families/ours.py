@@ -47,9 +47,8 @@ def _misfit(manifest: Manifest, files: Sequence[IndexedFile]) -> str:
     for path, file in found.items():
         if file.nbytes != told[path].nbytes:
             return f"{path} has {counted(file.nbytes, 'byte')}, it says {told[path].nbytes:,}"
-        shards = told[path].tensors
-        held = {name: (stored.spec, stored.extents) for name, stored in file.contents.tensors.items()}
-        if held != {name: (TensorSpec(s.dtype, s.box.shape), s.extents) for name, s in shards.items()}:
+        shards = {name: (shard.spec, shard.extents) for name, shard in told[path].shards().items()}
+        if shards != {name: (stored.spec, stored.extents) for name, stored in file.contents.tensors.items()}:
             return f"{path} holds other tensors than it says"
     return ""
 
@@ -60,10 +59,11 @@ def _catalog(files: Sequence[IndexedFile], manifest: Manifest) -> Catalog:
     shards: dict[str, list[Shard]] = {}
     specs: dict[str, TensorSpec] = {}
     for told in manifest.files:
-        for name, shard in told.tensors.items():
-            spec = specs.setdefault(name, TensorSpec(shard.dtype, shard.full_shape))
-            if spec != TensorSpec(shard.dtype, shard.full_shape):
-                raise CheckpointError(f"{name}: its manifest says {spec} and {shard.dtype}{list(shard.full_shape)}")
+        for name, shard in told.shards().items():
+            full = shard.spec.of_shape(shard.full_shape)
+            spec = specs.setdefault(name, full)
+            if spec != full:
+                raise CheckpointError(f"{name}: its manifest says {spec} and {full}")
             held = (Held(numbers[told.path], shard.extents),) if told.path in numbers else ()
             shards.setdefault(name, []).append(Shard(shard.box, held, (told.rank,)))
     ranks = Ranks(manifest.stages, manifest.world // manifest.stages)

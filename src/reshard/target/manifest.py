@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
+from itertools import chain
 
 import msgspec
 import xxhash
@@ -11,7 +12,7 @@ from msgspec import Struct
 
 from reshard import __version__
 from reshard.errors import CheckpointError, FormatError, InputError, RunError
-from reshard.index import Extent
+from reshard.index import Extent, TensorSpec
 from reshard.layout.box import Box
 from reshard.planning.identity import hash_of_file
 from reshard.planning.misfits import ShardMisfits
@@ -20,19 +21,19 @@ from reshard.storage.storage import ReadFile, Storage, join
 from reshard.target.target_paths import Place
 
 MANIFEST = "manifest.json"
-SCHEMA = 1
+SCHEMA = 2
 _BLOCK_NBYTES = 8 << 20
+_NAMED = 3
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, FormatError)
 
 
-class Shard(Struct, frozen=True, omit_defaults=True):
-    """What a file holds of a tensor of ``full_shape``: ``shape`` elements from ``start``; all where neither is said,
-    as of very many small tensors, of which the manifest shall not be longer than the file.
+class ShardForm(Struct, frozen=True, omit_defaults=True):
+    """What shards of a file have in common: ``shape`` elements from ``start`` of a tensor of ``full_shape``; all of it
+    where neither is said.
     """
 
     dtype: str
     full_shape: tuple[int, ...]
-    extents: tuple[Extent, ...]
     start: tuple[int, ...] | None = None
     shape: tuple[int, ...] | None = None
 
@@ -43,22 +44,51 @@ class Shard(Struct, frozen=True, omit_defaults=True):
         return Box(self.start, tuple(a + n for a, n in zip(self.start, self.shape, strict=True)))
 
 
-class ManifestFile(Struct, frozen=True, omit_defaults=True):
-    """``texts`` and ``notes`` are what its header says besides its tensors; None where that was not noted.
+class ToldShard(Struct, frozen=True):
+    """What a file holds of a tensor, and where."""
 
-    ``misfits`` are the values that did not fit when the file was made; ``shared_nbytes`` it then had in common with
-    source files.
+    spec: TensorSpec
+    full_shape: tuple[int, ...]
+    box: Box
+    extents: tuple[Extent, ...]
+
+
+class ManifestFile(Struct, frozen=True, omit_defaults=True):
+    """What was noted of a file that is whole.
+
+    Attributes:
+        tensors: of each the number of its form and where it begins; or where each of its extents does, and its length.
+            There may be very many small ones, for which the manifest shall not take more room than the file.
+        texts, notes: what its header says besides its tensors; None where that was not noted.
+        misfits: the values that did not fit when the file was made.
+        shared_nbytes: what it then had in common with source files.
     """
 
     path: str
     rank: int
     nbytes: int
     runs: tuple[Run, ...]
-    tensors: dict[str, Shard]
+    forms: tuple[ShardForm, ...] = ()
+    tensors: dict[str, tuple[int, ...]] = {}
     texts: dict[str, str] | None = None
     notes: dict[str, str] | None = None
     misfits: tuple[ShardMisfits, ...] = ()
     shared_nbytes: int = 0
+
+    def shards(self) -> dict[str, ToldShard]:
+        """By name. Raises InputError where it is damaged."""
+        try:
+            forms = [(TensorSpec(form.dtype, form.box.shape), form.full_shape, form.box) for form in self.forms]
+            return {name: _shard(*forms[number], places) for name, (number, *places) in self.tensors.items()}
+        except (IndexError, ValueError, FormatError) as error:
+            raise InputError(f"the manifest is damaged: of {self.path}, {error}") from None
+
+
+def _shard(spec: TensorSpec, full_shape: tuple[int, ...], box: Box, places: Sequence[int]) -> ToldShard:
+    if len(places) == 1:
+        return ToldShard(spec, full_shape, box, (Extent(places[0], spec.nbytes),))
+    extents = map(Extent, places[::2], places[1::2])
+    return ToldShard(spec, full_shape, box, tuple(extents))
 
 
 class Manifest(Struct, frozen=True):
@@ -103,18 +133,26 @@ class Whole(Struct, frozen=True):
 def manifest_file(plan: Plan, file: PlannedFile, result: FileResult) -> ManifestFile:
     """What is to be known of a file of the plan, now that it is whole."""
     form = plan.forms[file.form]
-    shards = {}
+    numbers: dict[tuple[str, int], int] = {}
+    forms: list[ShardForm] = []
+    tensors: dict[str, tuple[int, ...]] = {}
     for slot, box in plan.slots(file):
-        tensor = plan.tensors[slot.tensor]
-        spec, cut = tensor.spec, plan.layouts[slot.layout].shard_shape
-        where = () if cut == spec.shape else (box.start, cut)
-        shards[tensor.name] = Shard(spec.dtype, spec.shape, slot.extents, *where)
+        tensor, layout = plan.tensors[slot.tensor], plan.layouts[slot.layout]
+        key = (tensor.spec.dtype, slot.layout)
+        if key not in numbers:
+            numbers[key] = len(forms)
+            where = () if layout.shard_shape == layout.shape else (box.start, layout.shard_shape)
+            forms.append(ShardForm(tensor.spec.dtype, layout.shape, *where))
+        whole = len(slot.extents) == 1
+        places = (slot.extents[0].offset,) if whole else chain(*((e.offset, e.nbytes) for e in slot.extents))
+        tensors[tensor.name] = (numbers[key], *places)
     return ManifestFile(
         file.path,
         file.rank,
         result.nbytes,
         result.runs,
-        shards,
+        tuple(forms),
+        tensors,
         form.texts,
         form.notes,
         result.misfits,
@@ -125,7 +163,7 @@ def manifest_file(plan: Plan, file: PlannedFile, result: FileResult) -> Manifest
 def small_file(small: SmallFile) -> Whole:
     """What is to be known of a small file that closes a target."""
     nbytes, xxh3 = len(small.content), xxhash.xxh3_128_hexdigest(small.content)
-    return whole(msgspec.json.encode(ManifestFile(small.path, 0, nbytes, (Run(0, nbytes, xxh3),), {})))
+    return whole(msgspec.json.encode(ManifestFile(small.path, 0, nbytes, (Run(0, nbytes, xxh3),))))
 
 
 def encode_manifest(plan: Plan, files: Iterable[Whole], *, complete: bool) -> bytes:
@@ -224,10 +262,11 @@ def file_faults(place: Place, file: ManifestFile, pool: Executor, on_bytes: Call
 def _whose(file: ManifestFile, run: Run) -> str:
     names = [
         name
-        for name, shard in file.tensors.items()
+        for name, shard in file.shards().items()
         if any(e.offset < run.offset + run.nbytes and run.offset < e.end for e in shard.extents)
     ]
-    return f" ({', '.join(names[:3])})" if names else " (header)"
+    more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
+    return f" ({', '.join(names[:_NAMED])}{more})" if names else " (header)"
 
 
 def _digest(source: ReadFile, run: Run, on_bytes: Callable[[int], None]) -> str:

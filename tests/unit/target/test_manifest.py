@@ -3,11 +3,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 import reshard
 from making import array, write_file, write_strategy
 from reshard.cli.main import main
 from reshard.errors import CheckpointError, DifferenceError, InputError
+from reshard.index import TensorSpec
 from reshard.layout.box import Box
 from reshard.layout.tensor import Sharding
 from reshard.ops.options import Options
@@ -27,9 +29,9 @@ def test_it_says_where_each_shard_lies(out: Path) -> None:
     manifest = read_manifest(Place.of(out, single=False))
     assert (manifest.world, manifest.complete) == (2, True)
     for file in manifest.files:
-        w = file.tensors["w"]
-        assert (w.dtype, w.full_shape, w.start, w.shape) == ("float32", (8,), (4 * file.rank,), (4,))
-        assert (file.tensors["b"].start, file.tensors["b"].box) == (None, Box((0,), (4,)))
+        w, b = file.shards()["w"], file.shards()["b"]
+        assert (w.spec, w.full_shape, w.box.start) == (TensorSpec("float32", (4,)), (8,), (4 * file.rank,))
+        assert (b.full_shape, b.box) == ((4,), Box((0,), (4,)))
         held = b"".join((out / file.path).read_bytes()[e.offset : e.end] for e in w.extents)
         assert held == array((8,))[4 * file.rank : 4 * file.rank + 4].tobytes()
 
@@ -55,7 +57,7 @@ def test_a_changed_tensor_is_named(out: Path) -> None:
     data = bytearray(path.read_bytes())
     data[data.index(array((4,), "bfloat16", 1).tobytes())] ^= 1
     path.write_bytes(data)
-    with pytest.raises(DifferenceError, match=r"changed \(b\)"):
+    with pytest.raises(DifferenceError, match=r"changed \(w, b\)"):
         reshard.verify(out)
 
 
@@ -106,7 +108,7 @@ def test_what_is_no_manifest(out: Path, content: bytes) -> None:
 
 def test_a_manifest_of_another_release(out: Path) -> None:
     path = out / META / MANIFEST
-    path.write_bytes(path.read_bytes().replace(b'"schema":1', b'"schema":9'))
+    path.write_bytes(path.read_bytes().replace(b'"schema":2', b'"schema":9'))
     with pytest.raises(InputError, match="schema 9"):
         reshard.verify(out)
 
@@ -116,3 +118,23 @@ def test_without_hashes_there_is_nothing_to_compare_with(tmp_path: Path) -> None
     reshard.convert(src, tmp_path / "out", Options(checksum=False, fsync=False))
     with pytest.raises(CheckpointError, match="nothing to compare with"):
         reshard.verify(tmp_path / "out")
+
+
+def test_of_very_many_tensors_some_are_named(tmp_path: Path) -> None:
+    src = write_file(tmp_path / "full.safetensors", {f"t{n}": array((2,), seed=n) for n in range(1000)})
+    reshard.convert(src, tmp_path / "one.safetensors", Options(fsync=False))
+    data = bytearray((tmp_path / "one.safetensors").read_bytes())
+    (tmp_path / "one.safetensors").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(DifferenceError, match=r"changed \(t0, t1, t10 and 997 more\)"):
+        reshard.verify(tmp_path / "one.safetensors")
+
+
+def test_it_is_shorter_than_the_headers_of_very_many_small_tensors(tmp_path: Path) -> None:
+    names = [f"model.layers.{n // 100}.mlp.experts.{n % 100}.scale" for n in range(2000)]
+    src = write_file(tmp_path / "full.safetensors", dict.fromkeys(names, array((2, 2))))
+    strategy = write_strategy(tmp_path / "new", [dict.fromkeys(names, Sharding((2,), ((0,), ())))])
+    for to in (Options(), Options(dst_strategy=str(strategy)), Options(dst_strategy=str(strategy), format="ckpt")):
+        out = tmp_path / f"{to.format}{bool(to.dst_strategy)}"
+        reshard.convert(src, out, replace(to, fsync=False))
+        made = [path for path in out.rglob("*") if path.suffix in (".ckpt", ".safetensors")]
+        assert (out / META / MANIFEST).stat().st_size < 0.7 * sum(path.stat().st_size for path in made)
