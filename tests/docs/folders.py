@@ -15,6 +15,7 @@ import pytest
 from pages import ROOT
 
 import reshard
+from hub_model import write_hub
 from making import write_file
 from reshard.ops.make_strategy import Making, made_stages
 from reshard.ops.options import Options
@@ -108,6 +109,25 @@ def make_job(folder: Path) -> None:
     reshard.convert(folder / "model.safetensors", folder / "llama.ckpt")
 
 
+def make_readme(folder: Path) -> None:
+    """A job of MindSpore's, and what ``make demo`` leaves: a Llama as deep and as often cut as SmolLM2, and narrow."""
+    make_job(folder)
+    layers, heads, kv, head, ffn, words = 30, 9, 3, 2, 6, 12
+    hidden = heads * head
+    sizes = {"hidden_size": hidden, "intermediate_size": ffn, "num_hidden_layers": layers, "vocab_size": words}
+    shapes = {"self_attn.q_proj": (hidden, hidden), "self_attn.k_proj": (kv * head, hidden)}
+    shapes |= {"self_attn.v_proj": (kv * head, hidden), "self_attn.o_proj": (hidden, hidden)}
+    shapes |= {"mlp.gate_proj": (ffn, hidden), "mlp.up_proj": (ffn, hidden), "mlp.down_proj": (hidden, ffn)}
+    shapes |= {"input_layernorm": (hidden,), "post_attention_layernorm": (hidden,)}
+    named = {f"model.layers.{n}.{name}.weight": shape for n in range(layers) for name, shape in shapes.items()}
+    named |= {"model.embed_tokens.weight": (words, hidden), "model.norm.weight": (hidden,)}
+    random = np.random.default_rng(2)
+    tensors = {name: random.standard_normal(shape, np.float32) for name, shape in named.items()}
+    counts = {"num_attention_heads": heads, "num_key_value_heads": kv, "head_dim": head}
+    write_hub(folder / "model", tensors, model_type="llama", tie_word_embeddings=True, **sizes, **counts)
+    reshard.convert(folder / "model", folder / "megatron", Options(to="megatron", tp=3, pp=2))
+
+
 def make_lora(folder: Path) -> None:
     """A job that trained LoRA weights; a base and adapters as PEFT saves them; a run's YAML."""
     factors = _factors(".mindpet_delta_lora_a", ".mindpet_delta_lora_b")
@@ -148,8 +168,8 @@ def _job(folder: Path, tensors: dict[str, np.ndarray], strategy: str, next_strat
 
 
 MAKERS: dict[str, Callable[[Path], None]] = {
-    "README.md": make_job,
-    "README.zh.md": make_job,
+    "README.md": make_readme,
+    "README.zh.md": make_readme,
     "docs/how-to/lora.md": make_lora,
     "docs/zh/how-to/lora.md": make_lora,
     "docs/how-to/auto.md": make_auto,
