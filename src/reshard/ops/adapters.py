@@ -66,7 +66,7 @@ def own_config(adapter: str) -> str:
 
 def joined(base: Catalog, adapters: Sequence[AdapterAt], combination: Combination, *, allow_nan: bool) -> Joined:
     """Open the adapters and find out what becomes of the base's weights. Raises InputError, UsageError."""
-    how = How(combination_named(combination), allow_nan, _model_of(base))
+    how = How(combination_named(combination), allow_nan, _model_of(base), base.became)
     _check_initial(adapters)
     apart, inside = _apart(base)
     if inside and any(each.path for each in adapters):

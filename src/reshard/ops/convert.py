@@ -77,13 +77,17 @@ def plan(src: str | Path, dst: str | Path, options: Options | None = None) -> Pl
     return plan_from(source, str(dst), options)
 
 
-def opened(src: str | Path, options: Options) -> tuple[Catalog, Options]:
-    """The source under the names that the target gets, and the options that are left to do."""
+def opened(src: str | Path, options: Options, *, follows: bool = False) -> tuple[Catalog, Options]:
+    """The source under the names that the target gets, and the options that are left to do.
+
+    Args:
+        follows: the catalog says what became of the source's names.
+    """
     source = open_source(options.source(src))
     naming = options.naming_of(source)
     if not naming.changes:
         return source, options
-    from reshard.ops.naming import models, renamed
+    from reshard.ops.naming import followed, models, renamed
 
     idle = options.names.idle((*source.tensors, *source.texts))
     strategy = read_strategy(options.dst_strategy) if options.dst_strategy else None
@@ -94,7 +98,10 @@ def opened(src: str | Path, options: Options) -> tuple[Catalog, Options]:
         from reshard.ops.model_files import along as found_along
 
         along = found_along(made, naming, ALIASES.get(options.dtype, options.dtype))
-    return replace(made.catalog, own=None), replace(options, names=NameRules(), naming=Naming(), along=along)
+    became = followed(source, made) if follows else {}
+    return replace(made.catalog, own=None, became=became), replace(
+        options, names=NameRules(), naming=Naming(), along=along
+    )
 
 
 def plan_from(

@@ -86,7 +86,7 @@ def open_merge(
     allow_nan: bool = False,
 ) -> Opened:
     """The base under the names that the target gets, the adapters, and what becomes of weights. Raises InputError."""
-    source, left = opened(src, options)
+    source, left = opened(src, options, follows=True)
     made = joined(source, adapters, combination, allow_nan=allow_nan)
     if left.along:
         from reshard.ops.model_files import corrected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 
 from msgspec.structs import replace
@@ -14,7 +15,7 @@ from reshard.layout.tensor import Sharding
 from reshard.names.model import ModelFile, model_of_args, read_model
 from reshard.names.regroup import Models, Regrouped, regrouped
 from reshard.names.wishes import HUB, Naming
-from reshard.planning.catalog import Catalog, Loose, Shard, Tensor
+from reshard.planning.catalog import Became, Catalog, Loose, Shard, Tensor
 from reshard.planning.names import NameRules, is_state
 from reshard.storage.storage import join
 from reshard.storage.storages import storage_of
@@ -42,6 +43,29 @@ def renamed(
     made = regrouped(source, naming, files, excluded, _rows_of(strategy))
     _refuse_different(made)
     return made
+
+
+def followed(source: Catalog, made: Regrouped) -> dict[str, Became]:
+    """By its name in the source, what stage after stage made of each tensor that is called otherwise by now."""
+    there: dict[str, tuple[str, ...]] = {name: (name,) for name in source.tensors}
+    for fates in made.fates:
+        into = {fate.source: fate.targets for fate in fates}
+        there = {former: tuple(n for name in names for n in into.get(name, (name,))) for former, names in there.items()}
+    return {
+        former: Became(tuple(dict.fromkeys(names)), _is_whole(source.tensors[former], names, made.catalog.tensors))
+        for former, names in there.items()
+        if names not in ((), (former,))
+    }
+
+
+def _is_whole(tensor: Tensor, names: tuple[str, ...], now: Mapping[str, Tensor]) -> bool:
+    """Whether it is one tensor by now, of the same elements in the same places."""
+    made = now.get(names[0]) if len(names) == 1 else None
+    if made is None or (made.spec, made.made, made.scales) != (tensor.spec, tensor.made, tensor.scales):
+        return False
+    if any(each.view not in ((), each.spec.shape) for each in (made, tensor)):
+        return False
+    return {s.box: s.held for s in made.shards} == {s.box: s.held for s in tensor.shards}
 
 
 def _by_rules(source: Catalog, rules: NameRules) -> tuple[Catalog, frozenset[str]]:

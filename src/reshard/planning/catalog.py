@@ -233,6 +233,13 @@ class Ranks(Struct, frozen=True):
         return self.stages * self.devices
 
 
+class Became(Struct, frozen=True):
+    """What a tensor went into. ``whole``: into one that is called otherwise, and else the same."""
+
+    names: tuple[str, ...]
+    whole: bool
+
+
 class Catalog(Struct, frozen=True):
     """All of a checkpoint's tensors, in the order in which its files name them.
 
@@ -248,6 +255,7 @@ class Catalog(Struct, frozen=True):
         progress: where the training was, by MindFormers' words: ``global_step``, ``loss_scale`` …
         withheld: by name, why a tensor that the files have cannot be given: it is refused where it is asked for.
         dropped: by reason, names that were left out already when it was put under other names.
+        became: by their former names, tensors that were put under others, where that was asked.
         args: what the program that wrote it was told, by name, as plain values.
         common: the file that says so and what else all ranks share, for a target that keeps it as it is.
     """
@@ -270,6 +278,7 @@ class Catalog(Struct, frozen=True):
     common: bytes = b""
     kind: str = ""
     dropped: Mapping[str, tuple[str, ...]] = {}
+    became: Mapping[str, Became] = {}
 
     @property
     def by_strategy(self) -> bool:

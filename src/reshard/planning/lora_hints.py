@@ -7,18 +7,20 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import takewhile
 
-from reshard.planning.catalog import Tensor
+from reshard.planning.catalog import Became, Tensor
 from reshard.planning.lora_forms import Fit
 from reshard.planning.lora_names import lora_name
 from reshard.planning.names import is_state, layer_numbers
+from reshard.planning.other_names import of_hugging_face
 from reshard.planning.quantised import Quantised, quantised, quantiser
 
 
 class Hints:
     """What was seen of how a base names and stores its weights."""
 
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], became: Mapping[str, Became]) -> None:
         self._tensors = tensors
+        self._became = became
         self._square: dict[str, bool] = {}
         self._told: dict[bool, str] = {}
         self.way_on = ""
@@ -57,8 +59,13 @@ class Hints:
 
     def near(self, wanted: str) -> str:
         """The nearest name of the base, to go on with; "" where there is none, or one was said before."""
+        if wanted in self._became:
+            self.way_on = "merge it without --dst-names, and convert the result"
+            return f"; the target has it as a part of {' and '.join(self._became[wanted].names)}, or in another order"
         near = "" if self.way_on else nearest(wanted, self._tensors)
         if not near:
+            if not self.way_on and of_hugging_face([wanted]) and not of_hugging_face(self._tensors):
+                self.way_on = "--dst-names hf puts the base under the names that the adapter has, in the same pass"
             return ""
         self.way_on = f"reshard lora merge --adapter-rename '{renaming(wanted, near)}', if these are the same layers"
         return f"; the base has {near}"

@@ -175,7 +175,8 @@ class Layers:
         return lengths
 
     def _add_rows(self, layer: str, rows: Tensor) -> None:
-        wanted = f"{self._rules.rename(layer)}.weight"
+        renamed = self._rules.rename(layer)
+        wanted = renamed if renamed in self._base.tensors else f"{renamed}.weight"
         weight = self._base.tensors.get(wanted)
         if weight is None:
             raise PlanError(f"{rows.name}: {self._hints.no_base(wanted)}")

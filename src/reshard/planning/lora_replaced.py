@@ -10,7 +10,7 @@ from reshard.dtypes import FLOATING
 from reshard.planning.catalog import Loose, Shard, Tensor
 from reshard.planning.lora_forms import part_of
 from reshard.planning.lora_names import model_name
-from reshard.planning.lora_values import Model
+from reshard.planning.lora_values import How
 
 _EMBEDDINGS = (
     "embed_tokens.weight",
@@ -19,6 +19,7 @@ _EMBEDDINGS = (
     "embed_in.weight",
     "tok_embeddings.weight",
     "shared.weight",
+    "tok_embeddings.embedding_weight",
 )
 _COPY = ".base_layer."
 _HEAD = "lm_head.weight"
@@ -35,7 +36,7 @@ class Replacing:
         stays_tied: the head is the adapter's embedding, too.
     """
 
-    def __init__(self, base: Mapping[str, Tensor], model: Model) -> None:
+    def __init__(self, base: Mapping[str, Tensor], how: How) -> None:
         self.tensors = {name: replace(t, name=name) for t in base.values() if (name := model_name(t.name))}
         self.replaced: list[str] = []
         self._copies: dict[str, Tensor] = {}
@@ -43,7 +44,8 @@ class Replacing:
         self.warnings: list[str] = []
         self.config: dict[str, int] = {}
         self._base = dict(self.tensors)
-        self._model = model
+        self._model = how.model
+        self._of_others = bool(how.became)
         self._untied = False
         self.stays_tied = False
 
@@ -135,7 +137,7 @@ class Replacing:
                 "known without the base's config.json"
             )
             return ""
-        if embedding.endswith("embeddings.word_embeddings.weight"):
+        if self._of_others or embedding.endswith("embeddings.word_embeddings.weight"):
             return f"{embedding} is replaced, and what the head that is tied to it is called is not known"
         head = _HEAD
         if self._model.architecture.startswith("Whisper"):

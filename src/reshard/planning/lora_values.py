@@ -8,7 +8,7 @@ from typing import Literal
 from msgspec import Struct
 
 from reshard.errors import UsageError
-from reshard.planning.catalog import Tensor
+from reshard.planning.catalog import Became, Tensor
 from reshard.planning.plan import Form
 
 Stored = Literal["by shape", "in_out", "out_in"]
@@ -86,11 +86,17 @@ class Model(Struct, frozen=True):
 
 
 class How(Struct, frozen=True):
-    """How adapters are put together, and what is known of the base."""
+    """How adapters are put together, and what is known of the base. ``became``: what it was called before."""
 
     combination: Combination = "cat"
     allow_nan: bool = False
     model: Model = Model()
+    became: Mapping[str, Became] = {}
+
+    def name_now(self, name: str) -> str:
+        """Of a tensor or of a layer with a weight, by what the base called it."""
+        found = (self.became.get(former) for former in (name, f"{name}.weight"))
+        return next((each.names[0] for each in found if each is not None and each.whole), name)
 
 
 class Term(Struct, frozen=True):

@@ -33,12 +33,17 @@ def refuse_other_names(source: Collection[str], target: Collection[str]) -> None
         return
     first = next(name for name in ours if name not in theirs)
     other = next(name for name in theirs if name not in ours)
-    kind = "Hugging Face's names" if any(map(_HUGGING_FACE.search, ours)) else "names of another kind"
+    kind = "Hugging Face's names" if of_hugging_face(ours) else "names of another kind"
     raise PlanError(
         f"almost no name fits: the source has {kind} ({first}), the target's strategy {other}; "
         f"of {len(theirs):,} weights {shared:,} are in both",
         hint="--dst-names mindformers or mcore, as the job's model is, or --rename",
     )
+
+
+def of_hugging_face(names: Iterable[str]) -> bool:
+    """Whether some are as Hugging Face calls weights."""
+    return any(map(_HUGGING_FACE.search, names))
 
 
 def _enough(source: Collection[str], target: Collection[str]) -> bool:
