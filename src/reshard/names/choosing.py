@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from reshard.errors import UsageError
+from reshard.names.dims import AXIS_OF
 from reshard.names.matching import Names, lora_of
-from reshard.names.recipe import AXIS_OF, Rule
+from reshard.names.recipe import Rule
 from reshard.names.settings import OPTIONS, Known, axes_of, style_of
 from reshard.names.wishes import Asked
 from reshard.planning.catalog import Tensor

@@ -20,6 +20,10 @@ Item = tuple[str, ...]
 Dim = tuple[Item, ...]
 Dims = tuple[Dim, ...]
 
+NUMBERED = re.compile(r"\{([a-z]+\+)?([a-z])\}")
+"""A number in a name: ``{n}``, or ``{layers+j}`` for one behind others."""
+AXIS_OF = {"n": "layers", "j": "mtp", "e": "experts"}
+"""What the numbers in names count."""
 _TOKEN = re.compile(r"\s*([()]|[^\s()]+)")
 _NAME = re.compile(r"[a-z_][a-z_0-9]*")
 

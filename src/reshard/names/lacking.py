@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 
+from reshard.names.dims import AXIS_OF
 from reshard.names.matching import Found
-from reshard.names.recipe import AXIS_OF, Rule
+from reshard.names.recipe import Rule
 
 Groups = Mapping[tuple[object, ...], list[tuple[Found, str]]]
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from msgspec import Struct
 
-from reshard.names.dims import shown
-from reshard.names.recipe import AXIS_OF, Dropped, Recipe, Rule, Side
+from reshard.names.dims import AXIS_OF, shown
+from reshard.names.recipe import Dropped, Recipe, Rule, Side
 from reshard.names.settings import Known
 from reshard.planning.catalog import Tensor
 from reshard.planning.names import layer_numbers, layer_pattern, weight_of_state

@@ -14,16 +14,13 @@ from typing import Any
 
 from msgspec import Struct
 
-from reshard.errors import InputError, StrategyError
-from reshard.names.dims import Dims, parsed, section_of
+from reshard.errors import InputError, StrategyError, listed
+from reshard.names.checking import faults, line_of
+from reshard.names.dims import NUMBERED, Dims, parsed, section_of
 from reshard.planning.names import layer_pattern
-from reshard.strategy.expression import parse
 from reshard.yaml_text import read_own_yaml
 
 _HINT = "docs/how-to/add-a-model-family.md describes recipes"
-_NUMBERED = re.compile(r"\{([a-z]+\+)?([a-z])\}")
-AXIS_OF = {"n": "layers", "j": "mtp", "e": "experts"}
-"""What the numbers in names count."""
 
 
 class Side(Struct, frozen=True):
@@ -39,19 +36,19 @@ class Side(Struct, frozen=True):
     @property
     def pattern(self) -> str:
         """The name with ``#`` for each number."""
-        return _NUMBERED.sub("#", self.name)
+        return NUMBERED.sub("#", self.name)
 
     @property
     def numbers(self) -> tuple[tuple[str, str], ...]:
         """Of each number of the name what it counts and, if anything, from which size on."""
-        return tuple((found[2], (found[1] or "").rstrip("+")) for found in _NUMBERED.finditer(self.name))
+        return tuple((found[2], (found[1] or "").rstrip("+")) for found in NUMBERED.finditer(self.name))
 
     def called(self, numbers: Mapping[str, int], sizes: Mapping[str, int]) -> str:
         def number(found: re.Match[str]) -> str:
             first = sizes[found[1].rstrip("+")] if found[1] else 0
             return str(numbers[found[2]] + first)
 
-        return _NUMBERED.sub(number, self.name)
+        return NUMBERED.sub(number, self.name)
 
     def of_ndim(self, ndim: int) -> Dims:
         """Its dims where it has so many, else those that come first."""
@@ -150,47 +147,38 @@ def built_in() -> tuple[Recipe, ...]:
 
 
 def read_recipe(text: str, where: str, common: str) -> Recipe:
-    """Raises StrategyError naming the entry."""
+    """Raises StrategyError with all that is wrong, line by line."""
     try:
-        content, shared = (_map(read_own_yaml(each), "the file", _KEYS) for each in (text, common))
+        content, shared = (read_own_yaml(each) for each in (text, common))
+        if wrong := faults(content, shared):
+            raise StrategyError(listed([f"line {line_of(text, f.path)}: {f.text}" for f in wrong], 99))
         return _recipe(content, shared, where.rsplit("/", 1)[-1].removesuffix(".yaml"), text + common)
     except InputError as error:
         raise StrategyError(error.message, where, error.hint or _HINT) from None
 
 
-_KEYS = ("convention", "models", "settings", "axes", "defaults", "drop", "styles", "blocks", "needs")
-_BLOCK = ("hf", "own", "kind", "styles", "tensors", "when")
-_RULE = (
-    *("hf", "own", "dims", "hf_dims", "own_dims", "own_dims_3", "part_dims", "parts_dims", "styles", "when"),
-    *("optional", "dtype", "hf_dtype", "copy_of", "tied", "kind", "tensors"),
-)
-
-
 def _recipe(content: dict[str, Any], shared: dict[str, Any], name: str, text: str) -> Recipe:
-    def both(key: str) -> dict[str, Any]:
-        return {**_map(shared.get(key, {}), key), **_map(content.get(key, {}), key)}
+    """Of entries that were found right."""
 
-    styles = {n: _style(v, f"styles {n}") for n, v in _map(content.get("styles", {}), "styles").items()}
+    def both(key: str) -> dict[str, Any]:
+        return {**shared.get(key, {}), **content.get(key, {})}
+
     rules: list[Rule] = []
-    for number, block in enumerate(_list(content.get("blocks"), "blocks")):
-        entry = _map(block, f"blocks {number + 1}", _BLOCK)
-        for made in _rules(entry, _Place(number, entry.get("hf", ""), entry.get("own", ""), {}, entry.get("kind", ""))):
-            rules.append(Rule(len(rules), *made))
-    unknown = sorted({s for rule in rules for s in rule.styles} - styles.keys())
-    if unknown:
-        raise StrategyError(f"style {unknown[0]!r} of a tensor is not among styles")
+    for number, block in enumerate(content["blocks"]):
+        place = _Place(number, block.get("hf", ""), block.get("own", ""), {}, block.get("kind", ""))
+        rules += [Rule(len(rules) + more, *made) for more, made in enumerate(_rules(block, place))]
     return Recipe(
         name,
-        str(content.get("convention", "")),
-        tuple(map(str, _list(content.get("models", []), "models"))),
-        {key: tuple(map(str, _list(keys, f"settings {key}"))) for key, keys in both("settings").items()},
+        content["convention"],
+        tuple(map(str, content.get("models", []))),
+        {key: tuple(map(str, keys)) for key, keys in both("settings").items()},
         both("axes"),
-        {key: _expression(value, f"defaults {key}") for key, value in both("defaults").items()},
-        styles,
-        tuple(_dropped(d) for each in (content, shared) for d in _list(each.get("drop", []), "drop")),
+        both("defaults"),
+        {name: _style(style) for name, style in content.get("styles", {}).items()},
+        tuple(Dropped(str(d["match"]), str(d["why"])) for each in (content, shared) for d in each.get("drop", [])),
         tuple(rules),
         text,
-        frozenset(layer_pattern(str(name)) for name in _list(content.get("needs", []), "needs")),
+        frozenset(layer_pattern(str(name)) for name in content.get("needs", [])),
     )
 
 
@@ -205,9 +193,8 @@ class _Place(Struct, frozen=True):
 
 
 def _rules(entry: dict[str, Any], place: _Place) -> Iterator[tuple[Any, ...]]:
-    for each in _list(entry.get("tensors"), "tensors"):
-        rule = _map(each, "a tensor", _RULE)
-        styles = {**place.styles, **_map(rule.get("styles", {}), "styles")}
+    for rule in entry["tensors"]:
+        styles = {**place.styles, **rule.get("styles", {})}
         if "tensors" in rule:
             yield from _rules(rule, _Place(place.block, place.hub, place.own, styles, rule.get("kind", place.kind)))
             continue
@@ -216,28 +203,22 @@ def _rules(entry: dict[str, Any], place: _Place) -> Iterator[tuple[Any, ...]]:
 
 
 def _rule(entry: dict[str, Any], place: _Place, styles: Mapping[str, str], kind: str) -> tuple[Any, ...]:
-    where = str(entry.get("own") or entry.get("hf"))
-    try:
-        hub, own = _both_sides(entry, place, kind)
-        if entry.get("copy_of") is None and not own:
-            raise StrategyError("it has no counterpart")
-        return (
-            hub,
-            own,
-            {str(k): str(v) for k, v in styles.items()},
-            place.block,
-            str(entry.get("kind", place.kind)),
-            _expression(entry.get("when", True), "when"),
-            bool(entry.get("optional", False)) or kind == "bias",
-            _expression(entry.get("dtype"), "dtype"),
-            _expression(entry.get("hf_dtype"), "hf_dtype"),
-            str(entry.get("copy_of", "")),
-            str(entry.get("tied", "")),
-            next((of for of, _ in next(iter(hub.values())).numbers if of != "e"), ""),
-            len({_per_expert(side) for side in (hub, own) if side}) > 1,
-        )
-    except StrategyError as error:
-        raise StrategyError(f"{where}: {error.message}", error.where, error.hint) from None
+    hub, own = _both_sides(entry, place, kind)
+    return (
+        hub,
+        own,
+        {str(k): str(v) for k, v in styles.items()},
+        place.block,
+        str(entry.get("kind", place.kind)),
+        entry.get("when", True),
+        bool(entry.get("optional", False)) or kind == "bias",
+        entry.get("dtype"),
+        entry.get("hf_dtype"),
+        str(entry.get("copy_of", "")),
+        str(entry.get("tied", "")),
+        next((of for of, _ in next(iter(hub.values())).numbers if of != "e"), ""),
+        len({_per_expert(side) for side in (hub, own) if side}) > 1,
+    )
 
 
 def _per_expert(sides: Mapping[str, Side]) -> bool:
@@ -246,14 +227,12 @@ def _per_expert(sides: Mapping[str, Side]) -> bool:
 
 def _both_sides(entry: dict[str, Any], place: _Place, kind: str) -> tuple[dict[str, Side], dict[str, Side]]:
     names = {"hf": _names(entry.get("hf"), place.hub, kind), "own": _names(entry.get("own"), place.own, kind)}
-    if len(names["hf"]) > 1 and len(names["own"]) > 1:
-        raise StrategyError("several tensors on both sides: one side is one tensor")
     text = entry.get("dims", "")
     made: dict[str, dict[str, Side]] = {}
     for side, named in names.items():
         whole = [parsed(str(entry.get(f"{side}_dims", text)))]
         whole += [parsed(str(entry[f"{side}_dims_3"]))] if f"{side}_dims_3" in entry else []
-        of_parts = _map(entry.get("parts_dims", {}), "parts_dims")
+        of_parts = entry.get("parts_dims", {})
         made[side] = {}
         for section, name in named.items():
             given = of_parts.get(section, entry.get("part_dims") if section else None)
@@ -269,40 +248,6 @@ def _names(given: object, prefix: str, kind: str) -> dict[str, str]:
     return {str(section): prefix + re.sub(r"\.\*$", f".{kind}", str(name)) for section, name in sections.items()}
 
 
-def _style(value: object, what: str) -> Style:
-    entry = _map(value, what, ("told", "default", "ask", "fused_with"))
+def _style(entry: Mapping[str, Any]) -> Style:
     default, ask, other = (str(entry.get(k, v)) for k, v in (("default", ""), ("ask", "--model"), ("fused_with", "")))
-    return Style(_expression(entry.get("told"), what), default, ask, other)
-
-
-def _dropped(value: object) -> Dropped:
-    entry = _map(value, "drop", ("match", "why"))
-    try:
-        re.compile(str(entry.get("match")))
-    except re.error as error:
-        raise StrategyError(f"drop: {entry.get('match')!r} is not a regular expression: {error}") from None
-    return Dropped(str(entry.get("match")), str(entry.get("why")))
-
-
-def _expression(value: object, what: str) -> object:
-    if isinstance(value, str):
-        try:
-            parse(value)
-        except StrategyError as error:
-            raise StrategyError(f"{what}: {error.message}") from None
-    return value
-
-
-def _map(value: object, what: str, known: tuple[str, ...] = ()) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise StrategyError(f"{what}: {value!r}, expected a map")
-    unknown = [key for key in value if known and key not in known]
-    if unknown:
-        raise StrategyError(f"{what}: {unknown[0]!r} is not known", hint=f"known: {', '.join(known)}")
-    return value
-
-
-def _list(value: object, what: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise StrategyError(f"{what}: {value!r}, expected a list")
-    return value
+    return Style(entry.get("told"), default, ask, other)

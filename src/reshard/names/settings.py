@@ -73,7 +73,7 @@ def derived(recipe: Recipe, axes: Axes) -> Axes:
     """With the sizes that follow from known ones."""
     sizes, told = dict(axes.sizes), dict(axes.told)
     for name, value in recipe.axes.items():
-        if name in axes.made_of or name in sizes:
+        if value is None or name in axes.made_of or name in sizes:
             continue
         needs = names_in(value)
         if all(sizes.get(n) is not None for n in needs):

@@ -11,13 +11,13 @@ from reshard.dtypes import ALIASES, FLOATING
 from reshard.errors import PlanError, StrategyError, listed
 from reshard.index import TensorSpec
 from reshard.names.choosing import Choosing
-from reshard.names.dims import Axes, Dims, shown
+from reshard.names.dims import AXIS_OF, Axes, Dims, shown
 from reshard.names.lacking import Lacking
 from reshard.names.linking import Part, at_index, link_of
 from reshard.names.links import Link
 from reshard.names.maker import Maker
 from reshard.names.matching import Found, Names, counts_of, lora_name
-from reshard.names.recipe import AXIS_OF, Rule, Side
+from reshard.names.recipe import Rule, Side
 from reshard.names.settings import Known, axes_of, derived, solved, surprising, with_defaults
 from reshard.names.wishes import Asked
 from reshard.planning.catalog import Tensor
