@@ -26,10 +26,8 @@ from reshard import errors
 from reshard.cli.commands import app_for
 
 NOT_RUN = {
-    "make demo": "fetches a real model",
     "make tutorial": "fetches a real model",
     "make bench": "takes minutes and gigabytes",
-    "make test": "would run this test again",
     "pip install .": "changes the environment",
     ". .venv/bin/activate": "the test has its environment already",
     "cd demo/out": "the test starts in such a folder",
