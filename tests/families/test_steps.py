@@ -138,6 +138,7 @@ def test_with_links_and_blocks_of_a_row(
     step: Step, options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("reshard.ops.options._MAX_BLOCK_NBYTES", 24)
+    monkeypatch.setattr("reshard.ops.options._MAX_TURNED_BLOCK_NBYTES", 24)
     make(step, tmp_path / "out", replace(options, link_replicas=True))
     check(step, tmp_path / "out")
 

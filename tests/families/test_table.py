@@ -109,6 +109,7 @@ def test_blocks_of_any_size(
     made: Made, strategies: Path, cut: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("reshard.ops.options._MAX_BLOCK_NBYTES", 24)
+    monkeypatch.setattr("reshard.ops.options._MAX_TURNED_BLOCK_NBYTES", 24)
     reshard.convert(made.path, tmp_path / "out", made.options(strategies))
     assert weights(tmp_path / "out") == weights(cut)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import product
+from itertools import product, repeat
 from math import prod
 from operator import lt, sub
 from types import EllipsisType
@@ -79,6 +79,15 @@ class Box(Struct, frozen=True, order=True):
         >>> list(Box((1, 2), (3, 4)).runs_in(Box((0, 0), (3, 4))))
         [(6, 2), (10, 2)]
         """
+        for first, size, step, count in self.rows_in(outer):
+            yield from zip(range(first, first + count * step, step), repeat(size))
+
+    def rows_in(self, outer: Box) -> Iterator[tuple[int, int, int, int]]:
+        """As ``runs_in``, together what lies equally far apart: (first, how many in each, distance, how many runs).
+
+        >>> list(Box((1, 2), (3, 4)).rows_in(Box((0, 0), (3, 4))))
+        [(6, 2, 4, 2)]
+        """
         if not self.size:
             return
         dims = len(self.start)
@@ -87,8 +96,10 @@ class Box(Struct, frozen=True, order=True):
         rows = max(dims - 1, 0)
         steps = [prod(outer.shape[dim + 1 :]) for dim in range(len(self.start))]
         first = sum((a - o) * step for a, o, step in zip(self.start, outer.start, steps, strict=True))
-        for index in product(*map(range, self.shape[:rows])):
-            yield first + sum(i * step for i, step in zip(index, steps[:rows], strict=True)), prod(self.shape[rows:])
+        size, many = prod(self.shape[rows:]), max(rows - 1, 0)
+        step, count = (steps[many], self.shape[many]) if rows else (size, 1)
+        for index in product(*map(range, self.shape[:many])):
+            yield first + sum(i * step for i, step in zip(index, steps[:many], strict=True)), size, step, count
 
 
 def ordered(box: Box, order: tuple[int, ...]) -> Box:

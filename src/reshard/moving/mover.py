@@ -139,7 +139,7 @@ class Mover:
 
     def _wide(self, read: Access, nbytes: int, kept_nbytes: int) -> memoryview:
         """What a read brings of which a part alone is wanted. The other parts may be by what is made next."""
-        content = (self._sources, read.file, read.ranges, nbytes)
+        content = (self._sources, read.file, read.ranges, read.rows, nbytes)
         wide, known = self._scratch.known(content, nbytes, kept_nbytes)
         if not known:
             self._sources.read_into(read, wide)

@@ -9,7 +9,7 @@ from operator import itemgetter
 from reshard.errors import CheckpointError, RunError
 from reshard.index import ZEROS, Coding, cut_extents
 from reshard.layout.box import Box
-from reshard.planning.blocks import Access
+from reshard.planning.blocks import Access, Rows
 from reshard.planning.catalog import Catalog, Held
 from reshard.planning.plan import SourceFile
 from reshard.storage.storage import ReadFile
@@ -83,11 +83,29 @@ class Sources:
             for extent in access.ranges:
                 parts.append((extent.offset, extent.end, buffer[at : at + extent.nbytes], extent.coded))
                 at += extent.nbytes
+            for rows in access.rows:
+                nbytes = rows.count * rows.nbytes
+                parts += self._rows(access.file, rows, buffer[at : at + nbytes])
+                at += nbytes
             if at != len(buffer):
                 raise RunError(f"{at} bytes for {len(buffer)} that are wanted", self._files[access.file].path)
         for number, parts in by_file.items():
-            gap_nbytes = _REMOTE_GAP_NBYTES if storage_of(self._files[number].path).remote else _GAP_NBYTES
-            _read_parts(self.opened(number), parts, gap_nbytes)
+            _read_parts(self.opened(number), parts, _REMOTE_GAP_NBYTES if self._remote(number) else _GAP_NBYTES)
+
+    def _rows(self, file: int, rows: Rows, buffer: memoryview) -> list[_Part]:
+        """Read them one by one, where each takes a microsecond; elsewhere they are parts, to be read with others."""
+        nbytes = rows.nbytes
+        offsets = range(rows.offset, rows.offset + rows.count * rows.step, rows.step)
+        places = zip(offsets, range(0, len(buffer), nbytes), strict=True)
+        if self._remote(file):
+            return [(offset, offset + nbytes, buffer[at : at + nbytes], None) for offset, at in places]
+        read_into = self.opened(file).read_into
+        for offset, at in places:
+            read_into(offset, buffer[at : at + nbytes])
+        return []
+
+    def _remote(self, file: int) -> bool:
+        return storage_of(self._files[file].path).remote
 
     def count(self, file: int, nbytes: int) -> None:
         """Note how many of the bytes that were read count: none of those between that cost less to read than to skip,

@@ -8,6 +8,7 @@ from reshard.errors import UsageError
 from reshard.moving.local import TASKS_AT_ONCE
 from reshard.ops.options import Means
 from reshard.planning.bill import BUFFERS_A_WORKER
+from reshard.planning.blocks import turns
 from reshard.planning.plan import Plan
 from reshard.planning.tasks import MAX_FILES
 from reshard.storage.machine import auto_workers
@@ -45,7 +46,7 @@ def budget_of(plan: Plan, dst: str, means: Means) -> Budget:
     workers = _workers(paths, means, remote=remote)
     uploading = storage_of(dst).front_to_back
     if not remote:
-        return Budget(workers, means.block_nbytes(workers))
+        return Budget(workers, means.block_nbytes(workers, turned=turns(plan)))
     connections = workers * _CONNECTION_NBYTES
     if not uploading:
         return Budget(workers, _far_block(means, workers, connections), others_nbytes=connections)

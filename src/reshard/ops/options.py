@@ -23,6 +23,7 @@ from reshard.planning.plan import SmallFile
 from reshard.planning.shares import Share
 
 _MAX_BLOCK_NBYTES = 8 << 20
+_MAX_TURNED_BLOCK_NBYTES = 32 << 20
 _MIN_BLOCK_NBYTES = 64 << 10
 _RESERVED_NBYTES = 96 << 20
 
@@ -78,18 +79,20 @@ class Means(Struct, frozen=True, kw_only=True):
         """What ``max_memory_nbytes`` leaves beside the program itself; without it, no bound that matters."""
         return (self.max_memory_nbytes or 1 << 62) - _RESERVED_NBYTES
 
-    def block_nbytes(self, workers: int, others_nbytes: int = 0) -> int:
-        """The largest block that keeps the promise of ``max_memory_nbytes``, beside buffers of ``others_nbytes``.
+    def block_nbytes(self, workers: int, others_nbytes: int = 0, *, turned: bool = False) -> int:
+        """The largest block that keeps the promise of ``max_memory_nbytes``, beside buffers of ``others_nbytes``; that
+        is worth its memory, ``turned`` where dims change places.
 
         Raises UsageError when none does.
         """
+        most = _MAX_TURNED_BLOCK_NBYTES if turned else _MAX_BLOCK_NBYTES
         if self.max_memory_nbytes is None:
-            return _MAX_BLOCK_NBYTES
+            return most
         block = (self.spare_nbytes - others_nbytes) // (workers * BUFFERS_A_WORKER)
         if block < _MIN_BLOCK_NBYTES:
             least = _RESERVED_NBYTES + others_nbytes + workers * BUFFERS_A_WORKER * _MIN_BLOCK_NBYTES
             raise UsageError(f"--max-memory of {self.max_memory_nbytes:,} bytes is below the {least:,} needed")
-        return min(block, _MAX_BLOCK_NBYTES)
+        return min(block, most)
 
 
 _OF_MEGATRON = (MEGATRON, "torch_dist")

@@ -19,22 +19,34 @@ from msgspec import Struct
 from reshard.dtypes import ITEMSIZE
 from reshard.index import ZEROS, Extent, cut_extents
 from reshard.layout.box import Box, ordered
-from reshard.planning.plan import Move, Piece
+from reshard.planning.plan import Assembly, Move, Piece, Plan
 from reshard.planning.tasks import hull_of
 
 _MUCH_MORE = 4
+_PLAIN_NBYTES = 8 << 20
+"""Blocks of what is copied as it lies are no larger: it takes no less time."""
+
+
+class Rows(Struct, frozen=True):
+    """Bytes that lie equally far apart: ``count`` times ``nbytes``, one every ``step`` from ``offset`` on."""
+
+    offset: int
+    nbytes: int
+    step: int
+    count: int
 
 
 class Access(Struct, frozen=True):
     """``box`` of the tensor, consecutive in ``ranges`` of one file; ``piece`` counts the move's sources or targets.
 
-    Of a source the box may hold what lies beside its piece.
+    Of a source the box may hold what lies beside its piece, or lie in ``rows``, of which there may be very many.
     """
 
     piece: int
     file: int
     box: Box
     ranges: tuple[Extent, ...]
+    rows: tuple[Rows, ...] = ()
 
 
 class Block(Struct, frozen=True):
@@ -57,6 +69,8 @@ class Blocks:
         self.hull = hull_of(move.targets)
         self._sources = _Shelf(self.base.pieces)
         self._targets = _Shelf(move.targets)
+        if not _turned(self.base):
+            block_nbytes = min(block_nbytes, _PLAIN_NBYTES)
         wide = self.hull
         for piece in self.base.pieces:
             wide = wide if piece.order else wide.hull(piece.stored)
@@ -91,7 +105,7 @@ class Blocks:
             elif (wide := self._worth_reading(piece, box)) is not None:
                 yield _access(number, piece, wide, self.source_itemsize)
             else:
-                yield from _scattered(number, piece, box, self.source_itemsize)
+                yield from _apart(number, piece, box, self.source_itemsize)
 
     def _worth_reading(self, piece: Piece, box: Box) -> Box | None:
         """What lies together and holds the part of a box that lies apart, where it is not much more than that."""
@@ -129,6 +143,15 @@ def _split(shape: tuple[int, ...], itemsize: int, block_nbytes: int) -> tuple[in
         if row <= block_nbytes:
             return dim, max(block_nbytes // max(row, 1), 1)
     return 0, 1
+
+
+def _turned(of: Assembly) -> bool:
+    return any(piece.order for piece in of.pieces)
+
+
+def turns(plan: Plan) -> bool:
+    """Whether some tensor lies otherwise in the source than in the target: larger blocks hold longer runs of it."""
+    return any(_turned(tensor.step.base) for tensor in plan.tensors)
 
 
 class _Shelf:
@@ -190,6 +213,18 @@ def _scattered(number: int, piece: Piece, box: Box, itemsize: int) -> Iterator[A
     extents = (cut_extents(piece.extents, at * itemsize, length * itemsize) for at, length in piece.runs_of(part))
     ranges = () if piece.file == ZEROS else tuple(chain.from_iterable(extents))
     yield Access(number, piece.file, part, ranges)
+
+
+def _apart(number: int, piece: Piece, box: Box, itemsize: int) -> Iterator[Access]:
+    """As ``_scattered``, of a source."""
+    part = piece.box & box
+    if piece.file == ZEROS or len(piece.extents) > 1 or piece.extents[0].coded or not part.size:
+        yield from _scattered(number, piece, box, itemsize)
+        return
+    start = piece.extents[0].offset
+    found = ordered(part, piece.order).rows_in(ordered(piece.stored, piece.order))
+    rows = [Rows(start + at * itemsize, n * itemsize, step * itemsize, count) for at, n, step, count in found]
+    yield Access(number, piece.file, part, (), tuple(rows))
 
 
 def siblings(moves: Sequence[Move], block_nbytes: int) -> Iterator[tuple[Move, ...]]:

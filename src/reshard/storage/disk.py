@@ -17,7 +17,7 @@ from reshard.errors import CheckpointError, StorageError
 from reshard.planning.plan import Link
 from reshard.storage.clones import clone_file, clone_range, copy_range
 from reshard.storage.machine import filesystem
-from reshard.storage.storage import PART, Entry, NewFile, ReadFile, Share, reported
+from reshard.storage.storage import PART, Entry, NewFile, ReadFile, Share, reported, translated
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _AT_FDCWD = -100  # linux/fcntl.h
@@ -68,16 +68,18 @@ class DiskFile:
 def read_all(fd: int, path: str, offset: int, buffer: memoryview) -> None:
     """Fill the buffer from a file descriptor. Raises StorageError."""
     done = 0
-    with reported(path):
-        while done < len(buffer):
+    while done < len(buffer):
+        try:  # no context: of small reads it would take as long as the reading
             n = os.preadv(fd, [buffer[done : done + _IOV_MAX_NBYTES]], offset + done)
-            if n == 0:
-                raise StorageError(
-                    f"the file ends at byte {offset + done}, {len(buffer) - done} more were expected",
-                    path,
-                    "it is cut short, or changed while it was read: copy it again",
-                )
-            done += n
+        except OSError as error:
+            raise translated(error, path) from error
+        if n == 0:
+            raise StorageError(
+                f"the file ends at byte {offset + done}, {len(buffer) - done} more were expected",
+                path,
+                "it is cut short, or changed while it was read: copy it again",
+            )
+        done += n
 
 
 class DiskNewFile:

@@ -176,10 +176,11 @@ def reported(path: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _translated(error, str(path)) from error
+        raise translated(error, str(path)) from error
 
 
-def _translated(error: OSError, path: str) -> ReshardError:
+def translated(error: OSError, path: str) -> ReshardError:
+    """The system's error as ours."""
     said = error.strerror or str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageError(f"no space: {said}", path, "free some space, then run again with --resume")

@@ -176,6 +176,7 @@ def test_a_view_in_very_many_runs_is_read_in_the_order_in_which_it_lies(
     wanted = np.lib.stride_tricks.as_strided(numbers[offset:], shape, [4 * s for s in strides])
     assert len(TorchFile().read_index(DiskFile(str(path))).tensors["w"].extents) <= 2500
     monkeypatch.setattr("reshard.ops.options._MAX_BLOCK_NBYTES", 4096)
+    monkeypatch.setattr("reshard.ops.options._MAX_TURNED_BLOCK_NBYTES", 4096)
     reshard.convert(path, tmp_path / "m.safetensors", Options(fsync=False))
     found = read_file(tmp_path / "m.safetensors")
     assert np.array_equal(found["w"], wanted)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from reshard.index import Coding
-from reshard.moving.task_inputs import _read_parts
+from reshard.index import Coding, Extent
+from reshard.layout.box import Box
+from reshard.moving.task_inputs import Sources, _read_parts
+from reshard.planning.blocks import Access, Rows
+from reshard.planning.plan import SourceFile
+from reshard.storage.disk import Disk
 
 CONTENT = bytes(n % 251 for n in range(20_000))
 
@@ -70,3 +76,17 @@ def test_no_read_is_large() -> None:
     _read_parts(file, near, 1 << 16)
     assert len(file.asked) == 2
     assert all(nbytes <= 1 << 20 for _, nbytes in file.asked)
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_rows_are_read_wherever_the_file_is(remote: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(CONTENT)
+    monkeypatch.setattr(Disk, "remote", remote)
+    sources = Sources((SourceFile(str(path), len(CONTENT), path.stat().st_mtime_ns),))
+    out = memoryview(bytearray(3 * 5 + 4 + 2 * 7))
+    rows = (Rows(100, 5, 9000, 3), Rows(7000, 7, 8, 2))
+    sources.read_into(Access(0, 0, Box((), ()), (Extent(3, 4),), rows), out)
+    starts = [(3, 4), (100, 5), (9100, 5), (18_100, 5), (7000, 7), (7008, 7)]
+    assert bytes(out) == b"".join(CONTENT[at : at + n] for at, n in starts)
+    sources.close()
