@@ -15,6 +15,7 @@ import pytest
 from pages import ROOT
 
 import reshard
+from families.rows import FAMILIES
 from hub_model import write_hub
 from making import write_file
 from reshard.ops.make_strategy import Making, made_stages
@@ -128,6 +129,19 @@ def make_readme(folder: Path) -> None:
     reshard.convert(folder / "model", folder / "megatron", Options(to="megatron", tp=3, pp=2))
 
 
+def make_recipes(folder: Path) -> None:
+    """Beside what the README has a run of ZeRO-3 and an adapter."""
+    make_readme(folder)
+    shutil.copytree(FAMILIES["DeepSpeed, stage 3"](folder / "made").path, folder / "zero")
+    random = np.random.default_rng(3)
+    places = [f"base_model.model.model.layers.{n}.self_attn.o_proj" for n in range(0, 30, 7)]
+    factors = {f"{place}.lora_{part}.weight": (2, 18) if part == "A" else (18, 2) for place in places for part in "AB"}
+    tensors = {name: random.standard_normal(shape, np.float32) for name, shape in factors.items()}
+    write_file(folder / "adapter/adapter_model.safetensors", tensors)
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["o_proj"]}
+    (folder / "adapter/adapter_config.json").write_text(json.dumps(config))
+
+
 def make_lora(folder: Path) -> None:
     """A job that trained LoRA weights; a base and adapters as PEFT saves them; a run's YAML."""
     factors = _factors(".mindpet_delta_lora_a", ".mindpet_delta_lora_b")
@@ -170,6 +184,8 @@ def _job(folder: Path, tensors: dict[str, np.ndarray], strategy: str, next_strat
 MAKERS: dict[str, Callable[[Path], None]] = {
     "README.md": make_readme,
     "README.zh.md": make_readme,
+    "docs/how-to/recipes.md": make_recipes,
+    "docs/zh/how-to/recipes.md": make_recipes,
     "docs/how-to/lora.md": make_lora,
     "docs/zh/how-to/lora.md": make_lora,
     "docs/how-to/auto.md": make_auto,
