@@ -11,11 +11,12 @@ import pytest
 from msgspec.structs import replace
 
 from making import array, read_file, read_rank, same, write_file, write_strategy
-from reshard.errors import CheckpointError
+from reshard.errors import CheckpointError, PlanError
 from reshard.layout.tensor import Sharding
 from reshard.names.wishes import Asked, Naming
 from reshard.ops.convert import convert
 from reshard.ops.options import Options
+from reshard.planning.names import NameRules
 
 H, F, V, EXPERTS, MF, HEADS, KV, HD = 8, 12, 16, 3, 6, 4, 2, 4
 Shapes = dict[str, tuple[int, ...]]
@@ -219,3 +220,47 @@ def test_telechat2_fused_on_each_rank_after_the_cut(tmp_path: Path) -> None:
     convert(tmp_path / "ranks", tmp_path / "back.safetensors", Options(src_strategy=strategy, naming=back))
     made = read_file(tmp_path / "back.safetensors")
     assert all(same(made[name], value) for name, value in tensors.items())
+
+
+SMALL = {**OUTER, **layer(0, NORMS, LATENT, DENSE), **layer(1, NORMS, LATENT, experts("shared_experts", 2 * MF))}
+"""A model of latent attention, its first layer dense."""
+BIASED = {**OUTER, **layer(0, NORMS, GROUPED, DENSE, {f"self_attn.{p}_proj.bias": (n * HD,) for p, n in (
+    ("q", HEADS), ("k", KV), ("v", KV))}, {f"self_attn.{p}_norm.weight": (HD,) for p in "qk"})}  # fmt: skip
+QWEN = {"model_type": "qwen3", "num_hidden_layers": 1, "intermediate_size": F}
+LACKING = {
+    "half of the shared experts": (SMALL, V2, "shared_experts.down_proj", {}, ["shared_experts.down_proj.weight: not"]),
+    "shared experts that are told": (SMALL, V2, "shared_experts", {}, ["shared_experts.gate_proj.weight: not there"]),
+    "queries": (SMALL, V2, "self_attn.q_", {}, ["layers.0.self_attn.q_proj.weight: not there"]),
+    "half of low-rank queries": (
+        SMALL,
+        V2,
+        "q_a_layernorm",
+        {},
+        ["layers.1.self_attn.q_a_layernorm.weight: not there"],
+    ),
+    "a correction that is told": (SMALL, V2, "", {"topk_method": "noaux_tc"}, ["e_score_correction_bias: not there"]),
+    "dense layers": (SMALL, V2, "", {"first_k_dense_replace": 2}, ["layer of experts", "first_k_dense_replace 2"]),
+    "layers of experts": (SMALL, V2, "", {"first_k_dense_replace": 0}, ["layer of dense", "first_k_dense_replace 0"]),
+    "the norm of keys alone": (BIASED, QWEN, "k_norm", {}, ["layers.0.self_attn.k_norm.weight: not there"]),
+    "the bias of keys alone": (BIASED, QWEN, "k_proj.bias", {}, ["layers.0.self_attn.k_proj.bias"]),
+}
+
+
+@pytest.mark.parametrize("what", LACKING)
+def test_what_stands_together_is_not_there_by_half(tmp_path: Path, what: str) -> None:
+    """In no layer at all: what one layer has and another has not is told anyway."""
+    shapes, config, gone, more, words = LACKING[what]
+    hub(tmp_path / "hub", {n: s for n, s in shapes.items() if not gone or gone not in n}, {**config, **more})
+    with pytest.raises(PlanError) as told:
+        convert(tmp_path / "hub", tmp_path / "out.safetensors", Options(naming=Naming(dst="mcore")))
+    assert not [word for word in words if word not in told.value.message], told.value.message
+
+
+def test_multi_token_layers_that_are_told_and_not_there_can_be_left_out(tmp_path: Path) -> None:
+    """As transformers saves them: config.json tells of what it does not keep."""
+    hub(tmp_path / "hub", SMALL, {**V2, "num_nextn_predict_layers": 1})
+    naming, out = Naming(dst="mcore"), tmp_path / "out.safetensors"
+    with pytest.raises(PlanError, match=r"model.layers.2.enorm.weight: not there"):
+        convert(tmp_path / "hub", out, Options(naming=naming))
+    convert(tmp_path / "hub", out, Options(naming=naming, names=NameRules(exclude=(r"^model\.layers\.2\.",))))
+    assert "decoder.layers.1.mlp.router.weight" in read_file(out)

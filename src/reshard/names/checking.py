@@ -24,7 +24,7 @@ _GROUP = ("styles", "kind", "tensors")
 _STYLE = ("told", "default", "ask", "fused_with")
 _TENSOR = (
     *("hf", "own", "dims", "hf_dims", "own_dims", "own_dims_3", "part_dims", "parts_dims", "styles", "when"),
-    *("optional", "dtype", "hf_dtype", "copy_of", "tied", "kind"),
+    *("optional", "biases", "required", "dtype", "hf_dtype", "copy_of", "tied", "kind"),
 )
 _LISTS, _MAPS = ("models", "needs", "drop", "blocks"), ("settings", "axes", "defaults", "styles")
 _MORE = ("release", "shards")
@@ -163,7 +163,7 @@ class _Checking:
 
     def _of_tensor(self, tensor: _Tensor) -> Iterator[Fault]:
         entry, path = tensor.entry, tensor.path
-        for key in ("when", "dtype", "hf_dtype"):
+        for key in ("when", "required", "dtype", "hf_dtype"):
             yield from self._expression((*path, key), entry.get(key), self._names)
         for style in tensor.styles:
             if style not in self._styles:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from itertools import chain
 
 from reshard.names.dims import AXIS_OF
 from reshard.names.matching import Found
-from reshard.names.recipe import Rule
+from reshard.names.recipe import ALONE, Rule
 
 Groups = Mapping[tuple[object, ...], list[tuple[Found, str]]]
 
@@ -20,7 +20,7 @@ class Lacking:
         excluded: names that need not be there.
     """
 
-    def __init__(self, rules: Sequence[Rule], sizes: Mapping[str, int], excluded: frozenset[str], *, hub: bool) -> None:
+    def __init__(self, rules: Sequence[Rule], sizes: Mapping[str, int], excluded: Container[str], *, hub: bool) -> None:
         self._rules = rules
         self._sizes = sizes
         self._excluded = excluded
@@ -78,10 +78,8 @@ class Lacking:
         }
         for kind, rules in kinds.items():
             places = everywhere if len(kinds) == 1 else of_kind[kind]
-            for rule in rules:
-                have = there.get(rule.number, set())
-                wanted = places if not rule.optional or have else set()
-                for number in sorted(wanted - have, key=lambda n: n or 0):
+            for rule, lacks in _wanted(rules, places, there):
+                for number in sorted(lacks, key=lambda n: n or 0):
                     if (fault := self._fault(rule, number)) is not None:
                         yield fault
         if len(kinds) > 1:
@@ -106,3 +104,22 @@ class Lacking:
                 names.append(side.called({**numbers, **more}, self._sizes))
         left = [name for name in names if name not in self._excluded]
         return f"{left[0]}: not there" if left else None
+
+
+def _wanted(
+    rules: Sequence[Rule], places: set[int | None], there: Mapping[int, set[int | None]]
+) -> Iterator[tuple[Rule, set[int | None]]]:
+    """Rules, and where their tensors should be and are not."""
+    of_word: dict[str, set[int | None]] = {}
+    of_set: dict[str, list[Rule]] = {}
+    for rule in rules:
+        word = rule.optional if rule.optional != ALONE else str(rule.number)
+        of_word.setdefault(word, set()).update(there.get(rule.number, ()))
+        if " of " in word:
+            of_set.setdefault(word.partition(" of ")[2], []).append(rule)
+    for rule in rules:
+        word = rule.optional if rule.optional != ALONE else str(rule.number)
+        if not word or of_word[word]:
+            yield rule, places - there.get(rule.number, set())
+    for several in of_set.values():
+        yield several[0], places - set().union(*(of_word[rule.optional] for rule in several))

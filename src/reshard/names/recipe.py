@@ -23,6 +23,9 @@ from reshard.yaml_text import read_own_yaml
 _HINT = "docs/how-to/add-a-model-family.md describes recipes"
 
 
+ALONE = "alone"
+
+
 class Side(Struct, frozen=True):
     """A tensor of a rule: its name, with ``{n}`` for a layer's number, ``{layers+j}`` for one behind them, ``{e}`` for
     an expert's.
@@ -64,6 +67,9 @@ class Rule(Struct, frozen=True):
         hub, own: by section, "" where it is the whole, the tensors of Hugging Face and of the convention.
         styles: the values of styles that it is for.
         block, kind: what stands and falls together: layers have all of a block, and one of its kinds.
+        optional: "" for what a layer cannot do without, ``ALONE``, or a word: tensors of one word are there together,
+            with ``WORD of SET`` those of one word at least of each set.
+        required: an expression of settings: where it holds the rule is not optional.
         dtype, hub_dtype: an expression for the dtype that the tensors of either side are kept in; None for as it is.
         copy_of: the name of the Hugging Face tensor that this one, which the convention has not, repeats.
         tied: the name of the Hugging Face tensor that it is one with where embeddings are tied.
@@ -78,7 +84,8 @@ class Rule(Struct, frozen=True):
     block: int = 0
     kind: str = ""
     when: object = True
-    optional: bool = False
+    optional: str = ""
+    required: object = None
     dtype: object = None
     hub_dtype: object = None
     copy_of: str = ""
@@ -211,7 +218,8 @@ def _rule(entry: dict[str, Any], place: _Place, styles: Mapping[str, str], kind:
         place.block,
         str(entry.get("kind", place.kind)),
         entry.get("when", True),
-        bool(entry.get("optional", False)) or kind == "bias",
+        _optional(entry, kind),
+        entry.get("required"),
         entry.get("dtype"),
         entry.get("hf_dtype"),
         str(entry.get("copy_of", "")),
@@ -219,6 +227,11 @@ def _rule(entry: dict[str, Any], place: _Place, styles: Mapping[str, str], kind:
         next((of for of, _ in next(iter(hub.values())).numbers if of != "e"), ""),
         len({_per_expert(side) for side in (hub, own) if side}) > 1,
     )
+
+
+def _optional(entry: Mapping[str, Any], kind: str) -> str:
+    given = (entry.get("biases") or True) if kind == "bias" else entry.get("optional", False)
+    return ALONE if given is True else str(given or "")
 
 
 def _per_expert(sides: Mapping[str, Side]) -> bool:

@@ -21,7 +21,7 @@ from reshard.names.naming import recipe_of_source, recipe_of_target
 from reshard.names.recipe import Recipe, built_in
 from reshard.names.settings import Known, known
 from reshard.names.stage import Fate, Given, staged
-from reshard.names.wishes import HUB, MEGATRON, Naming
+from reshard.names.wishes import HUB, MEGATRON, Excluded, Naming
 from reshard.planning.catalog import Catalog, Tensor
 from reshard.planning.identity import hash_of
 from reshard.planning.names import is_lora, is_state, weight_of_state
@@ -57,13 +57,13 @@ def regrouped(
     source: Catalog,
     naming: Naming,
     models: Models,
-    excluded: frozenset[str] = frozenset(),
+    excluded: Excluded = Excluded(),  # noqa: B008
     shards: Mapping[str, int] | None = None,
 ) -> Regrouped:
     """The source as the target's convention has it.
 
     Args:
-        excluded: names that the user left out.
+        excluded: what the user left out.
         shards: for tensors that the target fuses after the cut, into how many parts their rows are cut.
 
     Raises:
@@ -81,7 +81,7 @@ def _refuse_other_values(args: Mapping[str, Any]) -> None:
 
 
 class _Regrouping:
-    def __init__(self, source: Catalog, naming: Naming, models: Models, excluded: frozenset[str]) -> None:
+    def __init__(self, source: Catalog, naming: Naming, models: Models, excluded: Excluded) -> None:
         self._source = source
         self._naming = naming
         self._models = models
@@ -195,11 +195,11 @@ class _Regrouping:
             for f in (*self._models.src, *self._models.dst)
         ]
         said = replace(self._naming, model="", src_model="", dst_model="")
-        return hash_of([said, files, [recipe.text for recipe in self._recipes], sorted(self._excluded)])
+        return hash_of([said, files, [recipe.text for recipe in self._recipes], sorted(self._excluded.names)])
 
     def _refuse_absent(self) -> None:
         """What a strategy lists and no file holds would lack in what is made of it."""
-        there = self._tensors.keys() | self._excluded
+        there = self._tensors.keys() | self._excluded.names
         absent = [n for n in self._source.expected if n not in there and not is_state(n) and not is_lora(n)]
         if absent:
             raise PlanError("no source file holds:\n" + listed(absent), hint="bring the missing ranks' files")

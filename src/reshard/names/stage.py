@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -61,7 +61,7 @@ class Given(Struct, frozen=True):
     known: Known
     to_hub: bool
     asked: Asked = Asked()
-    missing: frozenset[str] = frozenset()
+    missing: Container[str] = frozenset()
     shards: Mapping[str, int] = {}
 
 
@@ -87,7 +87,7 @@ class _Stage:
         self._sizes = counts_of(self._known, tensors, hub=self._hub)
         self._styles, said = Choosing(tensors, self._known, self._sizes, hub=self._hub).chosen(given.asked)
         self._warnings += said
-        self._rules = [rule for rule in self._recipe.rules if self._applies(rule)]
+        self._rules = [self._as_required(rule) for rule in self._recipe.rules if self._applies(rule)]
 
     def made(self) -> Made:
         groups = self._grouped()
@@ -112,6 +112,10 @@ class _Stage:
                 f"names of {self._recipe.name}, read as {names}:\n" + listed(self._faults),
                 hint="--exclude leaves tensors out; reshard names says what becomes of each",
             )
+
+    def _as_required(self, rule: Rule) -> Rule:
+        needed = rule.optional and rule.required is not None and self._known.evaluated(rule.required)
+        return replace(rule, optional="") if needed else rule
 
     def _applies(self, rule: Rule) -> bool:
         if any(self._styles.get(style, value) != value for style, value in rule.styles.items()):
@@ -147,7 +151,7 @@ class _Stage:
             side = rule.sides(hub=self._hub)[section]
             counted = sorted({AXIS_OF[of] for of, _ in side.numbers})
             told = ", ".join(self._known.told[axis] for axis in counted if axis in self._known.told)
-            if rule in self._rules:
+            if any(rule.number == live.number for live in self._rules):
                 return f"it counts further than {told or 'the others'}"
             styles = ", ".join(f"{s} {v}" for s, v in rule.styles.items() if self._styles.get(s, v) != v)
             return f"it is for {styles}, which this is not"
@@ -205,6 +209,20 @@ class _Stage:
         self._faults += lacking.parts(groups)
         if not lora:
             self._faults += lacking.tensors(groups)
+            self._faults += self._of_other_kinds(groups)
+
+    def _of_other_kinds(self, groups: Mapping[tuple[object, ...], list[tuple[Found, str]]]) -> Iterator[str]:
+        """A fault for each layer that has experts where the model's file says that it is dense, or the reverse."""
+        first, every = (self._known.values.get(name) for name in ("dense_layers", "experts_every"))
+        if type(first) is not int or every not in (None, 1):
+            return
+        wrong: dict[int, str] = {}
+        for members in groups.values():
+            found, name = members[0]
+            n, kind = found.numbers.get("n"), found.rule.kind
+            if n is not None and kind in ("dense", "experts") and (kind == "dense") != (n < first):
+                wrong.setdefault(n, f"{name}: of a layer of {kind}, and {self._known.told['dense_layers']}")
+        yield from wrong.values()
 
     def _make(self, groups: Mapping[tuple[object, ...], list[tuple[Found, str]]], axes: Axes) -> dict[str, Tensor]:
         maker = Maker(self._tensors)

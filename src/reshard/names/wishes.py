@@ -8,6 +8,7 @@ from typing import Literal
 from msgspec import Struct
 
 from reshard.errors import UsageError
+from reshard.planning.names import NameRules
 
 HUB = "hf"
 MEGATRON = "megatron"
@@ -15,6 +16,16 @@ MINDFORMERS = ("mindformers", "mcore")
 """Those of a job of MindFormers."""
 CONVENTIONS = (HUB, *MINDFORMERS, MEGATRON, "torchtitan")
 Tied = Literal["", "keep", "copy", "drop"]
+
+
+class Excluded(Struct, frozen=True):
+    """What the user leaves out: tensors of the source by name, and whatever the rules leave out of what is missed."""
+
+    names: frozenset[str] = frozenset()
+    rules: NameRules = NameRules()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names or not self.rules.takes(str(name))
 
 
 class Asked(Struct, frozen=True):

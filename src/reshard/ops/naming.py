@@ -14,7 +14,7 @@ from reshard.layout.stages import Strategy
 from reshard.layout.tensor import Sharding
 from reshard.names.model import ModelFile, model_of_args, read_model
 from reshard.names.regroup import Models, Regrouped, regrouped
-from reshard.names.wishes import HUB, Naming
+from reshard.names.wishes import HUB, Excluded, Naming
 from reshard.planning.catalog import Became, Catalog, Loose, Shard, Tensor
 from reshard.planning.names import NameRules, is_state
 from reshard.storage.storage import join
@@ -68,7 +68,7 @@ def _is_whole(tensor: Tensor, names: tuple[str, ...], now: Mapping[str, Tensor])
     return {s.box: s.held for s in made.shards} == {s.box: s.held for s in tensor.shards}
 
 
-def _by_rules(source: Catalog, rules: NameRules) -> tuple[Catalog, frozenset[str]]:
+def _by_rules(source: Catalog, rules: NameRules) -> tuple[Catalog, Excluded]:
     """The catalog with those tensors alone that the rules take, under the names that they give."""
     kept, dropped = {}, dict(source.dropped)
     for name, tensor in source.tensors.items():
@@ -82,7 +82,7 @@ def _by_rules(source: Catalog, rules: NameRules) -> tuple[Catalog, frozenset[str
     if not kept:
         raise PlanError("no tensor is left to write", hint="check --include and --exclude")
     texts = {rules.renamed(name): by_rank for name, by_rank in source.texts.items() if rules.takes(name)}
-    return replace(source, tensors=kept, dropped=dropped, texts=texts), out
+    return replace(source, tensors=kept, dropped=dropped, texts=texts), Excluded(out, rules)
 
 
 def models(path: str, naming: Naming) -> Models:
