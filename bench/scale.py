@@ -1,15 +1,17 @@
 """Plans of a 671B mixture of experts at full scale, from sparse files that hold headers alone.
 
-    python bench/scale.py [RANKS ...] [ckpt]
+    python bench/scale.py [RANKS ...] [ckpt] [names]
 
 A DeepSeek-V3-like model as MindFormers names it (stacked experts, with Adam states) on 64, 256 and 1,024 ranks, and as
 one full checkpoint of 90 thousand tensors as Hugging Face names them. For each it makes the bill and one share of 16.
-Nothing is read but headers. The last row is a source that no layout describes (irregular.py).
+Then that checkpoint under other names, dequantised, and back. Nothing is read but headers. The last row is a source
+that no layout describes (irregular.py). ``names`` makes the rows of names alone.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import resource
 import shutil
 import subprocess
@@ -17,8 +19,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -67,6 +70,14 @@ class Parallel:
         divides = all(size % parts == 0 for size, parts in zip(shape, shared.parts, strict=True))
         return shared if divides else Sharding((self.dp, self.tp), tensor_map)
 
+
+_CONFIG = {
+    "model_type": "deepseek_v3", "torch_dtype": "bfloat16", "hidden_size": HIDDEN, "vocab_size": VOCAB,
+    "num_hidden_layers": LAYERS, "first_k_dense_replace": DENSE, "n_routed_experts": EXPERTS,
+    "intermediate_size": FFN, "moe_intermediate_size": MOE_FFN, "num_attention_heads": HEADS,
+    "q_lora_rank": Q_LORA, "kv_lora_rank": KV_LORA, "qk_nope_head_dim": NOPE, "qk_rope_head_dim": ROPE,
+    "v_head_dim": NOPE, "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]},
+}  # fmt: skip
 
 LAYOUTS = {
     64: Parallel(dp=4, tp=4, pp=4, ep=16),
@@ -184,6 +195,7 @@ def write_full(path: Path) -> Path:
     names = list(tensors)
     size = -(-len(names) // HF_PARTS)
     path.mkdir(parents=True)
+    (path / "config.json").write_text(json.dumps(_CONFIG))
     for i in range(0, len(names), size):
         part = {name: tensors[name] for name in names[i : i + size]}
         write_sparse(part, path / f"model-{i // size + 1:05d}-of-{HF_PARTS:05d}.safetensors")
@@ -195,41 +207,79 @@ class Case:
     src: str
     src_strategy: str
     dst_strategy: str
+    names: str = ""
+    model: str = ""
 
 
-def measure(what: str, case: Case) -> dict[str, float]:
-    """In this process: its own time and memory."""
+def measure(what: str, case: Case) -> dict[str, Any]:
+    """In this process: its own processor time and memory; or dtype and shape of each tensor that is made."""
     from reshard.families.open_checkpoint import open_source
     from reshard.families.source import Source
+    from reshard.names.wishes import Asked, Naming
     from reshard.ops.convert import bill_of, plan, plan_from
     from reshard.ops.options import Options
     from reshard.planning.shares import Share
 
-    options = Options(src_strategy=case.src_strategy, dst_strategy=case.dst_strategy, format="safetensors")
+    styles = Asked({"gate_up": "interleaved"} if case.names == "hf" else {})
+    naming = Naming(dst=case.names, model=case.model, asked=styles, dequantize=case.names not in ("", "hf"))
+    options = Options(case.src_strategy, case.dst_strategy, format="safetensors", naming=naming)
     if not case.dst_strategy:
         options = replace(options, max_shard_nbytes=PART_NBYTES)
     shares = [replace(options, share=Share(i, SHARES)) for i in range(SHARES)]
-    began = time.monotonic()
+    began = time.process_time()
     made = plan(case.src, "out", shares[SHARES // 2] if what == "share" else options)
+    if what == "specs":
+        return {tensor.name: (tensor.spec.dtype, tensor.spec.shape) for tensor in made.tensors}
     bill = bill_of(made, "out", options)
-    seconds = time.monotonic() - began
+    seconds = time.process_time() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
     found = {"seconds": seconds, "peak": peak, "json": len(made.to_json())}
     if what == "bill":
         found |= {"files": bill.source_files, "tensors": bill.tensors, "read": bill.read_nbytes / bill.needed_nbytes}
-        source = open_source(Source(case.src, case.src_strategy))
-        bills = [bill_of(plan_from(source, "out", share), "out", share) for share in shares]
-        moved = [b.read_nbytes + b.written_nbytes for b in bills]
-        found["balance"] = max(moved) * SHARES / sum(moved)
+        if not case.names:
+            source = open_source(Source(case.src, case.src_strategy))
+            bills = [bill_of(plan_from(source, "out", share), "out", share) for share in shares]
+            moved = [b.read_nbytes + b.written_nbytes for b in bills]
+            found["balance"] = max(moved) * SHARES / sum(moved)
     return found
 
 
-def run(what: str, case: Case) -> dict[str, float]:
+def run(what: str, case: Case) -> dict[str, Any]:
     """Measure in a process of its own."""
-    arguments = [sys.executable, __file__, "--measure", what, case.src, case.src_strategy, case.dst_strategy]
+    arguments = [sys.executable, __file__, "--measure", what, *astuple(case)]
     done = subprocess.run(arguments, check=True, stdout=subprocess.PIPE, text=True)
-    found: dict[str, float] = json.loads(done.stdout)
+    found: dict[str, Any] = json.loads(done.stdout)
     return found
+
+
+def named(folder: Path, full: str, convention: str) -> None:
+    """Rows of one convention: from Hugging Face's in parts, to the ranks of a job, and back."""
+    in_parts = Case(full, "", "", convention)
+    specs = {name: TensorSpec(dtype, tuple(shape)) for name, (dtype, shape) in run("specs", in_parts).items()}
+    own = folder / f"{convention}.safetensors"
+    write_sparse(specs, own)
+    strategy = str(_strategy_of(specs, folder / f"strategy-{convention}", LAYOUTS[256]))
+    show(f"fp8 → {convention}, in parts", in_parts)
+    show(f"fp8 → {convention}, 256 ranks", Case(full, "", strategy, convention))
+    show(f"{convention} → Hugging Face, in parts", Case(str(own), "", "", "hf", f"{full}/config.json"))
+    own.unlink()
+
+
+def _strategy_of(specs: dict[str, TensorSpec], path: Path, parallel: Parallel) -> Path:
+    """Experts by their first dim, other matrices by rows."""
+    path.mkdir()
+    stages: list[dict[str, bytes]] = [{} for _ in range(parallel.pp)]
+    for name, spec in specs.items():
+        layer = re.search(r"layers\.(\d+)\.", name)
+        stage = parallel.stage(int(layer[1]) if layer else LAYERS if "norm" in name or "output" in name else -1)
+        columns = "column" if len(spec.shape) == 2 and spec.shape[0] % parallel.tp == 0 else "norm"
+        kind = "experts" if "experts." in name and len(spec.shape) > 1 and "shared" not in name else columns
+        stages[stage][name] = encode_layout(parallel.sharding(spec.shape, kind))
+    for rank in range(parallel.world):
+        stage = rank // parallel.devices
+        content = write_protobuf([encode_made(stage)], stages[stage], 1)
+        (path / f"ckpt_strategy_rank_{rank}.ckpt").write_bytes(content)
+    return path
 
 
 def main(ranks: list[int], suffix: str) -> None:
@@ -248,7 +298,10 @@ def main(ranks: list[int], suffix: str) -> None:
             show(f"{n:,} → 1, in parts", Case(src, old, ""))
             show(f"1 → {n:,}", Case(full, "", hf))
             shutil.rmtree(src)
-        print(irregular.row(), flush=True)
+        for convention in ("mcore", "mindformers"):
+            named(folder, full, convention)
+        if ranks:
+            print(irregular.row(), flush=True)
     finally:
         shutil.rmtree(folder)
 
@@ -258,7 +311,7 @@ def show(what: str, case: Case) -> None:
     bill, share = run("bill", case), run("share", case)
     cells = [what, f"{bill['files']:,}", f"{bill['tensors']:,}", f"{bill['seconds']:.1f} s", _mib(bill["peak"])]
     cells += [_mib(bill["json"]), f"{bill['read']:.2f} ×", f"{share['seconds']:.1f} s", _mib(share["peak"])]
-    cells += [_mib(share["json"]), f"{bill['balance']:.2f}"]
+    cells += [_mib(share["json"]), f"{bill['balance']:.2f}" if "balance" in bill else ""]
     print(f"| {' | '.join(cells)} |", flush=True)
 
 
@@ -271,4 +324,4 @@ if __name__ == "__main__":
         print(json.dumps(measure(sys.argv[2], Case(*sys.argv[3:]))))
     else:
         counts = [int(n) for n in sys.argv[1:] if n.isdigit()]
-        main(counts or [64, 256, 1024], "ckpt" if "ckpt" in sys.argv else "safetensors")
+        main([] if "names" in sys.argv else counts or [64, 256, 1024], "ckpt" if "ckpt" in sys.argv else "safetensors")

@@ -151,6 +151,15 @@ CODES: dict[str, tuple[Tensors, list[str]]] = {
 }
 
 
+def test_blocks_that_the_configuration_denies(tmp_path: Path) -> None:
+    """16 rows with 4 scales would be blocks of 4."""
+    tensors, name = qwen3(), "model.layers.0.self_attn.q_proj.weight"
+    tensors |= {name: array((16, 8), "float8_e4m3fn"), f"{name}_scale_inv": array((4, 1))}
+    hub = write_hub(tmp_path / "hub", tensors, quantization_config={"weight_block_size": [8, 8]})
+    said = refused(3, "convert", hub, tmp_path / "o.safetensors", "--dequantize")
+    assert not [word for word in (f"{name}_scale_inv", "4 scales for 16", "blocks of 8") if word not in said], said
+
+
 @pytest.mark.parametrize("what", CODES)
 def test_codes_that_cannot_be_dequantised(tmp_path: Path, what: str) -> None:
     beside, words = CODES[what]

@@ -125,29 +125,28 @@ def _block(codes: Tensor, scale: Tensor, dim: int, count: int, files: Sequence[M
         return max(n, 1)
     if count == n:
         return 1
-    for size in (*_told(files, dim - len(codes.spec.shape)), _USUAL):
+    told = list(_told(files, dim - len(codes.spec.shape)))
+    for size in told or (_USUAL,):
         if -(-n // size) == count:
             return size
-    if n % count == 0 and (n // count) & (n // count - 1) == 0:
+    if not told and n % count == 0 and (n // count) & (n // count - 1) == 0:
         return n // count
-    raise CheckpointError(
-        f"{scale.name}: {count} scales for {n} elements of dim {dim} of {codes.name}: in what blocks?"
-    )
+    blocks = f", and quantization_config tells blocks of {', '.join(map(str, told))}" if told else ": in what blocks?"
+    raise CheckpointError(f"{scale.name}: {count} scales for {n} elements of dim {dim} of {codes.name}{blocks}")
 
 
 def _told(files: Sequence[ModelFile], dim: int) -> Iterator[int]:
     """Sizes of blocks that configurations tell, for a dim counted from the last."""
     for file in files:
-        block = file.values.get("quantization_config.weight_block_size")
-        if isinstance(block, list) and len(block) >= -dim and type(block[dim]) is int and block[dim] > 0:
-            yield block[dim]
         for key, value in file.values.items():
-            if (
-                key.startswith("quantization_config.")
-                and key.endswith("group_size")
-                and type(value) is int
-                and value > 0
-            ):
+            own, _, last = key.rpartition(".")
+            if not own.startswith("quantization_config") or "activations" in own:
+                continue
+            if last in ("weight_block_size", "block_structure") and isinstance(value, list):
+                value = value[dim] if len(value) >= -dim else None
+            elif not last.endswith("group_size"):
+                continue
+            if type(value) is int and value > 0:
                 yield value
 
 

@@ -1,0 +1,184 @@
+"""--dequantize: what NumPy makes of codes and scales, by whatever blocks, wherever scales lie, whatever the cut."""
+
+from __future__ import annotations
+
+import json
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from msgspec.structs import replace
+
+from hub_model import SIZES, qwen3
+from making import array, dtype_named, read_file, read_rank, same, shard_of, write_file, write_strategy
+from reshard.layout.tensor import Sharding
+from reshard.names.wishes import Naming
+from reshard.ops.convert import convert
+from reshard.ops.options import Options
+
+Tensors = dict[str, np.ndarray]
+Shape = tuple[int, ...]
+CUTS = {
+    "whole": None,
+    "rows": Sharding((3,), ((0,), ())),
+    "columns": Sharding((3,), ((), (0,))),
+    "both": Sharding((3, 2), ((1,), (0,))),
+}
+E4M3, E5M2 = "float8_e4m3fn", "float8_e5m2"
+KINDS: dict[str, tuple[str, str, Shape, Shape, dict[str, Any]]] = {
+    "fp8 by blocks": (E4M3, "weight_scale_inv", (306, 258), (3, 3), {}),
+    "fp8 by blocks that are told": (E4M3, "weight_scale_inv", (54, 30), (6, 10), {"weight_block_size": [9, 3]}),
+    "fp8 by blocks that divide nothing": (E5M2, "weight_scale_inv", (54, 30), (8, 5), {"weight_block_size": [7, 7]}),
+    "fp8 by row": (E4M3, "weight_scale", (54, 30), (54, 1), {}),
+    "fp8 by row, a vector": (E5M2, "weight_scale", (54, 30), (54,), {}),
+    "fp8 by column": (E5M2, "weight_scale", (54, 30), (1, 30), {}),
+    "fp8 as one": (E4M3, "weight_scale", (54, 30), (), {}),
+    "fp8 as one of a list": (E4M3, "weight_scale", (54, 30), (1,), {}),
+    "fp8 by groups of a row": (E4M3, "weight_scale", (54, 36), (54, 6), {"group_size": 6}),
+    "fp8 by blocks of one group of layers": (
+        E4M3, "weight_scale", (54, 30), (6, 10),
+        {"config_groups": {"g": {"weights": {"block_structure": [9, 3]}, "input_activations": {"group_size": 5}}}},
+    ),
+    "int8 by row": ("int8", "weight_scale", (54, 30), (54, 1), {}),
+    "int8 by row, a vector": ("int8", "scales", (54, 30), (54,), {}),
+    "int8 as one": ("int8", "weight_scale", (54, 30), (1, 1), {}),
+}  # fmt: skip
+"""Codes, what is beside them, shapes of both, what the configuration tells of blocks."""
+
+
+def spread(scales: np.ndarray, block: Shape, shape: Shape) -> np.ndarray:
+    wide = scales.astype(np.float32)
+    for dim, n in enumerate(block):
+        wide = np.repeat(wide, n, dim)
+    return wide[tuple(slice(n) for n in shape)]
+
+
+def product(codes: np.ndarray, scales: np.ndarray, block: Shape, dtype: str = "bfloat16") -> np.ndarray:
+    with np.errstate(all="ignore"):
+        return (codes.astype(np.float32) * spread(scales, block, codes.shape)).astype(dtype_named(dtype))
+
+
+def block_of(shape: Shape, counts: Shape, told: dict[str, Any]) -> Shape:
+    counts = counts if len(counts) == 2 else (prod(counts), 1)
+    groups = told.get("config_groups", {"g": {"weights": {"block_structure": None}}})
+    own = told.get("weight_block_size") or groups["g"]["weights"]["block_structure"]
+    own = own or ([1, told["group_size"]] if told else [128, 128])
+    return tuple(n if c == 1 else 1 if c == n else b for n, c, b in zip(shape, counts, own, strict=True))
+
+
+def in_parts(folder: Path, parts: list[Tensors], config: dict[str, Any]) -> Path:
+    """A folder of several files and an index."""
+    folder.mkdir()
+    names = {}
+    for number, tensors in enumerate(parts, 1):
+        name = f"model-{number:05}-of-{len(parts):05}.safetensors"
+        write_file(folder / name, tensors)
+        names |= dict.fromkeys(tensors, name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("scale_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_codes_of_any_kind(kind: str, scale_dtype: str, cut: str, tmp_path: Path) -> None:
+    """Random bits: NaN, infinities and numbers that fit no bfloat16 among them. Scales lie in another file."""
+    dtype, beside, shape, counts, told = KINDS[kind]
+    codes, scales = array(shape, dtype, 1), array(counts, scale_dtype, 2)
+    config = {"torch_dtype": "bfloat16", **({"quantization_config": told} if told else {})}
+    parts = [{"up.weight": codes, "norm.weight": array((4,))}, {f"up.{beside}": scales}]
+    source = in_parts(tmp_path / "in", parts, config)
+    block = block_of(shape, counts, told)
+    full = scales.reshape(tuple(-(-n // b) for n, b in zip(shape, block, strict=True)))
+    wanted = product(codes, full, block)
+    sharding = CUTS[cut]
+    if sharding is None:
+        convert(source, tmp_path / "out.safetensors", Options(naming=Naming(dequantize=True)))
+        found = read_file(tmp_path / "out.safetensors")
+        assert found.keys() == {"up.weight", "norm.weight"}
+        assert same(found["up.weight"], wanted)
+        return
+    strategy = {"up.weight": sharding, "norm.weight": Sharding(sharding.device_matrix, ((),))}
+    write_strategy(tmp_path / "strategy", [strategy])
+    options = Options(dst_strategy=str(tmp_path / "strategy"), format="safetensors", naming=Naming(dequantize=True))
+    convert(source, tmp_path / "out", options)
+    for rank in range(sharding.devices):
+        assert same(read_rank(tmp_path / "out", rank)["up.weight"], shard_of(wanted, sharding, rank))
+    convert(
+        source, tmp_path / "alone", replace(options, ranks=frozenset({1}))
+    )  # of which no block begins at the first scale
+    assert same(read_rank(tmp_path / "alone", 1)["up.weight"], shard_of(wanted, sharding, 1))
+
+
+def quantised(plain: Tensors, kind: str, dtype: str) -> tuple[Tensors, Tensors, dict[str, Any]]:
+    """The matrices of layers as codes of random bits: with their scales; as numbers; and what is told of blocks."""
+    coded, numbers = dict(plain), dict(plain)
+    for seed, (name, value) in enumerate(plain.items()):
+        if not name.startswith("model.layers.") or value.ndim != 2:
+            continue
+        block = {"blocks": (3, 5), "rows": (1, value.shape[1]), "one": value.shape}[kind]
+        counts = tuple(-(-n // b) for n, b in zip(value.shape, block, strict=True))
+        codes, scales = array(value.shape, dtype, seed), array(counts, "float32", seed + 100)
+        numbers[name] = product(codes, scales, block)
+        coded |= {name: codes, f"{name}_scale": scales.reshape(()) if kind == "one" else scales}
+    return coded, numbers, {"weight_block_size": [3, 5]} if kind == "blocks" else {}
+
+
+def qwen3_moe() -> tuple[Tensors, dict[str, Any]]:
+    made = {name: value for name, value in qwen3("bfloat16").items() if ".mlp." not in name}
+    for layer in range(2):
+        at = f"model.layers.{layer}.mlp."
+        shapes = {"gate_proj": (6, 8), "up_proj": (6, 8), "down_proj": (8, 6)}
+        made |= {
+            f"{at}experts.{e}.{name}.weight": array(shape, "bfloat16", layer + e)
+            for e in range(3)
+            for name, shape in shapes.items()
+        }
+    config = {"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "num_experts": 3}
+    return made, SIZES | config | {"moe_intermediate_size": 6, "torch_dtype": "bfloat16"}
+
+
+def dense(kind: str) -> tuple[Tensors, dict[str, Any]]:
+    made = {n: t for n, t in qwen3("bfloat16").items() if kind == "qwen3" or ("q_norm" not in n and "k_norm" not in n)}
+    return made, SIZES | {"torch_dtype": "bfloat16", "model_type": kind, "architectures": None}
+
+
+MODELS = {"qwen3": lambda: dense("qwen3"), "llama": lambda: dense("llama"), "experts": qwen3_moe}
+
+
+@pytest.mark.parametrize("kind", ["blocks", "rows", "one"])
+@pytest.mark.parametrize("dtype", [E4M3, E5M2, "int8"])
+@pytest.mark.parametrize(("model", "names"), [("qwen3", "mcore"), ("llama", "mindformers"), ("experts", "mcore")])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_under_other_names_as_if_dequantised_before(
+    model: str, names: str, dtype: str, kind: str, ranks: int, tmp_path: Path
+) -> None:
+    """Fused, stacked and turned, cut in the middle of blocks: parts bring their scales along."""
+    plain, config = MODELS[model]()
+    plain |= {f"model.layers.{n}.mlp.gate.weight": array((3, 8), "bfloat16") for n in range(2) if model == "experts"}
+    coded, numbers, told = quantised({n: t for n, t in plain.items() if ".gate.weight" not in n}, kind, dtype)
+    routers = {name: value for name, value in plain.items() if ".gate.weight" in name}
+    half = len(coded) // 2
+    parts = [dict([*coded.items()][half:]), dict([*coded.items()][:half])]
+    codes = in_parts(tmp_path / "codes", [parts[0] | routers, parts[1]], config | {"quantization_config": told})
+    before = in_parts(tmp_path / "numbers", [numbers | routers], config)
+    naming = Naming(dst=names)
+    convert(before, tmp_path / "one.safetensors", Options(naming=naming))
+    wanted = read_file(tmp_path / "one.safetensors")
+    for source, out, dequantize in ((codes, "a", True), (before, "b", False)):
+        strategy = ""
+        if ranks > 1:
+            last = {name: Sharding((ranks,), (*((),) * (t.ndim - 1), (0,))) for name, t in wanted.items()}
+            strategy = str(write_strategy(tmp_path / f"strategy {out}", [last]))
+        options = Options(dst_strategy=strategy, format="safetensors", naming=Naming(dst=names, dequantize=dequantize))
+        convert(source, tmp_path / (out if ranks > 1 else f"{out}.safetensors"), options)
+    for rank in range(ranks):
+        a, b = (
+            read_rank(tmp_path / out, rank) if ranks > 1 else read_file(tmp_path / f"{out}.safetensors")
+            for out in ("a", "b")
+        )
+        assert a.keys() == b.keys() == wanted.keys()
+        assert not [name for name in a if not same(a[name], b[name])]
