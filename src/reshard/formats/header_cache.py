@@ -44,15 +44,19 @@ class Kinds:
 
     def add(self, nbytes: int, pieces: Pieces, contents: Contents) -> None:
         """Remember a file of so many bytes: all of it but the tensors' own, in order of offsets, is in ``pieces``."""
-        spans: list[tuple[int, int, list[tuple[int, bytes]]]] = []
+        near: list[list[tuple[int, bytes]]] = []
         for at, piece in pieces:
-            if spans and at - spans[-1][1] < _TOGETHER_NBYTES:
-                start, _, held = spans.pop()
-                spans.append((start, at + len(piece), [*held, (at, piece)]))
+            if near and at - _end(near[-1]) < _TOGETHER_NBYTES:
+                near[-1].append((at, piece))
             else:
-                spans.append((at, at + len(piece), [(at, piece)]))
-        kind = _Kind(tuple((start, stop, tuple(held)) for start, stop, held in spans), contents)
+                near.append([(at, piece)])
+        kind = _Kind(tuple([(held[0][0], _end(held), tuple(held)) for held in near]), contents)
         with self._lock:
             self._known[nbytes, pieces[:1]] = kind
             while len(self._known) > self._most:
                 self._known.popitem(last=False)
+
+
+def _end(held: list[tuple[int, bytes]]) -> int:
+    at, piece = held[-1]
+    return at + len(piece)
