@@ -119,6 +119,22 @@ def boxes(placement: Any, shape: list[int]) -> list[tuple[int, tuple[slice, ...]
     return found
 
 
+@pytest.mark.parametrize("limits", [(2, 1000), (1000, 9)])
+def test_what_a_page_cannot_show_is_counted(
+    job: Path, limits: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A million chunks make no page that no browser opens."""
+    monkeypatch.setattr("reshard.report.make.MAX_ROWS", limits[0])
+    monkeypatch.setattr("reshard.report.make.MAX_CELLS", limits[1])
+    report, plan, _ = made_report(job, options_of(job))
+    named, beyond = names_of(report), report["unlisted"]
+    elements = {tensor.name: prod(tensor.spec.shape) for tensor in plan.tensors}
+    assert 0 < len(named) < len(elements) == len(named) + beyond["tensors"]
+    assert sum(elements[name] for name in named) + beyond["elements"] == sum(elements.values())
+    whole = values_of(page(checkpoint_report(opened(str(job / "ckpt"), str(job / "old")), "ckpt")))
+    assert len(names_of(whole)) + whole["unlisted"]["tensors"] == len(FULL)
+
+
 def test_all_names_and_what_became_of_them(job: Path) -> None:
     report, _, _ = made_report(job, options_of(job, dtype="float16"))
     assert set(names_of(report)) == set(FULL) - {"adam_m.norm"}

@@ -2,60 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from math import prod
 
 from msgspec.structs import replace
 
 from reshard._version import __version__
+from reshard.index import TensorSpec
 from reshard.planning.bill import Bill
 from reshard.planning.catalog import Catalog
 from reshard.planning.plan import LoraAdd, Plan, PlannedTensor
-from reshard.report.fold import folded_names, readable
+from reshard.report.fold import folded_names, pattern_of, readable
 from reshard.report.movement import movement, read_of_files
-from reshard.report.placements import SourcePlacements, TargetPlacements
-from reshard.report.values import Conversion, Fate, File, Kind, Print, Report, Run, Side
+from reshard.report.placements import Numbered, SourcePlacements, TargetPlacements
+from reshard.report.values import Conversion, Fate, File, Kind, Print, Report, Run, Side, Unlisted
+
+MAX_ROWS = 10_000
+"""Tensors that differ in more than their numbers, of which a page tells at most."""
+MAX_CELLS = 1_000_000
+"""Parts of tensors in files, of which a page tells at most."""
 
 _Names = list[tuple[str, str]]
+_Tensor = tuple[str, str, TensorSpec, Callable[[], Kind]]
+"""Its name, its name in the source, what it is whole, and what makes its kind."""
 
 
 def checkpoint_report(source: Catalog, path: str, prints: tuple[Print, ...] = ()) -> Report:
     """What a checkpoint holds. ``path`` is what the user named."""
     places = SourcePlacements(source)
-    kinds: dict[Kind, _Names] = {}
-    for tensor in source.tensors.values():
-        spec = tensor.spec
-        kind = Kind(spec.dtype, spec.shape, spec.nbytes, spec.dtype, places.number(tensor), (), False, False, ())
-        kinds.setdefault(kind, []).append((tensor.name, tensor.name))
+
+    def tensors() -> Iterator[_Tensor]:
+        for tensor in source.tensors.values():
+            spec, number = tensor.spec, partial(places.number, tensor)
+            yield tensor.name, tensor.name, spec, partial(_kind, spec, spec.dtype, number)
+
+    kinds, unlisted = _listed(tensors(), (places,))
     return Report(
         f"reshard {__version__}",
         _source(source, path, places, [0] * len(source.files)),
-        _with_names(kinds),
+        kinds,
         {readable(name): readable(next(iter(by_rank.values()))) for name, by_rank in source.texts.items()},
         tuple(map(readable, source.warnings)),
         prints=prints,
+        unlisted=unlisted,
     )
 
 
 def plan_report(source: Catalog, plan: Plan, paths: tuple[str, str], bill: Bill, runs: tuple[Run, ...] = ()) -> Report:
     """What a conversion does and did. ``paths``: source and target as the user named them."""
     from_places, to_places = SourcePlacements(source), TargetPlacements(plan)
-    kinds: dict[Kind, _Names] = {}
-    for tensor, varied in _by_name(plan):
-        kind = Kind(
-            tensor.spec.dtype,
-            tensor.spec.shape,
-            tensor.spec.nbytes,
-            tensor.step.base.dtype,
-            from_places.number(source.tensors[tensor.source_name]),
-            to_places.numbers(tensor.name),
-            isinstance(tensor.step, LoraAdd),
-            varied,
-            (),
-        )
-        kinds.setdefault(kind, []).append((tensor.name, tensor.source_name))
+
+    def tensors() -> Iterator[_Tensor]:
+        for tensor, varied in _by_name(plan):
+            number = partial(from_places.number, source.tensors[tensor.source_name])
+            numbers = partial(to_places.numbers, tensor.name)
+            merged = isinstance(tensor.step, LoraAdd)
+            made = partial(_kind, tensor.spec, tensor.step.base.dtype, number, numbers, merged=merged, varied=varied)
+            yield tensor.name, tensor.source_name, tensor.spec, made
+
+    kinds, unlisted = _listed(tensors(), (from_places, to_places))
     report = checkpoint_report(replace(source, tensors={}), paths[0])
     read = read_of_files(source, plan, bill.block_nbytes, link_replicas=bill.linked_files > 0)
-    fates = (Fate(o.fate, o.reason, len(o.names), folded_names((n, n) for n in o.names)) for o in plan.left_out)
+    left = ((out, folded_names((n, n) for n in out.names)[:MAX_ROWS]) for out in plan.left_out)
+    fates = (Fate(out.fate, out.reason, len(out.names), names) for out, names in left)
     conversion = Conversion(
         _target(plan, paths[1], to_places),
         movement(source, plan),
@@ -67,7 +77,8 @@ def plan_report(source: Catalog, plan: Plan, paths: tuple[str, str], bill: Bill,
     return replace(
         report,
         source=_source(source, paths[0], from_places, read),
-        kinds=_with_names(kinds),
+        kinds=kinds,
+        unlisted=unlisted,
         warnings=tuple(map(readable, plan.warnings)),
         conversions=(conversion,),
         runs=runs,
@@ -82,8 +93,31 @@ def _by_name(plan: Plan) -> Iterable[tuple[PlannedTensor, bool]]:
     return ((t, counts[t.name] > 1) for t in {t.name: t for t in plan.tensors}.values())
 
 
-def _with_names(kinds: dict[Kind, _Names]) -> tuple[Kind, ...]:
-    return tuple(replace(kind, names=folded_names(names)) for kind, names in kinds.items())
+def _kind(
+    spec: TensorSpec,
+    source_dtype: str,
+    number: Callable[[], int],
+    numbers: Callable[[], tuple[int, ...]] = tuple,
+    *,
+    merged: bool = False,
+    varied: bool = False,
+) -> Kind:
+    return Kind(spec.dtype, spec.shape, spec.nbytes, source_dtype, number(), numbers(), merged, varied, ())
+
+
+def _listed(tensors: Iterable[_Tensor], places: Sequence[Numbered]) -> tuple[tuple[Kind, ...], Unlisted]:
+    """Tensors by their kinds, as far as a browser can show them, and how much there is beyond."""
+    kinds: dict[Kind, _Names] = {}
+    rows: set[tuple[Kind, str]] = set()
+    beyond = Unlisted()
+    for name, source_name, spec, made in tensors:
+        if len(rows) < MAX_ROWS and sum(place.cells for place in places) < MAX_CELLS:
+            kind = made()
+            rows.add((kind, pattern_of(name)[0]))
+            kinds.setdefault(kind, []).append((name, source_name))
+        else:
+            beyond = Unlisted(beyond.tensors + 1, beyond.elements + prod(spec.shape))
+    return tuple(replace(kind, names=folded_names(names)) for kind, names in kinds.items()), beyond
 
 
 def _source(source: Catalog, path: str, places: SourcePlacements, read: list[int]) -> Side:

@@ -25,20 +25,22 @@ def flat(cell: Cell, parts: tuple[int, ...]) -> int:
     return number
 
 
-class _Numbered:
+class Numbered:
     """Placements by what they are made of; each is made once."""
 
     def __init__(self) -> None:
         self.by_key: dict[Hashable, int] = {}
         self.all: list[Placement] = []
+        self.cells = 0
 
     def add(self, key: Hashable, placement: Placement) -> int:
         self.by_key[key] = len(self.all)
         self.all.append(placement)
+        self.cells += len(placement.cells)
         return self.by_key[key]
 
 
-class SourcePlacements(_Numbered):
+class SourcePlacements(Numbered):
     def __init__(self, source: Catalog) -> None:
         super().__init__()
         self._source = source
@@ -66,7 +68,7 @@ class SourcePlacements(_Numbered):
         return _placement(parts, opt, held, missing, absent)
 
 
-class TargetPlacements(_Numbered):
+class TargetPlacements(Numbered):
     def __init__(self, plan: Plan) -> None:
         super().__init__()
         self._plan = plan

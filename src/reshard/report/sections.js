@@ -12,8 +12,10 @@ const counted = (n, things) => tile(shownCount(n), n === 1 ? things.replace(/s$/
 
 function summary() {
   const source = REPORT.source;
-  const tensors = REPORT.kinds.reduce((n, k) => n + k.names.reduce((m, x) => m + x.count, 0), 0);
-  const elements = REPORT.kinds.reduce((n, k) => n + product(k.shape) * k.names.reduce((m, x) => m + x.count, 0), 0);
+  const { unlisted } = REPORT;
+  const named = (k) => k.names.reduce((m, x) => m + x.count, 0);
+  const tensors = REPORT.kinds.reduce((n, k) => n + named(k), unlisted.tensors);
+  const elements = REPORT.kinds.reduce((n, k) => n + product(k.shape) * named(k), unlisted.elements);
   const tiles = (side) => [
     tile(shownBytes(side.files.reduce((n, f) => n + f.nbytes, 0)), words.size),
     counted(side.files.length, words.files),

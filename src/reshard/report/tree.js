@@ -159,6 +159,7 @@ function drawTree() {
     lost.length
       ? make("div", {}, `${words.leftOut}: ${lost.slice(0, 5).join("; ")}${lost.length > 5 ? " …" : ""}`)
       : "",
+    REPORT.unlisted.tensors ? make("div", {}, `${shownCount(REPORT.unlisted.tensors)} ${words.unlisted}`) : "",
   );
 }
 

@@ -158,6 +158,13 @@ class Print(Struct, frozen=True):
     weights: str
 
 
+class Unlisted(Struct, frozen=True):
+    """Tensors beyond those that a page can show one by one."""
+
+    tensors: int = 0
+    elements: int = 0
+
+
 class Report(Struct, frozen=True):
     """``conversions`` holds one for a plan and none for a checkpoint; ``runs`` one when it was carried out."""
 
@@ -169,4 +176,5 @@ class Report(Struct, frozen=True):
     conversions: tuple[Conversion, ...] = ()
     runs: tuple[Run, ...] = ()
     prints: tuple[Print, ...] = ()
+    unlisted: Unlisted = Unlisted()
     schema: int = SCHEMA
