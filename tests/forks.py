@@ -16,7 +16,8 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -128,6 +129,29 @@ def forks() -> Forks:
     return made
 
 
+def carried_out(run: Callable[[], object], cwd: str, env: Mapping[str, str], streams: Sequence[int]) -> int:
+    """The exit code of what this process does from here on, in a world of its own: folder, environment, streams."""
+    try:
+        os.environ.clear()
+        os.environ.update(env)
+        os.chdir(cwd)
+        for number, stream in enumerate(streams):
+            os.dup2(stream, number)
+        sys.stdin = open(0, closefd=False)  # noqa: SIM115
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+        sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+        run()
+        return 0
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        return 99
+    finally:
+        with suppress(OSError):  # nobody reads any more
+            sys.stdout.flush()
+
+
 def _child(request: Mapping[str, Any], ready: int) -> None:
     from msgspec.structs import replace
 
@@ -144,29 +168,14 @@ def _child(request: Mapping[str, Any], ready: int) -> None:
     program._main = told
     code = 99
     try:
-        os.environ.clear()
-        os.environ.update(request["env"])
-        os.chdir(request["cwd"])
         streams = [os.open(stream, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) for stream in request["streams"]]
-        for number, stream in enumerate([os.open(os.devnull, os.O_RDONLY), *streams]):
-            os.dup2(stream, number)
-        sys.stdin = open(0, closefd=False)  # noqa: SIM115
-        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
-        sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
-        program.main(request["args"])
-        code = 0
-    except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except BaseException:
-        traceback.print_exc()
+        streams.insert(0, os.open(os.devnull, os.O_RDONLY))
+        code = carried_out(lambda: program.main(request["args"]), request["cwd"], request["env"], streams)
     finally:
-        try:
-            sys.stdout.flush()
-        finally:
-            os._exit(code)
+        os._exit(code)
 
 
-def _import_all() -> None:
+def import_all() -> None:
     import reshard
 
     for module in pkgutil.walk_packages(reshard.__path__, "reshard."):
@@ -187,7 +196,7 @@ def _start(request: Mapping[str, Any]) -> int:
 
 
 def _serve() -> None:
-    _import_all()
+    import_all()
     gc.freeze()  # what is never collected is not copied either
     codes: dict[int, int] = {}
     running: set[int] = set()

@@ -21,6 +21,7 @@ import pytest
 import typer.main
 from folders import MAKERS, SMALL_SIZES, SMALL_WORDS, make_demo
 from pages import ROOT, Shown, Step, anchors, links, pages, sections, shown_steps, text_of
+from starts import stand_ins
 
 from reshard import errors
 from reshard.cli.commands import app_for
@@ -97,8 +98,8 @@ def expected_code(shown: Shown) -> int:
     return 3 if any(line.startswith("error: ") for line in shown.lines) else 0
 
 
-def run(folder: Path, steps: tuple[Step, ...], scripts: Path) -> list[tuple[int, list[str]]]:
-    """The exit code and output of each step, run one after the other by one shell."""
+def run(folder: Path, steps: tuple[Step, ...], scripts: Path, programs: Path) -> list[tuple[int, list[str]]]:
+    """The exit code and output of each step, run one after the other by one shell that finds ``programs`` first."""
     scripts.mkdir()
     whole = ""
     for number, step in enumerate(steps):
@@ -109,7 +110,7 @@ def run(folder: Path, steps: tuple[Step, ...], scripts: Path) -> list[tuple[int,
             command = command.replace(words, small)
         whole += f"{command}\nprintf '\\n{END}%d\\n' $?\n"
     (scripts / "page.sh").write_text(whole, "utf-8")
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    path = os.pathsep.join((str(programs), str(Path(sys.executable).parent), os.environ["PATH"]))
     done = subprocess.run(
         ["bash", str(scripts / "page.sh")],
         cwd=folder, env={**os.environ, "PATH": path, "LC_ALL": "C.UTF-8"}, stdin=subprocess.DEVNULL,
@@ -123,7 +124,13 @@ Results = list[tuple[int, list[str]]]
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Results]:
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with stand_ins(tmp_path_factory.mktemp("programs")) as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def results(programs: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Results]:
     """Runs a page in a fresh folder. Pages with the same steps, as in two languages, run once."""
 
     @cache
@@ -136,7 +143,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Results
     def ran(maker: Callable[[Path], None], steps: tuple[Step, ...]) -> Results:
         work = tmp_path_factory.mktemp("page")
         shutil.copytree(made(maker), work / "out")
-        found = run(work / "out", steps, work / "scripts")
+        found = run(work / "out", steps, work / "scripts", programs)
         shutil.rmtree(work)
         return found
 
