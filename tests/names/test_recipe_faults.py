@@ -66,6 +66,7 @@ WRONG = {
     "an axis of axes": ("blocks:", "axes: {rows: heds head}\nblocks:", ["line 5", "did you mean 'heads'?"]),
     "an expression of axes": ("blocks:", "axes: {rows: heads *}\nblocks:", ["line 5", "rows", "not an expression"]),
     "keys of a setting": ("blocks:", "settings: {kv: n_kv}\nblocks:", ["line 5", "settings kv", "list of keys"]),
+    "what it needs": ("blocks:", "needs: ['(']\nblocks:", ["line 5", "needs", "regular expression"]),
     "what is left out": ("blocks:", "drop: [{match: '(', why: x}]\nblocks:", ["line 5", "no", "regular expression"]),
 }
 

@@ -130,6 +130,8 @@ class _Checking:
             yield from self._expression(("defaults", key), value, self._sizes)
         for number, entry in enumerate(self._content.get("drop", [])):
             yield from _of_drop(("drop", number), entry)
+        for number, name in enumerate(self._content.get("needs", [])):
+            yield from _of_pattern(("needs", number), "needs", name)
 
     def _block(self, number: int, block: object) -> Iterator[_Tensor]:
         path = ("blocks", number)
@@ -333,7 +335,11 @@ def _of_drop(path: Path, entry: object) -> Iterator[Fault]:
     if not isinstance(entry, dict) or entry.keys() != {"match", "why"}:
         yield Fault(path, f"drop: {entry!r}, expected a map of match and why")
         return
+    yield from _of_pattern((*path, "match"), "drop", entry["match"])
+
+
+def _of_pattern(path: Path, what: str, pattern: object) -> Iterator[Fault]:
     try:
-        re.compile(str(entry["match"]))
+        re.compile(str(pattern))
     except re.error as error:
-        yield Fault((*path, "match"), f"drop: {entry['match']!r} is not a regular expression: {error}")
+        yield Fault(path, f"{what}: {pattern!r} is not a regular expression: {error}")

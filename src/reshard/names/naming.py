@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 from reshard.errors import CheckpointError, UsageError, listed
-from reshard.names.matching import counterparts, fits
+from reshard.names.matching import counterparts, fits, lora_of
 from reshard.names.model import ModelFile
 from reshard.names.recipe import Recipe, built_in
 from reshard.names.wishes import CONVENTIONS, HUB, MEGATRON
@@ -54,7 +55,10 @@ def _may_be(recipe: Recipe, names: Sequence[str], convention: str, *, hub: bool)
         return hub and convention in ("", HUB)
     if convention != recipe.convention and (convention or recipe.convention == MEGATRON):
         return False
-    return recipe.needs <= {layer_pattern(name) for name in names}
+    if all(lora_of(name, hub=False)[0] for name in names):  # factors are of few weights
+        return True
+    patterns = [layer_pattern(name) for name in names]
+    return all(any(re.fullmatch(need, pattern) for pattern in patterns) for need in recipe.needs)
 
 
 def _one_a_layer(names: Iterable[str]) -> list[str]:

@@ -126,7 +126,7 @@ class Recipe(Struct, frozen=True):
         settings: for each setting the keys that tell it, the first that is given counts.
         axes: sizes as expressions of settings, or the axes that one is made of.
         defaults: what a model file means that leaves a setting out, and shapes do not tell.
-        needs: names of the convention, as patterns, without which a checkpoint is another recipe's that it knows, too.
+        needs: regular expressions of names, numbers as #, without which a checkpoint is another recipe's that it knows.
         hash_of: the text of the files, for the identity of a conversion.
     """
 

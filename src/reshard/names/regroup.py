@@ -283,7 +283,8 @@ class _Regrouping:
                 f"{tensor.name}: {rows} rows, and {src[0]}", hint="--vocab-rows N says how many the target gets"
             )
         wanted = naming.vocab_rows or (src[1] if padded and src is not None else rows)
-        if dst is not None and dst[1] != wanted and (dst != src or naming.dst != self._src):
+        corrected = naming.vocab_rows and naming.files  # the configuration that goes along says what is written
+        if dst is not None and dst[1] != wanted and not corrected and (dst != src or naming.dst != self._src):
             raise PlanError(
                 f"{tensor.name}: {wanted} rows, and {dst[0]}",
                 hint=f"--vocab-rows {dst[1]} adds rows of zeros, or leaves the last ones out",

@@ -76,7 +76,11 @@ def test_states_go_with_their_weights_and_have_no_place_at_hugging_face(hub: Pat
     weights = read_file(tmp_path / "split.safetensors")
     states = {f"adam_m.{name}": array(value.shape, "float32", 7 + n) for n, (name, value) in enumerate(weights.items())}
     write_file(tmp_path / "both.safetensors", {**weights, **states, "global_step": array((), "int64")})
-    said = {"src": "mindformers", "src_model": str(hub / "config.json"), "asked": Asked({"qkv": "grouped"})}
+    said = {
+        "src": "mindformers",
+        "src_model": str(hub / "config.json"),
+        "asked": Asked({"qkv": "grouped", "gate_up": "interleaved"}),
+    }
     fused = run(tmp_path / "both.safetensors", tmp_path / "fused.safetensors", dst="mindformers", **said)
     name = "model.layers.0.attention.w_qkv.weight"
     parts = [states[f"adam_m.model.layers.0.attention.{part}.weight"] for part in ("wq", "wk", "wv")]
@@ -150,3 +154,24 @@ def test_what_a_release_fused_on_each_rank(hub: Path, tmp_path: Path) -> None:
     convert(tmp_path / "ranks", tmp_path / "merged.safetensors", whole)
     with pytest.raises(PlanError, match="no strategy says how they are cut"):
         plan(tmp_path / "merged.safetensors", tmp_path / "no", Options(naming=back))
+
+
+def test_the_configuration_is_true_of_rows_that_were_asked_for(tmp_path: Path) -> None:
+    """Without it the folder's own configuration would contradict what lies there."""
+    hub = write_hub(tmp_path / "hub", qwen3())
+    convert(hub, tmp_path / "core.safetensors", Options(naming=Naming(dst="mcore")))
+    back = Naming(dst="hf", model=str(hub / "config.json"), release="1.9", vocab_rows=20)
+    with pytest.raises(PlanError, match="vocab_size 16"):
+        convert(tmp_path / "core.safetensors", tmp_path / "a", Options(naming=back, to="parts"))
+    convert(tmp_path / "core.safetensors", tmp_path / "b", Options(naming=replace(back, files=True), to="parts"))
+    assert json.loads((tmp_path / "b" / "config.json").read_text())["vocab_size"] == 20
+
+
+def test_codes_stay_what_the_configuration_says_they_mean(tmp_path: Path) -> None:
+    tensors = qwen3("bfloat16")
+    codes = {n: array(v.shape, "float8_e4m3fn") for n, v in tensors.items() if "_proj" in n}
+    scales = {f"{n}_scale_inv": array((1, 1), seed=1) for n in codes}
+    hub = write_hub(tmp_path / "hub", tensors | codes | scales, torch_dtype="bfloat16", quantization_config={"a": 1})
+    convert(hub, tmp_path / "out", Options(naming=Naming(dst="hf", files=True), to="parts"))
+    said = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (said["torch_dtype"], said["quantization_config"]) == ("bfloat16", {"a": 1})
