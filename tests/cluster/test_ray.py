@@ -20,7 +20,8 @@ from msgspec.structs import replace
 
 import reshard
 from families.rows import FAMILIES
-from making import array, tree, write_ranks, write_strategy
+from families.steps import STEPS, kept_in
+from making import array, read_file, same, tree, write_ranks, write_strategy
 from ports import free_port
 from reshard import Options
 from reshard.cli.main import main
@@ -28,7 +29,7 @@ from reshard.errors import CheckpointError, RunError, StorageError, UsageError
 from reshard.layout.tensor import Sharding
 from reshard.moving.ray import Call, Cluster, RayExecutor
 from reshard.moving.task import OnBytes, Settings
-from reshard.ops.convert import bill_of
+from reshard.ops.convert import bill_of, execute
 from reshard.ops.observer import Observer
 from reshard.ops.options import NodeRanks
 from reshard.testing import ExecutorTests
@@ -390,3 +391,22 @@ def test_every_family(family: str, disks: dict[str, Path], tmp_path: Path) -> No
     found = tree(tmp_path / "there")
     apart = {name: content for disk in disks.values() for name, content in tree(disk / tmp_path.name).items()}
     assert wanted == {name: found[name] for name in wanted} == {name: apart[name] for name in wanted}
+
+
+@pytest.mark.parametrize("name", list(STEPS))
+def test_every_step(name: str, disks: dict[str, Path], tmp_path: Path) -> None:
+    """As families go: by the workers of the cluster, and by each node for its own ranks."""
+    step = STEPS[name](kept_in(tmp_path / "step"))
+    (tensor,) = step.plan("out", Options()).tensors
+    strategy = str(write_strategy(tmp_path / "s", [{tensor.name: Sharding((4,), ((0,), ()))}]))
+    options = Options(dst_strategy=strategy, format="safetensors", fsync=False, engine="ray")
+    nodes = tuple(NodeRanks(frozenset(range(n, 4, len(disks))), node) for n, node in enumerate(disks))
+    own = f"{OWN_DISK}/{tmp_path.name}"
+    for out, its in ((str(tmp_path / "there"), options), (own, replace(options, nodes_local=nodes))):
+        execute(step.plan(out, its), out, its, Observer())
+    apart = {path: disk / tmp_path.name / path for disk in disks.values() for path in tree(disk / tmp_path.name)}
+    for rank in range(4):
+        path = f"rank_{rank}/checkpoint_{rank}.safetensors"
+        for file in (tmp_path / "there" / path, apart[path]):
+            (value,) = read_file(file).values()
+            assert same(value, step.wanted[2 * rank : 2 * rank + 2])

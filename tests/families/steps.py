@@ -1,0 +1,107 @@
+"""Every way in which a target's tensor is made, each as a plan of a matrix of 8 × 6."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from msgspec.structs import replace
+
+from making import array, counted, dtype_named, write_file
+from reshard.families.open_checkpoint import open_source
+from reshard.families.source import Source
+from reshard.index import ZEROS, TensorSpec
+from reshard.layout.box import Box
+from reshard.names.wishes import Naming
+from reshard.ops.convert import plan, plan_from
+from reshard.ops.lora import lora_config, plan_lora
+from reshard.ops.options import Options
+from reshard.planning.catalog import Catalog, Held, Loose, Shard, Tensor, tensor_of_shards
+from reshard.planning.plan import Plan
+
+SPEC, WHOLE = TensorSpec("float32", (8, 6)), Box.whole((8, 6))
+Keep = Callable[[Mapping[str, np.ndarray]], str]
+"""Writes a file, on a disk or in a bucket, and says where."""
+
+
+def kept_in(folder: Path) -> Keep:
+    return lambda arrays: str(write_file(folder / "m.safetensors", arrays))
+
+
+@dataclass(frozen=True)
+class Step:
+    """How a plan is made of a source, and the matrix that it makes."""
+
+    source: Catalog
+    plan: Callable[[str, Options], Plan]
+    wanted: np.ndarray
+
+
+def _of_held(keep: Keep, stored: np.ndarray, shards: Callable[[Held], Tensor], wanted: np.ndarray) -> Step:
+    source = open_source(Source(keep({"w": stored})))
+    (shard,) = source.tensors["w"].shards
+    made: Catalog = replace(source, tensors={"w": shards(shard.held[0])})
+    return Step(made, lambda dst, options: plan_from(made, dst, options), wanted)
+
+
+def _ordered(keep: Keep) -> Step:
+    stored = array((6, 8), seed=1)
+
+    def turned(held: Held) -> Tensor:
+        return Tensor("w", SPEC, Loose((Shard(WHOLE, (replace(held, order=(1, 0)),)),)))
+
+    return _of_held(keep, stored, turned, stored.T.copy())
+
+
+def _zeros(keep: Keep) -> Step:
+    stored = array((5, 6), seed=2)
+    boxes = Box((0, 0), (5, 6)), Box((5, 0), (8, 6))
+
+    def padded(held: Held) -> Tensor:
+        return tensor_of_shards("w", SPEC, [Shard(boxes[0], (held,)), Shard(boxes[1], (Held(ZEROS, ()),))])
+
+    return _of_held(keep, stored, padded, np.concatenate([stored, np.zeros((3, 6), np.float32)]))
+
+
+def _flat(keep: Keep) -> Step:
+    """Its elements are some of a longer vector's."""
+    stored = array((100,), seed=3)
+
+    def some(held: Held) -> Tensor:
+        (extent,) = held.extents
+        mine = replace(extent, offset=extent.offset + 40, nbytes=192)
+        return tensor_of_shards("w", SPEC, [Shard(WHOLE, (Held(held.file, (mine,)),))])
+
+    return _of_held(keep, stored, some, stored[10:58].reshape(8, 6))
+
+
+def _lora(keep: Keep) -> Step:
+    base, a, b = counted(8, 6), counted(2, 6), counted(8, 2)
+    path = keep({"l.weight": base, "l.lora_A.weight": a, "l.lora_B.weight": b})
+    config = lora_config("2")
+    return Step(
+        open_source(Source(path)), lambda dst, options: plan_lora(path, dst, config, options), base + 2 * (b @ a)
+    )
+
+
+def _scaled(keep: Keep) -> Step:
+    """Codes, one scale to a row, and what they mean as single floats."""
+    codes, scales = array((8, 6), "float8_e4m3fn", seed=4), array((8, 1), seed=5)
+    path = keep({"l.weight": codes, "l.weight_scale": scales})
+    wanted = (codes.astype(np.float32) * scales).astype(dtype_named("bfloat16"))
+
+    def planned(dst: str, options: Options) -> Plan:
+        return plan(path, dst, replace(options, naming=Naming(dequantize=True)))
+
+    return Step(open_source(Source(path)), planned, wanted)
+
+
+STEPS: Mapping[str, Callable[[Keep], Step]] = {
+    "order": _ordered,
+    "zeros": _zeros,
+    "flat": _flat,
+    "LoRA": _lora,
+    "scaled": _scaled,
+}
