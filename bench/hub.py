@@ -115,8 +115,8 @@ def write_hub(model: HubModel, folder: Path) -> Path:
 MODELS = {
     "hub": HubModel(),
     "core": HubModel(fused=True),
-    "hub_experts": HubModel(layers=4, experts=64),
-    "core_experts": HubModel(layers=4, experts=64, fused=True),
+    "hub_experts": HubModel(layers=2, experts=48),
+    "core_experts": HubModel(layers=2, experts=48, fused=True),
     "hub_fp8": HubModel(codes="float8_e4m3fn"),
     "hub_int8": HubModel(codes="int8"),
 }
