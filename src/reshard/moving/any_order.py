@@ -18,7 +18,7 @@ from reshard.storage.storage import NewFile
 
 _LOT_NBYTES = 64 << 20
 _SMALL_NBYTES = 64 << 10
-_KEPT_NBYTES = 1 << 20
+_KEPT_NBYTES = 8 << 20
 
 
 class AnyOrder:

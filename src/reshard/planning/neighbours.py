@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from itertools import starmap
 
-from msgspec.structs import replace
+from msgspec import Struct
 
 from reshard.index import Extent
 from reshard.layout.box import Box
@@ -12,42 +14,76 @@ from reshard.planning.plan import Assembly, Move, Piece, PlannedTensor
 from reshard.planning.shared import LEAST_NBYTES
 
 _TOGETHER_NBYTES = 4 << 20
+_SMALL_NBYTES = 1 << 20
 Targeted = tuple[PlannedTensor, Sequence[Piece]]
 """A tensor, and the target pieces that are made of it."""
-Kind = tuple[object, ...]
-"""What tensors have in common that may be moved together."""
+Lies = tuple[int, Box, Box | None]
+"""A file, what it holds of a tensor, and what its extents hold."""
 
 
-def moves(tensors: Iterable[Targeted], *, front_to_back: bool) -> Iterator[Move]:
+class Kind(Struct, frozen=True):
+    """What tensors have in common that may be moved together: how source and target pieces lie in them."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    pieces: tuple[Lies, ...]
+    targets: tuple[Lies, ...]
+
+    def flat(self) -> Kind:
+        """The same of elements in a row, where all lie together: then those of other shapes are of one kind, too."""
+        whole = Box.whole(self.shape)
+        found = [tuple(map(partial(_in_a_row, whole), lies)) for lies in (self.pieces, self.targets)]
+        pieces, targets = (tuple(filter(None, lies)) for lies in found)
+        if len(pieces) < len(self.pieces) or len(targets) < len(self.targets):
+            return self
+        return Kind(self.dtype, (whole.size,), pieces, targets)
+
+
+def _in_a_row(whole: Box, lies: Lies) -> Lies | None:
+    file, box, outer = lies
+    at = box.place_in(whole)
+    return None if outer or at is None else (file, Box((at,), (at + box.size,)), None)
+
+
+def moves(tensors: Iterable[Targeted], *, front_to_back: bool, shared: bool) -> Iterator[Move]:
     """The moves of tensors that come in the order of their file: one for all small ones of a kind that are near.
 
-    ``front_to_back``: files take their bytes in this order only, so that nothing may lie between them.
+    Args:
+        front_to_back: files take their bytes in this order only, so that nothing may lie between them.
+        shared: files may share the bytes of what is not quite small.
     """
+    small_nbytes = LEAST_NBYTES if shared else _SMALL_NBYTES
     near: dict[Kind, list[Targeted]] = {}
+    flat: dict[Kind, Kind] = {}  # layers repeat
     room = _TOGETHER_NBYTES
     for tensor, targets in tensors:
-        kind = _kind(tensor, targets)
+        kind = _kind(tensor, targets) if 0 < tensor.spec.nbytes < small_nbytes else None
+        if kind is not None:
+            kind = flat[kind] if kind in flat else flat.setdefault(kind, kind.flat())
         room -= tensor.spec.nbytes
         apart = front_to_back and near and not (kind in near and _follows(targets, near[kind][-1][1]))
         if kind is None or room < 0 or apart:
-            yield from map(_move, near.values())
+            yield from starmap(_move, near.items())
             near, room = {}, _TOGETHER_NBYTES - tensor.spec.nbytes
         if kind is None:
             yield Move(tensor.name, tensor.step, tensor.spec.dtype, tuple(targets))
         else:
             near.setdefault(kind, []).append((tensor, targets))
-    yield from map(_move, near.values())
+    yield from starmap(_move, near.items())
 
 
 def _kind(tensor: PlannedTensor, targets: Sequence[Piece]) -> Kind | None:
-    """None for what moves by itself: what is so large that it may be shared, or empty, or of which elements change."""
+    """None for that of which elements change, which moves by itself."""
     step, spec = tensor.step, tensor.spec
-    if not isinstance(step, Assembly) or step.dtype != spec.dtype or not 0 < spec.nbytes < LEAST_NBYTES:
+    if not isinstance(step, Assembly) or step.dtype != spec.dtype:
         return None
     if any(p.order or (p.extents and p.extents[0].coded) for p in step.pieces) or any(t.outer for t in targets):
         return None
-    lies = tuple([(p.file, p.box, p.outer) for p in step.pieces])
-    return (step.dtype, step.shape, lies, tuple([(t.file, t.box) for t in targets]))
+    return Kind(step.dtype, step.shape, _lie(step.pieces), _lie(targets))
+
+
+def _lie(pieces: Iterable[Piece]) -> tuple[Lies, ...]:
+    return tuple([(piece.file, piece.box, piece.outer) for piece in pieces])
 
 
 def _follows(targets: Sequence[Piece], last: Sequence[Piece]) -> bool:
@@ -57,22 +93,22 @@ def _follows(targets: Sequence[Piece], last: Sequence[Piece]) -> bool:
     )
 
 
-def _move(tensors: Sequence[Targeted]) -> Move:
+def _move(kind: Kind, tensors: Sequence[Targeted]) -> Move:
     """All as one tensor, with one more dim in front; where they lie apart, in as many extents."""
     (first, targets), count = tensors[0], len(tensors)
-    step = first.step
-    assert isinstance(step, Assembly)
     if count == 1:
-        return Move(first.name, step, step.dtype, tuple(targets))
+        return Move(first.name, first.step, kind.dtype, tuple(targets))
 
-    def stacked(piece: Piece, extents: Iterable[tuple[Extent, ...]]) -> Piece:
-        outer = piece.outer and _stacked(piece.outer, count)
-        return replace(piece, box=_stacked(piece.box, count), outer=outer, extents=_joined(extents))
+    def stacked(lies: Sequence[Lies], of: Sequence[Sequence[Piece]]) -> tuple[Piece, ...]:
+        extents = [_joined(pieces[i].extents for pieces in of) for i in range(len(lies))]
+        return tuple(
+            Piece(file, _stacked(box, count), held, outer and _stacked(outer, count))
+            for (file, box, outer), held in zip(lies, extents, strict=True)
+        )
 
-    steps = [tensor.step.base.pieces for tensor, _ in tensors]
-    pieces = tuple([stacked(p, (of[i].extents for of in steps)) for i, p in enumerate(step.pieces)])
-    made = tuple([stacked(t, (of[i].extents for _, of in tensors)) for i, t in enumerate(targets)])
-    return Move(first.name, Assembly(step.dtype, (count, *step.shape), pieces), step.dtype, made)
+    pieces = stacked(kind.pieces, [tensor.step.base.pieces for tensor, _ in tensors])
+    made = stacked(kind.targets, [targets for _, targets in tensors])
+    return Move(first.name, Assembly(kind.dtype, (count, *kind.shape), pieces), kind.dtype, made)
 
 
 def _stacked(box: Box, count: int) -> Box:

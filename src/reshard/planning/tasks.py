@@ -113,7 +113,9 @@ def _task(plan: Plan, number: int, twins: list[Twins], *, together: Together) ->
     tensors = [(plan.tensors[number], pieces) for number, pieces in targets.items()]
     if together:
         tensors.sort(key=lambda found: _place(found[1][0]))
-        found = neighbours.moves(tensors, front_to_back=together == "front to back")
+        found = neighbours.moves(
+            tensors, front_to_back=together == "front to back", shared=plan.shared_block_nbytes > 0
+        )
     else:
         found = (Move(tensor.name, tensor.step, tensor.spec.dtype, tuple(pieces)) for tensor, pieces in tensors)
     moves = [replace(move, step=with_pieces(needed(move), renumbered)) for move in found]

@@ -41,7 +41,16 @@ KINDS = len({*TENSORS.values()})
 def test_those_that_lie_alike_are_read_and_written_once() -> None:
     (move,) = task_of(full({f"t{n:02}": (2, 4) for n in range(50)}), safetensors()).moves
     assert [len(p.extents) for p in (*move.step.base.pieces, *move.targets)] == [1, 1]
-    assert move.targets[0].box.shape == (50, 2, 4)
+    assert move.targets[0].box.shape == (50, 8)
+
+
+def test_those_of_other_shapes_and_as_many_elements_are_of_their_kind_where_no_row_is_parted() -> None:
+    source = full({f"t{n:02}": ((4, 8), (8, 4), (32,))[n % 3] for n in range(30)})
+    cut = {name: Sharding((2,), ((0,), *((),) * (len(t.spec.shape) - 1))) for name, t in source.tensors.items()}
+    (move,) = task_of(source, safetensors(Strategy((cut,), 2))).moves
+    assert [len(p.extents) for p in move.targets] == [1, 1]
+    columns = {n: COLUMNS if len(t.spec.shape) == 2 else Sharding((2,), ((0,),)) for n, t in source.tensors.items()}
+    assert len(task_of(source, safetensors(Strategy((columns,), 2))).moves) == 3
 
 
 def test_those_of_several_kinds_are_moves_of_their_kinds() -> None:
