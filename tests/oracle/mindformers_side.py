@@ -86,11 +86,16 @@ def loaded(load_checkpoint, root, tensors):
     return {p.name: hashlib.sha256(held(p).tobytes()).hexdigest() for p in net.get_parameters()}
 
 
-def main():
-    folder, requests = sys.argv[1:]
+def find_by(rest):
+    """Modules of MindFormers, from now on."""
     if not hasattr(ms, "DeviceCtx"):  # of later releases of MindSpore
         ms.DeviceCtx = lambda *_: contextlib.nullcontext()
-    sys.meta_path.insert(0, Rest(folder))
+    sys.meta_path.insert(0, rest)
+
+
+def main():
+    folder, requests = sys.argv[1:]
+    find_by(Rest(folder))
     load = importlib.import_module("mindformers.checkpoint.checkpoint").load_checkpoint
     answers = [loaded(load, root, tensors) for root, tensors in json.loads(Path(requests).read_text())]
     print("\n" + json.dumps(answers))
