@@ -110,8 +110,8 @@ format: setup ## let ruff rewrite
 docs: $(DOCS_VENV)/ready ## the documentation as a site in site/; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict --quiet
 
-bench: setup ## time conversions against cp
-	$(BIN)/python bench/run.py
+bench: setup ## time conversions against cp: the tables of docs/explanation/performance.md
+	$(BIN)/python bench/page.py
 
 clean: ## remove what make made
 	rm -rf $(VENV) $(MS_VENV) $(NP1_VENV) $(DOCS_VENV) $(JUDGES:%=.venv-%) site demo/out demo/smollm2 bench/out

@@ -35,8 +35,8 @@ _SMALL = Model(layers=20, hidden=1024, ffn=2816, dtype="float32")
 class Case:
     """``argv`` after ``reshard``; ``{out}`` is the target, ``{name}`` an input.
 
-    ``mindspore`` is Python that does the same, ``peft`` what ``with_peft.py`` takes for it; ``fsync`` compares the
-    default with cp and sync, else neither waits for the disk.
+    ``mindspore`` is Python that does the same, ``peft`` what ``with_peft.py`` takes for it and ``naive`` what
+    ``naive.py`` does; ``fsync`` compares the default with cp and sync, else neither waits for the disk.
     """
 
     name: str
@@ -44,6 +44,7 @@ class Case:
     fsync: bool = False
     mindspore: str = ""
     peft: tuple[str, ...] = ()
+    naive: tuple[str, ...] = ()
 
     @property
     def writes(self) -> bool:
@@ -162,7 +163,8 @@ def cases(folder: Path, model: Model) -> list[Case]:
 
 def _lora(name: str, adapter: str) -> Case:
     merged = ("lora", "merge", "{full.safetensors}", "{out}", "--adapter", adapter, "--scaling", "2")
-    return Case(name, merged, peft=("{full.safetensors}", adapter))
+    naive = ("lora", "{full.safetensors}", "{out}", adapter)
+    return Case(name, merged, peft=("{full.safetensors}", adapter), naive=naive)
 
 
 def _megatron(config: str) -> list[Case]:
@@ -231,7 +233,9 @@ def _conversions(form: str, folder: Path, s: dict[str, str]) -> list[Case]:
         ms = ""
         if form == "ckpt" and a != "dp8" and not fsync and not more:  # of dp8 MindSpore takes eight times the memory
             ms = _transform(str(folder / f"{form}-{a}"), s[a], s.get(b, "")) if a else _transform_full(folder, s[b])
-        return Case(f"{form} {name}", tuple(argv), fsync, ms)
+        sizes = (",".join(map(str, _LAYOUTS[x])) if x else "1" for x in (a, b))
+        naive = ("cut", src, "{out}", *sizes) if form == "safetensors" and not fsync and not more else ()
+        return Case(f"{form} {name}", tuple(argv), fsync, ms, naive=naive)
 
     unify = ("unify", f"{{{form}-mp8}}", "{out}", "--src-strategy", s["mp8"])
     unified = _unified(str(folder / f"{form}-mp8"), s["mp8"]) if form == "safetensors" else ""

@@ -1,9 +1,9 @@
 """What sharing blocks saves: jobs on XFS and Btrfs, each in a file mounted by loop, against cp and sync; needs root.
 
-    python bench/clones.py [--layers 8] [--runs 3] [--dir DIR]
+    python bench/clones.py [--layers 16] [--runs 3] [--dir DIR]
 
 Columns: seconds (medians) of reshard and of ``cp -r --reflink=never`` of what it wrote, both with what the disk takes
-(``sync``), the median of the pairs' ratios, and the part of the target that takes space.
+(``sync``), the median of the pairs' ratios, the part of the target that takes space, and what limits reshard.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from cases import RESHARD, remove
 from checkpoints import Model, write_full, write_strategy
+from run import Timing, limits, measured
 
 _MAKE = {"xfs": ("mkfs.xfs", "-q", "-f", "-m", "reflink=1"), "btrfs": ("mkfs.btrfs", "-q", "-f")}
 
@@ -50,20 +52,29 @@ def mounted(kind: str, folder: Path, nbytes: int) -> Iterator[Path]:
 
 
 def used(folder: Path) -> int:
-    os.sync()
-    status = os.statvfs(folder)
-    return (status.f_blocks - status.f_bfree) * status.f_frsize
+    """Once no file that was removed is still being freed."""
+    before = -1
+    while True:
+        os.sync()
+        status = os.statvfs(folder)
+        if (now := (status.f_blocks - status.f_bfree) * status.f_frsize) == before:
+            return now
+        before = now
+        time.sleep(0.5)
 
 
-def timed(*argv: str | Path) -> float:
+def timed(*argv: str | Path) -> Timing:
+    """With what the disk takes."""
     began = time.monotonic()
-    subprocess.run(argv, check=True)
+    took = measured([str(word) for word in argv])
     subprocess.run(["sync"], check=True)
-    return time.monotonic() - began
+    return replace(took, seconds=time.monotonic() - began)
 
 
 def row(what: str, words: tuple[str | Path, ...], disk: Path, runs: int) -> str:
-    ours, theirs, space = [], [], 0.0
+    ours: list[Timing] = []
+    theirs: list[Timing] = []
+    space = 0.0
     for _ in range(runs):
         for name in ("out", "copy"):
             remove(disk / name)
@@ -72,20 +83,19 @@ def row(what: str, words: tuple[str | Path, ...], disk: Path, runs: int) -> str:
         nbytes = sum(path.stat().st_size for path in (disk / "out").rglob("*.safetensors"))
         space = (used(disk) - before) / nbytes
         theirs.append(timed("cp", "-r", "--reflink=never", disk / "out", disk / "copy"))
-    ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
-    return (
-        f"| {what} | {statistics.median(ours):.2f} | {statistics.median(theirs):.2f} | **{ratio:.2f}** | {space:.0%} |"
-    )
+    ratio = statistics.median(a.seconds / b.seconds for a, b in zip(ours, theirs, strict=True))
+    seconds, of_cp = (statistics.median(t.seconds for t in each) for each in (ours, theirs))
+    return f"| {what} | {seconds:.2f} | {of_cp:.2f} | **{ratio:.2f}** | {space:.0%} | {limits(ours, waits=True)} |"
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--layers", type=int, default=8)
+    options.add_argument("--layers", type=int, default=16)
     options.add_argument("--runs", type=int, default=3)
     options.add_argument("--dir", type=Path, default=Path(__file__).parent / "out")
     args = options.parse_args()
     args.dir.mkdir(parents=True, exist_ok=True)
-    print("| job | s | cp s | × cp | space |\n|---|---|---|---|---|")
+    print("| job | s | cp s | × cp | space | limits |\n|---|---|---|---|---|---|")
     for kind, make in _MAKE.items():
         if os.geteuid() or not shutil.which(make[0]):
             print(f"{kind} is left out: it takes root and {make[0]}")

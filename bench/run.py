@@ -1,14 +1,16 @@
 """Time the jobs of cases.py against cp of the bytes that they write, in one run, alternating.
 
-    python bench/run.py [--dir DIR] [--runs 5] [--only REGEX] [--layers 24] [--cold] [--pairs]
-        [--mindspore PYTHON] [--peft PYTHON]
+    python bench/run.py [--dir DIR] [--runs 5] [--only REGEX] [--layers 24] [--cold] [--busy]
+        [--pairs] [--mindspore PYTHON] [--peft PYTHON]
 
 Columns: seconds of reshard (median); GB a second; GB a second of processor time, over all threads; × cp is the median
 of the pairs' ratios, seconds ÷ seconds of `cp -r --reflink=never` of what was written (then `sync` too where reshard
 synchronises; of what was read for jobs that write nothing); peak anonymous memory (sampled RssAnon); bytes read ÷ bytes
-needed; × MindSpore is its seconds ÷ ours for the same job, where its Python is given; PEFT's seconds and memory, with
-the start of torch, where one with PEFT is. The page cache is warm, or, with
---cold, without the files that are read.
+needed; × naive is the seconds of the script that a user would write (naive.py), by pairs, ÷ ours, and its memory;
+× MindSpore is its seconds ÷ ours for the same job, where its Python is given; PEFT's seconds and memory, with the start
+of torch, where one with PEFT is; what limits reshard: the cores, with the kernel's part of the processor time, one core
+or the disk. The page cache is warm, or, with --cold, without the files that are read. With --busy another process keeps
+one core busy all the time.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -32,6 +36,7 @@ from checkpoints import Model
 from memory import kept
 
 _SPARE_NBYTES = 4 << 30
+_BUSY = 0.7
 
 
 @dataclass(frozen=True)
@@ -46,19 +51,23 @@ class Row:
     amplification: float | None
     x_mindspore: float | None
     peft: str
+    naive: str
+    limits: str
 
     def __str__(self) -> str:
         read = "" if self.amplification is None else f"{self.amplification:.2f}"
         other = "" if self.x_mindspore is None else f"{self.x_mindspore:.0f}"
+        beside = f"{self.naive} | {other} | {self.peft} | {self.limits}"
         return (
             f"| {self.name} | {self.seconds:.2f} | {self.gigabytes_s:.2f} | {self.gigabytes_cpu_s:.2f} "
-            f"| {self.cp_seconds:.2f} | **{self.x_cp:.2f}** | {self.peak_mib:.0f} | {read} | {other} | {self.peft} |"
+            f"| {self.cp_seconds:.2f} | **{self.x_cp:.2f}** | {self.peak_mib:.0f} | {read} | {beside} |"
         )
 
 
 HEAD = (
-    "| job | s | GB/s | GB/s per core | cp s | × cp | peak MiB | read ÷ needed | × MindSpore | PEFT |\n"
-    "|---|---|---|---|---|---|---|---|---|---|"
+    "| job | s | GB/s | GB/s per core | cp s | × cp | peak MiB | read ÷ needed "
+    "| × naive | × MindSpore | PEFT | limits |\n"
+    "|---|---|---|---|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -66,13 +75,14 @@ HEAD = (
 class Timing:
     seconds: float
     cpu_seconds: float
+    kernel: float
     peak_mib: float
     printed: str
 
 
 def measured(argv: list[str]) -> Timing:
     """Raises CalledProcessError."""
-    began, cpu = time.monotonic(), _children_seconds()
+    began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
     peak = [0]
     watch = threading.Thread(target=_watch, args=(process, peak))
@@ -82,12 +92,10 @@ def measured(argv: list[str]) -> Timing:
     watch.join()
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, argv)
-    return Timing(seconds, _children_seconds() - cpu, peak[0] / 1024, printed)
-
-
-def _children_seconds() -> float:
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+    kernel = used.ru_stime - before.ru_stime
+    cpu = used.ru_utime - before.ru_utime + kernel
+    return Timing(seconds, cpu, kernel / cpu, peak[0] / 1024, printed)
 
 
 def _watch(process: subprocess.Popen[str], peak: list[int]) -> None:
@@ -136,6 +144,7 @@ def run_case(case: Case, inputs: Inputs, folder: Path, args: argparse.Namespace)
     argv += [] if case.fsync or not case.writes else ["--no-fsync"]
     ours: list[Timing] = []
     theirs: list[float] = []
+    naive: list[Timing] = []
     for _ in range(args.runs):
         remove(out)  # right before each of the two, so that both get pages that were freed just now
         settle(read, cold=args.cold)
@@ -144,6 +153,11 @@ def run_case(case: Case, inputs: Inputs, folder: Path, args: argparse.Namespace)
         remove(copy)
         settle([like], cold=args.cold)
         theirs.append(copied(like, copy, fsync=case.fsync))
+        remove(copy)
+        if case.naive:
+            settle(read, cold=args.cold)
+            words = [word.replace("{out}", str(copy)) for word in inputs.fill(case.naive)]
+            naive.append(measured([sys.executable, str(Path(__file__).with_name("naive.py")), *words]))
     remove(copy)
     if args.pairs:
         print(*(f"{a.seconds:.2f}:{b:.2f}" for a, b in zip(ours, theirs, strict=True)), file=sys.stderr)
@@ -161,7 +175,35 @@ def run_case(case: Case, inputs: Inputs, folder: Path, args: argparse.Namespace)
         done["read_nbytes"] / done["bill"]["needed_nbytes"] if case.writes else None,
         _mindspore_seconds(case, out, args.mindspore) / seconds if case.mindspore and args.mindspore else None,
         _with_peft(inputs.fill(case.peft), out, args.peft) if case.peft and args.peft else "",
+        _beside(ours, naive),
+        limits(ours, waits=case.fsync or args.cold),
     )
+
+
+def _beside(ours: list[Timing], naive: list[Timing]) -> str:
+    if not naive:
+        return ""
+    ratio = statistics.median(b.seconds / a.seconds for a, b in zip(ours, naive, strict=True))
+    return f"{ratio:.1f}, {max(t.peak_mib for t in naive) / 1024:.1f} GiB"
+
+
+def limits(ours: list[Timing], *, waits: bool) -> str:
+    """What kept the job from being faster, as its processor time tells."""
+    busy = statistics.median(t.cpu_seconds / t.seconds for t in ours)
+    if busy > _BUSY * len(os.sched_getaffinity(0)):
+        return f"cores, {statistics.median(t.kernel for t in ours):.0%} kernel"
+    return "disk" if waits else "one core" if busy > _BUSY else "start, disk"
+
+
+@contextmanager
+def one_core_busy() -> Iterator[None]:
+    """Another process that never waits, on the first core."""
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
+        os.sched_setaffinity(other.pid, {min(os.sched_getaffinity(0))})
+        try:
+            yield
+        finally:
+            other.kill()
 
 
 def _with_peft(given: list[str], out: Path, python: str) -> str:
@@ -190,6 +232,7 @@ def main() -> None:
     options.add_argument("--layers", type=int, default=24)
     options.add_argument("--dtype", default="bfloat16")
     options.add_argument("--cold", action="store_true")
+    options.add_argument("--busy", action="store_true", help="another process keeps one core busy")
     options.add_argument("--pairs", action="store_true", help="print every pair of seconds, reshard:cp")
     options.add_argument("--mindspore", default="")
     options.add_argument("--peft", default="")
@@ -203,7 +246,7 @@ def main() -> None:
     rows = []
     model = Model(layers=args.layers, dtype=args.dtype)
     inputs = Inputs(args.dir, model)
-    with kept(args.keep_memory << 30):
+    with kept(args.keep_memory << 30), one_core_busy() if args.busy else nullcontext():
         for case in cases(args.dir, model):
             if re.search(args.only, case.name):
                 try:
