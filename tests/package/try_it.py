@@ -1,7 +1,7 @@
 """The wheel and the source distribution, each installed into an empty environment, and used from an empty folder.
 
 ``python tests/package/try_it.py``: the source distribution is tried with the Python that runs this, the wheel with the
-newest that the machine has.
+newest that the machine has and the newest NumPy, and with the oldest and NumPy 1.24.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ def main() -> None:
         run(sys.executable, "-m", "hatchling", "build", "-d", place, cwd=ROOT)
         (wheel,), (source,) = place.glob("*.whl"), place.glob("*.tar.gz")
         check_contents(wheel)
-        for python, package in ((newest(), wheel), (sys.executable, source)):
-            say(f"{package.name} ({package.stat().st_size:,} bytes) with {python}")
-            try_it(python, package, place / package.suffix[1:])
+        for number, (python, package, numpy) in enumerate(
+            ((newest(), wheel, "numpy"), (sys.executable, source, "numpy"), (oldest(), wheel, "numpy==1.24.*"))
+        ):
+            say(f"{package.name} ({package.stat().st_size:,} bytes) with {python} and {numpy}")
+            try_it(python, (package, numpy), place / str(number))
 
 
 def check_contents(wheel: Path) -> None:
@@ -39,13 +41,17 @@ def check_contents(wheel: Path) -> None:
         sys.exit(f"in the wheel alone: {sorted(held - wanted)}; in the repository alone: {sorted(wanted - held)}")
 
 
-def try_it(python: str, package: Path, place: Path) -> None:
+def try_it(python: str, packages: tuple[object, ...], place: Path) -> None:
     """Cut a file in two, merge it again, and prove it, in an environment that has nothing but the package."""
     run(python, "-m", "venv", place / "env")
     reshard = place / "env" / "bin" / "reshard"
-    run(place / "env" / "bin" / "python", "-m", "pip", "install", "-q", package, cwd=place)
+    run(place / "env" / "bin" / "python", "-m", "pip", "install", "-q", *packages, cwd=place)
     (place / "model.safetensors").write_bytes(weights())
+    run(reshard, cwd=place)
     run(reshard, "--version", cwd=place)
+    page = (place / "env/share/man/man1/reshard.1").read_text()
+    if not all(f".SS reshard {command}\n" in page for command in ("convert", "lora merge", "doctor")):
+        sys.exit("the manual page lacks commands")
     run(reshard, "doctor", cwd=place)
     run(reshard, "inspect", "model.safetensors", cwd=place)
     run(reshard, "convert", "model.safetensors", "model.ckpt", cwd=place)
@@ -66,6 +72,12 @@ def newest() -> str:
     """The Python of the highest number from 3.10 on that can make environments."""
     found = {version_of(python): python for python in {*pythons(), sys.executable}}
     return found[max(found)]
+
+
+def oldest() -> str:
+    """The Python of the lowest number that there is, from 3.10 on."""
+    found = {version_of(python): python for python in {*pythons(), sys.executable}}
+    return found[min(version for version in found if version >= (3, 10))]
 
 
 def pythons() -> Iterator[str]:
