@@ -42,6 +42,17 @@ class Lacking:
                         numbers = first.numbers if e is None else {**first.numbers, "e": e}
                         yield f"{first.state}{side.called(numbers, self._sizes)}: missing, beside {example}"
 
+    def factors(self, groups: Groups) -> Iterator[str]:
+        """A fault for each LoRA factor whose other one is not there."""
+        pairs: dict[tuple[object, ...], dict[str, str]] = {}
+        for found, name in chain.from_iterable(groups.values()):
+            if found.factor:
+                key = (found.rule.number, found.section, *found.numbers.items())
+                pairs.setdefault(key, {})[found.factor] = name
+        for there in pairs.values():
+            if len(there) == 1:
+                yield f"{next(iter(there.values()))}: its other factor is not there"
+
     def _stacks(self, rule: Rule) -> bool:
         """Whether what is read has one tensor an expert, of which one is made."""
         return rule.stacked and any(of == "e" for of, _ in next(iter(rule.sides(hub=self._hub).values())).numbers)

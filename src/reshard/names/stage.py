@@ -207,6 +207,7 @@ class _Stage:
         lora = all(found[0][0].factor for found in groups.values())
         lacking = Lacking(self._rules, self._sizes, self._given.missing, hub=self._hub)
         self._faults += lacking.parts(groups)
+        self._faults += lacking.factors(groups)
         if not lora:
             self._faults += lacking.tensors(groups)
             self._faults += self._of_other_kinds(groups)

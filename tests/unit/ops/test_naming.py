@@ -175,3 +175,23 @@ def test_codes_stay_what_the_configuration_says_they_mean(tmp_path: Path) -> Non
     convert(hub, tmp_path / "out", Options(naming=Naming(dst="hf", files=True), to="parts"))
     said = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (said["torch_dtype"], said["quantization_config"]) == ("bfloat16", {"a": 1})
+
+
+def test_half_a_lora_pair_is_refused(hub: Path, tmp_path: Path) -> None:
+    write_hub(hub, llama(), model_type="llama", architectures=["LlamaForCausalLM"])
+    name = "base_model.model.model.layers.{}.self_attn.q_proj.lora_{}.weight"
+    shapes = {name.format(0, "A"): (2, 8), name.format(0, "B"): (16, 2), name.format(1, "A"): (2, 8)}
+    source = write_file(tmp_path / "adapter_model.safetensors", {n: array(shape) for n, shape in shapes.items()})
+    naming = Naming(dst="mindformers", model=str(hub / "config.json"))
+    with pytest.raises(PlanError, match=r"layers.1.self_attn.q_proj.lora_A.weight: its other factor is not there"):
+        convert(source, tmp_path / "out.safetensors", Options(naming=naming))
+
+
+def test_factors_of_a_core_s_attention_are_told_by_the_model(hub: Path, tmp_path: Path) -> None:
+    """One name of latent attention and of the other."""
+    own = {
+        f"decoder.layers.0.self_attention.linear_proj.lora_{ab}": array(s) for ab, s in (("a", (2, 16)), ("b", (8, 2)))
+    }
+    source = write_file(tmp_path / "lora.safetensors", own)
+    made = run(source, tmp_path / "out.safetensors", dst="hf", model=str(hub / "config.json"))
+    assert sorted(made) == [f"base_model.model.model.layers.0.self_attn.o_proj.lora_{ab}.weight" for ab in "AB"]
