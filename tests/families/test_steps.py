@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from msgspec.structs import replace
@@ -25,7 +26,7 @@ from reshard.ops.fingerprint import fingerprint
 from reshard.ops.inspect import inspect
 from reshard.ops.observer import Observer
 from reshard.ops.verify import verify
-from reshard.planning.plan import plan_from_json
+from reshard.planning.plan import Plan
 from reshard.planning.shares import Share
 from reshard.report.html import page
 from reshard.report.make import plan_report
@@ -108,7 +109,7 @@ def test_after_a_kill(step: Step, options: Options, tmp_path: Path, monkeypatch:
 
 def test_as_json(step: Step, options: Options) -> None:
     plan = step.plan("out", options)
-    assert plan_from_json(plan.to_json()) == plan
+    assert msgspec.json.decode(plan.to_json(), type=Plan) == plan
 
 
 def test_its_report(step: Step, options: Options) -> None:

@@ -93,12 +93,9 @@ def _merged(seeds: Path) -> None:
 
 
 def _run(seeds: Path, tree: Path) -> None:
-    """A target, its manifest and the notes of a run under way, and the plan that made it."""
+    """A target, its manifest and the notes of a run under way."""
     strategy = str(tree / "strategy.ckpt")
     options = Options(src_strategy=strategy, dst_strategy=strategy, fsync=False)
-    (seeds / "plan.json").write_bytes(
-        reshard.plan(tree / "ranks", "done", options).to_json().replace(str(tree).encode(), b".")
-    )
     reshard.convert(tree / "ranks", tree / "done", options)
     meta = tree / "done" / ".reshard"
     manifest = json.loads((meta / "manifest.json").read_text())

@@ -20,7 +20,6 @@ from reshard.ops.inspect import inspect
 from reshard.ops.options import Options
 from reshard.ops.scaling import read_config
 from reshard.ops.strategies import show
-from reshard.planning.plan import plan_from_json
 from reshard.strategy.model_yaml import read_job
 from reshard.strategy.rules import read_family
 
@@ -122,7 +121,6 @@ READERS = (
     Reader("strategy.ckpt", _with_strategy, beside="tree"),
     Reader("merged.ckpt", _with_strategy, beside="tree"),
     Reader("strategy.json", _with_strategy, beside="tree", as_json=True),
-    Reader("plan.json", lambda path: plan_from_json(path.read_bytes()), as_json=True),
     Reader("manifest.json", _manifest, "done/.reshard/manifest.json", "tree", True),
     Reader("begun.json", _resumed, "done/.reshard/begun.json", "tree", True),
     Reader("0.json", _resumed, "done/.reshard/done/0.json", "tree", True),

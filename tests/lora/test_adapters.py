@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import ml_dtypes
+import msgspec
 import numpy as np
 import pytest
 
@@ -20,7 +21,7 @@ from reshard.ops.adapters import AdapterAt
 from reshard.ops.convert import execute
 from reshard.ops.lora import lora_config, open_merge, plan_merge
 from reshard.ops.observer import Observer
-from reshard.planning.plan import plan_from_json
+from reshard.planning.plan import Plan
 from reshard.planning.shares import Share
 
 RNG = np.random.default_rng(17)
@@ -212,7 +213,7 @@ def test_lengths_of_rows_that_no_file_holds_whole(places: Path, tmp_path: Path) 
 
 def test_blocks_of_a_few_elements(places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     merge(places, tmp_path / "one.safetensors")
-    monkeypatch.setattr(Options, "block_nbytes", lambda *_: 96)
+    monkeypatch.setattr(Options, "block_nbytes", lambda *_, **__: 96)
     monkeypatch.setattr("reshard.moving.lora._READ_NBYTES", 700)
     monkeypatch.setattr("reshard.moving.lora._CHUNK", 50)
     merge(places, tmp_path / "two.safetensors")
@@ -228,7 +229,7 @@ def test_shares_and_plans_as_json(places: Path, tmp_path: Path) -> None:
     folder = str(places / "adapter")
     at = [AdapterAt(folder, lora_config(adapter=folder))]
     plan = plan_merge(open_merge(places / "base.safetensors", Options(), at), tmp_path / "x.safetensors")
-    assert plan_from_json(plan.to_json()) == plan
+    assert msgspec.json.decode(plan.to_json(), type=Plan) == plan
 
 
 def test_torch_files_and_what_a_trainer_leaves_beside(places: Path, tmp_path: Path) -> None:

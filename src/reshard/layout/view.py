@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import product
+from math import prod
 
 from reshard.layout.box import Box
 from reshard.layout.cover import boxes_of_range
@@ -45,8 +46,8 @@ def in_view(box: Box, shape: Shape, view: Shape) -> Iterator[tuple[Box, Box]]:
     >>> [view for _, view in in_view(Box((1, 0), (4, 3)), (8, 3), (4, 2, 3))]
     [Box(start=(0, 1, 0), stop=(1, 2, 3)), Box(start=(1, 0, 0), stop=(2, 2, 3))]
     """
-    if shape == view:
-        yield box, box
+    if shape == view or not (shape or prod(view) > 1):  # one element may have any dims
+        yield box, box if shape else Box.whole(view)
         return
     dims = []
     for start, stop, factors in zip(box.start, box.stop, factors_of(shape, view), strict=True):

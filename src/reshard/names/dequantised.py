@@ -8,11 +8,9 @@ from msgspec.structs import replace
 
 from reshard.dtypes import ALIASES, FLOATING
 from reshard.errors import CheckpointError, listed
-from reshard.index import TensorSpec
-from reshard.layout.box import Box
-from reshard.layout.view import Shape, in_view
+from reshard.layout.view import Shape
 from reshard.names.model import ModelFile
-from reshard.planning.catalog import Held, Loose, Scales, Shard, Tensor
+from reshard.planning.catalog import Scales, Tensor, seen_as
 from reshard.planning.quantised import Quantised, quantised
 
 _USUAL = 128
@@ -101,7 +99,7 @@ def _scaled(codes: Tensor, scale: Tensor, dtype: str, files: Sequence[ModelFile]
         raise CheckpointError(f"{scale.name}: {scale.spec.dtype} is no scale")
     shape = _counted(codes, scale)
     block = tuple(_block(codes, scale, dim, shape[dim], files) for dim in range(len(shape)))
-    return replace(codes, made=dtype, scales=Scales(_as(scale, shape), block))
+    return replace(codes, made=dtype, scales=Scales(seen_as(scale, shape), block))
 
 
 def _counted(codes: Tensor, scale: Tensor) -> Shape:
@@ -148,16 +146,3 @@ def _told(files: Sequence[ModelFile], dim: int) -> Iterator[int]:
                 continue
             if type(value) is int and value > 0:
                 yield value
-
-
-def _as(scale: Tensor, shape: Shape) -> Tensor:
-    """The scale with dims of one element more or less."""
-    given = scale.spec.shape
-    if given == shape:
-        return scale
-    shards = []
-    for shard in scale.shards:
-        ((_, box),) = in_view(shard.box, given, shape) if given else ((shard.box, Box.whole(shape)),)
-        held = (Held(h.file, h.extents_of(shard.box, scale.spec.itemsize)) for h in shard.held)
-        shards.append(Shard(box, tuple(held), shard.expected))
-    return replace(scale, spec=TensorSpec(scale.spec.dtype, shape), shards=Loose(tuple(shards)))

@@ -8,13 +8,15 @@ from math import prod
 from typing import Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
-from reshard.errors import CheckpointError
+from reshard.errors import CheckpointError, PlanError
 from reshard.index import ZEROS, Contents, Extent, TensorSpec, cut_extents
 from reshard.layout.box import Box, ordered
 from reshard.layout.cover import gaps, overlap
 from reshard.layout.stages import Strategy, layout_of_full
 from reshard.layout.tensor import MAX_DEVICES, Cell, Layout, Sharding
+from reshard.layout.view import in_view
 
 NO_RANK = -1
 STRATEGY = "strategy"
@@ -292,3 +294,29 @@ class Catalog(Struct, frozen=True):
     def compared(self) -> tuple[Tensor, ...]:
         """Tensors on several ranks of which nobody says that these agree."""
         return tuple(t for t in self.tensors.values() if t.compared)
+
+
+def seen_as(tensor: Tensor, view: tuple[int, ...]) -> Tensor:
+    """The same elements, in another shape. Raises PlanError for what is no view, or is stored in another order."""
+    shape = tensor.spec.shape
+    if view == shape:
+        return tensor
+    shards = []
+    for shard in tensor.shards:
+        if tensor.view or any(held.order for held in shard.held):
+            raise PlanError(f"{tensor.name}: stored in an order in which it cannot be seen as {list(view)}")
+        try:
+            parts = tuple(in_view(shard.box, shape, view))
+        except ValueError as error:
+            raise PlanError(f"{tensor.name}: {error}") from None
+        itemsize = tensor.spec.itemsize
+        shards += [
+            Shard(seen, tuple(part_of(h, shard.box, real, itemsize) for h in shard.held)) for real, seen in parts
+        ]
+    return replace(tensor, spec=replace(tensor.spec, shape=view), shards=Loose(tuple(shards)))
+
+
+def part_of(held: Held, box: Box, part: Box, itemsize: int) -> Held:
+    """What holds a part of the shard ``box``, and nothing besides."""
+    runs = (cut_extents(held.extents, at * itemsize, n * itemsize) for at, n in part.runs_in(held.outer or box))
+    return Held(held.file, tuple(extent for run in runs for extent in run))

@@ -5,13 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from msgspec import Struct
-from msgspec.structs import replace
 
-from reshard.errors import PlanError
-from reshard.index import cut_extents
 from reshard.layout.box import Box
-from reshard.layout.view import in_view
-from reshard.planning.catalog import Held, Loose, Shard, Tensor
+from reshard.planning.catalog import Tensor, seen_as
 from reshard.planning.plan import Form
 
 Shape = tuple[int, ...]
@@ -63,37 +59,11 @@ def viewed(fit: Fit, weight: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tens
         return b, a
     experts = weight.spec.shape[0]
     return (
-        _in_view(b, (b.spec.shape[0], fit.rank, experts)),
-        _in_view(a, (experts, fit.rank, a.spec.shape[1])),
+        seen_as(b, (b.spec.shape[0], fit.rank, experts)),
+        seen_as(a, (experts, fit.rank, a.spec.shape[1])),
     )
 
 
 def flat(tensor: Tensor) -> Tensor:
     """A tensor of one dim that counts, as a vector. Raises PlanError."""
-    return _in_view(tensor, (Box.whole(tensor.spec.shape).size,))
-
-
-def _in_view(tensor: Tensor, view: Shape) -> Tensor:
-    """The same elements, in another shape. Raises PlanError for what is no view, or is stored in another order."""
-    shape = tensor.spec.shape
-    if view == shape:
-        return tensor
-    shards = []
-    for shard in tensor.shards:
-        if tensor.view or any(held.order for held in shard.held):
-            raise PlanError(f"{tensor.name}: stored in an order in which it cannot be seen as {list(view)}")
-        try:
-            parts = tuple(in_view(shard.box, shape, view))
-        except ValueError as error:
-            raise PlanError(f"{tensor.name}: {error}") from None
-        itemsize = tensor.spec.itemsize
-        shards += [
-            Shard(seen, tuple(part_of(h, shard.box, real, itemsize) for h in shard.held)) for real, seen in parts
-        ]
-    return replace(tensor, spec=replace(tensor.spec, shape=view), shards=Loose(tuple(shards)))
-
-
-def part_of(held: Held, box: Box, part: Box, itemsize: int) -> Held:
-    """What holds a part of the shard ``box``, and nothing besides."""
-    runs = (cut_extents(held.extents, at * itemsize, n * itemsize) for at, n in part.runs_in(held.outer or box))
-    return Held(held.file, tuple(extent for run in runs for extent in run))
+    return seen_as(tensor, (Box.whole(tensor.spec.shape).size,))

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from msgspec.structs import replace
 
 from reshard.dtypes import FLOATING
-from reshard.planning.catalog import Loose, Shard, Tensor
-from reshard.planning.lora_forms import part_of
+from reshard.planning.catalog import Loose, Shard, Tensor, part_of
 from reshard.planning.lora_names import model_name
 from reshard.planning.lora_values import How
 

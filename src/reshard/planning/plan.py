@@ -323,17 +323,6 @@ class Plan(Struct, frozen=True):
             raise InputError(f"{error.object!r} is not Unicode: JSON cannot hold it", hint="rename it") from None
 
 
-def plan_from_json(data: bytes) -> Plan:
-    """Raises InputError for anything that is not a plan of this schema."""
-    try:
-        plan = msgspec.json.decode(data, type=Plan)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"not a plan: {error}") from None
-    if plan.schema != SCHEMA:
-        raise InputError(f"plan of schema {plan.schema}, this release reads {SCHEMA}")
-    return plan
-
-
 class Move(Struct, frozen=True):
     """The making of one tensor's target pieces, in ``dtype``, by a step."""
 
