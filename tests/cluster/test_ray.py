@@ -398,7 +398,9 @@ def test_every_step(name: str, disks: dict[str, Path], tmp_path: Path) -> None:
     """As families go: by the workers of the cluster, and by each node for its own ranks."""
     step = STEPS[name](kept_in(tmp_path / "step"))
     (tensor,) = step.plan("out", Options()).tensors
-    strategy = str(write_strategy(tmp_path / "s", [{tensor.name: Sharding((4,), ((0,), ()))}]))
+    strategy = str(
+        write_strategy(tmp_path / "s", [{tensor.name: Sharding((4,), ((0,), *((),) * (step.wanted.ndim - 1)))}])
+    )
     options = Options(dst_strategy=strategy, format="safetensors", fsync=False, engine="ray")
     nodes = tuple(NodeRanks(frozenset(range(n, 4, len(disks))), node) for n, node in enumerate(disks))
     own = f"{OWN_DISK}/{tmp_path.name}"

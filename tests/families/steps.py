@@ -1,4 +1,4 @@
-"""Every way in which a target's tensor is made, each as a plan of a matrix of 8 × 6."""
+"""Every way in which a target's tensor is made, each as a plan of one of 8 rows."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ from reshard.families.source import Source
 from reshard.index import ZEROS, TensorSpec
 from reshard.layout.box import Box
 from reshard.names.wishes import Naming
+from reshard.ops.adapters import AdapterAt
 from reshard.ops.convert import plan, plan_from
-from reshard.ops.lora import lora_config, plan_lora
+from reshard.ops.lora import open_merge, plan_lora
 from reshard.ops.options import Options
+from reshard.ops.scaling import Fixed, LoraConfig
 from reshard.planning.catalog import Catalog, Held, Loose, Shard, Tensor, tensor_of_shards
 from reshard.planning.plan import Plan
 
 SPEC, WHOLE = TensorSpec("float32", (8, 6)), Box.whole((8, 6))
+TWICE = LoraConfig(Fixed(2))
 Keep = Callable[[Mapping[str, np.ndarray]], str]
 """Writes a file, on a disk or in a bucket, and says where."""
 
@@ -77,13 +80,51 @@ def _flat(keep: Keep) -> Step:
     return _of_held(keep, stored, some, stored[10:58].reshape(8, 6))
 
 
+def _of_adapter(keep: Keep, arrays: Mapping[str, np.ndarray], wanted: np.ndarray, config: LoraConfig = TWICE) -> Step:
+    """An adapter beside its base."""
+    path = keep(arrays)
+    source = open_merge(path, Options(), [AdapterAt("", config)]).joined.source
+    return Step(source, lambda dst, options: plan_lora(path, dst, config, options), wanted)
+
+
 def _lora(keep: Keep) -> Step:
     base, a, b = counted(8, 6), counted(2, 6), counted(8, 2)
-    path = keep({"l.weight": base, "l.lora_A.weight": a, "l.lora_B.weight": b})
-    config = lora_config("2")
-    return Step(
-        open_source(Source(path)), lambda dst, options: plan_lora(path, dst, config, options), base + 2 * (b @ a)
-    )
+    return _of_adapter(keep, {"l.weight": base, "l.lora_A.weight": a, "l.lora_B.weight": b}, base + 2 * (b @ a))
+
+
+def _dora(keep: Keep) -> Step:
+    """Of small whole numbers, whose sums are exact: what is rounded is the length."""
+    base, a, b, magnitude = counted(8, 6), counted(2, 6), counted(8, 2), counted(8) + 1
+    factors = {"l.lora_A.weight": a, "l.lora_B.weight": b, "l.lora_magnitude_vector": magnitude}
+    total = (base + 2 * (b @ a)).astype(np.float64)
+    wanted = total * (magnitude / np.sqrt((total * total).sum(axis=1)))[:, None]
+    return _of_adapter(keep, {"l.weight": base, **factors}, wanted.astype(np.float32), replace(TWICE, dora=True))
+
+
+def _embedding(keep: Keep) -> Step:
+    base, a, b = counted(8, 6), counted(2, 8), counted(6, 2)
+    return _of_adapter(keep, {"e.weight": base, "e.lora_embedding_A": a, "e.lora_embedding_B": b}, base + 2 * (b @ a).T)
+
+
+def _experts(keep: Keep) -> Step:
+    """Eight of them, [out, in] each; of A the expert is slowest, of B fastest."""
+    base, a, b = counted(8, 3, 2), counted(16, 2), counted(3, 16)
+    product = np.einsum("ore,eri->eoi", b.reshape(3, 2, 8), a.reshape(8, 2, 2))
+    arrays = {"experts.up": base, "experts.lora_A.weight": a, "experts.lora_B.weight": b}
+    return _of_adapter(keep, arrays, base + 2 * product, replace(TWICE, parameters=("experts.up",)))
+
+
+def _trained_whole(keep: Keep) -> Step:
+    base, whole = counted(8, 6), array((8, 6), seed=7)
+    return _of_adapter(keep, {"l.original_module.weight": base, "l.modules_to_save.default.weight": whole}, whole)
+
+
+def _tokens(keep: Keep) -> Step:
+    base, rows = counted(8, 6), array((3, 6), seed=8)
+    wanted = base.copy()
+    wanted[[6, 0, 3]] = rows
+    arrays = {"e.weight": base, "e.token_adapter.trainable_tokens_delta": rows}
+    return _of_adapter(keep, arrays, wanted, replace(TWICE, tokens={"e": (6, 0, 3)}))
 
 
 def _scaled(keep: Keep) -> Step:
@@ -103,5 +144,10 @@ STEPS: Mapping[str, Callable[[Keep], Step]] = {
     "zeros": _zeros,
     "flat": _flat,
     "LoRA": _lora,
+    "DoRA": _dora,
+    "embedding": _embedding,
+    "experts": _experts,
+    "trained whole": _trained_whole,
+    "tokens": _tokens,
     "scaled": _scaled,
 }

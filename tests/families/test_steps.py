@@ -31,9 +31,6 @@ from reshard.planning.shares import Share
 from reshard.report.html import page
 from reshard.report.make import plan_report
 
-ROWS = Sharding((4, 2), ((1,), ()))
-"""Four slices of rows, each on two ranks."""
-
 
 @pytest.fixture(params=list(STEPS))
 def step(request: pytest.FixtureRequest, tmp_path: Path) -> Step:
@@ -42,8 +39,13 @@ def step(request: pytest.FixtureRequest, tmp_path: Path) -> Step:
 
 @pytest.fixture
 def options(step: Step, tmp_path: Path) -> Options:
-    name = name_of(step)
-    return Options(dst_strategy=str(write_strategy(tmp_path / "s", [{name: ROWS}])), format="safetensors", fsync=False)
+    strategy = write_strategy(tmp_path / "s", [{name_of(step): rows_of(step)}])
+    return Options(dst_strategy=str(strategy), format="safetensors", fsync=False)
+
+
+def rows_of(step: Step) -> Sharding:
+    """Four slices of rows, each on two ranks."""
+    return Sharding((4, 2), ((1,), *((),) * (step.wanted.ndim - 1)))
 
 
 def name_of(step: Step) -> str:
@@ -139,7 +141,7 @@ def test_what_is_made_of_it(step: Step, options: Options, tmp_path: Path) -> Non
 def test_from_a_bucket_to_a_bucket(name: str, bucket: Bucket, tmp_path: Path) -> None:
     local_ = kept_in(tmp_path / "step")
     step = STEPS[name](lambda arrays: bucket.put(Path(local_(arrays))))
-    strategy = write_strategy(tmp_path / "s", [{name_of(step): ROWS}])
+    strategy = write_strategy(tmp_path / "s", [{name_of(step): rows_of(step)}])
     out = f"{bucket.url}/out"
     make(step, out, Options(dst_strategy=str(strategy), format="safetensors"))
     opened = reshard.open(out)
