@@ -87,6 +87,20 @@ def test_what_cannot_be_told_apart_is_a_usage_error(tmp_path: Path) -> None:
         merged(tmp_path, [])
 
 
+def test_weights_of_adapters_that_peft_counts_otherwise(tmp_path: Path) -> None:
+    """It keeps the first's use_rslora for the sum of all."""
+    paths = [save_adapter(tmp_path / "a", ones(1), use_rslora=True), save_adapter(tmp_path / "b", ones(3))]
+    adapters = [AdapterAt(path, reshard.lora_config(adapter=path)) for path in paths]
+    found = merged(tmp_path, adapters)["q.weight"]
+    np.testing.assert_allclose(found, np.full((4, 6), 10 + 2 * np.sqrt(2) + 6), rtol=1e-6)
+    weighted = [AdapterAt(each.path, each.config, 0.5) for each in adapters]
+    for given, how in ((weighted, "cat"), (adapters, "linear")):
+        with pytest.raises(UsageError, match="the first says use_rslora"):
+            merged(tmp_path, given, combination=how)
+    (tmp_path / "other").mkdir()
+    assert merged(tmp_path / "other", weighted[::-1])["q.weight"].shape == (4, 6)
+
+
 def test_a_bias_trained_whole_is_saved_twice(tmp_path: Path) -> None:
     whole = np.full(6, 5, np.float32)
     twice = {"norm.bias": whole, "norm.modules_to_save.bias": whole, "norm.original_module.bias": whole * 0}

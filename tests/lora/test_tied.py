@@ -57,15 +57,43 @@ def test_the_head_stays_as_it_was(tmp_path: Path, model: str, tied: bool | None)
     np.testing.assert_array_equal(found.get(head, OLD), OLD)
 
 
-def test_a_head_that_stays_tied(tmp_path: Path) -> None:
-    """PEFT saves it with its embedding where it keeps both one; where it saves the embedding alone they are two."""
+@pytest.mark.parametrize("ensured", [True, False])
+def test_a_head_that_stays_tied(tmp_path: Path, ensured: bool) -> None:
+    """An adapter that has both is tied where their bytes are one: PEFT saves both of tied ones, too, and where
+    ensure_weight_tying does not reach them two that differ.
+    """
     base, said = {"embed_tokens.weight": OLD}, {"architectures": ["LlamaForCausalLM"]}
     both = {"embed_tokens.weight": NEW, "lm_head.weight": NEW}
-    found = merged(tmp_path / "a", base, both, said, ensure_weight_tying=True)
+    found = merged(tmp_path / "a", base, both, said, ensure_weight_tying=ensured)
     assert found.keys() == {"q.weight", "embed_tokens.weight"}
     np.testing.assert_array_equal(found["embed_tokens.weight"], NEW)
-    found = merged(tmp_path / "b", base, {"embed_tokens.weight": NEW}, said, ensure_weight_tying=True)
+    found = merged(tmp_path / "b", base, {**both, "lm_head.weight": NEW + 1}, said, ensure_weight_tying=ensured)
+    np.testing.assert_array_equal(found["lm_head.weight"], NEW + 1)
+    found = merged(tmp_path / "c", base, {"embed_tokens.weight": NEW}, said, ensure_weight_tying=ensured)
     np.testing.assert_array_equal(found["lm_head.weight"], OLD)
+
+
+def test_a_copy_of_a_tied_head_gets_what_its_embedding_gets(tmp_path: Path) -> None:
+    """PEFT saves embeddings beside factors, with save_embedding_layers the head as well."""
+    a, b = np.ones((1, 8), np.float32), np.ones((4, 1), np.float32)
+    factors = {"embed_tokens.lora_embedding_A": a, "embed_tokens.lora_embedding_B": b}
+    copies = {"embed_tokens.base_layer.weight": OLD, "lm_head.weight": OLD}
+    said = {"architectures": ["LlamaForCausalLM"], "tie_word_embeddings": True}
+    found = merged(tmp_path, {"embed_tokens.weight": OLD}, {**factors, **copies}, said)
+    assert found.keys() == {"q.weight", "embed_tokens.weight"}
+    np.testing.assert_array_equal(found["embed_tokens.weight"], NEW)
+
+
+GROWN = np.ones((9, 4), np.float32)
+
+
+@pytest.mark.parametrize("base", [{"embed_tokens.weight": OLD, "lm_head.weight": OLD}, {"embed_tokens.weight": OLD}])
+def test_one_side_of_a_grown_vocabulary_is_refused(tmp_path: Path, base: Arrays) -> None:
+    said: dict[str, object] = {"architectures": ["LlamaForCausalLM"], "tie_word_embeddings": len(base) == 1}
+    with pytest.raises(PlanError, match=r"would have 9 rows, and lm_head\.weight 8"):
+        merged(tmp_path / "a", base, {"embed_tokens.weight": GROWN}, said)
+    both = {"embed_tokens.weight": GROWN, "lm_head.weight": GROWN + 1}
+    assert merged(tmp_path / "b", base, both, said)["lm_head.weight"].shape == (9, 4)
 
 
 def test_what_nothing_tells_is_said_or_refused(tmp_path: Path) -> None:

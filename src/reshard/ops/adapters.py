@@ -17,10 +17,11 @@ from reshard.families.probe import agreements
 from reshard.families.source import Source
 from reshard.formats.registry import format_of
 from reshard.index import ZEROS
-from reshard.ops.scaling import LoraConfig
+from reshard.ops.scaling import AlphaRank, LoraConfig
 from reshard.planning.catalog import Catalog, Held, IndexedFile, Loose, Tensor
 from reshard.planning.lora import merge_into
 from reshard.planning.lora_names import is_beside, lora_name, model_name, seems_lora
+from reshard.planning.lora_replaced import both_ends
 from reshard.planning.lora_values import Adapter, Combination, How, LoraMerge, Model, combination_named
 from reshard.storage.storage import join
 from reshard.storage.storages import content_of, storage_of
@@ -68,6 +69,7 @@ def joined(base: Catalog, adapters: Sequence[AdapterAt], combination: Combinatio
     """Open the adapters and find out what becomes of the base's weights. Raises InputError, UsageError."""
     how = How(combination_named(combination), allow_nan, _model_of(base), base.became)
     _check_initial(adapters)
+    _check_weights(adapters, combination)
     apart, inside = _apart(base)
     if inside and any(each.path for each in adapters):
         raise PlanError(
@@ -98,6 +100,17 @@ def _check_initial(adapters: Sequence[AdapterAt]) -> None:
         raise UsageError(
             f"--weights {adapters[0].weight:g} with --initial: what was taken out of the base counts whole",
             hint="merge it whole: leave --weights out",
+        )
+
+
+def _check_weights(adapters: Sequence[AdapterAt], combination: Combination) -> None:
+    """PEFT makes one adapter of them that keeps the first's use_rslora, so that their sum counts √rank times."""
+    weighted = combination == "linear" or any(each.weight != 1 for each in adapters)
+    scaling = adapters[0].config.scaling if adapters else None
+    if len(adapters) > 1 and weighted and isinstance(scaling, AlphaRank) and scaling.rslora:
+        raise UsageError(
+            "several adapters by weights, and the first says use_rslora: PEFT would count their sum by √rank besides",
+            hint="merge them one after another, each by its --weights",
         )
 
 
@@ -155,6 +168,7 @@ class _Joining:
     """Files of the base and of adapters, counted as they are opened."""
 
     def __init__(self, base: Catalog, apart: Mapping[str, Tensor], inside: Mapping[str, Tensor]) -> None:
+        self._base = base
         self.files: list[IndexedFile] = list(base.files)
         self.told_by = dict(base.told_by)
         self.warnings = list(base.warnings)
@@ -168,7 +182,11 @@ class _Joining:
         self.told_by |= {f"{whose}{name}": content for name, content in at.config.told_by.items()}
         factors = {name: tensor for name, tensor in initial.items() if lora_name(name) is not None}
         tensors = self._opened(at.path, whose or "adapter's ") if at.path else self._inside
-        return Adapter(tensors, at.config.rules(), at.weight, factors)
+        return Adapter(tensors, at.config.rules(), at.weight, factors, self._are_tied(tensors))
+
+    def _are_tied(self, tensors: Mapping[str, Tensor]) -> bool:
+        both = both_ends(tensors)
+        return both is not None and agreements(replace(self._base, files=tuple(self.files)), (both,))[both.name]
 
     def used(self, merge: LoraMerge) -> dict[str, Tensor]:
         """The tensors of adapters that do not reach the target as they are."""

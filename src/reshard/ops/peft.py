@@ -13,7 +13,7 @@ from reshard.errors import InputError
 
 _COUNT = frozenset({
     "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "use_dora", "lora_bias",
-    "modules_to_save", "target_parameters", "trainable_token_indices", "ensure_weight_tying",
+    "modules_to_save", "target_parameters", "trainable_token_indices",
 })  # fmt: skip
 """What is read, by ``ops.scaling``."""
 
@@ -23,7 +23,7 @@ _NEUTRAL = frozenset({
     # which layers have factors: their names tell
     "exclude_modules", "layers_pattern", "layers_to_transform", "target_modules",
     # the training alone
-    "bias", "lora_dropout",
+    "bias", "ensure_weight_tying", "lora_dropout",
     # how factors began, where init_lora_weights says that they began so
     "corda_config", "eva_config", "lora_ga_config", "loftq_config",
     # of a kind that another key turns on

@@ -66,7 +66,7 @@ class LoraConfig(Struct, frozen=True):
         stated: ``transposed`` is what the user says, of all weights.
         rename: what the adapter's layers are called in the base: (regular expression, replacement) pairs.
         told_by: by name, hashes of the files that said so.
-        tokens, parameters, dora, keeps_tied: as ``Rules`` has them.
+        tokens, parameters, dora: as ``Rules`` has them.
     """
 
     scaling: Scaling
@@ -77,7 +77,6 @@ class LoraConfig(Struct, frozen=True):
     tokens: Mapping[str, tuple[int, ...]] = {}
     parameters: tuple[str, ...] = ()
     dora: bool = False
-    keeps_tied: bool = False
 
     def rules(self) -> Rules:
         stored: Stored = "by shape"
@@ -91,7 +90,6 @@ class LoraConfig(Struct, frozen=True):
             self.tokens,
             self.parameters,
             self.dora,
-            self.keeps_tied,
         )
 
 
@@ -145,7 +143,6 @@ def read_config(path: str | Path, scaling: Scaling | None = None, *, initial: bo
         tokens=_tokens(content.get("trainable_token_indices"), path),
         parameters=tuple(map(str, content.get("target_parameters") or ())),
         dora=bool(content.get("use_dora")),
-        keeps_tied=bool(content.get("ensure_weight_tying")),
     )
 
 

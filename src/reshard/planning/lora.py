@@ -56,8 +56,6 @@ class _Merging:
 
     def replace(self, adapter: Adapter) -> None:
         """Take what an adapter holds whole, before anything is added to it."""
-        wholes = {adapter.rules.rename(model_name(name)) for name in adapter.tensors}
-        keeps_tied = adapter.rules.keeps_tied and self._replacing.embedding() in wholes
         for name, tensor in adapter.tensors.items():
             if lora_name(name) is not None:
                 continue
@@ -72,7 +70,7 @@ class _Merging:
                 self._hints.way_on = _FOREIGN
             else:
                 wanted = adapter.rules.rename(model_name(name))
-                if keeps_tied and self._replacing.is_tied(wanted):
+                if adapter.keeps_tied and self._replacing.is_tied(wanted):
                     self._used[tensor.name] = _TIED
                     self._replacing.stays_tied = True
                 elif fault := self._replacing.replace(wanted, name, tensor):
@@ -99,7 +97,7 @@ class _Merging:
         """Raises PlanError."""
         sums, more = self._sums.made(self._how.combination)
         both = [f"{name}: an adapter adds to it and replaces rows of it" for name in sums.keys() & self._rows.keys()]
-        faults = [*self._faults, *more, *both, *self._hints.undecided(), *filter(None, [self._replacing.untie()])]
+        faults = [*self._faults, *more, *both, *self._hints.undecided(), *self._replacing.ends()]
         if faults:
             hint = self._hints.way_on or "is it the adapter of this model, and whole?"
             raise PlanError("the adapter does not fit:\n" + listed(faults), hint=hint)

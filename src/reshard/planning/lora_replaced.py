@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from msgspec.structs import replace
 
 from reshard.dtypes import FLOATING
 from reshard.planning.catalog import Loose, Shard, Tensor, part_of
-from reshard.planning.lora_names import model_name
+from reshard.planning.lora_names import is_original, is_repeated, lora_name, model_name
 from reshard.planning.lora_values import How
 
 _EMBEDDINGS = (
@@ -121,7 +121,22 @@ class Replacing:
         found = [name for name in self._base if name.endswith(_EMBEDDINGS)]
         return found[0] if len(found) == 1 else ""
 
-    def untie(self) -> str:
+    def ends(self) -> Iterator[str]:
+        """Leave the head as it was where its embedding is replaced; gives what does not fit of the two."""
+        if fault := self._untie():
+            yield fault
+        heads = [name for name in self.tensors if name in _HEADS]
+        embeddings = [name for name in self.tensors if name.endswith(_EMBEDDINGS)]
+        if len(heads) == len(embeddings) == 1:
+            rows, before = (
+                [tensors[name].spec.shape[0] for name in (*embeddings, *heads) if name in tensors]
+                for tensors in (self.tensors, self._base)
+            )
+            if len(set(rows)) > 1 and len(set(before)) == 1:
+                differ = f"{embeddings[0]} would have {rows[0]:,} rows, and {heads[0]} {rows[1]:,}"
+                yield f"{differ}: of a vocabulary that the training changed the adapter has one side alone"
+
+    def _untie(self) -> str:
         """Where the adapter's embedding replaces one that a head is tied to, the head stays as it was, as in PEFT.
 
         Gives why that cannot be, or "".
@@ -150,6 +165,22 @@ class Replacing:
             "embedding: config.json must say tie_word_embeddings: false"
         )
         return ""
+
+
+def both_ends(tensors: Mapping[str, Tensor]) -> Tensor | None:
+    """An adapter's embedding as held by its head, too, where it has both whole and of one shape: bytes tell whether
+    they are one. The embedding may be a copy beside factors, which are the head's, too, where it is tied.
+    """
+    aside = [name for name in tensors if is_original(name) or is_repeated(name, tensors) or lora_name(name) is not None]
+    whole = {name: model_name(name) for name in tensors.keys() - set(aside)}
+    heads = [tensors[name] for name, model in whole.items() if model in _HEADS and not is_copy(name)]
+    embeddings = [tensors[name] for name, model in whole.items() if model.endswith(_EMBEDDINGS)]
+    if len(heads) != 1 or len(embeddings) != 1 or heads[0].spec != embeddings[0].spec:
+        return None
+    shards = [*heads[0].shards, *embeddings[0].shards]
+    if len(shards) != 2 or not all(shard.held for shard in shards):
+        return None
+    return replace(embeddings[0], shards=Loose((Shard(shards[0].box, tuple(s.held[0] for s in shards)),)))
 
 
 def is_copy(name: str) -> bool:

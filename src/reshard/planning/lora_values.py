@@ -38,7 +38,6 @@ class Rules(Struct, frozen=True):
         tokens: rows of embeddings that were trained, by the end of the layer's name; "" is any embedding.
         parameters: ends of the names of parameters that have factors and are not a layer's ``weight``.
         dora: every layer has magnitudes.
-        keeps_tied: a head that is tied to a replaced embedding stays so.
     """
 
     scaling: Callable[[str, int], float]
@@ -48,7 +47,6 @@ class Rules(Struct, frozen=True):
     tokens: Mapping[str, tuple[int, ...]] = {}
     parameters: tuple[str, ...] = ()
     dora: bool = False
-    keeps_tied: bool = False
 
 
 class Adapter(Struct, frozen=True):
@@ -58,12 +56,14 @@ class Adapter(Struct, frozen=True):
         tensors: by the names that its files give them.
         weight: by what all that it adds counts besides.
         initial: the factors that it began with, where the training took these out of the base.
+        keeps_tied: its embedding and its head are the same, byte for byte.
     """
 
     tensors: Mapping[str, Tensor]
     rules: Rules
     weight: float = 1.0
     initial: Mapping[str, Tensor] = {}
+    keeps_tied: bool = False
 
 
 class Model(Struct, frozen=True):
