@@ -8,7 +8,7 @@ import pytest
 
 from golden.cases import run_reshard
 from hub_model import llama, qwen3, write_hub
-from making import read_file, same
+from making import array, read_file, same, write_file
 from reshard.names.wishes import Naming
 from reshard.ops.convert import convert
 from reshard.ops.explain import explain
@@ -95,3 +95,20 @@ def test_a_tensor_is_explained_under_the_source_s_name_too(core: Path, tmp_path:
     split = explain(fused, core, back)
     assert split.name == "model.layers.1.self_attn.q_proj.weight"
     assert "also made into model.layers.1.self_attn.k_proj.weight, " in split.asked
+
+
+def test_how_many_experts_there_are_shapes_tell(tmp_path: Path) -> None:
+    shapes = {"mlp.gate": (3, 8), **{f"mlp.experts.{e}.{p}_proj": s for e in range(3) for p, s in (
+        ("gate", (6, 8)), ("up", (6, 8)), ("down", (8, 6)))}}  # fmt: skip
+    tensors = {n: v for n, v in qwen3().items() if ".mlp." not in n}
+    tensors |= {f"model.layers.{n}.{name}.weight": array(s, seed=n) for n in range(2) for name, s in shapes.items()}
+    write_hub(tmp_path / "hub", tensors, model_type="qwen3_moe", num_experts=3, moe_intermediate_size=6)
+    convert(tmp_path / "hub", tmp_path / "core.safetensors", Options(naming=Naming(dst="mcore")))
+    write_file(tmp_path / "stray.safetensors", {**read_file(tmp_path / "core.safetensors"),
+                                                "mtp.output_layer.weight": tensors["lm_head.weight"]})  # fmt: skip
+    (tmp_path / "run.yaml").write_text(RUN)  # which says nothing of experts
+    naming = Naming(dst="hf", model=str(tmp_path / "run.yaml"))
+    convert(tmp_path / "stray.safetensors", tmp_path / "back.safetensors", Options(naming=naming))
+    back = read_file(tmp_path / "back.safetensors")
+    assert back.keys() == tensors.keys()
+    assert all(same(back[name], value) for name, value in tensors.items())

@@ -93,6 +93,9 @@ class _Stage:
         groups = self._grouped()
         self._refuse()
         axes = self._axes(groups)
+        experts = axes.size("experts")
+        if experts is not None:  # as shapes of what is stacked tell
+            self._sizes = {"experts": experts, **self._sizes}
         self._check_whole(groups)
         self._check_shapes(groups, axes)
         self._refuse()
@@ -264,6 +267,8 @@ class _Stage:
             )
         for section, side in targets.items():
             per_expert = first.rule.stacked and any(of == "e" for of, _ in side.numbers)
+            if per_expert and "experts" not in self._sizes:
+                raise StrategyError("the number of experts is not known")
             for e in range(self._sizes["experts"]) if per_expert else (None,):
                 numbers = dict(first.numbers) if e is None else {**first.numbers, "e": e}
                 name = self._called(side, numbers, first)
