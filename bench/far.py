@@ -1,6 +1,6 @@
 """Object storage to object storage, through a server that answers late: reshard against a plain client.
 
-    python bench/far.py [--layers 16] [--runs 3] [--latency 0.05] [--rate 250e6] [--dir DIR]
+    python bench/far.py [--layers 16] [--runs 2] [--latency 0.05] [--rates 125e6 250e6] [--dir DIR]
 
 Columns: seconds (medians) of reshard; MB/s of what it reads and writes, each way; the same of a plain client that reads
 ranges of 8 MiB in 32 threads while it uploads as many other bytes, 32 parts at once; what part of the plain client's
@@ -74,7 +74,7 @@ def _write(store: S3Store, nbytes: int) -> None:
             writer.write(part[: nbytes - at])
 
 
-def row(args: argparse.Namespace, endpoint: str, nbytes: int) -> str:
+def row(args: argparse.Namespace, endpoint: str, rate: float, nbytes: int) -> str:
     store = S3Store(
         "bench", endpoint=endpoint, client_options={"allow_http": True}, access_key_id="k", secret_access_key="s"
     )
@@ -89,7 +89,7 @@ def row(args: argparse.Namespace, endpoint: str, nbytes: int) -> str:
             obstore.delete(store, found["path"])
     seconds, plain = statistics.median(ours), statistics.median(theirs)
     part = statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
-    what = f"S3 → S3, 1 → mp8, {nbytes / 1e9:.1f} GB, {args.latency * 1000:.0f} ms, {args.rate / 1e6:.0f} MB/s"
+    what = f"S3 → S3, 1 → mp8, {nbytes / 1e9:.1f} GB, {args.latency * 1000:.0f} ms, {rate / 1e6:.0f} MB/s"
     rates = f"{nbytes / 1e6 / seconds:.0f} | {nbytes / 1e6 / plain:.0f}"
     limits = "line" if part > _OF_LINE else "round trips"
     return f"| {what} | {seconds:.2f} | {rates} | **{part:.2f}** | {peak:.0f} | {limits} |"
@@ -98,23 +98,24 @@ def row(args: argparse.Namespace, endpoint: str, nbytes: int) -> str:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--layers", type=int, default=16)
-    options.add_argument("--runs", type=int, default=3)
+    options.add_argument("--runs", type=int, default=2)
     options.add_argument("--latency", type=float, default=0.05)
-    options.add_argument("--rate", type=float, default=250e6)
+    options.add_argument("--rates", type=float, nargs="+", default=(125e6, 250e6))
     options.add_argument("--dir", type=Path, default=Path(__file__).parent / "out")
     args = options.parse_args()
     model = Model(args.layers)
     (args.dir / "buckets/bench").mkdir(parents=True, exist_ok=True)
     full = args.dir / "buckets/bench/full.safetensors"
-    if not full.exists():
-        write_full(model, full)
+    write_full(model, full)
     nbytes = full.stat().st_size
     write_strategy(model, args.dir / "mp8", 1, 8, 1)
-    with served(args.dir / "buckets", args.latency, args.rate) as endpoint:
-        os.environ |= {"AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s"}
-        print("| job | s | MB/s | plain MB/s | of plain | peak MiB | limits |\n|---|---|---|---|---|---|---|")
-        remove(full)  # the server has it
-        print(row(args, endpoint, nbytes), flush=True)
+    os.environ |= {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s"}
+    print("| job | s | MB/s | plain MB/s | of plain | peak MiB | limits |\n|---|---|---|---|---|---|---|")
+    for rate in args.rates:
+        with served(args.dir / "buckets", args.latency, rate) as endpoint:
+            os.environ["AWS_ENDPOINT_URL"] = endpoint
+            print(row(args, endpoint, rate, nbytes), flush=True)
+    remove(full)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ memory until it ends. Reading and writing have the rate each, over all connectio
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import re
 import socket
@@ -188,7 +189,9 @@ def main() -> None:
     folder, latency_s, rate = Path(sys.argv[1]), float(sys.argv[2]), int(float(sys.argv[3]))
     store = Store(latency_s, paced(lambda _: None, rate), paced(lambda _: None, rate))
     for path in (p for p in folder.rglob("*") if p.is_file()):
-        store.objects[f"/{path.relative_to(folder)}"] = Object((memoryview(path.read_bytes()),))
+        with path.open("rb") as file:
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        store.objects[f"/{path.relative_to(folder)}"] = Object((memoryview(content),))
     listening = socket.create_server(("127.0.0.1", 0), backlog=256)
     print(listening.getsockname()[1], flush=True)
     threading.Thread(target=_accept, args=(listening, store), daemon=True).start()

@@ -78,6 +78,20 @@ def test_options_make_the_same_bytes_there(
     assert work.there("out") == tree(tmp_path / "out")
 
 
+def test_notes_of_files_are_made_read_and_removed_at_once(
+    tmp_path: Path, s3: S3, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each is a round trip: one after the other, those of a thousand files take minutes."""
+    full, cut = {"w": array((16, 4))}, {"w": Sharding((16,), ((0,), ()))}
+    source, strategy = write_file(tmp_path / "full.ckpt", full), write_strategy(tmp_path / "new", [cut])
+    s3.proxy.spoil, s3.proxy.slow_s = (lambda request: "slow" if "/done/" in request.path else None), 0.1
+    assert told(capsys, "split", source, f"{s3.url}/out", "--dst-strategy", strategy).code == 0
+    for method in ("PUT", "HEAD", "GET", "DELETE"):
+        notes = [r for r in s3.proxy.requests if r.method == method and "/done/" in r.path]
+        assert len(notes) == 16, method
+        assert max(r.at_once for r in notes) >= 8, method
+
+
 def test_replicas_are_copied_by_the_store(tmp_path: Path, s3: S3, capsys: pytest.CaptureFixture[str]) -> None:
     full = write_file(tmp_path / "full.safetensors", {"w": array((64, 64))})
     strategy = write_strategy(tmp_path / "dp4", [{"w": Sharding((4,), ((), ()))}])

@@ -16,7 +16,6 @@ from reshard.storage.storages import storage_of
 
 _UPLOAD_NBYTES = 512 << 20
 _WORTH_A_REQUEST_NBYTES = 2 << 20
-_FAR_BLOCK_NBYTES = 4 << 20
 _RAY_THREADS = 2  # of a task; a node has one on each core
 _RAY_REMOTE_THREADS = 8
 
@@ -69,7 +68,7 @@ def budget_of(plan: Plan, dst: str, means: Means) -> Budget:
 
 def _far_block(means: Means, workers: int, others_nbytes: int) -> int:
     """All workers share a line, and what is read first goes on only when it is whole: small blocks fill it sooner."""
-    return min(means.block_nbytes(workers, others_nbytes), _FAR_BLOCK_NBYTES)
+    return min(means.block_nbytes(workers, others_nbytes), _WORTH_A_REQUEST_NBYTES)
 
 
 def _workers(paths: list[str], means: Means, *, remote: bool) -> int:
