@@ -181,6 +181,8 @@ def import_all() -> None:
     for module in pkgutil.walk_packages(reshard.__path__, "reshard."):
         if not module.name.startswith("reshard.testing"):
             import_module(module.name)
+    for ours in ("reshard.strategy.families", "reshard.names.recipe"):
+        import_module(ours).built_in()  # as cached as what is imported
 
 
 def _start(request: Mapping[str, Any]) -> int:
