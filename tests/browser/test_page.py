@@ -11,6 +11,7 @@ from driver import Browser, browser
 from sparse import experts, llama, stages_of, write_sparse, write_sparse_ranks
 from typer.testing import CliRunner
 
+from hub_model import qwen3, write_hub
 from making import counted, write_file, write_strategy
 from reshard.cli.commands import app_for
 
@@ -107,6 +108,15 @@ def test_click_a_tensor_and_a_part(window: Browser, small: Path) -> None:
     window.js("document.querySelectorAll('section.side input')[1].value = 2")
     window.js("document.querySelectorAll('section.side input')[1].dispatchEvent(new Event('change'))")
     assert window.js("return document.querySelectorAll('.part.chosen').length") == 1
+
+
+def test_where_a_row_of_a_fused_tensor_comes_from(window: Browser, tmp_path: Path) -> None:
+    hub = write_hub(tmp_path / "hub", qwen3())
+    reshard("plan", hub, "--to", "torch_dist", "--report", tmp_path / "fused.html")
+    check_alone(window, tmp_path / "fused.html")
+    window.js("[...document.querySelectorAll('.row .label')].find((e) => e.textContent.includes('linear_qkv')).click()")
+    assert window.text("#origins caption") == "Made of"
+    assert window.text("#origins tbody tr").split() == ["0–7", "model.layers.#.self_attn.q_proj.weight", "0–7"]
 
 
 def test_keys(window: Browser, small: Path) -> None:

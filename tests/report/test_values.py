@@ -16,11 +16,13 @@ from msgspec.structs import replace
 from reading_back import expand, names_of, report_of, unfolded, values_of
 from typer.testing import CliRunner
 
+from hub_model import qwen3, write_hub
 from making import counted, shard_of, write_file, write_ranks, write_strategy
 from reshard.cli.commands import app_for
 from reshard.errors import StorageError
 from reshard.layout.tensor import Sharding
 from reshard.ops.convert import bill_of, plan_from
+from reshard.ops.convert import opened as opened_for
 from reshard.ops.inspect import opened
 from reshard.ops.options import Options
 from reshard.planning.names import NameRules
@@ -153,6 +155,28 @@ def test_renamed_tensors_say_what_they_were(job: Path) -> None:
     report = values_of(page(plan_report(source, plan, ("ckpt", "out"), bill)))
     patterns = {(n["pattern"], n["source"], n["numbers"]) for k in report["kinds"] for n in k["names"]}
     assert ("blocks.#.up", "layers.#.up", "0-1") in patterns
+
+
+def test_what_is_fused_says_whose_rows_it_has(tmp_path: Path) -> None:
+    hub = write_hub(tmp_path / "hub", qwen3())
+    options = Options(to="megatron", tp=2)
+    source, left = opened_for(hub, options)
+    plan = plan_from(source, str(tmp_path / "out"), left)
+    report = plan_report(source, plan, ("hub", "out"), bill_of(plan, tmp_path / "out", left))
+    (fused,) = [k for k in report.kinds if any("linear_qkv" in names.pattern for names in k.names)]
+    own = "model.layers.#.self_attn.{}_proj.weight".format
+    told = [(o.start, o.stop, o.name, o.first) for o in fused.origins]
+    assert told == [  # 4 heads on 2 groups, 4 rows each
+        (0, 8, own("q"), 0), (8, 12, own("k"), 0), (12, 16, own("v"), 0),
+        (16, 24, own("q"), 8), (24, 28, own("k"), 4), (28, 32, own("v"), 4),
+    ]  # fmt: skip
+    (norm,) = [k for k in report.kinds if any("final_layernorm" in names.pattern for names in k.names)]
+    assert [(o.name, o.first) for o in norm.origins] == [("model.norm.weight", 0)]
+
+
+def test_what_is_stored_as_it_is_called_says_nothing_of_rows(job: Path) -> None:
+    report, _, _ = made_report(job, options_of(job))
+    assert [kind["origins"] for kind in report["kinds"]] == [[]] * len(report["kinds"])
 
 
 def test_missing_parts_and_absent_ranks(job: Path, tmp_path: Path) -> None:

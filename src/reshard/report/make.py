@@ -15,6 +15,7 @@ from reshard.planning.catalog import Catalog
 from reshard.planning.plan import LoraAdd, Plan, PlannedTensor
 from reshard.report.fold import folded_names, pattern_of, readable
 from reshard.report.movement import movement, read_of_files
+from reshard.report.origins import Origins
 from reshard.report.placements import Numbered, SourcePlacements, TargetPlacements
 from reshard.report.values import Conversion, Fate, File, Kind, Print, Report, Run, Side, Unlisted
 
@@ -51,7 +52,7 @@ def checkpoint_report(source: Catalog, path: str, prints: tuple[Print, ...] = ()
 
 def plan_report(source: Catalog, plan: Plan, paths: tuple[str, str], bill: Bill, runs: tuple[Run, ...] = ()) -> Report:
     """What a conversion does and did. ``paths``: source and target as the user named them."""
-    from_places, to_places = SourcePlacements(source), TargetPlacements(plan)
+    from_places, to_places, origins = SourcePlacements(source), TargetPlacements(plan), Origins(source)
 
     def tensors() -> Iterator[_Tensor]:
         for tensor, varied in _by_name(plan):
@@ -59,7 +60,7 @@ def plan_report(source: Catalog, plan: Plan, paths: tuple[str, str], bill: Bill,
             numbers = partial(to_places.numbers, tensor.name)
             merged = isinstance(tensor.step, LoraAdd)
             made = partial(_kind, tensor.spec, tensor.step.base.dtype, number, numbers, merged=merged, varied=varied)
-            yield tensor.name, tensor.source_name, tensor.spec, made
+            yield tensor.name, tensor.source_name, tensor.spec, partial(_with_origins, made, origins, tensor)
 
     kinds, unlisted = _listed(tensors(), (from_places, to_places))
     report = checkpoint_report(replace(source, tensors={}), paths[0])
@@ -103,6 +104,10 @@ def _kind(
     varied: bool = False,
 ) -> Kind:
     return Kind(spec.dtype, spec.shape, spec.nbytes, source_dtype, number(), numbers(), merged, varied, ())
+
+
+def _with_origins(made: Callable[[], Kind], origins: Origins, tensor: PlannedTensor) -> Kind:
+    return replace(made(), origins=origins.of(tensor))
 
 
 def _listed(tensors: Iterable[_Tensor], places: Sequence[Numbered]) -> tuple[tuple[Kind, ...], Unlisted]:

@@ -66,6 +66,7 @@ function drawTensor() {
           fates.map((f) => make("span", {}, f)),
         )
       : "",
+    originsOf(kind),
     make(
       "div",
       { class: "sides" },
@@ -74,6 +75,35 @@ function drawTensor() {
     ),
   );
   marks.forEach((mark) => mark(state.box));
+}
+
+/** Whose rows a tensor has that is put together of others. */
+function originsOf(kind) {
+  if (!kind.origins.length) return "";
+  const ranks = new Set(REPORT.source.files.map((file) => file.rank)).size > 1;
+  const heads = [words.rows, words.ofTensor, words.itsRows, ...(ranks ? [words.rank] : [])];
+  const row = (cells, kindOfCell) => make("tr", {}, cells.map((cell) => make(kindOfCell, {}, String(cell))));
+  return make(
+    "table",
+    { id: "origins" },
+    make("caption", {}, words.rowsOf),
+    make("thead", {}, row(heads, "th")),
+    make(
+      "tbody",
+      {},
+      kind.origins.map((o) =>
+        row(
+          [
+            `${o.start}–${o.stop - 1}`,
+            o.name,
+            `${o.first}–${o.first + o.stop - o.start - 1}`,
+            ...(ranks ? [o.rank] : []),
+          ],
+          "td",
+        ),
+      ),
+    ),
+  );
 }
 
 function sideOf(which, side, numbers, kind, pick, marks) {

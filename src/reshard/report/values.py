@@ -48,6 +48,18 @@ class Names(Struct, frozen=True):
     source: str = ""
 
 
+class Origin(Struct, frozen=True):
+    """Rows from ``start`` to ``stop``, which are those of a stored tensor from its row ``first`` on; rows are what lies
+    together in the last dim. ``rank``: whose file holds them.
+    """
+
+    start: int
+    stop: int
+    name: str
+    first: int
+    rank: int
+
+
 class Kind(Struct, frozen=True):
     """Tensors that are alike.
 
@@ -58,6 +70,7 @@ class Kind(Struct, frozen=True):
         targets: numbers of placements of the target, one for each way in which its stages cut the tensor.
         merged: LoRA weights are added to it.
         varied: ranks hold different values; each target rank takes its own source rank's.
+        origins: of what is put together of others, whose rows it has.
     """
 
     dtype: str
@@ -69,6 +82,7 @@ class Kind(Struct, frozen=True):
     merged: bool
     varied: bool
     names: tuple[Names, ...]
+    origins: tuple[Origin, ...] = ()
 
 
 class File(Struct, frozen=True):
