@@ -26,6 +26,7 @@ class Bill(Struct, frozen=True):
     Attributes:
         needed_nbytes: bytes of source tensors that the target depends on, each counted once.
         read_nbytes: bytes that will be read; more than needed where a group of files takes a narrow part of long rows.
+            Of what lies between parts of a tensor that is parted none count: others are made of it by the same read.
         written_nbytes: bytes that will be written, headers included; the disk space that the target takes.
         linked_files: files that share the bytes of an equal one (``--replicas link``).
         shared_nbytes: of what is written, what files share with the source's, and so take no space for.
