@@ -84,6 +84,22 @@ def test_a_copy_of_a_tied_head_gets_what_its_embedding_gets(tmp_path: Path) -> N
     np.testing.assert_array_equal(found["embed_tokens.weight"], NEW)
 
 
+def test_a_head_that_the_base_has_twice(tmp_path: Path) -> None:
+    """As the embedding once more, as torch saves it: what is added to one is added to both where they are tied."""
+    base = {"embed_tokens.weight": OLD, "lm_head.weight": OLD}
+    a, b = np.ones((1, 4), np.float32), np.ones((8, 1), np.float32)
+    factors = {"lm_head.lora_A.weight": a, "lm_head.lora_B.weight": b}
+    found = merged(tmp_path / "tied", base, factors, {"tie_word_embeddings": True})
+    assert found.keys() == {"q.weight", "embed_tokens.weight"}
+    np.testing.assert_array_equal(found["embed_tokens.weight"], NEW)
+    found = merged(tmp_path / "untied", base, factors, {"tie_word_embeddings": False})
+    np.testing.assert_array_equal(found["embed_tokens.weight"], OLD)
+    np.testing.assert_array_equal(found["lm_head.weight"], NEW)
+    with pytest.raises(PlanError, match="nothing tells whether what is added to one changes both"):
+        merged(tmp_path / "unknown", base, factors, {})
+    assert merged(tmp_path / "others", base, {}, {}).keys() == {"q.weight", *base}
+
+
 GROWN = np.ones((9, 4), np.float32)
 
 

@@ -21,7 +21,7 @@ from reshard.ops.scaling import AlphaRank, LoraConfig
 from reshard.planning.catalog import Catalog, Held, IndexedFile, Loose, Tensor
 from reshard.planning.lora import merge_into
 from reshard.planning.lora_names import is_beside, lora_name, model_name, seems_lora
-from reshard.planning.lora_replaced import both_ends
+from reshard.planning.lora_replaced import both_ends, changes_an_end, head_of
 from reshard.planning.lora_values import Adapter, Combination, How, LoraMerge, Model, combination_named
 from reshard.storage.storage import join
 from reshard.storage.storages import content_of, storage_of
@@ -29,6 +29,7 @@ from reshard.storage.storages import content_of, storage_of
 _CONFIGS = ("adapter_config.json", "lora_train_meta.json")
 """PEFT's, and what verl writes beside the files of its ranks."""
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+_DOUBLED = "a head that is the embedding once more, which they are tied to be"
 _BLOCK_NBYTES = 8 << 20
 
 
@@ -78,6 +79,8 @@ def joined(base: Catalog, adapters: Sequence[AdapterAt], combination: Combinatio
     joining = _Joining(base, apart, inside)
     whose = [f"adapter {n}'s " if len(adapters) > 1 else "" for n in range(1, len(adapters) + 1)]
     opened = [joining.adapter(*each) for each in zip(adapters, whose, strict=True)]
+    doubled = joining.doubled_head(apart, opened, how.model)
+    apart = {name: tensor for name, tensor in apart.items() if name != doubled}
     merge = replace(merge_into(apart, opened, how), inside=bool(inside))
     tensors = {**merge.tensors, **joining.used(merge)}
     source = replace(
@@ -86,6 +89,7 @@ def joined(base: Catalog, adapters: Sequence[AdapterAt], combination: Combinatio
         tensors=tensors,
         told_by=joining.told_by,
         warnings=tuple(joining.warnings),
+        dropped={**base.dropped, **({_DOUBLED: (doubled,)} if doubled else {})},
         expected=tuple(dict.fromkeys(map(model_name, base.expected))),
     )
     return _compared(source, merge)
@@ -183,6 +187,19 @@ class _Joining:
         factors = {name: tensor for name, tensor in initial.items() if lora_name(name) is not None}
         tensors = self._opened(at.path, whose or "adapter's ") if at.path else self._inside
         return Adapter(tensors, at.config.rules(), at.weight, factors, self._are_tied(tensors))
+
+    def doubled_head(self, apart: Mapping[str, Tensor], adapters: Sequence[Adapter], model: Model) -> str:
+        """A head of the base that is its embedding once more, where an adapter changes either; "" without one."""
+        named = {model_name(name): tensor for name, tensor in apart.items()}
+        if model.tied is False or not any(map(changes_an_end, adapters)) or not self._are_tied(named):
+            return ""
+        head = head_of(named)
+        if model.tied is None:
+            raise PlanError(
+                f"{head} is the embedding once more, and nothing tells whether what is added to one changes both",
+                hint="the base's config.json has to say tie_word_embeddings: true or false",
+            )
+        return named[head].name
 
     def _are_tied(self, tensors: Mapping[str, Tensor]) -> bool:
         both = both_ends(tensors)

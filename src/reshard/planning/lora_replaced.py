@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from msgspec.structs import replace
 
 from reshard.dtypes import FLOATING
 from reshard.planning.catalog import Loose, Shard, Tensor, part_of
 from reshard.planning.lora_names import is_original, is_repeated, lora_name, model_name
-from reshard.planning.lora_values import How
+from reshard.planning.lora_values import Adapter, How
 
 _EMBEDDINGS = (
     "embed_tokens.weight",
@@ -168,8 +168,8 @@ class Replacing:
 
 
 def both_ends(tensors: Mapping[str, Tensor]) -> Tensor | None:
-    """An adapter's embedding as held by its head, too, where it has both whole and of one shape: bytes tell whether
-    they are one. The embedding may be a copy beside factors, which are the head's, too, where it is tied.
+    """An embedding as held by its head, too, where both are there whole and of one shape: bytes tell whether they are
+    one. The embedding may be a copy beside factors, which are the head's, too, where it is tied.
     """
     aside = [name for name in tensors if is_original(name) or is_repeated(name, tensors) or lora_name(name) is not None]
     whole = {name: model_name(name) for name in tensors.keys() - set(aside)}
@@ -177,10 +177,24 @@ def both_ends(tensors: Mapping[str, Tensor]) -> Tensor | None:
     embeddings = [tensors[name] for name, model in whole.items() if model.endswith(_EMBEDDINGS)]
     if len(heads) != 1 or len(embeddings) != 1 or heads[0].spec != embeddings[0].spec:
         return None
-    shards = [*heads[0].shards, *embeddings[0].shards]
-    if len(shards) != 2 or not all(shard.held for shard in shards):
+    ones, twos = (list(tensor.shards) for tensor in (heads[0], embeddings[0]))
+    pairs = list(zip(ones, twos, strict=False))
+    if len(ones) != len(twos) or not all(one.box == two.box and one.held and two.held for one, two in pairs):
         return None
-    return replace(embeddings[0], shards=Loose((Shard(shards[0].box, tuple(s.held[0] for s in shards)),)))
+    shards = tuple(Shard(one.box, (one.held[0], two.held[0])) for one, two in pairs)
+    return replace(embeddings[0], shards=Loose(shards))
+
+
+def head_of(tensors: Iterable[str]) -> str:
+    """The name of a head's weight; "" without one."""
+    return next((name for name in tensors if name in _HEADS), "")
+
+
+def changes_an_end(adapter: Adapter) -> bool:
+    """Whether an adapter has anything for an embedding or a head."""
+    found = ((name, lora_name(name)) for name in adapter.tensors)
+    names = (f"{of.layer}.weight" if of else model_name(name) for name, of in found)
+    return any(name in _HEADS or name.endswith(_EMBEDDINGS) for name in map(adapter.rules.rename, names))
 
 
 def is_copy(name: str) -> bool:
