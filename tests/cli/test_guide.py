@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 import typer.main
 
 from golden.cases import run_reshard
+from making import array, write_file
 from reshard.cli.commands import app_for
 from reshard.families.targets import kinds
 
@@ -26,3 +28,13 @@ def test_what_it_names_exists(capsys: pytest.CaptureFixture[str]) -> None:
     assert {words[words.index("--to") + 1] for words in wanted if "--to" in words} <= set(kinds())
     assert max(map(len, said.splitlines())) <= 110
     assert len(said.splitlines()) <= 24  # one look at a terminal
+
+
+@pytest.mark.parametrize("name", ["out.zip", "out.tar.gz", "out.gguf"])
+def test_a_target_named_as_an_archive_is_no_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    source = write_file(tmp_path / "m.safetensors", {"w": array((2,))})
+    assert run_reshard(["convert", str(source), str(tmp_path / name)]) == 2
+    assert "is named as a file that we do not write" in capsys.readouterr().err
+    assert not (tmp_path / name).exists()

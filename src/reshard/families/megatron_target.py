@@ -230,7 +230,8 @@ def megatron_asked(asked: Asked, source: Catalog) -> MegatronRanks:
     sizes = Sizes(asked.tp or 1, asked.pp or 1, asked.ep or 1)
     heads, groups = (source.args.get(name) for name in ("num_attention_heads", "num_query_groups"))
     if type(heads) is int and heads % sizes.tensor:
-        raise UsageError(f"--tp {sizes.tensor}: {heads} attention heads do not divide")
+        fitting = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
+        raise UsageError(f"--tp {sizes.tensor}: {heads} attention heads do not divide", hint=f"one of: {fitting}")
     if type(groups) is int and groups and groups % sizes.tensor and sizes.tensor % groups:
         raise UsageError(f"--tp {sizes.tensor}: {groups} query groups are no multiple or divisor of it")
     iteration = source.iteration if asked.iteration is None else asked.iteration

@@ -42,7 +42,7 @@ from reshard.target.overwrite import Replacement
 from reshard.target.preflight import refuse_occupied, refuse_source
 from reshard.target.target_paths import Place
 
-_OTHERS_FILES = (".npz", ".gguf", ".onnx", ".safetensor")
+_OTHERS_FILES = (".npz", ".gguf", ".onnx", ".safetensor", ".zip", ".tar", ".gz", ".tgz", ".zst")
 
 
 class Conversion(Struct, frozen=True):
