@@ -137,4 +137,4 @@ def test_it_is_shorter_than_the_headers_of_very_many_small_tensors(tmp_path: Pat
         out = tmp_path / f"{to.format}{bool(to.dst_strategy)}"
         reshard.convert(src, out, replace(to, fsync=False))
         made = [path for path in out.rglob("*") if path.suffix in (".ckpt", ".safetensors")]
-        assert (out / META / MANIFEST).stat().st_size < 0.7 * sum(path.stat().st_size for path in made)
+        assert (out / META / MANIFEST).stat().st_size < 0.8 * sum(path.stat().st_size for path in made)
