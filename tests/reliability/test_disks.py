@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from job import STORAGE, Run, Work, one_error
-from mounts import remount, tmpfs
 
+from mounts import remount, tmpfs
 from waiting import wait_until
 
 PAGE_NBYTES = os.sysconf("SC_PAGE_SIZE")

@@ -15,9 +15,9 @@ from pathlib import Path
 from random import Random
 
 from job import STAGES, Work
-from mounts import ext4_image, mounted
 
 from forks import DONE, forks
+from mounts import ext4_image, mounted
 from waiting import wait_until
 
 CUTS = int(os.environ.get("RESHARD_POWER_CUTS", "12"))
