@@ -11,7 +11,7 @@ import yaml
 
 from golden.cases import Case, unpack
 from making import array, write_file
-from reshard.ops.make_strategy import Making, made_stages
+from reshard.ops.make_strategy import StrategyWish, made_stages
 
 SIZES = {
     "dp2mp4": {"data_parallel": 2, "model_parallel": 4},
@@ -83,6 +83,6 @@ def handed_over(folder: Path) -> Mapping[str, Any]:
 
 def write_model(path: Path, config: Path) -> Path:
     """A full checkpoint of random bits for the model of a YAML."""
-    _, _, stages = made_stages(Making(config=str(config), optimizer="none"))
+    _, _, stages = made_stages(StrategyWish(config=str(config), optimizer="none"))
     shapes = {name: layout.shape for stage in stages for name, layout in stage.items()}
     return write_file(path, {name: array(shape, seed=seed) for seed, (name, shape) in enumerate(shapes.items())})

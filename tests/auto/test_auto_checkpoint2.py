@@ -17,7 +17,7 @@ from making import Stages, array, read_file, same, shard_of, write_file, write_r
 from reshard.auto import load
 from reshard.errors import UsageError
 from reshard.layout.tensor import Sharding
-from reshard.ops.make_strategy import Making, made_stages
+from reshard.ops.make_strategy import StrategyWish, made_stages
 
 TWO = {"data_parallel": 1, "model_parallel": 2}
 
@@ -27,7 +27,7 @@ class Model:
 
     def __init__(self, folder: Path) -> None:
         config = write_yaml(folder / "any.yaml", "", sizes=LARGE, parallel_config=TWO)
-        _, _, stages = made_stages(Making(config=str(config), optimizer="none"))
+        _, _, stages = made_stages(StrategyWish(config=str(config), optimizer="none"))
         self.full = {
             name: array(layout.shape, seed=seed)
             for seed, (name, layout) in enumerate((n, lay) for stage in stages for n, lay in stage.items())

@@ -17,7 +17,7 @@ from reshard.auto.job_source import job_source
 from reshard.auto.launch import launch_of
 from reshard.auto.mirroring import Mirror
 from reshard.auto.results import Results
-from reshard.auto.settings import Settings, read_settings
+from reshard.auto.settings import AutoSettings, read_settings
 from reshard.auto.shares import parts
 from reshard.errors import CheckpointError, RunError
 
@@ -85,7 +85,7 @@ def test_every_rank_is_made_by_one_writer(nodes: int, power: int) -> None:
         assert sorted(r for part in made.values() for r in part.ranks or ()) == list(members)
 
 
-def settings_of(**keys: Any) -> Settings:
+def settings_of(**keys: Any) -> AutoSettings:
     return read_settings(
         read_config({"auto_trans_ckpt": True, **keys}), launch_of({"RANK": "0", "WORLD_SIZE": "2"}), {}
     )

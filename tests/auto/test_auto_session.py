@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from reshard.auto.records import Folder
+from reshard.auto.records import RecordsFolder
 from reshard.auto.session import Session
 from reshard.errors import InputError, ReshardError, RunError
 from waiting import wait_until
@@ -31,9 +31,9 @@ def begin(
     pool: ThreadPoolExecutor, folder: Path, rank: int, about: str, error: ReshardError | None = None
 ) -> Future[None]:
     """Start a rank, and return when it has said that it is there."""
-    before = Folder(folder).word(rank)
+    before = RecordsFolder(folder).word(rank)
     future = pool.submit(run, folder, rank, about, error)
-    wait_until(lambda: (word := Folder(folder).word(rank)) and word.nonce != (before.nonce if before else ""))
+    wait_until(lambda: (word := RecordsFolder(folder).word(rank)) and word.nonce != (before.nonce if before else ""))
     return future
 
 
@@ -65,7 +65,7 @@ def test_a_rank_killed_on_its_way_is_missed_at_once(tmp_path: Path, shorten: Cal
     with ThreadPoolExecutor() as pool:
         second = begin(pool, tmp_path, 1, "settings") if first == "after" else None
         process = subprocess.Popen([sys.executable, "-c", ON_ITS_WAY, tmp_path])
-        wait_until(lambda: Folder(tmp_path).word(0))
+        wait_until(lambda: RecordsFolder(tmp_path).word(0))
         process.kill()
         process.wait()
         with pytest.raises(RunError, match=rf"rank 0 \(process {process.pid} on .*ended without a word"):
@@ -87,6 +87,6 @@ def test_a_rank_on_its_way_is_not_taken_for_one_that_waits(tmp_path: Path, short
 def test_who_withdraws_leaves_nothing(tmp_path: Path) -> None:
     session = Session(tmp_path / "output" / "meeting", 0, (0, 1), "settings", 120, None)
     session.arrive()
-    assert Folder(tmp_path / "output" / "meeting").word(0)
+    assert RecordsFolder(tmp_path / "output" / "meeting").word(0)
     session.withdraw()
     assert not list(tmp_path.iterdir())

@@ -18,7 +18,7 @@ import reshard
 from families.rows import FAMILIES
 from hub_model import write_hub
 from making import write_file
-from reshard.ops.make_strategy import Making, made_stages
+from reshard.ops.make_strategy import StrategyWish, made_stages
 from reshard.ops.options import Options
 
 LAYERS, HIDDEN, INTERMEDIATE, WORDS, PLACES = 6, 48, 192, 3810, 512
@@ -160,7 +160,7 @@ def make_lora(folder: Path) -> None:
 def make_auto(folder: Path) -> None:
     """A job's YAML and the full checkpoint of its model."""
     (folder / "run.yaml").write_text(AUTO)
-    _, _, stages = made_stages(Making(config=str(folder / "run.yaml"), optimizer="none"))
+    _, _, stages = made_stages(StrategyWish(config=str(folder / "run.yaml"), optimizer="none"))
     shapes = {name: layout.shape for stage in stages for name, layout in stage.items()}
     write_file(folder / "llama.ckpt", {name: np.zeros(shape, np.float32) for name, shape in shapes.items()})
 

@@ -12,7 +12,7 @@ from making import array, dtype_named
 from reshard.index import TensorSpec
 from reshard.layout.box import Box
 from reshard.names.dims import Axes, Dims, parsed, section_of
-from reshard.names.linking import Part, at_index, link_of
+from reshard.names.linking import SharedDims, at_index, link_of
 from reshard.names.maker import Maker
 from reshard.planning.assembly import assembled
 from reshard.planning.catalog import Held, Loose, Scales, Shard, Tensor
@@ -72,7 +72,7 @@ def dims_of(kind: str) -> tuple[Dims, dict[str, Dims]]:
 
 def made_whole(kind: str, parts: dict[str, Tensor]) -> Tensor:
     whole, of_parts = dims_of(kind)
-    links = [link_of(t.name, t.spec.shape, Part(of_parts[s], whole, s), AXES) for s, t in parts.items()]
+    links = [link_of(t.name, t.spec.shape, SharedDims(of_parts[s], whole, s), AXES) for s, t in parts.items()]
     some = next(iter(parts.values()))
     maker = Maker({t.name: t for t in parts.values()})
     return maker.made("whole", TensorSpec(some.spec.dtype, links[0][1]), [link for link, _ in links])
@@ -83,7 +83,7 @@ def made_parts(kind: str, whole: Tensor) -> dict[str, Tensor]:
     maker = Maker({whole.name: whole})
     made = {}
     for section, of_part in of_parts.items():
-        link, shape = link_of(whole.name, whole.spec.shape, Part(dims, of_part, section), AXES)
+        link, shape = link_of(whole.name, whole.spec.shape, SharedDims(dims, of_part, section), AXES)
         made[section] = maker.made(section, TensorSpec(whole.spec.dtype, shape), [link])
     return made
 
@@ -150,7 +150,7 @@ def test_experts_are_stacked_and_turned_and_back(text: str, block: int, data: st
         tensors = {key: tensor(place, f"{key}", a) for key, a in arrays.items()}
         links = []
         for (e, s), t in tensors.items():
-            link, shape = link_of(t.name, t.spec.shape, Part(part, whole, s, "experts"), AXES)
+            link, shape = link_of(t.name, t.spec.shape, SharedDims(part, whole, s, "experts"), AXES)
             links.append((at_index(link, t.name, e), shape))
         maker = Maker({t.name: t for t in tensors.values()})
         made = maker.made("w1", TensorSpec("bfloat16", links[0][1]), [link for link, _ in links])
@@ -158,7 +158,7 @@ def test_experts_are_stacked_and_turned_and_back(text: str, block: int, data: st
         stored = tensor(place, "w1", wanted)
         for (e, s), a in arrays.items():
             for source in (made, stored):
-                link, shape = link_of("w1", source.spec.shape, Part(whole, part, s, "experts"), AXES)
+                link, shape = link_of("w1", source.spec.shape, SharedDims(whole, part, s, "experts"), AXES)
                 link = at_index(link, "w1", e)
                 again = Maker({"w1": source}).made("x", TensorSpec("bfloat16", shape), [link])
                 check(again, a, place, block, data)

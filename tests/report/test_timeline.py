@@ -7,11 +7,11 @@ import threading
 import pytest
 
 from hearing import Heard
-from reshard.ops.timeline import Stretch, Timeline
+from reshard.ops.timeline import Timeline, WorkStretch
 
 
 def test_slices_grow_and_keep_their_bytes() -> None:
-    stretch = Stretch("writing", 5.0, 5.0)
+    stretch = WorkStretch("writing", 5.0, 5.0)
     for i in range(1000):
         stretch.add(1, 5.0 + i / 100, 10)
     stretch.add(2, 14.0, 3)
@@ -26,7 +26,7 @@ def test_slices_grow_and_keep_their_bytes() -> None:
 
 def test_a_long_end_has_no_more_slices() -> None:
     """A disk that takes a quarter of an hour to say that it has the bytes makes no million slices of nothing."""
-    stretch = Stretch("writing", 0.0, 0.0)
+    stretch = WorkStretch("writing", 0.0, 0.0)
     stretch.add(1, 0.1, 100)
     stretch.stop(900.0)
     (row,) = stretch.rows()
@@ -35,7 +35,7 @@ def test_a_long_end_has_no_more_slices() -> None:
 
 
 def test_bytes_are_spread_over_the_time_that_they_took() -> None:
-    stretch = Stretch("writing", 0.0, 0.0)
+    stretch = WorkStretch("writing", 0.0, 0.0)
     stretch.add(1, 0.0995, 100)
     stretch.add(1, 0.1095, 100)
     stretch.stop(0.11)

@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from reshard.index import TensorSpec
-from reshard.ops.make_strategy import Making
+from reshard.ops.make_strategy import StrategyWish
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CONFIGURATIONS = tuple(sorted(path.parent for path in GOLDEN.glob("*/*/run.yaml")))
 
 
-def making(folder: Path) -> Making:
+def making(folder: Path) -> StrategyWish:
     """What a user asks for; release and, where the YAML names none, optimizer stand in its first line."""
     first = (folder / "run.yaml").read_text("utf-8").splitlines()[0]
     release = re.search(r"MindFormers r([\d.]+);", first)
     optimizer = re.search(r"Optimizer (\w+)", first)
-    return Making(
+    return StrategyWish(
         config=str(folder / "run.yaml"),
         mindformers_version=release[1] if release else "1.6.0",
         optimizer=optimizer[1] if optimizer else "",

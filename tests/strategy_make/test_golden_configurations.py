@@ -12,7 +12,7 @@ from making import write_file
 from reshard.layout.stages import Entry
 from reshard.layout.tensor import Layout, Sharding
 from reshard.ops import make_strategy
-from reshard.ops.make_strategy import Making, made_stages
+from reshard.ops.make_strategy import StrategyWish, made_stages
 from reshard.strategy.expression import evaluate
 from reshard.strategy.file import StrategyFile
 from reshard.strategy.folder import read_strategy, stage_files
@@ -50,7 +50,7 @@ def test_equals_it_with_names_from_headers_too(folder: Path, monkeypatch: pytest
     """The checkpoint holds all parameters of the job; its states also tell the optimizer."""
     monkeypatch.setattr(make_strategy, "_stored", lambda _: {n: s for n, s in headers(folder).items() if s.shape})
     asked = making(folder)
-    _, _, stages = made_stages(Making(asked.config, "", None, "full/", asked.mindformers_version))
+    _, _, stages = made_stages(StrategyWish(asked.config, "", None, "full/", asked.mindformers_version))
     compiled = stage_files(folder)
     assert [differences(stages[stage], file) for stage, file in compiled.items()] == [[]] * len(compiled)
 
@@ -95,7 +95,9 @@ def test_a_checkpoint_on_disk(tmp_path: Path) -> None:
     weights["model.tok_embeddings.embedding_weight"] = np.zeros((514, 64), np.float32)
     del weights["model.layers.3.feed_forward.w2.weight"]
     write_file(tmp_path / "full.safetensors", weights)
-    _, _, (stage,) = made_stages(Making(config=str(folder / "run.yaml"), checkpoint=str(tmp_path / "full.safetensors")))
+    _, _, (stage,) = made_stages(
+        StrategyWish(config=str(folder / "run.yaml"), checkpoint=str(tmp_path / "full.safetensors"))
+    )
     assert stage["model.tok_embeddings.embedding_weight"].shape == (514, 64)
     assert "model.layers.3.feed_forward.w2.weight" not in stage
     assert {name for name in stage if not name.startswith("adam_")} == {n for n in weights if weights[n].size > 1}

@@ -10,7 +10,7 @@ import pytest
 from making import write_file
 from reshard.errors import StrategyError, UsageError
 from reshard.layout.tensor import Layout
-from reshard.ops.make_strategy import Making, made_stages
+from reshard.ops.make_strategy import StrategyWish, made_stages
 from reshard.strategy.families import built_in
 from reshard.strategy.job import Sizes
 from reshard.strategy.rules import read_family
@@ -59,7 +59,7 @@ def rules_file(tmp_path: Path, text: str = RULES) -> str:
 
 
 def made(tmp_path: Path, checkpoint: str, sizes: Sizes, **asked: object) -> tuple[dict[str, Layout], ...]:
-    return made_stages(Making(rules=rules_file(tmp_path), checkpoint=checkpoint, sizes=sizes, **asked))[2]  # type: ignore[arg-type]
+    return made_stages(StrategyWish(rules=rules_file(tmp_path), checkpoint=checkpoint, sizes=sizes, **asked))[2]  # type: ignore[arg-type]
 
 
 def test_any_model(tmp_path: Path, checkpoint: str) -> None:
@@ -101,7 +101,7 @@ def test_a_tensor_that_no_rule_matches_is_named(tmp_path: Path) -> None:
 
 def test_without_shapes_a_checkpoint_is_needed(tmp_path: Path) -> None:
     with pytest.raises(StrategyError, match="embedding: the rules give no shape") as caught:
-        made_stages(Making(rules=rules_file(tmp_path), sizes=Sizes()))
+        made_stages(StrategyWish(rules=rules_file(tmp_path), sizes=Sizes()))
     assert "--checkpoint" in caught.value.hint
 
 
@@ -146,7 +146,7 @@ def test_what_is_wrong_in_a_file_is_named(tmp_path: Path, checkpoint: str, old: 
     assert old in RULES
     path = rules_file(tmp_path, RULES.replace(old, new, 1))
     with pytest.raises(StrategyError) as caught:
-        made_stages(Making(rules=path, checkpoint=checkpoint, sizes=Sizes(dp=2, mp=4, pp=2, ep=8)))
+        made_stages(StrategyWish(rules=path, checkpoint=checkpoint, sizes=Sizes(dp=2, mp=4, pp=2, ep=8)))
     assert message in str(caught.value)
     assert caught.value.where == path
 
@@ -154,7 +154,7 @@ def test_what_is_wrong_in_a_file_is_named(tmp_path: Path, checkpoint: str, old: 
 def test_a_yaml_may_bring_the_sizes_for_a_users_rules(tmp_path: Path, checkpoint: str) -> None:
     config = tmp_path / "run.yaml"
     config.write_text("parallel_config: {data_parallel: 2, model_parallel: 4, pipeline_stage: 2, expert_parallel: 2}\n")
-    _, job, stages = made_stages(Making(config=str(config), rules=rules_file(tmp_path), checkpoint=checkpoint))
+    _, job, stages = made_stages(StrategyWish(config=str(config), rules=rules_file(tmp_path), checkpoint=checkpoint))
     assert (job.sizes, len(stages)) == (Sizes(2, 4, 2, 1, 2), 2)
     assert "accu_grads.h.3.q" in stages[1]
 
@@ -165,7 +165,7 @@ def test_built_in_families_are_such_files() -> None:
 
 def test_neither_config_nor_rules() -> None:
     with pytest.raises(UsageError):
-        made_stages(Making())
+        made_stages(StrategyWish())
 
 
 def test_a_file_that_is_not_a_map() -> None:

@@ -12,7 +12,7 @@ from configurations import GOLDEN
 
 from reshard.errors import CheckpointError, StrategyError, UsageError
 from reshard.layout.tensor import Layout
-from reshard.ops.make_strategy import Making, made_stages, make_strategy
+from reshard.ops.make_strategy import StrategyWish, made_stages, make_strategy
 from reshard.strategy.job import Sizes
 
 LLAMA = "strategies/llama_dp2mp4"
@@ -24,7 +24,7 @@ TELECHAT = "families/telechat2_dp4mp2_vocabfalse"
 DEEPSEEK = "families/ds3leg_dp1mp2pp4ep2"
 
 
-def changed(tmp_path: Path, base: str, **keys: Any) -> Making:
+def changed(tmp_path: Path, base: str, **keys: Any) -> StrategyWish:
     """A configuration with other values; a key's parts are joined by two underscores, None takes it out."""
     content = yaml.safe_load((GOLDEN / base / "run.yaml").read_text("utf-8"))
     for key, value in keys.items():
@@ -37,7 +37,7 @@ def changed(tmp_path: Path, base: str, **keys: Any) -> Making:
             del place[last]
     config = tmp_path / "run.yaml"
     config.write_text(yaml.safe_dump(content), "utf-8")
-    return Making(config=str(config), mindformers_version="1.6.0")
+    return StrategyWish(config=str(config), mindformers_version="1.6.0")
 
 
 def stages_of(tmp_path: Path, base: str, **keys: Any) -> tuple[dict[str, Layout], ...]:
@@ -103,18 +103,18 @@ def test_a_file_that_is_no_configuration(tmp_path: Path, text: str) -> None:
     config = tmp_path / "run.yaml"
     config.write_text(text, "utf-8")
     with pytest.raises(StrategyError) as caught:
-        made_stages(Making(config=str(config)))
+        made_stages(StrategyWish(config=str(config)))
     assert caught.value.where == str(config)
 
 
 def test_no_such_configuration(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such file"):
-        made_stages(Making(config=str(tmp_path / "none.yaml")))
+        made_stages(StrategyWish(config=str(tmp_path / "none.yaml")))
 
 
 def test_a_version_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(StrategyError, match="'latest' is not a version"):
-        made_stages(Making(config=str(GOLDEN / LLAMA / "run.yaml"), mindformers_version="latest"))
+        made_stages(StrategyWish(config=str(GOLDEN / LLAMA / "run.yaml"), mindformers_version="latest"))
 
 
 def test_came_under_optimizer_parallel_is_not_known(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_came_under_optimizer_parallel_is_not_known(tmp_path: Path) -> None:
 
 def test_sizes_beside_a_yaml() -> None:
     with pytest.raises(UsageError, match="beside --config"):
-        made_stages(Making(config=str(GOLDEN / LLAMA / "run.yaml"), sizes=Sizes(dp=2)))
+        made_stages(StrategyWish(config=str(GOLDEN / LLAMA / "run.yaml"), sizes=Sizes(dp=2)))
 
 
 @pytest.mark.parametrize("file", [False, True])
@@ -133,7 +133,7 @@ def test_a_folder_that_is_not_empty_is_refused(tmp_path: Path, file: bool) -> No
     (tmp_path / "out" / "mine").write_text("kept")
     target = tmp_path / "out" / "mine" if file else tmp_path / "out"
     with pytest.raises(UsageError, match="not empty"):
-        make_strategy(Making(config=str(GOLDEN / LLAMA / "run.yaml")), str(target))
+        make_strategy(StrategyWish(config=str(GOLDEN / LLAMA / "run.yaml")), str(target))
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine"]
 
 
@@ -148,8 +148,8 @@ def test_nothing_is_written_for_a_configuration_that_is_refused(tmp_path: Path) 
 
 def test_the_newest_rule_holds_without_a_version(tmp_path: Path) -> None:
     asked = changed(tmp_path, GLM, **{CONFIG + "padded_vocab_size": 512})
-    newest = made_stages(Making(config=asked.config))[2][0]["transformer.embedding.embedding_weight"]
-    old = made_stages(Making(config=asked.config, mindformers_version="1.3.0"))[2][0]
+    newest = made_stages(StrategyWish(config=asked.config))[2][0]["transformer.embedding.embedding_weight"]
+    old = made_stages(StrategyWish(config=asked.config, mindformers_version="1.3.0"))[2][0]
     assert newest.sharding.parts[0] == 8  # whole, then shared by all
     assert old["transformer.embedding.embedding_weight"].sharding.parts[0] == 8  # cut in 4, each shared by 2
     assert newest.sharding.cells() != old["transformer.embedding.embedding_weight"].sharding.cells()
@@ -158,8 +158,8 @@ def test_the_newest_rule_holds_without_a_version(tmp_path: Path) -> None:
 def test_experts_before_1_5_repeat_context_parallel_innermost(tmp_path: Path) -> None:
     asked = changed(tmp_path, MIXTRAL, parallel_config__context_parallel=2, **{EP: 2})
     weight = "model.layers.0.feed_forward.ffn.w1.weight"
-    old = made_stages(Making(config=asked.config, mindformers_version="1.3.0", optimizer="none"))[2][0][weight]
-    new = made_stages(Making(config=asked.config, mindformers_version="1.5.0", optimizer="none"))[2][0][weight]
+    old = made_stages(StrategyWish(config=asked.config, mindformers_version="1.3.0", optimizer="none"))[2][0][weight]
+    new = made_stages(StrategyWish(config=asked.config, mindformers_version="1.5.0", optimizer="none"))[2][0][weight]
     assert old.sharding.device_matrix == (2, 2, 2, 2)
     assert old.sharding.tensor_map == ((2,), (1,), ())
     assert new.sharding.device_matrix == (4, 2, 2)
@@ -188,7 +188,7 @@ def test_settings_come_from_the_pretrained_models_folder(tmp_path: Path) -> None
     content["pretrained_model_dir"] = str(tmp_path / "hf")
     content["model"]["model_config"] = {"num_hidden_layers": 2}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(content), "utf-8")
-    _, _, (stage,) = made_stages(Making(config=str(tmp_path / "run.yaml")))
+    _, _, (stage,) = made_stages(StrategyWish(config=str(tmp_path / "run.yaml")))
     assert "decoder.layers.1.mlp.linear_fc1.weight" in stage
     assert "decoder.layers.2.mlp.linear_fc1.weight" not in stage
 
@@ -253,7 +253,7 @@ def test_rules_of_ones_own_know_what_they_do_not_read(tmp_path: Path) -> None:
     rules.write_text(text + "blocks:\n- stage: first\n  tensors: [{name: w, shape: [4]}]\n")
     for config, refused in (("odd: 2", False), ("num: 2, odd: 1", False), ("num: 2, odd: 2, quant: x", True)):
         (tmp_path / "run.yaml").write_text(f"use_parallel: False\nmodel: {{model_config: {{{config}}}}}\n")
-        asked = Making(config=str(tmp_path / "run.yaml"), rules=str(rules))
+        asked = StrategyWish(config=str(tmp_path / "run.yaml"), rules=str(rules))
         if refused:
             with pytest.raises(StrategyError, match="odd: 2"):
                 made_stages(asked)
@@ -295,7 +295,7 @@ def test_whole_numbers_however_they_are_written(tmp_path: Path) -> None:
         return [*map(as_fractions, value)] if isinstance(value, list) else float(value) if type(value) is int else value
 
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(as_fractions(content)))
-    read = made_stages(Making(config=str(tmp_path / "run.yaml"), mindformers_version="1.6.0"))[2]
+    read = made_stages(StrategyWish(config=str(tmp_path / "run.yaml"), mindformers_version="1.6.0"))[2]
     assert read == stages_of(tmp_path, MIXTRAL)
 
 
@@ -316,7 +316,7 @@ def test_adamw_that_is_fused_keeps_other_states(tmp_path: Path) -> None:
 def test_a_release_whose_rules_are_not_known(tmp_path: Path, version: str) -> None:
     asked = changed(tmp_path, LLAMA)
     with pytest.raises(StrategyError, match=r"only those of 1\.3 to 1\.9"):
-        made_stages(Making(config=asked.config, mindformers_version=version))
+        made_stages(StrategyWish(config=asked.config, mindformers_version=version))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from reshard.auto.config import Config
 from reshard.auto.job_source import JobSource
 from reshard.errors import CheckpointError, InputError, ReshardError, listed
 from reshard.names.model import ModelFile, model_of_run
-from reshard.ops.make_strategy import Making, model_shapes
+from reshard.ops.make_strategy import StrategyWish, model_shapes
 from reshard.planning.catalog import IndexedFile
 from reshard.planning.names import layer_pattern
 from reshard.storage.storages import storage_of
@@ -21,7 +21,7 @@ from reshard.yaml_text import whole_numbers
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-class Model(Struct, frozen=True):
+class FullShapes(Struct, frozen=True):
     """Full shapes of the weights that the model of a YAML has, none where it does not say.
 
     ``file`` is what it says; ``release`` of MindFormers by whose rules.
@@ -36,17 +36,17 @@ class Model(Struct, frozen=True):
 _RANK = re.compile(r"(?P<before>(?:.*[_-])?rank_?)(?P<rank>\d+)(?P<after>.*)")
 
 
-def model_of(config: Config, mindformers_version: str) -> Model:
-    making = Making(config=config.where, content=config.parallel, mindformers_version=mindformers_version)
+def model_of(config: Config, mindformers_version: str) -> FullShapes:
+    making = StrategyWish(config=config.where, content=config.parallel, mindformers_version=mindformers_version)
     try:
         shapes = model_shapes(making)
     except InputError:
         shapes = {}  # of no family that is known, or sizes are not given
     file = model_of_run(whole_numbers(config.content), config.where)
-    return Model(shapes, config.where, file, mindformers_version)
+    return FullShapes(shapes, config.where, file, mindformers_version)
 
 
-def refuse_contradiction(model: Model, held: Shapes, path: str) -> None:
+def refuse_contradiction(model: FullShapes, held: Shapes, path: str) -> None:
     """Raises CheckpointError where full tensors are not those of the YAML's model.
 
     Names that only one side has are no contradiction, unless the other has them in other layers.
@@ -76,7 +76,7 @@ def held_shapes(files: Iterable[IndexedFile]) -> Shapes:
     return {name: stored.spec.shape for file in files for name, stored in file.contents.tensors.items()}
 
 
-def refuse_slice(source: JobSource, model: Model) -> None:
+def refuse_slice(source: JobSource, model: FullShapes) -> None:
     """Raises CheckpointError for one rank's file that is given as a full checkpoint, where its neighbours tell and the
     YAML cannot.
     """

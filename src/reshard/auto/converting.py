@@ -9,20 +9,20 @@ from typing import TypeVar
 from msgspec import Struct
 from msgspec.structs import replace
 
-from reshard.auto.contradiction import Model, refuse_contradiction
+from reshard.auto.contradiction import FullShapes, refuse_contradiction
 from reshard.auto.job_names import opened
 from reshard.auto.job_source import JobSource
 from reshard.auto.job_strategy import JobStrategy
 from reshard.auto.results import Results, beside, forget, take_places, write_files, write_strategy
 from reshard.auto.session import Session
-from reshard.auto.settings import Settings
-from reshard.auto.shares import Part
+from reshard.auto.settings import AutoSettings
+from reshard.auto.shares import OwnFiles
 from reshard.errors import CheckpointError, RunError, counted, named_ranks
 from reshard.families.checkpoint2_target import checkpoint2_asked
 from reshard.families.planner import planned
 from reshard.families.rank_targets import ranks_or_full
 from reshard.families.strategies import merged_file
-from reshard.families.targets import Asked
+from reshard.families.targets import AskedTarget
 from reshard.formats.registry import format_named
 from reshard.ops.convert import bill_of, execute, shared_block
 from reshard.ops.observer import Observer
@@ -39,7 +39,7 @@ from reshard.target.target_paths import META, Place
 T = TypeVar("T")
 
 
-class Job(Struct, frozen=True):
+class JobConversion(Struct, frozen=True):
     """All that a rank needs to know to take its part; equal on all ranks.
 
     Attributes:
@@ -48,13 +48,13 @@ class Job(Struct, frozen=True):
         model: what the YAML says of the weights.
     """
 
-    settings: Settings
+    settings: AutoSettings
     source: JobSource
     strategy: JobStrategy
     results: Results
-    parts: dict[int, Part]
+    parts: dict[int, OwnFiles]
     format: str
-    model: Model
+    model: FullShapes
     limits: Means
 
     @property
@@ -63,7 +63,7 @@ class Job(Struct, frozen=True):
         made = [part.ranks for part in self.parts.values()]
         return frozenset().union(*(r for r in made if r is not None)) if None not in made else None
 
-    def plan(self, source: Catalog, part: Part, shared_block_nbytes: int) -> Plan:
+    def plan(self, source: Catalog, part: OwnFiles, shared_block_nbytes: int) -> Plan:
         """Of one writer's files, of this source."""
         kind = self._kind(source)
         target = Target(kind, ranks=part.ranks, share=part.share, shared_block_nbytes=shared_block_nbytes)
@@ -73,12 +73,12 @@ class Job(Struct, frozen=True):
         """What the job's loader reads."""
         strategy = self.strategy.strategy
         if self.settings.own_loader:
-            return replace(checkpoint2_asked(Asked(strategy=strategy), source), strategy=strategy)
+            return replace(checkpoint2_asked(AskedTarget(strategy=strategy), source), strategy=strategy)
         drop = self.settings.drop_redundancy and strategy is not None
         return ranks_or_full(strategy, format_named(self.format), drop_redundancy=drop)
 
 
-class Work(Struct, frozen=True):
+class FirstRanksOrder(Struct, frozen=True):
     """What the first rank told the others to do: the plan, and the blocks that its files share with the source's."""
 
     identity: str
@@ -102,7 +102,7 @@ class Outcome(Struct, frozen=True):
     warnings: tuple[str, ...] = ()
 
 
-def convert_together(session: Session, job: Job, observer: Observer) -> Outcome:
+def convert_together(session: Session, job: JobConversion, observer: Observer) -> Outcome:
     """This rank's part in the conversion. Returns when the results are in their places.
 
     Raises RunError with the error of another rank; else what went wrong on this one. Nothing of an earlier run was
@@ -111,7 +111,7 @@ def convert_together(session: Session, job: Job, observer: Observer) -> Outcome:
     if session.leads:
         return _lead(session, job, observer)
     if session.rank in job.parts:
-        work = session.wait(_told(session, "work", Work))
+        work = session.wait(_told(session, "work", FirstRanksOrder))
         source = opened(job.source, job.strategy.strategy, job.model)
         mine = job.plan(source, job.parts[session.rank], work.shared_block_nbytes)
         session.tell(f"done_{session.rank}", _write(session, job, work, mine, observer))
@@ -122,14 +122,14 @@ def _told(session: Session, name: str, kind: type[T]) -> Callable[[], T | None]:
     return lambda: session.told(name, kind)
 
 
-def _lead(session: Session, job: Job, observer: Observer) -> Outcome:
+def _lead(session: Session, job: JobConversion, observer: Observer) -> Outcome:
     source = _opened(job)
     whole = _whole(job, source)
     staged = job.results.staged(whole.identity)
     forget(job.results.root, "new", kept=staged)
     check_room(Place.of(staged, single=False), 0 if staged.exists() else _room(whole, staged, job.limits))
     strategies = _strategies(job, whole.identity)
-    work = Work(whole.identity, whole.shared_block_nbytes)
+    work = FirstRanksOrder(whole.identity, whole.shared_block_nbytes)
     session.tell("work", work)
     done = {}
     if session.rank in job.parts:
@@ -154,7 +154,7 @@ def _lead(session: Session, job: Job, observer: Observer) -> Outcome:
     return outcome
 
 
-def _opened(job: Job) -> Catalog:
+def _opened(job: JobConversion) -> Catalog:
     """The source. Raises InputError for weights that are not those of the job."""
     source = opened(job.source, job.strategy.strategy, job.model)
     full = {name: tensor.spec.shape for name, tensor in source.tensors.items()}
@@ -162,9 +162,9 @@ def _opened(job: Job) -> Catalog:
     return source
 
 
-def _whole(job: Job, source: Catalog) -> Plan:
+def _whole(job: JobConversion, source: Catalog) -> Plan:
     """The plan of all writers' files, which share blocks with the source's where the results' disk lets them."""
-    return job.plan(source, Part(job.ranks), shared_block(source, Place.of(job.results.root, single=False)))
+    return job.plan(source, OwnFiles(job.ranks), shared_block(source, Place.of(job.results.root, single=False)))
 
 
 def _room(whole: Plan, staged: Path, limits: Means) -> int:
@@ -172,14 +172,14 @@ def _room(whole: Plan, staged: Path, limits: Means) -> int:
     return whole.nbytes - (bill_of(whole, staged, limits).shared_nbytes if whole.shared_block_nbytes else 0)
 
 
-def _part_of(whole: Plan, source: Catalog, job: Job, part: Part) -> Plan:
+def _part_of(whole: Plan, source: Catalog, job: JobConversion, part: OwnFiles) -> Plan:
     """The plan of one writer's files, of the plan of all."""
     if part.share:
         return job.plan(source, part, whole.shared_block_nbytes)
     return replace(whole, files=tuple(file for file in whole.files if file.rank in (part.ranks or ())))
 
 
-def preview(job: Job) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def preview(job: JobConversion) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What would be converted, from where and by whom, with the warnings; nothing is written."""
     opened, source = _opened(job), job.source
     plan = _whole(job, opened)
@@ -197,13 +197,13 @@ def preview(job: Job) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return said, (*job.strategy.warnings, *plan.warnings)
 
 
-def _told_part(part: Part) -> str:
+def _told_part(part: OwnFiles) -> str:
     if part.share:
         return f"share {part.share.index}/{part.share.count} of all bytes"
     return named_ranks(sorted(part.ranks or ()))
 
 
-def _write(session: Session, job: Job, work: Work, mine: Plan, observer: Observer) -> Done:
+def _write(session: Session, job: JobConversion, work: FirstRanksOrder, mine: Plan, observer: Observer) -> Done:
     """Make this rank's part of the target."""
     target = job.results.staged(work.identity) / job.results.name
     if mine.identity != work.identity:
@@ -236,7 +236,7 @@ def replaced(results: Results, strategy: JobStrategy, form: str) -> list[Path]:
     return [results.root, *[results.strategy] * made, *[results.merged_strategy] * merged]
 
 
-def _strategies(job: Job, identity: str) -> dict[Path, Path]:
+def _strategies(job: JobConversion, identity: str) -> dict[Path, Path]:
     """The folders of strategies that MindFormers leaves, built beside their places."""
     strategy, made = job.strategy, {}
     for place in replaced(job.results, strategy, job.format)[1:]:
@@ -263,7 +263,7 @@ def _merged(strategy: str, target: Path) -> None:
     Disk().write_whole(f"{target}{suffix}", content, fsync=False)
 
 
-def _finish(job: Job, staged: Path, strategies: dict[Path, Path]) -> None:
+def _finish(job: JobConversion, staged: Path, strategies: dict[Path, Path]) -> None:
     """All parts are there: everything takes its place at once."""
     target = staged / job.results.name
     if not (target / META / MANIFEST).exists():
@@ -274,7 +274,7 @@ def _finish(job: Job, staged: Path, strategies: dict[Path, Path]) -> None:
     take_places({job.results.root: staged, **strategies})
 
 
-def _loaded(job: Job, plan: Plan) -> str:
+def _loaded(job: JobConversion, plan: Plan) -> str:
     """What the framework is to load: the folder of ``rank_x``, or the file of one full checkpoint."""
     folder = job.results.root / job.results.name
     return str(folder if job.strategy.strategy or job.settings.own_loader else folder / plan.files[0].path)

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from msgspec.structs import replace
 
-from reshard.auto.contradiction import Model
+from reshard.auto.contradiction import FullShapes
 from reshard.auto.job_source import JobSource
 from reshard.families.open_checkpoint import open_source
 from reshard.layout.stages import Strategy
@@ -16,7 +16,7 @@ from reshard.planning.catalog import Catalog
 from reshard.planning.names import NameRules
 
 
-def names_wanted(theirs: Collection[str], strategy: Strategy | None, model: Model) -> str:
+def names_wanted(theirs: Collection[str], strategy: Strategy | None, model: FullShapes) -> str:
     """The convention of the job's names, where ``theirs`` are Hugging Face's; "" where nothing is to be renamed."""
     ours = {name for stage in strategy.stages for name in stage} if strategy else {*model.shapes}
     if not ours or all(name in ours for name in theirs):
@@ -24,7 +24,7 @@ def names_wanted(theirs: Collection[str], strategy: Strategy | None, model: Mode
     return convention_of(ours, MINDFORMERS) if convention_of(theirs) == HUB else ""
 
 
-def opened(source: JobSource, strategy: Strategy | None, model: Model) -> Catalog:
+def opened(source: JobSource, strategy: Strategy | None, model: FullShapes) -> Catalog:
     """The source as the job calls its tensors.
 
     Raises InputError for what cannot become the model's: unknown, missing or contradictory.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from reshard.auto.settings import Settings
+from reshard.auto.settings import AutoSettings
 from reshard.errors import CheckpointError, UsageError
 from reshard.families.discover import Found, discover
 from reshard.families.family import Family, Listing
@@ -40,7 +40,7 @@ class JobSource(Struct, frozen=True):
     family: str = ""
 
 
-def job_source(settings: Settings) -> JobSource:
+def job_source(settings: AutoSettings) -> JobSource:
     """Raises InputError for a source that is not there, or a strategy that is not one."""
     path = settings.load_checkpoint
     there = listing(path)
@@ -59,7 +59,7 @@ def job_source(settings: Settings) -> JobSource:
     return JobSource(Source(path, strategy or "", select, suffix), found, strategy, where)
 
 
-def _self_described(there: Listing, family: Family, settings: Settings) -> JobSource:
+def _self_described(there: Listing, family: Family, settings: AutoSettings) -> JobSource:
     if settings.src_strategy:
         raise UsageError(
             f"src_strategy_path_or_dir is set, and {family.name} says itself how it is cut",
@@ -99,7 +99,7 @@ def refuse_unknown_cut(source: JobSource) -> None:
         )
 
 
-def _beside(settings: Settings, form: str) -> str:
+def _beside(settings: AutoSettings, form: str) -> str:
     """MindFormers looks for the strategy of safetensors weights in ``strategy`` beside their folder."""
     if form != "safetensors" or storage_of(settings.load_checkpoint).remote:
         return ""
@@ -107,7 +107,7 @@ def _beside(settings: Settings, form: str) -> str:
     return str(beside) if beside.is_dir() and not is_inside(beside, settings.output_dir) else ""
 
 
-def _suffix(settings: Settings) -> str:
+def _suffix(settings: AutoSettings) -> str:
     """The end of the names of the files to resume from; "" to take the last of each rank."""
     if not settings.resume:
         return ""

@@ -9,12 +9,12 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from reshard.auto.config import Config
-from reshard.auto.settings import Settings
+from reshard.auto.settings import AutoSettings
 from reshard.errors import InputError, ReshardError, StrategyError, counted
 from reshard.families.strategies import read_strategy
 from reshard.layout.stages import Entry, Factored, Strategy
 from reshard.layout.tensor import Sharding
-from reshard.ops.make_strategy import Making, made_stages
+from reshard.ops.make_strategy import StrategyWish, made_stages
 from reshard.planning.names import is_state
 from reshard.storage.storages import is_inside
 from reshard.strategy.marked_files import made_files
@@ -43,7 +43,7 @@ class JobStrategy(Struct, frozen=True):
         return made_files(self.stages, self.strategy.devices, merged=merged, json_format=False)
 
 
-class Wanted(Struct, frozen=True):
+class StrategySearch(Struct, frozen=True):
     """Where to look for the job's strategy.
 
     Attributes:
@@ -57,7 +57,7 @@ class Wanted(Struct, frozen=True):
     mindformers_version: str = ""
 
 
-def job_strategy(config: Config, settings: Settings, wanted: Wanted) -> JobStrategy:
+def job_strategy(config: Config, settings: AutoSettings, wanted: StrategySearch) -> JobStrategy:
     """The one given, else that in ``output/strategy`` if it is of this job, else one made from the YAML.
 
     Raises StrategyError where there is none, or where it is of another number of ranks.
@@ -83,7 +83,7 @@ def job_strategy(config: Config, settings: Settings, wanted: Wanted) -> JobStrat
     return JobStrategy(written, written.where, made.stages, why=f"strategy {written.where}")
 
 
-def made_from_yaml(config: Config, settings: Settings, wanted: Wanted) -> bool:
+def made_from_yaml(config: Config, settings: AutoSettings, wanted: StrategySearch) -> bool:
     """Whether nothing but the YAML says how the job cuts its weights, and it does; the folder is not looked at."""
     if wanted.given or not settings.parallel:
         return False
@@ -94,7 +94,7 @@ def made_from_yaml(config: Config, settings: Settings, wanted: Wanted) -> bool:
     return True
 
 
-def _written(settings: Settings, wanted: Wanted) -> tuple[Strategy | None, str]:
+def _written(settings: AutoSettings, wanted: StrategySearch) -> tuple[Strategy | None, str]:
     """What a run of the framework left in ``output/strategy``; and why it is passed over."""
     folder = Path(settings.output_dir, "strategy")
     if not folder.is_dir() or not any(folder.iterdir()):
@@ -112,9 +112,9 @@ def _written(settings: Settings, wanted: Wanted) -> tuple[Strategy | None, str]:
     return found, ""
 
 
-def _made(config: Config, settings: Settings, wanted: Wanted) -> JobStrategy:
+def _made(config: Config, settings: AutoSettings, wanted: StrategySearch) -> JobStrategy:
     """From the YAML; where that lacks the model's settings, with names and shapes of a full source."""
-    making = Making(config=config.where, content=config.parallel, mindformers_version=wanted.mindformers_version)
+    making = StrategyWish(config=config.where, content=config.parallel, mindformers_version=wanted.mindformers_version)
     try:
         _, job, stages = made_stages(making)
     except InputError as error:
@@ -143,7 +143,7 @@ def _with_hint(error: ReshardError, left: str) -> ReshardError:
     return type(error)(error.message, error.where, hint)
 
 
-def _of_another_world(strategy: Strategy, wanted: Wanted) -> StrategyError:
+def _of_another_world(strategy: Strategy, wanted: StrategySearch) -> StrategyError:
     return StrategyError(
         f"the strategy is of {counted(strategy.world, 'rank')}, the job has {wanted.world}",
         strategy.where,

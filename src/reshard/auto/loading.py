@@ -12,7 +12,7 @@ from reshard.auto.contradiction import model_of
 from reshard.auto.frameworks import Kind, given_as
 from reshard.auto.job_names import opened
 from reshard.auto.job_source import JobSource, job_source
-from reshard.auto.job_strategy import JobStrategy, Wanted, job_strategy
+from reshard.auto.job_strategy import JobStrategy, StrategySearch, job_strategy
 from reshard.auto.launch import launch_of
 from reshard.auto.matching import Here, match
 from reshard.auto.preparing import Call
@@ -60,7 +60,7 @@ def load(
     if not settings.load_checkpoint:
         raise UsageError("load_checkpoint is empty: there are no weights to load", read.where)
     source = job_source(settings)
-    strategy = job_strategy(read, settings, Wanted(launch.world, call.dst_strategy, call.mindformers_version))
+    strategy = job_strategy(read, settings, StrategySearch(launch.world, call.dst_strategy, call.mindformers_version))
     if (
         strategy.strategy
         and source.strategy is None

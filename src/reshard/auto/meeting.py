@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from reshard import waits
-from reshard.auto.records import Folder, Word
+from reshard.auto.records import RecordsFolder, Word
 
 _MAX_LINE = 4096
 
@@ -45,7 +45,7 @@ class Hello:
     """Rank ``leader`` listens on a port, the others call. It does not matter if it cannot: then only time tells."""
 
     def __init__(self, path: Path, leader: int, address: tuple[str, int]) -> None:
-        self._folder = Folder(path)
+        self._folder = RecordsFolder(path)
         self._leader = leader
         self._address = address
         self._over = threading.Event()

@@ -13,19 +13,19 @@ from msgspec import Struct, field
 
 from reshard.auto.config import SRC_STRATEGY, Config, read_config
 from reshard.auto.contradiction import held_shapes, model_of, refuse_contradiction, refuse_slice
-from reshard.auto.converting import Job, Outcome, convert_together, preview, replaced
+from reshard.auto.converting import JobConversion, Outcome, convert_together, preview, replaced
 from reshard.auto.handover import handed_over
 from reshard.auto.job_names import names_wanted
 from reshard.auto.job_source import JobSource, job_source, reads_itself, refuse_unknown_cut
-from reshard.auto.job_strategy import JobStrategy, Wanted, job_strategy, made_from_yaml
+from reshard.auto.job_strategy import JobStrategy, StrategySearch, job_strategy, made_from_yaml
 from reshard.auto.launch import PORTS, Launch, launch_of
 from reshard.auto.matching import Here, match
 from reshard.auto.meeting import Hello
 from reshard.auto.mirroring import Mirror
 from reshard.auto.results import HANDED_OVER, Results, forget, refuse_file, save_strategy, write_if_other
 from reshard.auto.session import Session
-from reshard.auto.settings import Settings, read_settings
-from reshard.auto.shares import Part, parts
+from reshard.auto.settings import AutoSettings, read_settings
+from reshard.auto.shares import OwnFiles, parts
 from reshard.errors import InputError, ReshardError, UsageError, counted
 from reshard.families.headers import index_files
 from reshard.interruption import clears_up, proceed
@@ -124,7 +124,7 @@ class _Start(Struct, frozen=True):
     """One rank at the start of a job."""
 
     config: Config
-    settings: Settings
+    settings: AutoSettings
     launch: Launch
     call: Call
 
@@ -154,17 +154,17 @@ class _Start(Struct, frozen=True):
             return planned
         return self._convert(session, planned, observer)
 
-    def _shown(self, planned: Prepared | Job) -> Prepared:
+    def _shown(self, planned: Prepared | JobConversion) -> Prepared:
         if isinstance(planned, Prepared):
             return planned
         said, warnings = preview(planned)
         return Prepared("", self.settings.load_checkpoint, "dry run", said, (*self.settings.warnings, *warnings))
 
-    def _planned(self) -> Prepared | Job:
+    def _planned(self) -> Prepared | JobConversion:
         """What is seen from this rank alone: nothing is to be done, or what all are to do together."""
         settings = self.settings
         source = job_source(settings)
-        wanted = Wanted(self.launch.world, self.call.dst_strategy, self.call.mindformers_version)
+        wanted = StrategySearch(self.launch.world, self.call.dst_strategy, self.call.mindformers_version)
         model = model_of(self.config, self.call.mindformers_version)
         refuse_slice(source, model)
         strategy = job_strategy(self.config, settings, wanted)
@@ -187,7 +187,7 @@ class _Start(Struct, frozen=True):
         form = "safetensors" if settings.own_loader else settings.format or ("ckpt" if ckpt else "safetensors")
         results = Results.of(settings, form)
         results.refuse_inside(settings, replaced(results, strategy, form))
-        return Job(settings, source, strategy, results, self._parts(strategy), form, model, self.call.limits)
+        return JobConversion(settings, source, strategy, results, self._parts(strategy), form, model, self.call.limits)
 
     def _here(self, source: JobSource) -> Here:
         return Here(source.found, source.strategy, self.launch.rank, self.settings.per_node)
@@ -201,7 +201,7 @@ class _Start(Struct, frozen=True):
             session.join(refusing=error)
             raise error
 
-    def _convert(self, session: Session, job: Job, observer: Observer) -> Prepared:
+    def _convert(self, session: Session, job: JobConversion, observer: Observer) -> Prepared:
         settings, strategy = self.settings, job.strategy
         places = replaced(job.results, strategy, job.format)
         with session:
@@ -242,7 +242,7 @@ class _Start(Struct, frozen=True):
         first = self.launch.rank // per_node * per_node
         return tuple(range(first, min(first + per_node, self.launch.world)))
 
-    def _parts(self, strategy: JobStrategy) -> dict[int, Part]:
+    def _parts(self, strategy: JobStrategy) -> dict[int, OwnFiles]:
         members, writers = self._members(), self.settings.writers
         ranks = members if strategy.strategy is not None else (0,)
         if len(members) == self.launch.world:
@@ -288,7 +288,7 @@ class _Start(Struct, frozen=True):
         What is not made from the YAML the job writes itself.
         """
         settings = self.settings
-        wanted = Wanted(self.launch.world, self.call.dst_strategy, self.call.mindformers_version)
+        wanted = StrategySearch(self.launch.world, self.call.dst_strategy, self.call.mindformers_version)
         first, *others = self._members()
         if self.launch.rank in others and made_from_yaml(self.config, settings, wanted):
             # to look into the folder while the first replaces it would find it half gone

@@ -80,7 +80,7 @@ class Generation(Struct, frozen=True):
     failure: Failure | None = None
 
 
-class Folder:
+class RecordsFolder:
     """The records of all runs below one folder."""
 
     def __init__(self, path: Path) -> None:

@@ -11,7 +11,7 @@ from secrets import token_hex
 from msgspec import Struct
 
 from reshard.auto.job_strategy import JobStrategy
-from reshard.auto.settings import Settings
+from reshard.auto.settings import AutoSettings
 from reshard.errors import UsageError
 from reshard.formats.registry import format_of
 from reshard.storage.disk import Disk
@@ -34,7 +34,7 @@ class Results(Struct, frozen=True):
     name: str
 
     @staticmethod
-    def of(settings: Settings, form: str) -> Results:
+    def of(settings: AutoSettings, form: str) -> Results:
         output = Path(settings.output_dir).absolute()
         last = settings.load_checkpoint.rpartition("/")[2]
         name = last.split(".")[0] if format_of(last) else last
@@ -52,7 +52,7 @@ class Results(Struct, frozen=True):
         """Where the new ``root`` is built. A run of the same identity goes on with what is there."""
         return beside(self.root, f"new-{identity[:16]}")
 
-    def refuse_inside(self, settings: Settings, places: Iterable[Path]) -> None:
+    def refuse_inside(self, settings: AutoSettings, places: Iterable[Path]) -> None:
         """Nothing that is read may lie in a folder that is replaced. Raises UsageError."""
         for key, given in (("load_checkpoint", settings.load_checkpoint), ("src_strategy", settings.src_strategy)):
             for place in places:
@@ -127,7 +127,7 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
         Disk().write_whole(str(folder / name), content, fsync=False)
 
 
-def save_strategy(folder: Path, strategy: JobStrategy, settings: Settings) -> None:
+def save_strategy(folder: Path, strategy: JobStrategy, settings: AutoSettings) -> None:
     """The files of all ranks of a strategy that was made, in place of an earlier job's."""
     Results(folder.parent, folder, "").refuse_inside(settings, [folder])
     forget(folder, "new")

@@ -18,7 +18,7 @@ from reshard.auto.earlier import Earlier
 from reshard.auto.meeting import Meeting
 from reshard.auto.polling import pauses, polls
 from reshard.auto.processes import ended, is_alive, is_dead, this_process
-from reshard.auto.records import Failure, Folder, Generation, Word, nonces
+from reshard.auto.records import Failure, Generation, RecordsFolder, Word, nonces
 from reshard.errors import ReshardError, RunError, UsageError, named_ranks
 from reshard.interruption import proceed
 
@@ -48,7 +48,7 @@ class Session:
         self, path: Path, rank: int, members: tuple[int, ...], about: str, timeout_s: float, meeting: Meeting | None
     ) -> None:
         self.rank, self.members, self.leader = rank, members, members[0]
-        self._folder = Folder(path)
+        self._folder = RecordsFolder(path)
         self._timeout_s = timeout_s
         often_s = min(waits.now.beat_s, timeout_s / 4)
         self._beat_s = often_s if len(members) <= _FEW_RANKS else max(often_s, timeout_s / _BEATS_A_TIMEOUT)

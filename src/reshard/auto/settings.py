@@ -21,7 +21,7 @@ _AXES = ("data_parallel", "model_parallel", "context_parallel", "pipeline_stage"
 _NPUS_PER_NODE = 8
 
 
-class Settings(Struct, frozen=True):
+class AutoSettings(Struct, frozen=True):
     """What to do with the weights when the job starts.
 
     Attributes:
@@ -86,7 +86,7 @@ class _Faults:
         return default if value in ("", "None") else value
 
 
-def read_settings(config: Config, launch: Launch, environment: Mapping[str, str]) -> Settings:
+def read_settings(config: Config, launch: Launch, environment: Mapping[str, str]) -> AutoSettings:
     """Raises UsageError with every key that is wrong, the value seen and what is allowed."""
     keys = _Faults(config.content)
     keys.found += misspelt(config.content, KEYS)
@@ -95,7 +95,7 @@ def read_settings(config: Config, launch: Launch, environment: Mapping[str, str]
     writers = _writers(keys, world)
     if parallel:
         _check_sizes(keys, config.content, world)
-    settings = Settings(
+    settings = AutoSettings(
         load_checkpoint=_load_checkpoint(keys, config.content),
         src_strategy=_src_strategy(keys),
         auto_trans=keys.flag("auto_trans_ckpt"),

@@ -9,14 +9,14 @@ from msgspec import Struct
 from reshard.planning.shares import Share
 
 
-class Part(Struct, frozen=True):
+class OwnFiles(Struct, frozen=True):
     """What one process writes: the files of some target ranks, or a share of all by bytes."""
 
     ranks: frozenset[int] | None = None
     share: Share | None = None
 
 
-def parts(members: tuple[int, ...], ranks: tuple[int, ...], writers: int, *, by_bytes: bool) -> dict[int, Part]:
+def parts(members: tuple[int, ...], ranks: tuple[int, ...], writers: int, *, by_bytes: bool) -> dict[int, OwnFiles]:
     """The part of each of the ``members`` that writes.
 
     Args:
@@ -30,8 +30,8 @@ def parts(members: tuple[int, ...], ranks: tuple[int, ...], writers: int, *, by_
     {0: Part(ranks=frozenset({0}), share=None)}
     """
     if len(ranks) == 1:
-        return {members[0]: Part(frozenset(ranks))}
+        return {members[0]: OwnFiles(frozenset(ranks))}
     if by_bytes:
-        return {member: Part(share=Share(i, len(members))) for i, member in enumerate(members)}
+        return {member: OwnFiles(share=Share(i, len(members))) for i, member in enumerate(members)}
     starts = [i * len(members) // writers for i in range(writers)] + [len(members)]
-    return {members[start]: Part(frozenset(ranks[start:stop])) for start, stop in pairwise(starts)}
+    return {members[start]: OwnFiles(frozenset(ranks[start:stop])) for start, stop in pairwise(starts)}

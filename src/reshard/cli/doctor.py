@@ -14,7 +14,7 @@ from reshard.errors import counted
 
 if TYPE_CHECKING:
     from reshard.ops.checkup import Checkup
-    from reshard.ops.doctor import Folder, Health, Machine
+    from reshard.ops.doctor import FolderFacts, Health, Machine
 
 
 def doctor(
@@ -88,7 +88,7 @@ def _machine(machine: Machine) -> list[str]:
     ]
 
 
-def _folder(folder: Folder) -> list[str]:
+def _folder(folder: FolderFacts) -> list[str]:
     here = "" if os.path.abspath(folder.path) == folder.looked_at else f" (looked at {folder.looked_at})"
     kind = f"{folder.filesystem or 'unknown file system'}, {'network' if folder.network else 'local'}"
     space = f"{shown_nbytes(folder.free_nbytes)} free of {shown_nbytes(folder.nbytes)}"

@@ -29,7 +29,7 @@ from reshard.errors import counted
 
 if TYPE_CHECKING:
     from reshard.index import Extent
-    from reshard.ops.explain import Cut, Explanation, Made, Part, Taken, Target
+    from reshard.ops.explain import Cut, Explanation, MadePart, Taken, ToldPart, ToldTarget
 
 _MOST_ROWS = 32
 Rows = list[tuple[str, ...]]
@@ -106,7 +106,7 @@ def lines(found: Explanation) -> list[str]:
     return out
 
 
-def _target_lines(found: Explanation, target: Target) -> list[str]:
+def _target_lines(found: Explanation, target: ToldTarget) -> list[str]:
     parts = [made.part for made in target.made]
     name = f", called {target.name}" if target.name != found.name else ""
     cast = f", cast to {target.dtype}" if target.dtype != found.dtype else ""
@@ -117,14 +117,14 @@ def _target_lines(found: Explanation, target: Target) -> list[str]:
     return out + _table(rows)
 
 
-def _made_rows(made: Made) -> Rows:
+def _made_rows(made: MadePart) -> Rows:
     """A row for each source file; rank and box stand in the first."""
     who = (_ranks([p.rank for p in made.part.held]), _box(made.part))
     rows = [(_range(t.start, t.shape), str(t.rank), _runs(t), t.path) for t in made.taken]
     return [(*(who if i == 0 else ("", "")), *row) for i, row in enumerate(rows)]
 
 
-def _said(cut: Cut, parts: Sequence[Part]) -> str:
+def _said(cut: Cut, parts: Sequence[ToldPart]) -> str:
     shown = "×".join(map(str, cut.parts)) if any(n > 1 for n in cut.parts) else ""
     counts = sorted({len(p.held) for p in parts if p.held})
     copies = counted(counts[-1], "rank") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} ranks" if counts else ""
@@ -138,7 +138,7 @@ def _said(cut: Cut, parts: Sequence[Part]) -> str:
     return ", ".join(said) + (f"; {missing} of {len(parts)} parts MISSING" if missing else "")
 
 
-def _drawn(shape: tuple[int, ...], cut: Cut, parts: Sequence[Part]) -> list[str]:
+def _drawn(shape: tuple[int, ...], cut: Cut, parts: Sequence[ToldPart]) -> list[str]:
     """The picture, where all parts are at hand."""
     from reshard.drawing import text
 
@@ -156,7 +156,7 @@ def _table(rows: Rows) -> list[str]:
     return [*out, f"and {left} more rows (--json has all)"] if left > 0 else out
 
 
-def _box(part: Part) -> str:
+def _box(part: ToldPart) -> str:
     return _range(part.start, part.shape)
 
 

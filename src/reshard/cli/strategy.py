@@ -111,12 +111,12 @@ def make(
     reshard strategy make --config run.yaml -o strategy/
     reshard strategy make --rules rules.yaml --dp 2 --mp 4 --checkpoint full/ -o strategy/
     """
-    from reshard.ops.make_strategy import Making, make_strategy
+    from reshard.ops.make_strategy import StrategyWish, make_strategy
     from reshard.strategy.job import Sizes
 
     given = {"dp": dp, "mp": mp, "pp": pp, "cp": cp, "ep": ep}
     sizes = Sizes(**{axis: size or 1 for axis, size in given.items()}) if any(given.values()) else None
-    making = Making(config, rules, sizes, checkpoint, mindformers_version, optimizer, optimizer_parallel)
+    making = StrategyWish(config, rules, sizes, checkpoint, mindformers_version, optimizer, optimizer_parallel)
     made = make_strategy(making, out, merged=merged, json_format=json_format)
     stages = len(made.tensors)
     say(

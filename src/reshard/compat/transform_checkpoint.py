@@ -38,7 +38,7 @@ _SPELLINGS = {
 _EXAMPLE = ("--src_checkpoint=llama.ckpt", "--dst_checkpoint=out", "--dst_strategy=strategy/")
 
 
-class Job(Struct, frozen=True):
+class Transformation(Struct, frozen=True):
     """What one process was asked to do.
 
     Attributes:
@@ -123,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return program(_run, _BY_PLACE if os.environ.get("RESHARD_CALLED") else _CALLED)(argv)
 
 
-def _job(argv: Sequence[str]) -> Job:
+def _job(argv: Sequence[str]) -> Transformation:
     options = Parser(
         "transform_checkpoint", "Convert MindSpore .ckpt weights between parallel layouts.", _EXAMPLE, _SPELLINGS
     )
@@ -146,7 +146,7 @@ def _job(argv: Sequence[str]) -> Job:
         warn([f"`dst_checkpoint_dir` is set to {dst}"])
     processes = _processes(given.transform_process_num, given.world_size)
     rank = _given_rank(given.rank_id, given.world_size) if processes > 1 else None
-    return Job(
+    return Transformation(
         given.src_checkpoint.rstrip("/") or "/",
         dst,
         given.src_strategy,
@@ -202,7 +202,7 @@ def _sources(src: str) -> dict[str, str]:
     return dict(zip(stems, map(str, files), strict=True))
 
 
-def _ranks(job: Job, dst_strategy: str | Strategy) -> frozenset[int] | None:
+def _ranks(job: Transformation, dst_strategy: str | Strategy) -> frozenset[int] | None:
     """The target ranks that this process makes; None for all of them."""
     world = dst_strategy.world if isinstance(dst_strategy, Strategy) else 1
     if not job.shared:
@@ -220,7 +220,7 @@ def _ranks(job: Job, dst_strategy: str | Strategy) -> frozenset[int] | None:
     return frozenset(range(job.rank_id, job.rank_id + job.world_size // job.processes))
 
 
-def _parts(job: Job, sources: list[str], options: Options) -> frozenset[str]:
+def _parts(job: Transformation, sources: list[str], options: Options) -> frozenset[str]:
     """Of the full files of one folder, each converted by itself, those that make a whole only together.
 
     Raises:
@@ -243,7 +243,7 @@ def _parts(job: Job, sources: list[str], options: Options) -> frozenset[str]:
 class _Transform:
     """One source into its folder of the target."""
 
-    def __init__(self, job: Job, source: str, target: Path) -> None:
+    def __init__(self, job: Transformation, source: str, target: Path) -> None:
         self._job = job
         self.source = source
         self._target = target

@@ -11,7 +11,7 @@ from reshard.families.checkpoint2_folders import METADATA, is_trainers, weight_f
 from reshard.families.checkpoint2_metadata import (
     Metadata,
     Parameter,
-    Place,
+    SliceCopy,
     numbered,
     numbers_of,
     shape_of_slices,
@@ -184,7 +184,7 @@ class _Joined:
         expected = _expected(layout.sharding, ranks)
         return Tensor(name, TensorSpec(dtype, layout.shape), Grid(layout, cells, expected), known=bool(ranks))
 
-    def _places(self, name: str, number: int, layout: Layout, ranks: tuple[int, ...]) -> list[Place]:
+    def _places(self, name: str, number: int, layout: Layout, ranks: tuple[int, ...]) -> list[SliceCopy]:
         """Where copies of a slice lie. Of a tied tensor the first stage counts, which the layout is of."""
         places = self._metadata.storage_data.get(storage_key(name, number), ())
         numbers = _numbers(layout.sharding, ranks)
@@ -197,7 +197,7 @@ class _Joined:
                 )
         return [p for p in places if p.storage_rank in numbers] or list(places)
 
-    def _stored(self, name: str, place: Place) -> tuple[int, Stored | None]:
+    def _stored(self, name: str, place: SliceCopy) -> tuple[int, Stored | None]:
         """The number of a file and what it holds; nothing where it lacks."""
         number = self._numbers.get(place.file_name)
         if number is None:

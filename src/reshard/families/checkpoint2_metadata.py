@@ -69,7 +69,7 @@ def _sharding(placing: Placing) -> Sharding:
     return Sharding(placing.device_matrix, tuple(tuple(axis for axis in dim if axis != -1) for dim in axes))
 
 
-class Place(Struct, frozen=True):
+class SliceCopy(Struct, frozen=True):
     """One copy of a slice: the file that holds it, and the rank that wrote it.
 
     ``rank_group``: the ranks that own the slice, where replicas were dropped; None before r1.9.
@@ -84,7 +84,7 @@ class Metadata(Struct, frozen=True):
     """What parameters there are, and by ``storage_key`` where each slice lies."""
 
     state_dict_metadata: dict[str, Parameter]
-    storage_data: dict[str, tuple[Place, ...]]
+    storage_data: dict[str, tuple[SliceCopy, ...]]
 
 
 class Common(Struct, frozen=True):

@@ -20,7 +20,7 @@ from reshard.families.checkpoint2_metadata import (
     written_parameter,
 )
 from reshard.families.checkpoint2_progress import PROGRESS, progress_of
-from reshard.families.targets import PREFIX, Asked
+from reshard.families.targets import PREFIX, AskedTarget
 from reshard.formats.registry import format_named
 from reshard.layout.stages import Strategy
 from reshard.planning.assembly import ANY_RANK
@@ -79,7 +79,7 @@ class Checkpoint2Target(Struct, frozen=True):
         yield SmallFile(TRACKER, str(self.iteration).encode())
 
 
-def checkpoint2_asked(asked: Asked, source: Catalog) -> Checkpoint2Target:
+def checkpoint2_asked(asked: AskedTarget, source: Catalog) -> Checkpoint2Target:
     """Cut as it is asked, else as the source itself is cut. Raises UsageError where nobody can say how that is."""
     strategy = asked.strategy or source.own
     if strategy is None and source.ranks.world > 1:

@@ -13,7 +13,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from reshard.errors import CheckpointError, FormatError, UsageError, counted, listed
-from reshard.families.dcp_chunks import ReadChunks, Wanted, rank_of, read_chunks
+from reshard.families.dcp_chunks import ReadChunks, WantedChunk, rank_of, read_chunks
 from reshard.families.family import Listing
 from reshard.families.hf_shards import catalog_of_shards, is_shard
 from reshard.families.megatron_folders import is_save
@@ -21,7 +21,7 @@ from reshard.families.rank_listing import natural
 from reshard.families.registry import listing_below
 from reshard.families.source import Source, refuse_iteration
 from reshard.families.torch_names import full_names
-from reshard.formats.dcp_metadata import DcpMetadata, DcpTensor, Stretch, read_dcp_metadata
+from reshard.formats.dcp_metadata import DcpMetadata, DcpStretch, DcpTensor, read_dcp_metadata
 from reshard.index import TensorSpec
 from reshard.planning.catalog import Catalog, Ranks, Shard, Tensor, tensor_of_shards
 from reshard.planning.identity import hash_of_file
@@ -113,7 +113,7 @@ def catalog_by(folder: Listing, described: Described) -> Catalog:
     """What its files hold of what they are said to. Raises CheckpointError."""
     told = described.told
     shapes: dict[str, DcpTensor] = {}
-    wanted: dict[str, list[Wanted]] = {}
+    wanted: dict[str, list[WantedChunk]] = {}
     homeless: list[str] = []
     for one in told.values():
         for name, tensor in one.tensors.items():
@@ -190,14 +190,17 @@ def _refuse_two_kinds(name: str, one: DcpTensor, other: DcpTensor) -> None:
 
 
 def _placed(
-    name: str, tensor: DcpTensor, places: Mapping[tuple[int, ...] | None, Stretch], wanted: dict[str, list[Wanted]]
+    name: str,
+    tensor: DcpTensor,
+    places: Mapping[tuple[int, ...] | None, DcpStretch],
+    wanted: dict[str, list[WantedChunk]],
 ) -> list[str]:
     """Sort a tensor's chunks by the files that they lie in; gives those that lie nowhere, in words."""
     homeless = []
     for chunk in tensor.chunks:
         place = places.get(chunk.offsets)
         if place is not None:
-            wanted.setdefault(place.path, []).append(Wanted(name, tensor.dtype, chunk, place))
+            wanted.setdefault(place.path, []).append(WantedChunk(name, tensor.dtype, chunk, place))
         elif 0 not in chunk.sizes:
             homeless.append(f"{name} at {list(chunk.offsets)}")
     return homeless

@@ -16,7 +16,7 @@ from reshard.errors import CheckpointError, FormatError, listed
 from reshard.families.family import Listing
 from reshard.families.rank_listing import natural
 from reshard.families.saved_slices import is_of_slices, slices_of
-from reshard.formats.dcp_metadata import Chunk, Stretch
+from reshard.formats.dcp_metadata import DcpChunk, DcpStretch
 from reshard.formats.safetensors import Safetensors
 from reshard.formats.torch_file import extents
 from reshard.formats.torch_records import read_torch_records
@@ -36,19 +36,19 @@ _AHEAD_NBYTES = 1 << 18
 _AGAIN = "the file is cut short, or of another save than .metadata: copy the checkpoint again"
 
 
-class Wanted(Struct, eq=False):
+class WantedChunk(Struct, eq=False):
     """A chunk of a tensor, and where it is said to lie. ``dtype`` is "" where nothing says it beforehand."""
 
     name: str
     dtype: str
-    chunk: Chunk
-    place: Stretch
+    chunk: DcpChunk
+    place: DcpStretch
 
     def __str__(self) -> str:
         return f"{self.name} at {list(self.chunk.offsets)}"
 
 
-class Found(Struct, eq=False):
+class StoredChunk(Struct, eq=False):
     """A chunk as its file has it."""
 
     name: str
@@ -58,10 +58,10 @@ class Found(Struct, eq=False):
 
 class ReadChunks(Struct, eq=False):
     file: IndexedFile
-    found: Sequence[Found]
+    found: Sequence[StoredChunk]
 
 
-def read_chunks(folder: Listing, wanted: Mapping[str, Sequence[Wanted]]) -> list[ReadChunks]:
+def read_chunks(folder: Listing, wanted: Mapping[str, Sequence[WantedChunk]]) -> list[ReadChunks]:
     """What each file holds of the chunks wanted of it, by its path below the folder.
 
     Raises CheckpointError for missing files, FormatError for chunks that are not as they are said to be.
@@ -72,7 +72,7 @@ def read_chunks(folder: Listing, wanted: Mapping[str, Sequence[Wanted]]) -> list
     at_once = storage_of(folder.path).at_once
     kinds: _Kinds = {}
 
-    def read(path: str, number: int, of_path: Sequence[Wanted]) -> ReadChunks:
+    def read(path: str, number: int, of_path: Sequence[WantedChunk]) -> ReadChunks:
         proceed()
         file = storage_of(folder.path).open(folder.at(path))
         try:
@@ -92,10 +92,10 @@ def read_chunks(folder: Listing, wanted: Mapping[str, Sequence[Wanted]]) -> list
         return list(pool.map(read, paths, range(len(paths)), (wanted[path] for path in paths)))
 
 
-def _firsts(wanted: Mapping[str, Sequence[Wanted]]) -> dict[str, list[Wanted]]:
+def _firsts(wanted: Mapping[str, Sequence[WantedChunk]]) -> dict[str, list[WantedChunk]]:
     """A chunk of each kind of which there are several, to be understood before the others are asked for."""
-    first: dict[tuple[int, str, tuple[int, ...]], tuple[str, Wanted]] = {}
-    found: dict[str, list[Wanted]] = {}
+    first: dict[tuple[int, str, tuple[int, ...]], tuple[str, WantedChunk]] = {}
+    found: dict[str, list[WantedChunk]] = {}
     for path, of_path in wanted.items():
         for one in of_path:
             kind = _kind(one)
@@ -127,7 +127,7 @@ def _entries(folder: Listing, paths: Sequence[str]) -> dict[str, Entry]:
     return there
 
 
-def _refuse_missing(missing: Sequence[str], wanted: Mapping[str, Sequence[Wanted]], folder: str) -> None:
+def _refuse_missing(missing: Sequence[str], wanted: Mapping[str, Sequence[WantedChunk]], folder: str) -> None:
     if missing:
         lines = [f"{path}: {', '.join(map(str, wanted[path][:3]))}" for path in missing]
         raise CheckpointError(
@@ -148,7 +148,7 @@ _Kinds = dict[tuple[int, str, tuple[int, ...]], _Kind]
 """By length, dtype and shape."""
 
 
-def _kind(one: Wanted) -> tuple[int, str, tuple[int, ...]]:
+def _kind(one: WantedChunk) -> tuple[int, str, tuple[int, ...]]:
     return one.place.length, one.dtype, one.chunk.sizes
 
 
@@ -161,7 +161,7 @@ class _Source(Struct, frozen=True):
     kinds: _Kinds
 
 
-def _chunks(source: _Source, wanted: Sequence[Wanted], ways: int) -> tuple[list[Found], bool]:
+def _chunks(source: _Source, wanted: Sequence[WantedChunk], ways: int) -> tuple[list[StoredChunk], bool]:
     """What is in a file, and whether the chunks are files of their own in it. ``ways``: how many requests at once."""
     ordered = sorted(wanted, key=lambda one: one.place.offset)
     if ordered and _is_safetensors(source.file, ordered[0].place):
@@ -174,7 +174,7 @@ def _chunks(source: _Source, wanted: Sequence[Wanted], ways: int) -> tuple[list[
         return [one for part in pool.map(lambda part: list(_in_zips(source, part)), parts) for one in part], True
 
 
-def _is_safetensors(file: ReadFile, first: Stretch) -> bool:
+def _is_safetensors(file: ReadFile, first: DcpStretch) -> bool:
     """Whether it is one safetensors file, of which ``.metadata`` cannot say where a chunk lies."""
     if file.read(0, min(file.nbytes, 9))[8:] != b"{":
         return False
@@ -182,7 +182,7 @@ def _is_safetensors(file: ReadFile, first: Stretch) -> bool:
     return first.length < 0 or at + len(ZIP_MARK) > file.nbytes or file.read(at, len(ZIP_MARK)) != ZIP_MARK
 
 
-def _in_safetensors(source: _Source, wanted: Sequence[Wanted]) -> Iterator[Found]:
+def _in_safetensors(source: _Source, wanted: Sequence[WantedChunk]) -> Iterator[StoredChunk]:
     contents = Safetensors().read_index(source.file)
     slices = slices_of(contents) if is_of_slices(contents) else {}
     for one in wanted:
@@ -194,7 +194,7 @@ def _in_safetensors(source: _Source, wanted: Sequence[Wanted]) -> Iterator[Found
         yield _found(source, one, (stored.spec.dtype, stored.spec.shape), stored.extents)
 
 
-def _in_zips(source: _Source, wanted: Sequence[Wanted]) -> Iterator[Found]:
+def _in_zips(source: _Source, wanted: Sequence[WantedChunk]) -> Iterator[StoredChunk]:
     """In the order of the file, so that what lies near is read in one go."""
     start, ahead = 0, b""
     for one in wanted:
@@ -208,12 +208,12 @@ def _in_zips(source: _Source, wanted: Sequence[Wanted]) -> Iterator[Found]:
                 start = place.offset
                 ahead = source.file.read(start, min(max(more, nbytes), source.file.nbytes - start))
             if ahead.startswith(kind.head, place.offset - start):
-                yield Found(one.name, one.dtype, _shard(source, one, _moved(kind.extents, place.offset)))
+                yield StoredChunk(one.name, one.dtype, _shard(source, one, _moved(kind.extents, place.offset)))
                 continue
         yield _understood(source, one)
 
 
-def _check_place(source: _Source, one: Wanted) -> None:
+def _check_place(source: _Source, one: WantedChunk) -> None:
     """Raises FormatError for a chunk that lies beyond its file, or not as it is."""
     place, nbytes = one.place, source.file.nbytes
     if place.transforms:
@@ -226,7 +226,7 @@ def _check_place(source: _Source, one: Wanted) -> None:
         raise FormatError(f"{one}: bytes {place.offset:,} to {end:,} of a file of {nbytes:,}", hint=_AGAIN)
 
 
-def _understood(source: _Source, one: Wanted) -> Found:
+def _understood(source: _Source, one: WantedChunk) -> StoredChunk:
     """A chunk whose file is read as one of its own. Raises FormatError where it is not the tensor that it should be."""
     place = one.place
     window = Window(source.file, place.offset, place.length)
@@ -244,7 +244,9 @@ def _understood(source: _Source, one: Wanted) -> Found:
     return found
 
 
-def _found(source: _Source, one: Wanted, there: tuple[str, tuple[int, ...]], lies: tuple[Extent, ...]) -> Found:
+def _found(
+    source: _Source, one: WantedChunk, there: tuple[str, tuple[int, ...]], lies: tuple[Extent, ...]
+) -> StoredChunk:
     dtype, shape = there
     if (one.dtype or dtype, one.chunk.sizes) != there:
         said = f"{one.dtype or dtype}{list(one.chunk.sizes)}"
@@ -252,14 +254,14 @@ def _found(source: _Source, one: Wanted, there: tuple[str, tuple[int, ...]], lie
             f"{one}: .metadata says {said}, the file has {dtype}{list(shape)}",
             hint="files of two saves lie together: copy the checkpoint again",
         )
-    return Found(one.name, dtype, _shard(source, one, lies))
+    return StoredChunk(one.name, dtype, _shard(source, one, lies))
 
 
-def _shard(source: _Source, one: Wanted, lies: tuple[Extent, ...]) -> Shard:
+def _shard(source: _Source, one: WantedChunk, lies: tuple[Extent, ...]) -> Shard:
     return Shard(_box(one.chunk), (Held(source.number, lies),))
 
 
-def _box(chunk: Chunk) -> Box:
+def _box(chunk: DcpChunk) -> Box:
     return Box(chunk.offsets, tuple(a + n for a, n in zip(chunk.offsets, chunk.sizes, strict=True)))
 
 

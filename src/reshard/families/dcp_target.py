@@ -9,7 +9,7 @@ from typing import ClassVar
 from msgspec import Struct
 
 from reshard.errors import UsageError
-from reshard.families.targets import Asked
+from reshard.families.targets import AskedTarget
 from reshard.formats.dcp_written import WrittenChunk, metadata_bytes
 from reshard.formats.distcp import Distcp, items_of
 from reshard.index import Extent, TensorSpec
@@ -70,7 +70,7 @@ def chunked(draft: Draft, count: int, objects: Objects, folder: str = "") -> tup
     return planned, metadata_bytes(chunks, places)
 
 
-def dcp_asked(asked: Asked, source: Catalog) -> DcpTarget:
+def dcp_asked(asked: AskedTarget, source: Catalog) -> DcpTarget:
     """Raises UsageError for a number of files that is none."""
     if not 0 <= asked.files <= _MOST_FILES:
         raise UsageError(f"--files {asked.files}", hint=f"a number from 1 to {_MOST_FILES:,}")

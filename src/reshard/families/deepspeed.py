@@ -20,7 +20,7 @@ from reshard.families.torch_names import full_names
 from reshard.families.torch_parts import TorchPart, open_parts
 from reshard.families.zero_files import ModelStates, OptimizerStates, model_states, optimizer_states
 from reshard.families.zero_states import absent_models, tensors_of
-from reshard.families.zero_told import Told
+from reshard.families.zero_told import SaveFiles
 from reshard.planning.catalog import Catalog, Ranks
 from reshard.planning.names import is_state
 from reshard.storage.storages import text_of
@@ -56,7 +56,7 @@ class Saved(Struct, frozen=True):
     """
 
     path: str
-    told: Told
+    told: SaveFiles
     parts: Sequence[TorchPart]
     warnings: tuple[str, ...]
 
@@ -185,7 +185,7 @@ def _shown(tags: Iterable[Listing]) -> str:
     return ", ".join(tag.there.name for tag in tags)
 
 
-def _told(folder: Listing, names: Sequence[str]) -> tuple[Told, list[TorchPart], list[str]]:
+def _told(folder: Listing, names: Sequence[str]) -> tuple[SaveFiles, list[TorchPart], list[str]]:
     """All files of a checkpoint, opened, and what to warn of."""
     found: dict[str, list[tuple[re.Match[str], str]]] = {}
     for kind, pattern in _KINDS.items():
@@ -208,7 +208,7 @@ def _told(folder: Listing, names: Sequence[str]) -> tuple[Told, list[TorchPart],
         raise CheckpointError("experts of several tensor-parallel ranks are not put together", folder.path)
     _refuse_missing_ranks(models, optimizers, layers, folder.path)
     optimizers, warned = _of_this_save(optimizers, folder.path)
-    told = Told(models, optimizers, layers, experts)
+    told = SaveFiles(models, optimizers, layers, experts)
     return told, opened, warned + _warned_of_no_optimizer(told, folder.path)
 
 
@@ -246,7 +246,7 @@ def _refuse_missing_ranks(
         raise CheckpointError("files of ranks are missing:\n" + listed(absent), folder, "bring them: each holds a part")
 
 
-def _warned_of_no_optimizer(told: Told, folder: str) -> list[str]:
+def _warned_of_no_optimizer(told: SaveFiles, folder: str) -> list[str]:
     """A warning where the optimizer was cut and no file of it is there. Raises CheckpointError where the weights lie in
     these.
     """

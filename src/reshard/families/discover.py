@@ -13,7 +13,7 @@ from reshard.families.found import Found as Found
 from reshard.families.found import Select as Select
 from reshard.families.found import WeightFile, refuse_dangling, weights, with_suffix
 from reshard.families.index_files import EXTRAS_NAME, Index, index_in, manifest_at, read_index
-from reshard.families.part_names import Whole, part_of, wholes
+from reshard.families.part_names import WholeByNames, part_of, wholes
 from reshard.families.rank_listing import as_select as as_select
 from reshard.families.rank_listing import find_ranks, rank_entries
 from reshard.families.registry import listing
@@ -202,7 +202,7 @@ def _without_extras(names: list[str]) -> list[str]:
     return names
 
 
-def _several(path: str, files: Sequence[WeightFile], told: Sequence[Whole]) -> CheckpointError:
+def _several(path: str, files: Sequence[WeightFile], told: Sequence[WholeByNames]) -> CheckpointError:
     """Which of several is meant, only the user knows."""
     formats = " of two formats" if len({f.format for f in files}) > 1 else ""
     lines = [f"{whole}{': parts are missing' if whole.missing else ''}" for whole in told]

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from reshard.errors import CheckpointError, UsageError, counted, listed
 from reshard.families.family import Listing
-from reshard.families.fsdp_files import Mine, ModelFile, model_file, optimizer_file
+from reshard.families.fsdp_files import FsdpFile, Mine, model_file, optimizer_file
 from reshard.families.fsdp_states import States, states_of
 from reshard.families.rank_listing import natural
 from reshard.families.registry import listing_below
@@ -170,7 +170,7 @@ def _absent(names: Mapping[int, str], world: int, kind: str) -> list[str]:
 # ---- what they hold
 
 
-def _tensors(files: Sequence[ModelFile]) -> dict[str, Tensor]:
+def _tensors(files: Sequence[FsdpFile]) -> dict[str, Tensor]:
     """Raises CheckpointError where ranks hold other names, dtypes or shapes."""
     every = dict.fromkeys(name for one in files for name in one.held)
     lacking = [f"{name}: not in {one.file.name}" for name in every for one in files if name not in one.held]
@@ -183,7 +183,7 @@ def _tensors(files: Sequence[ModelFile]) -> dict[str, Tensor]:
     return {name: _tensor(name, [(one, one.held[name]) for one in files]) for name in every}
 
 
-def _tensor(name: str, held: Sequence[tuple[ModelFile, Mine]]) -> Tensor:
+def _tensor(name: str, held: Sequence[tuple[FsdpFile, Mine]]) -> Tensor:
     (first, mine), *others = held
     for file, other in others:
         if (other.spec, other.plain) != (mine.spec, mine.plain):
@@ -193,7 +193,7 @@ def _tensor(name: str, held: Sequence[tuple[ModelFile, Mine]]) -> Tensor:
 
 
 def _states(
-    folder: Listing, names: Mapping[int, str], models: Sequence[ModelFile], frozen: re.Pattern[str] | None
+    folder: Listing, names: Mapping[int, str], models: Sequence[FsdpFile], frozen: re.Pattern[str] | None
 ) -> tuple[list[IndexedFile], States]:
     """The files of the optimizer, numbered after those of the model, and what they hold."""
     world = len(models)
@@ -206,7 +206,7 @@ def _states(
     return [one.file for one in opened], states_of(models, opened, frozen)
 
 
-def _left_out(files: _Files, world: int, opened: Sequence[ModelFile]) -> list[str]:
+def _left_out(files: _Files, world: int, opened: Sequence[FsdpFile]) -> list[str]:
     told = []
     for kind in ("model", "optim"):
         other = sum(len(of_world) for size, of_world in files[kind].items() if size != world)

@@ -33,7 +33,7 @@ class Mine(Struct, frozen=True):
     storage: tuple[str, int] = ("", 0)
 
 
-class ModelFile(Struct, frozen=True):
+class FsdpFile(Struct, frozen=True):
     """Weights and buffers of a rank, by name in order; ``others`` counts what is no tensor."""
 
     file: IndexedFile
@@ -58,7 +58,7 @@ class OptimizerFile(Struct, frozen=True):
     warnings: list[str]
 
 
-def model_file(part: TorchPart, world: int) -> ModelFile:
+def model_file(part: TorchPart, world: int) -> FsdpFile:
     """Raises FormatError for a tensor that is not understood, and for flat parameters."""
     if not isinstance(part.value, dict):
         raise FormatError("it does not hold a model's weights by name", part.path, "bring the file again")
@@ -76,7 +76,7 @@ def model_file(part: TorchPart, world: int) -> ModelFile:
             others[type(value).__name__] += 1
         else:
             held[str(name)] = mine
-    return ModelFile(part.file, held, others, part.warnings())
+    return FsdpFile(part.file, held, others, part.warnings())
 
 
 def optimizer_file(part: TorchPart, world: int) -> OptimizerFile:

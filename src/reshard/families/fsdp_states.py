@@ -13,7 +13,7 @@ from math import prod
 from msgspec import Struct
 
 from reshard.errors import CheckpointError
-from reshard.families.fsdp_files import Mine, ModelFile, OptimizerFile
+from reshard.families.fsdp_files import FsdpFile, Mine, OptimizerFile
 from reshard.index import TensorSpec, cut_extents
 from reshard.layout.cover import boxes_of_range
 from reshard.planning.catalog import Held, Shard, Tensor, tensor_of_shards
@@ -33,7 +33,7 @@ class States(Struct, frozen=True):
 
 
 def states_of(
-    models: Sequence[ModelFile], optimizers: Sequence[OptimizerFile], frozen: re.Pattern[str] | None = None
+    models: Sequence[FsdpFile], optimizers: Sequence[OptimizerFile], frozen: re.Pattern[str] | None = None
 ) -> States:
     """All states by their weights' names. Raises CheckpointError where ranks contradict each other.
 

@@ -13,7 +13,7 @@ from reshard.errors import CheckpointError, listed
 from reshard.families.family import Listing
 from reshard.families.found import Found
 from reshard.families.headers import index_files
-from reshard.families.saved_slices import Slice, slices_of
+from reshard.families.saved_slices import SavedSlice, slices_of
 from reshard.index import TensorSpec
 from reshard.planning.catalog import Catalog, Held, IndexedFile, Ranks, Shard, Tensor, tensor_of_shards
 
@@ -30,7 +30,7 @@ def catalog_of_shards(folder: Listing, names: Sequence[str]) -> Catalog:
     ranks = _ranks(folder, names)
     placed = tuple((rank - 1, folder.at(name)) for name, rank in ranks.items())
     files = index_files(Found(folder.path, placed, distributed=False))
-    shards: dict[str, list[tuple[Slice, Shard]]] = {}
+    shards: dict[str, list[tuple[SavedSlice, Shard]]] = {}
     specs: dict[str, TensorSpec] = {}
     for number, file in enumerate(files):
         for name, slice_ in slices_of(file.contents).items():
@@ -71,7 +71,7 @@ def _ranks(folder: Listing, names: Sequence[str]) -> dict[str, int]:
     return ranks
 
 
-def _tensor(name: str, dtype: str, found: Sequence[tuple[Slice, Shard]]) -> Tensor:
+def _tensor(name: str, dtype: str, found: Sequence[tuple[SavedSlice, Shard]]) -> Tensor:
     told = {slice_.full for slice_, _ in found if slice_.full is not None}
     if len(told) > 1:
         raise CheckpointError(f"{name}: its full shape is said to be {' and '.join(map(str, sorted(told)))}")

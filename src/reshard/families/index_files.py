@@ -81,7 +81,7 @@ def index_in(folder: str, names: Iterable[str], formats: Collection[str]) -> Ind
     return next(iter(ours or others or indexes), None)
 
 
-class Manifest(Struct, frozen=True):
+class OurFiles(Struct, frozen=True):
     """``files`` with the rank that each belongs to, below ``folder``, as we wrote them."""
 
     folder: str
@@ -89,7 +89,7 @@ class Manifest(Struct, frozen=True):
     distributed: bool
 
 
-def manifest_at(path: str) -> Manifest | None:
+def manifest_at(path: str) -> OurFiles | None:
     """What one of our manifests names; None for another JSON by its place. Raises CheckpointError."""
     place = _MANIFEST.fullmatch(path)
     if place is None:
@@ -101,7 +101,7 @@ def manifest_at(path: str) -> Manifest | None:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"not a manifest: {error!r}", path) from None
     distributed = any(name.startswith("rank_") for _, name in told)
-    return Manifest(folder, tuple((rank, join(folder, name)) for rank, name in sorted(told)), distributed)
+    return OurFiles(folder, tuple((rank, join(folder, name)) for rank, name in sorted(told)), distributed)
 
 
 def _read_json(path: str) -> Any:

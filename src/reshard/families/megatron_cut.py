@@ -37,7 +37,7 @@ _EXPERT = re.compile(
 _GROUPED = re.compile(r"(.*mlp\.experts\.)weight([12])")
 
 
-class Sizes(Struct, frozen=True):
+class RankCounts(Struct, frozen=True):
     """How many ranks there are of each kind."""
 
     tensor: int
@@ -45,7 +45,7 @@ class Sizes(Struct, frozen=True):
     experts: int
 
 
-class Part(Struct, frozen=True):
+class HeldBox(Struct, frozen=True):
     """A box of a tensor that a rank holds.
 
     Attributes:
@@ -64,7 +64,7 @@ class Part(Struct, frozen=True):
     order: tuple[int, ...] = ()
 
 
-def parts(name: str, shapes: Mapping[str, Shape], sizes: Sizes, at: Sizes) -> Iterator[Part]:
+def parts(name: str, shapes: Mapping[str, Shape], sizes: RankCounts, at: RankCounts) -> Iterator[HeldBox]:
     """Where what a rank calls ``name`` lies in the whole.
 
     Args:
@@ -89,7 +89,7 @@ def parts(name: str, shapes: Mapping[str, Shape], sizes: Sizes, at: Sizes) -> It
         yield _leading(whole, number, here * sizes.experts)
 
 
-def leading(part: Part, number: int, size: int, name: str) -> Part:
+def leading(part: HeldBox, number: int, size: int, name: str) -> HeldBox:
     """The part as one of a stack of so many."""
     return replace(_leading(part, number, size), name=name)
 
@@ -152,14 +152,14 @@ def _is_repeated(down: re.Match[str], shapes: Mapping[str, Shape]) -> bool:
     return rows > up[1] if down[2] == "kv" else rows == up[1]
 
 
-def _cut(name: str, shape: Shape, way: Way, ranks: tuple[int, int]) -> Iterator[Part]:
+def _cut(name: str, shape: Shape, way: Way, ranks: tuple[int, int]) -> Iterator[HeldBox]:
     """The parts of one tensor. ``ranks``: how many, and which one it is."""
     count, rank = ranks
     dim = 1 if way == "columns" else 0
     if way == "whole" or dim >= len(shape):
         if way != "whole":
             raise CheckpointError(f"{name}: of shape {list(shape)}, and it is to be cut in dim {dim}")
-        yield Part(name, shape, Box.whole(shape), 0, prod(shape), Box.whole(shape))
+        yield HeldBox(name, shape, Box.whole(shape), 0, prod(shape), Box.whole(shape))
         return
     halves = 2 if way == "gated" else 1
     if shape[dim] % halves:
@@ -170,12 +170,12 @@ def _cut(name: str, shape: Shape, way: Way, ranks: tuple[int, int]) -> Iterator[
     for half in range(halves):
         start = (half * count + rank) * each
         box = Box(_with((0,) * len(shape), dim, start), _with(shape, dim, start + each))
-        yield Part(name, whole, box, half * size, (half + 1) * size, box)
+        yield HeldBox(name, whole, box, half * size, (half + 1) * size, box)
 
 
 def _of_grouped(
-    name: str, found: re.Match[str], shapes: Mapping[str, Shape], ranks: tuple[Sizes, Sizes]
-) -> Iterator[Part]:
+    name: str, found: re.Match[str], shapes: Mapping[str, Shape], ranks: tuple[RankCounts, RankCounts]
+) -> Iterator[HeldBox]:
     """Experts that lie in one tensor, each transposed: (experts, hidden, rows) or (experts, columns, hidden)."""
     sizes, at = ranks
     before, which = found[1], int(found[2])
@@ -200,7 +200,7 @@ def _of_grouped(
             yield _leading(turned, at.experts * here + expert, here * sizes.experts)
 
 
-def _turned(part: Part, shape: Shape, first: int, way: Way) -> Part:
+def _turned(part: HeldBox, shape: Shape, first: int, way: Way) -> HeldBox:
     """A part of an expert that lies transposed: halves of its rows are not apart from one another."""
     outer = part.box
     if way == "gated":
@@ -209,7 +209,7 @@ def _turned(part: Part, shape: Shape, first: int, way: Way) -> Part:
     return replace(part, start=first, stop=first + prod(shape), outer=outer, order=(1, 0))
 
 
-def _leading(part: Part, number: int, size: int) -> Part:
+def _leading(part: HeldBox, number: int, size: int) -> HeldBox:
     def before(box: Box) -> Box:
         return Box((number, *box.start), (number + 1, *box.stop))
 

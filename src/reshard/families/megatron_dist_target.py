@@ -19,7 +19,7 @@ from reshard.families.dcp_target import Objects, chunked, dcp_asked
 from reshard.families.megatron_dist import COMMON
 from reshard.families.megatron_folders import DESCRIPTION
 from reshard.families.megatron_target import arguments, namespace, save_name, tracker
-from reshard.families.targets import Asked
+from reshard.families.targets import AskedTarget
 from reshard.formats.torch_file import torch_frame
 from reshard.planning.catalog import Catalog
 from reshard.planning.decide import Kept
@@ -105,7 +105,7 @@ def _of(module: str, counted: Sequence[int]) -> Iterator[str]:
         yield f"{module}._extra_state/shard_{'.'.join(map(str, place))}_{'.'.join(map(str, sizes))}"
 
 
-def torch_dist_asked(asked: Asked, source: Catalog) -> TorchDist:
+def torch_dist_asked(asked: AskedTarget, source: Catalog) -> TorchDist:
     """Raises UsageError for a number of files that is none."""
     iteration = source.iteration if asked.iteration is None else asked.iteration
     return TorchDist(dcp_asked(asked, source).count, iteration, arguments(source))

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from reshard.errors import CheckpointError, UsageError
 from reshard.families.family import Listing
-from reshard.families.megatron_cut import Sizes
+from reshard.families.megatron_cut import RankCounts
 from reshard.families.rank_listing import natural
 from reshard.families.registry import listing_below
 from reshard.families.source import Source
@@ -51,7 +51,7 @@ def iteration_name(number: int) -> str:
     return f"iter_{number:07d}"
 
 
-def rank_name(at: Sizes, sizes: Sizes) -> str:
+def rank_name(at: RankCounts, sizes: RankCounts) -> str:
     """What the folder of a rank is called.
 
     >>> rank_name(Sizes(1, 3, 0), Sizes(2, 4, 1)), rank_name(Sizes(0, 0, 1), Sizes(1, 1, 2))

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from reshard.errors import CheckpointError, counted, listed
 from reshard.families.family import Listing
 from reshard.families.megatron_args import args_of, count
-from reshard.families.megatron_cut import Sizes
+from reshard.families.megatron_cut import RankCounts
 from reshard.families.megatron_folders import MODEL_FILES, RANK, rank_name
 from reshard.families.megatron_whole import RankFile, whole_tensors
 from reshard.families.probe import agreements
@@ -78,11 +78,11 @@ def _without_copy(made: Catalog) -> Catalog:
     )
 
 
-def _numbered(file: IndexedFile, at: Sizes, sizes: Sizes) -> IndexedFile:
+def _numbered(file: IndexedFile, at: RankCounts, sizes: RankCounts) -> IndexedFile:
     return replace(file, rank=(at.stages * sizes.experts + at.experts) * sizes.tensor + at.tensor)
 
 
-def _words(sizes: Sizes, files: Sequence[RankFile]) -> str:
+def _words(sizes: RankCounts, files: Sequence[RankFile]) -> str:
     chunks = len(files[0].chunks)
     cut = [f"tp {sizes.tensor}", f"pp {sizes.stages}"]
     cut += [f"{chunks} virtual stages"] * (chunks > 1) + [f"ep {sizes.experts}"] * (sizes.experts > 1)
@@ -116,16 +116,16 @@ def _files(folder: Listing) -> list[tuple[re.Match[str], str]]:
 _BRING = "bring them: each holds a part of the model"
 
 
-def _ranks(named: Sequence[re.Match[str]], args: Mapping[str, Any], folder: str) -> tuple[list[Sizes], Sizes]:
+def _ranks(named: Sequence[re.Match[str]], args: Mapping[str, Any], folder: str) -> tuple[list[RankCounts], RankCounts]:
     """The numbers of each rank, and how many there are of each kind. Raises CheckpointError for missing ones."""
-    by_args = Sizes(*(max(count(args, f"{name}_model_parallel_size") or 1, 1) for name in _KINDS))
+    by_args = RankCounts(*(max(count(args, f"{name}_model_parallel_size") or 1, 1) for name in _KINDS))
     two = all(match[2] and not match[3] for match in named)
     only_experts = two and by_args.stages == 1 and by_args.experts > 1
     places = []
     for match in named:
         tensor, second, third = int(match[1]), int(match[2] or 0), int(match[3] or 0)
-        places.append(Sizes(tensor, 0, second) if only_experts else Sizes(tensor, second, third))
-    seen = Sizes(*(1 + max(getattr(at, field) for at in places) for field in Sizes.__struct_fields__))
+        places.append(RankCounts(tensor, 0, second) if only_experts else RankCounts(tensor, second, third))
+    seen = RankCounts(*(1 + max(getattr(at, field) for at in places) for field in RankCounts.__struct_fields__))
     sizes = by_args if args else seen
     beyond = [m[0] for m, at in zip(named, places, strict=True) if _is_beyond(at, sizes)]
     if beyond:
@@ -134,11 +134,11 @@ def _ranks(named: Sequence[re.Match[str]], args: Mapping[str, Any], folder: str)
             f"{', '.join(beyond[:4])}: the arguments tell of {told}", folder, "the files of two saves lie here"
         )
     absent = [
-        rank_name(Sizes(t, p, e), sizes)
+        rank_name(RankCounts(t, p, e), sizes)
         for p in range(sizes.stages)
         for e in range(sizes.experts)
         for t in range(sizes.tensor)
-        if Sizes(t, p, e) not in places
+        if RankCounts(t, p, e) not in places
     ]
     if absent:
         raise CheckpointError("folders of ranks are missing:\n" + listed(absent), folder, _BRING)
@@ -157,14 +157,14 @@ def _ranks(named: Sequence[re.Match[str]], args: Mapping[str, Any], folder: str)
 _KINDS = ("tensor", "pipeline", "expert")
 
 
-def _is_beyond(at: Sizes, sizes: Sizes) -> bool:
-    return any(getattr(at, field) >= getattr(sizes, field) for field in Sizes.__struct_fields__)
+def _is_beyond(at: RankCounts, sizes: RankCounts) -> bool:
+    return any(getattr(at, field) >= getattr(sizes, field) for field in RankCounts.__struct_fields__)
 
 
 # ---- what each holds
 
 
-def _rank_file(part: TorchPart, at: Sizes) -> RankFile:
+def _rank_file(part: TorchPart, at: RankCounts) -> RankFile:
     value = part.value
     named = value if isinstance(value, dict) else {}
     keys = {int(m[1] or 0): key for key in named if isinstance(key, str) and (m := _CHUNK.fullmatch(key))}

@@ -14,9 +14,9 @@ from msgspec.structs import replace
 
 from reshard.dtypes import ITEMSIZE
 from reshard.errors import CheckpointError, PlanError, UsageError, counted, listed
-from reshard.families.megatron_cut import Sizes, dim_cut
+from reshard.families.megatron_cut import RankCounts, dim_cut
 from reshard.families.megatron_folders import MODEL_FILES, TRACKER, iteration_name, rank_name
-from reshard.families.targets import Asked
+from reshard.families.targets import AskedTarget
 from reshard.formats.pickled import Global, Record
 from reshard.formats.torch_file import FOLDER, torch_frame
 from reshard.formats.torch_values import TensorRef, whole
@@ -45,7 +45,7 @@ class MegatronRanks(Struct, frozen=True):
         args: of the training, by name.
     """
 
-    sizes: Sizes
+    sizes: RankCounts
     iteration: int | None
     args: _Args
 
@@ -62,7 +62,7 @@ class MegatronRanks(Struct, frozen=True):
             form = draft.form(cuts, (), self._format(first, held), ())
             for expert in range(self.sizes.experts):
                 for tensor in range(self.sizes.tensor):
-                    name = rank_name(Sizes(tensor, stage, expert), self.sizes)
+                    name = rank_name(RankCounts(tensor, stage, expert), self.sizes)
                     local = expert * self.sizes.tensor + tensor
                     path = f"{folder}/{name}/{MODEL_FILES[0]}"
                     planned.append(PlannedFile(len(planned), path, 0, local, form, stage))
@@ -98,7 +98,7 @@ class MegatronRanks(Struct, frozen=True):
         return found
 
 
-def _undivided(name: str, shape: Sequence[int], axes: Sequence[tuple[int, ...]], sizes: Sizes) -> Iterator[str]:
+def _undivided(name: str, shape: Sequence[int], axes: Sequence[tuple[int, ...]], sizes: RankCounts) -> Iterator[str]:
     for n, cut in zip(shape, axes, strict=True):
         ranks, option = (sizes.experts, "--ep") if cut == (1,) else (sizes.tensor, "--tp")
         if cut and n % ranks:
@@ -202,7 +202,7 @@ def _as_argument(name: str, value: Any) -> Any:
     return Global("torch", value) if name == "params_dtype" and value in ITEMSIZE else value
 
 
-def _parallel(sizes: Sizes) -> dict[str, Any]:
+def _parallel(sizes: RankCounts) -> dict[str, Any]:
     return {
         "tensor_model_parallel_size": sizes.tensor,
         "pipeline_model_parallel_size": sizes.stages,
@@ -225,9 +225,9 @@ def arguments(source: Catalog) -> _Args:
     return tuple({**told, **source.args}.items())
 
 
-def megatron_asked(asked: Asked, source: Catalog) -> MegatronRanks:
+def megatron_asked(asked: AskedTarget, source: Catalog) -> MegatronRanks:
     """Raises UsageError for numbers of ranks that are none."""
-    sizes = Sizes(asked.tp or 1, asked.pp or 1, asked.ep or 1)
+    sizes = RankCounts(asked.tp or 1, asked.pp or 1, asked.ep or 1)
     heads, groups = (source.args.get(name) for name in ("num_attention_heads", "num_query_groups"))
     if type(heads) is int and heads % sizes.tensor:
         fitting = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from reshard.errors import CheckpointError
 from reshard.families.megatron_args import count
-from reshard.families.megatron_cut import Part, Shape, Sizes, leading, parts
+from reshard.families.megatron_cut import HeldBox, RankCounts, Shape, leading, parts
 from reshard.families.torch_parts import TorchPart
 from reshard.formats.torch_values import TensorRef
 from reshard.index import TensorSpec
@@ -27,7 +27,7 @@ class RankFile(Struct, frozen=True):
     """``at``: the numbers of its rank; ``chunks``: what each virtual stage holds, by name."""
 
     part: TorchPart
-    at: Sizes
+    at: RankCounts
     chunks: tuple[Mapping[str, TensorRef], ...]
 
 
@@ -39,7 +39,7 @@ class _Place(Struct, frozen=True):
     rest: str
 
 
-def whole_tensors(files: Sequence[RankFile], sizes: Sizes, args: Mapping[str, Any]) -> dict[str, Tensor]:
+def whole_tensors(files: Sequence[RankFile], sizes: RankCounts, args: Mapping[str, Any]) -> dict[str, Tensor]:
     """Raises CheckpointError where ranks contradict one another, or nothing says how a tensor is cut."""
     _refuse_unlike(files)
     return _Whole(files, sizes, args).tensors()
@@ -67,7 +67,7 @@ def _kind(tensor: TensorRef) -> TensorSpec:
 
 
 class _Whole:
-    def __init__(self, files: Sequence[RankFile], sizes: Sizes, args: Mapping[str, Any]) -> None:
+    def __init__(self, files: Sequence[RankFile], sizes: RankCounts, args: Mapping[str, Any]) -> None:
         self._files = files
         self._sizes = sizes
         self._layers = _numbers(files)
@@ -102,7 +102,7 @@ class _Whole:
                 for part in parts(rest, shapes, self._sizes, file.at):
                     self._put(file, held[name], self._in_model(part, layers, number, _as_stored(part.name, shapes)))
 
-    def _in_model(self, part: Part, layers: str, number: int, rest: str) -> Part:
+    def _in_model(self, part: HeldBox, layers: str, number: int, rest: str) -> HeldBox:
         """The part under its name in the model; of layers that are alike, in their stack."""
         if not layers:
             return replace(part, name=rest)
@@ -110,7 +110,7 @@ class _Whole:
             return leading(part, number, self._total(layers), f"{layers}.{rest}")
         return replace(part, name=f"{layers}.{number}.{rest}")
 
-    def _put(self, file: RankFile, tensor: TensorRef, part: Part) -> None:
+    def _put(self, file: RankFile, tensor: TensorRef, part: HeldBox) -> None:
         spec = TensorSpec(tensor.dtype, part.shape)
         other = self._specs.setdefault(part.name, spec)
         if other != spec:

@@ -55,7 +55,7 @@ def lone_parts(paths: Iterable[str], target: str) -> list[str]:
     return [f"{path}: {part}" for path, part in lone if (part.number, part.count) != same]
 
 
-class Whole(Struct, frozen=True):
+class WholeByNames(Struct, frozen=True):
     """Files that by their names make one checkpoint, and the names that lack."""
 
     names: tuple[str, ...]
@@ -66,7 +66,7 @@ class Whole(Struct, frozen=True):
         return f"{self.names[0]}{last}"
 
 
-def wholes(names: Iterable[str]) -> list[Whole]:
+def wholes(names: Iterable[str]) -> list[WholeByNames]:
     """Files of a folder by the checkpoints that their names tell apart.
 
     >>> [str(whole) for whole in wholes(["a.ckpt", "m-1.ckpt", "m-2.ckpt"])]
@@ -74,7 +74,7 @@ def wholes(names: Iterable[str]) -> list[Whole]:
     """
     told: dict[tuple[str, str], list[Part]] = {}
     numbered: dict[tuple[str, str], dict[int, str]] = {}
-    found: list[Whole] = []
+    found: list[WholeByNames] = []
     for name in sorted(names):
         part = part_of(name)
         number = _LAST_NUMBER.fullmatch(name)
@@ -83,30 +83,30 @@ def wholes(names: Iterable[str]) -> list[Whole]:
         elif number is not None:
             numbered.setdefault((number["before"], number["after"]), {})[int(number["number"])] = name
         else:
-            found.append(Whole((name,)))
+            found.append(WholeByNames((name,)))
     found += [_of_told(parts) for parts in told.values()]
     for (before, after), by_number in numbered.items():
         found += _of_numbered(before, after, by_number)
     return sorted(found, key=lambda whole: whole.names)
 
 
-def _of_told(parts: Sequence[Part]) -> Whole:
+def _of_told(parts: Sequence[Part]) -> WholeByNames:
     """Most writers count from 1, some from 0."""
     numbers = {part.number for part in parts}
     count = parts[0].count
     wanted = range(count) if 0 in numbers and count not in numbers else range(1, count + 1)
     missing = tuple(parts[0].sibling(n) for n in wanted if n not in numbers)
-    return Whole(tuple(part.sibling(part.number) for part in parts), missing)
+    return WholeByNames(tuple(part.sibling(part.number) for part in parts), missing)
 
 
-def _of_numbered(before: str, after: str, by_number: Mapping[int, str]) -> list[Whole]:
+def _of_numbered(before: str, after: str, by_number: Mapping[int, str]) -> list[WholeByNames]:
     """Numbers from 0 or 1 count parts, and a gap is a part that lacks; others, as of steps, tell checkpoints apart."""
     numbers = sorted(by_number)
     mindspore = before == "part"  # which counts from 0
     gaps = numbers[-1] + 1 - (0 if mindspore else numbers[0]) - len(numbers)
     if not mindspore and (numbers[0] > 1 or len(numbers) == 1 or gaps > len(numbers)):
-        return [Whole((name,)) for name in by_number.values()]
+        return [WholeByNames((name,)) for name in by_number.values()]
     width = min(map(len, by_number.values())) - len(before) - len(after)
     missing = [n for n in range(0 if mindspore else numbers[0], numbers[-1]) if n not in by_number]
     lacking = tuple(f"{before}{n:0{width}d}{after}" for n in missing)
-    return [Whole(tuple(by_number[n] for n in numbers), lacking)]
+    return [WholeByNames(tuple(by_number[n] for n in numbers), lacking)]

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from reshard.errors import UsageError
 from reshard.families.index_files import EXTRAS_NAME
-from reshard.families.targets import Asked, format_asked
+from reshard.families.targets import AskedTarget, format_asked
 from reshard.formats.registry import format_named
 from reshard.planning.catalog import Catalog
 from reshard.planning.plan import PlannedFile, SmallFile
@@ -84,7 +84,7 @@ class Parts(Struct, frozen=True):
         return Files(draft.asked_for(files), len(files), closing)
 
 
-def parts_asked(asked: Asked, source: Catalog) -> Parts:
+def parts_asked(asked: AskedTarget, source: Catalog) -> Parts:
     """Raises UsageError for a format that has no parts."""
     unsaid = asked.to and not asked.format and source.files[0].format not in _FORMATS
     form = format_named("safetensors") if unsaid else format_asked(asked, source)

@@ -10,7 +10,7 @@ from typing import ClassVar
 from msgspec import Struct
 
 from reshard.errors import UsageError
-from reshard.families.targets import PREFIX, Asked, format_asked
+from reshard.families.targets import PREFIX, AskedTarget, format_asked
 from reshard.formats.base import Format
 from reshard.layout.stages import Strategy
 from reshard.layout.tensor import Sharding
@@ -76,13 +76,13 @@ def ranks_or_full(strategy: Strategy | None, format: Format, *, drop_redundancy:
     return RankTarget(strategy, format, drop_redundancy=drop_redundancy)
 
 
-def ranks_asked(asked: Asked, source: Catalog) -> RankTarget:
+def ranks_asked(asked: AskedTarget, source: Catalog) -> RankTarget:
     if asked.strategy is None:
         raise UsageError("rank folders, and no strategy that says what each holds", hint="give --dst-strategy")
     return RankTarget(asked.strategy, format_asked(asked, source), asked.prefix, asked.drop_redundancy)
 
 
-def full_asked(asked: Asked, source: Catalog) -> FullTarget:
+def full_asked(asked: AskedTarget, source: Catalog) -> FullTarget:
     return FullTarget(format_asked(asked, source), asked.single, asked.prefix)
 
 

@@ -10,12 +10,11 @@ from msgspec import Struct
 
 from reshard.errors import CheckpointError, UsageError
 from reshard.families.family import Family, Listing
-from reshard.storage.storage import Entry as FileEntry
-from reshard.storage.storage import normal
+from reshard.storage.storage import Entry, normal
 from reshard.storage.storages import storage_of
 
 
-class Entry(Struct, frozen=True):
+class FamilyEntry(Struct, frozen=True):
     """A family by the names of its files.
 
     Attributes:
@@ -41,34 +40,34 @@ _OF_DCP = r".+\.distcp|shard-\d+-model-.+\.safetensors"
 _OF_FSDP = r"(model|optim|extra_state)_world_size_\d+_rank_\d+\.pt"
 _SAVE_FULL = "save one full checkpoint with the program that wrote it"
 FAMILIES = (
-    Entry(
+    FamilyEntry(
         "checkpoint2",
         "reshard.families.checkpoint2:Checkpoint2",
         r"metadata\.json|iteration_\d{8,}|(.*-)?(model|opt)-\d{7,}-\d{7,}\.safetensors",
         r"(.*-)?(model|opt)-\d{7,}-(?!0*1\.)\d{7,}\.safetensors",
     ),
-    Entry(
+    FamilyEntry(
         "deepspeed",
         "reshard.families.deepspeed:DeepSpeed",
         rf"latest|global_step\d+|{_OF_DEEPSPEED}",
         _OF_DEEPSPEED,
     ),
-    Entry(
+    FamilyEntry(
         "dcp",
         "reshard.families.dcp:Dcp",
         rf"\.metadata(\.tmp)?|__\d+\.metadata|\.rank\d+_metadata|step-\d+|pytorch_model_fsdp_\d+|{_OF_DCP}",
         _OF_DCP,
     ),
-    Entry("fsdp", "reshard.families.fsdp:Fsdp", rf"actor|critic|global_step_\d+|{_OF_FSDP}", _OF_FSDP),
-    Entry(
+    FamilyEntry("fsdp", "reshard.families.fsdp:Fsdp", rf"actor|critic|global_step_\d+|{_OF_FSDP}", _OF_FSDP),
+    FamilyEntry(
         "megatron",
         "reshard.families.megatron:Megatron",
         rf"latest_checkpointed_iteration\.txt|iter_\d{{7,}}|release|mp_rank_\d+(_\d+)*|metadata\.json|{_OF_MEGATRON}",
         _OF_MEGATRON,
     ),
-    Entry("ranks", "reshard.families.plain:RankFolders", r"rank_\d+"),
-    Entry("full", "reshard.families.plain:FullFiles", r".*"),
-    Entry(
+    FamilyEntry("ranks", "reshard.families.plain:RankFolders", r"rank_\d+"),
+    FamilyEntry("full", "reshard.families.plain:FullFiles", r".*"),
+    FamilyEntry(
         "",
         "",
         r"model\d+-mp(?!1\.)\d+\.safetensors",
@@ -76,7 +75,7 @@ FAMILIES = (
         hint=_SAVE_FULL,
         safetensors=True,
     ),
-    Entry(
+    FamilyEntry(
         "universal",
         "",
         r"latest_universal|global_step\d+_universal",
@@ -109,7 +108,7 @@ def listing(path: str) -> Listing:
     return Listing(path, there, tuple(storage.entries(path)) if there.folder else ())
 
 
-def listing_below(there: Listing, folder: FileEntry) -> Listing:
+def listing_below(there: Listing, folder: Entry) -> Listing:
     """A folder in another, as ``listing`` has it."""
     path = there.at(folder.name)
     return Listing(path, folder, tuple(storage_of(path).entries(path)))

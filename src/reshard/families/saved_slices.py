@@ -14,7 +14,7 @@ from reshard.index import Contents
 from reshard.layout.box import Box
 
 
-class Slice(Struct, frozen=True):
+class SavedSlice(Struct, frozen=True):
     """The box that is there; ``full`` is the tensor's shape, where that is noted, too."""
 
     box: Box
@@ -26,7 +26,7 @@ def is_of_slices(contents: Contents) -> bool:
     return SHARDING in contents.notes
 
 
-def slices_of(contents: Contents) -> dict[str, Slice]:
+def slices_of(contents: Contents) -> dict[str, SavedSlice]:
     """Each tensor of a file as a slice; one of which nothing is noted begins where its tensor does.
 
     Raises FormatError for a note that cannot be understood.
@@ -36,13 +36,13 @@ def slices_of(contents: Contents) -> dict[str, Slice]:
         places = {str(name): _noted(entry) for name, entry in noted.items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise FormatError(f"its note {SHARDING} is not understood: nobody can know which slices it holds") from None
-    found: dict[str, Slice] = {}
+    found: dict[str, SavedSlice] = {}
     for name, stored in contents.tensors.items():
         shape = stored.spec.shape
         start, full = places.get(name, ((0,) * len(shape), None))
         if len(start) != len(shape) or (full is not None and len(full) != len(shape)):
             raise FormatError(f"{name}: a slice of shape {list(shape)} that begins at {list(start)}")
-        found[name] = Slice(Box(start, tuple(a + n for a, n in zip(start, shape, strict=True))), full)
+        found[name] = SavedSlice(Box(start, tuple(a + n for a, n in zip(start, shape, strict=True))), full)
     return found
 
 

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from reshard.errors import CheckpointError, counted, listed
 from reshard.families.found import WeightFile
-from reshard.families.registry import FALLBACK, FAMILIES
-from reshard.families.registry import Entry as Family
+from reshard.families.registry import FALLBACK, FAMILIES, FamilyEntry
 from reshard.formats.registry import format_of, suffixes
 from reshard.storage.storage import Entry, join
 from reshard.storage.storages import storage_of
@@ -100,14 +99,14 @@ def unfinished(entries: Iterable[Entry]) -> list[str]:
     return found
 
 
-def _not_read(entries: Iterable[Entry]) -> Family | None:
+def _not_read(entries: Iterable[Entry]) -> FamilyEntry | None:
     """The family that names tell, of those that are not read."""
     names = [entry.name for entry in entries]
     unread = (family for family in FAMILIES if not family.place)
     return next((family for family in unread if any(re.fullmatch(family.marks, name) for name in names)), None)
 
 
-def _refusal(path: str, family: Family) -> CheckpointError:
+def _refusal(path: str, family: FamilyEntry) -> CheckpointError:
     return CheckpointError(f"{family.told}: {_NOT_YET}", path, family.hint)
 
 

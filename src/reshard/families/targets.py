@@ -22,7 +22,7 @@ _PLAIN = ("", "ranks", "full")
 """Families of sources whose default target is one full checkpoint in a rank's folder, as MindSpore lays it out."""
 
 
-class Asked(Struct, frozen=True, kw_only=True):
+class AskedTarget(Struct, frozen=True, kw_only=True):
     """What a user says of the files of a target.
 
     Attributes:
@@ -51,7 +51,7 @@ class Asked(Struct, frozen=True, kw_only=True):
 
 
 class _Entry(Struct, frozen=True):
-    """``told``: what it makes, in words. ``takes``: the fields of ``Asked`` that it understands."""
+    """``told``: what it makes, in words. ``takes``: the fields of ``AskedTarget`` that it understands."""
 
     told: str
     place: str
@@ -109,7 +109,7 @@ def kinds() -> tuple[str, ...]:
     return tuple(_KINDS)
 
 
-def kind_asked(asked: Asked, source: Catalog) -> Kind:
+def kind_asked(asked: AskedTarget, source: Catalog) -> Kind:
     """The kind of target that is asked for, or that suits the source. Raises UsageError for options that it does not
     take.
     """
@@ -119,11 +119,11 @@ def kind_asked(asked: Asked, source: Catalog) -> Kind:
         raise UsageError(f"--to {name!r}", hint=f"one of: {', '.join(_KINDS)}")
     _check_taken(asked, name, entry)
     module, _, attribute = entry.place.partition(":")
-    made: Callable[[Asked, Catalog], Kind] = getattr(import_module(module), attribute)
+    made: Callable[[AskedTarget, Catalog], Kind] = getattr(import_module(module), attribute)
     return made(asked, source)
 
 
-def _default(asked: Asked, source: Catalog) -> str:
+def _default(asked: AskedTarget, source: Catalog) -> str:
     if asked.strategy:
         return "ranks"
     if asked.max_shard_nbytes:
@@ -132,8 +132,8 @@ def _default(asked: Asked, source: Catalog) -> str:
     return "parts" if in_parts else "full"
 
 
-def _check_taken(asked: Asked, name: str, entry: _Entry) -> None:
-    unused = Asked(to=asked.to)
+def _check_taken(asked: AskedTarget, name: str, entry: _Entry) -> None:
+    unused = AskedTarget(to=asked.to)
     for field in asked.__struct_fields__:
         if field in ("to", *entry.takes) or getattr(asked, field) == getattr(unused, field):
             continue
@@ -149,7 +149,7 @@ def _check_taken(asked: Asked, name: str, entry: _Entry) -> None:
         )
 
 
-def format_asked(asked: Asked, source: Catalog) -> Format:
+def format_asked(asked: AskedTarget, source: Catalog) -> Format:
     """What is asked for, what the file's name says, or the format of the source; ranks load no torch files."""
     by_name = format_of(asked.single) if asked.single else None
     by_source = source.files[0].format

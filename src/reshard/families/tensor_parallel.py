@@ -22,7 +22,7 @@ _AVERAGED = "parameter_to_average_patterns"
 _SUB_PARAMS = "parameter_with_sub_params"
 
 
-class Slice(Struct, frozen=True):
+class RankSlice(Struct, frozen=True):
     """What one rank holds of a tensor; ``name`` is the parameter's, also of its states."""
 
     name: str
@@ -30,7 +30,7 @@ class Slice(Struct, frozen=True):
     shards: tuple[Shard, ...]
 
 
-Slices = dict[str, Slice]
+Slices = dict[str, RankSlice]
 
 
 class TensorCut(Struct, frozen=True):
@@ -73,7 +73,7 @@ def _pattern(text: str) -> re.Pattern[str]:
         raise CheckpointError(f"universal_checkpoint_info: {text[:60]!r} is not a regular expression") from None
 
 
-def merged(slices: Sequence[Mapping[str, Slice]], info: Mapping[str, Any]) -> dict[str, Slice]:
+def merged(slices: Sequence[Mapping[str, RankSlice]], info: Mapping[str, Any]) -> dict[str, RankSlice]:
     """The tensors of which each rank holds a slice. Raises CheckpointError where nothing says how they were cut."""
     if len(slices) == 1:
         return dict(slices[0])
@@ -89,7 +89,7 @@ def merged(slices: Sequence[Mapping[str, Slice]], info: Mapping[str, Any]) -> di
     return {name: _merged(name, [held[name] for held in slices], info) for name in slices[0]}
 
 
-def _merged(name: str, slices: Sequence[Slice], info: Mapping[str, Any]) -> Slice:
+def _merged(name: str, slices: Sequence[RankSlice], info: Mapping[str, Any]) -> RankSlice:
     cut = cut_of(slices[0].name, info)
     if cut.whole:
         return slices[0]
@@ -110,7 +110,7 @@ def _merged(name: str, slices: Sequence[Slice], info: Mapping[str, Any]) -> Slic
             slice_.shards, dim, (half * each, (half + 1) * each), (half * len(slices) + rank) * each, size
         )
     )
-    return Slice(slices[0].name, TensorSpec(slices[0].spec.dtype, shape), shards)
+    return RankSlice(slices[0].name, TensorSpec(slices[0].spec.dtype, shape), shards)
 
 
 def _placed(shards: Sequence[Shard], dim: int, part: tuple[int, int], start: int, size: int) -> Iterator[Shard]:

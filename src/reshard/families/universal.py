@@ -22,13 +22,13 @@ from reshard.errors import CheckpointError, UsageError, counted, listed
 from reshard.families.deepspeed import Saved, opened
 from reshard.families.registry import listing
 from reshard.families.source import Source
-from reshard.families.targets import Asked
+from reshard.families.targets import AskedTarget
 from reshard.families.tensor_parallel import cut_of
 from reshard.families.torch_parts import TorchPart
 from reshard.families.universal_state import optimizer_state, steps_of
 from reshard.families.zero_layers import EXPERT
 from reshard.families.zero_moments import MOMENTS_OF_ADAM, named_state, state_of
-from reshard.families.zero_told import Told
+from reshard.families.zero_told import SaveFiles
 from reshard.formats.torch_file import FOLDER, TorchFile, torch_frame
 from reshard.formats.torch_values import whole
 from reshard.index import ZEROS, Extent, Frame, TensorSpec
@@ -76,7 +76,7 @@ class Universal(Struct, frozen=True):
         return Files(draft.asked_for(planned), len(planned), tuple(closing), (_NAMED_BY,))
 
 
-def universal_asked(asked: Asked, source: Catalog) -> Universal:
+def universal_asked(asked: AskedTarget, source: Catalog) -> Universal:
     """Raises UsageError for a source that is none of DeepSpeed's."""
     if source.kind != "deepspeed":
         raise UsageError(
@@ -112,7 +112,7 @@ class _Copied(TorchFile, frozen=True):
         return Frame(spec.nbytes, (), {name: (Extent(0, spec.nbytes),)})
 
 
-def _marks(kind: str, name: str, told: Told) -> tuple[tuple[str, int], ...]:
+def _marks(kind: str, name: str, told: SaveFiles) -> tuple[tuple[str, int], ...]:
     """How DeepSpeed cuts the tensor among tensor-parallel ranks; at stage 3 without these it takes it flat."""
     if told.stage == _FLAT_STAGE and told.tensor_parallel == 1:
         return (("flat", True),)
@@ -127,7 +127,7 @@ def _marks(kind: str, name: str, told: Told) -> tuple[tuple[str, int], ...]:
     return tuple(marks)
 
 
-def _untouched(draft: Draft, told: Told, trained: set[str]) -> Iterator[Kept]:
+def _untouched(draft: Draft, told: SaveFiles, trained: set[str]) -> Iterator[Kept]:
     """Moments of an Adam that took no step: at stage 3 DeepSpeed looks for their files, too."""
     groups = [group for states in told.optimizers.values() for group in states.groups]
     if told.stage != _FLAT_STAGE or any(groups) or not told.is_adam:

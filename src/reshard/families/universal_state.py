@@ -7,7 +7,7 @@ from typing import Any
 
 from reshard.errors import CheckpointError, FormatError
 from reshard.families.torch_parts import TorchPart
-from reshard.families.zero_told import Told
+from reshard.families.zero_told import SaveFiles
 from reshard.formats.pickle_names import is_known
 from reshard.formats.pickle_objects import NEW_OBJECT, Global, Record
 from reshard.formats.torch_file import torch_bytes
@@ -22,7 +22,7 @@ _MOST_NBYTES = 1 << 20
 _MOST_BITS = 2000
 
 
-def optimizer_state(told: Told, warnings: dict[str, None]) -> bytes:
+def optimizer_state(told: SaveFiles, warnings: dict[str, None]) -> bytes:
     """``optimizer_state.pt``: the states of the first rank without what is cut, and settings of its groups."""
     first = told.optimizers[min(told.optimizers)]
     states: Mapping[str, Any] = first.part.value["optimizer_state_dict"]
@@ -43,7 +43,7 @@ def optimizer_state(told: Told, warnings: dict[str, None]) -> bytes:
     return torch_bytes(value, copier.storages)
 
 
-def steps_of(told: Told, trained: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+def steps_of(told: SaveFiles, trained: Iterable[str]) -> Iterator[tuple[str, bytes]]:
     """``step.pt`` of each parameter whose group has a step."""
     wanted = set(trained)
     for mp in told.model_parallel:

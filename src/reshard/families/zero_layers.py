@@ -6,10 +6,10 @@ import re
 from collections.abc import Mapping
 
 from reshard.errors import CheckpointError
-from reshard.families.tensor_parallel import Slice, Slices, merged
+from reshard.families.tensor_parallel import RankSlice, Slices, merged
 from reshard.families.torch_parts import TorchPart
 from reshard.families.zero_files import fp32_groups, tensors_in
-from reshard.families.zero_told import Told
+from reshard.families.zero_told import SaveFiles
 from reshard.formats.torch_values import TensorRef
 from reshard.index import TensorSpec
 from reshard.layout.box import Box
@@ -19,7 +19,7 @@ _GATE = "gate.wg.weight"
 EXPERT = re.compile(r"(?<=deepspeed_experts\.)\d+")
 
 
-def of_layers(told: Told, known: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def of_layers(told: SaveFiles, known: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What the layer files of a pipeline hold besides: all of it without ZeRO, else frozen weights and buffers."""
     info = told.model(told.model_parallel[0]).info
     by_layer = {}
@@ -39,14 +39,14 @@ def of_layers(told: Told, known: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _is_tied(local: str, slice_: Slice, known: Mapping[str, Tensor]) -> bool:
+def _is_tied(local: str, slice_: RankSlice, known: Mapping[str, Tensor]) -> bool:
     return any(
         name.startswith("tied_modules.") and name.endswith(f".{local}") and tensor.spec.shape == slice_.spec.shape
         for name, tensor in known.items()
     )
 
 
-def _check_layers(told: Told, slices: Mapping[int, Slices]) -> None:
+def _check_layers(told: SaveFiles, slices: Mapping[int, Slices]) -> None:
     """Raises CheckpointError where an optimizer that is not cut has more parameters than the layers that are there."""
     masters = sum(len(fp32_groups(told.model(mp))) for mp in told.model_parallel)
     there = sum(len(of_layer) for of_layer in slices.values())
@@ -74,7 +74,7 @@ def check_experts(tensors: Mapping[str, Tensor]) -> None:
                 )
 
 
-def of_experts(told: Told, known: set[str]) -> dict[str, Tensor]:
+def of_experts(told: SaveFiles, known: set[str]) -> dict[str, Tensor]:
     """Experts that no group of ZeRO holds."""
     return {
         name: tensor_of(name, whole_slice(name, part, value))
@@ -84,11 +84,11 @@ def of_experts(told: Told, known: set[str]) -> dict[str, Tensor]:
     }
 
 
-def whole_slice(name: str, part: TorchPart, value: TensorRef) -> Slice:
+def whole_slice(name: str, part: TorchPart, value: TensorRef) -> RankSlice:
     """A tensor that one file holds whole."""
     shard = Shard(Box.whole(value.shape), (part.held(value),), (part.file.rank,))
-    return Slice(name, TensorSpec(value.dtype, value.shape), (shard,))
+    return RankSlice(name, TensorSpec(value.dtype, value.shape), (shard,))
 
 
-def tensor_of(name: str, slice_: Slice) -> Tensor:
+def tensor_of(name: str, slice_: RankSlice) -> Tensor:
     return tensor_of_shards(name, slice_.spec, slice_.shards)

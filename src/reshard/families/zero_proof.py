@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from reshard.errors import CheckpointError
-from reshard.families.tensor_parallel import Slice
+from reshard.families.tensor_parallel import RankSlice
 from reshard.families.torch_parts import TorchPart
 from reshard.families.zero_files import ModelStates, OptimizerStates
 from reshard.formats.torch_values import TensorRef
@@ -24,7 +24,7 @@ _Bits = list[int]
 
 
 def check_copies(
-    model: ModelStates, ranks: Sequence[OptimizerStates], found: Mapping[str, Slice], warnings: list[str]
+    model: ModelStates, ranks: Sequence[OptimizerStates], found: Mapping[str, RankSlice], warnings: list[str]
 ) -> None:
     """Raises CheckpointError where most of the weights that are looked at are not their masters; a few are told.
 
@@ -57,7 +57,7 @@ def _chosen(model: ModelStates) -> list[str]:
     return [n for n in dict.fromkeys(ends) if module[n].dtype in _UNSIGNED][:_TENSORS]
 
 
-def _differs(model: ModelStates, parts: Mapping[int, TorchPart], master: Slice) -> bool:
+def _differs(model: ModelStates, parts: Mapping[int, TorchPart], master: RankSlice) -> bool:
     """Whether most of the first elements are others."""
     copy = (model.module or {})[master.name]
     first = master.shards[0]

@@ -8,20 +8,20 @@ from collections.abc import Mapping, Sequence
 from msgspec.structs import replace
 
 from reshard.errors import CheckpointError, ReshardError
-from reshard.families.tensor_parallel import Slice, Slices, merged
+from reshard.families.tensor_parallel import RankSlice, Slices, merged
 from reshard.families.torch_parts import Flat
 from reshard.families.zero_files import ModelStates, OptimizerStates, Shapes, fp32_groups, groups_of_states
 from reshard.families.zero_layers import EXPERT, check_experts, of_experts, of_layers, tensor_of, whole_slice
 from reshard.families.zero_moments import named_state, of_group
 from reshard.families.zero_partitions import consecutive, interleaved
 from reshard.families.zero_proof import check_copies
-from reshard.families.zero_told import Told
+from reshard.families.zero_told import SaveFiles
 from reshard.formats.torch_values import TensorRef
 from reshard.index import TensorSpec
 from reshard.planning.catalog import Shard, Tensor
 
 
-def tensors_of(told: Told, warnings: list[str]) -> dict[str, Tensor]:
+def tensors_of(told: SaveFiles, warnings: list[str]) -> dict[str, Tensor]:
     """All weights and moments; what cannot be named goes to ``warnings``. Raises CheckpointError with what is missing
     or contradictory.
     """
@@ -39,7 +39,7 @@ def tensors_of(told: Told, warnings: list[str]) -> dict[str, Tensor]:
     return found
 
 
-def _check_steps(told: Told) -> None:
+def _check_steps(told: SaveFiles) -> None:
     """Raises CheckpointError where ranks are of different steps."""
     steps: dict[float, str] = {}
     for states in told.optimizers.values():
@@ -52,7 +52,7 @@ def _check_steps(told: Told) -> None:
         raise CheckpointError(f"the files are of different steps: {shown}", hint="bring the files of one save")
 
 
-def _of_rank(told: Told, mp: int, warnings: list[str]) -> Slices:
+def _of_rank(told: SaveFiles, mp: int, warnings: list[str]) -> Slices:
     """What one model-parallel rank holds, its data-parallel ranks put together."""
     model, ranks = told.model(mp), told.optimizers_of(mp)
     found: Slices = {}
@@ -146,7 +146,9 @@ def _stage3(ranks: Sequence[OptimizerStates], shapes: Sequence[Shapes], warnings
 
 
 def _named(kind: str, shapes: Shapes, cut: Mapping[str, Sequence[Shard]], dtype: str) -> Slices:
-    return {named_state(kind, name): Slice(name, TensorSpec(dtype, shapes[name]), tuple(cut[name])) for name in shapes}
+    return {
+        named_state(kind, name): RankSlice(name, TensorSpec(dtype, shapes[name]), tuple(cut[name])) for name in shapes
+    }
 
 
 def _frozen_of_stage_3(models: Sequence[ModelStates], first: ModelStates, world: int) -> Slices:
@@ -166,7 +168,7 @@ def _frozen_of_stage_3(models: Sequence[ModelStates], first: ModelStates, world:
     return found
 
 
-def absent_models(told: Told) -> list[str]:
+def absent_models(told: SaveFiles) -> list[str]:
     """The names of model states that lie beside optimizer states of stage 3, and are not there."""
     if told.stage < 3:
         return []

@@ -10,7 +10,7 @@ from reshard.families.torch_parts import TorchPart
 from reshard.families.zero_files import ModelStates, OptimizerStates, beside_the_model
 
 
-class Told(Struct, frozen=True):
+class SaveFiles(Struct, frozen=True):
     """The files of one save: by (data-parallel, model-parallel) rank, layers by (layer, tensor-parallel rank)."""
 
     models: Mapping[tuple[int, int], ModelStates]

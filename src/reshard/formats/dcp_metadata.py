@@ -24,7 +24,7 @@ _Shape = tuple[int, ...]
 _MAX = 1 << 63
 
 
-class Chunk(Told, eq=False):
+class DcpChunk(Told, eq=False):
     """A box of a tensor that lies in one place: where it begins, and its sizes."""
 
     offsets: Any = None
@@ -35,7 +35,7 @@ class Chunk(Told, eq=False):
         self.offsets, self.sizes = found.get("offsets"), found.get("sizes")
 
 
-class Index(Told, eq=False):
+class DcpIndex(Told, eq=False):
     """What a place is of: a tensor's chunk by where it begins; None for what is no tensor."""
 
     fqn: Any = None
@@ -46,7 +46,7 @@ class Index(Told, eq=False):
         self.fqn, self.offset = found.get("fqn"), found.get("offset")
 
 
-class Stretch(Told, eq=False):
+class DcpStretch(Told, eq=False):
     """Bytes of a file, and what was done to them before they were written."""
 
     path: Any = None
@@ -65,7 +65,7 @@ class DcpTensor(Struct, frozen=True):
 
     dtype: str
     shape: _Shape
-    chunks: tuple[Chunk, ...]
+    chunks: tuple[DcpChunk, ...]
 
 
 class DcpMetadata(Struct, frozen=True):
@@ -79,7 +79,7 @@ class DcpMetadata(Struct, frozen=True):
 
     tensors: Mapping[str, DcpTensor]
     others: tuple[str, ...]
-    places: Mapping[str, Mapping[_Shape | None, Stretch]]
+    places: Mapping[str, Mapping[_Shape | None, DcpStretch]]
     version: str
     extra: Mapping[str, Any]
     unknown: Mapping[str, int]
@@ -95,9 +95,9 @@ def _taken(state: Any) -> dict[str, Any]:
 
 _MODULE = "torch.distributed.checkpoint.metadata"
 _MEANINGS: dict[Global, Meaning] = {
-    Global(_MODULE, "ChunkStorageMetadata"): lambda _: Chunk(),
-    Global(_MODULE, "MetadataIndex"): lambda _: Index(),
-    Global("torch.distributed.checkpoint.filesystem", "_StorageInfo"): lambda _: Stretch(),
+    Global(_MODULE, "ChunkStorageMetadata"): lambda _: DcpChunk(),
+    Global(_MODULE, "MetadataIndex"): lambda _: DcpIndex(),
+    Global("torch.distributed.checkpoint.filesystem", "_StorageInfo"): lambda _: DcpStretch(),
 }
 _KNOWN = ("state_dict_metadata", "storage_data", "planner_data", "storage_meta", "version")
 
@@ -132,19 +132,19 @@ def _tensor(name: str, fields: Mapping[str, Any]) -> DcpTensor:
     return DcpTensor(_dtype(name, fields.get("properties")), shape, made)
 
 
-def _chunk(value: Any) -> Chunk:
-    return value if isinstance(value, Chunk) else Chunk(**_some(value, "offsets", "sizes"))
+def _chunk(value: Any) -> DcpChunk:
+    return value if isinstance(value, DcpChunk) else DcpChunk(**_some(value, "offsets", "sizes"))
 
 
-def _index(value: Any) -> Index:
-    return value if isinstance(value, Index) else Index(**_some(value, "fqn", "offset"))
+def _index(value: Any) -> DcpIndex:
+    return value if isinstance(value, DcpIndex) else DcpIndex(**_some(value, "fqn", "offset"))
 
 
-def _stretch(value: Any) -> Stretch:
-    if isinstance(value, Stretch):
+def _stretch(value: Any) -> DcpStretch:
+    if isinstance(value, DcpStretch):
         return value
     found = _some(value, "relative_path", "offset", "length", "transform_descriptors")
-    return Stretch(*found.values())
+    return DcpStretch(*found.values())
 
 
 def _some(value: Any, *names: str) -> dict[str, Any]:
@@ -170,8 +170,8 @@ def _dtype(name: str, properties: Any) -> str:
     return told.name
 
 
-def _places(found: Mapping[Any, Any]) -> dict[str, dict[_Shape | None, Stretch]]:
-    places: dict[str, dict[_Shape | None, Stretch]] = {}
+def _places(found: Mapping[Any, Any]) -> dict[str, dict[_Shape | None, DcpStretch]]:
+    places: dict[str, dict[_Shape | None, DcpStretch]] = {}
     for key, value in found.items():
         index, stretch = _index(key), _stretch(value)
         offset = index.offset

@@ -10,7 +10,7 @@ from operator import itemgetter
 import xxhash
 from msgspec import Struct
 
-from reshard.moving.checksums import Sums
+from reshard.moving.checksums import CrcSums
 from reshard.moving.mover import Span, parts_of
 from reshard.planning.blocks import Access, siblings
 from reshard.planning.plan import Move, Run, TaskFile
@@ -35,7 +35,7 @@ class AnyOrder:
         self._files = files
         self._new = new
         self._runs: list[list[Run]] = [[] for _ in files]
-        self._sums = {number: Sums(file.checksums) for number, file in enumerate(files) if file.checksums}
+        self._sums = {number: CrcSums(file.checksums) for number, file in enumerate(files) if file.checksums}
         self._heads = [{offset + len(piece): (offset, piece) for offset, piece in file.header} for file in files]
         self._lock = threading.Lock()
 
@@ -67,7 +67,7 @@ class AnyOrder:
         return self._runs[number]
 
     @staticmethod
-    def _waits(sums: Sums | None, head: tuple[int, bytes]) -> bool:
+    def _waits(sums: CrcSums | None, head: tuple[int, bytes]) -> bool:
         """Whether a header piece states the CRC-32 of what has to be written first."""
         return sums is not None and sums.awaited(head[0], len(head[1]))
 

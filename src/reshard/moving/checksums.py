@@ -46,7 +46,7 @@ def _power(nbytes: int) -> int:
     return power
 
 
-class Sums:
+class CrcSums:
     """The sums of parts of a file, and of extents that they tile. Not for several threads at once."""
 
     def __init__(self, checksums: Sequence[Checksum]) -> None:

@@ -11,7 +11,7 @@ from itertools import pairwise
 import xxhash
 
 from reshard.errors import RunError
-from reshard.moving.checksums import Sums
+from reshard.moving.checksums import CrcSums
 from reshard.moving.mover import Span, parts_of
 from reshard.planning.blocks import Access
 from reshard.planning.plan import Move, Run, TaskFile
@@ -51,7 +51,7 @@ class Turns:
         self._new = new
         self._header = sorted(file.header, reverse=True)
         self._checksum = checksum
-        self._sums = Sums(file.checksums) if file.checksums else None
+        self._sums = CrcSums(file.checksums) if file.checksums else None
         self._at = 0
         self._began = 0
         self._digest = xxhash.xxh3_128()

@@ -17,7 +17,7 @@ from reshard.moving.task_inputs import Sources
 from reshard.planning.misfits import ShardMisfits
 from reshard.planning.plan import FileResult, Move, Task, check_runs
 from reshard.planning.shared import COPIED, shared_of, without_shared
-from reshard.storage.storage import NewFile, Share, Storage, join
+from reshard.storage.storage import NewFile, SharedBytes, Storage, join
 from reshard.storage.storages import storage_of
 
 _CREATORS = 8
@@ -90,7 +90,7 @@ class TaskRun:
         buffer_nbytes = self._settings.upload_nbytes // len(self._task.files)
         path, fsync = join(self._settings.folder, file.path), self._settings.fsync
         share = [
-            Share(s.offset, s.nbytes, self._sources.opened(s.source), s.source_offset, copied=self._copied)
+            SharedBytes(s.offset, s.nbytes, self._sources.opened(s.source), s.source_offset, copied=self._copied)
             for s in self._shared.get(number, ())
         ]
         self._files[number] = self._storage.create(

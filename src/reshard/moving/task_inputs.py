@@ -9,7 +9,7 @@ from operator import itemgetter
 from reshard.errors import CheckpointError, RunError
 from reshard.index import ZEROS, Coding, cut_extents
 from reshard.layout.box import Box
-from reshard.planning.blocks import Access, Rows
+from reshard.planning.blocks import Access, EvenRuns
 from reshard.planning.catalog import Catalog, Held
 from reshard.planning.plan import SourceFile
 from reshard.storage.storage import ReadFile
@@ -92,7 +92,7 @@ class Sources:
         for number, parts in by_file.items():
             _read_parts(self.opened(number), parts, _REMOTE_GAP_NBYTES if self._remote(number) else _GAP_NBYTES)
 
-    def _rows(self, file: int, rows: Rows, buffer: memoryview) -> list[_Part]:
+    def _rows(self, file: int, rows: EvenRuns, buffer: memoryview) -> list[_Part]:
         """Read them one by one, where each takes a microsecond; elsewhere they are parts, to be read with others."""
         nbytes = rows.nbytes
         offsets = range(rows.offset, rows.offset + rows.count * rows.step, rows.step)

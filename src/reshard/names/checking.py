@@ -32,7 +32,7 @@ _MORE = ("release", "shards")
 _COMPOSED = re.compile(r"[a-z_0-9]+( [a-z_0-9]+)+")
 
 
-class Fault(Struct, frozen=True):
+class RecipeFault(Struct, frozen=True):
     """``path``: the keys and numbers that lead to what is wrong."""
 
     path: Path
@@ -49,10 +49,10 @@ class _Tensor(Struct, frozen=True):
     styles: Mapping[str, Any]
 
 
-def faults(content: object, shared: Mapping[str, Any]) -> list[Fault]:
+def faults(content: object, shared: Mapping[str, Any]) -> list[RecipeFault]:
     """What is wrong, in the order of the file; ``shared`` is what all recipes have in common."""
     if not isinstance(content, dict):
-        return [Fault((), "expected a map")]
+        return [RecipeFault((), "expected a map")]
     shape = [*_unknown((), content, _KEYS), *_kinds(content)]
     return shape or list(_Checking(content, shared).faults())
 
@@ -76,23 +76,23 @@ def line_of(text: str, path: Path) -> int:
     return line
 
 
-def _unknown(path: Path, entry: Mapping[str, Any], known: Sequence[str]) -> Iterator[Fault]:
+def _unknown(path: Path, entry: Mapping[str, Any], known: Sequence[str]) -> Iterator[RecipeFault]:
     for key in entry:
         if key not in known:
             meant = did_you_mean(closest(str(key), known, most=1)) or f"known: {', '.join(known)}"
-            yield Fault((*path, key), f"{key!r} is not known; {meant}")
+            yield RecipeFault((*path, key), f"{key!r} is not known; {meant}")
 
 
-def _kinds(content: Mapping[str, Any]) -> Iterator[Fault]:
+def _kinds(content: Mapping[str, Any]) -> Iterator[RecipeFault]:
     if content.get("convention") not in CONVENTIONS or content["convention"] == HUB:
         told = ", ".join(c for c in CONVENTIONS if c != HUB)
-        yield Fault(("convention",), f"convention {content.get('convention')!r}, expected one of: {told}")
+        yield RecipeFault(("convention",), f"convention {content.get('convention')!r}, expected one of: {told}")
     for key in (*_LISTS, *_MAPS):
         kind = list if key in _LISTS else dict
         if not isinstance(content.get(key, kind()), kind):
-            yield Fault((key,), f"{key}: {content[key]!r}, expected a {'list' if kind is list else 'map'}")
+            yield RecipeFault((key,), f"{key}: {content[key]!r}, expected a {'list' if kind is list else 'map'}")
     if not content.get("blocks"):
-        yield Fault(("blocks",), "no blocks: it has no tensors")
+        yield RecipeFault(("blocks",), "no blocks: it has no tensors")
 
 
 class _Checking:
@@ -103,12 +103,12 @@ class _Checking:
         self._names = {*settings, *_MORE}
         self._sizes = {*self._names, *self._axes}
         self._styles: dict[str, Any] = content.get("styles", {})
-        self._shape: list[Fault] = []
+        self._shape: list[RecipeFault] = []
         self._tensors = [
             tensor for number, block in enumerate(content["blocks"]) for tensor in self._block(number, block)
         ]
 
-    def faults(self) -> Iterator[Fault]:
+    def faults(self) -> Iterator[RecipeFault]:
         yield from self._of_the_file()
         yield from self._shape
         for tensor in self._tensors:
@@ -117,10 +117,10 @@ class _Checking:
         for style in self._styles if not self._shape else ():
             yield from self._of_style(style)
 
-    def _of_the_file(self) -> Iterator[Fault]:
+    def _of_the_file(self) -> Iterator[RecipeFault]:
         for key, keys in self._content.get("settings", {}).items():
             if not isinstance(keys, list):
-                yield Fault(("settings", key), f"settings {key}: {keys!r}, expected a list of keys")
+                yield RecipeFault(("settings", key), f"settings {key}: {keys!r}, expected a list of keys")
         for key, value in self._content.get("axes", {}).items():
             if isinstance(value, str) and _COMPOSED.fullmatch(value):
                 yield from self._axes_known(("axes", key), value.split())
@@ -136,7 +136,7 @@ class _Checking:
     def _block(self, number: int, block: object) -> Iterator[_Tensor]:
         path = ("blocks", number)
         if not isinstance(block, dict):
-            self._shape.append(Fault(path, f"{block!r}, expected a map"))
+            self._shape.append(RecipeFault(path, f"{block!r}, expected a map"))
             return
         self._shape += _unknown(path, block, _BLOCK)
         place = _Tensor(path, block, str(block.get("hf", "")), str(block.get("own", "")), {})
@@ -145,17 +145,17 @@ class _Checking:
     def _entries(self, around: _Tensor) -> Iterator[_Tensor]:
         entries, path = around.entry.get("tensors"), (*around.path, "tensors")
         if not isinstance(entries, list):
-            self._shape.append(Fault(path, f"tensors: {entries!r}, expected a list"))
+            self._shape.append(RecipeFault(path, f"tensors: {entries!r}, expected a list"))
             return
         for number, entry in enumerate(entries):
             at = (*path, number)
             if not isinstance(entry, dict):
-                self._shape.append(Fault(at, f"{entry!r}, expected a map"))
+                self._shape.append(RecipeFault(at, f"{entry!r}, expected a map"))
                 continue
             self._shape += _unknown(at, entry, _GROUP if "tensors" in entry else _TENSOR)
             own = entry.get("styles", {})
             if not isinstance(own, dict):
-                self._shape.append(Fault((*at, "styles"), f"styles: {own!r}, expected a map"))
+                self._shape.append(RecipeFault((*at, "styles"), f"styles: {own!r}, expected a map"))
                 continue
             tensor = _Tensor(at, entry, around.hub, around.own, {**around.styles, **own})
             if "tensors" in entry:
@@ -163,55 +163,57 @@ class _Checking:
             else:
                 yield tensor
 
-    def _of_tensor(self, tensor: _Tensor) -> Iterator[Fault]:
+    def _of_tensor(self, tensor: _Tensor) -> Iterator[RecipeFault]:
         entry, path = tensor.entry, tensor.path
         for key in ("when", "required", "dtype", "hf_dtype"):
             yield from self._expression((*path, key), entry.get(key), self._names)
         for style in tensor.styles:
             if style not in self._styles:
                 meant = did_you_mean(closest(str(style), self._styles, most=1))
-                yield Fault((*path, "styles"), f"style {style!r} is not among styles; {meant}".rstrip("; "))
+                yield RecipeFault((*path, "styles"), f"style {style!r} is not among styles; {meant}".rstrip("; "))
         hub, own = _sections(entry.get("hf")), _sections(entry.get("own"))
         names = " and ".join([*hub.values(), *own.values()][:1]) or "a tensor"
         yield from self._of_names(path, names, tensor, hub, own)
         if not hub or not (own or entry.get("copy_of")):
-            yield Fault(path, f"{names}: it has no counterpart, hf and own name both sides")
+            yield RecipeFault(path, f"{names}: it has no counterpart, hf and own name both sides")
             return
         for key in ("copy_of", "tied"):
             there = {
                 tensor.hub + name for tensor in self._tensors for name in _sections(tensor.entry.get("hf")).values()
             }
             if entry.get(key) and entry[key] not in there:
-                yield Fault((*path, key), f"{names}: {key} {entry[key]}, which no tensor is called")
+                yield RecipeFault((*path, key), f"{names}: {key} {entry[key]}, which no tensor is called")
         if own:
             yield from self._of_dims(path, names, entry, hub, own)
 
     def _of_names(
         self, path: Path, names: str, tensor: _Tensor, hub: Mapping[str, str], own: Mapping[str, str]
-    ) -> Iterator[Fault]:
+    ) -> Iterator[RecipeFault]:
         of_sides = []
         for sections, before in ((hub, tensor.hub), (own, tensor.own)):
             whole = [before + name for name in sections.values()]
             left = [found for name in whole for found in re.findall(r"\{[^{}]*\}?|\}", NUMBERED.sub("", name))]
             if left:
-                yield Fault(path, f"{names}: {left[0]} counts nothing; {{n}}, {{j}}, {{e}}, {{layers+j}} do")
+                yield RecipeFault(path, f"{names}: {left[0]} counts nothing; {{n}}, {{j}}, {{e}}, {{layers+j}} do")
             counted = [{found[2] for found in NUMBERED.finditer(name)} for name in whole]
             of_sides.append(set().union(*counted))
             strange = sorted(set().union(*counted) - AXIS_OF.keys())
             if strange:
-                yield Fault(path, f"{names}: {{{strange[0]}}} counts nothing; {{n}}, {{j}}, {{e}}, {{layers+j}} do")
+                yield RecipeFault(
+                    path, f"{names}: {{{strange[0]}}} counts nothing; {{n}}, {{j}}, {{e}}, {{layers+j}} do"
+                )
         if own and hub and (of_sides[0] ^ of_sides[1]) - {"e"}:
             lone = sorted((of_sides[0] ^ of_sides[1]) - {"e"})
-            yield Fault(path, f"{names}: {{{lone[0]}}} is in the names of one side alone")
+            yield RecipeFault(path, f"{names}: {{{lone[0]}}} is in the names of one side alone")
         stars = {name.endswith(".*") for name in (*hub.values(), *own.values())}
         if len(stars) > 1:
-            yield Fault(path, f"{names}: .* ends some of its names and not all")
+            yield RecipeFault(path, f"{names}: .* ends some of its names and not all")
 
     def _of_dims(
         self, path: Path, names: str, entry: Mapping[str, Any], hub: Mapping[str, str], own: Mapping[str, str]
-    ) -> Iterator[Fault]:
+    ) -> Iterator[RecipeFault]:
         if len(hub) > 1 and len(own) > 1:
-            yield Fault(path, f"{names}: several tensors on both sides: one side is one tensor")
+            yield RecipeFault(path, f"{names}: several tensors on both sides: one side is one tensor")
             return
         keys = [key for key in ("dims", "hf_dims", "own_dims", "own_dims_3", "part_dims") if key in entry]
         texts = {(*path, key): str(entry[key]) for key in keys}
@@ -221,18 +223,18 @@ class _Checking:
             try:
                 dims = parsed(text)
             except StrategyError as error:
-                found.append(Fault(at, f"{names}: {error.message}"))
+                found.append(RecipeFault(at, f"{names}: {error.message}"))
                 continue
             found += self._axes_known(at, [name for dim in dims for item in dim for name in item])
         if not ("dims" in entry or {"hf_dims", "own_dims"} <= entry.keys()):
-            found.append(Fault(path, f"{names}: no dims say what it is made of"))
+            found.append(RecipeFault(path, f"{names}: no dims say what it is made of"))
         yield from found
         if not found:
             yield from self._of_sections(path, names, entry, hub, own)
 
     def _of_sections(
         self, path: Path, names: str, entry: Mapping[str, Any], hub: Mapping[str, str], own: Mapping[str, str]
-    ) -> Iterator[Fault]:
+    ) -> Iterator[RecipeFault]:
         """The parts and the whole count the same axes."""
         many, one = ("own", "hf") if len(own) > 1 else ("hf", "own")
         sections = own if many == "own" else hub
@@ -240,9 +242,11 @@ class _Checking:
         joined = {name for dim in whole for item in dim if len(item) > 1 for name in item}
         given = entry.get("parts_dims") or {}
         for section in sorted({*sections, *given} - {""} - joined):
-            yield Fault(path, f"{names}: no section of its dims is called {section!r}; {', '.join(sorted(joined))} are")
+            yield RecipeFault(
+                path, f"{names}: no section of its dims is called {section!r}; {', '.join(sorted(joined))} are"
+            )
         if sections.keys() - {""} and joined - sections.keys():
-            yield Fault(path, f"{names}: no tensor is the section {sorted(joined - sections.keys())[0]}")
+            yield RecipeFault(path, f"{names}: no tensor is the section {sorted(joined - sections.keys())[0]}")
             return
         several = {name for each in (hub, own) for name in each.values() if "{e}" in name}
         for section in sections.keys() & {*joined, ""}:
@@ -254,7 +258,7 @@ class _Checking:
             )
             if lone - ({"experts"} if several else set()):
                 axis = sorted(lone - ({"experts"} if several else set()))[0]
-                yield Fault(path, f"{names}: its dims count {axis} on one side alone")
+                yield RecipeFault(path, f"{names}: its dims count {axis} on one side alone")
 
     def _counted(self, dims: Dims, section: str) -> set[str]:
         """The axes that dims are made of, several times where they are there so often; those of one element are not."""
@@ -271,49 +275,51 @@ class _Checking:
             return [atom for part in value.split() for atom in self._atoms(part, depth + 1)]
         return [] if value == 1 else [name]
 
-    def _twice(self) -> Iterator[Fault]:
+    def _twice(self) -> Iterator[RecipeFault]:
         seen: dict[str, list[_Tensor]] = {}
         for tensor in self._tensors:
             for name in _sections(tensor.entry.get("own")).values():
                 for other in seen.setdefault(tensor.own + name, []):
                     apart = any(other.styles.get(s, v) != v for s, v in tensor.styles.items())
                     if not (apart or "when" in tensor.entry or "when" in other.entry):
-                        yield Fault(tensor.path, f"{name}: an entry before it says already how it is made")
+                        yield RecipeFault(tensor.path, f"{name}: an entry before it says already how it is made")
                 seen[tensor.own + name].append(tensor)
 
-    def _of_style(self, style: str) -> Iterator[Fault]:
+    def _of_style(self, style: str) -> Iterator[RecipeFault]:
         path, entry = ("styles", style), self._styles[style]
         if not isinstance(entry, dict):
-            yield Fault(path, f"{entry!r}, expected a map")
+            yield RecipeFault(path, f"{entry!r}, expected a map")
             return
         yield from _unknown(path, entry, _STYLE)
         yield from self._expression((*path, "told"), entry.get("told"), self._names)
         other = entry.get("fused_with")
         if other is not None and other not in self._styles:
-            yield Fault((*path, "fused_with"), f"fused_with {other!r}, which is not among styles")
+            yield RecipeFault((*path, "fused_with"), f"fused_with {other!r}, which is not among styles")
         values = {tensor.styles[style] for tensor in self._tensors if style in tensor.styles}
         said: dict[Any, str] = {**dict.fromkeys(_texts(entry.get("told")), "told"), entry.get("default"): "default"}
         known = ", ".join(sorted(map(str, values))) or "none"
         for value in sorted(said.keys() - values, key=str):
-            yield Fault((*path, said[value]), f"styles {style}: no tensor is for {value!r}; they are for: {known}")
+            yield RecipeFault(
+                (*path, said[value]), f"styles {style}: no tensor is for {value!r}; they are for: {known}"
+            )
 
-    def _axes_known(self, path: Path, names: Sequence[str]) -> Iterator[Fault]:
+    def _axes_known(self, path: Path, names: Sequence[str]) -> Iterator[RecipeFault]:
         for name in dict.fromkeys(names):
             if name not in self._sizes:
                 meant = did_you_mean(closest(name, self._sizes, most=1)) or "axes: {NAME: ~} is one that shapes tell"
-                yield Fault(path, f"{name!r} is neither a setting nor among axes; {meant}")
+                yield RecipeFault(path, f"{name!r} is neither a setting nor among axes; {meant}")
 
-    def _expression(self, path: Path, value: object, known: set[str]) -> Iterator[Fault]:
+    def _expression(self, path: Path, value: object, known: set[str]) -> Iterator[RecipeFault]:
         if not isinstance(value, str):
             return
         try:
             parse(value)
         except StrategyError as error:
-            yield Fault(path, f"{path[-1]}: {error.message}")
+            yield RecipeFault(path, f"{path[-1]}: {error.message}")
             return
         for name in sorted(names_in(value) - known):
             meant = did_you_mean(closest(name, known, most=1))
-            yield Fault(path, f"{path[-1]}: {name!r} is no setting; {meant}".rstrip("; "))
+            yield RecipeFault(path, f"{path[-1]}: {name!r} is no setting; {meant}".rstrip("; "))
 
 
 def _sections(given: object) -> dict[str, str]:
@@ -331,15 +337,15 @@ def _texts(expression: object) -> set[str]:
     return {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
 
 
-def _of_drop(path: Path, entry: object) -> Iterator[Fault]:
+def _of_drop(path: Path, entry: object) -> Iterator[RecipeFault]:
     if not isinstance(entry, dict) or entry.keys() != {"match", "why"}:
-        yield Fault(path, f"drop: {entry!r}, expected a map of match and why")
+        yield RecipeFault(path, f"drop: {entry!r}, expected a map of match and why")
         return
     yield from _of_pattern((*path, "match"), "drop", entry["match"])
 
 
-def _of_pattern(path: Path, what: str, pattern: object) -> Iterator[Fault]:
+def _of_pattern(path: Path, what: str, pattern: object) -> Iterator[RecipeFault]:
     try:
         re.compile(str(pattern))
     except re.error as error:
-        yield Fault(path, f"{what}: {pattern!r} is not a regular expression: {error}")
+        yield RecipeFault(path, f"{what}: {pattern!r} is not a regular expression: {error}")

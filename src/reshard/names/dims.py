@@ -146,7 +146,7 @@ class Axes(Struct, frozen=True):
         return axis, (size - rest) // times
 
 
-class Slot(Struct, frozen=True):
+class AxisRange(Struct, frozen=True):
     """A place of a tensor: an axis of its view, and the range of it that is meant.
 
     ``dim``: which of the tensor's own dims it is of.
@@ -159,7 +159,7 @@ class Slot(Struct, frozen=True):
     size: int
 
 
-def slots_of(dim: Dim, number: int, axes: Axes, section: str = "") -> Iterator[Slot]:
+def slots_of(dim: Dim, number: int, axes: Axes, section: str = "") -> Iterator[AxisRange]:
     """A dim of a view in which a section is a box, and where it lies there; outermost first.
 
     Raises StrategyError naming an axis whose size is not known, or a section that lies in no view.
@@ -170,10 +170,10 @@ def slots_of(dim: Dim, number: int, axes: Axes, section: str = "") -> Iterator[S
             continue
         for atom in axes.atoms(item[0]):
             size = _known(axes, atom)
-            yield Slot(atom, number, size, 0, size)
+            yield AxisRange(atom, number, size, 0, size)
 
 
-def _section(item: Item, number: int, axes: Axes, section: str) -> Iterator[Slot]:
+def _section(item: Item, number: int, axes: Axes, section: str) -> Iterator[AxisRange]:
     sizes = {name: prod(_known(axes, atom) for atom in axes.atoms(name)) for name in item}
     start = 0
     for name in item:
@@ -185,10 +185,10 @@ def _section(item: Item, number: int, axes: Axes, section: str) -> Iterator[Slot
     total = sum(sizes.values())
     if total % below or start % below:
         raise StrategyError(f"{section} begins at {start} of {total} in {'+'.join(item)}, between two of {below}")
-    yield Slot(first, number, total // below, start // below, _known(axes, first))
+    yield AxisRange(first, number, total // below, start // below, _known(axes, first))
     for atom in inner:
         size = _known(axes, atom)
-        yield Slot(atom, number, size, 0, size)
+        yield AxisRange(atom, number, size, 0, size)
 
 
 def _known(axes: Axes, atom: str) -> int:

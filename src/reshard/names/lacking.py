@@ -6,10 +6,10 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from itertools import chain
 
 from reshard.names.dims import AXIS_OF
-from reshard.names.matching import Found
+from reshard.names.matching import NameMatch
 from reshard.names.recipe import ALONE, Rule
 
-Groups = Mapping[tuple[object, ...], list[tuple[Found, str]]]
+Groups = Mapping[tuple[object, ...], list[tuple[NameMatch, str]]]
 
 
 class Lacking:

@@ -9,14 +9,14 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from reshard.errors import StrategyError
-from reshard.names.dims import Axes, Dims, Slot, shown, slots_of
-from reshard.names.links import Axis, Link, Place
+from reshard.names.dims import Axes, AxisRange, Dims, shown, slots_of
+from reshard.names.links import Axis, AxisPlace, Link
 
 _INDEX = 1 << 60
 """In a link that serves many: where one element of an axis is meant, which is told later."""
 
 
-class Part(Struct, frozen=True):
+class SharedDims(Struct, frozen=True):
     """How two tensors share elements: the dims of each; one of them may hold the other as a ``section``.
 
     ``index``: the axis of which one element is meant, where a name counts it, as of experts.
@@ -28,7 +28,7 @@ class Part(Struct, frozen=True):
     index: str = ""
 
 
-def link_of(name: str, shape: tuple[int, ...], part: Part, axes: Axes) -> tuple[Link, tuple[int, ...]]:
+def link_of(name: str, shape: tuple[int, ...], part: SharedDims, axes: Axes) -> tuple[Link, tuple[int, ...]]:
     """The link, and the target's shape. ``name`` and ``shape`` are the source's. Where one element of an axis is meant
     ``at_index`` says which.
 
@@ -61,8 +61,8 @@ def at_index(link: Link, source: str, index: int) -> Link:
     return Link(source, tuple(axes), link.target)
 
 
-def _at(place: Place | None, index: int) -> Place | None:
-    return Place(place.dim, place.total, index) if place and place.start == _INDEX else place
+def _at(place: AxisPlace | None, index: int) -> AxisPlace | None:
+    return AxisPlace(place.dim, place.total, index) if place and place.start == _INDEX else place
 
 
 def _alike(source: Dims, target: Dims) -> Iterator[tuple[int, int]]:
@@ -75,17 +75,17 @@ def _alike(source: Dims, target: Dims) -> Iterator[tuple[int, int]]:
             yield number, same
 
 
-def _labelled(dims: Dims, known: Mapping[int, tuple[str, int]], part: Part, axes: Axes) -> dict[str, Slot]:
-    found: dict[str, Slot] = {}
+def _labelled(dims: Dims, known: Mapping[int, tuple[str, int]], part: SharedDims, axes: Axes) -> dict[str, AxisRange]:
+    found: dict[str, AxisRange] = {}
     for number, dim in enumerate(dims):
         if number in known:
             label, size = known[number]
-            found[label] = Slot(label, number, size, 0, size)
+            found[label] = AxisRange(label, number, size, 0, size)
             continue
         for slot in slots_of(dim, number, axes, part.section):
             found[slot.label] = slot if slot.label != part.index else replace(slot, start=_INDEX, size=1)
     return found
 
 
-def _place(slot: Slot | None) -> Place | None:
-    return Place(slot.dim, slot.total, slot.start) if slot else None
+def _place(slot: AxisRange | None) -> AxisPlace | None:
+    return AxisPlace(slot.dim, slot.total, slot.start) if slot else None

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from reshard.errors import PlanError
 
 
-class Place(Struct, frozen=True):
+class AxisPlace(Struct, frozen=True):
     """Where an axis lies in a tensor: ``total`` of the view's axis in one of its dims, and where the link's begins."""
 
     dim: int
@@ -27,8 +27,8 @@ class Axis(Struct, frozen=True):
     """An axis of a link; it lies on one side alone where it has one element there that the other need not count."""
 
     size: int
-    source: Place | None
-    target: Place | None
+    source: AxisPlace | None
+    target: AxisPlace | None
 
     def split(self, inner: int) -> tuple[Axis, Axis] | None:
         """As two, of which the inner has so many elements; None where a part of it begins or ends within these."""
@@ -46,10 +46,10 @@ class Axis(Struct, frozen=True):
         return all(place is not None and place.total == self.size for place in (self.source, self.target))
 
 
-def _split(place: Place, inner: int) -> tuple[Place, Place] | None:
+def _split(place: AxisPlace, inner: int) -> tuple[AxisPlace, AxisPlace] | None:
     if place.total % inner or place.start % inner:
         return None
-    return Place(place.dim, place.total // inner, place.start // inner), Place(place.dim, inner, 0)
+    return AxisPlace(place.dim, place.total // inner, place.start // inner), AxisPlace(place.dim, inner, 0)
 
 
 class Link(Struct, frozen=True):
@@ -59,7 +59,7 @@ class Link(Struct, frozen=True):
     axes: tuple[Axis, ...]
     target: tuple[int, ...]
 
-    def in_order(self, *, target: bool) -> Iterator[tuple[Place, int]]:
+    def in_order(self, *, target: bool) -> Iterator[tuple[AxisPlace, int]]:
         """The axes of one side, outermost first, and their numbers."""
         numbers: Iterable[int] = self.target if target else range(len(self.axes))
         for number in numbers:
@@ -93,7 +93,7 @@ class Link(Struct, frozen=True):
         """For each dim of one side, how many elements lie together below each axis."""
         return {(place.dim, below) for place, _, below in self._below(target=target)}
 
-    def _below(self, *, target: bool) -> Iterator[tuple[Place, int, int]]:
+    def _below(self, *, target: bool) -> Iterator[tuple[AxisPlace, int, int]]:
         sizes: dict[int, int] = {}
         for place, number in reversed(list(self.in_order(target=target))):
             below = sizes.get(place.dim, 1)
@@ -119,5 +119,5 @@ def _same_dims(one: Axis, other: Axis) -> bool:
     return all(a is not None and b is not None and a.dim == b.dim for a, b in pairs)
 
 
-def _joined(place: Place | None, size: int) -> Place | None:
-    return Place(place.dim, place.total * size, place.start * size) if place else None
+def _joined(place: AxisPlace | None, size: int) -> AxisPlace | None:
+    return AxisPlace(place.dim, place.total * size, place.start * size) if place else None

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from msgspec import Struct
 
 from reshard.names.dims import AXIS_OF, shown
-from reshard.names.recipe import Dropped, Recipe, Rule, Side
+from reshard.names.recipe import Dropped, Recipe, RecipeTensor, Rule
 from reshard.names.settings import Known
 from reshard.planning.catalog import Tensor
 from reshard.planning.names import layer_numbers, layer_pattern, weight_of_state
@@ -19,7 +19,7 @@ _LORA = (
 )
 
 
-class Found(Struct, frozen=True):
+class NameMatch(Struct, frozen=True):
     """What a name is: the state (``adam_m.``) or LoRA factor (``a``, ``b``) of a rule's tensor, or that itself.
 
     ``numbers``: what the name counts, as {"n": layer}.
@@ -58,7 +58,7 @@ class Names:
             found = self._by_pattern.get(layer_pattern(base), []) if base else []
         yield from found
 
-    def found(self, name: str, sizes: Mapping[str, int]) -> Found | None:
+    def found(self, name: str, sizes: Mapping[str, int]) -> NameMatch | None:
         """The rule of a name; of those that differ in what they count, the one whose count it is."""
         weight = weight_of_state(name)
         state = name[: len(name) - len(weight)]
@@ -71,7 +71,7 @@ class Names:
         for rule, section in rules:
             numbers = _numbers(rule.sides(hub=self._hub)[section], counts, sizes)
             if numbers is not None:
-                return Found(rule, section, numbers, state, factor)
+                return NameMatch(rule, section, numbers, state, factor)
         return None
 
     def dropped(self, name: str) -> Dropped | None:
@@ -97,7 +97,7 @@ def lora_name(weight: str, factor: str, *, hub: bool, prefix: str = "") -> str:
     return f"base_model.model.{base}.lora_{factor.upper()}.weight" if hub else f"{base}.{prefix}lora_{factor}"
 
 
-def _numbers(side: Side, counts: list[int], sizes: Mapping[str, int]) -> dict[str, int] | None:
+def _numbers(side: RecipeTensor, counts: list[int], sizes: Mapping[str, int]) -> dict[str, int] | None:
     """What a name counts; None where there are not so many of that."""
     numbers: dict[str, int] = {}
     for (of, first), count in zip(side.numbers, counts, strict=True):

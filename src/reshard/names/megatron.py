@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from reshard.errors import PlanError, UsageError
 from reshard.index import TensorSpec
-from reshard.names.links import Axis, Link, Place
+from reshard.names.links import Axis, AxisPlace, Link
 from reshard.names.maker import Maker
 from reshard.planning.catalog import Tensor
 from reshard.planning.names import is_state
@@ -70,7 +70,7 @@ def _unstacked(tensors: Tensors) -> Iterator[tuple[str, Tensor]]:
         layers, *shape = tensor.spec.shape
         for layer in range(layers):
             one = f"{found[1]}.{layer}.{found[2]}"
-            axes = (Axis(1, Place(0, layers, layer), None), *_same(shape, source=1))
+            axes = (Axis(1, AxisPlace(0, layers, layer), None), *_same(shape, source=1))
             yield one, maker.made(one, TensorSpec(tensor.spec.dtype, tuple(shape)), [_link(name, axes)])
 
 
@@ -104,8 +104,8 @@ def _put_together(own: str, members: Mapping[tuple[int, int], str], tensors: Ten
     rows = shape[0] * len(halves)
     links = []
     for (expert, half), name in members.items():
-        axes = [Axis(1, None, Place(0, len(experts), expert))] * len(lead)
-        axes += [Axis(1, None, Place(len(lead), 2, half))] * (half >= 0)
+        axes = [Axis(1, None, AxisPlace(0, len(experts), expert))] * len(lead)
+        axes += [Axis(1, None, AxisPlace(len(lead), 2, half))] * (half >= 0)
         links.append(_link(name, (*axes, *_same(shape, target=len(lead)))))
     return maker.made(own, TensorSpec(dtype, (*lead, rows, *shape[1:])), links)
 
@@ -113,7 +113,7 @@ def _put_together(own: str, members: Mapping[tuple[int, int], str], tensors: Ten
 def _same(shape: Iterable[int], *, source: int = 0, target: int = 0) -> Iterator[Axis]:
     """Dims that are the same on both sides, from these numbers on."""
     for dim, n in enumerate(shape):
-        yield Axis(n, Place(dim + source, n, 0), Place(dim + target, n, 0))
+        yield Axis(n, AxisPlace(dim + source, n, 0), AxisPlace(dim + target, n, 0))
 
 
 def _link(source: str, axes: tuple[Axis, ...], target: tuple[int, ...] | None = None) -> Link:
@@ -167,7 +167,8 @@ def are_numbered(args: Mapping[str, Any]) -> bool:
 def _stack(name: str, of: list[str], maker: Maker, first: Tensor) -> Tensor:
     shape = first.spec.shape
     links = [
-        _link(each, (Axis(1, None, Place(0, len(of), layer)), *_same(shape, target=1))) for layer, each in enumerate(of)
+        _link(each, (Axis(1, None, AxisPlace(0, len(of), layer)), *_same(shape, target=1)))
+        for layer, each in enumerate(of)
     ]
     return replace(maker.made(name, TensorSpec(first.spec.dtype, (len(of), *shape)), links), made=first.made)
 
@@ -226,8 +227,8 @@ def _dealt(name: str, tensors: Tensors, ranks: int, maker: Maker) -> Tensor:
     rows = shape[lead] // 2
     if rows % ranks:
         raise UsageError(f"{name}: {rows} rows of its gate do not divide among --tp {ranks}")
-    axes = [Axis(n, Place(dim, n, 0), Place(dim, n, 0)) for dim, n in enumerate(shape)]
-    axes[lead : lead + 1] = [Axis(n, Place(lead, n, 0), Place(lead, n, 0)) for n in (2, ranks, rows // ranks)]
+    axes = [Axis(n, AxisPlace(dim, n, 0), AxisPlace(dim, n, 0)) for dim, n in enumerate(shape)]
+    axes[lead : lead + 1] = [Axis(n, AxisPlace(lead, n, 0), AxisPlace(lead, n, 0)) for n in (2, ranks, rows // ranks)]
     order = [*range(len(axes))]
     order[lead : lead + 2] = [lead + 1, lead]
     return replace(maker.made(name, tensor.spec, [_link(name, tuple(axes), tuple(order))]), made=tensor.made)

@@ -26,7 +26,7 @@ _HINT = "docs/how-to/add-a-model-family.md describes recipes"
 ALONE = "alone"
 
 
-class Side(Struct, frozen=True):
+class RecipeTensor(Struct, frozen=True):
     """A tensor of a rule: its name, with ``{n}`` for a layer's number, ``{layers+j}`` for one behind them, ``{e}`` for
     an expert's.
 
@@ -78,8 +78,8 @@ class Rule(Struct, frozen=True):
     """
 
     number: int
-    hub: Mapping[str, Side]
-    own: Mapping[str, Side]
+    hub: Mapping[str, RecipeTensor]
+    own: Mapping[str, RecipeTensor]
     styles: Mapping[str, str] = {}
     block: int = 0
     kind: str = ""
@@ -93,7 +93,7 @@ class Rule(Struct, frozen=True):
     counts: str = ""
     stacked: bool = False
 
-    def sides(self, *, hub: bool) -> Mapping[str, Side]:
+    def sides(self, *, hub: bool) -> Mapping[str, RecipeTensor]:
         return self.hub if hub else self.own
 
 
@@ -234,14 +234,16 @@ def _optional(entry: Mapping[str, Any], kind: str) -> str:
     return ALONE if given is True else str(given or "")
 
 
-def _per_expert(sides: Mapping[str, Side]) -> bool:
+def _per_expert(sides: Mapping[str, RecipeTensor]) -> bool:
     return any(of == "e" for of, _ in next(iter(sides.values())).numbers)
 
 
-def _both_sides(entry: dict[str, Any], place: _Place, kind: str) -> tuple[dict[str, Side], dict[str, Side]]:
+def _both_sides(
+    entry: dict[str, Any], place: _Place, kind: str
+) -> tuple[dict[str, RecipeTensor], dict[str, RecipeTensor]]:
     names = {"hf": _names(entry.get("hf"), place.hub, kind), "own": _names(entry.get("own"), place.own, kind)}
     text = entry.get("dims", "")
-    made: dict[str, dict[str, Side]] = {}
+    made: dict[str, dict[str, RecipeTensor]] = {}
     for side, named in names.items():
         whole = [parsed(str(entry.get(f"{side}_dims", text)))]
         whole += [parsed(str(entry[f"{side}_dims_3"]))] if f"{side}_dims_3" in entry else []
@@ -250,7 +252,7 @@ def _both_sides(entry: dict[str, Any], place: _Place, kind: str) -> tuple[dict[s
         for section, name in named.items():
             given = of_parts.get(section, entry.get("part_dims") if section else None)
             dims = [parsed(str(given))] if given is not None else [section_of(d, section) for d in whole]
-            made[side][section] = Side(name, tuple(d[:1] if kind == "bias" else d for d in dims))
+            made[side][section] = RecipeTensor(name, tuple(d[:1] if kind == "bias" else d for d in dims))
     return made["hf"], made["own"]
 
 

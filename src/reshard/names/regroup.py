@@ -12,7 +12,7 @@ from reshard.errors import PlanError, UsageError, listed
 from reshard.index import TensorSpec
 from reshard.layout.box import Box
 from reshard.names.dequantised import dequantised
-from reshard.names.links import Axis, Link, Place
+from reshard.names.links import Axis, AxisPlace, Link
 from reshard.names.maker import Maker
 from reshard.names.matching import fits
 from reshard.names.megatron import EMBEDDING, HEAD, args_of, distributed, is_ours, layer_by_layer, of_ranks
@@ -20,7 +20,7 @@ from reshard.names.model import ModelFile
 from reshard.names.naming import recipe_of_source, recipe_of_target
 from reshard.names.recipe import Recipe, built_in
 from reshard.names.settings import Known, known
-from reshard.names.stage import Fate, Given, staged
+from reshard.names.stage import Given, NameFate, staged
 from reshard.names.wishes import HUB, MEGATRON, Excluded, Naming
 from reshard.planning.catalog import Catalog, Tensor
 from reshard.planning.identity import hash_of
@@ -47,7 +47,7 @@ class Regrouped(Struct, frozen=True):
     catalog: Catalog
     convention: str
     same: tuple[tuple[Tensor, Tensor], ...] = ()
-    fates: tuple[tuple[Fate, ...], ...] = ()
+    fates: tuple[tuple[NameFate, ...], ...] = ()
     head: str = ""
     embedding: str = ""
     files: tuple[ModelFile, ...] = ()
@@ -90,7 +90,7 @@ class _Regrouping:
         self._dropped: dict[str, tuple[str, ...]] = dict(source.dropped)
         self._warnings: list[str] = []
         self._same: list[tuple[Tensor, Tensor]] = []
-        self._fates: list[tuple[Fate, ...]] = []
+        self._fates: list[tuple[NameFate, ...]] = []
         self._recipes: list[Recipe] = []
         self._src = ""
         self._ends = ("", "")
@@ -297,8 +297,8 @@ class _Regrouping:
         rows, *rest = tensor.spec.shape
         self._vocabulary = {"vocab_size": min(rows, wanted)}
         kept = min(rows, wanted)
-        axes = [Axis(kept, Place(0, rows, 0), Place(0, wanted, 0))]
-        axes += [Axis(n, Place(dim, n, 0), Place(dim, n, 0)) for dim, n in enumerate(rest, 1)]
+        axes = [Axis(kept, AxisPlace(0, rows, 0), AxisPlace(0, wanted, 0))]
+        axes += [Axis(n, AxisPlace(dim, n, 0), AxisPlace(dim, n, 0)) for dim, n in enumerate(rest, 1)]
         link = Link(tensor.name, tuple(axes), tuple(range(len(axes))))
         zeros = [Box((rows, *(0 for _ in rest)), (wanted, *rest))] if wanted > rows else []
         spec = TensorSpec(tensor.spec.dtype, (wanted, *rest))

@@ -13,18 +13,18 @@ from reshard.index import TensorSpec
 from reshard.names.choosing import Choosing
 from reshard.names.dims import AXIS_OF, Axes, Dims, shown
 from reshard.names.lacking import Lacking
-from reshard.names.linking import Part, at_index, link_of
+from reshard.names.linking import SharedDims, at_index, link_of
 from reshard.names.links import Link
 from reshard.names.maker import Maker
-from reshard.names.matching import Found, Names, counts_of, lora_name
-from reshard.names.recipe import Rule, Side
+from reshard.names.matching import NameMatch, Names, counts_of, lora_name
+from reshard.names.recipe import RecipeTensor, Rule
 from reshard.names.settings import Known, axes_of, derived, solved, surprising, with_defaults
 from reshard.names.wishes import Asked
 from reshard.planning.catalog import Tensor
 from reshard.planning.names import layer_pattern
 
 
-class Fate(Struct, frozen=True):
+class NameFate(Struct, frozen=True):
     """What becomes of a tensor: the names that it is made into, and the rule in words."""
 
     source: str
@@ -32,7 +32,7 @@ class Fate(Struct, frozen=True):
     rule: str
 
 
-class Made(Struct, frozen=True):
+class Staged(Struct, frozen=True):
     """What a stage gives.
 
     Attributes:
@@ -44,7 +44,7 @@ class Made(Struct, frozen=True):
     tensors: Mapping[str, Tensor]
     dropped: Mapping[str, tuple[str, ...]]
     copies: Mapping[str, str]
-    fates: tuple[Fate, ...]
+    fates: tuple[NameFate, ...]
     warnings: tuple[str, ...]
 
 
@@ -65,7 +65,7 @@ class Given(Struct, frozen=True):
     shards: Mapping[str, int] = {}
 
 
-def staged(tensors: Mapping[str, Tensor], given: Given) -> Made:
+def staged(tensors: Mapping[str, Tensor], given: Given) -> Staged:
     """Raises InputError listing what is unknown, missing or contradictory."""
     return _Stage(tensors, given).made()
 
@@ -89,7 +89,7 @@ class _Stage:
         self._warnings += said
         self._rules = [self._as_required(rule) for rule in self._recipe.rules if self._applies(rule)]
 
-    def made(self) -> Made:
+    def made(self) -> Staged:
         groups = self._grouped()
         self._refuse()
         axes = self._axes(groups)
@@ -103,10 +103,12 @@ class _Stage:
         self._refuse()
         self._repeat(made)
         fates = tuple(
-            Fate(name, tuple(self._fates[name]), self._rule_of[name]) for name in self._tensors if name in self._fates
+            NameFate(name, tuple(self._fates[name]), self._rule_of[name])
+            for name in self._tensors
+            if name in self._fates
         )
         dropped = {why: tuple(names) for why, names in self._dropped.items()}
-        return Made(made, dropped, self._copies, fates, tuple(self._warnings))
+        return Staged(made, dropped, self._copies, fates, tuple(self._warnings))
 
     def _refuse(self) -> None:
         if self._faults:
@@ -125,11 +127,11 @@ class _Stage:
             return False
         return bool(self._known.evaluated(rule.when))
 
-    def _grouped(self) -> dict[tuple[object, ...], list[tuple[Found, str]]]:
+    def _grouped(self) -> dict[tuple[object, ...], list[tuple[NameMatch, str]]]:
         """The tensors of each group, that are made into one another."""
         names = Names(self._recipe, self._rules, hub=self._hub)
         anyone = Names(self._recipe, self._recipe.rules, hub=self._hub)
-        groups: dict[tuple[object, ...], list[tuple[Found, str]]] = {}
+        groups: dict[tuple[object, ...], list[tuple[NameMatch, str]]] = {}
         for name in self._tensors:
             found = names.found(name, self._sizes)
             if found is None:
@@ -160,7 +162,7 @@ class _Stage:
             return f"it is for {styles}, which this is not"
         return "no rule knows it"
 
-    def _axes(self, groups: Mapping[tuple[object, ...], list[tuple[Found, str]]]) -> Axes:
+    def _axes(self, groups: Mapping[tuple[object, ...], list[tuple[NameMatch, str]]]) -> Axes:
         axes = axes_of(self._known, self._sizes)
         after = {s.pattern for r in self._rules if _PER_SHARD in r.styles.values() for s in r.own.values()}
         shards = {n for name, n in self._given.shards.items() if layer_pattern(name) in after}
@@ -182,7 +184,7 @@ class _Stage:
         self._warnings += surprising(self._known, axes)
         return axes
 
-    def _dims(self, found: Found, ndim: int, *, target: str | None = None) -> Dims:
+    def _dims(self, found: NameMatch, ndim: int, *, target: str | None = None) -> Dims:
         """The dims of a tensor, or of the target's section that it is made into."""
         rule = found.rule
         if target is None:
@@ -193,7 +195,7 @@ class _Stage:
             return (_RANK, dims[-1]) if found.factor == "a" else (dims[0], _RANK)
         return dims
 
-    def _check_shapes(self, groups: Mapping[tuple[object, ...], list[tuple[Found, str]]], axes: Axes) -> None:
+    def _check_shapes(self, groups: Mapping[tuple[object, ...], list[tuple[NameMatch, str]]], axes: Axes) -> None:
         for found, name in _unlike(groups, self._tensors):
             shape = self._tensors[name].spec.shape
             dims = self._dims(found, len(shape))
@@ -206,7 +208,7 @@ class _Stage:
                     told = axes.saying(dim)
                     self._faults.append(f"{name}: {n} in dim {number}, expected {size}" + (f": {told}" if told else ""))
 
-    def _check_whole(self, groups: Mapping[tuple[object, ...], list[tuple[Found, str]]]) -> None:
+    def _check_whole(self, groups: Mapping[tuple[object, ...], list[tuple[NameMatch, str]]]) -> None:
         lora = all(found[0][0].factor for found in groups.values())
         lacking = Lacking(self._rules, self._sizes, self._given.missing, hub=self._hub)
         self._faults += lacking.parts(groups)
@@ -215,7 +217,7 @@ class _Stage:
             self._faults += lacking.tensors(groups)
             self._faults += self._of_other_kinds(groups)
 
-    def _of_other_kinds(self, groups: Mapping[tuple[object, ...], list[tuple[Found, str]]]) -> Iterator[str]:
+    def _of_other_kinds(self, groups: Mapping[tuple[object, ...], list[tuple[NameMatch, str]]]) -> Iterator[str]:
         """A fault for each layer that has experts where the model's file says that it is dense, or the reverse."""
         first, every = (self._known.values.get(name) for name in ("dense_layers", "experts_every"))
         if type(first) is not int or every not in (None, 1):
@@ -228,7 +230,7 @@ class _Stage:
                 wrong.setdefault(n, f"{name}: of a layer of {kind}, and {self._known.told['dense_layers']}")
         yield from wrong.values()
 
-    def _make(self, groups: Mapping[tuple[object, ...], list[tuple[Found, str]]], axes: Axes) -> dict[str, Tensor]:
+    def _make(self, groups: Mapping[tuple[object, ...], list[tuple[NameMatch, str]]], axes: Axes) -> dict[str, Tensor]:
         maker = Maker(self._tensors)
         made: dict[str, Tensor] = {}
         for members in groups.values():
@@ -258,7 +260,7 @@ class _Stage:
         tied = next((r.tied for r in self._recipe.rules if r.tied and r.hub[""].name == name), "")
         return tied if tied in tensors else None
 
-    def _made_of(self, members: list[tuple[Found, str]], axes: Axes, maker: Maker) -> Iterator[tuple[str, Tensor]]:
+    def _made_of(self, members: list[tuple[NameMatch, str]], axes: Axes, maker: Maker) -> Iterator[tuple[str, Tensor]]:
         first, _ = members[0]
         targets = first.rule.sides(hub=not self._hub)
         if first.factor and (len(targets) > 1 or len(first.rule.sides(hub=self._hub)) > 1 or first.rule.stacked):
@@ -277,25 +279,25 @@ class _Stage:
                 yield name, self._tensor(name, links, shapes, maker, first)
 
     def _link(
-        self, found: Found, source: str, section: str, expert: int | None, axes: Axes
+        self, found: NameMatch, source: str, section: str, expert: int | None, axes: Axes
     ) -> tuple[Link, tuple[int, ...]]:
         shape = self._tensors[source].spec.shape
         key = (found.rule.number, found.section, section, found.factor, shape)
         if key not in self._links:
             dims = self._dims(found, len(shape)), self._dims(found, 0, target=section)
             index = AXIS_OF["e"] if found.rule.stacked else ""
-            self._links[key] = link_of(source, shape, Part(*dims, section or found.section, index), axes)
+            self._links[key] = link_of(source, shape, SharedDims(*dims, section or found.section, index), axes)
         link, made = self._links[key]
         return at_index(link, source, found.numbers.get("e", 0) if expert is None else expert), made
 
-    def _called(self, side: Side, numbers: Mapping[str, int], found: Found) -> str:
+    def _called(self, side: RecipeTensor, numbers: Mapping[str, int], found: NameMatch) -> str:
         name = side.called(numbers, self._sizes)
         if found.factor:
             name = lora_name(name, found.factor, hub=not self._hub)
         return found.state + name
 
     def _tensor(
-        self, name: str, links: Sequence[Link], shapes: set[tuple[int, ...]], maker: Maker, found: Found
+        self, name: str, links: Sequence[Link], shapes: set[tuple[int, ...]], maker: Maker, found: NameMatch
     ) -> Tensor:
         sources = [self._tensors[link.source] for link in links]
         dtypes = {source.spec.dtype: source.name for source in sources}
@@ -340,8 +342,8 @@ def as_dtype(text: str, name: str) -> str:
 
 
 def _unlike(
-    groups: Mapping[tuple[object, ...], list[tuple[Found, str]]], tensors: Mapping[str, Tensor]
-) -> Iterator[tuple[Found, str]]:
+    groups: Mapping[tuple[object, ...], list[tuple[NameMatch, str]]], tensors: Mapping[str, Tensor]
+) -> Iterator[tuple[NameMatch, str]]:
     """Members that differ in rule or shape: layers repeat."""
     seen = set()
     for members in groups.values():

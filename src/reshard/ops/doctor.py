@@ -44,7 +44,7 @@ class Machine(Struct, frozen=True):
     most_open_files: int
 
 
-class Folder(Struct, frozen=True):
+class FolderFacts(Struct, frozen=True):
     """Where files lie or would go. ``looked_at``: the deepest folder of the path that is there.
 
     What only a written file can tell (``links``: reflink, hardlink or none; ``exchanges``: two names in one step) is
@@ -77,7 +77,7 @@ class Health(Struct, frozen=True):
     packages: Mapping[str, str]
     extras: Mapping[str, str]
     machine: Machine
-    folders: tuple[Folder, ...]
+    folders: tuple[FolderFacts, ...]
     stores: tuple[Store, ...]
     checkpoints: tuple[Checkup, ...]
     problems: tuple[str, ...]
@@ -191,7 +191,7 @@ def _problems(machine: Machine) -> list[str]:
     return found
 
 
-def _folder(path: str) -> Folder:
+def _folder(path: str) -> FolderFacts:
     looked_at = Path(path).absolute()
     while not looked_at.is_dir():
         looked_at = looked_at.parent
@@ -199,7 +199,7 @@ def _folder(path: str) -> Folder:
     kind = filesystem(looked_at)
     links, exchanges = _tried(looked_at)
     block = status.f_frsize
-    return Folder(
+    return FolderFacts(
         path, str(looked_at), kind, is_network(kind), status.f_bavail * block, status.f_blocks * block,
         links is not None, links, exchanges,
     )  # fmt: skip

@@ -27,7 +27,7 @@ from reshard.planning.plan import Piece, Plan, PlannedTensor
 _CLOSE = 5
 
 
-class Place(Struct, frozen=True):
+class ToldPlace(Struct, frozen=True):
     """Where a file holds a part: its bytes are those of ``extents``, one after the other."""
 
     rank: int
@@ -35,7 +35,7 @@ class Place(Struct, frozen=True):
     extents: tuple[Extent, ...]
 
 
-class Part(Struct, frozen=True):
+class ToldPart(Struct, frozen=True):
     """One box of the tensor. ``held`` lists all that hold it: replicas; none where it is missing.
 
     ``expected`` are the ranks that the strategy names.
@@ -43,7 +43,7 @@ class Part(Struct, frozen=True):
 
     start: tuple[int, ...]
     shape: tuple[int, ...]
-    held: tuple[Place, ...]
+    held: tuple[ToldPlace, ...]
     expected: tuple[int, ...] = ()
 
 
@@ -62,10 +62,10 @@ class Taken(Struct, frozen=True):
     end: int
 
 
-class Made(Struct, frozen=True):
+class MadePart(Struct, frozen=True):
     """A part of the target, the files that get it, and what it is made of."""
 
-    part: Part
+    part: ToldPart
     taken: tuple[Taken, ...]
 
 
@@ -78,13 +78,13 @@ class Cut(Struct, frozen=True):
     of_stages: int
 
 
-class Target(Struct, frozen=True):
+class ToldTarget(Struct, frozen=True):
     """The target of one tensor; ``cut`` is that of the first stage that has it."""
 
     name: str
     dtype: str
     cut: Cut
-    made: tuple[Made, ...]
+    made: tuple[MadePart, ...]
 
 
 class Explanation(Struct, frozen=True):
@@ -102,8 +102,8 @@ class Explanation(Struct, frozen=True):
     shape: tuple[int, ...]
     nbytes: int
     cut: Cut
-    parts: tuple[Part, ...]
-    targets: tuple[Target, ...]
+    parts: tuple[ToldPart, ...]
+    targets: tuple[ToldTarget, ...]
     fate: str
     warnings: tuple[str, ...]
     view: tuple[int, ...] = ()
@@ -126,7 +126,7 @@ def explain(name: str, src: str | Path, options: Options, *, rank: int | None = 
     name, asked = _made_of(name, source, str(src), given)
     tensor = _found(name, source, options.names)
     warnings = source.warnings
-    targets: tuple[Target, ...] = ()
+    targets: tuple[ToldTarget, ...] = ()
     fate = ""
     if options.dst_strategy:
         plan = _plan(source, tensor, options)
@@ -204,21 +204,21 @@ def _cut(layout: Layout, stages: Iterable[int], of_stages: int) -> Cut:
     return Cut(sharding.parts, sharding.opt_parts if sharding.parts else 1, tuple(stages), of_stages)
 
 
-def _parts(source: Catalog, tensor: Tensor) -> Iterator[Part]:
+def _parts(source: Catalog, tensor: Tensor) -> Iterator[ToldPart]:
     """In row-major order."""
     itemsize = tensor.spec.itemsize
     for shard in tensor.shards:
         held = (
-            Place(source.files[h.file].rank, source.files[h.file].path, h.extents_of(shard.box, itemsize))
+            ToldPlace(source.files[h.file].rank, source.files[h.file].path, h.extents_of(shard.box, itemsize))
             for h in shard.held
             if h.file != ZEROS
         )
-        yield Part(shard.box.start, shard.box.shape, tuple(held), shard.expected)
+        yield ToldPart(shard.box.start, shard.box.shape, tuple(held), shard.expected)
 
 
-def _target(source: Catalog, plan: Plan, numbers: list[int], rank: int | None) -> Target:
+def _target(source: Catalog, plan: Plan, numbers: list[int], rank: int | None) -> ToldTarget:
     """The parts of one tensor in row-major order; ranks whose values differ have parts of their own."""
-    made: dict[tuple[int, Box], list[Place]] = {}
+    made: dict[tuple[int, Box], list[ToldPlace]] = {}
     layouts: dict[int, Layout] = {}
     devices = plan.layouts[0].sharding.devices
     for file in plan.files:
@@ -226,17 +226,17 @@ def _target(source: Catalog, plan: Plan, numbers: list[int], rank: int | None) -
             if slot.tensor in numbers:
                 layouts.setdefault(file.rank // devices, plan.layouts[slot.layout])
                 if rank is None or rank == file.rank:
-                    place = Place(file.rank, file.path, slot.extents)
+                    place = ToldPlace(file.rank, file.path, slot.extents)
                     made.setdefault((slot.tensor, box), []).append(place)
     if rank is not None and not made:
         raise UsageError(f"target rank {rank} does not get {plan.tensors[numbers[0]].name}")
     first = plan.tensors[numbers[0]]
     cut = _cut(next(iter(layouts.values())), sorted(layouts), plan.world // devices)
     parts = (
-        Made(Part(box.start, box.shape, tuple(places)), tuple(_taken(source, plan.tensors[number], box)))
+        MadePart(ToldPart(box.start, box.shape, tuple(places)), tuple(_taken(source, plan.tensors[number], box)))
         for (number, box), places in sorted(made.items(), key=lambda item: (item[0][1], item[0][0]))
     )
-    return Target(first.name, first.spec.dtype, cut, tuple(parts))
+    return ToldTarget(first.name, first.spec.dtype, cut, tuple(parts))
 
 
 def _taken(source: Catalog, tensor: PlannedTensor, box: Box) -> Iterator[Taken]:

@@ -23,7 +23,7 @@ from reshard.planning.catalog import Catalog, IndexedFile
 from reshard.planning.names import no_match
 
 
-class Row(Struct, frozen=True):
+class TensorRow(Struct, frozen=True):
     """One tensor. ``parts``: into how many it is cut in each dim; ``copies``: files that hold each shard, fewest
     first.
     """
@@ -48,7 +48,7 @@ class Inspection(Struct, frozen=True):
     nbytes: int
     ranks: int
     stages: int
-    tensors: tuple[Row, ...]
+    tensors: tuple[TensorRow, ...]
     texts: dict[str, str]
     warnings: tuple[str, ...]
     fingerprint: str = ""
@@ -121,7 +121,7 @@ def inspection(source: Catalog) -> Inspection:
     for tensor in source.tensors.values():
         copies = min((len(shard.held) for shard in tensor.shards if shard.held), default=0)
         rows.append(
-            Row(
+            TensorRow(
                 tensor.name,
                 tensor.spec.dtype,
                 tensor.spec.shape,

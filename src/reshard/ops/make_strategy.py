@@ -25,11 +25,11 @@ from reshard.strategy.named import named_by_family, values_of
 from reshard.strategy.optimizer_shard import OptimizerParallel
 from reshard.strategy.optimizer_states import NONE, check_optimizer, optimizer_of
 from reshard.strategy.placing import Stages, place
-from reshard.strategy.rules import Family, read_family
+from reshard.strategy.rules import RuleFamily, read_family
 from reshard.yaml_text import whole_numbers
 
 
-class Making(Struct, frozen=True):
+class StrategyWish(Struct, frozen=True):
     """What a user asks for.
 
     Attributes:
@@ -52,7 +52,7 @@ class Making(Struct, frozen=True):
     content: Mapping[str, Any] | None = None
 
 
-class Made(Struct, frozen=True):
+class MadeStrategy(Struct, frozen=True):
     """What was written. ``tensors``: of each stage."""
 
     folder: str
@@ -62,7 +62,7 @@ class Made(Struct, frozen=True):
     tensors: tuple[int, ...]
 
 
-def make_strategy(making: Making, out: str, *, merged: bool = False, json_format: bool = False) -> Made:
+def make_strategy(making: StrategyWish, out: str, *, merged: bool = False, json_format: bool = False) -> MadeStrategy:
     """Write the strategy files of a job into a new folder. Raises StrategyError, UsageError, CheckpointError."""
     folder = Path(out)
     with reported(folder):
@@ -74,10 +74,10 @@ def make_strategy(making: Making, out: str, *, merged: bool = False, json_format
         folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         Disk().write_whole(str(folder / name), content, fsync=False)
-    return Made(out, len(files), family.name, job.sizes.devices, tuple(len(stage) for stage in stages))
+    return MadeStrategy(out, len(files), family.name, job.sizes.devices, tuple(len(stage) for stage in stages))
 
 
-def made_stages(making: Making) -> tuple[Family, Job, Stages]:
+def made_stages(making: StrategyWish) -> tuple[RuleFamily, Job, Stages]:
     """The layouts alone, nothing written."""
     job = _job(making)
     stored = _stored(making.checkpoint) if making.checkpoint else None
@@ -92,14 +92,14 @@ def made_stages(making: Making) -> tuple[Family, Job, Stages]:
         raise StrategyError(error.message, error.where or making.rules or making.config, error.hint) from None
 
 
-def model_shapes(making: Making) -> dict[str, tuple[int, ...]]:
+def model_shapes(making: StrategyWish) -> dict[str, tuple[int, ...]]:
     """Full shapes of the weights that a YAML's model has, however its job cuts them. Raises StrategyError."""
     job = _job(making)
     family = family_of(job)
     return {found.name: found.spec.shape for found in named_by_family(family, values_of(family, job))}
 
 
-def _job(making: Making) -> Job:
+def _job(making: StrategyWish) -> Job:
     if not making.config and not making.rules:
         raise UsageError(
             "neither --config nor --rules", hint="--config run.yaml, or --rules rules.yaml with --dp, --mp …"

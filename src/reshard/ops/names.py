@@ -24,7 +24,7 @@ class Becoming(Struct, frozen=True):
     rules: tuple[str, ...]
 
 
-class Told(Struct, frozen=True):
+class NamesTold(Struct, frozen=True):
     """``src``, ``dst``: the conventions; ``dropped``: names that are left out, by reason."""
 
     src: str
@@ -34,7 +34,7 @@ class Told(Struct, frozen=True):
     warnings: tuple[str, ...]
 
 
-def told(src: str | Path, options: Options, *, guess: bool = False) -> Told:
+def told(src: str | Path, options: Options, *, guess: bool = False) -> NamesTold:
     """
     Args:
         guess: take Hugging Face's for the target's convention, and MindFormers' core of what is Hugging Face's already.
@@ -55,10 +55,10 @@ def told(src: str | Path, options: Options, *, guess: bool = False) -> Told:
         targets = tuple(dict.fromkeys(n for f in further for n in f.targets)) if more else fate.targets
         rules = (fate.rule, *dict.fromkeys(f.rule for f in further))
         rows.append(Becoming(fate.source, targets, rules))
-    return Told(made.convention, naming.dst, tuple(rows), dict(made.catalog.dropped), made.catalog.warnings)
+    return NamesTold(made.convention, naming.dst, tuple(rows), dict(made.catalog.dropped), made.catalog.warnings)
 
 
-def lines(found: Told) -> Iterator[str]:
+def lines(found: NamesTold) -> Iterator[str]:
     """One for all layers that become the same."""
     kinds: dict[tuple[str, ...], list[Becoming]] = {}
     for row in found.tensors:

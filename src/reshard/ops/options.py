@@ -12,7 +12,7 @@ from reshard.errors import UsageError
 from reshard.families.discover import Select
 from reshard.families.source import Source
 from reshard.families.strategies import read_strategy
-from reshard.families.targets import PREFIX, Asked
+from reshard.families.targets import PREFIX, AskedTarget
 from reshard.layout.stages import Strategy
 from reshard.names.wishes import MEGATRON, Naming
 from reshard.planning.bill import BUFFERS_A_WORKER
@@ -188,9 +188,9 @@ class Options(Means, frozen=True):
         """The source at this path."""
         return Source(str(path), self.src_strategy, self.select, self.suffix, self.family, self.iteration, self.frozen)
 
-    def asked(self, single: str) -> Asked:
+    def asked(self, single: str) -> AskedTarget:
         """What is said of the target's files; ``single`` is its name, where it is to be one file."""
-        return Asked(
+        return AskedTarget(
             single=single,
             to=self.to,
             strategy=read_strategy(self.dst_strategy) if self.dst_strategy else None,

@@ -17,7 +17,7 @@ from reshard.storage.disk import Disk
 from reshard.strategy.folder import encode
 
 
-class Row(Struct, frozen=True):
+class LayoutRow(Struct, frozen=True):
     """One tensor in one stage. ``parts``: into how many each dim is cut, optimizer shard included; ``replicas``:
     ranks that hold the same.
     """
@@ -42,7 +42,7 @@ class Shown(Struct, frozen=True):
     stages: int
     devices: int
     made: bool
-    rows: tuple[Row, ...]
+    rows: tuple[LayoutRow, ...]
 
 
 def show(path: str, pattern: str = "") -> Shown:
@@ -59,9 +59,11 @@ def show(path: str, pattern: str = "") -> Shown:
     return Shown(len(strategy.stages), strategy.devices, strategy.made, rows)
 
 
-def _row(name: str, stage: int, sharding: Sharding) -> Row:
+def _row(name: str, stage: int, sharding: Sharding) -> LayoutRow:
     replicas = sharding.devices // prod(sharding.parts)
-    return Row(name, stage, sharding.device_matrix, sharding.tensor_map, sharding.opt_shard, sharding.parts, replicas)
+    return LayoutRow(
+        name, stage, sharding.device_matrix, sharding.tensor_map, sharding.opt_shard, sharding.parts, replicas
+    )
 
 
 def merge(folder: str, out: str, *, overwrite: bool = False) -> str:

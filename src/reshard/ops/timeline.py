@@ -13,7 +13,7 @@ _MAX_SLICES = 240
 _FIRST_SLICE_S = 0.001
 
 
-class Stretch(Struct):
+class WorkStretch(Struct):
     """One phase of the job, times in seconds since the time line began. ``workers``: bytes by slice of time."""
 
     what: str
@@ -69,11 +69,11 @@ class Timeline(Observer):
         self._listener = listener
         self._lock = threading.Lock()
         self._began = time.monotonic()
-        self.stretches: list[Stretch] = []
+        self.stretches: list[WorkStretch] = []
 
     def start(self, what: str, nbytes: int) -> None:
         now = time.monotonic() - self._began
-        self.stretches.append(Stretch(what, now, now))
+        self.stretches.append(WorkStretch(what, now, now))
         self._listener.start(what, nbytes)
 
     def advance(self, nbytes: int) -> None:

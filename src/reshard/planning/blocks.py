@@ -27,7 +27,7 @@ _PLAIN_NBYTES = 8 << 20
 """Blocks of what is copied as it lies are no larger: it takes no less time."""
 
 
-class Rows(Struct, frozen=True):
+class EvenRuns(Struct, frozen=True):
     """Bytes that lie equally far apart: ``count`` times ``nbytes``, one every ``step`` from ``offset`` on."""
 
     offset: int
@@ -46,7 +46,7 @@ class Access(Struct, frozen=True):
     file: int
     box: Box
     ranges: tuple[Extent, ...]
-    rows: tuple[Rows, ...] = ()
+    rows: tuple[EvenRuns, ...] = ()
 
 
 class Block(Struct, frozen=True):
@@ -223,7 +223,7 @@ def _apart(number: int, piece: Piece, box: Box, itemsize: int) -> Iterator[Acces
         return
     start = piece.extents[0].offset
     found = ordered(part, piece.order).rows_in(ordered(piece.stored, piece.order))
-    rows = [Rows(start + at * itemsize, n * itemsize, step * itemsize, count) for at, n, step, count in found]
+    rows = [EvenRuns(start + at * itemsize, n * itemsize, step * itemsize, count) for at, n, step, count in found]
     yield Access(number, piece.file, part, (), tuple(rows))
 
 

@@ -12,7 +12,7 @@ from reshard.planning.lora_hints import Hints
 from reshard.planning.lora_layers import Layers
 from reshard.planning.lora_names import Kind, foreign_style, is_beside, is_original, is_repeated, lora_name, model_name
 from reshard.planning.lora_replaced import Replacing, is_copy
-from reshard.planning.lora_sums import Sums
+from reshard.planning.lora_sums import LoraSums
 from reshard.planning.lora_values import Adapter, How, LoraMerge, NewRows, Rules
 
 _NO_LORA = "an adapter elsewhere: reshard lora merge --adapter; where there is none: reshard merge, reshard convert"
@@ -48,7 +48,7 @@ class _Merging:
         self._replacing = Replacing(base, how)
         self._hints = Hints(self._replacing.tensors, how.became)
         self._how = how
-        self._sums = Sums()
+        self._sums = LoraSums()
         self._rows: dict[str, NewRows] = {}
         self._used: dict[str, str] = {}
         self._faults: list[str] = []

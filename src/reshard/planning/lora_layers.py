@@ -13,7 +13,7 @@ from reshard.planning.lora_forms import Fit, fits_of, flat, viewed
 from reshard.planning.lora_hints import Hints
 from reshard.planning.lora_names import Kind, model_name
 from reshard.planning.lora_replaced import Replacing
-from reshard.planning.lora_sums import Sums
+from reshard.planning.lora_sums import LoraSums
 from reshard.planning.lora_values import Adapter, NewRows, Term
 
 Parts = Mapping[Kind, Tensor]
@@ -42,7 +42,7 @@ class Layers:
         self._base = base
         self._hints = hints
 
-    def add(self, module: str, parts: Parts, sums: Sums) -> Iterator[str]:
+    def add(self, module: str, parts: Parts, sums: LoraSums) -> Iterator[str]:
         """Find what the parts of a layer change; gives what does not fit."""
         layer = model_name(module)
         try:
@@ -53,7 +53,7 @@ class Layers:
         except PlanError as misfit:
             yield misfit.message
 
-    def _add_sum(self, module: str, layer: str, parts: Parts, sums: Sums) -> None:
+    def _add_sum(self, module: str, layer: str, parts: Parts, sums: LoraSums) -> None:
         pair = self._pair(module, parts)
         found = self._weight(layer, pair, embedding=_EMBEDDING[0] in parts, module=module)
         weight, fit = found.weight, found.fit

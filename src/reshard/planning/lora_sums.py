@@ -18,7 +18,7 @@ class _Of(Struct, frozen=True):
     term: Term
 
 
-class Sums:
+class LoraSums:
     """Terms and magnitudes by weight, as they are found."""
 
     def __init__(self) -> None:

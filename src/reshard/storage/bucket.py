@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from reshard import __version__, waits
 from reshard.errors import CheckpointError, ReshardError, StorageError, UsageError
-from reshard.storage.bucket_settings import READ_ONLY, Address, Keys, Settings, settings_of
+from reshard.storage.bucket_settings import READ_ONLY, Address, BucketSettings, Keys, settings_of
 
 _T = TypeVar("_T")
 if TYPE_CHECKING:
@@ -253,7 +253,7 @@ def _said(error: BaseException) -> str:
 
 
 @cache
-def _store(settings: Settings) -> ObjectStore:
+def _store(settings: BucketSettings) -> ObjectStore:
     try:
         from obstore.exceptions import BaseError
         from obstore.store import AzureStore, GCSStore, HTTPStore, S3Store

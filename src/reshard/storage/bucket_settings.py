@@ -46,7 +46,7 @@ class Keys(Struct, frozen=True):
         return f"<keys of {self.access[:4]}…>"  # as errors and logs may show it
 
 
-class Settings(Struct, frozen=True):
+class BucketSettings(Struct, frozen=True):
     """One bucket (container, host) and how it is reached; equal settings share their connections."""
 
     scheme: str
@@ -89,7 +89,7 @@ def address_of(url: str) -> Address:
     return Address(scheme, name, "/".join(part for part in key.split("/") if part))
 
 
-def settings_of(address: Address, environ: Mapping[str, str] = os.environ) -> Settings:
+def settings_of(address: Address, environ: Mapping[str, str] = os.environ) -> BucketSettings:
     """How to reach a bucket. Raises StorageError where the environment lacks what only it can tell."""
     _check(address, environ)
     if address.scheme == "obs":
@@ -97,8 +97,10 @@ def settings_of(address: Address, environ: Mapping[str, str] = os.environ) -> Se
     if address.scheme == "s3":
         endpoint = _first(environ, _S3_ENDPOINTS)
         config = (("endpoint", endpoint),) if endpoint else ()
-        return Settings("s3", address.name, (*config, _NO_BULK), plain_http=endpoint.lower().startswith("http://"))
-    return Settings(address.scheme, address.name, plain_http=address.scheme == "http")
+        return BucketSettings(
+            "s3", address.name, (*config, _NO_BULK), plain_http=endpoint.lower().startswith("http://")
+        )
+    return BucketSettings(address.scheme, address.name, plain_http=address.scheme == "http")
 
 
 def _check(address: Address, environ: Mapping[str, str]) -> None:
@@ -133,7 +135,7 @@ def _endpoint_fault(value: str) -> str:
 _NO_BULK = ("disable_bulk_delete", True)  # not every store that speaks S3 has it
 
 
-def _obs(address: Address, environ: Mapping[str, str]) -> Settings:
+def _obs(address: Address, environ: Mapping[str, str]) -> BucketSettings:
     """Huawei's OBS speaks S3; the bucket stands in the host's name, save where the host is an address."""
     where = f"obs://{address.name}"
     endpoint = _first(environ, _OBS_ENDPOINTS)
@@ -162,7 +164,7 @@ def _obs(address: Address, environ: Mapping[str, str]) -> Settings:
         ("region", region),
         _NO_BULK,
     )
-    return Settings("s3", address.name, config, keys, plain_http=scheme == "http")
+    return BucketSettings("s3", address.name, config, keys, plain_http=scheme == "http")
 
 
 def _both(environ: Mapping[str, str], *names: str) -> bool:

@@ -17,7 +17,7 @@ from reshard.errors import CheckpointError, StorageError
 from reshard.planning.plan import Link
 from reshard.storage.clones import clone_file, clone_range, copy_range
 from reshard.storage.machine import filesystem
-from reshard.storage.storage import PART, Entry, NewFile, ReadFile, Share, reported, translated
+from reshard.storage.storage import PART, Entry, NewFile, ReadFile, SharedBytes, reported, translated
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _AT_FDCWD = -100  # linux/fcntl.h
@@ -51,7 +51,7 @@ class DiskFile:
     def read_into(self, offset: int, buffer: memoryview) -> None:
         read_all(self._fd, self.path, offset, buffer)
 
-    def shared_with(self, fd: int, share: Share) -> bool:
+    def shared_with(self, fd: int, share: SharedBytes) -> bool:
         """Give another file some bytes of this one; False where the file system cannot. Raises OSError."""
         give = copy_range if share.copied else clone_range
         return give(fd, share.offset, self._fd, share.source_offset, share.nbytes)
@@ -91,7 +91,7 @@ class DiskNewFile:
     What it can share with other files it holds from the beginning: of what is written there it takes nothing.
     """
 
-    def __init__(self, path: str, nbytes: int, *, fsync: bool, share: Sequence[Share] = ()) -> None:
+    def __init__(self, path: str, nbytes: int, *, fsync: bool, share: Sequence[SharedBytes] = ()) -> None:
         self.path = path
         self._fsync = fsync
         self._unsynced_nbytes = 0
@@ -183,7 +183,7 @@ def _allocate(fd: int, offset: int, nbytes: int) -> None:
             raise
 
 
-def _given(fd: int, share: Sequence[Share]) -> list[tuple[int, int]]:
+def _given(fd: int, share: Sequence[SharedBytes]) -> list[tuple[int, int]]:
     """What of it the system could share or copy, in order. Raises OSError."""
     done = []
     for part in sorted(share, key=attrgetter("offset")):
@@ -230,7 +230,7 @@ class Disk:
         return DiskFile(path)
 
     def create(
-        self, path: str, nbytes: int, *, fsync: bool, buffer_nbytes: int = 0, share: Sequence[Share] = ()
+        self, path: str, nbytes: int, *, fsync: bool, buffer_nbytes: int = 0, share: Sequence[SharedBytes] = ()
     ) -> NewFile:
         return DiskNewFile(path, nbytes, fsync=fsync, share=share)
 

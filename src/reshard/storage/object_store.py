@@ -11,7 +11,7 @@ from reshard.formats.registry import format_of
 from reshard.planning.plan import Link
 from reshard.storage.bucket import Bucket, Meta, Upload
 from reshard.storage.bucket_settings import READ_ONLY, Address, address_of
-from reshard.storage.storage import Entry, NewFile, ReadFile, Share
+from reshard.storage.storage import Entry, NewFile, ReadFile, SharedBytes
 from reshard.storage.whole_file import copy_file
 
 _PART_NBYTES = 8 << 20
@@ -124,7 +124,7 @@ class ObjectStore:
         return ObjectFile(self._bucket, known or self._looked_at(key))
 
     def create(
-        self, path: str, nbytes: int, *, fsync: bool, buffer_nbytes: int = 0, share: Sequence[Share] = ()
+        self, path: str, nbytes: int, *, fsync: bool, buffer_nbytes: int = 0, share: Sequence[SharedBytes] = ()
     ) -> NewFile:
         """``fsync`` has no meaning here: a store that says it has an object has it."""
         self._check_writable(path)

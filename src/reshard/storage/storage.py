@@ -54,7 +54,7 @@ class ReadFile(Protocol):
     def close(self) -> None: ...
 
 
-class Share(Struct, frozen=True):
+class SharedBytes(Struct, frozen=True):
     """Bytes of a new file that another holds too, and where there: whole blocks of both; or ``copied``, any, by the
     server that holds both files.
     """
@@ -106,7 +106,7 @@ class Storage(Protocol):
     def open(self, path: str) -> ReadFile: ...
 
     def create(
-        self, path: str, nbytes: int, *, fsync: bool, buffer_nbytes: int = 0, share: Sequence[Share] = ()
+        self, path: str, nbytes: int, *, fsync: bool, buffer_nbytes: int = 0, share: Sequence[SharedBytes] = ()
     ) -> NewFile:
         """``fsync``: under its name it survives a power cut. ``buffer_nbytes`` is what it may keep in memory, where a
         storage must. ``share``: what it may have in common with other files; what it can, it does not take when it is

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from reshard.errors import StrategyError
 from reshard.strategy.job import Job
-from reshard.strategy.rules import Family, Unread, make_family
+from reshard.strategy.rules import RuleFamily, Unread, make_family
 from reshard.yaml_text import read_own_yaml
 
 _OF_ANY_MODEL = ("quantization_config", "quant_config", "quant", "auto_register")
@@ -17,7 +17,7 @@ _OF_ANY_MODEL = ("quantization_config", "quant_config", "quant", "auto_register"
 
 
 @cache
-def built_in() -> tuple[Family, ...]:
+def built_in() -> tuple[RuleFamily, ...]:
     folder = files("reshard.strategy") / "families"
     found = sorted((entry for entry in folder.iterdir() if entry.name.endswith(".yaml")), key=lambda e: e.name)
     return tuple(
@@ -25,12 +25,12 @@ def built_in() -> tuple[Family, ...]:
     )
 
 
-def _with_common(family: Family) -> Family:
+def _with_common(family: RuleFamily) -> RuleFamily:
     own = {unread.key for unread in family.unread}
     return replace(family, unread=(*family.unread, *(Unread(key) for key in _OF_ANY_MODEL if key not in own)))
 
 
-def family_of(job: Job) -> Family:
+def family_of(job: Job) -> RuleFamily:
     """The built-in family that a job's model belongs to. Raises StrategyError naming those that are known."""
     for model in job.models:
         fits = [f for f in built_in() if model in f.models]

@@ -15,22 +15,22 @@ from reshard.errors import StrategyError, counted, listed
 from reshard.index import TensorSpec
 from reshard.strategy.expression import evaluate, names_in
 from reshard.strategy.job import Job, Release
-from reshard.strategy.rules import Block, Family, Rule
+from reshard.strategy.rules import CutRule, RuleBlock, RuleFamily
 
 _NEWEST: Release = (1_000_000,)
 
 
-class Found(Struct, frozen=True):
+class RuledTensor(Struct, frozen=True):
     """A tensor with the rule that cuts it; ``names`` are the values that the rule's expressions read."""
 
     name: str
     spec: TensorSpec
-    block: Block
-    rule: Rule
+    block: RuleBlock
+    rule: CutRule
     names: Mapping[str, Any]
 
 
-def values_of(family: Family, job: Job) -> dict[str, Any]:
+def values_of(family: RuleFamily, job: Job) -> dict[str, Any]:
     """The values that a family's expressions may read: of the job, and the model's settings. Raises StrategyError."""
     sizes = job.sizes
     names: dict[str, Any] = {
@@ -66,12 +66,12 @@ def lookup(config: Mapping[str, Any], key: str) -> Any:
     return None if value == "None" else value  # YAML's null is written null, but users write None
 
 
-def named_by_family(family: Family, names: Mapping[str, Any]) -> list[Found]:
+def named_by_family(family: RuleFamily, names: Mapping[str, Any]) -> list[RuledTensor]:
     """The tensors that a model of these settings has."""
     return [found for block in family.blocks for found in _of_block(block, family, names)]
 
 
-def _of_block(block: Block, family: Family, names: Mapping[str, Any]) -> Iterator[Found]:
+def _of_block(block: RuleBlock, family: RuleFamily, names: Mapping[str, Any]) -> Iterator[RuledTensor]:
     for n in range(_count(block, family, names)) if block.numbered else [None]:
         own = {**names, "n": n}
         if not evaluate(block.when, own):
@@ -80,10 +80,10 @@ def _of_block(block: Block, family: Family, names: Mapping[str, Any]) -> Iterato
         for rule in block.rules:
             if evaluate(rule.when, own) and evaluate(rule.used, own):
                 name = prefix + rule.name
-                yield Found(name, _spec(name, rule, family, own), block, rule, own)
+                yield RuledTensor(name, _spec(name, rule, family, own), block, rule, own)
 
 
-def _count(block: Block, family: Family, names: Mapping[str, Any]) -> int:
+def _count(block: RuleBlock, family: RuleFamily, names: Mapping[str, Any]) -> int:
     count = evaluate(block.count, names)
     if type(count) is not int or count < 0:
         raise StrategyError(
@@ -92,7 +92,7 @@ def _count(block: Block, family: Family, names: Mapping[str, Any]) -> int:
     return count
 
 
-def _spec(name: str, rule: Rule, family: Family, names: Mapping[str, Any]) -> TensorSpec:
+def _spec(name: str, rule: CutRule, family: RuleFamily, names: Mapping[str, Any]) -> TensorSpec:
     if rule.pattern or rule.shape is None:
         raise StrategyError(
             f"{name}: the rules give no shape", hint="give --checkpoint, whose headers say names and shapes"
@@ -105,14 +105,16 @@ def _spec(name: str, rule: Rule, family: Family, names: Mapping[str, Any]) -> Te
     return TensorSpec(ALIASES.get(dtype, dtype), sizes)
 
 
-def _hint(expression: object, family: Family) -> str:
+def _hint(expression: object, family: RuleFamily) -> str:
     """Which keys of the YAML an expression needs."""
     keys = sorted(k for s in family.settings if s.name in names_in(expression) for k in s.keys[:1])
     wanted = f"model_config needs {', '.join(keys)}; or " if keys else ""
     return f"{wanted}give --checkpoint, whose headers say names and shapes"
 
 
-def named_by_headers(family: Family, names: Mapping[str, Any], headers: Mapping[str, TensorSpec]) -> list[Found]:
+def named_by_headers(
+    family: RuleFamily, names: Mapping[str, Any], headers: Mapping[str, TensorSpec]
+) -> list[RuledTensor]:
     """The tensors of a checkpoint, each with the first rule that its name fits: one whose condition holds, if any.
 
     Single values that no rule names (global_step) are of no layout and are passed over.
@@ -126,7 +128,7 @@ def named_by_headers(family: Family, names: Mapping[str, Any], headers: Mapping[
             continue
         block, rule, own = next((fit for fit in fits if _holds(*fit)), fits[0])
         if if_given(rule.used, own) is not False:
-            found.append(Found(name, spec, block, rule, own))
+            found.append(RuledTensor(name, spec, block, rule, own))
     if unknown:
         raise StrategyError(
             f"no rule of family {family.name!r} matches {counted(len(unknown), 'tensor')}:\n" + listed(unknown),
@@ -135,10 +137,10 @@ def named_by_headers(family: Family, names: Mapping[str, Any], headers: Mapping[
     return found
 
 
-Fit = tuple[Block, Rule, dict[str, Any]]
+Fit = tuple[RuleBlock, CutRule, dict[str, Any]]
 
 
-def _fitting(block: Block, name: str, names: Mapping[str, Any]) -> Iterator[Fit]:
+def _fitting(block: RuleBlock, name: str, names: Mapping[str, Any]) -> Iterator[Fit]:
     start = _prefix_pattern(block.prefix).match(name)
     if start is None:
         return
@@ -149,7 +151,7 @@ def _fitting(block: Block, name: str, names: Mapping[str, Any]) -> Iterator[Fit]
             yield block, rule, own
 
 
-def _holds(block: Block, rule: Rule, names: Mapping[str, Any]) -> bool:
+def _holds(block: RuleBlock, rule: CutRule, names: Mapping[str, Any]) -> bool:
     return bool(if_given(block.when, names)) and bool(if_given(rule.when, names))
 
 

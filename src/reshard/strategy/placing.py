@@ -15,10 +15,10 @@ from reshard.index import TensorSpec
 from reshard.layout.tensor import Layout, Sharding
 from reshard.strategy.expression import evaluate, names_in
 from reshard.strategy.job import Job
-from reshard.strategy.named import Found, if_given, lookup, named_by_family, named_by_headers, values_of
+from reshard.strategy.named import RuledTensor, if_given, lookup, named_by_family, named_by_headers, values_of
 from reshard.strategy.optimizer_shard import with_optimizer_shard
 from reshard.strategy.optimizer_states import states_of
-from reshard.strategy.rules import Family
+from reshard.strategy.rules import RuleFamily
 from reshard.strategy.spelling import misspelt
 from reshard.strategy.stages_of_layers import stages_of_layers
 
@@ -35,7 +35,7 @@ class Weight(Struct, frozen=True):
     shard: bool
 
 
-def place(family: Family, job: Job, headers: Mapping[str, TensorSpec] | None = None) -> Stages:
+def place(family: RuleFamily, job: Job, headers: Mapping[str, TensorSpec] | None = None) -> Stages:
     """The layouts of all stages' tensors.
 
     Args:
@@ -60,7 +60,7 @@ def place(family: Family, job: Job, headers: Mapping[str, TensorSpec] | None = N
     return stages
 
 
-def _check_spelling(family: Family, job: Job) -> None:
+def _check_spelling(family: RuleFamily, job: Job) -> None:
     """Raises StrategyError for keys of the model that are nearly one that the rules read."""
     read = {key for entry in family.settings for key in entry.keys} | {unread.key for unread in family.unread}
     faults = misspelt(job.config, {key for key in read if "." not in key}, "model_config.")
@@ -70,7 +70,7 @@ def _check_spelling(family: Family, job: Job) -> None:
         raise StrategyError(listed(faults))
 
 
-def _refuse_unread(family: Family, job: Job, names: Mapping[str, Any]) -> None:
+def _refuse_unread(family: RuleFamily, job: Job, names: Mapping[str, Any]) -> None:
     """Raises StrategyError with every key that changes the tensors in a way that the rules know nothing of."""
     faults = []
     for unread in family.unread:
@@ -85,7 +85,7 @@ def _refuse_unread(family: Family, job: Job, names: Mapping[str, Any]) -> None:
         )
 
 
-def _check(family: Family, names: Mapping[str, Any]) -> None:
+def _check(family: RuleFamily, names: Mapping[str, Any]) -> None:
     """Raises StrategyError with every check of the family that fails. One that reads a value not given is passed."""
     keys = {s.name: s.keys[0].removeprefix("moe_config.") for s in family.settings if s.keys}
     keys |= _PARALLEL
@@ -109,7 +109,7 @@ _PARALLEL = {
 }
 
 
-def _stage_of(family: Family, job: Job, names: Mapping[str, Any], found: list[Found]) -> Callable[[int], int]:
+def _stage_of(family: RuleFamily, job: Job, names: Mapping[str, Any], found: list[RuledTensor]) -> Callable[[int], int]:
     """The function of rules that gives a layer's stage; the layers are counted where the family does not say."""
     layers = evaluate(family.layers, names)
     if layers is None:
@@ -130,7 +130,7 @@ def _stage_of(family: Family, job: Job, names: Mapping[str, Any], found: list[Fo
     return stage_of
 
 
-def _place(tensor: Found, family: Family, job: Job, stage_of: Callable[[int], int], stages: Stages) -> None:
+def _place(tensor: RuledTensor, family: RuleFamily, job: Job, stage_of: Callable[[int], int], stages: Stages) -> None:
     """Put a tensor, its LoRA pair and the states of both where they belong."""
     dims = {f"dim{i}": n for i, n in enumerate(tensor.spec.shape)}
     names = {**tensor.names, **dims, "stage_of": stage_of}
@@ -155,7 +155,7 @@ def _stage(value: Any, stages: int) -> int:
     return value
 
 
-def _sharding(tensor: Found, family: Family, job: Job, names: Mapping[str, Any]) -> Sharding:
+def _sharding(tensor: RuledTensor, family: RuleFamily, job: Job, names: Mapping[str, Any]) -> Sharding:
     """The cut of the first case that holds; whole without one."""
     case = next((c for c in tensor.rule.cases if evaluate(c.when, names)), None)
     devices = job.sizes.devices

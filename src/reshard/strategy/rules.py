@@ -66,7 +66,7 @@ class Case(Struct, frozen=True):
     cut: Cut
 
 
-class Rule(Struct, frozen=True):
+class CutRule(Struct, frozen=True):
     """One tensor of a block, or one of each of its layers.
 
     Attributes:
@@ -93,21 +93,21 @@ class Rule(Struct, frozen=True):
     lora: object
 
 
-class Block(Struct, frozen=True):
+class RuleBlock(Struct, frozen=True):
     """Tensors that share a prefix and a stage; with ``{n}`` in the prefix there are ``count`` of them."""
 
     prefix: str
     count: object
     stage: object
     when: object
-    rules: tuple[Rule, ...]
+    rules: tuple[CutRule, ...]
 
     @property
     def numbered(self) -> bool:
         return "{n}" in self.prefix
 
 
-class Family(Struct, frozen=True):
+class RuleFamily(Struct, frozen=True):
     name: str
     models: tuple[str, ...]
     mcore: bool
@@ -116,10 +116,10 @@ class Family(Struct, frozen=True):
     checks: tuple[Check, ...]
     layers: object
     devices: Mapping[str, Mapping[str, object]]
-    blocks: tuple[Block, ...]
+    blocks: tuple[RuleBlock, ...]
 
 
-def read_family(text: str, where: str) -> Family:
+def read_family(text: str, where: str) -> RuleFamily:
     """Raises StrategyError naming the entry."""
     try:
         content = read_yaml(text)
@@ -128,7 +128,7 @@ def read_family(text: str, where: str) -> Family:
     return make_family(content, where)
 
 
-def make_family(content: object, where: str) -> Family:
+def make_family(content: object, where: str) -> RuleFamily:
     """Of what the YAML ``where`` holds. Raises StrategyError naming the entry."""
     try:
         return _family(content)
@@ -155,14 +155,14 @@ _RULE = (
 )
 
 
-def _family(content: object) -> Family:
+def _family(content: object) -> RuleFamily:
     entry = _map(content, "the file", _FAMILY)
     devices = {
         name: {axis: _expression(size, f"devices {name}") for axis, size in _map(axes, f"devices {name}").items()}
         for name, axes in _map(entry.get("devices", {}), "devices").items()
     }
     blocks = tuple(_block(b, devices) for b in _list(entry.get("blocks"), "blocks"))
-    return Family(
+    return RuleFamily(
         str(entry.get("family", "")),
         tuple(map(str, _list(entry.get("models", []), "models"))),
         entry.get("names", "legacy") == "mcore",
@@ -193,7 +193,7 @@ def _check(value: object) -> Check:
     return Check(_expression(entry.get("that"), "a check"), str(entry.get("says", "")))
 
 
-def _block(value: object, devices: Mapping[str, Mapping[str, object]]) -> Block:
+def _block(value: object, devices: Mapping[str, Mapping[str, object]]) -> RuleBlock:
     entry = _map(value, "a block", ("prefix", "count", "stage", "when", "tensors"))
     prefix = str(entry.get("prefix", ""))
     here = f"block {prefix!r}"
@@ -202,7 +202,7 @@ def _block(value: object, devices: Mapping[str, Mapping[str, object]]) -> Block:
     if "stage" not in entry:
         raise StrategyError(f"{here} has no stage", hint="first, last, output, or an expression as stage_of(n)")
     rules = tuple(r for t in _list(entry.get("tensors"), here) for r in _rules(t, here, devices))
-    return Block(
+    return RuleBlock(
         prefix,
         _expression(entry.get("count"), here),
         _expression(entry["stage"], here),
@@ -211,7 +211,7 @@ def _block(value: object, devices: Mapping[str, Mapping[str, object]]) -> Block:
     )
 
 
-def _rules(value: object, block: str, devices: Mapping[str, Mapping[str, object]]) -> Iterator[Rule]:
+def _rules(value: object, block: str, devices: Mapping[str, Mapping[str, object]]) -> Iterator[CutRule]:
     """One rule for each name of an entry."""
     entry = _map(value, f"a tensor of {block}", _RULE)
     names = entry.get("name", entry.get("match"))
@@ -223,7 +223,7 @@ def _rules(value: object, block: str, devices: Mapping[str, Mapping[str, object]
             _regex(str(name), here)
         shape = _list(entry["shape"], here) if "shape" in entry else None
         cases = entry.get("cases")
-        yield Rule(
+        yield CutRule(
             str(name),
             "match" in entry,
             None if shape is None else tuple(_expression(n, here) for n in shape),

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from reshard.errors import RunError
 from reshard.index import Checksum, Extent
-from reshard.moving.checksums import Sums, crc32_joined
+from reshard.moving.checksums import CrcSums, crc32_joined
 
 
 @given(first=st.binary(max_size=300), second=st.binary(max_size=300))
@@ -25,7 +25,7 @@ def test_joined_sums_of_long_parts(nbytes: int) -> None:
 def test_parts_may_come_in_any_order() -> None:
     data = bytes(range(256)) * 3
     places = (Checksum(Extent(10, 700), (720, 730)), Checksum(Extent(0, 720), (724,), big_endian=True))
-    sums = Sums(places)
+    sums = CrcSums(places)
     for start, stop in [(500, 710), (0, 10), (710, 720), (10, 30), (30, 500)]:
         sums.add(start, stop - start, zlib.crc32(data[start:stop]))
     inner, outer = zlib.crc32(data[10:710]), zlib.crc32(data[:720])
@@ -38,7 +38,7 @@ def test_parts_may_come_in_any_order() -> None:
 
 
 def test_a_sum_of_bytes_that_were_not_written_is_refused() -> None:
-    sums = Sums((Checksum(Extent(0, 20), (20,)),))
+    sums = CrcSums((Checksum(Extent(0, 20), (20,)),))
     sums.add(0, 10, 1)
     with pytest.raises(RunError, match="bytes 10 to 20"):
         sums.stated(20, bytes(4))

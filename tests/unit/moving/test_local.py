@@ -10,7 +10,7 @@ from reshard.errors import RunError
 from reshard.moving.local import LocalExecutor
 from reshard.planning.plan import Task
 from reshard.storage.disk import Disk
-from reshard.storage.storage import NewFile, Share
+from reshard.storage.storage import NewFile, SharedBytes
 from reshard.testing.executors import HEAD, Work
 
 
@@ -21,7 +21,7 @@ class Meeting(Disk):
         self._begun = {"rank_0": threading.Event(), "rank_1": threading.Event()}
 
     def create(
-        self, path: str, nbytes: int, *, fsync: bool, buffer_nbytes: int = 0, share: Sequence[Share] = ()
+        self, path: str, nbytes: int, *, fsync: bool, buffer_nbytes: int = 0, share: Sequence[SharedBytes] = ()
     ) -> NewFile:
         file = super().create(path, nbytes, fsync=fsync)
         mine = Path(path).parent.name

@@ -9,7 +9,7 @@ import pytest
 from reshard.index import Coding, Extent
 from reshard.layout.box import Box
 from reshard.moving.task_inputs import Sources, _read_parts
-from reshard.planning.blocks import Access, Rows
+from reshard.planning.blocks import Access, EvenRuns
 from reshard.planning.plan import SourceFile
 from reshard.storage.disk import Disk
 
@@ -85,7 +85,7 @@ def test_rows_are_read_wherever_the_file_is(remote: bool, tmp_path: Path, monkey
     monkeypatch.setattr(Disk, "remote", remote)
     sources = Sources((SourceFile(str(path), len(CONTENT), path.stat().st_mtime_ns),))
     out = memoryview(bytearray(3 * 5 + 4 + 2 * 7))
-    rows = (Rows(100, 5, 9000, 3), Rows(7000, 7, 8, 2))
+    rows = (EvenRuns(100, 5, 9000, 3), EvenRuns(7000, 7, 8, 2))
     sources.read_into(Access(0, 0, Box((), ()), (Extent(3, 4),), rows), out)
     starts = [(3, 4), (100, 5), (9100, 5), (18_100, 5), (7000, 7), (7008, 7)]
     assert bytes(out) == b"".join(CONTENT[at : at + n] for at, n in starts)

@@ -11,7 +11,7 @@ from reshard.errors import CheckpointError, StorageError
 from reshard.storage import disk
 from reshard.storage.clones import block_shared_by
 from reshard.storage.disk import Disk
-from reshard.storage.storage import NewFile, Share
+from reshard.storage.storage import NewFile, SharedBytes
 
 
 def test_a_new_file_has_its_name_only_when_it_is_whole(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def begun(tmp_path: Path, *share: tuple[int, int, int]) -> tuple[NewFile, bytes]
     content = os.urandom(8 * BLOCK)
     (tmp_path / "source").write_bytes(content)
     source = Disk().open(str(tmp_path / "source"))
-    wanted = [Share(offset, nbytes, source, at, copied=False) for offset, nbytes, at in share]
+    wanted = [SharedBytes(offset, nbytes, source, at, copied=False) for offset, nbytes, at in share]
     new = Disk().create(str(tmp_path / "f"), len(content) + 100, fsync=False, share=wanted)
     source.close()
     return new, content
