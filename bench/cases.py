@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from checkpoints import Model, write_config, write_dcp, write_fsdp, write_full, write_lora, write_strategy
+from checkpoints import Model, write_config, write_dcp, write_fsdp, write_full, write_lora, write_strategy, write_turned
 from hub import MODELS, write_hub
 from zero import write_zero
 
@@ -28,6 +28,7 @@ _LAYOUTS = {
 _RECUT = "dp2mp2pp2 → dp1mp4pp2"
 
 
+_TURNED = {"turned4k": ((4096, 14336),) * 6, "turned8k": ((8192, 28672), (28672, 8192))}
 _SMALL = Model(layers=20, hidden=1024, ffn=2816, dtype="float32")
 
 
@@ -103,6 +104,8 @@ class Inputs:
             _, where, rank, dtype = name.split("-")
             path = self._folder / f"{name}.safetensors"
             return write_lora(self._model, path, int(rank), dtype, everywhere=where == "all")
+        if name.startswith("turned"):
+            return write_turned(self._folder / name, _TURNED[name.removesuffix(".bin")])
         if name.startswith("zero"):
             return write_zero(_SMALL, self._folder / name, int(name[-1]), ranks=8)
         if name.startswith("small."):
@@ -188,6 +191,7 @@ def _names(folder: Path) -> list[Case]:
     hub, core, config = _hub_strategy(folder, "hub", "mp8"), _hub_strategy(folder, "core", "mp8"), _hub_config(folder)
     to_core, to_hub = ("--dst-names", "mcore"), ("--dst-names", "hf", "--model", config)
     styles = ("--qkv", "grouped", "--gate-up", "interleaved")
+    parts, many = ("--max-shard-size", "200MiB"), _hub_strategy(folder, "hub_many_experts", "mp8")
     experts = (*to_hub[:-1], _hub_config(folder, "core_experts"))
     return [
         Case("Hugging Face 1 → mp8, as it is", ("convert", "{hub}", "{out}", "--dst-strategy", hub)),
@@ -202,6 +206,11 @@ def _names(folder: Path) -> list[Case]:
         Case("experts, core 1 → 1, as they are", ("convert", "{core_experts}", "{out}")),
         Case("experts, Hugging Face → core, stacked and turned", ("convert", "{hub_experts}", "{out}", *to_core)),
         Case("experts, core → Hugging Face, turned", ("convert", "{core_experts}", "{out}", *experts, *styles)),
+        Case("5,760 experts of 256 KiB, 1 → parts", ("convert", "{hub_many_experts}", "{out}", *parts)),
+        Case("1 → parts", ("convert", "{hub}", "{out}", *parts)),
+        Case("5,760 experts of 256 KiB, 1 → mp8", ("convert", "{hub_many_experts}", "{out}", "--dst-strategy", many)),
+        Case("matrices of 117 MB, turned", ("convert", "{turned4k.bin}", "{out}/model.safetensors")),
+        Case("matrices of 470 MB, turned", ("convert", "{turned8k.bin}", "{out}/model.safetensors")),
         Case("fp8 by blocks → bf16", ("convert", "{hub_fp8}", "{out}", "--dequantize")),
         Case("int8 by channel → bf16", ("convert", "{hub_int8}", "{out}", "--dequantize")),
     ]

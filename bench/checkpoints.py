@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from msgspec.structs import replace
 
 from reshard.formats.dcp_written import WrittenChunk, metadata_bytes
 from reshard.formats.distcp import Distcp, items_of
@@ -125,6 +126,16 @@ def random_values(rng: np.random.Generator, dtype: str, nbytes: int) -> bytes:
     sign_and_fraction, exponent = (0x80FF, 0x3C00) if dtype == "bfloat16" else (0x80FFFFFF, 0x3C000000)
     bits = np.frombuffer(rng.bytes(nbytes), np.uint16 if dtype == "bfloat16" else np.uint32)
     return (bits & sign_and_fraction | exponent).tobytes()
+
+
+def write_turned(path: Path, shapes: tuple[tuple[int, int], ...]) -> Path:
+    """A torch file of bf16 matrices that were transposed when they were saved: column by column."""
+    specs = {f"{number}.weight": TensorSpec("bfloat16", shape) for number, shape in enumerate(shapes)}
+    held = {n: replace(whole(n.split(".")[0], spec), strides=(1, spec.shape[0])) for n, spec in specs.items()}
+    frame = torch_frame(held, {n.split(".")[0]: spec.nbytes for n, spec in specs.items()})
+    _write_pieces(frame, path)
+    _fill(frame, path, dict.fromkeys(frame.holes, "bfloat16"), 0)
+    return path
 
 
 def write_lora(model: Model, path: Path, rank: int, dtype: str, *, everywhere: bool) -> Path:

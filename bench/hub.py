@@ -117,6 +117,7 @@ MODELS = {
     "core": HubModel(fused=True),
     "hub_experts": HubModel(layers=2, experts=48),
     "core_experts": HubModel(layers=2, experts=48, fused=True),
+    "hub_many_experts": HubModel(layers=48, experts=40, hidden=512, expert_ffn=256),
     "hub_fp8": HubModel(codes="float8_e4m3fn"),
     "hub_int8": HubModel(codes="int8"),
 }
