@@ -66,6 +66,7 @@ class Sources:
         self._files = files
         self._open: dict[int, ReadFile] = {}
         self._lock = threading.Lock()
+        self._one_by_one = threading.Lock()
         self.read_nbytes = 0
 
     def read_into(self, access: Access, buffer: memoryview) -> None:
@@ -100,8 +101,9 @@ class Sources:
         if self._remote(file):
             return [(offset, offset + nbytes, buffer[at : at + nbytes], None) for offset, at in places]
         read_into = self.opened(file).read_into
-        for offset, at in places:
-            read_into(offset, buffer[at : at + nbytes])
+        with self._one_by_one:  # two threads would but hand each other Python's lock, at each of these small reads
+            for offset, at in places:
+                read_into(offset, buffer[at : at + nbytes])
         return []
 
     def _remote(self, file: int) -> bool:
