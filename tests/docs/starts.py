@@ -27,7 +27,7 @@ words = sys.argv
 if words[0].endswith("/python") and not words[1].endswith(".py"):
     os.execv({python!r}, [{python!r}, *words[1:]])
 there = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
-there.connect({place!r})
+there.connect("\\0" + {place!r})
 streams = _socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack("3i", 0, 1, 2)
 there.sendmsg([marshal.dumps((words, os.getcwd(), dict(os.environ)))], [streams])
 sys.exit(there.recv(1)[0])
@@ -37,7 +37,7 @@ sys.exit(there.recv(1)[0])
 @contextmanager
 def stand_ins(folder: Path) -> Iterator[Path]:
     """The folder that has them, for a ``PATH``."""
-    place = str(folder / "starts")
+    place = f"starts-{os.getpid()}"  # without a file: the path of one may be too long
     for name in ("reshard", "python"):
         path = folder / name
         path.write_text(STAND_IN.format(python=sys.executable, place=place), "utf-8")
@@ -85,7 +85,7 @@ def _serve(place: str) -> None:
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
-        listening.bind(place)
+        listening.bind("\0" + place)
         listening.listen()
         print("ready", flush=True)
         while sys.stdin not in select([listening, sys.stdin], [], [])[0]:
