@@ -1,6 +1,6 @@
 """Object storage to object storage, through a server that answers late: reshard against a plain client.
 
-    python bench/far.py [--layers 16] [--runs 2] [--latency 0.05] [--rates 125e6 250e6] [--dir DIR]
+    python bench/far.py [--layers 12] [--runs 2] [--latency 0.05] [--rates 125e6 250e6] [--dir DIR]
 
 Columns: seconds (medians) of reshard; MB/s of what it reads and writes, each way; the same of a plain client that reads
 ranges of 8 MiB in 32 threads while it uploads as many other bytes, 32 parts at once; what part of the plain client's
@@ -97,7 +97,7 @@ def row(args: argparse.Namespace, endpoint: str, rate: float, nbytes: int) -> st
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--layers", type=int, default=16)
+    options.add_argument("--layers", type=int, default=12)
     options.add_argument("--runs", type=int, default=2)
     options.add_argument("--latency", type=float, default=0.05)
     options.add_argument("--rates", type=float, nargs="+", default=(125e6, 250e6))

@@ -1,6 +1,6 @@
 """Processor seconds a gigabyte that hold Python's lock. All threads of a process share it: it bounds what one can move.
 
-    python bench/lock.py [--layers 3] [--dir DIR] [--only REGEX]
+    python bench/lock.py [--layers 5] [--dir DIR] [--only REGEX]
 
 All processor time of a job, its start and plan apart, less that of the calls that let others have the lock: reads,
 writes, hashes, copies of elements, and what makes, takes and names files. Columns: GB; processor seconds a GB;
@@ -85,7 +85,7 @@ def carried_out(argv: list[str], out: Path) -> tuple[float, int]:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--layers", type=int, default=3)
+    options.add_argument("--layers", type=int, default=5)
     options.add_argument("--dir", type=Path, default=Path(__file__).parent / "out")
     options.add_argument("--only", default=_JOBS)
     args = options.parse_args()

@@ -178,6 +178,8 @@ def main() -> None:
         shown("far", other("far", args.memory), write=args.write)
     if "lock" in tables:
         shown("lock", other("lock", args.memory), write=args.write)
+    if args.write:
+        subprocess.run([sys.executable, _HERE.parent / "docsite/punctuation.py", _PAGES["zh"]], check=True)
     os.sync()
     print(f"\n{time.monotonic() - began:.0f} s", file=sys.stderr)
 
