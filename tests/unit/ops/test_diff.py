@@ -122,8 +122,8 @@ def test_more_files_than_may_be_open_at_first(tmp_path: Path) -> None:
     src = write_ranks(tmp_path / "src", full, stages)
     whole = write_file(tmp_path / "w.ckpt", full)
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    highest = max(map(int, os.listdir("/proc/self/fd")))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 30, before[1]))
+    free = sorted(set(range(before[0])) - set(map(int, os.listdir("/proc/self/fd"))))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free[30], before[1]))
     try:
         found = reshard.diff(Source(str(whole)), Source(str(src), strategy))
     finally:
