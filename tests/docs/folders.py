@@ -142,6 +142,12 @@ def make_recipes(folder: Path) -> None:
     (folder / "adapter/adapter_config.json").write_text(json.dumps(config))
 
 
+def make_fsdp(folder: Path) -> None:
+    """The ranks' files of an actor, also as one step of several."""
+    shutil.copytree(FAMILIES["FSDP1, moments in pieces"](folder / "made").path, folder / "actor")
+    shutil.copytree(folder / "actor", folder / "checkpoints/global_step_100/actor")
+
+
 def make_lora(folder: Path) -> None:
     """A job that trained LoRA weights; a base and adapters as PEFT saves them; a run's YAML."""
     factors = _factors(".mindpet_delta_lora_a", ".mindpet_delta_lora_b")
@@ -186,6 +192,8 @@ MAKERS: dict[str, Callable[[Path], None]] = {
     "README.zh.md": make_readme,
     "docs/how-to/recipes.md": make_recipes,
     "docs/zh/how-to/recipes.md": make_recipes,
+    "docs/how-to/fsdp.md": make_fsdp,
+    "docs/zh/how-to/fsdp.md": make_fsdp,
     "docs/how-to/lora.md": make_lora,
     "docs/zh/how-to/lora.md": make_lora,
     "docs/how-to/auto.md": make_auto,
