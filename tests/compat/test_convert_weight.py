@@ -48,6 +48,17 @@ def test_the_configuration_of_an_adapter_comes_along_and_the_source_s_stays(tmp_
     assert (case / "src" / "adapter_config.json").read_text() == before
 
 
+@pytest.mark.parametrize("content", [b"[1,2", b"[]", b"\xff{}"])
+def test_a_configuration_of_an_adapter_that_is_none_is_told_before_anything_is_written(
+    content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case = unpacked("cases", "names-hf2ms-qwen25-lora", tmp_path / "case")
+    (case / "src" / "adapter_config.json").write_bytes(content)
+    assert convert("qwen2_5 --is_lora True", case / "src", tmp_path / "out" / "lora.ckpt") == 3
+    assert "adapter_config.json: not PEFT's JSON" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_llama_there_and_back_where_the_tool_itself_dies(tmp_path: Path) -> None:
     hub = write_hub(tmp_path / "hub", llama(), model_type="llama", architectures=["LlamaForCausalLM"])
     assert convert("llama", hub, tmp_path / "llama") == 0  # a name without an end, as MindSpore completes it

@@ -10,7 +10,8 @@ import pytest
 
 import reshard
 from making import read_file, write_file
-from reshard.errors import PlanError
+from reshard.errors import PlanError, UsageError
+from reshard.planning.shares import Share
 
 OLD, NEW = np.zeros((8, 4), np.float32), np.ones((8, 4), np.float32)
 Arrays = dict[str, np.ndarray]
@@ -127,3 +128,18 @@ def test_factors_of_a_head_change_both_sides(tmp_path: Path, head: str) -> None:
     factors = {f"{head}.lora_A.weight": a, f"{head}.lora_B.weight": b}
     found = merged(tmp_path, {"embed_tokens.weight": OLD}, factors, {"tie_word_embeddings": True})
     np.testing.assert_array_equal(found["embed_tokens.weight"], NEW)
+
+
+def test_bases_that_are_told_otherwise_do_not_fill_one_target(tmp_path: Path) -> None:
+    """The configuration beside the base decides which tensors there are: files of the same bytes are not enough."""
+    merged(tmp_path, {"embed_tokens.weight": OLD}, {"embed_tokens.weight": NEW}, {"tie_word_embeddings": True})
+    how = reshard.lora_config(adapter=str(tmp_path / "adapter"))
+
+    def share(index: int) -> None:
+        options = reshard.Options(to="parts", max_shard_nbytes=100, share=Share(index, 2))
+        reshard.merge_lora(tmp_path / "base", tmp_path / "parts", how, options, adapter=tmp_path / "adapter")
+
+    share(0)
+    (tmp_path / "base" / "config.json").write_text(json.dumps({"tie_word_embeddings": False}))
+    with pytest.raises(UsageError, match="what differs: tensors taken"):
+        share(1)

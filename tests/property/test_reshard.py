@@ -131,7 +131,7 @@ class TinyBlocks(Options):
 
     nbytes = 0
 
-    def block_nbytes(self, workers: int) -> int:
+    def block_nbytes(self, workers: int, others_nbytes: int = 0, *, turned: bool = False) -> int:
         return self.nbytes
 
 

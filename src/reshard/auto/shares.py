@@ -27,7 +27,7 @@ def parts(members: tuple[int, ...], ranks: tuple[int, ...], writers: int, *, by_
     >>> {member: sorted(part.ranks) for member, part in parts((0, 1, 2, 3), (0, 1, 2, 3), 2, by_bytes=False).items()}
     {0: [0, 1], 2: [2, 3]}
     >>> parts((0, 1), (0,), 2, by_bytes=False)
-    {0: Part(ranks=frozenset({0}), share=None)}
+    {0: OwnFiles(ranks=frozenset({0}), share=None)}
     """
     if len(ranks) == 1:
         return {members[0]: OwnFiles(frozenset(ranks))}

@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -21,7 +22,7 @@ from reshard.compat.console import Progress, log, program, warn
 from reshard.compat.placing import placed
 from reshard.compat.strategies import prepared
 from reshard.dtypes import ALIASES, FLOATING
-from reshard.errors import UsageError
+from reshard.errors import InputError, UsageError
 from reshard.families.open_checkpoint import open_source
 from reshard.families.parts import Parts
 from reshard.formats.registry import format_of
@@ -33,7 +34,8 @@ from reshard.ops.naming import models, renamed
 from reshard.ops.options import Options
 from reshard.planning.catalog import Catalog
 from reshard.planning.names import NameRules
-from reshard.storage.storage import reported
+from reshard.storage.storage import join, reported
+from reshard.storage.storages import content_of, storage_of
 
 
 class _Model(Struct, frozen=True):
@@ -96,9 +98,10 @@ def _run(argv: Sequence[str]) -> None:
     asked = given.dtype or ("" if given.qkv_concat else model.back if given.reversed else model.dtype)
     whose = "MindFormers" if given.reversed or given.qkv_concat else "Hugging Face"
     log(f"Trying to convert the {whose} weights in '{place}'")
+    config = _adapter_config(place) if given.is_lora and not given.reversed else {}
     _write(given, model, _cast(made.catalog, asked))
-    if given.is_lora and not given.reversed:
-        _write_adapter_config(place, given.output_path, made)
+    if config:
+        _write_adapter_config(config, given.output_path, made)
     log(f"Convert finished, the weights are saved in '{given.output_path}'")
 
 
@@ -202,19 +205,26 @@ def _write(given: argparse.Namespace, model: _Model, source: Catalog) -> None:
     progress.finish()
 
 
-def _write_adapter_config(place: str, output: str, made: Regrouped) -> None:
-    """PEFT's configuration of the adapter beside the output, its modules under their new names."""
-    found = Path(place, _ADAPTER)
-    if not found.is_file():
-        return
+def _adapter_config(place: str) -> dict[str, Any]:
+    """PEFT's configuration of the adapter; empty without one. Raises InputError."""
+    path = join(place, _ADAPTER)
+    if storage_of(path).entry(path) is None:
+        return {}
+    try:
+        return msgspec.json.decode(content_of(path), type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"not PEFT's JSON: {error}", path) from None
+
+
+def _write_adapter_config(config: dict[str, Any], output: str, made: Regrouped) -> None:
+    """The configuration beside the output, its modules under their new names."""
     stages = [
         (fate.source.split("."), target.split(".")) for fates in made.fates for fate in fates for target in fate.targets
     ]
     renaming = {source[-3]: target[-2] for source, target in stages if source[-2:-1] in (["lora_A"], ["lora_B"])}
-    config: dict[str, Any] = json.loads(found.read_text())
     modules = config.get("target_modules")
     if isinstance(modules, list):
-        config["target_modules"] = [renaming.get(module, module) for module in modules]
+        config = {**config, "target_modules": [renaming.get(str(module), module) for module in modules]}
     beside = Path(output) if Path(output).is_dir() else Path(output).parent
     with reported(beside / _ADAPTER):
         (beside / _ADAPTER).write_text(json.dumps(config, indent=4))

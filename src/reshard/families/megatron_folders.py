@@ -54,7 +54,7 @@ def iteration_name(number: int) -> str:
 def rank_name(at: RankCounts, sizes: RankCounts) -> str:
     """What the folder of a rank is called.
 
-    >>> rank_name(Sizes(1, 3, 0), Sizes(2, 4, 1)), rank_name(Sizes(0, 0, 1), Sizes(1, 1, 2))
+    >>> rank_name(RankCounts(1, 3, 0), RankCounts(2, 4, 1)), rank_name(RankCounts(0, 0, 1), RankCounts(1, 1, 2))
     ('mp_rank_01_003', 'mp_rank_00_001')
     """
     stage = f"_{at.stages:03d}" if sizes.stages > 1 else ""

@@ -39,7 +39,7 @@ def make_plan(source: Catalog, target: Target, choices: Choices) -> Plan:
     told = refuse_parted(source.tensors, decisions.kept, Wishes(target.dtype, target.strategy, summed))
     draft = Draft(source, target, choices, replace(decisions, warnings=(*decisions.warnings, *told)))
     files = target.kind.files(draft)
-    made_of = parts_of_identity(source, target, choices)
+    made_of = parts_of_identity(source, target, choices, decisions.kept)
     plan = Plan(
         files_of(source),
         tuple(draft.layouts),

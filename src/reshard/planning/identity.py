@@ -8,13 +8,14 @@ strategies and configurations, by what is in them. Neither the ranks that a run 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import msgspec
 import xxhash
 
 from reshard.layout.stages import Strategy
 from reshard.planning.catalog import STRATEGY, Catalog
+from reshard.planning.decide import Kept
 from reshard.planning.lora_values import LoraMerge
 from reshard.planning.plan import SCHEMA
 from reshard.planning.shared import COPIED
@@ -28,8 +29,8 @@ def identity_of(made_of: dict[str, str]) -> str:
     return hash_of(made_of)
 
 
-def parts_of_identity(source: Catalog, target: Target, choices: Choices) -> dict[str, str]:
-    """Part by part: values, or hashes of what is long."""
+def parts_of_identity(source: Catalog, target: Target, choices: Choices, kept: Sequence[Kept]) -> dict[str, str]:
+    """Part by part: values, or hashes of what is long. ``kept`` are what reaches the target."""
     rules = choices.rules
     told_by = dict(source.told_by)
     target_strategy = hash_of_strategy(target.strategy) if target.strategy else ""
@@ -40,13 +41,19 @@ def parts_of_identity(source: Catalog, target: Target, choices: Choices) -> dict
         "strategies": hash_of([told_by.pop(STRATEGY, ""), target_strategy]),
         **{_unicode(name): content for name, content in sorted(told_by.items())},
         "family": source.family,
-        "tensors taken": hash_of(rules),
+        "tensors taken": hash_of([rules, [_told(each) for each in kept]]),
         "LoRA scaling": f"{_scalings(choices.lora)}; {hash_of(_merged(choices.lora))}" if choices.lora else "",
         "kind of target": target.kind.name,
         **dict(_said(target.kind)),
         "dtype": target.dtype,
         **({"shared blocks of": str(target.shared_block_nbytes)} if target.shared_block_nbytes > COPIED else {}),
     }
+
+
+def _told(kept: Kept) -> tuple[object, ...]:
+    """A tensor of the target: whatever decided on it, runs that disagree do not fill one target."""
+    tensor = kept.tensor
+    return ascii(kept.name), ascii(tensor.name), tensor.spec, tensor.made
 
 
 def _said(kind: Kind) -> Iterator[tuple[str, str]]:

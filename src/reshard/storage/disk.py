@@ -38,8 +38,11 @@ class DiskFile:
         if "\0" in path:
             raise CheckpointError("no file has a NUL in its name", path.replace("\0", "\\0"))
         with reported(path):
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would wait for a writer
             status = os.fstat(self._fd)
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+            os.close(self._fd)
+            raise CheckpointError("a pipe or a device, not a file", path)
         self.nbytes = status.st_size
         self.mtime_ns = status.st_mtime_ns
 

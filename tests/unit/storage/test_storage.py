@@ -83,6 +83,12 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     assert caught.value.where == str(tmp_path / "f")
 
 
+def test_nobody_waits_for_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "f")
+    with pytest.raises(CheckpointError, match="a pipe or a device"):
+        Disk().open(str(tmp_path / "f"))
+
+
 def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"")
     with pytest.raises((CheckpointError, StorageError)):
