@@ -19,7 +19,7 @@ from reshard.report.origins import Origins
 from reshard.report.placements import Numbered, SourcePlacements, TargetPlacements
 from reshard.report.values import Conversion, Fate, File, Kind, Print, Report, Run, Side, Unlisted
 
-MAX_ROWS = 10_000
+MAX_ROWS = 20_000
 """Tensors that differ in more than their numbers, of which a page tells at most."""
 MAX_CELLS = 1_000_000
 """Parts of tensors in files, of which a page tells at most."""
