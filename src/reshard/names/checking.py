@@ -107,6 +107,9 @@ class _Checking:
         self._tensors = [
             tensor for number, block in enumerate(content["blocks"]) for tensor in self._block(number, block)
         ]
+        self._hub_names = {
+            tensor.hub + name for tensor in self._tensors for name in _sections(tensor.entry.get("hf")).values()
+        }
 
     def faults(self) -> Iterator[RecipeFault]:
         yield from self._of_the_file()
@@ -178,10 +181,7 @@ class _Checking:
             yield RecipeFault(path, f"{names}: it has no counterpart, hf and own name both sides")
             return
         for key in ("copy_of", "tied"):
-            there = {
-                tensor.hub + name for tensor in self._tensors for name in _sections(tensor.entry.get("hf")).values()
-            }
-            if entry.get(key) and entry[key] not in there:
+            if entry.get(key) and entry[key] not in self._hub_names:
                 yield RecipeFault((*path, key), f"{names}: {key} {entry[key]}, which no tensor is called")
         if own:
             yield from self._of_dims(path, names, entry, hub, own)

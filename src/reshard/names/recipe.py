@@ -156,12 +156,17 @@ def built_in() -> tuple[Recipe, ...]:
 def read_recipe(text: str, where: str, common: str) -> Recipe:
     """Raises StrategyError with all that is wrong, line by line."""
     try:
-        content, shared = (read_own_yaml(each) for each in (text, common))
+        content, shared = read_own_yaml(text), _shared(common)
         if wrong := faults(content, shared):
             raise StrategyError(listed([f"line {line_of(text, f.path)}: {f.text}" for f in wrong], 99))
         return _recipe(content, shared, where.rsplit("/", 1)[-1].removesuffix(".yaml"), text + common)
     except InputError as error:
         raise StrategyError(error.message, where, error.hint or _HINT) from None
+
+
+@cache
+def _shared(common: str) -> Any:
+    return read_own_yaml(common)
 
 
 def _recipe(content: dict[str, Any], shared: dict[str, Any], name: str, text: str) -> Recipe:
