@@ -19,6 +19,7 @@ _RANK_OF_FILE = re.compile(r"(?:(?<!lora)(?<!lora_)rank[_-]?|^checkpoint_)(\d+)"
 _NUMBERED = re.compile(r"(.*?)(\d+)")
 _STEP = re.compile(r"(\d+)_(\d+)\.[^.]+$")
 _LISTINGS_AT_ONCE = 16
+MIXED_STEPS = "ranks are at different steps"
 
 
 def is_rank(name: str) -> bool:
@@ -63,7 +64,7 @@ def find_ranks(path: str, places: list[Entry], select: Select, suffix: str, warn
         )
     steps = {step_of(f.name) for f in chosen.values()}
     if len(steps) > 1:
-        warnings += (f"ranks are at different steps: {', '.join(map(str, sorted(steps)[:4]))}",)
+        warnings += (f"{MIXED_STEPS}: {', '.join(map(str, sorted(steps)[:4]))}",)
     return Found(
         path,
         tuple((rank, chosen[rank].path) for rank in sorted(chosen)),

@@ -13,7 +13,7 @@ from reshard.families.family import Listing
 from reshard.families.found import name_below, weights
 from reshard.families.headers import index_file
 from reshard.families.part_names import wholes
-from reshard.families.rank_listing import is_rank, step_of
+from reshard.families.rank_listing import MIXED_STEPS, is_rank, step_of
 from reshard.families.registry import FALLBACK, listing, listing_below, recognised
 from reshard.families.strange_folders import checkpoints_below, held
 from reshard.formats.registry import format_of
@@ -25,9 +25,6 @@ from reshard.target.filling import BEGUN, DONE
 from reshard.target.target_paths import Place
 
 _SHOWN = 4
-_MIXED = "ranks are at different steps"
-_RANK_FILE = "the file of rank"
-"""How the family of rank folders is called of which nobody said how they were cut."""
 
 
 class Fault(Struct, frozen=True):
@@ -73,8 +70,8 @@ def checkup(path: str) -> Checkup | None:
         found = opened(path)
     except ReshardError as error:
         return _unread(there, error)
-    faults = (*_lacking(found), *(_of_ranks(there) if found.family.startswith(_RANK_FILE) else ()))
-    notes = tuple(warning for warning in found.warnings if not warning.startswith(_MIXED))
+    faults = (*_lacking(found), *(() if found.kind else _of_ranks(there)))  # nobody said how ranks are cut
+    notes = tuple(warning for warning in found.warnings if not warning.startswith(MIXED_STEPS))
     nbytes = sum(file.nbytes for file in found.files)
     return Checkup(path, found.family, len(found.files), nbytes, len(found.tensors), faults, notes)
 
@@ -184,7 +181,7 @@ def _of_ranks(there: Listing) -> Iterator[Fault]:
     if len(steps) > 1:
         shown = "; ".join(f"{epoch}_{step}: {named_ranks(at)}" for (epoch, step), at in sorted(steps.items()))
         yield Fault(
-            f"{_MIXED} (epoch_step: {shown})", there.path, "--suffix EPOCH_STEP takes one step that all ranks have"
+            f"{MIXED_STEPS} (epoch_step: {shown})", there.path, "--suffix EPOCH_STEP takes one step that all ranks have"
         )
     ranks = {rank for rank, _ in found.files}
     absent = sorted({*range(max(ranks) + 1), *found.empty} - ranks)
