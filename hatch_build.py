@@ -27,7 +27,7 @@ def manual_page(version: str) -> str:
     """In roff."""
     import typer.main
 
-    from reshard.cli.commands import app_for
+    from reshard.cli.commands import app_for, every_command
     from reshard.cli.guide import GUIDE
 
     program: Any = typer.main.get_command(app_for())
@@ -42,17 +42,9 @@ def manual_page(version: str) -> str:
         *_block(GUIDE),
         ".SH COMMANDS",
     ]
-    for words, command in _commands(program):
+    for words, command in every_command(program):
         lines += [f".SS reshard {' '.join(words)}", *_told(command), *_options(command)]
     return "\n".join([*lines, ".SH EXIT STATUS", _escaped(program.epilog), ""])
-
-
-def _commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    for name, command in group.commands.items():
-        if hasattr(command, "commands"):
-            yield from _commands(command, (*path, name))
-        else:
-            yield (*path, name), command
 
 
 def _told(command: Any) -> list[str]:

@@ -12,7 +12,7 @@ import typer.main
 from typer.testing import CliRunner
 
 import reshard
-from reshard.cli.commands import app_for
+from reshard.cli.commands import app_for, every_command
 
 _SECTIONS = ("Args", "Attributes", "Raises", "Returns")
 _HELP = {
@@ -37,14 +37,9 @@ def pages() -> dict[str, str]:
 
 def _helps() -> Iterator[str]:
     runner = CliRunner()
-    for words in ((), *_commands(typer.main.get_command(app_for()))):
+    for words in ((), *dict(every_command(typer.main.get_command(app_for())))):
         said = runner.invoke(app_for(), [*words, "--help"], prog_name="reshard", env={"COLUMNS": "100"})
         yield f"## reshard {' '.join(words)}\n\n```text\n{said.output.strip()}\n```\n"
-
-
-def _commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    for name, command in group.commands.items():
-        yield from _commands(command, (*path, name)) if hasattr(command, "commands") else ((*path, name),)
 
 
 def _name(name: str) -> str:

@@ -24,7 +24,7 @@ from pages import ROOT, Shown, Step, anchors, links, pages, sections, shown_step
 from starts import stand_ins
 
 from reshard import errors
-from reshard.cli.commands import app_for
+from reshard.cli.commands import app_for, every_command
 
 NOT_RUN = {
     "make tutorial": "fetches a real model",
@@ -186,16 +186,8 @@ def test_both_languages_show_the_same(page: str) -> None:
 # --- the reference
 
 
-def commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
-    for name, command in group.commands.items():
-        if hasattr(command, "commands"):
-            yield from commands(command, (*path, name))
-        else:
-            yield " ".join((*path, name)), command
-
-
 PROGRAM = typer.main.get_command(app_for())
-COMMANDS = dict(commands(PROGRAM))
+COMMANDS = {" ".join(words): command for words, command in every_command(PROGRAM)}
 REFERENCES = {page: sections(text_of(page)) for page in ("docs/reference/cli.md", "docs/zh/reference/cli.md")}
 
 

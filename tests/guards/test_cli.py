@@ -5,30 +5,18 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
 import pytest
 import typer.main
 from typer.testing import CliRunner
 
 from making import counted, write_file, write_strategy
-from reshard.cli.commands import app_for
+from reshard.cli.commands import app_for, every_command
 from reshard.layout.tensor import Sharding
 
-
-def commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Every command by its words. Click's own types are not named: newer releases of typer carry click inside."""
-    for name, command in group.commands.items():
-        if hasattr(command, "commands"):
-            yield from commands(command, (*path, name))
-        else:
-            yield (*path, name), command
-
-
-ALL = dict(commands(typer.main.get_command(app_for())))
+ALL = dict(every_command(typer.main.get_command(app_for())))
 
 
 def help_of(path: tuple[str, ...], called: tuple[str, ...] | None = None) -> str:

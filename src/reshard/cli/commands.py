@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib import import_module
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -78,6 +78,17 @@ def app_for(words: Iterable[str] | None = None) -> typer.Typer:
         else:
             app.command(each, short_help=_COMMANDS[each])(_listed)
     return app
+
+
+def every_command(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Those of a program or a group below it, by their words. Click's own types are not named: newer releases of typer
+    carry click inside.
+    """
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from every_command(command, (*path, name))
+        else:
+            yield (*path, name), command
 
 
 def _listed() -> None:
