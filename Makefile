@@ -64,7 +64,7 @@ demo: setup ## a real model through every family and back, LoRA too, with proof
 tutorial: setup ## what docs/tutorial.md does by hand: real weights cut, re-cut and merged
 	$(BIN)/python demo/tutorial.py
 
-test: setup ## all tests that need neither MindSpore nor a network
+test: setup ## all tests that need neither MindSpore nor a network; RESHARD_THOROUGH=4 for four times as many random cases
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 test-oracle: setup $(MS_VENV)/ready ## MindSpore judges what we write and read

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from making import counted, write_file
@@ -20,6 +20,7 @@ from reshard.auto.results import Results
 from reshard.auto.settings import AutoSettings, read_settings
 from reshard.auto.shares import parts
 from reshard.errors import CheckpointError, RunError
+from thorough import examples
 
 
 def config_of(text: str, **changes: Any) -> Config:
@@ -58,7 +59,7 @@ TEXT = st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "S", "Zs"
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT
 
 
-@settings(deadline=None, max_examples=50)
+@examples(13)
 @given(st.dictionaries(TEXT, st.recursive(PLAIN, lambda v: st.lists(v) | st.dictionaries(TEXT, v), max_leaves=8)), TEXT)
 def test_nothing_but_two_keys_changes(content: dict[str, Any], load: str) -> None:
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
@@ -75,6 +76,7 @@ def test_settings_as_a_mapping_of_a_framework() -> None:
     assert yaml.safe_load(made) == {"a": {"b": [1, 2]}, "load_checkpoint": "/new", "auto_trans_ckpt": False}
 
 
+@examples(25)
 @given(st.integers(1, 6), st.integers(0, 5))
 def test_every_rank_is_made_by_one_writer(nodes: int, power: int) -> None:
     world = nodes * 2**power

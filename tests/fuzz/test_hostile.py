@@ -13,6 +13,7 @@ import pytest
 
 from fuzz import readers
 from fuzz.readers import MAX_NBYTES, READERS, Hang, Read, Reader, attempt, one
+from thorough import TIMES
 
 BY_NAME = {reader.name: reader for reader in READERS}
 
@@ -80,7 +81,7 @@ def test_yaml_that_is_odd(name: str, text: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("reader", READERS, ids=lambda r: r.name)
 def test_mutations(reader: Reader, tmp_path: Path) -> None:
     """Nothing would shrink a seed: a loop is enough."""
-    for seed in range(60):
+    for seed in range(15 * TIMES):
         try:
             one(reader, Random(f"{reader.name} {seed}"), tmp_path / "x")
         except (Exception, Hang) as error:

@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -18,9 +18,10 @@ from reshard import Options
 from reshard.errors import LayoutError
 from reshard.families.checkpoint2_metadata import folded, numbered
 from reshard.layout.tensor import Sharding
+from thorough import examples
 
 
-@settings(max_examples=60, deadline=None)
+@examples(15)
 @given(sharding=st.integers(0, 3).flatmap(lambda ndim: shardings(8, ndim)), seed=st.integers(0, 99))
 def test_any_layout_is_read(sharding: Sharding, seed: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     sharding = replace(sharding, opt_shard=0)
@@ -33,7 +34,7 @@ def test_any_layout_is_read(sharding: Sharding, seed: int, tmp_path_factory: pyt
     shutil.rmtree(folder)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(15)
 @given(
     shardings=st.lists(st.integers(0, 3).flatmap(lambda ndim: shardings(6, ndim)), min_size=1, max_size=3),
     drop=st.booleans(),

@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from random_boxes import shapes, tilings
 
@@ -15,10 +15,9 @@ from families.test_dcp import tell, written
 from making import array, read_file, same, write_file
 from reshard import Options
 from reshard.layout.box import Box
+from thorough import examples
 
-EXAMPLES = settings(
-    max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], print_blob=True
-)
+EXAMPLES = examples(7)
 DTYPES = ("float32", "bfloat16", "int8", "bool", "float64", "float8_e5m2", "uint16")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xxhash
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 from random_layouts import Case, cases
@@ -22,9 +22,10 @@ from reshard.layout.tensor import Sharding
 from reshard.moving import fingerprint as of_bytes
 from reshard.moving.fingerprint import Hashing, Stretch
 from reshard.planning.names import NameRules
+from thorough import examples
 
-FEWER = settings(EXAMPLES, max_examples=50)
-LAYOUTS = settings(EXAMPLES, max_examples=200)
+FEWER = examples(13)
+LAYOUTS = examples(50)
 
 
 def number(folder: Path, arrays: dict[str, np.ndarray], suffix: str = ".safetensors") -> str:

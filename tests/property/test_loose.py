@@ -8,7 +8,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 from random_boxes import Store, seeded, tilings
@@ -38,10 +38,9 @@ from reshard.planning.target import Choices, Target
 from reshard.report.html import page
 from reshard.report.make import checkpoint_report, plan_report
 from reshard.report.movement import movement, read_of_files
+from thorough import examples
 
-EXAMPLES = settings(
-    max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], print_blob=True
-)
+EXAMPLES = examples(10)
 SHAPES = st.one_of(
     st.just(()), st.just((0, 4)), st.tuples(st.sampled_from((2, 4, 6)), st.sampled_from((1, 4, 12))).map(tuple)
 )
@@ -234,7 +233,7 @@ def some_boxes(draw: st.DrawFn, shape: tuple[int, ...]) -> list[Box]:
     return made
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@examples(75)
 @given(boxes_in, st.data())
 def test_gaps_and_overlaps_are_those_of_elements(shape: tuple[int, ...], data: st.DataObject) -> None:
     whole = Box.whole(shape)
@@ -252,7 +251,7 @@ def test_gaps_and_overlaps_are_those_of_elements(shape: tuple[int, ...], data: s
     assert found is None or (found[0] & found[1]).size
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@examples(50)
 @given(boxes_in, st.data())
 def test_shards_tile_their_tensor(shape: tuple[int, ...], data: st.DataObject) -> None:
     whole, spec = Box.whole(shape), TensorSpec("int8", shape)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 from random_boxes import BLOCK_NBYTES, Store, assert_moved, store, targets, tilings
@@ -18,10 +18,9 @@ from reshard.planning.assembly import assembled
 from reshard.planning.catalog import Held, Loose, Scales, Shard, Tensor
 from reshard.planning.plan import Move, Piece, PlannedTensor, Scaled, Step
 from reshard.planning.tasks import seen
+from thorough import examples
 
-EXAMPLES = settings(
-    max_examples=120, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], print_blob=True
-)
+EXAMPLES = examples(30)
 blocks = st.sampled_from(BLOCK_NBYTES)
 SIZES = {"kv": 2, "group": 2, "head": 4, "hidden": 6, "key": 1, "value": 1, "ffn": 5, "gate": 1, "up": 1}
 SIZES |= {"experts": 3, "half": 2, "two": 2, "heads": 4, "nope": 6, "vocab": 7, "rank": 3}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Struct
 from random_boxes import BLOCK_NBYTES, assert_moved, store, targets, tilings
@@ -17,10 +17,9 @@ from reshard.layout.box import Box
 from reshard.layout.cover import boxes_of_range
 from reshard.layout.tensor import Layout, Sharding
 from reshard.planning.plan import Assembly, Move, Piece
+from thorough import examples
 
-EXAMPLES = settings(
-    max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], print_blob=True
-)
+EXAMPLES = examples(15)
 blocks = st.sampled_from(BLOCK_NBYTES)
 small = st.integers(1, 4)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from random_layouts import Case, Job, cases
 
@@ -27,10 +27,9 @@ from reshard.ops.options import Options
 from reshard.planning.bill import make_bill
 from reshard.planning.target import Choices, Target
 from reshard.strategy.folder import read_strategy
+from thorough import examples
 
-EXAMPLES = settings(
-    max_examples=120, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], print_blob=True
-)
+EXAMPLES = examples(30)
 
 
 class Disk:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from unittest.mock import patch
 
 import numpy as np
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 from random_boxes import BLOCK_NBYTES, assert_moved, moved, shapes, store, targets, tilings
@@ -18,10 +18,9 @@ from reshard.layout.box import Box, ordered
 from reshard.moving import elements, steps
 from reshard.planning.plan import Assembly, Move, Piece, PlannedTensor, Scaled
 from reshard.planning.tasks import seen
+from thorough import examples
 
-EXAMPLES = settings(
-    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], print_blob=True
-)
+EXAMPLES = examples(38)
 blocks = st.sampled_from(BLOCK_NBYTES)
 DTYPES = ("float32", "bfloat16", "float16", "int8", "float8_e4m3fn", "int64")
 

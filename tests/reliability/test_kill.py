@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import time
@@ -17,8 +16,9 @@ from forks import forks
 from making import array, tree, write_ranks, write_strategy
 from reshard.layout.tensor import Sharding
 from reshard.ops.options import Options
+from thorough import TIMES
 
-KILLS = int(os.environ.get("RESHARD_KILLS", "30"))
+KILLS = 30 * TIMES
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 STAGES = 8
 OLD, NEW = Sharding((4,), ((), (0,))), Sharding((2,), ((0,), ()))

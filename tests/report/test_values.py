@@ -29,6 +29,7 @@ from reshard.planning.names import NameRules
 from reshard.report.fold import folded_names, numbers_text, pattern_of
 from reshard.report.html import page
 from reshard.report.make import checkpoint_report, plan_report
+from thorough import examples
 
 ROWS, COLUMNS, WHOLE = ((0,), ()), ((), (0,)), ((), ())
 FULL = {f"layers.{i}.{name}": counted(8, 12) + i for i in range(4) for name in ("up", "down")}
@@ -272,12 +273,14 @@ def test_a_report_asks_for_nothing(job: Path) -> None:
     assert addresses == {"http://www.w3.org/2000/svg"}
 
 
+@examples(25)
 @given(st.sets(st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(0, 4)), min_size=1, max_size=60))
 def test_folded_numbers_unfold_to_the_same(numbers: set[tuple[int, ...]]) -> None:
     names = {"pattern": "a.#.b.#.c.#.d", "numbers": numbers_text(numbers)}
     assert sorted(unfolded(names)) == sorted(f"a.{i}.b.{j}.c.{k}.d" for i, j, k in numbers)
 
 
+@examples(25)
 @given(st.lists(st.lists(st.sampled_from(["a", "#", "0", "7", "07", "12", ""]), min_size=1, max_size=5).map(".".join)))
 @example(names=["a.#.a", "a.0.a"])
 def test_folded_names_unfold_to_the_same(names: list[str]) -> None:

@@ -22,6 +22,7 @@ from reshard.errors import UsageError
 from reshard.layout.tensor import Sharding
 from reshard.ops.convert import bill_of
 from reshard.planning.shares import Group, Share, divided
+from thorough import examples
 from waiting import wait_until
 
 ROWS, COLUMNS, WHOLE = (Sharding((2, 4), m) for m in (((0,), ()), ((), (0,)), ((), ())))
@@ -208,6 +209,7 @@ GROUPS = st.lists(
 )
 
 
+@examples(25)
 @given(GROUPS, st.integers(1, 20))
 def test_shares_have_every_file_once_and_in_order(groups: list[Group], count: int) -> None:
     shares = divided(groups, count)
@@ -217,6 +219,7 @@ def test_shares_have_every_file_once_and_in_order(groups: list[Group], count: in
     ]
 
 
+@examples(25)
 @given(st.integers(1, 12), st.integers(1, 32), st.integers(1, 40))
 def test_shares_of_equal_ranks_are_balanced(stages: int, ranks: int, count: int) -> None:
     """No share has more than a fair one and one of the pieces that it may be made of."""

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from reshard.formats.base import Phases
 from reshard.formats.safetensors import Safetensors
 from reshard.index import TensorSpec
+from thorough import examples
 
 BLOCK = 64
 DTYPES = ("float64", "float32", "bfloat16", "uint8")
@@ -26,6 +27,7 @@ def content(specs: dict[str, TensorSpec], begins: dict[str, int]) -> bytes:
     return header + bytes(frame.nbytes - len(header))
 
 
+@examples(25)
 @given(SPECS, st.data())
 def test_every_tensor_is_there_and_begins_at_a_multiple_of_its_elements(
     specs: dict[str, TensorSpec], data: st.DataObject

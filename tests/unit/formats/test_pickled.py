@@ -14,6 +14,7 @@ from reshard.errors import FormatError
 from reshard.formats.pickle_paths import paths, within
 from reshard.formats.pickled import Global, Record
 from reshard.formats.torch_values import read_value
+from thorough import examples
 
 PROTOCOLS = (2, 3, 4, 5)
 KEYS = st.one_of(st.text(max_size=5), st.integers(), st.booleans(), st.none(), st.binary(max_size=3))
@@ -60,6 +61,7 @@ def value(data: bytes) -> Any:
     return read_value(data).value
 
 
+@examples(25)
 @given(tree=PLAIN, protocol=st.sampled_from(PROTOCOLS))
 def test_plain_values_are_what_pickle_reads(tree: Any, protocol: int) -> None:
     assert value(pickle.dumps(tree, protocol)) == tree
