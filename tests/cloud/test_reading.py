@@ -231,6 +231,20 @@ def test_where_a_manifest_lies_beside_no_header_is_read(work: Work) -> None:
 
 
 @pytest.mark.parametrize("work", [".ckpt"], indirect=True)
+def test_a_damaged_manifest_is_not_believed(work: Work) -> None:
+    out = work.folder / "made"
+    reshard.convert(work.full, out, Options(dst_strategy=str(work.new), format="safetensors", fsync=False))
+    url = work.s3.put(out, "made")
+    manifest = out / ".reshard" / "manifest.json"
+    content = json.loads(manifest.read_bytes())
+    next(iter(content["files"][0]["tensors"].values()))[0] = -1
+    manifest.write_text(json.dumps(content))
+    work.s3.put(manifest, "made/.reshard/manifest.json")
+    assert "not trusted" in open_source(Source(url, str(work.new))).warnings[0]
+    assert len(gets(work.s3, "rank_")) == 2
+
+
+@pytest.mark.parametrize("work", [".ckpt"], indirect=True)
 def test_a_manifest_older_than_a_file_is_not_believed(work: Work) -> None:
     out = work.folder / "made"
     reshard.convert(work.full, out, Options(dst_strategy=str(work.new), format="safetensors", fsync=False))

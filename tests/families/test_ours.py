@@ -58,6 +58,16 @@ def form_of(name: str, manifest: Any) -> Any:
     return file["forms"][file["tensors"][name][0]]
 
 
+def place_of(name: str, manifest: Any) -> Any:
+    """Number of its form, and where it lies in the first file."""
+    return manifest["files"][0]["tensors"][name]
+
+
+def swap_ranks(manifest: Any) -> None:
+    for file, rank in zip(manifest["files"], (1, 0), strict=False):
+        file["rank"] = rank
+
+
 @pytest.fixture(params=["safetensors", "ckpt"])
 def made(request: pytest.FixtureRequest, tmp_path: Path) -> Made:
     return Made(tmp_path, request.param)
@@ -124,6 +134,12 @@ def test_a_value_of_each_rank_s_own_varies(tmp_path: Path) -> None:
         (lambda made: made.change(lambda m: form_of("layers.0.w", m).update(dtype="int33")), "unknown dtype"),
         (lambda made: made.change(lambda m: form_of("layers.0.w", m).update(start=[1, 0])), "overlap"),
         (lambda made: made.change(lambda m: m["files"][0].update(forms=[])), "damaged"),
+        (lambda made: made.change(lambda m: place_of("layers.0.w", m).__setitem__(0, -1)), "not a manifest"),
+        (lambda made: made.change(lambda m: place_of("layers.0.w", m).append(4)), "damaged"),
+        (lambda made: made.change(lambda m: place_of("layers.0.w", m).extend([4, 4])), "damaged"),
+        (lambda made: made.change(lambda m: place_of("layers.0.w", m).__setitem__(1, 1 << 40)), "damaged"),
+        (lambda made: made.change(lambda m: m["files"][0].update(rank=9)), "names files of 8"),
+        (lambda made: made.change(swap_ranks), "it says 1"),
     ],
 )
 def test_a_manifest_that_does_not_fit_is_not_trusted(tmp_path: Path, spoil: Callable[[Made], None], told: str) -> None:
@@ -132,7 +148,10 @@ def test_a_manifest_that_does_not_fit_is_not_trusted(tmp_path: Path, spoil: Call
     with pytest.raises(CheckpointError, match="no strategy") as caught:
         reshard.plan(made.path, "out.safetensors")
     assert told in caught.value.message
-    assert reshard.plan(made.path, "out.safetensors", Options(src_strategy=made.strategy)).tensors
+    (warning,) = reshard.plan(made.path, "out.safetensors", Options(src_strategy=made.strategy)).warnings
+    assert "not trusted" in warning
+    assert told in warning
+    assert told in inspect(made.path).warnings[0]
 
 
 def test_a_replica_stands_in_for_a_rank_without_file(made: Made, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from reshard.cli.commands import app_for, called
-from reshard.cli.environment import suit_workers
+from reshard.cli.environment import allow_many_files, suit_workers
 from reshard.cli.output import on_terminal, say_error
 from reshard.cli.usage import CommandLineError, in_words_of, say_wrong_words
 from reshard.errors import ReshardError, RunError, as_bug
@@ -49,6 +49,8 @@ def _left_behind(words: list[str]) -> str:
 
 def _main(args: list[str]) -> None:
     suit_workers()
+    if called(args) != "doctor":  # which tells of the limits that it was given
+        allow_many_files()
     ours = args.index("--") if "--" in args else len(args)  # what comes after is another program's
     debug = "--debug" in args[:ours]
     args = [a for i, a in enumerate(args) if i >= ours or a != "--debug"]

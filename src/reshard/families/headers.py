@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from msgspec import Struct
 
-from reshard.errors import FormatError
+from reshard.errors import FormatError, InputError
 from reshard.families.found import Found, name_below
 from reshard.foreign import HEAD_NBYTES, foreign
 from reshard.formats.registry import format_of
@@ -63,15 +63,18 @@ class _Told(Struct, frozen=True):
 
 
 def _told_by_manifest(found: Found) -> Mapping[str, _Told]:
-    """By path; of files that lie far away, and that are no newer than their manifest. Raises InputError."""
+    """By path; of files that lie far away, and that are no newer than their manifest; of none where it is damaged."""
     if not storage_of(found.path).remote:
         return {}  # a header on a disk costs less than a doubt
     place = Place.of(found.path, single=len(found.files) == 1 and found.files[0][1] == found.path)
     there = place.storage.entry(join(place.meta, MANIFEST))
     if there is None or there.mtime_ns < found.newest_ns:
         return {}
-    files = read_manifest(place).files
-    return {join(place.folder, f.path): _Told(f.nbytes, _contents(f)) for f in files if f.texts is not None}
+    try:
+        files = read_manifest(place).files
+        return {join(place.folder, f.path): _Told(f.nbytes, _contents(f)) for f in files if f.texts is not None}
+    except InputError:  # the headers say the same
+        return {}
 
 
 def _contents(file: ManifestFile) -> Contents:

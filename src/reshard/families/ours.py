@@ -32,6 +32,11 @@ def by_manifest(found: Found, files: Sequence[IndexedFile]) -> tuple[Catalog | N
         return None, error.message
 
 
+def untrusted(doubt: str) -> tuple[str, ...]:
+    """What is said of a manifest that does not count."""
+    return (f"its manifest is not trusted: {doubt}",) if doubt else ()
+
+
 def _misfit(manifest: Manifest, files: Sequence[IndexedFile]) -> str:
     """How the files are not those that the manifest tells of, or not all; "" where they are."""
     if manifest.stages < 1 or manifest.world % manifest.stages:
@@ -42,9 +47,12 @@ def _misfit(manifest: Manifest, files: Sequence[IndexedFile]) -> str:
     found = {file.name: file for file in files}
     if found.keys() - told.keys():
         return f"{min(found.keys() - told.keys())} is none of its files"
-    if manifest.world != (ranks := len({file.rank for file in manifest.files})):
-        return f"it tells of {manifest.world} ranks and names files of {ranks}"
+    ranks = {file.rank for file in manifest.files}
+    if manifest.world != len(ranks) or manifest.world <= max(ranks):
+        return f"it tells of {manifest.world} ranks and names files of {len(ranks)}"
     for path, file in found.items():
+        if file.rank != told[path].rank:
+            return f"{path} is of rank {file.rank}, it says {told[path].rank}"
         if file.nbytes != told[path].nbytes:
             return f"{path} has {counted(file.nbytes, 'byte')}, it says {told[path].nbytes:,}"
         shards = {name: (shard.spec, shard.extents) for name, shard in told[path].shards().items()}

@@ -13,7 +13,7 @@ from reshard.families.family import Listing
 from reshard.families.found import Found
 from reshard.families.headers import index_files
 from reshard.families.indexed import by_index
-from reshard.families.ours import by_manifest, refuse_unfinished_target, strategy_fault
+from reshard.families.ours import by_manifest, refuse_unfinished_target, strategy_fault, untrusted
 from reshard.families.rank_folders import catalog
 from reshard.families.rank_listing import is_rank
 from reshard.families.source import Source
@@ -80,7 +80,7 @@ def _told_apart(found: Found, files: Sequence[IndexedFile], strategy: Strategy |
                 found.path,
                 "leave the strategy out: the manifest beside the files says how they are cut",
             )
-        return made
+        return replace(made, warnings=(*made.warnings, *untrusted(doubt)))
     if ours is not None:
         return ours
     if ours_there:
@@ -93,7 +93,7 @@ def _check_lone_ranks(found: Found, doubt: str) -> None:
     """Without a strategy only rank_0 alone is a whole checkpoint. ``doubt``: why no manifest helps."""
     if found.whole and not doubt:
         return
-    why = f" (its manifest is not trusted: {doubt})" if doubt else ""
+    why = "".join(f" ({said})" for said in untrusted(doubt))
     without = f" ({len(found.empty)} without a weight file)" if found.empty else ""
     folders = counted(len(found.files) + len(found.empty), "rank folder")
     raise CheckpointError(

@@ -14,7 +14,7 @@ from reshard.errors import named_ranks
 from reshard.layout.box import Box
 from reshard.moving.task_inputs import Files, Sources, files_of
 from reshard.planning.catalog import Catalog, Held, Tensor
-from reshard.storage.machine import allow_many_files, auto_workers
+from reshard.storage.machine import auto_workers
 
 _BLOCK_NBYTES = 4 << 20
 _Bytes = npt.NDArray[np.uint8]
@@ -24,7 +24,6 @@ def replica_faults(source: Catalog) -> list[str]:
     """One line for each element at which a rank parts from the others: tensor, index in the full tensor, the values
     and the ranks that have them. Of each rank the first such element. Raises InputError, StorageError.
     """
-    allow_many_files()
     files = files_of(source)
     with ThreadPoolExecutor(auto_workers(f.path for f in source.files[:1])) as pool:
         found = pool.map(partial(_faults_of, source, files), source.tensors.values())

@@ -32,7 +32,7 @@ from reshard.planning.catalog import Catalog, Tensor
 from reshard.planning.names import NameRules, is_state
 from reshard.planning.plan import Move, Piece, PlannedTensor
 from reshard.planning.tasks import seen
-from reshard.storage.machine import allow_many_files, auto_workers
+from reshard.storage.machine import auto_workers
 from reshard.storage.storages import storage_of
 
 _BLOCK_NBYTES = 4 << 20
@@ -152,7 +152,6 @@ def _compare(
         else:
             targets = copies(other) if every_copy else assembled(other).pieces
             moves.append(_move(planned, targets))
-    allow_many_files()
     nbytes = sum(_nbytes(m) for m in moves)
     observer.start("comparing", nbytes)
     try:

@@ -29,7 +29,7 @@ _RELATIONS = {">=": lambda a, b: a >= b, "<": lambda a, b: a < b, "==": lambda a
 
 
 class Machine(Struct, frozen=True):
-    """What the process has. ``open_files``: at once, and what it may raise that to, as every conversion does;
+    """What the process has. ``open_files``: at once, and what it may raise that to, as all other commands do;
     ``memory_limit_nbytes``: of its control group.
     """
 

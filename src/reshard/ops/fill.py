@@ -16,7 +16,7 @@ from reshard.ops.options import Means
 from reshard.ops.verify import verify
 from reshard.planning.misfits import ShardMisfits
 from reshard.planning.plan import Plan
-from reshard.storage.machine import allow_many_files, paced
+from reshard.storage.machine import paced
 from reshard.storage.storage import absolute
 from reshard.target.filling import Filling
 from reshard.target.preflight import check_room
@@ -57,7 +57,6 @@ def fill(plan: Plan, place: Place, means: Means, budget: Budget, observer: Obser
     """Make the plan's files that are not whole yet, then the manifest."""
     join = joins(plan, means)
     check_room(place, 0 if join or means.link_replicas else plan.nbytes - budget.shared_nbytes)
-    allow_many_files()
     filling = Filling(place, plan, join=join)
     on_bytes: OnBytes = observer.advance
     if means.max_rate_nbytes:

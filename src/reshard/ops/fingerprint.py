@@ -25,7 +25,7 @@ from reshard.planning.catalog import Catalog, Tensor
 from reshard.planning.names import NameRules, is_state
 from reshard.planning.plan import Move, Piece
 from reshard.planning.tasks import seen
-from reshard.storage.machine import allow_many_files, auto_workers
+from reshard.storage.machine import auto_workers
 
 
 class TensorPrint(Struct, frozen=True):
@@ -137,7 +137,6 @@ def _check_whole(tensors: Iterable[Tensor], lacking: tuple[str, ...]) -> None:
 
 def _hashed(source: Catalog, tensors: dict[str, Tensor], path: str, observer: Observer) -> dict[str, str]:
     """The hash of each tensor's content, each shard read once."""
-    allow_many_files()
     sources = Sources(files_of(source))
     scratch = Scratch()
     made = {name: Hashing() for name in tensors}

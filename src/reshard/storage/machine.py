@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import resource
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -73,13 +72,6 @@ def auto_workers(paths: Iterable[str]) -> int:
     if any(_of_mount(Path(p), mounts)[0] in _NETWORK for p in paths):
         return _NETWORK_WORKERS
     return max(2, min(_MOST_LOCAL_WORKERS, os.cpu_count() or 2))
-
-
-def allow_many_files() -> None:
-    """A merge of a thousand ranks has a thousand files open: use what the system allows this process."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65536) if hard > 0 else 65536, hard))
 
 
 @contextmanager

@@ -190,4 +190,6 @@ def translated(error: OSError, path: str) -> ReshardError:
         return CheckpointError("no such file or folder", path)
     if error.errno == errno.ENAMETOOLONG:
         return StorageError(f"not allowed: {said}", path, "choose a shorter name")
+    if error.errno == errno.EMFILE:
+        return StorageError(said, path, "allow this process more open files (ulimit -n, RLIMIT_NOFILE)")
     return StorageError(said, path, "check the disk; run again with --resume")

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from itertools import chain
+from typing import Annotated
 
 import msgspec
 import xxhash
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from reshard import __version__
 from reshard.errors import CheckpointError, FormatError, InputError, RunError
@@ -25,6 +26,7 @@ SCHEMA = 2
 _BLOCK_NBYTES = 8 << 20
 _NAMED = 3
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, FormatError)
+_Natural = Annotated[int, Meta(ge=0)]
 
 
 class ShardForm(Struct, frozen=True, omit_defaults=True):
@@ -65,11 +67,11 @@ class ManifestFile(Struct, frozen=True, omit_defaults=True):
     """
 
     path: str
-    rank: int
-    nbytes: int
+    rank: _Natural
+    nbytes: _Natural
     runs: tuple[Run, ...]
     forms: tuple[ShardForm, ...] = ()
-    tensors: dict[str, tuple[int, ...]] = {}
+    tensors: dict[str, tuple[_Natural, ...]] = {}
     texts: dict[str, str] | None = None
     notes: dict[str, str] | None = None
     misfits: tuple[ShardMisfits, ...] = ()
@@ -79,16 +81,17 @@ class ManifestFile(Struct, frozen=True, omit_defaults=True):
         """By name. Raises InputError where it is damaged."""
         try:
             forms = [(TensorSpec(form.dtype, form.box.shape), form.full_shape, form.box) for form in self.forms]
-            return {name: _shard(*forms[number], places) for name, (number, *places) in self.tensors.items()}
+            return {name: self._shard(*forms[number], places) for name, (number, *places) in self.tensors.items()}
         except (IndexError, ValueError, FormatError) as error:
             raise InputError(f"the manifest is damaged: of {self.path}, {error}") from None
 
-
-def _shard(spec: TensorSpec, full_shape: tuple[int, ...], box: Box, places: Sequence[int]) -> ToldShard:
-    if len(places) == 1:
-        return ToldShard(spec, full_shape, box, (Extent(places[0], spec.nbytes),))
-    extents = map(Extent, places[::2], places[1::2])
-    return ToldShard(spec, full_shape, box, tuple(extents))
+    def _shard(self, spec: TensorSpec, full_shape: tuple[int, ...], box: Box, places: Sequence[int]) -> ToldShard:
+        pairs = zip(places[::2], places[1::2], strict=True) if len(places) != 1 else [(places[0], spec.nbytes)]
+        extents = tuple(Extent(offset, nbytes) for offset, nbytes in pairs)
+        held = sum(extent.nbytes for extent in extents)
+        if held != spec.nbytes or any(extent.end > self.nbytes for extent in extents):
+            raise ValueError(f"{spec} in {held} bytes, at {places} of {self.nbytes}")
+        return ToldShard(spec, full_shape, box, extents)
 
 
 class Manifest(Struct, frozen=True):

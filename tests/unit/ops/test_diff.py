@@ -10,7 +10,9 @@ import pytest
 
 import reshard
 from making import array, counted, write_file, write_ranks, write_strategy
-from reshard.errors import CheckpointError, DifferenceError
+from reshard.cli.environment import original
+from reshard.cli.main import main
+from reshard.errors import CheckpointError, DifferenceError, StorageError
 from reshard.families.discover import Found
 from reshard.families.source import Source
 from reshard.layout.tensor import Sharding
@@ -115,7 +117,7 @@ def test_a_file_written_to_while_it_is_compared(
         reshard.diff(a, Source(str(path)), NameRules(include=("^a$",)))
 
 
-def test_more_files_than_may_be_open_at_first(tmp_path: Path) -> None:
+def test_the_program_may_have_more_files_open_than_at_first_and_a_library_says_what_to_do(tmp_path: Path) -> None:
     stages = [{"w": Sharding((64,), ((0,),))}]
     full = {"w": counted(64)}
     strategy = str(write_strategy(tmp_path / "s", stages))
@@ -123,12 +125,20 @@ def test_more_files_than_may_be_open_at_first(tmp_path: Path) -> None:
     whole = write_file(tmp_path / "w.ckpt", full)
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     free = sorted(set(range(before[0])) - set(map(int, os.listdir("/proc/self/fd"))))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (free[30], before[1]))
+    few = (free[30], before[1])
+    resource.setrlimit(resource.RLIMIT_NOFILE, few)
     try:
-        found = reshard.diff(Source(str(whole)), Source(str(src), strategy))
+        with pytest.raises(StorageError, match="Too many open files") as caught:
+            reshard.diff(Source(str(whole)), Source(str(src), strategy))
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == few
+        with pytest.raises(SystemExit) as stop:
+            main(["diff", str(whole), str(src), "--b-strategy", strategy])
+        original()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == few
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
-    assert found.equal
+    assert "ulimit -n" in caught.value.hint
+    assert not stop.value.code
 
 
 def test_a_missing_shard_is_no_equality(a: Source, tmp_path: Path) -> None:
