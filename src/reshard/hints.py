@@ -10,7 +10,7 @@ _BETWEEN = re.compile(r"(; (?:or )?|, (?:or|then) )")
 
 
 def suited(hint: str, options: Collection[str], words: Mapping[str, str]) -> str:
-    """A hint without the advice that a tool cannot take.
+    """A hint without the advice that a tool cannot take. A command that it tells in full has options of its own.
 
     Args:
         options: those that the tool has; all with an underscore are a launcher's, a YAML's or its own.
@@ -20,11 +20,13 @@ def suited(hint: str, options: Collection[str], words: Mapping[str, str]) -> str
     'check the disk'
     >>> suited("leave --src-strategy out, or give the folder", [], {"--src-strategy": "src_strategy"})
     'leave src_strategy out, or give the folder'
+    >>> suited("the YAML of a job? reshard strategy make --config run.yaml", [], {})
+    'the YAML of a job? reshard strategy make --config run.yaml'
     """
     clauses = _BETWEEN.split(hint)
     said = ""
     for between, clause in zip(["", *clauses[1::2]], clauses[::2], strict=True):
-        named = _OPTION.findall(clause)
-        if all("_" in option or option in options or option in words for option in named):
-            said += (between if said else "") + _OPTION.sub(lambda m: words.get(m[0], m[0]), clause)
+        advice, command, rest = clause.partition("reshard ")
+        if all("_" in option or option in options or option in words for option in _OPTION.findall(advice)):
+            said += (between if said else "") + _OPTION.sub(lambda m: words.get(m[0], m[0]), advice) + command + rest
     return said

@@ -143,15 +143,67 @@ def test_what_is_no_checkpoint_is_no_fault(tmp_path: Path) -> None:
     assert checkup(str(tmp_path / "nothing")) is None
     assert noted(tmp_path) == ("it is empty",)
     (tmp_path / "notes.txt").write_text("hello")
-    assert noted(tmp_path) == ("no checkpoint: it holds 1 .txt",)
+    assert noted(tmp_path)[0] == "no checkpoint: it holds 1 .txt"
     ranks(tmp_path / "runs/a", 0)
     write_file(tmp_path / "b/model.safetensors", {"w": array((4,))})
-    below = f"checkpoints lie below: {tmp_path}/b, {tmp_path}/runs/a"
+    below = f"give one of what lies below: {tmp_path}/b or {tmp_path}/runs/a"
     assert noted(tmp_path) == ("no checkpoint: it holds 2 folders, 1 .txt", below)
     for name in ("x", "y"):
         write_file(tmp_path / f"two/{name}.safetensors", {"w": array((4,))})
     (note,) = noted(tmp_path / "two")
     assert note.startswith("2 full checkpoints in one folder")
+
+
+@pytest.mark.parametrize(
+    "name", ["latest", "latest_checkpointed_iteration.txt", "adapter_config.json", "config.json", "m.safetensors.part"]
+)
+def test_what_goes_with_weights_that_are_not_there_is_a_fault(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("{}")
+    what, *_ = one_fault(tmp_path)
+    assert name in what or "it holds 1 .part" in what
+
+
+def test_an_index_alone_names_what_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"w": "model-00001-of-00002.safetensors"}}')
+    what, where, _ = one_fault(tmp_path)
+    assert what == "files that it names are missing:\nmodel-00001-of-00002.safetensors"
+    assert where == "model.safetensors.index.json"
+
+
+@pytest.mark.parametrize(
+    ("family", "file", "told"),
+    [
+        ("FSDP2, uneven rows", "model_world_size_4_rank_3.pt", "files of ranks are missing"),
+        ("FSDP2, uneven rows", "optim_world_size_4_rank_3.pt", "optim_world_size_4_rank_3.pt is missing"),
+        ("ours", "rank_7/checkpoint_7.ckpt", "rank_7/checkpoint_7.ckpt is missing"),
+        ("Checkpoint 2.0", "*/*model-0000007-*", "model-0000007-0000008.safetensors is missing"),
+        ("Checkpoint 2.0, one device", "*/*model-0*", "files of weights are missing"),
+    ],
+)
+def test_a_file_of_a_family_that_is_missing(tmp_path: Path, family: str, file: str, told: str) -> None:
+    source = FAMILIES[family](tmp_path).path
+    min(source.glob(file)).unlink()
+    what, *_ = one_fault(source)
+    assert told in what
+
+
+def test_a_manifest_that_is_not_trusted(tmp_path: Path) -> None:
+    source = FAMILIES["ours"](tmp_path).path
+    (source / ".reshard/manifest.json").write_text("{")
+    what, *_ = one_fault(source)
+    assert what.startswith("its manifest is not trusted: ")
+
+
+def test_what_a_write_left_over_is_noted(tmp_path: Path) -> None:
+    write_file(tmp_path / "m.safetensors", {"w": array((4,))})
+    (tmp_path / "m.safetensors.part").write_bytes(b"x")
+    assert "m.safetensors.part" in noted(tmp_path)[0]
+
+
+def test_strategy_files_are_no_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    FAMILIES["rank folders"](tmp_path)
+    assert run_reshard(["inspect", str(tmp_path / "s")]) == 3
+    assert f"hint: see them: reshard strategy show {tmp_path}/s" in capsys.readouterr().err
 
 
 def test_a_folder_of_checkpoints_is_told_by_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,7 +215,7 @@ def test_a_folder_of_checkpoints_is_told_by_its_own(tmp_path: Path, capsys: pyte
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
-        ("run.yaml", "reshard strategy make reads it"),
+        ("run.yaml", "reshard strategy make --config "),
         ("notes.txt", "give a weight file, or the folder"),
         ("config.json", "give the folder that it lies in"),
         ("model.safetensors", "download the file again"),

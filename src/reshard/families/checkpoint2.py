@@ -6,10 +6,12 @@ them, and what it does not name is left over from another save.
 
 from __future__ import annotations
 
+import re
+
 from msgspec import UNSET, Struct
 from msgspec.structs import asdict, replace
 
-from reshard.errors import CheckpointError, counted
+from reshard.errors import CheckpointError, counted, listed
 from reshard.families.checkpoint2_described import described
 from reshard.families.checkpoint2_folders import (
     COMMON,
@@ -32,6 +34,8 @@ from reshard.families.source import Source
 from reshard.planning.catalog import Catalog
 from reshard.planning.identity import hash_of_file
 from reshard.storage.storages import content_of
+
+_STATES = re.compile(r"opt(-\d+-\d+\.safetensors)$")
 
 
 class Checkpoint2(Struct, frozen=True):
@@ -80,6 +84,13 @@ def _of_one_device(folder: Listing) -> Catalog:
             "nobody can know how their tensors were cut",
             folder.path,
             "bring it; or lay each rank's files into a rank_x folder, and give --src-strategy",
+        )
+    absent = sorted({_STATES.sub(r"model\1", name) for name in names} - set(names))
+    if absent:
+        raise CheckpointError(
+            "files of weights are missing, and those of their optimizer's states are here:\n" + listed(absent),
+            folder.path,
+            "bring them",
         )
     found = Found(folder.path, tuple((0, folder.at(name)) for name in names), distributed=False)
     return catalog_of_full(index_files(found))

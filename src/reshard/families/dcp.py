@@ -48,7 +48,10 @@ class Dcp(Struct, frozen=True):
         if shards and not _is_saved_by_files(folder):
             return catalog_of_shards(folder, shards)
         found = catalog_by(folder, metadata_of(folder))
-        return replace(found, warnings=(*found.warnings, *_not_read(there, folder)))
+        asked = source.iteration is not None
+        return replace(
+            found, warnings=(*found.warnings, *_not_read(there, folder), *_of_steps(there, folder, asked=asked))
+        )
 
 
 def _not_read(there: Listing, folder: Listing) -> Iterator[str]:
@@ -56,6 +59,13 @@ def _not_read(there: Listing, folder: Listing) -> Iterator[str]:
     for entry in there.entries:
         if folder.path != there.path and entry.folder and _OPTIMIZER.fullmatch(entry.name):
             yield f"{there.at(entry.name)} is left out: it is a checkpoint of its own; name it to read it"
+
+
+def _of_steps(there: Listing, folder: Listing, *, asked: bool) -> Iterator[str]:
+    """Which of several saves is read, where nobody named it."""
+    steps = sum(1 for entry in there.entries if entry.folder and _STEP.fullmatch(entry.name))
+    if not asked and folder.path != there.path and steps > 1:
+        yield f"{folder.there.name} is read, the last whole one of {counted(steps, 'step')}; --iteration takes another"
 
 
 def _is_one(there: Listing) -> bool:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from reshard.errors import CheckpointError, FormatError, UsageError, counted, listed
 from reshard.families.family import Listing
@@ -17,7 +20,14 @@ from reshard.families.part_names import WholeByNames, part_of, wholes
 from reshard.families.rank_listing import as_select as as_select
 from reshard.families.rank_listing import find_ranks, rank_entries
 from reshard.families.registry import listing
-from reshard.families.strange_folders import UNFINISHED, no_weights, refuse_slices, refuse_unfinished, unfinished
+from reshard.families.strange_folders import (
+    UNFINISHED,
+    no_weights,
+    refuse_slices,
+    refuse_strategies,
+    refuse_unfinished,
+    unfinished,
+)
 from reshard.foreign import HEAD_NBYTES, Foreign, foreign
 from reshard.formats.registry import format_of, suffixes
 from reshard.storage.storage import Entry, join
@@ -61,9 +71,11 @@ def files_of(there: Listing, select: Select = "natural", suffix: str = "") -> Fo
     if index is not None:
         return _indexed(index, entries, files)
     refuse_slices(path, entries, files)
+    refuse_strategies(path, entries)
     if not files:
         raise no_weights(path, entries)
-    return _full(path, with_suffix(path, files, suffix), entries)
+    found = _full(path, with_suffix(path, files, suffix), entries)
+    return replace(found, warnings=(*found.warnings, *_warned_of_ranks(path, path)))
 
 
 def _one_file(path: str, there: Entry) -> Found:
@@ -72,13 +84,15 @@ def _one_file(path: str, there: Entry) -> Found:
     if not storage.remote and storage.entry(f"{path}.aria2") is not None:
         raise CheckpointError("its download is not finished: an .aria2 lies beside", path, "go on with the download")
     part = part_of(there.name)
-    warnings = (f"{path} is {part}, not a whole checkpoint",) if part else _warned_of_ranks(path)
+    warnings = (
+        (f"{path} is {part}, not a whole checkpoint",) if part else _warned_of_ranks(path, path.rpartition("/")[0])
+    )
     return Found(path, ((0, path),), distributed=False, warnings=warnings, newest_ns=there.mtime_ns)
 
 
-def _warned_of_ranks(path: str) -> tuple[str, ...]:
-    """A warning for the file of one rank beside whose folder others lie: only a strategy tells whether it is whole."""
-    folder, _, name = path.rpartition("/")[0].rpartition("/")
+def _warned_of_ranks(path: str, place: str) -> tuple[str, ...]:
+    """A warning for one rank's file or folder, beside which others lie: only a strategy tells whether it is whole."""
+    folder, _, name = place.rpartition("/")
     if not name or not rank_entries([Entry(name, folder=True, nbytes=0, mtime_ns=0)]):
         return ()
     others = 0
@@ -108,7 +122,7 @@ def _check_name(path: str) -> None:
 def _hint(path: str, found: Foreign) -> str:
     """What to do with a file of another kind: text that is not called as weights are was never one of them."""
     if path.endswith((".yaml", ".yml")):
-        return "the YAML of a job? reshard strategy make reads it; weights lie in other files"
+        return f"the YAML of a job? reshard strategy make --config {shlex.quote(path)} -o strategy makes its strategy"
     return "give a weight file, or the folder of the checkpoint" if found.text else found.hint
 
 

@@ -59,6 +59,7 @@ class Fsdp(Struct, frozen=True):
             {},
             Ranks(1, world, folder.path),
             withheld=states.withheld,
+            lacking=states.lacking,
             told_by={**told_by, **({"--frozen": source.frozen} if source.frozen else {})},
             warnings=(
                 *_left_out(files, world, opened),
@@ -200,7 +201,8 @@ def _states(
     if not names:
         return [], States({}, {})
     if absent := _absent(names, world, "optim"):
-        return [], States({}, {"optimizer.<all states>": f"{', '.join(absent[:4])} missing"})
+        lacking = tuple(f"{folder.at(name)} is missing" for name in absent)
+        return [], States({}, {"optimizer.<all states>": f"{', '.join(absent[:4])} missing"}, lacking=lacking)
     ranked = [(rank, folder.at(names[rank])) for rank in range(world)]
     opened = made_of_parts(folder.path, ranked, partial(optimizer_file, world=world), first=world)
     return [one.file for one in opened], states_of(models, opened, frozen)

@@ -25,11 +25,18 @@ _Named = Mapping[_Number, str]
 
 
 class States(Struct, frozen=True):
-    """``withheld``: by name, why states that are there cannot be told apart. ``warnings``: what was assumed."""
+    """What there is of states.
+
+    Attributes:
+        withheld: by name, why states that are there cannot be told apart.
+        warnings: what was assumed.
+        lacking: files that should be there.
+    """
 
     tensors: Mapping[str, Tensor]
     withheld: Mapping[str, str] = {}
     warnings: tuple[str, ...] = ()
+    lacking: tuple[str, ...] = ()
 
 
 def states_of(

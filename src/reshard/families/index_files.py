@@ -48,7 +48,9 @@ def read_index(path: str) -> Index:
     """Raises CheckpointError for any other JSON."""
     content = _read_json(path)
     named = content.get("weight_map", content) if isinstance(content, dict) else None
-    if not isinstance(named, dict) or not named or not all(isinstance(name, str) and name for name in named.values()):
+    files = named.values() if isinstance(named, dict) else ()
+    bare = named is content  # any JSON of strings, as a small config.json, where they are no files of weights
+    if not files or not all(isinstance(name, str) and (format_of(name) if bare else name) for name in files):
         raise CheckpointError(
             "not an index of weight files: no map of tensors to files",
             path,

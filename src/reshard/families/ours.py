@@ -18,6 +18,8 @@ from reshard.target.filling import BEGUN
 from reshard.target.manifest import MANIFEST, Manifest, read_manifest
 from reshard.target.target_paths import Place
 
+NOT_TRUSTED = "its manifest is not trusted"
+
 
 def by_manifest(found: Found, files: Sequence[IndexedFile]) -> tuple[Catalog | None, str]:
     """What rank folders hold by the manifest beside them; else None, and why one that is there does not count."""
@@ -34,7 +36,7 @@ def by_manifest(found: Found, files: Sequence[IndexedFile]) -> tuple[Catalog | N
 
 def untrusted(doubt: str) -> tuple[str, ...]:
     """What is said of a manifest that does not count."""
-    return (f"its manifest is not trusted: {doubt}",) if doubt else ()
+    return (f"{NOT_TRUSTED}: {doubt}",) if doubt else ()
 
 
 def _misfit(manifest: Manifest, files: Sequence[IndexedFile]) -> str:
@@ -77,6 +79,7 @@ def _catalog(files: Sequence[IndexedFile], manifest: Manifest) -> Catalog:
     ranks = Ranks(manifest.stages, manifest.world // manifest.stages)
     tensors = {name: _tensor(name, specs[name], found, ranks.devices) for name, found in shards.items()}
     texts, notes = texts_and_notes(files)
+    absent = (told.path for told in manifest.files if told.tensors and told.path not in numbers)
     return Catalog(
         tuple(files),
         tensors,
@@ -85,6 +88,7 @@ def _catalog(files: Sequence[IndexedFile], manifest: Manifest) -> Catalog:
         ranks,
         told_by={MANIFEST: manifest.xxh3},
         warnings=stand_ins(files, ranks),
+        lacking=tuple(f"{path} is missing" for path in absent),
         family=f"rank folders that reshard {manifest.reshard} wrote",
     )
 

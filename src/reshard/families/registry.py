@@ -56,7 +56,7 @@ FAMILIES = (
         "dcp",
         "reshard.families.dcp:Dcp",
         rf"\.metadata(\.tmp)?|__\d+\.metadata|\.rank\d+_metadata|step-\d+|pytorch_model_fsdp_\d+|{_OF_DCP}",
-        _OF_DCP,
+        rf"\.metadata|{_OF_DCP}",
     ),
     FamilyEntry("fsdp", "reshard.families.fsdp:Fsdp", rf"actor|critic|global_step_\d+|{_OF_FSDP}", _OF_FSDP),
     FamilyEntry(

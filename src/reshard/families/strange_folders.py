@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -15,6 +16,10 @@ from reshard.storage.storages import storage_of
 
 UNFINISHED = (".incomplete", ".aria2", ".crdownload", ".part", ".partial", ".download", ".!qB", ".tmp")
 _NOT_YET = "not read yet by this release"
+_GOES_WITH_WEIGHTS = re.compile(
+    r"latest|latest_universal|latest_checkpointed_iteration\.txt|(adapter_|generation_)?config\.json|\.reshard"
+)
+_STRATEGY = re.compile(r".*strategy.*\.(ckpt|json)", re.IGNORECASE)
 _KINDS = 6
 _SHOWN = 4
 _LOOKED_AT = 32
@@ -37,6 +42,24 @@ def refuse_slices(path: str, entries: Sequence[Entry], files: Sequence[WeightFil
         raise _refusal(path, family)
 
 
+def refuse_strategies(path: str, entries: Iterable[Entry]) -> None:
+    """Raises CheckpointError where nothing else lies that could be weights: MindSpore gives them the same ending."""
+    files = [e.name for e in entries if not e.folder and e.name.endswith((*suffixes(), ".json"))]
+    if files and all(map(_STRATEGY.fullmatch, files)):
+        raise CheckpointError(
+            f"strategy files ({files[0]}{' …' if files[1:] else ''}), no weights: they say how a job cuts these",
+            path,
+            f"see them: reshard strategy show {shlex.quote(path)}; use them: --src-strategy or --dst-strategy",
+        )
+
+
+def tells_of_weights(entries: Iterable[Entry]) -> str:
+    """The name of something that goes with weights, or is the beginning of them; "" where nothing does."""
+    entries = list(entries)
+    named = (e.name for e in entries if _GOES_WITH_WEIGHTS.fullmatch(e.name))
+    return next(named, next(iter(unfinished(entries)), ""))
+
+
 def no_weights(path: str, entries: Sequence[Entry]) -> CheckpointError:
     """What to say of a folder in which nothing is ours."""
     cache = _hub_cache(path, entries)
@@ -48,6 +71,10 @@ def no_weights(path: str, entries: Sequence[Entry]) -> CheckpointError:
     endings = " or ".join(sorted(suffixes()))
     below = checkpoints_below(path, entries)
     hint = f"give one of what lies below: {' or '.join(below[:_SHOWN])}" if below else _hint(entries)
+    told = tells_of_weights(entries)
+    if told and told not in unfinished(entries):
+        said = f"{told} is there, and the weights that it goes with ({endings}) are not: it holds {held(entries)}"
+        return CheckpointError(said, path, f"bring them; or {hint}")
     return CheckpointError(f"no weight files ({endings}) and no rank_x folders: it holds {held(entries)}", path, hint)
 
 

@@ -82,8 +82,11 @@ def _stranger(first: bytes, nbytes: int) -> FormatError:
     other = foreign(first, "torch")
     if other is not None:
         return FormatError(f"it is {other.what}, not a file of torch.save", hint=other.hint)
+    if not nbytes:
+        return FormatError("the file is empty", hint="copy the file again")
     return FormatError(
-        f"its {nbytes:,} bytes are neither a zip file nor a pickle", hint="rename it, if it is no torch file"
+        f"its {nbytes:,} bytes are neither a zip file nor a pickle",
+        hint="copy it again; or rename it, if it is no torch file",
     )
 
 

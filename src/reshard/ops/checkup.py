@@ -12,10 +12,11 @@ from reshard.families.discover import files_of
 from reshard.families.family import Listing
 from reshard.families.found import name_below, weights
 from reshard.families.headers import index_file
+from reshard.families.ours import NOT_TRUSTED
 from reshard.families.part_names import wholes
 from reshard.families.rank_listing import MIXED_STEPS, is_rank, step_of
 from reshard.families.registry import FALLBACK, listing, listing_below, recognised
-from reshard.families.strange_folders import checkpoints_below, held
+from reshard.families.strange_folders import UNFINISHED, held, tells_of_weights
 from reshard.formats.registry import format_of
 from reshard.ops.inspect import opened
 from reshard.planning.catalog import Catalog
@@ -25,6 +26,7 @@ from reshard.target.filling import BEGUN, DONE
 from reshard.target.target_paths import Place
 
 _SHOWN = 4
+_FAULTS = (MIXED_STEPS, NOT_TRUSTED)
 
 
 class Fault(Struct, frozen=True):
@@ -70,8 +72,8 @@ def checkup(path: str) -> Checkup | None:
         found = opened(path)
     except ReshardError as error:
         return _unread(there, error)
-    faults = (*_lacking(found), *(() if found.kind else _of_ranks(there)))  # nobody said how ranks are cut
-    notes = tuple(warning for warning in found.warnings if not warning.startswith(MIXED_STEPS))
+    faults = (*_lacking(found, path), *(() if found.kind else _of_ranks(there, found)))  # nobody said how ranks are cut
+    notes = (*(w for w in found.warnings if not w.startswith(_FAULTS) and w not in found.lacking), *_left_over(there))
     nbytes = sum(file.nbytes for file in found.files)
     return Checkup(path, found.family, len(found.files), nbytes, len(found.tensors), faults, notes)
 
@@ -93,11 +95,10 @@ def _begun(path: str) -> Fault | None:
 
 def _unread(there: Listing, error: ReshardError) -> Checkup:
     """What keeps it from being read, and files that would have been next."""
-    if there.folder and not _holds_weights(there):
-        below = checkpoints_below(there.path, there.entries)
-        more = (f"checkpoints lie below: {', '.join(below[:_SHOWN])}{' …' if below[_SHOWN:] else ''}",) if below else ()
-        return Checkup(there.path, notes=(f"no checkpoint: it holds {held(there.entries)}", *more))
-    if _several(there):
+    of_itself = error.where == there.path  # not of a file in it, as an index
+    if there.folder and of_itself and not _holds_weights(there) and not tells_of_weights(there.entries):
+        return Checkup(there.path, notes=(f"no checkpoint: it holds {held(there.entries)}", error.hint))
+    if _family(there) == FALLBACK and _several(there):
         names = error.message.replace(":\n", ": ").replace("\n", ", ")
         return Checkup(there.path, notes=(f"{names}; {error.hint}",))
     faults = [Fault(error.message, error.where or there.path, error.hint)]
@@ -155,8 +156,15 @@ def _weight_files(there: Listing) -> Iterator[str]:
                 yield file.path
 
 
-def _lacking(found: Catalog) -> Iterator[Fault]:
-    """Slices that no file holds, by the ranks that should."""
+def _left_over(there: Listing) -> tuple[str, ...]:
+    """Files that a write or a download began: no reader takes them."""
+    names = [entry.name for entry in there.entries if not entry.folder and entry.name.endswith(UNFINISHED)]
+    shown = f"{', '.join(names[:_SHOWN])}{' …' if names[_SHOWN:] else ''}"
+    return (f"left over from a write or a download that did not end, and not read: {shown}",) if names else ()
+
+
+def _lacking(found: Catalog, path: str) -> Iterator[Fault]:
+    """Slices that no file holds, by the ranks that should; else files whose slices others hold."""
     by_ranks: dict[tuple[int, ...], list[str]] = {}
     for tensor in found.tensors.values():
         missing = tensor.shards.missing()
@@ -170,10 +178,16 @@ def _lacking(found: Catalog) -> Iterator[Fault]:
             found.lacking[0] if found.lacking else "",
             "bring the missing files; where replicas lie elsewhere, theirs serve as well",
         )
+    if found.lacking and not by_ranks:
+        said = f"{'; '.join(found.lacking[:_SHOWN])}{' …' if found.lacking[_SHOWN:] else ''}"
+        yield Fault(said, path, "bring what is missing; what replicas hold is taken from them, with a warning")
 
 
-def _of_ranks(there: Listing) -> Iterator[Fault]:
-    """What rank folders say by their names and files, without a strategy."""
+def _of_ranks(there: Listing, read: Catalog) -> Iterator[Fault]:
+    """What rank folders say by their names, files and manifest, without a strategy."""
+    for warning in read.warnings:
+        if warning.startswith(NOT_TRUSTED):
+            yield Fault(warning, there.path, "copy the whole folder again, or give the strategy: --src-strategy")
     found = files_of(there)
     steps: dict[tuple[int, int], list[int]] = {}
     for rank, path in found.files:
