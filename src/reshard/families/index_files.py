@@ -48,9 +48,8 @@ def read_index(path: str) -> Index:
     """Raises CheckpointError for any other JSON."""
     content = _read_json(path)
     named = content.get("weight_map", content) if isinstance(content, dict) else None
-    files = named.values() if isinstance(named, dict) else ()
     bare = named is content  # any JSON of strings, as a small config.json, where they are no files of weights
-    if not files or not all(isinstance(name, str) and (format_of(name) if bare else name) for name in files):
+    if not isinstance(named, dict) or not named or not all(_names_a_file(value, bare=bare) for value in named.values()):
         raise CheckpointError(
             "not an index of weight files: no map of tensors to files",
             path,
@@ -58,6 +57,10 @@ def read_index(path: str) -> Index:
         )
     folder = path.rpartition("/")[0] or ("/" if path.startswith("/") else ".")
     return Index(path, folder, {name: join(folder, file) for name, file in named.items()})
+
+
+def _names_a_file(value: Any, *, bare: bool) -> bool:
+    return isinstance(value, str) and (format_of(value) is not None if bare else value != "")
 
 
 def index_in(folder: str, names: Iterable[str], formats: Collection[str]) -> Index | None:
