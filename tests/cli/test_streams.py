@@ -29,6 +29,8 @@ COMMANDS = [
     "plan FULL out --dst-strategy four --full",
     "convert FULL out --dst-strategy four --report out.html",
     "explain w FULL --dst-strategy four",
+    "explain w FULL --dst-strategy four --json",
+    "convert FULL out --dst-strategy four --json",
     "diff FULL FULL",
     "diff FULL FULL --json",
     "fingerprint FULL",

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from hub_model import SIZES, qwen3
 from making import array, dtype_named, read_file, read_rank, same, shard_of, write_file, write_strategy
+from reshard.errors import CheckpointError
 from reshard.layout.tensor import Sharding
 from reshard.names.wishes import Naming
 from reshard.ops.convert import convert
@@ -182,3 +183,26 @@ def test_under_other_names_as_if_dequantised_before(
         )
         assert a.keys() == b.keys() == wanted.keys()
         assert not [name for name in a if not same(a[name], b[name])]
+
+
+REFUSED: dict[str, tuple[dict[str, tuple[str, Shape]], dict[str, Any]]] = {
+    "what a sum is multiplied by": ({"up.weight": ("int8", (4, 4)), "up.deq_scale": ("float32", (4,))}, {}),
+    "codes that no name tells": ({"up.B": ("int32", (4, 4)), "up.s": ("float16", (4,))}, {"quant_method": "gptq"}),
+    "an order of the kernel's": (
+        {"up.weight": ("int8", (4, 4)), "up.weight_scales": ("float16", (4,))},
+        {"quant_method": "eetq"},
+    ),
+    "codes called otherwise": ({"up.weight._data": ("int8", (4, 4)), "up.weight._scale": ("float16", (4, 1))}, {}),
+    "wide codes": ({"up.weight": ("int16", (4, 4)), "up.scales": ("float16", (4, 1))}, {}),
+}
+"""Tensors, and the quantization_config."""
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_codes_mean_is_never_guessed(kind: str, tmp_path: Path) -> None:
+    tensors, told = REFUSED[kind]
+    made = {name: array(shape, dtype) for name, (dtype, shape) in tensors.items()}
+    source = in_parts(tmp_path / "in", [made], {"quantization_config": told} if told else {})
+    with pytest.raises(CheckpointError, match="cannot be dequantised"):
+        convert(source, tmp_path / "out.safetensors", Options(naming=Naming(dequantize=True)))
+    assert not (tmp_path / "out.safetensors").exists()

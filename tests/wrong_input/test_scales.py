@@ -70,6 +70,14 @@ def test_a_cast_is_refused(quantised: tuple[Path, str]) -> None:
     refused(quantised[0], "(?s)quantised.*up", Options(dtype="bfloat16"))
 
 
+def test_a_cast_of_scales_whose_codes_are_wide_is_refused(tmp_path: Path) -> None:
+    codes, half = np.ones((4, 4), np.int16), np.ones(4, np.float16)
+    trellis = save(tmp_path / "trellis.safetensors", {"up.trellis": codes, "up.suh": half, "up.svh": half})
+    refused(trellis, r"up\.suh", Options(dtype="bfloat16"))
+    grid = save(tmp_path / "grid.safetensors", {"up.weight": codes, "up.scales": half})
+    refused(grid, r"up\.scales", Options(dtype="bfloat16"))
+
+
 def test_a_cast_of_the_codes_alone_is_refused(tmp_path: Path) -> None:
     scale = np.ones((1, 1), ml_dtypes.bfloat16)
     tensors = {"up.weight": np.ones((4, 4), FP8), "up.weight_scale_inv": scale}

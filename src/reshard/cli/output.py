@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterable
@@ -23,7 +24,11 @@ def say(text: str) -> None:
 def say_json(value: Any) -> None:
     import msgspec
 
-    say(json_for(sys.stdout, msgspec.json.format(msgspec.json.encode(value), indent=2).decode()))
+    try:
+        text = msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+    except UnicodeEncodeError:  # a path that is no Unicode: its bytes as Python escapes them
+        text = json.dumps(msgspec.to_builtins(value), indent=2)
+    say(json_for(sys.stdout, text))
 
 
 def on_terminal() -> bool:

@@ -29,7 +29,12 @@ _UNKNOWN = {
     "codebooks",
     "map",
     "state",
+    "dequant",  # of sums: the scales of activations and weights multiplied
+    "deq",
 }
+_TURNED = {"eetq"}
+"""Methods whose codes look as plain ones do and are kept as a kernel wants them."""
+_NO_NAMES = {"qweight", "data", "qdata", "codes", "packed"}
 _WHY = "scales, which the weights are multiplied by"
 
 
@@ -61,6 +66,11 @@ def dequantised(
         for name, tensor in made.items()
         if tensor.spec.dtype.startswith("float8") and tensor.scales is None
     ]
+    if not groups:
+        faults += [
+            f"quant_method {method} of {where}, and no codes are known by their names"
+            for where, method in _methods(files)
+        ]
     if faults:
         raise CheckpointError("weights that cannot be dequantised:\n" + listed(faults))
     return made, {why: tuple(names) for why, names in dropped.items() if names}
@@ -75,9 +85,20 @@ def _dtype(files: Sequence[ModelFile]) -> str:
     return "bfloat16"
 
 
+def _methods(files: Sequence[ModelFile]) -> Iterator[tuple[str, str]]:
+    """By what configurations say that weights are quantised."""
+    for file in files:
+        if method := file.values.get("quantization_config.quant_method"):
+            yield file.where, str(method)
+
+
+def _words(name: str) -> set[str]:
+    return set(name.rsplit(".", 1)[-1].lower().replace("-", "_").split("_"))
+
+
 def _members(group: Quantised) -> tuple[str, str, list[str]]:
     """Codes, their scale, and what else stands beside them and concerns other values."""
-    words = {name: set(name.rsplit(".", 1)[-1].lower().replace("-", "_").split("_")) for name in group.beside}
+    words = {name: _words(name) for name in group.beside}
     others = [name for name in group.beside if words[name] & _OF_ACTIVATIONS]
     unknown = [name for name in group.beside if words[name] & _UNKNOWN and name not in others]
     scales = [name for name in group.beside if name not in others and name not in unknown]
@@ -93,6 +114,10 @@ def _members(group: Quantised) -> tuple[str, str, list[str]]:
 
 
 def _scaled(codes: Tensor, scale: Tensor, dtype: str, files: Sequence[ModelFile]) -> Tensor:
+    if any(method in _TURNED for _, method in _methods(files)):
+        raise CheckpointError(f"{codes.name}: its quant_method keeps codes in an order of its own, which is not known")
+    if _words(codes.name) & _NO_NAMES:
+        raise CheckpointError(f"{codes.name}: what the weight of these codes is called is not known")
     if not (codes.spec.dtype.startswith("float8") or codes.spec.dtype == "int8"):
         raise CheckpointError(f"{codes.name}: {codes.spec.dtype}, codes that are packed are not known")
     if scale.spec.dtype not in FLOATING:

@@ -234,13 +234,16 @@ def _warnings(hard_links: int, misfits: tuple[Misfits, ...]) -> Iterator[str]:
 
 def names_file(dst: str | Path) -> bool:
     """Whether a target is one weight file rather than a folder, by its name and by what is there. Raises UsageError for
-    the name of a weight file of a kind that is not written.
+    the name of a weight file of a kind that is not written, and for one that a manifest cannot hold.
     """
     if str(dst).endswith(_OTHERS_FILES) and not Path(dst).is_dir():
         raise UsageError(
             f"{str(dst)!r} is named as a file that we do not write", hint=f"end it in {' or '.join(sorted(suffixes()))}"
         )
-    return format_of(str(dst)) is not None and not Path(dst).is_dir()
+    single = format_of(str(dst)) is not None and not Path(dst).is_dir()
+    if single and str(dst) != str(dst).encode("utf-8", "ignore").decode():
+        raise UsageError(f"{str(dst)!r} is not Unicode", hint="file names of a target are UTF-8")
+    return single
 
 
 def bill_of(plan: Plan, dst: str | Path, means: Means) -> Bill:

@@ -14,7 +14,7 @@ from functools import lru_cache
 from msgspec import Struct
 
 _SCALES = frozenset({
-    "scale", "scales", "scaling", "scb", "absmax", "codebook", "codebooks", "wscale", "wscales", "ascales",
+    "scale", "scales", "scaling", "scb", "absmax", "codebook", "codebooks", "wscale", "wscales", "ascales", "suh", "svh",
 })  # fmt: skip
 """Words of what codes are multiplied by or looked up in: beside narrow numbers they say that these are codes."""
 
@@ -22,7 +22,9 @@ _BESIDE = _SCALES | {
     "zero", "zeros", "zp", "point", "qzeros", "wzeros", "offset", "idx", "perm", "invperm", "groups", "map", "state",
     "statistics", "amax", "shape", "format", "deq", "dequant", "quant", "prequant", "smooth", "bitsandbytes",
 }  # fmt: skip
-_CODES = frozenset({"weight", "weights", "qweight", "packed", "qdata", "data", "codes", "blocks", "qidxs"})
+_CODES = frozenset({
+    "weight", "weights", "qweight", "packed", "qdata", "data", "codes", "blocks", "qidxs", "trellis", "indices",
+})  # fmt: skip
 _QUALIFIERS = frozenset({
     "input", "output", "act", "activation", "activations", "inv", "g", "k", "v", "q", "kv", "w", "global", "nested",
     "nf4", "fp4", "ub", "max", "pre", "bias", "per", "tensor", "channel", "token", "group", "block", "factor",
@@ -32,7 +34,7 @@ _WRAPPERS = frozenset({"matmul", "quant_op", "_layer", "_handler", "_weight_quan
 """Components between a layer and its scales that name no layer of their own, in MindSpore's quantised cells."""
 
 _NARROW = ("float8", "float6", "float4", "int8", "uint8", "int4", "uint4", "int2", "uint2")
-_PACKED = frozenset({"qweight", "packed", "codes", "qidxs", "qdata"})
+_PACKED = _CODES - {"data", "blocks"}
 _SEPARATOR = re.compile(r"[_\W]+")
 
 

@@ -337,11 +337,18 @@ def test_overwrite_of_what_holds_the_source_is_refused(job: Job) -> None:
     assert job.src.exists()
 
 
-def test_overwrite_of_the_source_file_is_refused(job: Job) -> None:
+@pytest.mark.parametrize("way", ["full.ckpt", "not-yet/../full.ckpt"])
+def test_overwrite_of_the_source_file_is_refused(job: Job, way: str) -> None:
     before = job.src.read_bytes()
-    with pytest.raises(UsageError):
-        reshard.convert(job.src, job.src, Options(dtype="float16", overwrite=True))
+    for overwrite in (True, False):
+        with pytest.raises(UsageError):
+            reshard.convert(job.src, f"{job.src.parent}/{way}", Options(dtype="float16", overwrite=overwrite))
     assert job.src.read_bytes() == before
+
+
+def test_a_file_whose_name_no_manifest_holds_is_refused(job: Job) -> None:
+    with pytest.raises(UsageError, match="is not Unicode"):
+        reshard.convert(job.src, job.src.parent / "\udcff.ckpt", Options())
 
 
 # --- one file
