@@ -14,7 +14,8 @@ from functools import lru_cache
 from msgspec import Struct
 
 _SCALES = frozenset({
-    "scale", "scales", "scaling", "scb", "absmax", "codebook", "codebooks", "wscale", "wscales", "ascales", "suh", "svh",
+    "scale", "scales", "scaling", "scb", "absmax", "codebook", "codebooks", "wscale", "wscales", "ascales",
+    "suh", "svh",
 })  # fmt: skip
 """Words of what codes are multiplied by or looked up in: beside narrow numbers they say that these are codes."""
 
