@@ -7,7 +7,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from reshard.storage.storage import Storage, is_url, join, normal
+from reshard.storage.storage import Storage, join, normal
 from reshard.storage.storages import storage_of
 
 META = ".reshard"
@@ -23,7 +23,7 @@ class Place(Struct, frozen=True):
     @staticmethod
     def of(path: str | Path, *, single: bool) -> Place:
         path = normal(path)
-        if ".." in Path(path).parts and not is_url(path):  # above a folder that is made only now something may lie
+        if ".." in Path(path).parts and not storage_of(path).remote:  # above a folder that is made only now something may lie
             path = str(Path(path).resolve())
         if single:
             folder, name = os.path.split(path)
