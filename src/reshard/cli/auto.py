@@ -8,19 +8,15 @@ import signal
 import sys
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
 from reshard.cli.environment import original
 from reshard.cli.output import say, say_json, warn
-from reshard.cli.params import Json, Quiet
-from reshard.cli.text import parse_nbytes
+from reshard.cli.params import Json, Quiet, means_of
 from reshard.errors import UsageError
-
-if TYPE_CHECKING:
-    from reshard.ops.options import Means
 
 _COMMAND = "reshard.command"
 _CONFIG = "{config}"
@@ -104,7 +100,7 @@ def auto(
         hello_port=hello_port,
         goes_on=bool(command),
         dry_run=dry_run,
-        limits=_limits(workers, max_memory, max_rate, fsync=not no_fsync),
+        limits=means_of({"workers": workers, "max_memory": max_memory, "max_rate": max_rate, "no_fsync": no_fsync}),
     )
     done = prepare(config, rank=rank, world_size=world_size, call=call, observer=observer(quiet=quiet or json))
     warn(done.warnings)
@@ -129,19 +125,6 @@ def _command(words: list[str] | None) -> list[str]:
     if not any(_CONFIG in word for word in words):
         warn([f"the command after -- does not say {_CONFIG}: see that it starts with output_dir/reshard_run.yaml"])
     return words
-
-
-def _limits(workers: str, max_memory: str, max_rate: str, *, fsync: bool) -> Means:
-    from reshard.ops.options import Means
-
-    if workers != "auto" and not (workers.isdigit() and 0 < int(workers) <= 1024):
-        raise UsageError(f"--workers {workers!r}", hint="a number from 1 to 1024, or auto")
-    return Means(
-        workers=0 if workers == "auto" else int(workers),
-        max_memory_nbytes=parse_nbytes(max_memory) if max_memory else None,
-        max_rate_nbytes=parse_nbytes(max_rate.removesuffix("/s")) if max_rate else None,
-        fsync=fsync,
-    )
 
 
 def _become(command: list[str]) -> None:

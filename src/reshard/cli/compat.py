@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
+from textwrap import dedent
 
 import typer
 
@@ -11,7 +13,85 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="MindFormers' and DeepSpeed's tools, option by option.",
 )
-_AS_GIVEN = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+_TOOLS = {
+    "transform_checkpoint": (
+        "Convert .ckpt weights, by one process or several.",
+        "Convert .ckpt weights between parallel layouts, by one process or several.",
+        r"""
+        reshard compat transform_checkpoint \
+          --src_checkpoint=llama.ckpt \
+          --dst_checkpoint=out \
+          --dst_strategy=strategy/
+        """,
+    ),
+    "transform_ckpt": (
+        "Convert rank folders of .ckpt; the older tool.",
+        "Convert rank folders of .ckpt weights between parallel layouts; the older tool.",
+        r"""
+        reshard compat transform_ckpt \
+          --src_ckpt_strategy old/ \
+          --src_ckpt_dir ckpt \
+          --dst_ckpt_dir out
+        """,
+    ),
+    "transform_ckpt_lora": (
+        "Merge LoRA weights into their base.",
+        "Merge LoRA weights into their base.",
+        r"""
+        reshard compat transform_ckpt_lora \
+          --src_ckpt_path_or_dir lora.ckpt \
+          --dst_ckpt_dir out \
+          --lora_scaling 16/8
+        """,
+    ),
+    "unified_safetensors": (
+        "Merge sliced safetensors into one.",
+        "Merge sliced safetensors into one full checkpoint.",
+        r"""
+        reshard compat unified_safetensors \
+          --mindspore_ckpt_dir ckpt \
+          --src_strategy_dirs strategy/ \
+          --output_dir out
+        """,
+    ),
+    "convert_reversed": (
+        "The name that the documentation gives unified_safetensors.",
+        "Merge sliced safetensors into one full checkpoint; the documentation's name of unified_safetensors.",
+        r"""
+        reshard compat convert_reversed \
+          --mindspore_ckpt_dir ckpt \
+          --src_strategy_dirs strategy/ \
+          --tmp_dir out
+        """,
+    ),
+    "convert_weight": (
+        "Hugging Face's weights as MindFormers has them, or --reversed.",
+        "A Hugging Face folder to MindFormers' names, or back with --reversed.",
+        r"""
+        reshard compat convert_weight --model qwen2_5 --input_path Qwen2.5-7B --output_path qwen2_5.ckpt
+        reshard compat convert_weight --reversed --model qwen3 --input_path merged --output_path hub \
+          --config_path run.yaml
+        """,
+    ),
+    "zero_to_fp32": (
+        "DeepSpeed's script: a folder of ZeRO to one model in fp32.",
+        "A folder that DeepSpeed saved to one model in fp32, as the script beside it does.",
+        r"""
+        reshard compat zero_to_fp32 output/checkpoint-500 out --safe_serialization
+        """,
+    ),
+    "model_merger": (
+        "verl's merger: FSDP's files of single ranks to a Hugging Face folder.",
+        "FSDP's files of single ranks to a Hugging Face folder in bfloat16, as verl's merger does.",
+        r"""
+        reshard compat model_merger merge --backend fsdp \
+          --local_dir checkpoints/global_step_100/actor \
+          --target_dir merged
+        """,
+    ),
+}
+"""Of each tool a line for the list, what it does, and how it is called."""
 
 
 @app.callback()
@@ -19,122 +99,17 @@ def _compat() -> None:
     """MindFormers' and DeepSpeed's tools, option by option."""
 
 
-def _hand_over(tool: str, context: typer.Context) -> None:
-    raise typer.Exit(import_module(f"reshard.compat.{tool}").main(context.args))
+def _handing_over_to(tool: str) -> Callable[[typer.Context], None]:
+    def hand_over(context: typer.Context) -> None:
+        raise typer.Exit(import_module(f"reshard.compat.{tool}").main(context.args))
+
+    return hand_over
 
 
-@app.command(
-    "transform_checkpoint", short_help="Convert .ckpt weights, by one process or several.", context_settings=_AS_GIVEN
-)
-def transform_checkpoint(context: typer.Context) -> None:
-    """Convert .ckpt weights between parallel layouts, by one process or several.
-
-    \b
-    reshard compat transform_checkpoint \\
-      --src_checkpoint=llama.ckpt \\
-      --dst_checkpoint=out \\
-      --dst_strategy=strategy/
-    """
-    _hand_over("transform_checkpoint", context)
-
-
-@app.command("transform_ckpt", short_help="Convert rank folders of .ckpt; the older tool.", context_settings=_AS_GIVEN)
-def transform_ckpt(context: typer.Context) -> None:
-    """Convert rank folders of .ckpt weights between parallel layouts; the older tool.
-
-    \b
-    reshard compat transform_ckpt \\
-      --src_ckpt_strategy old/ \\
-      --src_ckpt_dir ckpt \\
-      --dst_ckpt_dir out
-    """
-    _hand_over("transform_ckpt", context)
-
-
-@app.command("transform_ckpt_lora", context_settings=_AS_GIVEN)
-def transform_ckpt_lora(context: typer.Context) -> None:
-    """Merge LoRA weights into their base.
-
-    \b
-    reshard compat transform_ckpt_lora \\
-      --src_ckpt_path_or_dir lora.ckpt \\
-      --dst_ckpt_dir out \\
-      --lora_scaling 16/8
-    """
-    _hand_over("transform_ckpt_lora", context)
-
-
-@app.command("unified_safetensors", short_help="Merge sliced safetensors into one.", context_settings=_AS_GIVEN)
-def unified_safetensors(context: typer.Context) -> None:
-    """Merge sliced safetensors into one full checkpoint.
-
-    \b
-    reshard compat unified_safetensors \\
-      --mindspore_ckpt_dir ckpt \\
-      --src_strategy_dirs strategy/ \\
-      --output_dir out
-    """
-    _hand_over("unified_safetensors", context)
-
-
-@app.command(
-    "convert_reversed",
-    short_help="The name that the documentation gives unified_safetensors.",
-    context_settings=_AS_GIVEN,
-)
-def convert_reversed(context: typer.Context) -> None:
-    """Merge sliced safetensors into one full checkpoint; the documentation's name of unified_safetensors.
-
-    \b
-    reshard compat convert_reversed \\
-      --mindspore_ckpt_dir ckpt \\
-      --src_strategy_dirs strategy/ \\
-      --tmp_dir out
-    """
-    _hand_over("convert_reversed", context)
-
-
-@app.command(
-    "convert_weight",
-    short_help="Hugging Face's weights as MindFormers has them, or --reversed.",
-    context_settings=_AS_GIVEN,
-)
-def convert_weight(context: typer.Context) -> None:
-    """A Hugging Face folder to MindFormers' names, or back with --reversed.
-
-    \b
-    reshard compat convert_weight --model qwen2_5 --input_path Qwen2.5-7B --output_path qwen2_5.ckpt
-    reshard compat convert_weight --reversed --model qwen3 --input_path merged --output_path hub \\
-      --config_path run.yaml
-    """
-    _hand_over("convert_weight", context)
-
-
-@app.command(
-    "zero_to_fp32",
-    short_help="DeepSpeed's script: a folder of ZeRO to one model in fp32.",
-    context_settings=_AS_GIVEN,
-)
-def zero_to_fp32(context: typer.Context) -> None:
-    """A folder that DeepSpeed saved to one model in fp32, as the script beside it does.
-
-    \b
-    reshard compat zero_to_fp32 output/checkpoint-500 out --safe_serialization
-    """
-    _hand_over("zero_to_fp32", context)
-
-
-@app.command(
-    "model_merger",
-    short_help="verl's merger: FSDP's files of single ranks to a Hugging Face folder.",
-    context_settings=_AS_GIVEN,
-)
-def model_merger(context: typer.Context) -> None:
-    """FSDP's files of single ranks to a Hugging Face folder in bfloat16, as verl's merger does.
-
-    \b
-    reshard compat model_merger merge --backend fsdp \\
-      --local_dir checkpoints/global_step_100/actor \\
-      --target_dir merged
-    """
-    _hand_over("model_merger", context)
+for _tool, (_line, _does, _example) in _TOOLS.items():
+    app.command(
+        _tool,
+        short_help=_line,
+        help=f"{_does}\n\n\b\n{dedent(_example).strip()}",
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    )(_handing_over_to(_tool))

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from reshard.cli.output import say, say_json, warn
-from reshard.cli.params import (
-    Exclude,
-    Include,
-    Json,
-    Quiet,
-    Rename,
-    Select,
-    Suffix,
-    WeightsOnly,
-    name_rules,
-    source_given,
-)
+from reshard.cli.params import CHOOSING, Json, Quiet, name_rules, source_given, takes
 from reshard.cli.text import shown_nbytes
 from reshard.errors import counted
 
 _SHOWN = 20
 
 
+@takes(*CHOOSING, "select", "suffix")
 def diff(
     a: Annotated[str, typer.Argument(metavar="A", help="A checkpoint of any layout and format.")],
     b: Annotated[str, typer.Argument(metavar="B", help="Another.")],
@@ -38,14 +28,9 @@ def diff(
     b_iteration: Annotated[
         int, typer.Option(metavar="N", min=-1, show_default=False, help="Which of several of B.")
     ] = -1,
-    include: Include = None,
-    exclude: Exclude = None,
-    rename: Rename = None,
-    weights_only: WeightsOnly = False,
-    select: Select = "natural",
-    suffix: Suffix = "",
     json: Json = False,
     quiet: Quiet = False,
+    **options: Any,
 ) -> None:
     """Compare two checkpoints tensor by tensor: equal, or where each first differs. Exit code 1 when they differ.
 
@@ -55,11 +40,10 @@ def diff(
     from reshard.cli.progress import observer
     from reshard.ops.diff import diff as compare
 
-    rules = name_rules(include, exclude, rename, weights_only=weights_only)
     result = compare(
-        source_given(a, a_strategy, a_from, a_iteration, (select, suffix)),
-        source_given(b, b_strategy, b_from, b_iteration, (select, suffix)),
-        rules,
+        source_given(a, a_strategy, {**options, "family": a_from, "iteration": a_iteration}),
+        source_given(b, b_strategy, {**options, "family": b_from, "iteration": b_iteration}),
+        name_rules(options),
         observer(quiet=quiet or json),
     )
     warn(result.warnings)

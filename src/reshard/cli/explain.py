@@ -9,21 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from reshard.cli.output import say, say_json, warn
-from reshard.cli.params import (
-    Dtype,
-    From,
-    Iteration,
-    Json,
-    Rename,
-    Select,
-    Src,
-    SrcStrategy,
-    Suffix,
-    name_rules,
-    naming_of,
-    numbered,
-    takes_names_options,
-)
+from reshard.cli.params import NAMES, READING, Json, Src, conversion_options, takes
 from reshard.cli.text import shown_nbytes
 from reshard.errors import counted
 
@@ -35,21 +21,14 @@ _MOST_ROWS = 32
 Rows = list[tuple[str, ...]]
 
 
-@takes_names_options()
+@takes("src_strategy", "dtype", "rename", *READING, *NAMES)
 def explain(
     tensor: Annotated[str, typer.Argument(metavar="TENSOR", help="Its name, as in SRC or after --rename.")],
     src: Src,
-    src_strategy: SrcStrategy = "",
     dst_strategy: Annotated[
         str, typer.Option("--dst-strategy", metavar="P", help="Strategy of a target: how are its slices made?")
     ] = "",
     on_rank: Annotated[int, typer.Option(metavar="R", help="Only the slice of this target rank.")] = -1,
-    dtype: Dtype = "",
-    rename: Rename = None,
-    select: Select = "natural",
-    suffix: Suffix = "",
-    family: From = "",
-    iteration: Iteration = -1,
     json: Json = False,
     **options: Any,
 ) -> None:
@@ -61,23 +40,11 @@ def explain(
     reshard explain decoder.layers.0.self_attention.linear_qkv.weight qwen3/ --dst-names mcore
     """
     from reshard.errors import UsageError
-    from reshard.families.discover import as_select
     from reshard.ops.explain import explain as told
-    from reshard.ops.options import Options
 
     if on_rank >= 0 and not dst_strategy:
         raise UsageError("--on-rank names a target rank and there is no --dst-strategy")
-    given = Options(
-        src_strategy=src_strategy,
-        dst_strategy=dst_strategy,
-        select=as_select(select),
-        suffix=suffix,
-        family=family,
-        iteration=numbered(iteration),
-        names=name_rules(None, None, rename),
-        dtype=dtype,
-        naming=naming_of(options),
-    )
+    given = conversion_options({**options, "dst_strategy": dst_strategy})
     found = told(tensor, src, given, rank=on_rank if on_rank >= 0 else None)
     warn(found.warnings)
     if json:

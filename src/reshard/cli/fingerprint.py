@@ -7,39 +7,16 @@ from typing import Annotated, Any
 import typer
 
 from reshard.cli.output import say, say_json, warn
-from reshard.cli.params import (
-    Exclude,
-    From,
-    Include,
-    Iteration,
-    Json,
-    Quiet,
-    Rename,
-    Select,
-    Suffix,
-    WeightsOnly,
-    name_rules,
-    naming_of,
-    source_given,
-    takes_names_options,
-)
+from reshard.cli.params import CHOOSING, NAMES, READING, Json, Quiet, name_rules, naming_of, source_given, takes
 from reshard.cli.text import shown_nbytes
 from reshard.errors import counted
 
 
-@takes_names_options()
+@takes(*CHOOSING, *READING, *NAMES)
 def fingerprint(
     path: Annotated[str, typer.Argument(metavar="PATH", help="Weight file, folder of files, or folder of rank_x/.")],
     strategy: Annotated[str, typer.Option(metavar="P", help="The strategy that it was saved with.")] = "",
     tensors: Annotated[bool, typer.Option("--tensors", help="Also the number of every tensor.")] = False,
-    include: Include = None,
-    exclude: Exclude = None,
-    rename: Rename = None,
-    weights_only: WeightsOnly = False,
-    family: From = "",
-    iteration: Iteration = -1,
-    select: Select = "natural",
-    suffix: Suffix = "",
     json: Json = False,
     quiet: Quiet = False,
     **options: Any,
@@ -55,9 +32,8 @@ def fingerprint(
     from reshard.cli.progress import observer
     from reshard.ops.fingerprint import fingerprint as number
 
-    rules = name_rules(include, exclude, rename, weights_only=weights_only)
-    source = source_given(path, strategy, family, iteration, (select, suffix))
-    found = number(source, rules=rules, observer=observer(quiet=quiet or json), naming=naming_of(options))
+    source, shown = source_given(path, strategy, options), observer(quiet=quiet or json)
+    found = number(source, rules=name_rules(options), observer=shown, naming=naming_of(options))
     warn(found.warnings)
     if json:
         say_json(found)

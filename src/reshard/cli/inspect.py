@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from reshard.cli.fingerprint import grouped
 from reshard.cli.next_steps import next_steps
 from reshard.cli.output import say, say_json, warn
-from reshard.cli.params import From, Iteration, Json, Select, Suffix, source_given
+from reshard.cli.params import READING, Json, source_given, takes
 from reshard.cli.reporting import page_path, write_page
 from reshard.cli.text import shown_nbytes
 from reshard.errors import UsageError, counted
@@ -21,15 +21,12 @@ if TYPE_CHECKING:
     from reshard.planning.catalog import Catalog
 
 
+@takes(*READING)
 def inspect(
     path: Annotated[str, typer.Argument(metavar="PATH", help="Weight file, folder of files, or folder of rank_x/.")],
     strategy: Annotated[str, typer.Option(metavar="P", help="The strategy that it was saved with.")] = "",
     on_rank: Annotated[int, typer.Option(metavar="R", help="Only what this rank holds.")] = -1,
     tensor: Annotated[str, typer.Option(metavar="RE", help="Only tensors whose name matches.")] = "",
-    select: Select = "natural",
-    suffix: Suffix = "",
-    family: From = "",
-    iteration: Iteration = -1,
     html: Annotated[
         str, typer.Option("--html", metavar="out.html", help="Write a report: one page to look at, mail and print.")
     ] = "",
@@ -37,6 +34,7 @@ def inspect(
         bool, typer.Option("--fingerprint", help="Also compute its fingerprint; reads every value.")
     ] = False,
     json: Json = False,
+    **options: Any,
 ) -> None:
     """Say what a checkpoint holds: tensors, shapes, dtypes, how each is cut, what is missing. Reads headers only.
 
@@ -52,7 +50,7 @@ def inspect(
     if fingerprint and on_rank >= 0:
         raise UsageError("--fingerprint is of a whole checkpoint, --on-rank of one rank", hint="give one of them")
     page = page_path(html) if html else None
-    given = source_given(path, strategy, family, iteration, (select, suffix))
+    given = source_given(path, strategy, options)
     source = opened(given, rank=on_rank if on_rank >= 0 else None)
     if tensor:
         source = only(source, compiled(tensor))

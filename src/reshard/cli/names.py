@@ -5,31 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from reshard.cli.output import say, say_json, warn
-from reshard.cli.params import (
-    Exclude,
-    From,
-    Include,
-    Iteration,
-    Json,
-    Rename,
-    Src,
-    SrcStrategy,
-    name_rules,
-    naming_of,
-    numbered,
-    takes_names_options,
-)
+from reshard.cli.params import NAMES, Json, Src, conversion_options, takes
 
 
-@takes_names_options()
+@takes("src_strategy", "include", "exclude", "rename", "family", "iteration", *NAMES)
 def names(
     src: Src,
-    src_strategy: SrcStrategy = "",
-    include: Include = None,
-    exclude: Exclude = None,
-    rename: Rename = None,
-    family: From = "",
-    iteration: Iteration = -1,
     json: Json = False,
     **options: Any,
 ) -> None:
@@ -40,16 +21,8 @@ def names(
     reshard names ckpt --src-strategy strategy/ --dst-names hf --model run.yaml
     """
     from reshard.ops.names import lines, told
-    from reshard.ops.options import Options
 
-    naming = naming_of({**options, "dst_names": options["dst_names"] or "hf"})
-    given = Options(
-        src_strategy=src_strategy,
-        family=family,
-        iteration=numbered(iteration),
-        names=name_rules(include, exclude, rename),
-        naming=naming,
-    )
+    given = conversion_options({**options, "dst_names": options["dst_names"] or "hf"})
     found = told(src, given, guess=not options["dst_names"])
     warn(found.warnings)
     if json:

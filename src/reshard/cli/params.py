@@ -1,10 +1,10 @@
-"""Options that several commands share, each written down once."""
+"""Options that several commands share, each written down once, and what they say to the rest of the program."""
 
 from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
@@ -12,253 +12,136 @@ import typer
 from reshard.cli.completion import one_of
 from reshard.cli.sharing import parse_share, read_nodes
 from reshard.cli.text import parse_nbytes, parse_ranks, parse_rename
+from reshard.errors import UsageError
 
 if TYPE_CHECKING:
     from reshard.families.source import Source
     from reshard.names.wishes import Naming
-    from reshard.ops.options import Options
+    from reshard.ops.options import Means, Options
     from reshard.planning.names import NameRules
 
 Src = Annotated[str, typer.Argument(metavar="SRC", help="Weight file, folder of files, or folder of rank_x/.")]
 Dst = Annotated[str, typer.Argument(metavar="DST", help="New folder; or a file name, for one full checkpoint.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no summary.")]
-SrcStrategy = Annotated[
-    str,
-    typer.Option("--src-strategy", metavar="P", help="Strategy of SRC: file or folder. None: one full checkpoint."),
-]
-DstStrategy = Annotated[
-    str,
-    typer.Option("--dst-strategy", metavar="P", help="Strategy of DST: file or folder. None: one full checkpoint."),
-]
-Select = Annotated[
-    str,
-    typer.Option(
-        metavar="RULE",
-        help="Which file of a rank_x with several: natural, name, mtime or step.",
-        autocompletion=one_of("natural", "name", "mtime", "step"),
-    ),
-]
-Suffix = Annotated[str, typer.Option(metavar="E_S", help="Only files whose name ends so, as 1_10.")]
-Include = Annotated[list[str] | None, typer.Option(metavar="RE", help="Only tensors whose name matches; repeatable.")]
-Exclude = Annotated[
-    list[str] | None, typer.Option(metavar="RE", help="Without tensors whose name matches; repeatable.")
-]
-Rename = Annotated[
-    list[str] | None,
-    typer.Option(metavar="'RE=>NAME'", help="Rename tensors, as re.sub does; repeatable."),
-]
-Dtype = Annotated[
-    str,
-    typer.Option(
-        metavar="D",
-        help="Cast floating weights (bfloat16, float16, float32 …).",
-        autocompletion=one_of("bfloat16", "float16", "float32", "float64"),
-    ),
-]
 
-WeightsOnly = Annotated[bool, typer.Option("--weights-only", help="Without optimizer states.")]
-From = Annotated[str, typer.Option("--from", metavar="FAMILY", help="What SRC is, where that is ambiguous.")]
-Iteration = Annotated[int, typer.Option(metavar="N", min=-1, show_default=False, help="Which iteration of several.")]
+_Option = tuple[str, tuple[Any, Any]]
+"""A parameter's name, its type as typer has it, and its default."""
 
 
-def _names_option(name: str, says: str) -> Any:
-    known = ("hf", "mindformers", "mcore", "megatron", "torchtitan")
-    return Annotated[str, typer.Option(name, metavar="|".join(known), help=says, autocompletion=one_of(*known))]
+def _text(name: str, metavar: str, says: str, default: str = "", *, spelt: str = "") -> _Option:
+    return name, (Annotated[str, typer.Option(*filter(None, [spelt]), metavar=metavar, help=says)], default)
 
 
-def _model_option(name: str, says: str) -> Any:
-    return Annotated[str, typer.Option(name, metavar="FILE", help=says)]
+def _texts(name: str, metavar: str, says: str) -> _Option:
+    return name, (Annotated[list[str] | None, typer.Option(metavar=metavar, help=f"{says}; repeatable.")], None)
 
 
-def _style_option(name: str, values: str, says: str) -> Any:
-    return Annotated[str, typer.Option(name, metavar=values, help=says, autocompletion=one_of(*values.split("|")))]
+def _choice(name: str, words: str, says: str, default: str = "", *, metavar: str = "") -> _Option:
+    """One of some words; ``metavar`` where these are too many to show."""
+    completes = one_of(*words.split("|"))
+    return name, (Annotated[str, typer.Option(metavar=metavar or words, help=says, autocompletion=completes)], default)
 
 
-_CONVERSION: dict[str, tuple[Any, Any]] = {
-    "src_strategy": (SrcStrategy, ""),
-    "dst_strategy": (DstStrategy, ""),
-    "to": (
-        Annotated[
-            str,
-            typer.Option(
-                metavar="KIND",
-                help="What DST shall be: ranks, full, parts, checkpoint2, dcp, torch_dist, megatron, universal. "
-                "Default: as strategy, name and SRC say.",
-                autocompletion=one_of(
-                    "ranks", "full", "parts", "checkpoint2", "dcp", "torch_dist", "megatron", "universal"
-                ),
-            ),
-        ],
-        "",
-    ),
-    "format": (
-        Annotated[
-            str,
-            typer.Option(
-                metavar="F",
-                help="ckpt, safetensors or torch. Default: as SRC.",
-                autocompletion=one_of("ckpt", "safetensors", "torch"),
-            ),
-        ],
-        "",
-    ),
-    "prefix": (Annotated[str, typer.Option(help="Files are rank_r/{prefix}{r}.")], "checkpoint_"),
-    "dtype": (Dtype, ""),
-    "rename": (Rename, None),
-    "include": (Include, None),
-    "exclude": (Exclude, None),
-    "weights_only": (WeightsOnly, False),
-    "family": (From, ""),
-    "iteration": (Iteration, -1),
-    "frozen": (Annotated[str, typer.Option(metavar="RE", help="FSDP's weights that were not trained.")], ""),
-    "ranks": (Annotated[str, typer.Option(metavar="0-7,12", help="Make only these target ranks.")], ""),
-    "share": (
-        Annotated[str, typer.Option(metavar="i/n|auto", help="Make only this share; others make theirs, anywhere.")],
-        "",
-    ),
-    "select": (Select, "natural"),
-    "suffix": (Suffix, ""),
-    "missing": (
-        Annotated[
-            str,
-            typer.Option(
-                metavar="error|drop",
-                help="drop: leave out what nobody can know.",
-                autocompletion=one_of("error", "drop"),
-            ),
-        ],
-        "error",
-    ),
-    "max_shard_size": (
-        Annotated[str, typer.Option(metavar="5GiB", help="One full checkpoint in parts, with an index.")],
-        "",
-    ),
-    "files": (Annotated[int, typer.Option(metavar="N", min=0, show_default=False, help="Files of a DCP folder.")], 0),
-    **{
-        name: (Annotated[int, typer.Option(metavar="N", min=0, show_default=False, help=told)], 0)
-        for name, told in (
-            ("tp", "Tensor-parallel ranks of Megatron's."),
-            ("pp", "Pipeline stages of Megatron's."),
-            ("ep", "Expert-parallel ranks of Megatron's."),
-        )
-    },
-    "drop_redundancy": (
-        Annotated[bool, typer.Option("--drop-redundancy", help="Of equal shards one rank alone keeps its own.")],
-        False,
-    ),
-    "dst_iteration": (
-        Annotated[
-            int, typer.Option(metavar="N", min=-1, show_default=False, help="The iteration to write. Default: as SRC.")
-        ],
-        -1,
-    ),
-    "check_replicas": (Annotated[bool, typer.Option("--check-replicas", help="Read all replicas and compare.")], False),
-    "crc": (
-        Annotated[bool, typer.Option("--crc", help="Check the CRC-32 that sources state, write it to .ckpt.")],
-        False,
-    ),
-    "checksum": (
-        Annotated[
-            str, typer.Option(metavar="xxh3|off", help="Hash what is written.", autocompletion=one_of("xxh3", "off"))
-        ],
-        "xxh3",
-    ),
-    "no_fsync": (Annotated[bool, typer.Option("--no-fsync", help="Faster; a power cut may lose files.")], False),
-    "replicas": (
-        Annotated[
-            str,
-            typer.Option(
-                metavar="copy|link",
-                help="link: write equal files once, link the others.",
-                autocompletion=one_of("copy", "link"),
-            ),
-        ],
-        "copy",
-    ),
-    "reflink": (
-        Annotated[
-            str,
-            typer.Option(
-                metavar="auto|always|never",
-                help="Share blocks with SRC where the file system can.",
-                autocompletion=one_of("auto", "always", "never"),
-            ),
-        ],
-        "auto",
-    ),
-    "max_rate": (Annotated[str, typer.Option(metavar="500MiB/s", help="Write no faster.")], ""),
-    "workers": (Annotated[str, typer.Option(metavar="N|auto", help="Threads.")], "auto"),
-    "max_memory": (Annotated[str, typer.Option(metavar="2GiB", help="Stay below.")], ""),
-    "engine": (
-        Annotated[
-            str,
-            typer.Option(
-                metavar="local|ray", help="ray: let a Ray cluster work.", autocompletion=one_of("local", "ray")
-            ),
-        ],
-        "local",
-    ),
-    "address": (
-        Annotated[str, typer.Option(metavar="A", help="The Ray cluster: auto, local, host:port or ray://host:port.")],
-        "auto",
-    ),
-    "nodes_local": (
-        Annotated[str, typer.Option(metavar="MAP", help="File: which node writes which ranks, to its own disk.")],
-        "",
-    ),
-    "resume": (Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")], False),
-    "overwrite": (Annotated[bool, typer.Option("--overwrite", help="Replace DST, once the new one is whole.")], False),
-    "verify": (Annotated[bool, typer.Option("--verify", help="Read DST again and check it.")], False),
-}
+def _number(name: str, says: str, default: int = 0) -> _Option:
+    return name, (Annotated[int, typer.Option(metavar="N", min=default, show_default=False, help=says)], default)
 
 
-_NAMES: dict[str, tuple[Any, Any]] = {
-    "src_names": (_names_option("--src-names", "Whose names SRC has, where they do not tell."), ""),
-    "dst_names": (_names_option("--dst-names", "Whose names DST gets."), ""),
-    "model": (_model_option("--model", "The model: config.json, or the YAML of a MindFormers run."), ""),
-    "src_model": (_model_option("--src-model", "The model as SRC has it, where both sides have a YAML."), ""),
-    "dst_model": (_model_option("--dst-model", "The model as DST has it."), ""),
-    "qkv": (_style_option("--qkv", "grouped|concat", "How the side that is not Hugging Face's fuses q, k, v."), ""),
-    "gate_up": (_style_option("--gate-up", "interleaved|concat", "How it fuses gate and up."), ""),
-    "src_qkv": (_style_option("--src-qkv", "grouped|concat", "How SRC fuses q, k, v, where both sides do."), ""),
-    "src_gate_up": (_style_option("--src-gate-up", "interleaved|concat", "How SRC fuses gate and up."), ""),
-    "release": (Annotated[str, typer.Option(metavar="r1.5", help="Of MindFormers, for what changed.")], ""),
-    "vocab_rows": (
-        Annotated[int, typer.Option(metavar="N", min=0, show_default=False, help="Rows of DST's vocabulary.")],
-        0,
-    ),
-    "tied": (
-        Annotated[
-            str,
-            typer.Option(
-                metavar="keep|copy|drop",
-                help="An output layer that is the embedding's.",
-                autocompletion=one_of("keep", "copy", "drop"),
-            ),
-        ],
-        "",
-    ),
-    "dequantize": (Annotated[bool, typer.Option("--dequantize", help="Multiply codes by their scales.")], False),
-    "with_files": (
-        Annotated[bool, typer.Option("--with-files", help="Copy configuration and tokenizer along.")],
-        False,
-    ),
-}
-_CONVERSION |= _NAMES
+def _flag(name: str, says: str) -> _Option:
+    return name, (Annotated[bool, typer.Option(f"--{name.replace('_', '-')}", help=says)], False)
+
+
+_NAMES = "hf|mindformers|mcore|megatron|torchtitan"
+_OF_NAMES = dict(
+    [
+        _choice("src_names", _NAMES, "Whose names SRC has, where they do not tell."),
+        _choice("dst_names", _NAMES, "Whose names DST gets."),
+        _text("model", "FILE", "The model: config.json, or the YAML of a MindFormers run."),
+        _text("src_model", "FILE", "The model as SRC has it, where both sides have a YAML."),
+        _text("dst_model", "FILE", "The model as DST has it."),
+        _choice("qkv", "grouped|concat", "How the side that is not Hugging Face's fuses q, k, v."),
+        _choice("gate_up", "interleaved|concat", "How it fuses gate and up."),
+        _choice("src_qkv", "grouped|concat", "How SRC fuses q, k, v, where both sides do."),
+        _choice("src_gate_up", "interleaved|concat", "How SRC fuses gate and up."),
+        _text("release", "r1.5", "Of MindFormers, for what changed."),
+        _number("vocab_rows", "Rows of DST's vocabulary."),
+        _choice("tied", "keep|copy|drop", "An output layer that is the embedding's."),
+        _flag("dequantize", "Multiply codes by their scales."),
+    ]
+)
+_KINDS = "ranks|full|parts|checkpoint2|dcp|torch_dist|megatron|universal"
+_FLOATING = "bfloat16|float16|float32|float64"
+_CONVERSION = dict(
+    [
+        _text("src_strategy", "P", "Strategy of SRC: file or folder. None: one full checkpoint."),
+        _text("dst_strategy", "P", "Strategy of DST: file or folder. None: one full checkpoint."),
+        _choice(
+            "to",
+            _KINDS,
+            f"What DST shall be: {_KINDS.replace('|', ', ')}. Default: as strategy, name and SRC say.",
+            metavar="KIND",
+        ),
+        _choice("format", "ckpt|safetensors|torch", "ckpt, safetensors or torch. Default: as SRC.", metavar="F"),
+        _text("prefix", "TEXT", "Files are rank_r/{prefix}{r}.", "checkpoint_"),
+        _choice("dtype", _FLOATING, "Cast floating weights (bfloat16, float16, float32 …).", metavar="D"),
+        _texts("rename", "'RE=>NAME'", "Rename tensors, as re.sub does"),
+        _texts("include", "RE", "Only tensors whose name matches"),
+        _texts("exclude", "RE", "Without tensors whose name matches"),
+        _flag("weights_only", "Without optimizer states."),
+        _text("family", "FAMILY", "What SRC is, where that is ambiguous.", spelt="--from"),
+        _number("iteration", "Which iteration of several.", -1),
+        _text("frozen", "RE", "FSDP's weights that were not trained."),
+        _text("ranks", "0-7,12", "Make only these target ranks."),
+        _text("share", "i/n|auto", "Make only this share; others make theirs, anywhere."),
+        _choice(
+            "select",
+            "natural|name|mtime|step",
+            "Which file of a rank_x with several: natural, name, mtime or step.",
+            "natural",
+            metavar="RULE",
+        ),
+        _text("suffix", "E_S", "Only files whose name ends so, as 1_10."),
+        _choice("missing", "error|drop", "drop: leave out what nobody can know.", "error"),
+        _text("max_shard_size", "5GiB", "One full checkpoint in parts, with an index."),
+        _number("files", "Files of a DCP folder."),
+        _number("tp", "Tensor-parallel ranks of Megatron's."),
+        _number("pp", "Pipeline stages of Megatron's."),
+        _number("ep", "Expert-parallel ranks of Megatron's."),
+        _flag("drop_redundancy", "Of equal shards one rank alone keeps its own."),
+        _number("dst_iteration", "The iteration to write. Default: as SRC.", -1),
+        _flag("check_replicas", "Read all replicas and compare."),
+        _flag("crc", "Check the CRC-32 that sources state, write it to .ckpt."),
+        _choice("checksum", "xxh3|off", "Hash what is written.", "xxh3"),
+        _flag("no_fsync", "Faster; a power cut may lose files."),
+        _choice("replicas", "copy|link", "link: write equal files once, link the others.", "copy"),
+        _choice("reflink", "auto|always|never", "Share blocks with SRC where the file system can.", "auto"),
+        _text("max_rate", "500MiB/s", "Write no faster."),
+        _text("workers", "N|auto", "Threads.", "auto"),
+        _text("max_memory", "2GiB", "Stay below."),
+        _choice("engine", "local|ray", "ray: let a Ray cluster work.", "local"),
+        _text("address", "A", "The Ray cluster: auto, local, host:port or ray://host:port.", "auto"),
+        _text("nodes_local", "MAP", "File: which node writes which ranks, to its own disk."),
+        _flag("resume", "Go on where an interrupted run stopped."),
+        _flag("overwrite", "Replace DST, once the new one is whole."),
+        _flag("verify", "Read DST again and check it."),
+        *_OF_NAMES.items(),
+        _flag("with_files", "Copy configuration and tokenizer along."),
+    ]
+)
+
+NAMES = tuple(_OF_NAMES)
+READING = ("family", "iteration", "select", "suffix")
+CHOOSING = ("include", "exclude", "rename", "weights_only")
 
 
 def takes_conversion_options(*without: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Replace a command's ``**options`` by the options of a conversion, but those of ``without``."""
-    return _taking({name: option for name, option in _CONVERSION.items() if name not in without})
+    return takes(*(name for name in _CONVERSION if name not in without))
 
 
-def takes_names_options() -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Replace a command's ``**options`` by those that concern names."""
-    return _taking({name: option for name, option in _NAMES.items() if name != "with_files"})
+def takes(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Replace a command's ``**options`` by those of these names."""
 
-
-def _taking(options: Mapping[str, tuple[Any, Any]]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         hints = get_type_hints(command, include_extras=True)
         own = [
@@ -271,7 +154,7 @@ def _taking(options: Mapping[str, tuple[Any, Any]]) -> Callable[[Callable[..., N
         ]
         added = [
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
-            for name, (kind, default) in options.items()
+            for name, (kind, default) in ((name, _CONVERSION[name]) for name in names)
         ]
         arguments = [p for p in own if p.kind is p.POSITIONAL_OR_KEYWORD]
         last = [p for p in own if p.kind is p.KEYWORD_ONLY]
@@ -283,23 +166,26 @@ def _taking(options: Mapping[str, tuple[Any, Any]]) -> Callable[[Callable[..., N
     return decorate
 
 
-def name_rules(
-    include: list[str] | None, exclude: list[str] | None, rename: list[str] | None, *, weights_only: bool = False
-) -> NameRules:
+def are_said(given: dict[str, Any]) -> bool:
+    """Whether any of a command's shared options is not as it is by itself."""
+    return any((value or None) != (_CONVERSION[name][1] or None) for name, value in given.items())
+
+
+def name_rules(given: dict[str, Any]) -> NameRules:
+    """Which tensors, under which names. Raises UsageError."""
     from reshard.planning.names import NameRules
 
-    return NameRules(tuple(include or ()), tuple(exclude or ()), tuple(map(parse_rename, rename or ())), weights_only)
+    include, exclude, rename = (given.get(what) or () for what in ("include", "exclude", "rename"))
+    return NameRules(tuple(include), tuple(exclude), tuple(map(parse_rename, rename)), given.get("weights_only", False))
 
 
-def source_given(
-    path: str, strategy: str, family: str, iteration: int, files: tuple[str, str] = ("natural", "")
-) -> Source:
-    """A source as a command line names it; ``files``: what ``--select`` and ``--suffix`` say. Raises UsageError."""
+def source_given(path: str, strategy: str, given: dict[str, Any]) -> Source:
+    """A source as a command line names it. Raises UsageError."""
     from reshard.families.rank_listing import as_select
     from reshard.families.source import Source
 
-    select, suffix = files
-    return Source(path, strategy, as_select(select), suffix, family, numbered(iteration))
+    select, suffix = as_select(given["select"]), given["suffix"]
+    return Source(path, strategy, select, suffix, given.get("family", ""), numbered(given.get("iteration", -1)))
 
 
 def numbered(iteration: int) -> int | None:
@@ -309,39 +195,24 @@ def numbered(iteration: int) -> int | None:
 
 def conversion_options(given: dict[str, Any]) -> Options:
     """The options of a conversion from those of a command. Raises UsageError."""
-    from reshard.families.discover import as_select
+    from reshard.families.rank_listing import as_select
     from reshard.ops.options import Options
 
-    max_shard, ranks = given.get("max_shard_size", ""), given.get("ranks", "")
-    weights_only = given.get("weights_only", False)
-    return Options(
-        src_strategy=given.get("src_strategy", ""),
-        dst_strategy=given.get("dst_strategy", ""),
-        to=given.get("to", ""),
-        format=given.get("format", ""),
-        prefix=given.get("prefix", "checkpoint_"),
-        select=as_select(given["select"]),
-        suffix=given["suffix"],
-        family=given.get("family", ""),
-        iteration=numbered(given.get("iteration", -1)),
-        frozen=given.get("frozen", ""),
-        dst_iteration=numbered(given.get("dst_iteration", -1)),
-        release="" if given.get("dst_names") and given.get("to", "") != "checkpoint2" else given.get("release", ""),
-        ranks=parse_ranks(ranks) if ranks else None,
-        share=parse_share(given["share"], os.environ) if given.get("share") else None,
-        missing=given["missing"],
-        names=name_rules(given["include"], given["exclude"], given["rename"], weights_only=weights_only),
-        dtype=given["dtype"],
-        max_shard_nbytes=parse_nbytes(max_shard) if max_shard else None,
-        files=given.get("files", 0),
-        **{size: given.get(size, 0) for size in ("tp", "pp", "ep")},
-        drop_redundancy=given.get("drop_redundancy", False),
-        check_replicas=given["check_replicas"],
-        crc=given["crc"],
-        naming=naming_of(given),
-        reflink=given.get("reflink", "auto"),
-        **_means(given),
-    )
+    read: dict[str, Callable[[str], Any]] = {
+        "ranks": parse_ranks,
+        "share": lambda text: parse_share(text, os.environ),
+        "nodes_local": read_nodes,
+    }
+    made = {name: given[name] for name in given.keys() & {*Options.__struct_fields__} - read.keys()}
+    made |= {name: parse(given[name]) for name, parse in read.items() if given.get(name)}
+    made |= {name: numbered(given[name]) for name in ("iteration", "dst_iteration") if name in given}
+    if "select" in given:
+        made["select"] = as_select(given["select"])
+    if given.get("max_shard_size"):
+        made["max_shard_nbytes"] = parse_nbytes(given["max_shard_size"])
+    if given.get("dst_names") and given.get("to") != "checkpoint2":  # then it is of the names
+        made["release"] = ""
+    return Options(**{**made, **_means(given), "names": name_rules(given), "naming": naming_of(given)})
 
 
 def naming_of(given: dict[str, Any]) -> Naming:
@@ -364,28 +235,31 @@ def naming_of(given: dict[str, Any]) -> Naming:
     )
 
 
-def _means(given: dict[str, Any]) -> dict[str, Any]:
-    """By what means the conversion is carried out. Raises UsageError."""
-    from reshard.errors import UsageError
+def means_of(given: dict[str, Any]) -> Means:
+    """By what means alone. Raises UsageError."""
+    from reshard.ops.options import Means
 
-    if given["checksum"] not in ("xxh3", "off"):
-        raise UsageError(f"--checksum {given['checksum']!r}", hint="xxh3 or off")
-    if given["workers"] != "auto" and not (given["workers"].isdigit() and 0 < int(given["workers"]) <= 1024):
-        raise UsageError(f"--workers {given['workers']!r}", hint="a number from 1 to 1024, or auto")
-    if given["replicas"] not in ("copy", "link"):
-        raise UsageError(f"--replicas {given['replicas']!r}", hint="copy or link")
-    max_rate, max_memory = given["max_rate"].removesuffix("/s"), given["max_memory"]
-    return {
-        "checksum": given["checksum"] == "xxh3",
-        "fsync": not given["no_fsync"],
-        "workers": 0 if given["workers"] == "auto" else int(given["workers"]),
-        "max_rate_nbytes": parse_nbytes(max_rate) if max_rate else None,
-        "link_replicas": given["replicas"] == "link",
-        "max_memory_nbytes": parse_nbytes(max_memory) if max_memory else None,
-        "engine": given.get("engine", "local"),
-        "address": given.get("address", "auto"),
-        "nodes_local": read_nodes(given["nodes_local"]) if given.get("nodes_local") else (),
-        "resume": given["resume"],
-        "overwrite": given["overwrite"],
-        "verify": given["verify"],
-    }
+    return Means(**_means(given))
+
+
+def _means(given: dict[str, Any]) -> dict[str, Any]:
+    """What is called or counted otherwise on a command line. Raises UsageError."""
+    made: dict[str, Any] = {}
+    for name, field, yes, no in (
+        ("checksum", "checksum", "xxh3", "off"),
+        ("replicas", "link_replicas", "link", "copy"),
+    ):
+        if given.get(name, yes) not in (yes, no):
+            raise UsageError(f"--{name} {given[name]!r}", hint=f"{yes} or {no}")
+        if name in given:
+            made[field] = given[name] == yes
+    workers = given.get("workers", "auto")
+    if workers != "auto" and not (workers.isdigit() and 0 < int(workers) <= 1024):
+        raise UsageError(f"--workers {workers!r}", hint="a number from 1 to 1024, or auto")
+    made["workers"] = 0 if workers == "auto" else int(workers)
+    for name in ("max_rate", "max_memory"):
+        if given.get(name):
+            made[f"{name}_nbytes"] = parse_nbytes(given[name].removesuffix("/s"))
+    if "no_fsync" in given:
+        made["fsync"] = not given["no_fsync"]
+    return made

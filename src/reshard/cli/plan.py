@@ -34,8 +34,7 @@ def plan(
     from reshard.target.preflight import free_nbytes
     from reshard.target.target_paths import Place
 
-    absent = {"resume": False, "overwrite": False, "verify": False, "no_fsync": False, "checksum": "xxh3"}
-    settings = conversion_options({**options, **absent})
+    settings = conversion_options(options)
     with waiting("reading headers", quiet=json or full):
         made, reporting = planned(src, dst, settings, report)
     bill = bill_of(made, dst, settings)

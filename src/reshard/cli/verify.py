@@ -8,23 +8,16 @@ import typer
 
 from reshard.cli.output import say, say_json, warn
 from reshard.cli.params import (
-    DstStrategy,
-    Dtype,
-    Exclude,
-    From,
-    Include,
-    Iteration,
+    CHOOSING,
+    NAMES,
+    READING,
     Json,
     Quiet,
-    Rename,
-    Select,
-    SrcStrategy,
-    Suffix,
-    WeightsOnly,
+    are_said,
     name_rules,
     naming_of,
     source_given,
-    takes_names_options,
+    takes,
 )
 from reshard.cli.progress import observer
 from reshard.cli.text import shown_nbytes
@@ -36,23 +29,12 @@ if TYPE_CHECKING:
 _SHOWN = 8
 
 
-@takes_names_options()
+@takes("src_strategy", "dst_strategy", "dtype", *CHOOSING, *READING, *NAMES)
 def verify(
     paths: Annotated[
         list[str],
         typer.Argument(metavar="[SRC] DST", help="DST alone: against its manifest. Both: against SRC."),
     ],
-    src_strategy: SrcStrategy = "",
-    dst_strategy: DstStrategy = "",
-    dtype: Dtype = "",
-    rename: Rename = None,
-    include: Include = None,
-    exclude: Exclude = None,
-    select: Select = "natural",
-    suffix: Suffix = "",
-    weights_only: WeightsOnly = False,
-    family: From = "",
-    iteration: Iteration = -1,
     dst_from: Annotated[str, typer.Option(metavar="FAMILY", help="What DST is, where that is ambiguous.")] = "",
     json: Json = False,
     quiet: Quiet = False,
@@ -66,21 +48,21 @@ def verify(
     reshard verify megatron qwen3/ --dst-names hf --model qwen3/config.json
     """
     if len(paths) == 1:
-        given = (src_strategy, dst_strategy, dtype, rename, include, exclude, suffix, weights_only, family, dst_from)
-        if any((*given, *options.values())) or select != "natural" or iteration >= 0:
+        if dst_from or are_said(options):
             raise UsageError("these options are for the comparison with SRC", hint="give SRC and DST")
         _against_manifest(paths[0], json=json, quiet=quiet)
         return
     if len(paths) != 2:
         raise UsageError("give DST, or SRC and DST")
     from reshard.dtypes import ALIASES
+    from reshard.families.source import Source
     from reshard.ops.diff import verify_content
 
     result = verify_content(
-        source_given(paths[0], src_strategy, family, iteration, (select, suffix)),
-        source_given(paths[1], dst_strategy, dst_from, -1),
-        name_rules(include, exclude, rename, weights_only=weights_only),
-        ALIASES.get(dtype, dtype),
+        source_given(paths[0], options["src_strategy"], options),
+        Source(paths[1], options["dst_strategy"], family=dst_from),
+        name_rules(options),
+        ALIASES.get(options["dtype"], options["dtype"]),
         observer(quiet=quiet or json),
         naming_of(options),
     )

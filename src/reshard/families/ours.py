@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from reshard.errors import CheckpointError, InputError, counted
@@ -21,34 +22,54 @@ from reshard.target.target_paths import Place
 NOT_TRUSTED = "its manifest is not trusted"
 
 
-def by_manifest(found: Found, files: Sequence[IndexedFile]) -> tuple[Catalog | None, str]:
-    """What rank folders hold by the manifest beside them; else None, and why one that is there does not count."""
+class ByManifest(Struct, frozen=True):
+    """What rank folders hold by the manifest beside them; else ``doubt`` says why one that is there does not count.
+
+    ``damaged``: it tells of these files, and wrongly; else it is of others, or of some.
+    """
+
+    catalog: Catalog | None = None
+    doubt: str = ""
+    damaged: bool = False
+
+    @property
+    def untrusted(self) -> str:
+        return f"{NOT_TRUSTED}: {self.doubt}" if self.doubt else ""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return (self.untrusted,) if self.damaged else ()
+
+
+def by_manifest(found: Found, files: Sequence[IndexedFile]) -> ByManifest:
     place = Place.of(found.path, single=False)
     if not found.distributed or place.storage.entry(join(place.meta, MANIFEST)) is None:
-        return None, ""
+        return ByManifest()
     try:
         manifest = read_manifest(place)
-        doubt = _misfit(manifest, files)
-        return (None, doubt) if doubt else (_catalog(files, manifest), "")
+        if others := _of_others(manifest, files):
+            return ByManifest(doubt=others)
+        if doubt := _misfit(manifest, files):
+            return ByManifest(doubt=doubt, damaged=True)
+        return ByManifest(_catalog(files, manifest))
     except InputError as error:
-        return None, error.message
+        return ByManifest(doubt=error.message, damaged=True)
 
 
-def untrusted(doubt: str) -> tuple[str, ...]:
-    """What is said of a manifest that does not count."""
-    return (f"{NOT_TRUSTED}: {doubt}",) if doubt else ()
+def _of_others(manifest: Manifest, files: Sequence[IndexedFile]) -> str:
+    """How it tells of fewer files than there are; "" where it tells of all."""
+    if not manifest.complete:
+        return "it tells of a part of the target only"
+    untold = {file.name for file in files} - {file.path for file in manifest.files if file.tensors}
+    return f"{min(untold)} is none of its files" if untold else ""
 
 
 def _misfit(manifest: Manifest, files: Sequence[IndexedFile]) -> str:
-    """How the files are not those that the manifest tells of, or not all; "" where they are."""
+    """How the files are not those that the manifest tells of; "" where they are."""
     if manifest.stages < 1 or manifest.world % manifest.stages:
         return f"it tells of {manifest.world} ranks in {manifest.stages} stages"
-    if not manifest.complete:
-        return "it tells of a part of the target only"
     told = {file.path: file for file in manifest.files if file.tensors}
     found = {file.name: file for file in files}
-    if found.keys() - told.keys():
-        return f"{min(found.keys() - told.keys())} is none of its files"
     ranks = {file.rank for file in manifest.files}
     if manifest.world != len(ranks) or manifest.world <= max(ranks):
         return f"it tells of {manifest.world} ranks and names files of {len(ranks)}"

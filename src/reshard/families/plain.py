@@ -13,7 +13,7 @@ from reshard.families.family import Listing
 from reshard.families.found import Found
 from reshard.families.headers import index_files
 from reshard.families.indexed import by_index
-from reshard.families.ours import by_manifest, refuse_unfinished_target, strategy_fault, untrusted
+from reshard.families.ours import ByManifest, by_manifest, refuse_unfinished_target, strategy_fault
 from reshard.families.rank_folders import catalog
 from reshard.families.rank_listing import is_rank
 from reshard.families.source import Source
@@ -71,29 +71,29 @@ def _told_apart(found: Found, files: Sequence[IndexedFile], strategy: Strategy |
 
     ``ours_there``: whether our own notes lie in the folder.
     """
-    ours, doubt = by_manifest(found, files)
+    ours = by_manifest(found, files)
     if strategy is not None:
         made = catalog(files, strategy)
-        if ours is not None and (fault := strategy_fault(made, ours)):
+        if ours.catalog is not None and (fault := strategy_fault(made, ours.catalog)):
             raise CheckpointError(
                 f"the strategy is not the one of these files, which reshard wrote: {fault}",
                 found.path,
                 "leave the strategy out: the manifest beside the files says how they are cut",
             )
-        return replace(made, warnings=(*made.warnings, *untrusted(doubt)))
-    if ours is not None:
-        return ours
+        return replace(made, warnings=(*made.warnings, *ours.warnings))
+    if ours.catalog is not None:
+        return ours.catalog
     if ours_there:
         refuse_unfinished_target(found.path)
-    _check_lone_ranks(found, doubt)
+    _check_lone_ranks(found, ours)
     return catalog(files, None)
 
 
-def _check_lone_ranks(found: Found, doubt: str) -> None:
-    """Without a strategy only rank_0 alone is a whole checkpoint. ``doubt``: why no manifest helps."""
-    if found.whole and not doubt:
+def _check_lone_ranks(found: Found, ours: ByManifest) -> None:
+    """Without a strategy only rank_0 alone is a whole checkpoint."""
+    if found.whole and not ours.doubt:
         return
-    why = "".join(f" ({said})" for said in untrusted(doubt))
+    why = f" ({ours.untrusted})" if ours.doubt else ""
     without = f" ({len(found.empty)} without a weight file)" if found.empty else ""
     folders = counted(len(found.files) + len(found.empty), "rank folder")
     raise CheckpointError(

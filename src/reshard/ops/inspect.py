@@ -15,7 +15,7 @@ from reshard.families.discover import Select, files_of
 from reshard.families.full import catalog_of_full
 from reshard.families.headers import index_files
 from reshard.families.open_checkpoint import open_source
-from reshard.families.ours import by_manifest, untrusted
+from reshard.families.ours import ByManifest, by_manifest
 from reshard.families.registry import FALLBACK, listing, recognised
 from reshard.families.source import Source, source_at
 from reshard.names.naming import convention_of
@@ -80,12 +80,13 @@ def opened(
         return open_source(source)
     found = files_of(there, source.select, source.suffix)
     files = index_files(found)
-    ours, doubt = by_manifest(found, files) if rank is None else (None, "")
-    if ours is not None:
+    ours = by_manifest(found, files) if rank is None else ByManifest()
+    if ours.catalog is not None:
         return open_source(source)
     made = _of_rank(files, rank, source.path)
     empty = tuple(f"rank_{rank} holds no weight file" for rank in found.empty[:4])
-    return replace(made, warnings=(*found.warnings, *untrusted(doubt), *made.warnings, *empty))
+    doubts = filter(None, [ours.untrusted])
+    return replace(made, warnings=(*found.warnings, *doubts, *made.warnings, *empty))
 
 
 def _of_rank(files: list[IndexedFile], rank: int | None, path: str) -> Catalog:
