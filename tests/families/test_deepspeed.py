@@ -16,8 +16,9 @@ from msgspec.structs import replace
 import reshard
 from golden_families.test_recorded import unpacked
 from making import same
-from reshard.errors import CheckpointError, UsageError
+from reshard.errors import CheckpointError, FormatError, UsageError
 from reshard.families import zero_proof
+from reshard.formats.pickled import Global, Record
 from reshard.formats.torch_file import torch_frame
 from reshard.formats.torch_records import read_torch_records
 from reshard.formats.torch_values import StorageRef, TensorRef
@@ -158,6 +159,14 @@ def test_states_that_are_not_cut_as_weights_do_not_move_these(tmp_path: Path) ->
     assert "worker_error" in "\n".join(inspect(str(source)).warnings)
     rules = reshard.NameRules(weights_only=True)
     assert not any("sum" in t.name for t in reshard.plan(source, "o.safetensors", Options(names=rules)).tensors)
+
+
+def test_a_weight_that_is_not_plain_numbers_does_not_go_missing(tmp_path: Path) -> None:
+    source = folder("z2_bf16_r2_groups", tmp_path)
+    sparse = Record(Global("torch._utils", "_rebuild_sparse_tensor"), (1, ()))
+    rewritten(source / "mp_rank_00_model_states.pt", lambda value: value["module"].update(mask=sparse))
+    with pytest.raises(FormatError, match="tensor 'mask' is a sparse tensor"):
+        reshard.plan(source, "out.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -227,6 +227,24 @@ def test_moments_have_their_weights_names(tmp_path: Path) -> None:
         assert found[f"step.{name}"] == 3
 
 
+SPARSE = Record(Global("torch._utils", "_rebuild_sparse_tensor"), (1, ()))
+
+
+def test_a_weight_that_is_not_plain_numbers_does_not_go_missing(tmp_path: Path) -> None:
+    source = write_ranks(tmp_path / "actor", FULL, list(FULL))
+    Kept().write(source / "model_world_size_2_rank_1.pt", {"mask": SPARSE})
+    with pytest.raises(FormatError, match="tensor 'mask' is a sparse tensor"):
+        reshard.plan(source, tmp_path / "m.safetensors")
+
+
+def test_states_that_are_not_plain_numbers_are_told(tmp_path: Path) -> None:
+    source = write_ranks(tmp_path / "actor", FULL, list(FULL), world=1)
+    group = {"params": list(range(len(FULL)))}
+    path = source / "optim_world_size_1_rank_0.pt"
+    Kept().write(path, {"state": {0: {"exp_avg": SPARSE}}, "param_groups": [group]})
+    assert any("no plain tensors" in told and "exp_avg" in told for told in reshard.open(source).warnings)
+
+
 def test_frozen_weights_have_none_where_shapes_tell(tmp_path: Path) -> None:
     source = write_ranks(tmp_path / "actor", FULL, ["a.w", "b.w", "head"])
     reshard.convert(source, tmp_path / "m.safetensors", Options(fsync=False))

@@ -205,7 +205,9 @@ def _states(
         return [], States({}, {"optimizer.<all states>": f"{', '.join(absent[:4])} missing"}, lacking=lacking)
     ranked = [(rank, folder.at(names[rank])) for rank in range(world)]
     opened = made_of_parts(folder.path, ranked, partial(optimizer_file, world=world), first=world)
-    return [one.file for one in opened], states_of(models, opened, frozen)
+    found = states_of(models, opened, frozen)
+    warnings = (*found.warnings, *(told for one in opened for told in one.warnings))
+    return [one.file for one in opened], replace(found, warnings=warnings)
 
 
 def _left_out(files: _Files, world: int, opened: Sequence[FsdpFile]) -> list[str]:

@@ -11,6 +11,7 @@ from msgspec import Struct
 from reshard.errors import FormatError
 from reshard.families.fsdp_values import local_of
 from reshard.families.torch_parts import TorchPart
+from reshard.formats.pickle_objects import Record
 from reshard.formats.torch_values import TensorRef
 from reshard.index import TensorSpec
 from reshard.planning.catalog import IndexedFile, Shard
@@ -63,7 +64,7 @@ def model_file(part: TorchPart, world: int) -> FsdpFile:
     if not isinstance(part.value, dict):
         raise FormatError("it does not hold a model's weights by name", part.path, "bring the file again")
     held: dict[str, Mine] = {}
-    others: Counter[str] = Counter()
+    others: dict[str, Any] = {}
     for name, value in part.value.items():
         if str(name).rpartition(".")[2] in _FLAT:
             raise FormatError(
@@ -73,10 +74,11 @@ def model_file(part: TorchPart, world: int) -> FsdpFile:
             )
         mine = _mine(part, str(name), value, world)
         if mine is None:
-            others[type(value).__name__] += 1
+            others[str(name)] = value
         else:
             held[str(name)] = mine
-    return FsdpFile(part.file, held, others, part.warnings())
+    part.plain(others.items())
+    return FsdpFile(part.file, held, Counter(type(one).__name__ for one in others.values()), part.warnings())
 
 
 def optimizer_file(part: TorchPart, world: int) -> OptimizerFile:
@@ -88,14 +90,18 @@ def optimizer_file(part: TorchPart, world: int) -> OptimizerFile:
     numbered = tuple(_numbers(part, group) for group in groups)
     held: dict[int | str, dict[str, Mine]] = {}
     steps: list[float | None] = []
+    left: Counter[str] = Counter()
     for number, kinds in state.items():
         for kind, value in kinds.items() if isinstance(kinds, dict) else ():
             mine = _mine(part, f"{kind} of parameter {number}", value, world)
             if mine is not None:
                 held.setdefault(number, {})[str(kind)] = mine
+            elif isinstance(value, Record):
+                left[str(kind)] += 1
             if kind == _STEP and not steps:
                 steps.append(part.scalar(value))
-    return OptimizerFile(part.file, numbered, held, steps[0] if steps else None, part.warnings())
+    told = [f"{part.path}: states that are no plain tensors are left out: {', '.join(left)}"] if left else []
+    return OptimizerFile(part.file, numbered, held, steps[0] if steps else None, [*told, *part.warnings()])
 
 
 def _numbers(part: TorchPart, group: Any) -> tuple[int | str, ...]:

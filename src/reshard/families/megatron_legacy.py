@@ -21,7 +21,6 @@ from reshard.families.megatron_whole import RankFile, whole_tensors
 from reshard.families.probe import agreements
 from reshard.families.rank_listing import natural
 from reshard.families.torch_parts import TorchPart, open_parts
-from reshard.formats.torch_values import TensorRef
 from reshard.planning.catalog import Catalog, IndexedFile, Ranks, tensor_of_shards
 from reshard.storage.storages import storage_of
 
@@ -181,8 +180,8 @@ def _rank_file(part: TorchPart, at: RankCounts) -> RankFile:
                 part.path,
                 "convert it with tools/checkpoint/convert.py of Megatron-LM",
             )
-        found = {_WRAPPER.sub("", str(name)): each for name, each in chunk.items()}
-        chunks.append({k: v for k, v in found.items() if isinstance(v, TensorRef) and not k.endswith(_EXTRA)})
+        found = ((_WRAPPER.sub("", str(name)), each) for name, each in chunk.items())
+        chunks.append(part.plain((name, each) for name, each in found if not name.endswith(_EXTRA)))
     return RankFile(part, at, tuple(chunks))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from reshard.errors import FormatError
 from reshard.families.found import name_below
-from reshard.formats.torch_file import extents
+from reshard.formats.torch_file import extents, refuse_special
 from reshard.formats.torch_records import TorchRecords, read_torch_records
 from reshard.formats.torch_values import TensorRef
 from reshard.index import Contents, Extent, TensorSpec, cut_extents
@@ -58,6 +58,20 @@ class TorchPart(Struct, frozen=True):
         except FormatError as error:
             raise FormatError(error.message, self.path, error.hint) from None
         return Flat(self.number, tensor.dtype, tensor.size, found)
+
+    def plain(self, named: Iterable[tuple[str, Any]]) -> dict[str, TensorRef]:
+        """Those of the values that are tensors. Raises FormatError for one that is not plain numbers."""
+        found: dict[str, TensorRef] = {}
+        seen: set[int] = set()
+        for name, value in named:
+            if isinstance(value, TensorRef):
+                found[name] = value
+                continue
+            try:
+                refuse_special(name, value, seen)
+            except FormatError as error:
+                raise FormatError(error.message, self.path, error.hint) from None
+        return found
 
     def held(self, tensor: TensorRef) -> Held:
         return Held(self.number, self.flat(tensor).extents)

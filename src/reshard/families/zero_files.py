@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from msgspec import Struct
@@ -88,10 +88,10 @@ def model_states(part: TorchPart) -> ModelStates:
     groups = [given] if isinstance(given, dict) else _list(given, "param_shapes", part)
     return ModelStates(
         part,
-        None if module is None else tensors_in(_dict(module, "module", part)),
+        None if module is None else tensors_in(part, _dict(module, "module", part)),
         [_shapes(group, "param_shapes", part) for group in groups],
         _shapes(value.get("frozen_param_shapes") or {}, "frozen_param_shapes", part),
-        tensors_in(_dict(value.get("frozen_param_fragments") or {}, "frozen_param_fragments", part)),
+        tensors_in(part, _dict(value.get("frozen_param_fragments") or {}, "frozen_param_fragments", part)),
         frozenset(_texts(_list(value.get("buffer_names") or (), "buffer_names", part), "buffer_names", part)),
         _names(value.get("shared_params") or {}, part),
         value["optimizer"] if isinstance(value.get("optimizer"), dict) else {},
@@ -168,10 +168,12 @@ def fp32_groups(states: ModelStates) -> list[TensorRef]:
     return masters
 
 
-def tensors_in(value: Any) -> dict[str, TensorRef]:
-    """The tensors of a dict by name; none of what is no dict."""
-    pairs: Iterator[tuple[Any, Any]] = iter(value.items() if isinstance(value, dict) else ())
-    return {str(name): tensor for name, tensor in pairs if isinstance(tensor, TensorRef)}
+def tensors_in(part: TorchPart, value: dict[Any, Any] | None = None) -> dict[str, TensorRef]:
+    """The tensors of a dict by name, of the file's own where none is given. Raises FormatError for a file that holds
+    none, and for a tensor that is not plain numbers.
+    """
+    found = _dict(part.value, "what it holds", part) if value is None else value
+    return part.plain((str(name), each) for name, each in found.items())
 
 
 def _stage(states: Mapping[Any, Any], part: TorchPart) -> int:

@@ -25,9 +25,7 @@ def of_layers(told: SaveFiles, known: Mapping[str, Tensor]) -> dict[str, Tensor]
     by_layer = {}
     for layer in sorted({layer for layer, _ in told.layers}):
         parts = [told.layers[layer, tp] for tp in sorted({tp for of, tp in told.layers if of == layer})]
-        slices = [
-            {name: whole_slice(name, part, value) for name, value in tensors_in(part.value).items()} for part in parts
-        ]
+        slices = [{name: whole_slice(name, part, value) for name, value in tensors_in(part).items()} for part in parts]
         by_layer[layer] = merged(slices, info)
     if told.layers and not told.optimizers:
         _check_layers(told, by_layer)
@@ -79,7 +77,7 @@ def of_experts(told: SaveFiles, known: set[str]) -> dict[str, Tensor]:
     return {
         name: tensor_of(name, whole_slice(name, part, value))
         for part in told.experts
-        for name, value in tensors_in(part.value).items()
+        for name, value in tensors_in(part).items()
         if name not in known
     }
 

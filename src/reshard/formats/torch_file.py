@@ -17,7 +17,7 @@ from reshard.dtypes import ITEMSIZE
 from reshard.errors import FormatError
 from reshard.formats.base import ByteRanges
 from reshard.formats.pickle_paths import paths, within
-from reshard.formats.pickled import Record
+from reshard.formats.pickled import Global, Record
 from reshard.formats.pickling import write_pickle
 from reshard.formats.torch_records import TorchRecords, read_torch_records
 from reshard.formats.torch_values import StorageRef, TensorRef, whole
@@ -39,6 +39,9 @@ _SPECIAL = {
     "_rebuild_device_tensor_from_numpy": "a tensor kept as a NumPy array",
     "_rebuild_device_tensor_from_cpu_tensor": "a tensor of another device",
 }
+
+
+_FROM_TYPE = "_rebuild_from_type_v2"
 
 
 class TorchFile(Struct, frozen=True):
@@ -131,7 +134,7 @@ def contents(records: TorchRecords) -> Contents:
         elif isinstance(value, str):
             texts[name] = value
         else:
-            _refuse_special(name, value, seen)
+            refuse_special(name, value, seen)
             other[_kind(value)] += 1
     return Contents(tensors, texts, {}, tuple(_warnings(other, records.pickled.unknown)))
 
@@ -151,14 +154,15 @@ def _kind(value: Any) -> str:
     return "storage" if isinstance(value, StorageRef) else type(value).__name__
 
 
-def _refuse_special(name: str, value: Any, seen: set[int]) -> None:
+def refuse_special(name: str, value: Any, seen: set[int]) -> None:
     """Raises FormatError for a tensor that is not plain numbers, and for an object that holds tensors.
 
     ``seen`` are objects found to be neither; they are not looked at again.
     """
     for one in within(value, seen):
-        if isinstance(one, Record) and one.made_by.name in _SPECIAL:
-            raise FormatError(f"tensor {name!r} is {_SPECIAL[one.made_by.name]} ({one.made_by})")
+        special = _special(one) if isinstance(one, Record) else None
+        if special is not None:
+            raise FormatError(f"tensor {name!r} is {special[0]} ({special[1]})")
         if isinstance(one, TensorRef) and one is not value:
             kind = value.made_by if isinstance(value, Record) else type(value).__name__
             module = str(kind).startswith("torch.nn.modules.")
@@ -167,6 +171,14 @@ def _refuse_special(name: str, value: Any, seen: set[int]) -> None:
                 + (": a whole module was saved" if module else ", which is not read as a plain tensor"),
                 hint="save its state_dict() instead" if module else "save plain tensors, or leave it out",
             )
+
+
+def _special(one: Record) -> tuple[str, Global] | None:
+    """What tensor that is not plain numbers an object is, and the call that makes it."""
+    if one.made_by.name != _FROM_TYPE:
+        return (_SPECIAL[one.made_by.name], one.made_by) if one.made_by.name in _SPECIAL else None
+    func, kind = one.args[:2]
+    return _SPECIAL.get(getattr(func, "name", ""), f"a tensor of class {kind}"), one.made_by
 
 
 def _stored(name: str, found: TensorRef, records: TorchRecords) -> Stored:

@@ -10,11 +10,12 @@ import pytest
 
 import reshard
 from making import array, read_file, same, write_file
-from megatron_ranks import ARGS, FULL, chunk_of, saved, told, write_megatron
+from megatron_ranks import ARGS, FULL, chunk_of, saved, told, write_megatron, write_torch
 from reshard import Options
 from reshard.errors import InputError
 from reshard.formats.dcp_written import WrittenChunk, metadata_bytes
 from reshard.formats.distcp import Distcp
+from reshard.formats.pickled import Global, Record
 from reshard.formats.torch_file import torch_frame
 from reshard.index import Extent, TensorSpec
 from reshard.names.wishes import Naming
@@ -92,6 +93,14 @@ def test_a_name_whose_cut_nobody_knows_is_refused(tmp_path: Path) -> None:
         held = {"decoder.mixer.in_proj.weight": array((4, 4), seed=tensor)}
         saved(tmp_path / IT / f"mp_rank_0{tensor}" / "model_optim_rng.pt", told(args), {"model": held})
     assert "decoder.mixer.in_proj.weight: 2 tensor-parallel ranks hold it" in refused(tmp_path / IT)
+
+
+def test_a_weight_that_is_not_plain_numbers_does_not_go_missing(tmp_path: Path) -> None:
+    """As the float8 parameters of Transformer Engine, which are of a class of their own."""
+    given = (Global("torch._utils", "_rebuild_wrapper_subclass"), Global("te.tensor", "Float8Tensor"), (), {})
+    value = {"args": {}, "model": {"a.weight": Record(Global("torch._tensor", "_rebuild_from_type_v2"), given)}}
+    write_torch(tmp_path / IT / "mp_rank_00" / "model_optim_rng.pt", value, {})
+    assert "tensor 'a.weight' is a tensor of class te.tensor.Float8Tensor" in refused(tmp_path / IT)
 
 
 def test_names_of_before_the_core_are_refused(tmp_path: Path) -> None:

@@ -104,6 +104,20 @@ def test_a_tensor_of_a_strange_class_is_refused_by_name() -> None:
         contents(records({"layer": {"w": inner}}, k=2))
 
 
+@pytest.mark.parametrize(
+    ("func", "words"),
+    [
+        ("_rebuild_meta_tensor_no_storage", "on the device 'meta'"),
+        ("_rebuild_tensor_v2", r"a tensor of class mine\.Scaled"),
+    ],
+)
+def test_a_tensor_of_a_class_of_its_own_is_refused_though_no_plain_one_lies_in_it(func: str, words: str) -> None:
+    given = (Global("torch._utils", func), Global("mine", "Scaled"), ())
+    value = Record(Global("torch._tensor", "_rebuild_from_type_v2"), given)
+    with pytest.raises(FormatError, match=f"tensor 'w' is .*{words}"):
+        contents(records({"w": value}))
+
+
 @pytest.mark.parametrize("nbytes", [1 << 32, 3 << 32])
 def test_files_beyond_four_gibibytes(nbytes: int) -> None:
     """Laid out, and read back from the header pieces alone."""
