@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from importlib import import_module
 from pathlib import Path
 
@@ -13,19 +14,6 @@ from msgspec.structs import replace
 
 from cloud.store import object_store
 from reshard import waits
-
-collect_ignore_glob = [
-    "conftest.py",
-    "*/conftest.py",
-    "oracle/auto_worker.py",
-    "oracle/mindformers_names.py",
-    "oracle/mindformers_side.py",
-    "with_peft/tiny.py",
-    "fuzz/guided.py",
-    "golden/torch_files/make.py",
-]
-"""Modules without tests that cannot be imported here: of one name, for MindSpore's environment, for atheris."""
-
 
 LONGEST = (
     "cluster/test_ray.py",
@@ -49,6 +37,7 @@ LONGEST = (
     "auto/test_auto_objects.py",
 )
 """Files to begin with, so that at the end no worker is alone with one of them."""
+EXAMPLE = re.compile(r"^ *>>> ", re.MULTILINE)
 JUDGES = {
     "torch": "torch",
     "hf": "transformers",
@@ -73,6 +62,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--judge", choices=JUDGES, help="the program that this environment has; runs the tests with it")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collect_file(file_path: Path) -> Generator[None, list[pytest.Collector], list[pytest.Collector]]:
+    """No module is looked through for examples that has none: some cannot even be imported here."""
+    found = yield
+    return [of for of in found if type(of) is pytest.Module or EXAMPLE.search(file_path.read_text("utf-8"))]
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Without ``--mindspore`` the oracle has no voice, without ``--browser`` nothing is looked at; of the judges one is
     heard at a time.
@@ -90,9 +86,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     }
     items.sort(key=lambda item: _turn(item.path))
     for item in items:
-        for name, reason in reasons.items():
-            if reason and item.get_closest_marker(name):
-                item.add_marker(pytest.mark.skip(reason=reason))
+        for reason in {reasons.get(mark.name) for mark in item.iter_markers()} - {"", None}:
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 def _turn(path: Path) -> int:

@@ -6,21 +6,26 @@ import re
 import subprocess
 import sys
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 
 import pytest
 import typer.main
-from typer.testing import CliRunner
+from click.testing import CliRunner
 
 from making import counted, write_file, write_strategy
 from reshard.cli.commands import app_for, every_command
 from reshard.layout.tensor import Sharding
 
-ALL = dict(every_command(typer.main.get_command(app_for())))
+PROGRAM = typer.main.get_command(app_for())
+ALL = dict(every_command(PROGRAM))
 
 
+@cache
 def help_of(path: tuple[str, ...], called: tuple[str, ...] | None = None) -> str:
-    result = CliRunner().invoke(app_for(called), [*path, "--help"], prog_name="reshard", env={"COLUMNS": "200"})
+    """What is said of a command among all, or in the program that has what ``called`` needs."""
+    program = typer.main.get_command(app_for(called)) if called else PROGRAM
+    result = CliRunner().invoke(program, [*path, "--help"], prog_name="reshard", env={"COLUMNS": "200"})
     assert result.exit_code == 0
     return result.output
 

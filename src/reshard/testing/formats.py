@@ -117,10 +117,13 @@ class FormatTests(Sealed):
         assert self.format.name.isidentifier()
         assert self.format.suffix.startswith(".")
 
-    @pytest.mark.parametrize("shape", SHAPES, ids=str)
     @pytest.mark.parametrize("dtype", DTYPES)
-    def test_every_dtype_and_shape_there_and_back_or_refused_by_name(self, dtype: str, shape: tuple[int, ...]) -> None:
-        tensors = {"odd": TensorSpec("uint8", (3,)), "it": TensorSpec(dtype, shape)}
+    def test_every_dtype_and_shape_there_and_back_or_refused_by_name(self, dtype: str) -> None:
+        for shape in SHAPES:
+            self._there_and_back_or_refused({"odd": TensorSpec("uint8", (3,)), "it": TensorSpec(dtype, shape)})
+
+    def _there_and_back_or_refused(self, tensors: Mapping[str, TensorSpec]) -> None:
+        dtype, shape = tensors["it"].dtype, tensors["it"].shape
         if dtype in self.refused or shape in self.refused_shapes or (dtype in self.refused_scalars and not shape):
             with pytest.raises(FormatError) as caught:
                 self.format.frame(tensors, {}, {})
