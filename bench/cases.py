@@ -192,6 +192,7 @@ def _names(folder: Path) -> list[Case]:
     to_core, to_hub = ("--dst-names", "mcore"), ("--dst-names", "hf", "--model", config)
     styles = ("--qkv", "grouped", "--gate-up", "interleaved")
     parts, many = ("--max-shard-size", "200MiB"), _hub_strategy(folder, "hub_many_experts", "mp8")
+    tiny, deep = (_hub_strategy(folder, model, "mp8") for model in ("hub_tiny_experts", "hub_deep"))
     experts = (*to_hub[:-1], _hub_config(folder, "core_experts"))
     return [
         Case("Hugging Face 1 → mp8, as it is", ("convert", "{hub}", "{out}", "--dst-strategy", hub)),
@@ -209,6 +210,10 @@ def _names(folder: Path) -> list[Case]:
         Case("5,760 experts of 256 KiB, 1 → parts", ("convert", "{hub_many_experts}", "{out}", *parts)),
         Case("1 → parts", ("convert", "{hub}", "{out}", *parts)),
         Case("5,760 experts of 256 KiB, 1 → mp8", ("convert", "{hub_many_experts}", "{out}", "--dst-strategy", many)),
+        Case("1.5 GB of large tensors, 1 → parts", ("convert", "{hub_deep}", "{out}", *parts)),
+        Case("47,000 experts of 32 KiB, 1 → parts", ("convert", "{hub_tiny_experts}", "{out}", *parts)),
+        Case("1.5 GB of large tensors, 1 → mp8", ("convert", "{hub_deep}", "{out}", "--dst-strategy", deep)),
+        Case("47,000 experts of 32 KiB, 1 → mp8", ("convert", "{hub_tiny_experts}", "{out}", "--dst-strategy", tiny)),
         Case("matrices of 117 MB, turned", ("convert", "{turned4k.bin}", "{out}/model.safetensors")),
         Case("matrices of 470 MB, turned", ("convert", "{turned8k.bin}", "{out}/model.safetensors")),
         Case("fp8 by blocks → bf16", ("convert", "{hub_fp8}", "{out}", "--dequantize")),

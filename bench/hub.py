@@ -118,6 +118,8 @@ MODELS = {
     "hub_experts": HubModel(layers=2, experts=48),
     "core_experts": HubModel(layers=2, experts=48, fused=True),
     "hub_many_experts": HubModel(layers=48, experts=40, hidden=512, expert_ffn=256),
+    "hub_tiny_experts": HubModel(layers=61, experts=256, hidden=128, expert_ffn=128),
+    "hub_deep": HubModel(layers=14),
     "hub_fp8": HubModel(codes="float8_e4m3fn"),
     "hub_int8": HubModel(codes="int8"),
 }

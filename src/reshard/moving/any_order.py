@@ -10,6 +10,8 @@ from operator import itemgetter
 import xxhash
 from msgspec import Struct
 
+from reshard.errors import RunError
+from reshard.index import Extent
 from reshard.moving.checksums import CrcSums
 from reshard.moving.mover import Span, parts_of
 from reshard.planning.blocks import Access, siblings
@@ -19,6 +21,9 @@ from reshard.storage.storage import NewFile
 _LOT_NBYTES = 64 << 20
 _SMALL_NBYTES = 16 << 10
 _KEPT_NBYTES = 8 << 20
+_PARTS = 256  # looked at together
+_PART_NBYTES = 512  # what Python takes for each, when they are put together
+Buffer = bytes | memoryview
 
 
 class AnyOrder:
@@ -87,7 +92,9 @@ class AnyOrder:
         """The header piece before bytes that are written now, and where it begins; once, and none of a file that states
         sums of single tensors.
         """
-        return (offset, b"") if file in self._sums else self._heads[file].pop(offset, (offset, b""))
+        if offset not in self._heads[file] or file in self._sums:
+            return offset, b""
+        return self._heads[file].pop(offset)
 
     def record(self, file: int, run: Run, crc: int) -> None:
         """Note what was written; its CRC-32 counts where the file states any."""
@@ -110,24 +117,34 @@ class _Open(Struct):
 class _Sink:
     """Writes what it is given; bytes that follow one another in a file make one run with one hash.
 
-    Small parts are kept for a while: those that lie side by side are written at once.
+    Small parts are kept for a while: those that lie side by side are written at once. What is kept counts with what it
+    takes to say where it goes: of parts of a few bytes that is most.
     """
 
     def __init__(self, writer: AnyOrder) -> None:
         self._writer = writer
         self._open: dict[tuple[int, int], _Open] = {}  # by file, and where they end
-        self._small: list[tuple[int, int, bytes]] = []
+        self._small: list[tuple[int, tuple[Extent, ...], bytes]] = []
         self._small_nbytes = 0
 
     def __call__(self, access: Access, data: memoryview) -> None:
-        file, together = access.file, not self._writer.sums(access.file)
-        for offset, part in parts_of(access, data):
-            if together and len(part) <= _SMALL_NBYTES:
-                self._small.append((file, offset, bytes(part)))
-                self._small_nbytes += len(part)
+        file, at, together = access.file, 0, not self._writer.sums(access.file)
+        for first in range(0, len(access.ranges), _PARTS):
+            some = access.ranges[first : first + _PARTS]
+            nbytes = sum([extent.nbytes for extent in some])
+            if together and nbytes <= _SMALL_NBYTES * len(some):
+                self._keep(file, some, data[at : at + nbytes])
             else:
-                self._add(file, offset, part)
+                for offset, part in parts_of(some, data[at : at + nbytes]):
+                    self._add(file, offset, part)
+            at += nbytes
+        if at != len(data):
+            raise RunError(f"{len(data)} bytes for a place of {at}")
         self._writer.on_bytes(len(data))
+
+    def _keep(self, file: int, ranges: tuple[Extent, ...], data: memoryview) -> None:
+        self._small.append((file, ranges, bytes(data)))
+        self._small_nbytes += len(data) + _PART_NBYTES * len(ranges)
         if self._small_nbytes > _KEPT_NBYTES:
             self._write_small()
 
@@ -150,20 +167,24 @@ class _Sink:
         run.end += len(data)
 
     def _write_small(self) -> None:
-        self._small.sort(key=itemgetter(0, 1))
-        parts: list[bytes] = []
-        file = start = end = -1
-        for of, offset, part in self._small:
-            begin, head = self._writer.head(of, offset)
-            if (of, begin) != (file, end):
-                self._write_run(file, start, parts)
-                file, start, parts = of, begin, []
-            parts += (head, part)
-            end = offset + len(part)
-        self._write_run(file, start, parts)
+        by_file: dict[int, list[tuple[int, memoryview]]] = {}
+        for file, ranges, data in self._small:
+            by_file.setdefault(file, []).extend(parts_of(ranges, memoryview(data)))
+        for file, parts in by_file.items():
+            parts.sort(key=itemgetter(0))
+            run: list[Buffer] = []
+            start = end = -1
+            for offset, part in parts:
+                begin, head = self._writer.head(file, offset)
+                if begin != end:
+                    self._write_run(file, start, run)
+                    start, run = begin, []
+                run += (head, part) if head else (part,)
+                end = offset + len(part)
+            self._write_run(file, start, run)
         self._small, self._small_nbytes = [], 0
 
-    def _write_run(self, file: int, start: int, parts: Sequence[bytes]) -> None:
+    def _write_run(self, file: int, start: int, parts: Sequence[Buffer]) -> None:
         if parts:
             run = _Open(file, start, start, xxhash.xxh3_128())
             self._write(run, memoryview(b"".join(parts)))
@@ -177,6 +198,8 @@ class _Sink:
         for known in self._open.values():
             self._close(known)
         self._open = {}
+        if self._small_nbytes > _KEPT_NBYTES // 2:  # before what comes next, which may lie among itself
+            self._write_small()
 
     def close(self) -> None:
         self._write_small()

@@ -32,12 +32,13 @@ Note = Callable[[int, ShardMisfits], None]
 _COLLECT_BLOCK_NBYTES = 8 << 20
 
 
-def parts_of(access: Access, data: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """The bytes for each extent of an access, with where they begin. Raises RunError where they are not as many."""
+def parts_of(ranges: tuple[Extent, ...], data: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """The bytes for each extent, with where they begin. Raises RunError where they are not as many."""
     at = 0
-    for extent in access.ranges:
-        yield extent.offset, data[at : at + extent.nbytes]
-        at += extent.nbytes
+    for extent in ranges:
+        stop = at + extent.nbytes
+        yield extent.offset, data[at:stop]
+        at = stop
     if at != len(data):
         raise RunError(f"{len(data)} bytes for a place of {at}")
 

@@ -132,7 +132,7 @@ class InOrder:
             self._put(access, memoryview(data), stopped)
 
     def _put(self, access: Access, data: memoryview, stopped: threading.Event) -> None:
-        for offset, part in parts_of(access, data):
+        for offset, part in parts_of(access.ranges, data):
             self._turns[access.file].put(offset, part, stopped)
         self._on_bytes(len(data))
 

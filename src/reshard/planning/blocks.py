@@ -191,7 +191,9 @@ def _access(number: int, piece: Piece, wide: Box, itemsize: int) -> Access:
     at = box.place_in(stored)
     if at is None:
         raise AssertionError(f"{wide} does not lie together in {piece.stored}")
-    return Access(number, piece.file, wide, cut_extents(piece.extents, at * itemsize, wide.size * itemsize))
+    whole = wide == piece.stored
+    ranges = piece.extents if whole else cut_extents(piece.extents, at * itemsize, wide.size * itemsize)
+    return Access(number, piece.file, wide, ranges)
 
 
 def reach(piece: Piece, part: Box) -> Box:
@@ -228,12 +230,30 @@ def _apart(number: int, piece: Piece, box: Box, itemsize: int) -> Iterator[Acces
 
 
 def siblings(moves: Sequence[Move], block_nbytes: int) -> Iterator[tuple[Move, ...]]:
-    """The moves, those together whose blocks read the same bytes and take other elements of them."""
+    """The moves, those together whose blocks read the same bytes and take other elements of them; and neighbours of one
+    block that lie among each other in what they write.
+    """
     found: dict[object, list[Move]] = {}
+    near: list[Move] = []
     for number, move in enumerate(moves):
         alone = all(piece.outer is None for piece in move.step.base.pieces)
-        found.setdefault(number if alone else _reading(move, block_nbytes), []).append(move)
+        if not alone:
+            found.setdefault(_reading(move, block_nbytes), []).append(move)
+        elif near and _among(move, near) and all(len(Blocks(each, block_nbytes)) == 1 for each in (near[0], move)):
+            near.append(move)
+        else:
+            near = found.setdefault(number, [])
+            near.append(move)
     return map(tuple, found.values())
+
+
+def _among(move: Move, others: Sequence[Move]) -> bool:
+    """Whether a move writes before the end of what others write."""
+    first = move.targets[0]
+    return bool(first.extents) and any(
+        piece.file == first.file and piece.extents and first.extents[0].offset < piece.extents[-1].end
+        for piece in (other.targets[0] for other in others)
+    )
 
 
 def _reading(move: Move, block_nbytes: int) -> tuple[object, ...]:

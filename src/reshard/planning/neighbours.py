@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import starmap
+from operator import is_
 
 from msgspec import Struct
 
@@ -99,15 +100,17 @@ def _move(kind: Kind, tensors: Sequence[Targeted]) -> Move:
     if count == 1:
         return Move(first.name, first.step, kind.dtype, tuple(targets))
 
-    def stacked(lies: Sequence[Lies], of: Sequence[Sequence[Piece]]) -> tuple[Piece, ...]:
-        extents = [_joined(pieces[i].extents for pieces in of) for i in range(len(lies))]
-        return tuple(
-            Piece(file, _stacked(box, count), held, outer and _stacked(outer, count))
-            for (file, box, outer), held in zip(lies, extents, strict=True)
-        )
+    def stacked(lies: Sequence[Lies], of: Sequence[Sequence[Piece]]) -> Iterator[Piece]:
+        before: list[tuple[Extent, ...]] = []
+        held: tuple[Extent, ...] = ()
+        for i, (file, box, outer) in enumerate(lies):
+            parts = [pieces[i].extents for pieces in of]
+            if not before or not all(map(is_, parts, before)):  # files of one form hold all at the same places
+                held, before = _joined(parts), parts
+            yield Piece(file, _stacked(box, count), held, outer and _stacked(outer, count))
 
-    pieces = stacked(kind.pieces, [tensor.step.base.pieces for tensor, _ in tensors])
-    made = stacked(kind.targets, [targets for _, targets in tensors])
+    pieces = tuple(stacked(kind.pieces, [tensor.step.base.pieces for tensor, _ in tensors]))
+    made = tuple(stacked(kind.targets, [targets for _, targets in tensors]))
     return Move(first.name, Assembly(kind.dtype, (count, *kind.shape), pieces), kind.dtype, made)
 
 
@@ -119,10 +122,12 @@ def _joined(parts: Iterable[tuple[Extent, ...]]) -> tuple[Extent, ...]:
     """The extents one after the other, as one where they lie side by side."""
     joined: list[Extent] = []
     start = stop = -1
-    for extent in (extent for part in parts for extent in part):
-        if extent.offset != stop:
-            if stop >= 0:
-                joined.append(Extent(start, stop - start))
-            start = extent.offset
-        stop = extent.end
+    for extents in parts:
+        for extent in extents:
+            offset = extent.offset
+            if offset != stop:
+                if stop >= 0:
+                    joined.append(Extent(start, stop - start))
+                start = offset
+            stop = offset + extent.nbytes
     return (*joined, Extent(start, stop - start)) if stop >= 0 else ()

@@ -97,10 +97,7 @@ def _twins(plan: Plan, *, link_replicas: bool) -> Iterable[Twins]:
 
 def _task(plan: Plan, number: int, twins: list[Twins], *, together: Together) -> Task:
     files = [same[0] for same in twins]
-    targets: dict[int, list[Piece]] = {}
-    for i, file in enumerate(files):
-        for slot, box in plan.slots(file):
-            targets.setdefault(slot.tensor, []).extend(seen(Piece(i, box, slot.extents), plan.tensors[slot.tensor]))
+    targets = _targets(plan, files)
     used: dict[int, int] = {}
 
     def renumbered(assembly: Assembly) -> Assembly:
@@ -121,6 +118,27 @@ def _task(plan: Plan, number: int, twins: list[Twins], *, together: Together) ->
     moves = [replace(move, step=with_pieces(needed(move), renumbered)) for move in found]
     made = tuple(_task_file(plan, *same) for same in twins)
     return Task(number, tuple(plan.sources[i] for i in used), made, tuple(moves))
+
+
+def _targets(plan: Plan, files: Sequence[PlannedFile]) -> dict[int, list[Piece]]:
+    """By tensor what the files hold of it. Those of one form hold all at the same places."""
+    by_form: dict[int, list[int]] = {}
+    for number, file in enumerate(files):
+        by_form.setdefault(file.form, []).append(number)
+    targets: dict[int, list[Piece]] = {}
+    for form, numbers in by_form.items():
+        ranks = [files[number].local_rank for number in numbers]
+        boxes: dict[int, list[tuple[int, Box]]] = {}
+        for slot in plan.forms[form].slots:
+            if slot.layout not in boxes:
+                cut = plan.layouts[slot.layout].box
+                boxes[slot.layout] = list(zip(numbers, map(cut, ranks), strict=True))
+            tensor, extents = plan.tensors[slot.tensor], slot.extents
+            pieces = [Piece(number, box, extents) for number, box in boxes[slot.layout]]
+            if tensor.spec.shape != tensor.step.base.shape:
+                pieces = [part for piece in pieces for part in seen(piece, tensor)]
+            targets.setdefault(slot.tensor, []).extend(pieces)
+    return targets
 
 
 def _place(piece: Piece) -> tuple[int, int]:

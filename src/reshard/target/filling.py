@@ -27,11 +27,11 @@ from reshard.storage.storage import join, reported
 from reshard.target.locks import Locks
 from reshard.target.manifest import (
     MANIFEST,
+    Noting,
     Published,
     Whole,
     decode_published,
     encode_manifest,
-    manifest_file,
     read_whole,
     small_file,
     whole,
@@ -82,6 +82,7 @@ class Filling:
         self._place = place
         self._storage = place.storage
         self._plan = plan
+        self._noting = Noting(plan)
         self._begun = Begun(plan.identity, plan.made_of)
         self._numbers = {file.path: number for number, file in enumerate(plan.files)}
         self._closing = frozenset(small.path for small in plan.closing)
@@ -200,7 +201,7 @@ class Filling:
 
     def _note(self, result: FileResult) -> None:
         file = self._plan.files[self._numbers[result.path]]
-        content = msgspec.json.encode(manifest_file(self._plan, file, result))
+        content = msgspec.json.encode(self._noting.file(file, result))
         self._storage.write_whole(self._path(DONE, f"{file.number}.json"), content, fsync=False)
 
     def _each(self, do: Callable[[T], U], of: Iterable[T]) -> Iterator[U]:

@@ -133,34 +133,51 @@ class Whole(Struct, frozen=True):
     misfits: tuple[ShardMisfits, ...] = ()
 
 
-def manifest_file(plan: Plan, file: PlannedFile, result: FileResult) -> ManifestFile:
-    """What is to be known of a file of the plan, now that it is whole."""
-    form = plan.forms[file.form]
-    numbers: dict[tuple[str, int], int] = {}
-    forms: list[ShardForm] = []
-    tensors: dict[str, tuple[int, ...]] = {}
-    for slot, box in plan.slots(file):
-        tensor, layout = plan.tensors[slot.tensor], plan.layouts[slot.layout]
-        key = (tensor.spec.dtype, slot.layout)
-        if key not in numbers:
-            numbers[key] = len(forms)
-            where = () if layout.shard_shape == layout.shape else (box.start, layout.shard_shape)
-            forms.append(ShardForm(tensor.spec.dtype, layout.shape, *where))
-        whole = len(slot.extents) == 1
-        places = (slot.extents[0].offset,) if whole else chain(*((e.offset, e.nbytes) for e in slot.extents))
-        tensors[tensor.name] = (numbers[key], *places)
-    return ManifestFile(
-        file.path,
-        file.rank,
-        result.nbytes,
-        result.runs,
-        tuple(forms),
-        tensors,
-        form.texts,
-        form.notes,
-        result.misfits,
-        result.shared_nbytes,
-    )
+class Noting:
+    """Says what is to be known of files of a plan that are whole."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._last: tuple[int, dict[tuple[str, int], int], dict[str, tuple[int, ...]]] = (-1, {}, {})
+
+    def file(self, file: PlannedFile, result: FileResult) -> ManifestFile:
+        numbers, tensors = self._places(file.form)
+        forms = []
+        for dtype, number in numbers:
+            layout = self._plan.layouts[number]
+            cut = layout.shard_shape != layout.shape
+            where = (layout.box(file.local_rank).start, layout.shard_shape) if cut else ()
+            forms.append(ShardForm(dtype, layout.shape, *where))
+        form = self._plan.forms[file.form]
+        return ManifestFile(
+            file.path,
+            file.rank,
+            result.nbytes,
+            result.runs,
+            tuple(forms),
+            tensors,
+            form.texts,
+            form.notes,
+            result.misfits,
+            result.shared_nbytes,
+        )
+
+    def _places(self, form: int) -> tuple[dict[tuple[str, int], int], dict[str, tuple[int, ...]]]:
+        """The number of each kind of shard, by dtype and layout, and where each tensor lies: the same in all files of
+        a form, which become whole one after the other.
+        """
+        known, numbers, tensors = self._last
+        if known != form:
+            numbers, tensors = {}, {}
+            for slot in self._plan.forms[form].slots:
+                tensor = self._plan.tensors[slot.tensor]
+                number = numbers.setdefault((tensor.spec.dtype, slot.layout), len(numbers))
+                extents = slot.extents
+                one = len(extents) == 1
+                places = (extents[0].offset,) if one else chain(*((e.offset, e.nbytes) for e in extents))
+                tensors[tensor.name] = (number, *places)
+            self._last = form, numbers, tensors
+        return numbers, tensors
 
 
 def small_file(small: SmallFile) -> Whole:

@@ -1,0 +1,86 @@
+"""Small parts of files that take their bytes in any order: few are kept, and those side by side are one write."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from reshard.index import Extent
+from reshard.layout.box import Box
+from reshard.moving.any_order import AnyOrder, _Sink
+from reshard.moving.task import Settings, TaskRun
+from reshard.planning.blocks import Access
+from reshard.planning.plan import Assembly, Move, Piece, SourceFile, Task, TaskFile
+from reshard.storage.disk import Disk, DiskNewFile
+
+COUNT = 48
+
+
+class Counted:
+    """A new file that counts what is written to it."""
+
+    shared: Sequence[tuple[int, int]] = ()
+
+    def __init__(self) -> None:
+        self.writes: list[int] = []
+
+    def write(self, offset: int, data: memoryview) -> None:
+        self.writes.append(len(data))
+
+    def commit(self) -> None:
+        raise AssertionError
+
+    def abandon(self) -> None:
+        raise AssertionError
+
+
+def test_of_parts_of_two_bytes_few_are_kept() -> None:
+    """What Python takes for each part is a hundred times what it holds."""
+    count, new = 40_000, Counted()
+    sink = _Sink(AnyOrder([TaskFile("a", 4 * count, ())], [new], lambda _: None, checksum=True))
+    ranges = tuple(Extent(4 * number, 2) for number in range(count))
+    sink(Access(0, 0, Box((0,), (count,)), ranges), memoryview(bytes(2 * count)))
+    assert count - len(new.writes) < 20_000
+    sink.close()
+    assert new.writes == [2] * count
+
+
+def large_and_small(tmp_path: Path) -> tuple[Task, bytes]:
+    """Two kinds of tensors that take turns in the source and in the target: 300 and 100 bytes."""
+    content = bytes(range(200)) * (2 * COUNT)
+    source = tmp_path / "in"
+    source.write_bytes(content)
+
+    def moved(first: int, nbytes: int) -> Move:
+        box = Box((0, 0), (COUNT, nbytes))
+        extents = tuple(Extent(first + 400 * number, nbytes) for number in range(COUNT))
+        return Move("w", Assembly("uint8", box.shape, (Piece(0, box, extents),)), "uint8", (Piece(0, box, extents),))
+
+    sources = (SourceFile(str(source), len(content), source.stat().st_mtime_ns),)
+    return Task(0, sources, (TaskFile("out", len(content), ()),), (moved(0, 300), moved(300, 100))), content
+
+
+@pytest.mark.parametrize("block_nbytes", [1 << 20, 300 * COUNT, 200 * COUNT])
+def test_kinds_that_take_turns_in_a_file_are_written_at_once(
+    block_nbytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However lots end; where blocks are smaller than what is moved each kind writes its own."""
+    task, content = large_and_small(tmp_path)
+    writes: list[int] = []
+    plain = DiskNewFile.write
+
+    def counting(self: DiskNewFile, offset: int, data: memoryview) -> None:
+        writes.append(len(data))
+        plain(self, offset, data)
+
+    monkeypatch.setattr(DiskNewFile, "write", counting)
+    monkeypatch.setattr("reshard.moving.any_order._LOT_NBYTES", 1)
+    run = TaskRun(task, Disk(), Settings(str(tmp_path), block_nbytes), lambda _: None)
+    for lot in run.lots():
+        run.carry_out(lot, threading.Event())
+    run.commit()
+    assert (tmp_path / "out").read_bytes() == content
+    assert (len(writes) == 1) == (block_nbytes >= 300 * COUNT)
