@@ -27,7 +27,7 @@ from reshard import Options
 from reshard.cli.main import main
 from reshard.errors import CheckpointError, RunError, StorageError, UsageError
 from reshard.layout.tensor import Sharding
-from reshard.moving.ray import Call, Cluster, RayExecutor
+from reshard.moving.ray import Call, Cluster, RayExecutor, _Board, _board
 from reshard.moving.task import OnBytes, Settings
 from reshard.ops.convert import bill_of, execute
 from reshard.ops.observer import Observer
@@ -183,6 +183,16 @@ def test_a_call_that_kills_every_worker_is_given_up(cluster: Cluster) -> None:
 
     with pytest.raises(RunError, match="a task was lost with its worker"):
         list(cluster.run(dies, [Call(0, None)], lambda nbytes: None))
+
+
+def test_a_driver_has_one_board_and_its_runs_are_told_apart(cluster: Cluster) -> None:
+    assert _board(ray) == _board(ray)
+    board = _Board()
+    assert not board.tell("first", 0, 5)
+    assert board.stop("first") == {0}
+    assert board.tell("first", 0, 6)
+    assert not board.tell("second", 0, 7)
+    assert (board.told("first"), board.told("second")) == ((0, {}), (1, {0: 7}))
 
 
 def test_where_no_worker_is_free_the_wait_has_an_end(cluster: Cluster, shorten: Callable[..., None]) -> None:

@@ -16,8 +16,9 @@ from contextlib import suppress
 from functools import partial
 from itertools import islice
 from typing import Any, Generic, TypeVar
+from uuid import uuid4
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from reshard import waits
 from reshard._version import __version__
@@ -52,28 +53,39 @@ class _Failed(Struct, frozen=True):
     error: ReshardError
 
 
+class _Run(Struct):
+    """What a board heard of the calls of one run."""
+
+    nbytes: dict[int, int] = field(default_factory=dict)
+    heard: int = 0
+
+
 class _Board:
-    """The actor that workers tell their progress to. What it knows it hears again every second."""
+    """The actor that workers tell their progress to. What it knows it hears again every second. As each is a process,
+    a driver has one for all its runs.
+    """
 
     def __init__(self) -> None:
-        self._nbytes: dict[int, int] = {}
-        self._heard = 0
-        self._stopped = False
+        self._runs: dict[str, _Run] = {}
+        self._stopped: set[str] = set()
 
-    def tell(self, number: int, nbytes: int) -> bool:
+    def tell(self, run: str, number: int, nbytes: int) -> bool:
         """Bytes that a call has moved so far. Gives whether it shall stop."""
-        self._nbytes[number] = nbytes
-        self._heard += 1
-        return self._stopped
+        if run not in self._stopped:
+            told = self._runs.setdefault(run, _Run())
+            told.nbytes[number] = nbytes
+            told.heard += 1
+        return run in self._stopped
 
-    def told(self) -> tuple[int, dict[int, int]]:
+    def told(self, run: str) -> tuple[int, dict[int, int]]:
         """How often anything was told, and the bytes of each call."""
-        return self._heard, self._nbytes
+        told = self._runs.get(run, _Run())
+        return told.heard, told.nbytes
 
-    def stop(self) -> frozenset[int]:
-        """All shall stop. Gives those that have begun."""
-        self._stopped = True
-        return frozenset(self._nbytes)
+    def stop(self, run: str) -> frozenset[int]:
+        """All of it shall stop. Gives those that have begun."""
+        self._stopped.add(run)
+        return frozenset(self._runs.pop(run, _Run()).nbytes)
 
 
 class Cluster:
@@ -135,7 +147,8 @@ class _Running(Generic[A, R]):
         self._work = work
         self._on_bytes = on_bytes
         self._calls: dict[Any, Call[A]] = {}
-        self._board = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Board).remote()
+        self._run = uuid4().hex
+        self._board = _board(ray)
         self._carry_out = ray.remote(num_cpus=1, max_retries=_MADE_AGAIN, retry_exceptions=False)(_carry_out)
         self._done_nbytes = self._said_nbytes = 0
         self._of_calls: dict[int, int] = {}
@@ -155,7 +168,7 @@ class _Running(Generic[A, R]):
                 remote = remote.options(
                     scheduling_strategy=strategies.NodeAffinitySchedulingStrategy(call.node, soft=False)
                 )
-            self._calls[remote.remote(__version__, self._work, call, self._board)] = call
+            self._calls[remote.remote(__version__, self._work, call, self._run, self._board)] = call
         return bool(self._calls)
 
     def results(self) -> Iterator[R]:
@@ -187,7 +200,7 @@ class _Running(Generic[A, R]):
     def _hear(self) -> None:
         """Pass on the progress. Raises RunError where nothing is heard for long."""
         with suppress(self._ray.exceptions.RayError):  # the board may be starting again, on another node
-            heard, told = self._ray.get(self._board.told.remote(), timeout=waits.now.ray_heard_s)
+            heard, told = self._ray.get(self._board.told.remote(self._run), timeout=waits.now.ray_heard_s)
             if heard != self._heard:
                 self._heard, self._last_s = heard, time.monotonic()
             numbers = {call.number for call in self._calls.values()}
@@ -206,20 +219,30 @@ class _Running(Generic[A, R]):
     def end(self) -> None:
         """Let what is under way clear up behind itself; queued calls are dropped."""
         with suppress(self._ray.exceptions.RayError):
+            begun = self._ray.get(self._board.stop.remote(self._run), timeout=waits.now.ray_answer_s)
             if self._calls:
-                begun = self._ray.get(self._board.stop.remote(), timeout=waits.now.ray_heard_s)
                 for reference, call in self._calls.items():
                     if call.number not in begun:  # the others end at their next step
                         self._ray.cancel(reference, force=False, recursive=False)
                 self._ray.wait(list(self._calls), num_returns=len(self._calls), timeout=waits.now.ray_ending_s)
-        self._ray.kill(self._board)
 
 
-def _carry_out(version: str, work: Work[A, R], call: Call[A], board: Any) -> tuple[R | _Failed, int]:
+def _board(ray: Any) -> Any:
+    """The driver's. It lives as long as somebody holds it."""
+    actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Board)
+    name = f"board of {ray.get_runtime_context().get_job_id()}"
+    _HELD[:] = [actor.options(name=name, get_if_exists=True).remote()]
+    return _HELD[0]
+
+
+_HELD: list[Any] = []
+
+
+def _carry_out(version: str, work: Work[A, R], call: Call[A], run: str, board: Any) -> tuple[R | _Failed, int]:
     """On a worker: the result and the bytes moved."""
     if version != __version__:
         return _Failed(UsageError(f"this node has reshard {__version__}, the driver {version}")), 0
-    teller = _Teller(call.number, board)
+    teller = _Teller(run, call.number, board)
     try:
         return work(call.argument, teller.on_bytes), teller.nbytes
     except KeyboardInterrupt:
@@ -244,7 +267,8 @@ def _elsewhere() -> str:
 class _Teller:
     """Tells the board every second that its call is alive and how far it came."""
 
-    def __init__(self, number: int, board: Any) -> None:
+    def __init__(self, run: str, number: int, board: Any) -> None:
+        self._run = run
         self._number = number
         self._board = board
         self._lock = threading.Lock()
@@ -266,7 +290,7 @@ class _Teller:
         while True:
             with suppress(ray.exceptions.RayError):  # the board may be starting again
                 self._stopped = ray.get(
-                    self._board.tell.remote(self._number, self.nbytes), timeout=waits.now.ray_answer_s
+                    self._board.tell.remote(self._run, self._number, self.nbytes), timeout=waits.now.ray_answer_s
                 )
             if self._ended.wait(waits.now.ray_heard_s):
                 return
