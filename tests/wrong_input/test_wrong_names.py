@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from program import refused
 
+import reshard
 from hub_model import qwen3, write_hub
 from making import array, dtype_named, write_file
 from reshard.names.wishes import Naming
@@ -127,7 +128,6 @@ FLAGS = [
     (["--dst-names", "mcore", "--qkv", "halves"], "grouped"),
     (["--dst-names", "mcore", "--release", "soon"], "soon"),
     (["--dst-names", "mcore", "--with-files"], "--dst-names hf"),
-    (["--with-files"], "--dst-names hf"),
 ]
 
 
@@ -135,6 +135,22 @@ FLAGS = [
 def test_words_that_nobody_knows(tmp_path: Path, flags: list[str], words: str) -> None:
     hub = write_hub(tmp_path / "hub", qwen3())
     assert words in refused(3 if "soon" in flags else 2, "convert", hub, tmp_path / "out.safetensors", *flags)
+
+
+def test_a_configuration_does_not_go_with_names_of_others(tmp_path: Path) -> None:
+    hub = write_hub(tmp_path / "hub", qwen3())
+    convert(hub, tmp_path / "mf", Options(to="parts", naming=Naming(dst="mcore")))
+    (tmp_path / "mf/config.json").write_bytes((hub / "config.json").read_bytes())
+    assert "--dst-names hf" in refused(2, "convert", tmp_path / "mf", tmp_path / "out", "--to", "parts", "--with-files")
+
+
+@pytest.mark.parametrize("name", ["", "encoder.block.0.layer.0.q.weight"])
+def test_a_configuration_goes_along_with_names_that_stay(tmp_path: Path, name: str) -> None:
+    """Of a model that recipes know, and of one that they do not."""
+    hub = write_hub(tmp_path / "hub", {name: array((4, 4))} if name else qwen3())
+    convert(hub, tmp_path / "out", Options(to="parts", naming=Naming(files=True)))
+    assert (tmp_path / "out/config.json").exists()
+    assert set(reshard.open(tmp_path / "out")) == set(reshard.open(hub))
 
 
 def test_names_that_no_recipe_knows(tmp_path: Path) -> None:

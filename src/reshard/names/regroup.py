@@ -105,7 +105,7 @@ class _Regrouping:
             for why, left in dropped.items():
                 self._drop(why, left)
         if not (naming.dst or naming.fits_vocabulary):
-            return Regrouped(self._catalog(self._source.args), "")
+            return Regrouped(self._catalog(self._source.args), "", files=(*self._models.dst, *self._models.src))
         megatron = naming.src == MEGATRON or (
             not naming.src and (self._source.kind == MEGATRON or is_ours(self._tensors))
         )

@@ -13,8 +13,9 @@ from msgspec.structs import replace
 from reshard.dtypes import FLOATING
 from reshard.errors import CheckpointError, UsageError
 from reshard.families.registry import listing
+from reshard.names.naming import convention_of
 from reshard.names.regroup import Regrouped
-from reshard.names.wishes import HUB, Naming
+from reshard.names.wishes import CONVENTIONS, HUB, Naming
 from reshard.planning.plan import SmallFile
 from reshard.storage.storage import join
 from reshard.storage.storages import storage_of
@@ -36,7 +37,9 @@ def along(made: Regrouped, naming: Naming, dtype: str) -> tuple[SmallFile, ...]:
         UsageError: no configuration is known, or the target is not Hugging Face's.
     """
     config = next((file for file in made.files if file.hub), None)
-    if naming.dst != HUB:
+    names = made.catalog.tensors
+    whose = [naming.dst] if naming.dst else [c for c in CONVENTIONS if convention_of(names, (c,))]
+    if whose and HUB not in whose:  # of a model that nobody knows they stay as they are
         raise UsageError("--with-files is for a target of Hugging Face's names", hint="--dst-names hf")
     if config is None:
         raise UsageError("--with-files, and no config.json is known", hint="--model FOLDER/config.json")

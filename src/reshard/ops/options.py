@@ -14,7 +14,7 @@ from reshard.families.source import Source
 from reshard.families.strategies import read_strategy
 from reshard.families.targets import PREFIX, AskedTarget
 from reshard.layout.stages import Strategy
-from reshard.names.wishes import MEGATRON, Naming
+from reshard.names.wishes import HUB, MEGATRON, Naming
 from reshard.planning.bill import BUFFERS_A_WORKER
 from reshard.planning.catalog import Catalog
 from reshard.planning.decide import Missing
@@ -170,13 +170,14 @@ class Options(Means, frozen=True):
             raise UsageError(f"--missing {self.missing!r}", hint="one of: error, drop")
 
     def naming_of(self, source: Catalog) -> Naming:
-        """What is to be done with names: Megatron's targets have their own, which its own saves have, too.
+        """What is to be done with names: Megatron's targets have their own, which its own saves have, too; what goes
+        along with Hugging Face's names is of a model that has them.
 
         Raises UsageError for other names.
         """
         naming = self.naming
         if self.to not in _OF_MEGATRON:
-            return naming
+            return _as_files_are(naming, source) if naming.files and not naming.dst else naming
         if naming.dst not in ("", MEGATRON):
             raise UsageError(f"--to {self.to}, and --dst-names {naming.dst}", hint="leave --dst-names out")
         unwrapped = source.kind == MEGATRON and not any(name.startswith("model.") for name in source.tensors)
@@ -207,3 +208,10 @@ class Options(Means, frozen=True):
             iteration=self.dst_iteration,
             release=self.release,
         )
+
+
+def _as_files_are(naming: Naming, source: Catalog) -> Naming:
+    """A configuration goes with its own names, and with those of a model that nobody knows: they stay as they are."""
+    from reshard.names.naming import convention_of  # with all recipes
+
+    return replace(naming, dst=HUB) if convention_of(source.tensors) == HUB else naming
