@@ -92,6 +92,7 @@ def test_a_small_conversion(window: Browser, small: Path) -> None:
     assert "cast: float32 → bfloat16" in window.text("#fates")
     assert window.js("return document.querySelectorAll('.times').length") == 2
     assert "</script>" in window.js("return document.querySelector('#tree').textContent")
+    assert window.texts(".family") == ["a full checkpoint", "rank folders"]
 
 
 def test_click_a_tensor_and_a_part(window: Browser, small: Path) -> None:
@@ -116,7 +117,11 @@ def test_where_a_row_of_a_fused_tensor_comes_from(window: Browser, tmp_path: Pat
     check_alone(window, tmp_path / "fused.html")
     window.js("[...document.querySelectorAll('.row .label')].find((e) => e.textContent.includes('linear_qkv')).click()")
     assert window.text("#origins caption") == "Made of"
-    assert window.text("#origins tbody tr").split() == ["0–7", "model.layers.#.self_attn.q_proj.weight", "0–7"]
+    assert window.text("#origins tbody tr").split() == ["0–7", "model.layers.0.self_attn.q_proj.weight", "0–7"]
+    window.type("#row", "62")  # layers lie in one tensor there, 32 rows each
+    assert window.text("#row-is") == "row 6 of model.layers.1.self_attn.v_proj.weight"
+    window.type("#row", "0")  # which makes 620
+    assert window.text("#row-is") == "no such row (0–63)"
 
 
 def test_keys(window: Browser, small: Path) -> None:

@@ -175,6 +175,30 @@ def test_what_is_fused_says_whose_rows_it_has(tmp_path: Path) -> None:
     assert [(o.name, o.first) for o in norm.origins] == [("model.norm.weight", 0)]
 
 
+def test_every_run_of_rows_is_told_and_layers_apart(tmp_path: Path) -> None:
+    """A tensor that stacks twenty layers, each of six runs of q, k and v."""
+    layers = 20
+    one = {name.replace("layers.0.", "layers.{}."): value for name, value in qwen3().items() if "layers.1." not in name}
+    many = {name.format(at): value for name, value in one.items() for at in range(layers)}
+    hub = write_hub(tmp_path / "hub", many, num_hidden_layers=layers)
+    options = Options(to="torch_dist")
+    source, left = opened_for(hub, options)
+    plan = plan_from(source, str(tmp_path / "out"), left)
+    report = plan_report(source, plan, ("hub", "out"), bill_of(plan, tmp_path / "out", left))
+    (fused,) = [k for k in report.kinds if any("linear_qkv.weight" in names.pattern for names in k.names)]
+    assert len(fused.origins) == 6 * layers
+    whose = [(o.name, o.first, o.start) for o in fused.origins if o.start <= 300 < o.stop]
+    assert whose == [("model.layers.9.self_attn.v_proj.weight", 0, 300)]
+    assert report.source.family == "a full checkpoint"
+    assert report.conversions[0].target.family == "Megatron's distributed form"
+
+
+def test_states_are_told_from_weights(tmp_path: Path) -> None:
+    write_file(tmp_path / "m.safetensors", {"w": counted(4), "adam_m.w": counted(4)})
+    report = checkpoint_report(opened(str(tmp_path / "m.safetensors")), "m.safetensors")
+    assert {k.names[0].pattern: k.state for k in report.kinds} == {"w": False, "adam_m.w": True}
+
+
 def test_what_is_stored_as_it_is_called_says_nothing_of_rows(job: Path) -> None:
     report, _, _ = made_report(job, options_of(job))
     assert [kind["origins"] for kind in report["kinds"]] == [[]] * len(report["kinds"])

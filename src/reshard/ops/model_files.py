@@ -37,8 +37,8 @@ def along(made: Regrouped, naming: Naming, dtype: str) -> tuple[SmallFile, ...]:
         UsageError: no configuration is known, or the target is not Hugging Face's.
     """
     config = next((file for file in made.files if file.hub), None)
-    names = made.catalog.tensors
-    whose = [naming.dst] if naming.dst else [c for c in CONVENTIONS if convention_of(names, (c,))]
+    kept = made.catalog.tensors
+    whose = [naming.dst] if naming.dst else [c for c in CONVENTIONS if convention_of(kept, (c,))]
     if whose and HUB not in whose:  # of a model that nobody knows they stay as they are
         raise UsageError("--with-files is for a target of Hugging Face's names", hint="--dst-names hf")
     if config is None:

@@ -21,6 +21,7 @@ from reshard.planning.plan import SCHEMA
 from reshard.planning.shared import COPIED
 from reshard.planning.target import Choices, Kind, Target
 
+KIND_OF_TARGET = "kind of target"
 NOTES = "schema of the notes"
 """The part that says by which release's rules the others were made."""
 
@@ -43,7 +44,7 @@ def parts_of_identity(source: Catalog, target: Target, choices: Choices, kept: S
         "family": source.family,
         "tensors taken": hash_of([rules, [_told(each) for each in kept]]),
         "LoRA scaling": f"{_scalings(choices.lora)}; {hash_of(_merged(choices.lora))}" if choices.lora else "",
-        "kind of target": target.kind.name,
+        KIND_OF_TARGET: target.kind.name,
         **dict(_said(target.kind)),
         "dtype": target.dtype,
         **({"shared blocks of": str(target.shared_block_nbytes)} if target.shared_block_nbytes > COPIED else {}),

@@ -9,9 +9,12 @@ from math import prod
 from msgspec.structs import replace
 
 from reshard._version import __version__
+from reshard.families.targets import kind_in_words
 from reshard.index import TensorSpec
 from reshard.planning.bill import Bill
 from reshard.planning.catalog import Catalog
+from reshard.planning.identity import KIND_OF_TARGET
+from reshard.planning.names import is_state
 from reshard.planning.plan import LoraAdd, Plan, PlannedTensor
 from reshard.report.fold import folded_names, pattern_of, readable
 from reshard.report.movement import movement, read_of_files
@@ -36,7 +39,8 @@ def checkpoint_report(source: Catalog, path: str, prints: tuple[Print, ...] = ()
     def tensors() -> Iterator[_Tensor]:
         for tensor in source.tensors.values():
             spec, number = tensor.spec, partial(places.number, tensor)
-            yield tensor.name, tensor.name, spec, partial(_kind, spec, spec.dtype, number)
+            made = partial(_kind, spec, spec.dtype, number, state=is_state(tensor.name))
+            yield tensor.name, tensor.name, spec, made
 
     kinds, unlisted = _listed(tensors(), (places,))
     return Report(
@@ -59,7 +63,8 @@ def plan_report(source: Catalog, plan: Plan, paths: tuple[str, str], bill: Bill,
             number = partial(from_places.number, source.tensors[tensor.source_name])
             numbers = partial(to_places.numbers, tensor.name)
             merged = isinstance(tensor.step, LoraAdd)
-            made = partial(_kind, tensor.spec, tensor.step.base.dtype, number, numbers, merged=merged, varied=varied)
+            known = {"merged": merged, "varied": varied, "state": is_state(tensor.name)}
+            made = partial(_kind, tensor.spec, tensor.step.base.dtype, number, numbers, **known)
             yield tensor.name, tensor.source_name, tensor.spec, partial(_with_origins, made, origins, tensor)
 
     kinds, unlisted = _listed(tensors(), (from_places, to_places))
@@ -102,8 +107,10 @@ def _kind(
     *,
     merged: bool = False,
     varied: bool = False,
+    state: bool = False,
 ) -> Kind:
-    return Kind(spec.dtype, spec.shape, spec.nbytes, source_dtype, number(), numbers(), merged, varied, ())
+    kept = number(), numbers(), merged, varied
+    return Kind(spec.dtype, spec.shape, spec.nbytes, source_dtype, *kept, names=(), state=state)
 
 
 def _with_origins(made: Callable[[], Kind], origins: Origins, tensor: PlannedTensor) -> Kind:
@@ -128,14 +135,16 @@ def _listed(tensors: Iterable[_Tensor], places: Sequence[Numbered]) -> tuple[tup
 def _source(source: Catalog, path: str, places: SourcePlacements, read: list[int]) -> Side:
     paths = _below(path, [f.path for f in source.files])
     files = (File(p, f.rank, f.nbytes, n) for p, f, n in zip(paths, source.files, read, strict=True))
-    return Side(readable(path), tuple(files), tuple(places.all), source.ranks.stages, source.ranks.devices)
+    ranks, family = source.ranks, readable(source.family)
+    return Side(readable(path), tuple(files), tuple(places.all), ranks.stages, ranks.devices, family)
 
 
 def _target(plan: Plan, path: str, places: TargetPlacements) -> Side:
     moved = [sum(e.nbytes for slot in form.slots for e in slot.extents) for form in plan.forms]
     files = (File(readable(f.path), f.rank, plan.forms[f.form].nbytes, moved[f.form]) for f in plan.files)
     devices = plan.layouts[0].sharding.devices
-    return Side(readable(path), tuple(files), tuple(places.all), plan.world // devices, devices)
+    family = kind_in_words(plan.made_of.get(KIND_OF_TARGET, ""))
+    return Side(readable(path), tuple(files), tuple(places.all), plan.world // devices, devices, family)
 
 
 def _below(path: str, files: list[str]) -> list[str]:

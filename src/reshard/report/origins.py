@@ -14,8 +14,8 @@ from reshard.planning.plan import Piece, PlannedTensor
 from reshard.report.fold import pattern_of, readable
 from reshard.report.values import Origin
 
-MAX_ORIGINS = 24
 _MAX_RUNS = 4096
+"""Of a tensor; what is put together of more, as rows that are turned one by one, is not told by rows."""
 
 
 class Origins:
@@ -26,11 +26,12 @@ class Origins:
         self._places: dict[int, list[tuple[int, str, Stored]]] = {}
 
     def of(self, tensor: PlannedTensor) -> tuple[Origin, ...]:
-        """In order of its rows, the first ``MAX_ORIGINS``; none for what is stored as it is called, or not by rows."""
+        """In order of its rows; none for what is stored as it is called, or not by rows."""
         base = tensor.step.base
         whole, row = Box.whole(base.shape), _row(tensor.spec.shape)
         rows: list[Origin] = []
         renamed = False
+        own = pattern_of(tensor.name)[1]
         for piece in base.pieces:
             stored = self._stored(piece)
             runs = list(islice(piece.box.runs_in(whole), _MAX_RUNS))
@@ -38,11 +39,12 @@ class Origins:
                 return ()
             name, first = stored
             renamed |= name not in (tensor.source_name, tensor.name)
-            shown, rank = readable(pattern_of(name)[0]), self._source.files[piece.file].rank
+            shown, rank = readable(seen_from(own, name)), self._source.files[piece.file].rank
             for start, size in runs:
                 rows.append(Origin(start // row, (start + size) // row, shown, first, rank))
                 first += size // row
-        return tuple(_joined(rows)[:MAX_ORIGINS]) if renamed else ()
+        joined = tuple(_joined(rows)) if renamed else ()
+        return joined if len(joined) <= _MAX_RUNS else ()
 
     def _stored(self, piece: Piece) -> tuple[str, int] | None:
         """The name of what holds a piece, and the row of it with which the piece begins."""
@@ -63,6 +65,21 @@ class Origins:
         for name, stored in self._source.files[number].contents.tensors.items():
             if len(stored.extents) == 1 and not stored.order:
                 yield stored.extents[0].offset, name, stored
+
+
+def seen_from(own: tuple[int, ...], name: str) -> str:
+    """The pattern of a name, which keeps those numbers that are not ``own``: they tell experts of a layer apart.
+
+    >>> seen_from((3,), "layers.3.experts.3.w"), seen_from((3,), "layers.7.w")
+    ('layers.#.experts.3.w', 'layers.7.w')
+    """
+    pattern, numbers = pattern_of(name)
+    left = list(own)
+    for number in numbers:
+        shared = bool(left) and left[0] == number
+        pattern = pattern.replace("#", "\0" if shared else str(number), 1)
+        del left[: int(shared)]
+    return pattern.replace("\0", "#")
 
 
 def _row(shape: tuple[int, ...]) -> int:

@@ -10,6 +10,10 @@ const tile = (value, label) => make("div", { class: "tile" }, make("b", {}, valu
 /** A tile of so many things; English says one file, two files. */
 const counted = (n, things) => tile(shownCount(n), n === 1 ? things.replace(/s$/, "") : things);
 
+/** What kind of checkpoint it is; the program speaks English. */
+const familyOf = (told) =>
+  state.language === "zh" ? FAMILIES_ZH.reduce((text, [said, zh]) => text.replace(said, zh), told) : told;
+
 function summary() {
   const source = REPORT.source;
   const { unlisted } = REPORT;
@@ -22,11 +26,12 @@ function summary() {
     counted(new Set(side.files.map((f) => f.rank)).size, words.ranks),
     side.stages > 1 ? counted(side.stages, words.stages) : "",
   ];
-  const row = (title, path, found) =>
+  const states = REPORT.kinds.filter((k) => k.state);
+  const row = (title, path, found, family) =>
     make(
       "div",
       { class: "tiles" },
-      make("div", { class: "which" }, make("b", {}, title), make("span", { class: "path" }, path)),
+      make("div", { class: "which" }, make("b", {}, title), make("span", { class: "path" }, path), family ? make("span", { class: "family" }, familyOf(family)) : ""),
       found,
     );
   const out = [
@@ -34,7 +39,8 @@ function summary() {
       ...tiles(source),
       counted(tensors, words.count.toLowerCase()),
       tile(shownCount(elements), words.elements),
-    ]),
+      states.length ? tile(shownBytes(states.reduce((n, k) => n + k.nbytes * named(k), 0)), words.states) : "",
+    ], source.family),
   ];
   if (CONVERSION) {
     const { bill, target } = CONVERSION;
@@ -43,7 +49,7 @@ function summary() {
         ...tiles(target),
         tile(shownBytes(bill.largest_file_nbytes), words.largest),
         tile(shownBytes(bill.smallest_file_nbytes), words.smallest),
-      ]),
+      ], target.family),
     );
     out.push(
       row(words.plan, "", [

@@ -51,6 +51,7 @@ function drawTensor() {
   ];
   const fates = [
     kind.source_dtype !== kind.dtype ? `${words.cast}: ${kind.source_dtype} → ${kind.dtype}` : "",
+    kind.state ? words.state : "",
     kind.merged ? words.merged : "",
     kind.varied ? words.varied : "",
     names.source ? `${words.was} ${names.source}` : "",
@@ -83,27 +84,50 @@ function originsOf(kind) {
   const ranks = new Set(REPORT.source.files.map((file) => file.rank)).size > 1;
   const heads = [words.rows, words.ofTensor, words.itsRows, ...(ranks ? [words.rank] : [])];
   const row = (cells, kindOfCell) => make("tr", {}, cells.map((cell) => make(kindOfCell, {}, String(cell))));
+  const rowOf = ([start, stop, name, first, rank]) =>
+    row([`${start}–${stop - 1}`, name, `${first}–${first + stop - start - 1}`, ...(ranks ? [rank] : [])], "td");
+  const body = make("tbody", {}, kind.origins.slice(0, 24).map(rowOf));
+  const more = kind.origins.length > 24 ? showAll(kind.origins.length, () => body.replaceChildren(...kind.origins.map(rowOf))) : "";
   return make(
-    "table",
+    "div",
     { id: "origins" },
-    make("caption", {}, words.rowsOf),
-    make("thead", {}, row(heads, "th")),
-    make(
-      "tbody",
-      {},
-      kind.origins.map((o) =>
-        row(
-          [
-            `${o.start}–${o.stop - 1}`,
-            o.name,
-            `${o.first}–${o.first + o.stop - o.start - 1}`,
-            ...(ranks ? [o.rank] : []),
-          ],
-          "td",
-        ),
-      ),
-    ),
+    rowFinder(kind, ranks),
+    make("table", {}, make("caption", {}, words.rowsOf), make("thead", {}, row(heads, "th")), body),
+    more,
   );
+}
+
+const showAll = (count, show) =>
+  make(
+    "button",
+    {
+      type: "button",
+      onclick: (event) => {
+        show();
+        event.target.remove();
+      },
+    },
+    `${words.showAll} ${shownCount(count)}`,
+  );
+
+/** A field for the number of a row, which tells the stored row that it is. */
+function rowFinder(kind, ranks) {
+  const last = kind.origins[kind.origins.length - 1][1] - 1;
+  const answer = make("output", { id: "row-is", for: "row" });
+  const asked = make("input", {
+    id: "row",
+    type: "number",
+    min: 0,
+    max: last,
+    placeholder: `0–${last}`,
+    oninput: () => {
+      const n = asked.value === "" ? -1 : Number(asked.value);
+      const at = kind.origins.find(([start, stop]) => start <= n && n < stop);
+      const whose = at ? `${words.rowIs} ${n - at[0] + at[3]} ${words.rowIn} ${at[2]}${ranks ? `, ${words.rank} ${at[4]}` : ""}` : "";
+      answer.textContent = n < 0 ? "" : whose || `${words.noRow} (0–${last})`;
+    },
+  });
+  return make("p", {}, make("label", { for: "row" }, words.rowAsked), " ", asked, " ", answer);
 }
 
 function sideOf(which, side, numbers, kind, pick, marks) {
@@ -212,19 +236,9 @@ function partsTable(side, placement, shape, files, pick) {
     Array.from({ length: Math.min(count, 64) }, (_, n) => row(n)),
   );
   table.append(body);
-  const more =
-    count > 64
-      ? make(
-          "button",
-          {
-            type: "button",
-            onclick: (event) => {
-              for (let n = 64; n < count; n += 1) body.append(row(n));
-              event.target.remove();
-            },
-          },
-          `${words.showAll} ${shownCount(count)}`,
-        )
-      : "";
+  const rest = () => {
+    for (let n = 64; n < count; n += 1) body.append(row(n));
+  };
+  const more = count > 64 ? showAll(count, rest) : "";
   return make("details", {}, make("summary", {}, words.table), table, more);
 }

@@ -48,9 +48,9 @@ class Names(Struct, frozen=True):
     source: str = ""
 
 
-class Origin(Struct, frozen=True):
+class Origin(Struct, frozen=True, array_like=True):
     """Rows from ``start`` to ``stop``, which are those of a stored tensor from its row ``first`` on; rows are what lies
-    together in the last dim. ``rank``: whose file holds them.
+    together in the last dim. ``rank``: whose file holds them. ``name`` has a ``#`` for a number of the tensor's own.
     """
 
     start: int
@@ -71,6 +71,7 @@ class Kind(Struct, frozen=True):
         merged: LoRA weights are added to it.
         varied: ranks hold different values; each target rank takes its own source rank's.
         origins: of what is put together of others, whose rows it has.
+        state: whether it is of the optimizer.
     """
 
     dtype: str
@@ -83,6 +84,7 @@ class Kind(Struct, frozen=True):
     varied: bool
     names: tuple[Names, ...]
     origins: tuple[Origin, ...] = ()
+    state: bool = False
 
 
 class File(Struct, frozen=True):
@@ -100,6 +102,7 @@ class Side(Struct, frozen=True):
     Attributes:
         path: as the user named it; file paths are relative to it.
         devices: ranks of a stage.
+        family: what kind of checkpoint it is, in words.
     """
 
     path: str
@@ -107,6 +110,7 @@ class Side(Struct, frozen=True):
     placements: tuple[Placement, ...]
     stages: int
     devices: int
+    family: str = ""
 
 
 class Movement(Struct, frozen=True):
