@@ -190,7 +190,7 @@ def test_every_run_of_rows_is_told_and_layers_apart(tmp_path: Path) -> None:
     whose = [(o.name, o.first, o.start) for o in fused.origins if o.start <= 300 < o.stop]
     assert whose == [("model.layers.9.self_attn.v_proj.weight", 0, 300)]
     assert report.source.family == "a full checkpoint"
-    assert report.conversions[0].target.family == "Megatron's distributed form"
+    assert report.conversions[0].target.family == "torch_dist"
 
 
 def test_states_are_told_from_weights(tmp_path: Path) -> None:

@@ -109,11 +109,6 @@ def kinds() -> tuple[str, ...]:
     return tuple(_KINDS)
 
 
-def kind_in_words(name: str) -> str:
-    """What a kind of target is, for people; "" for one that is not here, as that of a command of its own."""
-    return _KINDS[name].told if name in _KINDS else ""
-
-
 def kind_asked(asked: AskedTarget, source: Catalog) -> Kind:
     """The kind of target that is asked for, or that suits the source. Raises UsageError for options that it does not
     take.

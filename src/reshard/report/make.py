@@ -9,7 +9,6 @@ from math import prod
 from msgspec.structs import replace
 
 from reshard._version import __version__
-from reshard.families.targets import kind_in_words
 from reshard.index import TensorSpec
 from reshard.planning.bill import Bill
 from reshard.planning.catalog import Catalog
@@ -143,7 +142,7 @@ def _target(plan: Plan, path: str, places: TargetPlacements) -> Side:
     moved = [sum(e.nbytes for slot in form.slots for e in slot.extents) for form in plan.forms]
     files = (File(readable(f.path), f.rank, plan.forms[f.form].nbytes, moved[f.form]) for f in plan.files)
     devices = plan.layouts[0].sharding.devices
-    family = kind_in_words(plan.made_of.get(KIND_OF_TARGET, ""))
+    family = plan.made_of.get(KIND_OF_TARGET, "")
     return Side(readable(path), tuple(files), tuple(places.all), plan.world // devices, devices, family)
 
 

@@ -49,7 +49,7 @@ function summary() {
         ...tiles(target),
         tile(shownBytes(bill.largest_file_nbytes), words.largest),
         tile(shownBytes(bill.smallest_file_nbytes), words.smallest),
-      ], target.family),
+      ], TARGETS[state.language][target.family]),
     );
     out.push(
       row(words.plan, "", [

@@ -102,7 +102,7 @@ class Side(Struct, frozen=True):
     Attributes:
         path: as the user named it; file paths are relative to it.
         devices: ranks of a stage.
-        family: what kind of checkpoint it is, in words.
+        family: what kind of checkpoint it is, in words; of a target as ``--to`` calls it.
     """
 
     path: str

@@ -254,19 +254,37 @@ const REASONS_ZH = {
   "no source file holds it": "源文件中没有",
 };
 
+/** What --to calls a target, in words. */
+const TARGETS = {
+  en: {
+    ranks: "rank folders",
+    full: "a full checkpoint",
+    parts: "a full checkpoint in parts",
+    checkpoint2: "Checkpoint 2.0",
+    dcp: "PyTorch DCP",
+    torch_dist: "Megatron torch_dist",
+    megatron: "Megatron rank folders",
+    universal: "universal checkpoint of DeepSpeed",
+  },
+  zh: {
+    ranks: "rank 目录",
+    full: "完整权重",
+    parts: "完整权重，分成多个文件",
+    checkpoint2: "Checkpoint 2.0",
+    dcp: "PyTorch DCP",
+    torch_dist: "Megatron torch_dist",
+    megatron: "Megatron rank 目录",
+    universal: "DeepSpeed 的 universal 权重",
+  },
+};
+
 const FAMILIES_ZH = [
-  ["one full checkpoint in parts", "完整权重，分成多个文件"],
-  [/^(a|one) full checkpoint$/, "完整权重"],
-  ["Megatron's distributed form", "Megatron 的分布式格式"],
-  ["Megatron's rank folders", "Megatron 的 rank 目录"],
+  ["a full checkpoint", "完整权重"],
   [/rank folders that (reshard \S+) wrote/, "$1 写出的 rank 目录"],
-  ["rank folders", "rank 目录"],
-  [/^a Checkpoint 2\.0$/, "Checkpoint 2.0"],
-  ["a distributed checkpoint of PyTorch", "PyTorch 分布式权重（DCP）"],
-  ["a universal checkpoint of DeepSpeed", "DeepSpeed 的 universal 权重"],
   [/FSDP files of (\d+) ranks?/, "FSDP 文件，$1 个 rank"],
   [/(\d+) ranks?\b/, "$1 个 rank"],
   [/(\d+) virtual stages/, "$1 个虚拟 stage"],
   [/iteration (\d+)/, "第 $1 次迭代"],
+  ["rank folders", "rank 目录"],
   ["replicas dropped", "已去除副本"],
 ];
