@@ -12,6 +12,8 @@ from reshard.errors import FormatError
 
 ZEROS = -1
 """In place of a file's number: no file holds the elements, they are zeros."""
+MADE = -2
+"""In place of a file's number: no file holds the elements, they are made. ``MADE - n`` is the n-th of what is."""
 
 
 class TensorSpec(Struct, frozen=True):

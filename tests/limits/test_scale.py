@@ -16,8 +16,9 @@ from reshard.index import Extent
 from reshard.layout.tensor import Layout, Sharding
 from reshard.ops.convert import bill_of
 from reshard.planning import bill
-from reshard.planning.plan import Assembly, Move, Piece
+from reshard.planning.plan import Move
 from reshard.planning.shares import Share
+from reshard.planning.steps import Assembly, Piece
 
 ROWS, COLUMNS = ((0,), ()), ((), (0,))
 

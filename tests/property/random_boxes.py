@@ -18,7 +18,8 @@ from reshard.moving.mover import Mover
 from reshard.moving.scratch import Scratch
 from reshard.moving.task_inputs import Sources
 from reshard.planning.blocks import Access
-from reshard.planning.plan import Assembly, Move, Piece, SourceFile
+from reshard.planning.plan import Move, SourceFile
+from reshard.planning.steps import Assembly, Piece
 
 BLOCK_NBYTES = (1, 7, 24, 100, 1000, 1 << 20)
 

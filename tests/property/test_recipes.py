@@ -16,7 +16,8 @@ from reshard.names.linking import SharedDims, at_index, link_of
 from reshard.names.maker import Maker
 from reshard.planning.assembly import assembled
 from reshard.planning.catalog import Held, Loose, Scales, Shard, Tensor
-from reshard.planning.plan import Move, Piece, PlannedTensor, Scaled, Step
+from reshard.planning.plan import Move, PlannedTensor
+from reshard.planning.steps import Piece, Scaled, Step
 from reshard.planning.tasks import seen
 from thorough import examples
 

@@ -16,7 +16,8 @@ from reshard.index import ZEROS, cut_extents
 from reshard.layout.box import Box
 from reshard.layout.cover import boxes_of_range
 from reshard.layout.tensor import Layout, Sharding
-from reshard.planning.plan import Assembly, Move, Piece
+from reshard.planning.plan import Move
+from reshard.planning.steps import Assembly, Piece
 from thorough import examples
 
 EXAMPLES = examples(15)

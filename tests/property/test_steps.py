@@ -16,7 +16,8 @@ from reshard.dtypes import ITEMSIZE
 from reshard.index import Extent, TensorSpec
 from reshard.layout.box import Box, ordered
 from reshard.moving import elements, steps
-from reshard.planning.plan import Assembly, Move, Piece, PlannedTensor, Scaled
+from reshard.planning.plan import Move, PlannedTensor
+from reshard.planning.steps import Assembly, Piece, Scaled
 from reshard.planning.tasks import seen
 from thorough import examples
 

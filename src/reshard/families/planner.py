@@ -35,7 +35,7 @@ def make_plan(source: Catalog, target: Target, choices: Choices) -> Plan:
     if not decisions.kept:
         idle = choices.rules.idle((*source.tensors, *source.texts))
         raise PlanError("\n".join(("no tensor is left to write", *idle)), hint="check --include and --exclude")
-    summed = choices.lora.changed if choices.lora else frozenset()
+    summed = choices.lora.changed if choices.lora and not choices.lora.made else frozenset()
     told = refuse_parted(source.tensors, decisions.kept, Wishes(target.dtype, target.strategy, summed))
     draft = Draft(source, target, choices, replace(decisions, warnings=(*decisions.warnings, *told)))
     files = target.kind.files(draft)

@@ -13,7 +13,7 @@ from reshard.errors import CheckpointError
 from reshard.layout.box import Box
 from reshard.moving.elements import round_to
 from reshard.moving.products import RightSide
-from reshard.planning.plan import Assembly, LoraAdd, Product
+from reshard.planning.steps import Assembly, LoraAdd, Product
 
 Array = npt.NDArray[Any]
 Read = Callable[[Assembly, Box], Array]

@@ -14,7 +14,8 @@ from reshard.index import ZEROS, cut_extents
 from reshard.moving.mover import collect
 from reshard.moving.scratch import Scratch
 from reshard.moving.task_inputs import Sources
-from reshard.planning.plan import Assembly, Move, Plan, SourceFile
+from reshard.planning.plan import Move, Plan, SourceFile
+from reshard.planning.steps import Assembly
 from reshard.planning.tasks import tasks
 from reshard.storage.storages import storage_of
 

@@ -11,16 +11,18 @@ from msgspec.structs import replace
 
 from reshard.dtypes import ITEMSIZE
 from reshard.errors import RunError
-from reshard.index import Extent
+from reshard.index import ZEROS, Extent
 from reshard.layout.box import Box
 from reshard.moving.scratch import Scratch
 from reshard.moving.task_inputs import Sources
 from reshard.planning.blocks import Access, Block, Blocks
 from reshard.planning.misfits import ShardMisfits
-from reshard.planning.plan import Assembly, Move, Piece
+from reshard.planning.plan import Move
+from reshard.planning.steps import Assembly, Joint, Piece
 
 if TYPE_CHECKING:
     from reshard.moving.elements import Array
+    from reshard.moving.joint import JointParts
     from reshard.moving.steps import Making
 
 Sink = Callable[[Access, memoryview], None]
@@ -98,31 +100,47 @@ class Mover:
     def _made(self, block: Block) -> tuple[memoryview, str, Array | None]:
         """The block as its step makes it, row-major, the dtype that it has by now, and what of it did not fit."""
         move = self.blocks.move
-        if isinstance(move.step, Assembly):
-            return self._gather(block), move.step.dtype, None
+        if isinstance(move.step, Assembly | Joint):
+            slab, kinds = self._gather(block)
+            return slab, move.step.base.dtype, kinds
         beside = self._making.beside(block.box)  # before the block, whose buffers it comes through
         made = self._scratch.take("made", block.box.size * ITEMSIZE[move.dtype])
-        return made, move.dtype, self._making.made(block.box, made, self._gather(block), beside)
+        return made, move.dtype, self._making.made(block.box, made, self._gather(block)[0], beside)
 
     @cached_property
     def _making(self) -> Making:
-        from reshard.moving.elements import shaped
         from reshard.moving.steps import Making
+
+        return Making(self.blocks.move, self._reading(self._scratch))
+
+    @cached_property
+    def _parts(self) -> JointParts:
+        from reshard.moving.joint import JointParts
+
+        assert isinstance(self.blocks.move.step, Joint)
+        return JointParts(self.blocks.move.step, self._reading(self._scratch.inner))
+
+    def _reading(self, scratch: Scratch) -> Callable[[Assembly, Box], Array]:
+        from reshard.moving.elements import shaped
 
         def read(of: Assembly, box: Box) -> Array:
             part = Move("", of, of.dtype, (Piece(0, box, ()),))
-            return shaped(collect(part, self._sources, self._scratch), of.dtype, box)
+            return shaped(collect(part, self._sources, scratch), of.dtype, box)
 
-        return Making(self.blocks.move, read)
+        return read
 
-    def _gather(self, block: Block) -> memoryview:
-        """The block's elements, row-major, from all its source pieces."""
+    def _gather(self, block: Block) -> tuple[memoryview, Array | None]:
+        """The block's elements, row-major, from all its source pieces; and what of those that are made did not fit."""
         base = self.blocks.base
         itemsize = ITEMSIZE[base.dtype]
         slab = self._scratch.take("slab", block.box.size * itemsize)
         in_place: list[tuple[Access, memoryview]] = []
+        kinds: Array | None = None
         for read in block.reads:
             piece = base.pieces[read.piece]
+            if read.file < ZEROS:
+                kinds = self._put_made(read, (slab, block.box), kinds)
+                continue
             counts = read.box & piece.box & block.box if piece.outer or piece.order else read.box
             at = read.box.place_in(block.box) if counts == read.box and not piece.order else None
             if at is not None:
@@ -136,7 +154,25 @@ class Mover:
         self._sources.read(in_place)
         for read, buffer in in_place:
             self._sources.count(read.file, len(buffer))
-        return slab
+        return slab, kinds
+
+    def _put_made(self, read: Access, to: tuple[memoryview, Box], kinds: Array | None) -> Array | None:
+        """Put what a part makes into the block; gives ``kinds`` with what of it did not fit."""
+        import numpy as np
+
+        from reshard.moving.elements import copy_between
+
+        base, box = self.blocks.base, to[1]
+        piece = base.pieces[read.piece]
+        part = memoryview(bytearray(read.box.size * ITEMSIZE[base.dtype]))
+        odd = self._parts.read_into(read, part)
+        counts = read.box & piece.box & box
+        copy_between(to, (part, read.box), counts, base.dtype, piece.order)
+        if odd is None:
+            return kinds
+        kinds = np.zeros(box.shape, np.uint8) if kinds is None else kinds
+        copy_between((kinds.data, box), (odd.data, read.box), counts, "uint8", piece.order)
+        return kinds
 
     def _wide(self, read: Access, nbytes: int, kept_nbytes: int) -> memoryview:
         """What a read brings of which a part alone is wanted. The other parts may be by what is made next."""

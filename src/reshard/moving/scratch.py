@@ -16,6 +16,14 @@ class Scratch(threading.local):
         self._buffers: dict[str, memoryview] = {}
         self._known: dict[object, memoryview] = {}
         self._used = 0
+        self._inner: Scratch | None = None
+
+    @property
+    def inner(self) -> Scratch:
+        """Others, for what is made while these are in use."""
+        if self._inner is None:
+            self._inner = Scratch()
+        return self._inner
 
     def take(self, use: str, nbytes: int) -> memoryview:
         """Bytes to write to; what they held before is lost."""

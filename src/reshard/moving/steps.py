@@ -10,7 +10,8 @@ from msgspec import Struct
 from reshard.layout.box import Box
 from reshard.moving.elements import Array, round_to, shaped, widened
 from reshard.moving.lora import Factors, Lengths, Read, add_lora, check_finite, read_factors
-from reshard.planning.plan import Assembly, LoraAdd, Move, Rows, Scaled
+from reshard.planning.plan import Move
+from reshard.planning.steps import Assembly, Joint, LoraAdd, Rows, Scaled
 
 
 class Beside(Struct, frozen=True):
@@ -41,7 +42,7 @@ class Making:
                 return Beside(others=self._scales(box))
             case Rows() as step:
                 return Beside(others=self._read(step.rows, rows_box(step, box)))
-            case Assembly():
+            case Assembly() | Joint():
                 raise AssertionError("a copy computes nothing")
 
     def _scales(self, box: Box) -> Array | None:

@@ -113,7 +113,7 @@ class Sources:
         """Note how many of the bytes that were read count: none of those between that cost less to read than to skip,
         or that are read for others.
         """
-        if file != ZEROS:
+        if file > ZEROS:
             with self._lock:
                 self.read_nbytes += nbytes
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite
 
 import xxhash
@@ -22,7 +22,7 @@ from reshard.planning.catalog import Catalog, Held, IndexedFile, Loose, Tensor
 from reshard.planning.lora import merge_into
 from reshard.planning.lora_names import is_beside, lora_name, model_name, seems_lora
 from reshard.planning.lora_replaced import both_ends, changes_an_end, head_of
-from reshard.planning.lora_values import Adapter, Combination, How, LoraMerge, Model, combination_named
+from reshard.planning.lora_values import Adapter, Combination, How, LoraMerge, Model
 from reshard.storage.storage import join
 from reshard.storage.storages import content_of, storage_of
 
@@ -66,11 +66,10 @@ def own_config(adapter: str) -> str:
     return next((own for own in there if storage_of(own).entry(own) is not None), "")
 
 
-def joined(base: Catalog, adapters: Sequence[AdapterAt], combination: Combination, *, allow_nan: bool) -> Joined:
+def joined(base: Catalog, adapters: Sequence[AdapterAt], how: How) -> Joined:
     """Open the adapters and find out what becomes of the base's weights. Raises InputError, UsageError."""
-    how = How(combination_named(combination), allow_nan, _model_of(base), base.became)
     _check_initial(adapters)
-    _check_weights(adapters, combination)
+    _check_weights(adapters, how.combination)
     apart, inside = _apart(base)
     if inside and any(each.path for each in adapters):
         raise PlanError(
@@ -151,10 +150,12 @@ def _apart(base: Catalog) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     return model, inside
 
 
-def _model_of(base: Catalog) -> Model:
-    """What the configuration beside the base says of its head."""
-    config = join(base.files[0].path.rpartition("/")[0] or ".", "config.json")
-    if storage_of(config).entry(config) is None:
+def model_of(base: Catalog, told: Sequence[str] = ()) -> Model:
+    """What the configuration beside the base says of its head, or else the first of those that the user ``told``."""
+    beside = join(base.files[0].path.rpartition("/")[0] or ".", "config.json")
+    found = (path for path in (beside, *told) if path.endswith(".json") and storage_of(path).entry(path) is not None)
+    config = next(found, "")
+    if not config:
         return Model()
     try:
         said = json.loads(content_of(config))
@@ -225,6 +226,20 @@ class _Joining:
             self._names.add(unique)
             tensors[name] = self._tensors[unique] = replace(_renumbered(tensor, before), name=unique)
         return tensors
+
+
+def fitting(names: Iterable[str], adapters: Sequence[AdapterAt]) -> tuple[int, int]:
+    """How many layers of adapters, and of how many, have these names of tensors; one in the base itself fits it."""
+    there = {part for name in map(model_name, names) for part in (name, name.rpartition(".")[0])}
+    fit = of = 0
+    for each in adapters:
+        if each.path:
+            rename = each.config.rules().rename
+            tensors = open_source(Source(_weights(each.path))).tensors
+            layers = {rename(found.layer if (found := lora_name(name)) else model_name(name)) for name in tensors}
+            of += len(layers)
+            fit += len(layers & there)
+    return fit, of
 
 
 def _weights(path: str) -> str:

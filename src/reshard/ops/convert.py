@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -77,31 +79,35 @@ def plan(src: str | Path, dst: str | Path, options: Options | None = None) -> Pl
     return plan_from(source, str(dst), options)
 
 
-def opened(src: str | Path, options: Options, *, follows: bool = False) -> tuple[Catalog, Options]:
-    """The source under the names that the target gets, and the options that are left to do.
+def opened(src: str | Path, options: Options) -> tuple[Catalog, Options]:
+    """The source under the names that the target gets, and the options that are left to do."""
+    source = open_source(options.source(src))
+    return named(source, str(src), replace(options, naming=options.naming_of(source)))
+
+
+def named(
+    source: Catalog, src: str, options: Options, said: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[Catalog, Options]:
+    """As ``opened``, of a source that is open already, by ``options.naming`` as it is.
 
     Args:
-        follows: the catalog says what became of the source's names.
+        said: what the source's configuration would have to say by now.
     """
-    source = open_source(options.source(src))
-    naming = options.naming_of(source)
+    naming = options.naming
     if not naming.changes:
         return source, options
-    from reshard.ops.naming import followed, models, renamed
+    from reshard.ops.naming import models, renamed
 
     idle = options.names.idle((*source.tensors, *source.texts))
     strategy = read_strategy(options.dst_strategy) if options.dst_strategy else None
     told = replace(source, warnings=(*source.warnings, *idle))
-    made = renamed(told, naming, models(str(src), naming), options.names, strategy)
+    made = renamed(told, naming, models(src, naming, said), options.names, strategy)
     along: tuple[SmallFile, ...] = ()
     if naming.files:
         from reshard.ops.model_files import along as found_along
 
         along = found_along(made, naming, ALIASES.get(options.dtype, options.dtype))
-    became = followed(source, made) if follows else {}
-    return replace(made.catalog, own=None, became=became), replace(
-        options, names=NameRules(), naming=Naming(), along=along
-    )
+    return replace(made.catalog, own=None), replace(options, names=NameRules(), naming=Naming(), along=along)
 
 
 def plan_from(

@@ -30,7 +30,8 @@ from reshard.planning.assembly import every_copy as copies
 from reshard.planning.blocks import Access
 from reshard.planning.catalog import Catalog, Tensor
 from reshard.planning.names import NameRules, is_state
-from reshard.planning.plan import Move, Piece, PlannedTensor
+from reshard.planning.plan import Move, PlannedTensor
+from reshard.planning.steps import Piece
 from reshard.planning.tasks import seen
 from reshard.storage.machine import auto_workers
 from reshard.storage.storages import storage_of

@@ -22,7 +22,8 @@ from reshard.ops.names import told as names_told
 from reshard.ops.options import Options
 from reshard.planning.catalog import Catalog, Tensor
 from reshard.planning.names import NameRules
-from reshard.planning.plan import Piece, Plan, PlannedTensor
+from reshard.planning.plan import Plan, PlannedTensor
+from reshard.planning.steps import Piece
 
 _CLOSE = 5
 

@@ -23,7 +23,8 @@ from reshard.ops.observer import Observer
 from reshard.planning.assembly import alone, spec_of
 from reshard.planning.catalog import Catalog, Tensor
 from reshard.planning.names import NameRules, is_state
-from reshard.planning.plan import Move, Piece
+from reshard.planning.plan import Move
+from reshard.planning.steps import Piece
 from reshard.planning.tasks import seen
 from reshard.storage.machine import auto_workers
 

@@ -9,12 +9,16 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from reshard.errors import UsageError
-from reshard.ops.adapters import AdapterAt, Joined, joined, own_config
-from reshard.ops.convert import Conversion, execute, opened, plan_from
+from reshard.families.open_checkpoint import open_source
+from reshard.names.wishes import HUB
+from reshard.ops.adapters import AdapterAt, Joined, joined, model_of, own_config
+from reshard.ops.convert import Conversion, execute, plan_from
+from reshard.ops.lora_naming import named_after, under_their_names
 from reshard.ops.observer import Observer
 from reshard.ops.options import Options
 from reshard.ops.scaling import AlphaRank, LoraConfig, Scaling, parse_scaling, read_config
-from reshard.planning.lora_values import Combination
+from reshard.planning.catalog import is_viewed
+from reshard.planning.lora_values import Combination, How, combination_named
 from reshard.planning.plan import Plan
 
 
@@ -85,9 +89,16 @@ def open_merge(
     *,
     allow_nan: bool = False,
 ) -> Opened:
-    """The base under the names that the target gets, the adapters, and what becomes of weights. Raises InputError."""
-    source, left = opened(src, options, follows=True)
-    made = joined(source, adapters, combination, allow_nan=allow_nan)
+    """The base, the adapters and what becomes of weights, under the names that the target gets. Raises InputError."""
+    source = open_source(options.source(src))
+    naming = options.naming_of(source)
+    base, left = under_their_names(source, str(src), replace(options, naming=naming), adapters)
+    told = (naming.src_model, naming.model, naming.dst_model)
+    own_names = left.naming.changes or naming.dst in ("", HUB)
+    how = How(combination_named(combination), allow_nan, model_of(base, told), own_names)
+    made = joined(base, adapters, how)
+    if left.naming.changes or any(is_viewed(made.merge.tensors[name]) for name in made.merge.changed):
+        made, left = named_after(made, str(src), left)
     if left.along:
         from reshard.ops.model_files import corrected
 

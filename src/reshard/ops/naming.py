@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from types import MappingProxyType
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -15,7 +17,7 @@ from reshard.layout.tensor import Sharding
 from reshard.names.model import ModelFile, model_of_args, read_model
 from reshard.names.regroup import Models, Regrouped, regrouped
 from reshard.names.wishes import HUB, Excluded, Naming
-from reshard.planning.catalog import Became, Catalog, Loose, Shard, Tensor
+from reshard.planning.catalog import Catalog, Loose, Shard, Tensor
 from reshard.planning.names import NameRules, is_state
 from reshard.storage.storage import join
 from reshard.storage.storages import storage_of
@@ -45,29 +47,6 @@ def renamed(
     return made
 
 
-def followed(source: Catalog, made: Regrouped) -> dict[str, Became]:
-    """By its name in the source, what stage after stage made of each tensor that is called otherwise by now."""
-    there: dict[str, tuple[str, ...]] = {name: (name,) for name in source.tensors}
-    for fates in made.fates:
-        into = {fate.source: fate.targets for fate in fates}
-        there = {former: tuple(n for name in names for n in into.get(name, (name,))) for former, names in there.items()}
-    return {
-        former: Became(tuple(dict.fromkeys(names)), _is_whole(source.tensors[former], names, made.catalog.tensors))
-        for former, names in there.items()
-        if names not in ((), (former,))
-    }
-
-
-def _is_whole(tensor: Tensor, names: tuple[str, ...], now: Mapping[str, Tensor]) -> bool:
-    """Whether it is one tensor by now, of the same elements in the same places."""
-    made = now.get(names[0]) if len(names) == 1 else None
-    if made is None or (made.spec, made.made, made.scales) != (tensor.spec, tensor.made, tensor.scales):
-        return False
-    if any(each.view not in ((), each.spec.shape) for each in (made, tensor)):
-        return False
-    return {s.box: s.held for s in made.shards} == {s.box: s.held for s in tensor.shards}
-
-
 def _by_rules(source: Catalog, rules: NameRules) -> tuple[Catalog, Excluded]:
     """The catalog with those tensors alone that the rules take, under the names that they give."""
     kept, dropped = {}, dict(source.dropped)
@@ -85,8 +64,12 @@ def _by_rules(source: Catalog, rules: NameRules) -> tuple[Catalog, Excluded]:
     return replace(source, tensors=kept, dropped=dropped, texts=texts), Excluded(out, rules)
 
 
-def models(path: str, naming: Naming) -> Models:
-    """The model files that were named, and those beside the source: a configuration, the YAML of a run."""
+def models(path: str, naming: Naming, said: Mapping[str, Any] = MappingProxyType({})) -> Models:
+    """The model files that were named, and those beside the source: a configuration, the YAML of a run.
+
+    Args:
+        said: what configurations of the source say by now.
+    """
     both = [_read(naming.model)] if naming.model else []
     src = [_read(naming.src_model)] if naming.src_model else []
     dst = [_read(naming.dst_model)] if naming.dst_model else []
@@ -95,6 +78,7 @@ def models(path: str, naming: Naming) -> Models:
         src.append(_read(beside))
     if not any(not file.hub for file in (*both, *src)):
         src += _run_beside(path)
+    src, both = ([replace(f, values={**f.values, **said}) if f.hub else f for f in own] for own in (src, both))
     given = [*src, *both, *dst]
     return Models(_own_first(given, src, hub=naming.src in ("", HUB)), _own_first(given, dst, hub=naming.dst == HUB))
 

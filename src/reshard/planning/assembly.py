@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+from msgspec.structs import replace
+
 from reshard.dtypes import FLOATING
 from reshard.errors import PlanError, listed
-from reshard.index import TensorSpec
+from reshard.index import MADE, Extent, TensorSpec
 from reshard.layout.box import Box
 from reshard.layout.view import in_view
 from reshard.planning.catalog import Catalog, Held, Shard, Tensor
 from reshard.planning.decide import Kept
-from reshard.planning.lora_values import LoraMerge
+from reshard.planning.lora_values import LoraMerge, MadeAs
 from reshard.planning.names import is_state
-from reshard.planning.plan import Assembly, LoraAdd, Piece, Plan, PlannedTensor, Product, Rows, Scaled, Step
+from reshard.planning.plan import Plan, PlannedTensor
+from reshard.planning.steps import Assembly, Joint, LoraAdd, MadeTensor, Piece, Product, Rows, Scaled, Step
 
 ANY_RANK = -1
 _SHOWN = 4
@@ -59,10 +62,7 @@ class Assembler:
         self._source = source
         self._source_lacks = source.lacking
         self._dtype = dtype
-        self._sums = lora.sums if lora else {}
-        self._rows = lora.rows if lora else {}
-        self._allow_nan = lora is not None and lora.allow_nan
-        self._in_steps = lora is not None and lora.inside
+        self._lora = lora or LoraMerge({}, {}, {}, {})
         self._numbers: dict[tuple[str, int], int] = {}
         self._lacking: dict[int, tuple[Tensor, tuple[Shard, ...]]] = {}
         self._read: Counter[int] = Counter()
@@ -81,13 +81,41 @@ class Assembler:
         return self._numbers[key]
 
     def _step(self, tensor: Tensor, source_rank: int) -> Step:
+        base = self._base(tensor, source_rank)
+        if not self._lora.made:
+            return self._changed(tensor.name, base)
+        return self._joint(base) if isinstance(base, Assembly) else base
+
+    def _joint(self, of: Assembly) -> Step:
+        """As put together of what a merge makes, too; that itself where it is all of it."""
+        files = sorted({piece.file for piece in of.pieces if piece.file <= MADE}, reverse=True)
+        if not files:
+            return of
+        numbers = {file: MADE - n for n, file in enumerate(files)}
+        pieces = tuple(replace(piece, file=numbers.get(piece.file, piece.file)) for piece in of.pieces)
+        parts = tuple(self._made(self._lora.made[MADE - file]) for file in files)
+        spec = parts[0].spec
+        whole = Piece(MADE, Box.whole(of.shape), (Extent(0, spec.nbytes),))
+        if pieces == (whole,) and of.shape == spec.shape == parts[0].step.base.shape:
+            return parts[0].step
+        return Joint(replace(of, pieces=pieces), parts)
+
+    def _made(self, each: MadeAs) -> MadeTensor:
+        tensor = self._lora.tensors[each.name]
+        step = self._changed(each.name, self._base(tensor, ANY_RANK))
+        return MadeTensor(each.name, TensorSpec(each.dtype, tensor.spec.shape), step)
+
+    def _base(self, tensor: Tensor, source_rank: int) -> Assembly | Scaled:
         of = self._assembled(tensor, source_rank)
-        base: Assembly | Scaled = of
-        if tensor.scales is not None:
-            base = Scaled(of, self._assembled(tensor.scales.of, ANY_RANK), tensor.scales.block)
-        if (new := self._rows.get(tensor.name)) is not None:
-            return Rows(of, self._assembled(new.rows, ANY_RANK), new.at)
-        if (added := self._sums.get(tensor.name)) is None:
+        if tensor.scales is None:
+            return of
+        return Scaled(of, self._assembled(tensor.scales.of, ANY_RANK), tensor.scales.block)
+
+    def _changed(self, name: str, base: Assembly | Scaled) -> Assembly | LoraAdd | Rows | Scaled:
+        """With what a merge adds to it or puts into it."""
+        if (new := self._lora.rows.get(name)) is not None:
+            return Rows(base.base, self._assembled(new.rows, ANY_RANK), new.at)
+        if (added := self._lora.sums.get(name)) is None:
             return base
         products = tuple(
             Product(tuple(self._assembled(factor, ANY_RANK) for factor in term.factors), term.scaling, term.form)
@@ -95,7 +123,7 @@ class Assembler:
         )
         magnitude = self._assembled(added.magnitude, ANY_RANK) if added.magnitude else None
         plain = magnitude is None and all(product.form in ("out_in", "in_out") for product in products)
-        return LoraAdd(base, products, magnitude, self._allow_nan, self._in_steps and plain)
+        return LoraAdd(base, products, magnitude, self._lora.allow_nan, self._lora.inside and plain)
 
     def _assembled(self, tensor: Tensor, source_rank: int) -> Assembly:
         itemsize, read = tensor.spec.itemsize, self._read
@@ -115,14 +143,16 @@ class Assembler:
         Raises PlanError listing what every planned file lacks.
         """
         faults: list[str] = []
-        beside = [tensor for added in self._sums.values() for tensor in added.tensors]
-        for tensor in (*beside, *(new.rows for new in self._rows.values())):
+        lora = self._lora
+        beside = [tensor for added in lora.sums.values() for tensor in added.tensors]
+        made = (lora.tensors[each.name] for each in lora.made)
+        for tensor in (*beside, *(new.rows for new in lora.rows.values()), *made):
             faults += _uncovered(tensor, tensor.shards.missing(), [Box.whole(tensor.spec.shape)])
         wanted = _boxes(plan, self._lacking)
         for number, (tensor, missing) in self._lacking.items():
             shape = tensor.spec.shape
             boxes = [seen for box in wanted.get(number, ()) for _, seen in in_view(box, shape, tensor.view or shape)]
-            if (added := self._sums.get(tensor.name)) is not None and added.magnitude:
+            if (added := lora.sums.get(tensor.name)) is not None and added.magnitude:
                 boxes = [Box.whole(shape)]  # its length is that of whole rows
             faults += _uncovered(tensor, missing, boxes)
         if faults:

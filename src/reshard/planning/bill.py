@@ -11,8 +11,9 @@ from msgspec.structs import replace
 from reshard.dtypes import ITEMSIZE
 from reshard.index import ZEROS
 from reshard.planning.blocks import Blocks
-from reshard.planning.plan import Move, Piece, Plan, PlannedFile, PlannedTensor, Task
+from reshard.planning.plan import Move, Plan, PlannedFile, PlannedTensor, Task
 from reshard.planning.shared import COPIED, shared_of, without_shared
+from reshard.planning.steps import Piece
 from reshard.planning.tasks import MAX_FILES, groups, needed, seen, tasks
 
 _BASE_MEMORY_NBYTES = 96 << 20

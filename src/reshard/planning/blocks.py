@@ -19,7 +19,8 @@ from msgspec import Struct
 from reshard.dtypes import ITEMSIZE
 from reshard.index import ZEROS, Extent, cut_extents
 from reshard.layout.box import Box, ordered
-from reshard.planning.plan import Assembly, Move, Piece, Plan
+from reshard.planning.plan import Move, Plan
+from reshard.planning.steps import Assembly, Piece
 from reshard.planning.tasks import hull_of
 
 _MUCH_MORE = 4
@@ -112,7 +113,7 @@ class Blocks:
         part = piece.box & box
         wide = reach(piece, part)
         nbytes = wide.size * self.source_itemsize
-        worth = 0 < wide.size <= _MUCH_MORE * part.size and nbytes <= self._block_nbytes and piece.file != ZEROS
+        worth = 0 < wide.size <= _MUCH_MORE * part.size and nbytes <= self._block_nbytes and piece.file > ZEROS
         return wide if worth else None
 
     def _box(self, i: int) -> Box:

@@ -46,7 +46,8 @@ class Held(Struct, frozen=True, omit_defaults=True):
     """A shard as one file holds it.
 
     Attributes:
-        file: counts the checkpoint's files; ``ZEROS`` where it is zeros that no file holds.
+        file: counts the checkpoint's files; ``ZEROS`` where it is zeros that no file holds, ``MADE - n`` where
+            it is a part of what a merge makes.
         outer: what the extents hold, in the tensor's elements, where that is more than the shard.
         order: which dim of the tensor each dim of what they hold is; ``()`` where they are the tensor's own.
     """
@@ -156,6 +157,11 @@ class Tensor(Struct, frozen=True):
         return tuple(len({start[dim] for start in starts}) or 1 for dim in range(len(self.view or self.spec.shape)))
 
 
+def is_viewed(tensor: Tensor) -> bool:
+    """Whether its shards lie in another shape than its own."""
+    return tensor.view not in ((), tensor.spec.shape)
+
+
 class Scales(Struct, frozen=True):
     """What codes are multiplied by: one element of ``of`` for a block of so many in each dim of their view."""
 
@@ -235,13 +241,6 @@ class Ranks(Struct, frozen=True):
         return self.stages * self.devices
 
 
-class Became(Struct, frozen=True):
-    """What a tensor went into. ``whole``: into one that is called otherwise, and else the same."""
-
-    names: tuple[str, ...]
-    whole: bool
-
-
 class Catalog(Struct, frozen=True):
     """All of a checkpoint's tensors, in the order in which its files name them.
 
@@ -257,7 +256,6 @@ class Catalog(Struct, frozen=True):
         progress: where the training was, by MindFormers' words: ``global_step``, ``loss_scale`` …
         withheld: by name, why a tensor that the files have cannot be given: it is refused where it is asked for.
         dropped: by reason, names that were left out already when it was put under other names.
-        became: by their former names, tensors that were put under others, where that was asked.
         args: what the program that wrote it was told, by name, as plain values.
         common: the file that says so and what else all ranks share, for a target that keeps it as it is.
     """
@@ -280,7 +278,6 @@ class Catalog(Struct, frozen=True):
     common: bytes = b""
     kind: str = ""
     dropped: Mapping[str, tuple[str, ...]] = {}
-    became: Mapping[str, Became] = {}
 
     @property
     def by_strategy(self) -> bool:
@@ -289,7 +286,7 @@ class Catalog(Struct, frozen=True):
 
     def rank_of(self, held: Held) -> int:
         """The rank whose file holds a shard; ``NO_RANK`` where it is zeros that no file holds."""
-        return NO_RANK if held.file == ZEROS else self.files[held.file].rank
+        return NO_RANK if held.file <= ZEROS else self.files[held.file].rank
 
     def compared(self) -> tuple[Tensor, ...]:
         """Tensors on several ranks of which nobody says that these agree."""

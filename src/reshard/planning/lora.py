@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from msgspec.structs import replace
-
 from reshard.errors import PlanError, listed
 from reshard.planning.catalog import Tensor
 from reshard.planning.lora_hints import Hints
@@ -13,7 +11,7 @@ from reshard.planning.lora_layers import Layers
 from reshard.planning.lora_names import Kind, foreign_style, is_beside, is_original, is_repeated, lora_name, model_name
 from reshard.planning.lora_replaced import Replacing, is_copy
 from reshard.planning.lora_sums import LoraSums
-from reshard.planning.lora_values import Adapter, How, LoraMerge, NewRows, Rules
+from reshard.planning.lora_values import Adapter, How, LoraMerge, NewRows
 
 _NO_LORA = "an adapter elsewhere: reshard lora merge --adapter; where there is none: reshard merge, reshard convert"
 _FOREIGN = "save it as PEFT does (lora_A, lora_B): diffusers and the tools of its trainer convert it"
@@ -28,17 +26,11 @@ _FIRST = "factors that the adapter began with, taken away"
 def merge_into(base: Mapping[str, Tensor], adapters: Sequence[Adapter], how: How) -> LoraMerge:
     """Find the weight of every tensor of every adapter. Raises PlanError that lists all that do not fit."""
     merging = _Merging(base, how)
-    known = [replace(each, rules=_of_names_now(each.rules, how)) for each in adapters]
-    for adapter in known:
+    for adapter in adapters:
         merging.replace(adapter)
-    for adapter in known:
+    for adapter in adapters:
         merging.add(adapter)
     return merging.merge()
-
-
-def _of_names_now(rules: Rules, how: How) -> Rules:
-    """Rules that know what the base's layers are called by now, too."""
-    return replace(rules, rename=lambda layer: how.name_now(rules.rename(layer)))
 
 
 class _Merging:
@@ -46,7 +38,7 @@ class _Merging:
 
     def __init__(self, base: Mapping[str, Tensor], how: How) -> None:
         self._replacing = Replacing(base, how)
-        self._hints = Hints(self._replacing.tensors, how.became)
+        self._hints = Hints(self._replacing.tensors)
         self._how = how
         self._sums = LoraSums()
         self._rows: dict[str, NewRows] = {}

@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from reshard.layout.box import Box
 from reshard.planning.catalog import Tensor, seen_as
-from reshard.planning.plan import Form
+from reshard.planning.steps import Form
 
 Shape = tuple[int, ...]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import takewhile
 
-from reshard.planning.catalog import Became, Tensor
+from reshard.planning.catalog import Tensor
 from reshard.planning.lora_forms import Fit
 from reshard.planning.lora_names import lora_name
 from reshard.planning.names import is_state, layer_numbers
@@ -18,9 +18,8 @@ from reshard.planning.quantised import Quantised, quantised, quantiser
 class Hints:
     """What was seen of how a base names and stores its weights."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], became: Mapping[str, Became]) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self._tensors = tensors
-        self._became = became
         self._square: dict[str, bool] = {}
         self._told: dict[bool, str] = {}
         self.way_on = ""
@@ -59,9 +58,6 @@ class Hints:
 
     def near(self, wanted: str) -> str:
         """The nearest name of the base, to go on with; "" where there is none, or one was said before."""
-        if wanted in self._became:
-            self.way_on = "merge it without --dst-names, and convert the result"
-            return f"; the target has it as a part of {' and '.join(self._became[wanted].names)}, or in another order"
         near = "" if self.way_on else nearest(wanted, self._tensors)
         if not near:
             if not self.way_on and of_hugging_face([wanted]) and not of_hugging_face(self._tensors):

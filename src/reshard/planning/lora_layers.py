@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from reshard.dtypes import FLOATING
 from reshard.errors import PlanError
-from reshard.planning.catalog import Tensor
+from reshard.planning.catalog import Tensor, is_viewed
 from reshard.planning.lora_forms import Fit, fits_of, flat, viewed
 from reshard.planning.lora_hints import Hints
 from reshard.planning.lora_names import Kind, model_name
@@ -124,8 +124,8 @@ class Layers:
         """Ways in which factors make a weight, and that the rules do not rule out."""
         if weight.scales is None and weight.spec.dtype not in FLOATING:
             raise PlanError(f"{weight.name} is {weight.spec.dtype}")
-        if weight.view and weight.view != weight.spec.shape:
-            raise PlanError(f"{weight.name}: it is put together on the way; convert the base first")
+        if weight.scales and is_viewed(weight):
+            raise PlanError(f"{weight.name}: its codes are put together on the way; convert the base first")
         fitting = list(fits_of(weight.spec.shape, *(t.spec.shape for t in pair)))
         if embedding:
             return [fit for fit in fitting if fit.form == "in_out"]
@@ -189,6 +189,6 @@ class Layers:
             raise PlanError(f"{rows.name}: {rows.spec} for {len(at)} rows of {wanted} {list(shape)}")
         if len(set(at)) != len(at) or min(at, default=0) < 0 or max(at, default=0) >= shape[0]:
             raise PlanError(f"{rows.name}: trainable_token_indices has rows that {wanted} has not, or some twice")
-        if weight.scales or weight.spec.dtype not in FLOATING or weight.view not in ((), shape):
-            raise PlanError(f"{rows.name}: {wanted} is {weight.spec.dtype}, scaled or put together on the way")
+        if weight.scales or weight.spec.dtype not in FLOATING:
+            raise PlanError(f"{rows.name}: {wanted} is {weight.spec.dtype}, or scaled")
         self.rows[wanted] = NewRows(rows, at)

@@ -44,7 +44,7 @@ class Replacing:
         self.config: dict[str, int] = {}
         self._base = dict(self.tensors)
         self._model = how.model
-        self._of_others = bool(how.became)
+        self._of_others = not how.own_names
         self._untied = False
         self.stays_tied = False
 

@@ -8,8 +8,8 @@ from typing import Literal
 from msgspec import Struct
 
 from reshard.errors import UsageError
-from reshard.planning.catalog import Became, Tensor
-from reshard.planning.plan import Form
+from reshard.planning.catalog import Tensor
+from reshard.planning.steps import Form
 
 Stored = Literal["by shape", "in_out", "out_in"]
 """How layers store their weights: [in, out], [out, in], or as the shapes of weight and factors tell."""
@@ -86,17 +86,12 @@ class Model(Struct, frozen=True):
 
 
 class How(Struct, frozen=True):
-    """How adapters are put together, and what is known of the base. ``became``: what it was called before."""
+    """How adapters are put together, and what is known of the base. ``own_names``: it has no others by now."""
 
     combination: Combination = "cat"
     allow_nan: bool = False
     model: Model = Model()
-    became: Mapping[str, Became] = {}
-
-    def name_now(self, name: str) -> str:
-        """Of a tensor or of a layer with a weight, by what the base called it."""
-        found = (self.became.get(former) for former in (name, f"{name}.weight"))
-        return next((each.names[0] for each in found if each is not None and each.whole), name)
+    own_names: bool = True
 
 
 class Term(Struct, frozen=True):
@@ -126,6 +121,13 @@ class NewRows(Struct, frozen=True):
     at: tuple[int, ...]
 
 
+class MadeAs(Struct, frozen=True):
+    """A tensor of a merge of which others are made: its name there, and the dtype in which it is made."""
+
+    name: str
+    dtype: str
+
+
 class LoraMerge(Struct, frozen=True):
     """What becomes of weights.
 
@@ -137,6 +139,7 @@ class LoraMerge(Struct, frozen=True):
         copies: weights that the adapter has a copy of, each held by both.
         config: what the model's configuration has to say from now on.
         inside: the factors lie in the base itself.
+        made: tensors of which those of the target are made by now; ``MADE - n`` of a ``Held`` is the n-th.
     """
 
     tensors: Mapping[str, Tensor]
@@ -149,6 +152,7 @@ class LoraMerge(Struct, frozen=True):
     warnings: tuple[str, ...] = ()
     allow_nan: bool = False
     inside: bool = False
+    made: tuple[MadeAs, ...] = ()
 
     @property
     def changed(self) -> frozenset[str]:

@@ -11,8 +11,9 @@ from msgspec import Struct
 
 from reshard.index import Extent
 from reshard.layout.box import Box
-from reshard.planning.plan import Assembly, Move, Piece, PlannedTensor
+from reshard.planning.plan import Move, PlannedTensor
 from reshard.planning.shared import LEAST_NBYTES
+from reshard.planning.steps import Assembly, Piece
 
 _TOGETHER_NBYTES = 4 << 20
 _SMALL_NBYTES = 1 << 20

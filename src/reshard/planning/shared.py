@@ -12,7 +12,8 @@ from msgspec import Struct
 from reshard.dtypes import ITEMSIZE
 from reshard.index import ZEROS, Extent, cut_extents
 from reshard.layout.box import Box
-from reshard.planning.plan import Assembly, Move, Piece, Step
+from reshard.planning.plan import Move
+from reshard.planning.steps import Assembly, Piece, Step
 
 COPIED = 1
 """Stands for the bytes of a block where a server copies by itself: it takes any, and they take space."""

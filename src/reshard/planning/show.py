@@ -57,7 +57,7 @@ def _drawn(source: Catalog, tensor: Tensor) -> tuple[Layout, Holders]:
 
 
 def _ranks(source: Catalog, held: Iterable[Held]) -> tuple[int, ...]:
-    return tuple(source.files[h.file].rank for h in held if h.file != ZEROS)
+    return tuple(source.files[h.file].rank for h in held if h.file > ZEROS)
 
 
 def _opt_parts(layout: Layout) -> int:

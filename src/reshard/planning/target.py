@@ -18,9 +18,10 @@ from reshard.planning.catalog import Catalog
 from reshard.planning.decide import Decisions, Kept, Missing
 from reshard.planning.lora_values import LoraMerge
 from reshard.planning.names import NameRules
-from reshard.planning.plan import FileForm, Part, Piece, PlannedFile, Slot, SmallFile
+from reshard.planning.plan import FileForm, Part, PlannedFile, Slot, SmallFile
 from reshard.planning.shared import COPIED, LEAST_NBYTES, same_bytes
 from reshard.planning.shares import Group, Share, divided
+from reshard.planning.steps import Piece
 from reshard.planning.tasks import seen
 
 

@@ -14,20 +14,8 @@ from reshard.layout.box import Box
 from reshard.layout.tensor import Cell
 from reshard.layout.view import in_view
 from reshard.planning import neighbours
-from reshard.planning.plan import (
-    Assembly,
-    LoraAdd,
-    Move,
-    Piece,
-    Plan,
-    PlannedFile,
-    PlannedTensor,
-    Rows,
-    Scaled,
-    Step,
-    Task,
-    TaskFile,
-)
+from reshard.planning.plan import Move, Plan, PlannedFile, PlannedTensor, Task, TaskFile
+from reshard.planning.steps import Assembly, Joint, LoraAdd, Piece, Rows, Scaled, Step
 
 MAX_FILES = 128
 """Files of one task: all are open at once."""
@@ -105,7 +93,7 @@ def _task(plan: Plan, number: int, twins: list[Twins], *, together: Together) ->
         return replace(assembly, pieces=tuple(map(counted, assembly.pieces)))
 
     def counted(piece: Piece) -> Piece:
-        return piece if piece.file == ZEROS else replace(piece, file=used.setdefault(piece.file, len(used)))
+        return piece if piece.file <= ZEROS else replace(piece, file=used.setdefault(piece.file, len(used)))
 
     tensors = [(plan.tensors[number], pieces) for number, pieces in targets.items()]
     if together:
@@ -160,6 +148,9 @@ def with_pieces(step: Step, change: Callable[[Assembly], Assembly]) -> Step:
             return replace(step, of=change(step.of), rows=change(step.rows))
         case Scaled():
             return _scaled_with(step, change)
+        case Joint():
+            parts = tuple(replace(part, step=with_pieces(part.step, change)) for part in step.parts)
+            return replace(step, of=change(step.of), parts=parts)
 
 
 def _scaled_with(step: Scaled, change: Callable[[Assembly], Assembly]) -> Scaled:

@@ -14,7 +14,8 @@ from reshard.planning.bill import Bill
 from reshard.planning.catalog import Catalog
 from reshard.planning.identity import KIND_OF_TARGET
 from reshard.planning.names import is_state
-from reshard.planning.plan import LoraAdd, Plan, PlannedTensor
+from reshard.planning.plan import Plan, PlannedTensor
+from reshard.planning.steps import LoraAdd
 from reshard.report.fold import folded_names, pattern_of, readable
 from reshard.report.movement import movement, read_of_files
 from reshard.report.origins import Origins

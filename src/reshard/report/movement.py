@@ -16,6 +16,7 @@ from reshard.layout.view import in_view
 from reshard.planning.bill import reads
 from reshard.planning.catalog import Catalog
 from reshard.planning.plan import Plan, PlannedTensor
+from reshard.planning.steps import file_of
 from reshard.planning.tasks import tasks
 from reshard.report.values import Movement
 
@@ -52,7 +53,8 @@ class _Met:
         self._base = tensor.step.base
         self._cut = source.tensors[tensor.source_name].cut
         self._pieces = self._base.pieces
-        self._ranks = [None if p.file == ZEROS else source.files[p.file].rank for p in self._pieces]
+        files = [file_of(tensor.step, piece) for piece in self._pieces]
+        self._ranks = [None if file == ZEROS else source.files[file].rank for file in files]
         self._known: dict[tuple[Layout, Cell], list[tuple[int, int]]] = {}
         if self._cut:
             places = (_cell(self._cut, p.box.start) for p in self._pieces)
@@ -131,6 +133,6 @@ def read_of_files(source: Catalog, plan: Plan, block_nbytes: int, *, link_replic
         files = [numbers[s.path] for s in task.sources]
         for move in task.moves:
             for piece, nbytes in zip(move.step.base.pieces, reads(move, block_nbytes), strict=True):
-                if piece.file != ZEROS:
-                    sums[files[piece.file]] += nbytes * counts[int(move.name)]
+                if (file := file_of(move.step, piece)) != ZEROS:
+                    sums[files[file]] += nbytes * counts[int(move.name)]
     return sums

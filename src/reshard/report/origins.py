@@ -10,7 +10,8 @@ from math import prod
 from reshard.index import ZEROS, Stored
 from reshard.layout.box import Box
 from reshard.planning.catalog import Catalog
-from reshard.planning.plan import Piece, PlannedTensor
+from reshard.planning.plan import PlannedTensor
+from reshard.planning.steps import Piece
 from reshard.report.fold import pattern_of, readable
 from reshard.report.values import Origin
 
@@ -48,7 +49,7 @@ class Origins:
 
     def _stored(self, piece: Piece) -> tuple[str, int] | None:
         """The name of what holds a piece, and the row of it with which the piece begins."""
-        if piece.file == ZEROS or piece.order or piece.outer or len(piece.extents) != 1:
+        if piece.file <= ZEROS or piece.order or piece.outer or len(piece.extents) != 1:
             return None
         places = self._places.get(piece.file)
         if places is None:

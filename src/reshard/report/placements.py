@@ -60,7 +60,7 @@ class SourcePlacements(Numbered):
         shards = tuple(tensor.shards)
         parts = _drawn_parts(tensor)
         numbers = _numbers(shards, parts)
-        held = {h.file: n for n, shard in zip(numbers, shards, strict=True) for h in shard.held if h.file != ZEROS}
+        held = {h.file: n for n, shard in zip(numbers, shards, strict=True) for h in shard.held if h.file > ZEROS}
         present = {self._source.files[file].rank for file in held}
         absent = sorted({rank for shard in shards for rank in shard.expected} - present)
         missing = tuple(n for n, shard in zip(numbers, shards, strict=True) if not shard.held)

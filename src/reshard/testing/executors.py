@@ -16,7 +16,8 @@ from reshard.layout.box import Box
 from reshard.moving.local import Executor
 from reshard.moving.task import Settings
 from reshard.planning.misfits import Misfits, ShardMisfits
-from reshard.planning.plan import Assembly, FileResult, Move, Piece, SourceFile, Task, TaskFile, check_runs
+from reshard.planning.plan import FileResult, Move, SourceFile, Task, TaskFile, check_runs
+from reshard.planning.steps import Assembly, Piece
 from reshard.testing.sealed import Sealed
 
 SHAPE = (24, 16)

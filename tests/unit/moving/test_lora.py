@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from reshard.moving.lora import add_lora
-from reshard.planning.plan import Assembly, LoraAdd, Product
+from reshard.planning.steps import Assembly, LoraAdd, Product
 
 RNG = np.random.default_rng(11)
 

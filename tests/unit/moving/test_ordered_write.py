@@ -11,7 +11,8 @@ from reshard.errors import RunError
 from reshard.index import Checksum, Extent
 from reshard.layout.box import Box
 from reshard.moving.ordered_write import Turns, in_file_order
-from reshard.planning.plan import Assembly, FileResult, Move, Piece, TaskFile, check_runs
+from reshard.planning.plan import FileResult, Move, TaskFile, check_runs
+from reshard.planning.steps import Assembly, Piece
 
 
 class Kept:

@@ -13,7 +13,8 @@ from making import array
 from reshard.index import Extent
 from reshard.layout.box import Box, ordered
 from reshard.moving.task import Settings, TaskRun
-from reshard.planning.plan import Assembly, Move, Piece, SourceFile, Task, TaskFile
+from reshard.planning.plan import Move, SourceFile, Task, TaskFile
+from reshard.planning.steps import Assembly, Piece
 from reshard.storage.disk import Disk, DiskFile
 
 ROWS, PARTS, WIDTH = 32, 2, 8

@@ -12,7 +12,8 @@ from reshard.index import Extent, cut_extents
 from reshard.layout.box import Box
 from reshard.layout.tensor import Layout, Sharding
 from reshard.planning.blocks import Access, Blocks
-from reshard.planning.plan import Assembly, Move, Piece
+from reshard.planning.plan import Move
+from reshard.planning.steps import Assembly, Piece
 
 SHAPE = (4, 6, 8)
 SHARDINGS = {

@@ -6,8 +6,9 @@ import pytest
 
 from reshard.index import ZEROS, Coding, Extent
 from reshard.layout.box import Box
-from reshard.planning.plan import Assembly, Move, Piece
+from reshard.planning.plan import Move
 from reshard.planning.shared import LEAST_NBYTES, Shared, same_bytes, shared_of, without_shared
+from reshard.planning.steps import Assembly, Piece
 
 BLOCK = 4096
 LARGE = 4 * LEAST_NBYTES
