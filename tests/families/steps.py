@@ -21,6 +21,7 @@ from reshard.ops.lora import open_merge, plan_lora
 from reshard.ops.options import Options
 from reshard.ops.scaling import Fixed, LoraConfig
 from reshard.planning.catalog import Catalog, Held, Loose, Shard, Tensor, tensor_of_shards
+from reshard.planning.lora_made import as_made
 from reshard.planning.plan import Plan
 
 SPEC, WHOLE = TensorSpec("float32", (8, 6)), Box.whole((8, 6))
@@ -114,6 +115,44 @@ def _experts(keep: Keep) -> Step:
     return _of_adapter(keep, arrays, base + 2 * product, replace(TWICE, parameters=("experts.up",)))
 
 
+def _joint(keep: Keep) -> Step:
+    """Rows of a sum and rows that are as they were, by turns."""
+    up, gate, a, b = counted(4, 6), array((4, 6), seed=9), counted(2, 6), counted(4, 2)
+    wanted = np.stack([up + 2 * (b @ a), gate], 1).reshape(8, 6)
+
+    def by_turns(source: Catalog) -> Tensor:
+        held = [[s.held for s in source.tensors[f"{name}.weight"].shards][0] for name in ("up", "gate")]
+        shards = tuple(Shard(Box((0, n, 0), (4, n + 1, 6)), each) for n, each in enumerate(held))
+        return Tensor("w", SPEC, Loose(shards), view=(4, 2, 6))
+
+    return _of_merged(keep, {"up.weight": up, "gate.weight": gate}, {"up": (a, b)}, by_turns, wanted)
+
+
+def _joint_turned(keep: Keep) -> Step:
+    base, a, b = counted(6, 8), counted(2, 8), counted(6, 2)
+
+    def turned(source: Catalog) -> Tensor:
+        (shard,) = source.tensors["l.weight"].shards
+        return Tensor("w", SPEC, Loose((Shard(WHOLE, (replace(shard.held[0], order=(1, 0)),)),)))
+
+    return _of_merged(keep, {"l.weight": base}, {"l": (a, b)}, turned, (base + 2 * (b @ a)).T.copy())
+
+
+def _of_merged(
+    keep: Keep,
+    base: Mapping[str, np.ndarray],
+    factors: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    made: Callable[[Catalog], Tensor],
+    wanted: np.ndarray,
+) -> Step:
+    """What is made of what is merged."""
+    sides = {f"{n}.lora_{side}.weight": f for n, pair in factors.items() for side, f in zip("AB", pair, strict=True)}
+    joined = open_merge(keep({**base, **sides}), Options(), [AdapterAt("", TWICE)]).joined
+    source, merge = as_made(joined.source, joined.merge, "")
+    source = replace(source, tensors={"w": made(source)})
+    return Step(source, lambda dst, options: plan_from(source, dst, options, merge), wanted)
+
+
 def _trained_whole(keep: Keep) -> Step:
     base, whole = counted(8, 6), array((8, 6), seed=7)
     return _of_adapter(keep, {"l.original_module.weight": base, "l.modules_to_save.default.weight": whole}, whole)
@@ -150,4 +189,6 @@ STEPS: Mapping[str, Callable[[Keep], Step]] = {
     "trained whole": _trained_whole,
     "tokens": _tokens,
     "scaled": _scaled,
+    "joint": _joint,
+    "joint, turned": _joint_turned,
 }

@@ -56,7 +56,9 @@ def merged(src: Path, adapter: Path, out: Path, dst: str = "", **more: Any) -> A
     options = wanted(adapter.parent, dst, **more)
     if src.stem == "mcore":  # whose rows of queries, keys and values nothing tells the order of
         side = "asked" if dst == "hf" else "src_asked"
-        options = replace(options, naming=replace(options.naming, **{side: Asked({"qkv": "grouped", "gate_up": "interleaved"})}))
+        options = replace(
+            options, naming=replace(options.naming, **{side: Asked({"qkv": "grouped", "gate_up": "interleaved"})})
+        )
     reshard.merge_lora(src, out, reshard.lora_config(adapter=str(adapter)), options, adapter)
     return read(out)
 

@@ -193,7 +193,7 @@ def _plan(source: Catalog, tensor: Tensor, options: Options) -> Plan:
 
 
 def _source_cut(source: Catalog, tensor: Tensor) -> Cut:
-    ranks = {source.rank_of(h) for shard in tensor.shards for h in shard.held if h.file != ZEROS}
+    ranks = {source.rank_of(h) for shard in tensor.shards for h in shard.held if h.file > ZEROS}
     ranks |= {rank for shard in tensor.shards for rank in shard.expected}
     stages = tuple(sorted({rank // source.ranks.devices for rank in ranks}))
     opt = tensor.cut.sharding.opt_parts if tensor.cut and tensor.parts else 1
@@ -212,7 +212,7 @@ def _parts(source: Catalog, tensor: Tensor) -> Iterator[ToldPart]:
         held = (
             ToldPlace(source.files[h.file].rank, source.files[h.file].path, h.extents_of(shard.box, itemsize))
             for h in shard.held
-            if h.file != ZEROS
+            if h.file > ZEROS
         )
         yield ToldPart(shard.box.start, shard.box.shape, tuple(held), shard.expected)
 
@@ -244,7 +244,7 @@ def _taken(source: Catalog, tensor: PlannedTensor, box: Box) -> Iterator[Taken]:
     base = tensor.step.base
     wanted = [view for _, view in in_view(box, tensor.spec.shape, base.shape)]
     for piece, part in ((piece, piece.box & view) for piece in base.pieces for view in wanted):
-        if part.size and piece.file != ZEROS:
+        if part.size and piece.file > ZEROS:
             offset, run_nbytes, runs, end = byte_runs(piece, part, ITEMSIZE[base.dtype])
             file = source.files[piece.file]
             yield Taken(file.rank, file.path, part.start, part.shape, offset, run_nbytes, runs, end)
