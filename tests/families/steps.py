@@ -121,7 +121,7 @@ def _joint(keep: Keep) -> Step:
     wanted = np.stack([up + 2 * (b @ a), gate], 1).reshape(8, 6)
 
     def by_turns(source: Catalog) -> Tensor:
-        held = [[s.held for s in source.tensors[f"{name}.weight"].shards][0] for name in ("up", "gate")]
+        held = [next(s.held for s in source.tensors[f"{name}.weight"].shards) for name in ("up", "gate")]
         shards = tuple(Shard(Box((0, n, 0), (4, n + 1, 6)), each) for n, each in enumerate(held))
         return Tensor("w", SPEC, Loose(shards), view=(4, 2, 6))
 
@@ -129,13 +129,15 @@ def _joint(keep: Keep) -> Step:
 
 
 def _joint_turned(keep: Keep) -> Step:
-    base, a, b = counted(6, 8), counted(2, 8), counted(6, 2)
+    """Its last rows."""
+    base, a, b = counted(12, 8), counted(2, 8), counted(12, 2)
 
     def turned(source: Catalog) -> Tensor:
         (shard,) = source.tensors["l.weight"].shards
-        return Tensor("w", SPEC, Loose((Shard(WHOLE, (replace(shard.held[0], order=(1, 0)),)),)))
+        held = replace(shard.held[0], outer=Box((0, -6), (8, 6)), order=(1, 0))
+        return Tensor("w", SPEC, Loose((Shard(WHOLE, (held,)),)))
 
-    return _of_merged(keep, {"l.weight": base}, {"l": (a, b)}, turned, (base + 2 * (b @ a)).T.copy())
+    return _of_merged(keep, {"l.weight": base}, {"l": (a, b)}, turned, (base + 2 * (b @ a))[6:].T.copy())
 
 
 def _of_merged(

@@ -121,7 +121,7 @@ def test_its_report(step: Step, options: Options) -> None:
     (kind,) = report.kinds
     moved = sum(map(sum, report.conversions[0].movement.nbytes))
     assert moved <= plan.tensor_nbytes  # what is zeros comes from nowhere
-    assert (kind.shape, kind.merged) == (step.wanted.shape, "lora" in str(step.source.tensors))
+    assert (kind.shape, kind.merged) == (step.wanted.shape, "LoraAdd(" in str(plan.tensors))
     assert "</html>" in page(report)
 
 

@@ -15,7 +15,7 @@ from reshard.planning.catalog import Catalog
 from reshard.planning.identity import KIND_OF_TARGET
 from reshard.planning.names import is_state
 from reshard.planning.plan import Plan, PlannedTensor
-from reshard.planning.steps import LoraAdd
+from reshard.planning.steps import Joint, LoraAdd
 from reshard.report.fold import folded_names, pattern_of, readable
 from reshard.report.movement import movement, read_of_files
 from reshard.report.origins import Origins
@@ -62,7 +62,8 @@ def plan_report(source: Catalog, plan: Plan, paths: tuple[str, str], bill: Bill,
         for tensor, varied in _by_name(plan):
             number = partial(from_places.number, source.tensors[tensor.source_name])
             numbers = partial(to_places.numbers, tensor.name)
-            merged = isinstance(tensor.step, LoraAdd)
+            steps = [part.step for part in tensor.step.parts] if isinstance(tensor.step, Joint) else [tensor.step]
+            merged = any(isinstance(step, LoraAdd) for step in steps)
             known = {"merged": merged, "varied": varied, "state": is_state(tensor.name)}
             made = partial(_kind, tensor.spec, tensor.step.base.dtype, number, numbers, **known)
             yield tensor.name, tensor.source_name, tensor.spec, partial(_with_origins, made, origins, tensor)

@@ -13,7 +13,8 @@ from reshard.layout.box import Box
 from reshard.moving.any_order import AnyOrder, _Sink
 from reshard.moving.task import Settings, TaskRun
 from reshard.planning.blocks import Access
-from reshard.planning.plan import Assembly, Move, Piece, SourceFile, Task, TaskFile
+from reshard.planning.plan import Move, SourceFile, Task, TaskFile
+from reshard.planning.steps import Assembly, Piece
 from reshard.storage.disk import Disk, DiskNewFile
 
 COUNT = 48
