@@ -41,6 +41,7 @@ def folder(name: str, tmp_path: Path) -> Path:
         ("z2_bf16_r3_paramalign", "mp_rank_00_model_states.pt"),
         ("z2_bf16_r3_paramalign", "bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt"),
         ("z3_bf16_r3_frozen", "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt"),
+        ("z3_fp16_r2_tied", "zero_pp_rank_0_mp_rank_00_model_states.pt"),
         ("pp2_z0_fp16", "layer_05-model_states.pt"),
         ("pp2_z0_fp16", "layer_01-model_states.pt"),
         ("moe2_ep2_z0_bf16", "layer_1_expert_1_mp_rank_00_model_states.pt"),
@@ -53,6 +54,29 @@ def test_a_missing_file_is_told(case: str, missing: str, tmp_path: Path) -> None
     with pytest.raises(CheckpointError) as caught:
         reshard.plan(source, "out.safetensors")
     assert "missing" in str(caught.value) or "bring" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("case", "one", "other"),
+    [
+        (
+            "z3_bf16_r2",
+            "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt",
+            "bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt",
+        ),
+        ("z3_bf16_r3_frozen", "zero_pp_rank_1_mp_rank_00_model_states.pt", "zero_pp_rank_2_mp_rank_00_model_states.pt"),
+        ("pp2_z0_fp16", "layer_01-model_states.pt", "layer_02-model_states.pt"),
+        ("tp2_z0_bf16", "mp_rank_00_model_states.pt", "mp_rank_01_model_states.pt"),
+    ],
+)
+def test_files_that_stand_under_each_other_s_names_are_told(case: str, one: str, other: str, tmp_path: Path) -> None:
+    """They are as long and hold the same shapes: only what they were called when they were saved tells."""
+    source = folder(case, tmp_path)
+    (source / one).rename(source / "kept")
+    (source / other).rename(source / one)
+    (source / "kept").rename(source / other)
+    with pytest.raises(CheckpointError, match=rf"{other}: it was saved as {one[:-3]}"):
+        reshard.plan(source, "out.safetensors")
 
 
 def test_optimizer_files_alone_are_no_model(tmp_path: Path) -> None:

@@ -302,6 +302,16 @@ def test_the_optimizer_s_missing_file_is_told_where_states_are_wanted(tmp_path: 
     assert len(reshard.plan(source, tmp_path / "m.safetensors", WEIGHTS).tensors) == len(FULL)
 
 
+def test_the_optimizer_s_file_of_another_rank_is_told(tmp_path: Path) -> None:
+    """Its pieces are as long, and say not of which rank they are."""
+    source = unpacked("cases", "fsdp1_mesh_r2", tmp_path) / "src" / "actor"
+    shutil.copy(source / "optim_world_size_2_rank_0.pt", source / "optim_world_size_2_rank_1.pt")
+    with pytest.raises(
+        CheckpointError, match=r"optim_world_size_2_rank_1\.pt: it was saved as optim_world_size_2_rank_0"
+    ):
+        reshard.plan(source, tmp_path / "m.safetensors")
+
+
 def test_files_of_two_saves_need_a_word(tmp_path: Path) -> None:
     source = write_ranks(tmp_path / "actor", FULL, list(FULL))
     write_ranks(source, FULL, list(FULL), world=1)

@@ -17,7 +17,7 @@ from reshard.families.rank_listing import natural
 from reshard.families.registry import listing_below
 from reshard.families.source import Source
 from reshard.families.torch_names import full_names
-from reshard.families.torch_parts import TorchPart, open_parts
+from reshard.families.torch_parts import TorchPart, open_parts, refuse_renamed
 from reshard.families.zero_files import ModelStates, OptimizerStates, model_states, optimizer_states
 from reshard.families.zero_states import absent_models, tensors_of
 from reshard.families.zero_told import SaveFiles
@@ -209,6 +209,7 @@ def _told(folder: Listing, names: Sequence[str]) -> tuple[SaveFiles, list[TorchP
     _refuse_missing_ranks(models, optimizers, layers, folder.path)
     optimizers, warned = _of_this_save(optimizers, folder.path)
     told = SaveFiles(models, optimizers, layers, experts)
+    refuse_renamed(told.parts)
     return told, opened, warned + _warned_of_no_optimizer(told, folder.path)
 
 
@@ -228,13 +229,16 @@ def _refuse_missing_ranks(
     layers: Mapping[tuple[int, int], TorchPart],
     folder: str,
 ) -> None:
-    """Raises CheckpointError where files of a model-parallel rank are missing."""
+    """Raises CheckpointError where files of a model-parallel rank are missing. Its first data-parallel rank's model
+    states are needed at stage 3, too: they alone tell which weights are tied.
+    """
     there = {mp for _, mp in models}
     said = [n for s in models.values() if type(n := s.value.get("mp_world_size")) is int and n < _MOST_RANKS]
     world = max(*said, max(there) + 1, *(mp + 1 for _, mp in optimizers), 1)
     absent = [f"mp_rank_{mp:02d}_model_states.pt" for mp in range(world) if mp not in there]
     tensor = {tp for _, tp in layers}
     cut = {mp for _, mp in optimizers}
+    absent += [f"zero_pp_rank_0_mp_rank_{mp:02d}_model_states.pt" for mp in sorted(there) if (0, mp) not in models]
     absent += [f"zero_pp_rank_*_mp_rank_{mp:02d}_optim_states.pt" for mp in sorted(there) if cut and mp not in cut]
     absent += [
         f"layer_{layer:02d}-model_{tp:02d}-model_states.pt"

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from reshard.errors import FormatError
 from reshard.families.fsdp_values import local_of
-from reshard.families.torch_parts import TorchPart
+from reshard.families.torch_parts import TorchPart, refuse_renamed
 from reshard.formats.pickle_objects import Record
 from reshard.formats.torch_values import TensorRef
 from reshard.index import TensorSpec
@@ -60,7 +60,10 @@ class OptimizerFile(Struct, frozen=True):
 
 
 def model_file(part: TorchPart, world: int) -> FsdpFile:
-    """Raises FormatError for a tensor that is not understood, and for flat parameters."""
+    """Raises CheckpointError for the file of another rank, FormatError for a tensor that is not understood, and for
+    flat parameters.
+    """
+    refuse_renamed([part])
     if not isinstance(part.value, dict):
         raise FormatError("it does not hold a model's weights by name", part.path, "bring the file again")
     held: dict[str, Mine] = {}
@@ -82,7 +85,8 @@ def model_file(part: TorchPart, world: int) -> FsdpFile:
 
 
 def optimizer_file(part: TorchPart, world: int) -> OptimizerFile:
-    """Raises FormatError for what is no state of an optimizer."""
+    """Raises CheckpointError for the file of another rank, FormatError for what is no state of an optimizer."""
+    refuse_renamed([part])
     state = part.value.get("state") if isinstance(part.value, dict) else None
     groups = part.value.get("param_groups") if isinstance(part.value, dict) else None
     if not isinstance(state, dict) or not isinstance(groups, list):

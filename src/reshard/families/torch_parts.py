@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,7 @@ from typing import Any, TypeVar
 
 from msgspec import Struct
 
-from reshard.errors import FormatError
+from reshard.errors import CheckpointError, FormatError, listed
 from reshard.families.found import name_below
 from reshard.formats.torch_file import extents, refuse_special
 from reshard.formats.torch_records import TorchRecords, read_torch_records
@@ -20,6 +21,7 @@ from reshard.planning.catalog import Held, IndexedFile
 from reshard.storage.storages import storage_of
 
 _Made = TypeVar("_Made")
+_NUMBER = re.compile(r"\d+")
 _SCALARS = {"float32": "<f", "float64": "<d", "int64": "<q", "int32": "<i"}
 
 
@@ -109,6 +111,29 @@ class TorchPart(Struct, frozen=True):
         """Classes that the file names and nobody knows."""
         names = ", ".join(sorted(self.records.pickled.unknown))
         return [f"{self.path}: objects of unknown classes are left out: {names}"] if names else []
+
+
+def refuse_renamed(parts: Iterable[TorchPart]) -> None:
+    """Raises CheckpointError for files of other ranks or layers than their names say, by what these were when they
+    were saved: sizes are most often alike, and nothing else tells.
+    """
+    faults = [
+        f"{part.path}: it was saved as {part.records.saved_as}"
+        for part in parts
+        if _is_renamed(part.records, part.path)
+    ]
+    if faults:
+        raise CheckpointError(
+            "files stand under the names of others:\n" + listed(faults),
+            hint="give each its own name, or copy them again",
+        )
+
+
+def _is_renamed(records: TorchRecords, path: str) -> bool:
+    """Whether a file's name has other numbers now."""
+    name, before = path.rpartition("/")[2].rpartition(".")[0], records.saved_as
+    alike = _NUMBER.sub("#", name) == _NUMBER.sub("#", before)
+    return alike and [*map(int, _NUMBER.findall(name))] != [*map(int, _NUMBER.findall(before))]
 
 
 def open_parts(root: str, ranked: Sequence[tuple[int, str]]) -> list[TorchPart]:

@@ -19,6 +19,12 @@ class SaveFiles(Struct, frozen=True):
     experts: Sequence[TorchPart]
 
     @property
+    def parts(self) -> list[TorchPart]:
+        """All files."""
+        states = (one.part for of_kind in (self.models, self.optimizers) for one in of_kind.values())
+        return [*states, *self.layers.values(), *self.experts]
+
+    @property
     def model_parallel(self) -> list[int]:
         return sorted({mp for _, mp in self.models})
 

@@ -42,6 +42,7 @@ class TorchRecords(Struct, frozen=True):
         packed: how those are compressed that cannot be read as they lie.
         big_endian: the most significant byte of a number comes first.
         head: how many bytes lie before the first storage, where all that tells of storages is among them; else 0.
+        saved_as: the file's name when it was saved, without its ending; "archive" or "" where that is not noted.
     """
 
     pickled: Pickled
@@ -50,6 +51,7 @@ class TorchRecords(Struct, frozen=True):
     packed: Mapping[str, str] = {}
     big_endian: bool = False
     head: int = 0
+    saved_as: str = ""
 
     def place(self, of: StorageRef) -> Extent:
         """The bytes of a storage. Raises FormatError where they are not there, or not as many as the pickle says."""
@@ -116,6 +118,7 @@ def _from_zip(source: ByteRanges) -> TorchRecords:
         {key: r.packing for key, r in storages.items() if r.method != STORED},
         order == b"big",
         first if all(r.start + r.packed_nbytes <= first for r in told) else 0,
+        folder.rstrip("/"),
     )
 
 
