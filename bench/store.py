@@ -1,4 +1,4 @@
-"""A server that speaks enough S3 to be timed against: each answer comes late, and bytes no faster than a rate.
+"""A server that speaks enough S3 to be timed and tested against: answers come late, and bytes no faster than a rate.
 
     python bench/store.py FOLDER LATENCY_S BYTES_A_SECOND
 
@@ -8,7 +8,6 @@ memory until it ends. Reading and writing have the rate each, over all connectio
 
 from __future__ import annotations
 
-import hashlib
 import mmap
 import os
 import re
@@ -16,16 +15,21 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from email.utils import formatdate
+from itertools import count
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
+from xml.sax.saxutils import escape, unescape
 
 from reshard.storage.machine import paced
 
 _STEP_NBYTES = 256 << 10
-_TIME, _HTTP_TIME = "2026-11-28T10:00:00.000Z", "Sat, 28 Nov 2026 10:00:00 GMT"
+_SMALLEST_PART_NBYTES = 5 << 20
+_NUMBERS = count(1)
+_MISSING = {"NoSuchKey": "no such object", "NoSuchUpload": "no such upload"}
 
 
 @dataclass(frozen=True)
@@ -33,14 +37,12 @@ class Object:
     """Bytes in memory, part after part."""
 
     parts: tuple[memoryview, ...]
+    etag: str = field(default_factory=lambda: f"{next(_NUMBERS):x}")
+    changed_s: float = field(default_factory=time.time)
 
     @property
     def nbytes(self) -> int:
         return sum(len(part) for part in self.parts)
-
-    @property
-    def etag(self) -> str:
-        return f"{id(self.parts[0]):x}-{self.nbytes:x}" if self.parts else "0"
 
     def range(self, start: int, stop: int) -> Iterator[memoryview]:
         at = 0
@@ -80,7 +82,7 @@ class Connection:
                     headers[name.strip().lower()] = value.strip()
                 body = self._body(int(headers.get("content-length", 0)))
                 time.sleep(self._store.latency_s)
-                self._answer(method, target, headers, body)
+                self.answer(method, target, headers, body)
 
     def _body(self, nbytes: int) -> memoryview:
         body, done = memoryview(bytearray(nbytes)), 0
@@ -93,54 +95,83 @@ class Connection:
                 self._store.up(some)
         return body
 
-    def _answer(self, method: str, target: str, headers: dict[str, str], body: memoryview) -> None:
+    def answer(self, method: str, target: str, headers: Mapping[str, str], body: memoryview) -> None:
         parts = urlsplit(target)
         path, query = unquote(parts.path), {k: v[0] for k, v in parse_qs(parts.query, keep_blank_values=True).items()}
         if method == "POST":
-            self._say(200, self._post(path, query, body))
+            self._post(path, query, body)
         elif method == "PUT":
             self._put(path, query, headers, body)
         elif method == "DELETE":
-            self._store.objects.pop(path, None)
-            self._say(204)
+            self._delete(path, query)
         elif "list-type" in query:
-            self._say(200, self._listed(path.rstrip("/") + "/", query))
+            self.say(200, self._listed(path.rstrip("/") + "/", query))
         else:
             self._give(method, path, headers)
 
-    def _post(self, path: str, query: dict[str, str], body: memoryview) -> bytes:
+    def _post(self, path: str, query: Mapping[str, str], body: memoryview) -> None:
         if "uploads" in query:
             upload = os.urandom(8).hex()
             self._store.uploads[upload] = {}
-            return _xml("InitiateMultipartUploadResult", f"<UploadId>{upload}</UploadId>")
-        if "uploadId" in query:
-            parts = self._store.uploads.pop(query["uploadId"])
-            numbers = [int(n) for n in re.findall(rb"<PartNumber>(\d+)<", bytes(body))]
-            self._store.objects[path] = Object(tuple(parts[n] for n in numbers))
-            return _xml("CompleteMultipartUploadResult", f'<ETag>"{self._store.objects[path].etag}"</ETag>')
-        keys = re.findall(r"<Key>([^<]*)</Key>", bytes(body).decode())
-        for key in keys:
-            self._store.objects.pop(f"{path.rstrip('/')}/{key}", None)
-        return _xml("DeleteResult", "".join(f"<Deleted><Key>{key}</Key></Deleted>" for key in keys))
-
-    def _put(self, path: str, query: dict[str, str], headers: dict[str, str], body: memoryview) -> None:
-        if headers.get("if-none-match") == "*" and path in self._store.objects:
-            self._say(412, _xml("Error", "<Code>PreconditionFailed</Code><Message>it is there</Message>"))
-            return
-        if "uploadId" in query:
-            self._store.uploads[query["uploadId"]][int(query["partNumber"])] = body
-        elif source := headers.get("x-amz-copy-source"):
-            self._store.objects[path] = self._store.objects[unquote(source)]
-            self._say(200, _xml("CopyObjectResult", f'<ETag>"{self._store.objects[path].etag}"</ETag>'))
-            return
+            self.say(200, _xml("InitiateMultipartUploadResult", f"<UploadId>{upload}</UploadId>"))
+        elif "uploadId" in query:
+            self._complete(path, query["uploadId"], body)
         else:
-            self._store.objects[path] = Object((body,))
-        self._say(200, etag=hashlib.blake2b(str(id(body)).encode(), digest_size=8).hexdigest())
+            keys = re.findall(r"<Key>([^<]*)</Key>", bytes(body).decode())
+            for key in map(unescape, keys):
+                self._store.objects.pop(f"{path.rstrip('/')}/{key}", None)
+            self.say(200, _xml("DeleteResult", "".join(f"<Deleted><Key>{key}</Key></Deleted>" for key in keys)))
 
-    def _listed(self, bucket: str, query: dict[str, str]) -> bytes:
+    def _complete(self, path: str, upload: str, body: memoryview) -> None:
+        parts = self._store.uploads.get(upload)
+        if parts is None:
+            self._missing("NoSuchUpload")
+            return
+        named = [parts[int(n)] for n in re.findall(rb"<PartNumber>(\d+)<", bytes(body))]
+        if any(len(part) < _SMALLEST_PART_NBYTES for part in named[:-1]):
+            self.fail(400, "EntityTooSmall", "a part but the last is below 5 MiB")
+            return
+        self._store.uploads.pop(upload, None)
+        made = self._store.objects[path] = Object(tuple(named))
+        self.say(200, _xml("CompleteMultipartUploadResult", f'<ETag>"{made.etag}"</ETag>'))
+
+    def _put(self, path: str, query: Mapping[str, str], headers: Mapping[str, str], body: memoryview) -> None:
+        objects = self._store.objects
+        if "uploadId" in query:
+            parts = self._store.uploads.get(query["uploadId"])
+            if parts is None:
+                self._missing("NoSuchUpload")
+                return
+            parts[int(query["partNumber"])] = body
+            self.say(200, etag=f"{next(_NUMBERS):x}")
+        elif source := headers.get("x-amz-copy-source"):
+            found = objects.get("/" + unquote(source).lstrip("/"))
+            if found is None:
+                self._missing("NoSuchKey")
+                return
+            objects[path] = Object(found.parts)
+            self.say(200, _xml("CopyObjectResult", f'<ETag>"{objects[path].etag}"</ETag>'))
+        else:
+            made = Object((body,))
+            if headers.get("if-none-match") != "*":
+                objects[path] = made
+            elif objects.setdefault(path, made) is not made:
+                self.fail(412, "PreconditionFailed", "it is there")
+                return
+            self.say(200, etag=made.etag)
+
+    def _delete(self, path: str, query: Mapping[str, str]) -> None:
+        if "uploadId" not in query:
+            self._store.objects.pop(path, None)
+        elif self._store.uploads.pop(query["uploadId"], None) is None:
+            self._missing("NoSuchUpload")
+            return
+        self.say(204)
+
+    def _listed(self, bucket: str, query: Mapping[str, str]) -> bytes:
         prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
         folders, found = set(), []
-        for path in sorted(self._store.objects):
+        for path, made in sorted(self._store.objects.copy().items()):
             key = path.removeprefix(bucket)
             if key == path or not key.startswith(prefix):
                 continue
@@ -148,37 +179,54 @@ class Connection:
             if delimiter and delimiter in rest:
                 folders.add(prefix + rest.partition(delimiter)[0] + delimiter)
                 continue
-            made = self._store.objects[path]
+            when = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(made.changed_s))
             found.append(
-                f'<Contents><Key>{key}</Key><LastModified>{_TIME}</LastModified><ETag>"{made.etag}"</ETag>'
+                f'<Contents><Key>{escape(key)}</Key><LastModified>{when}</LastModified><ETag>"{made.etag}"</ETag>'
                 f"<Size>{made.nbytes}</Size></Contents>"
             )
-        prefixes = "".join(f"<CommonPrefixes><Prefix>{name}</Prefix></CommonPrefixes>" for name in sorted(folders))
+        prefixes = "".join(
+            f"<CommonPrefixes><Prefix>{escape(name)}</Prefix></CommonPrefixes>" for name in sorted(folders)
+        )
         return _xml("ListBucketResult", "<IsTruncated>false</IsTruncated>" + "".join(found) + prefixes)
 
-    def _give(self, method: str, path: str, headers: dict[str, str]) -> None:
+    def _give(self, method: str, path: str, headers: Mapping[str, str]) -> None:
         made = self._store.objects.get(path)
         if made is None:
-            self._say(404, b"" if method == "HEAD" else _xml("Error", "<Code>NoSuchKey</Code><Message>no</Message>"))
+            self._missing("NoSuchKey", told=method != "HEAD")
             return
         start, stop, status = 0, made.nbytes, 200
         if asked := re.fullmatch(r"bytes=(\d+)-(\d*)", headers.get("range", "")):
             start, stop, status = int(asked[1]), min(int(asked[2] or made.nbytes) + 1, made.nbytes), 206
         said = f"Content-Range: bytes {start}-{stop - 1}/{made.nbytes}\r\n" if status == 206 else ""
-        self._head(status, stop - start, made.etag, said)
+        said += f"Last-Modified: {formatdate(made.changed_s, usegmt=True)}\r\n"
+        self.head(status, stop - start, made.etag, said)
         if method == "GET":
             for step in made.range(start, stop):
-                self._socket.sendall(step)
+                self.send(step)
                 if stop - start > _STEP_NBYTES:
                     self._store.down(len(step))
 
-    def _say(self, status: int, body: bytes = b"", etag: str = "") -> None:
-        self._head(status, len(body), etag)
-        self._socket.sendall(body)
+    def _missing(self, code: str, *, told: bool = True) -> None:
+        self.fail(404, code, _MISSING[code], told=told)
 
-    def _head(self, status: int, nbytes: int, etag: str, more: str = "") -> None:
-        said = f'ETag: "{etag}"\r\nLast-Modified: {_HTTP_TIME}\r\n' if etag else ""
-        self._socket.sendall(f"HTTP/1.1 {status} it is\r\nContent-Length: {nbytes}\r\n{said}{more}\r\n".encode())
+    def fail(self, status: int, code: str, message: str, *, told: bool = True) -> None:
+        """``told``: an answer to HEAD has no body."""
+        content = _xml("Error", f"<Code>{code}</Code><Message>{message}</Message>")
+        self.head(status, len(content), "")
+        if told:
+            self.send(content)
+
+    def say(self, status: int, body: bytes = b"", etag: str = "") -> None:
+        self.head(status, len(body), etag)
+        self.send(body)
+
+    def head(self, status: int, nbytes: int, etag: str, more: str = "") -> None:
+        said = "" if status == 204 else f"Content-Length: {nbytes}\r\n"
+        said += f'ETag: "{etag}"\r\n' if etag else ""
+        self._socket.sendall(f"HTTP/1.1 {status} it is\r\n{said}{more}\r\n".encode())
+
+    def send(self, content: bytes | memoryview) -> None:
+        self._socket.sendall(content)
 
 
 def _xml(name: str, content: str) -> bytes:

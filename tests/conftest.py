@@ -7,13 +7,17 @@ import re
 import signal
 from collections.abc import Callable, Generator, Iterator
 from importlib import import_module
+from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from msgspec.structs import replace
 
-from cloud.store import object_store
 from reshard import waits
+
+if TYPE_CHECKING:
+    from cloud.servers import S3
 
 LONGEST = (
     "cluster/test_ray.py",
@@ -38,6 +42,7 @@ LONGEST = (
 )
 """Files to begin with, so that at the end no worker is alone with one of them."""
 EXAMPLE = re.compile(r"^ *>>> ", re.MULTILINE)
+_BUCKETS = count(1)
 JUDGES = {
     "torch": "torch",
     "hf": "transformers",
@@ -96,13 +101,6 @@ def _turn(path: Path) -> int:
     return LONGEST.index(name) if name in LONGEST else len(LONGEST)
 
 
-@pytest.fixture(scope="session")
-def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of this run that all its workers have in common."""
-    own = tmp_path_factory.getbasetemp()
-    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
-
-
 @pytest.fixture
 def shorten(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Puts other seconds in the place of some of ``reshard.waits``."""
@@ -113,7 +111,22 @@ def shorten(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return shorten
 
 
-@pytest.fixture(scope="session")
-def s3_server(shared_folder: Path) -> Iterator[int]:
-    with object_store(shared_folder) as port:
-        yield port
+@pytest.fixture
+def no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees those of whoever runs it."""
+    for name in list(os.environ):
+        if name.startswith(("AWS_", "OBS_", "S3_", "ACCESS_KEY", "SECRET_ACCESS", "GOOGLE_", "AZURE_")):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def s3(no_credentials: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
+    """A bucket of the test's own, to which the environment leads. No two have one name: clients are kept by it."""
+    from cloud.servers import ObjectServer
+
+    server = ObjectServer()
+    made = server.bucket(f"bucket-{os.getpid()}-{next(_BUCKETS)}")
+    for name, value in made.environment.items():
+        monkeypatch.setenv(name, value)
+    yield made
+    server.close()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from jobs import golden, handed_over, source_of, write_yaml
 from ranks import Ranks
 
-from cloud.servers import S3, Files, Proxy, ask
+from cloud.servers import S3, Files, ObjectServer
 from golden.cases import Case
 from making import read_file, read_rank, same
 
@@ -18,21 +18,10 @@ WORLD = 8
 
 
 @pytest.fixture(scope="module")
-def bucket(s3_server: int) -> Iterator[S3]:
-    ask(s3_server, "PUT", "/weights")
-    proxy = Proxy(s3_server)
-    yield S3("weights", s3_server, proxy)
-    proxy.close()
-
-
-@pytest.fixture
-def s3(bucket: S3) -> Mapping[str, str]:
-    """The environment that leads to it."""
-    return {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{bucket.server}",
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-    }
+def bucket() -> Iterator[S3]:
+    server = ObjectServer()
+    yield server.bucket("weights")
+    server.close()
 
 
 def assert_ranks(case: Case, folder: Path, ranks: range) -> None:
@@ -54,7 +43,7 @@ def test_two_machines_of_modelarts(tmp_path: Path, ranks: Ranks, bucket: S3) -> 
     keys = ("--auto_trans_ckpt", "True", "--load_checkpoint", "obs://weights/jobs/llama", "--src_strategy",
             "obs://weights/jobs/strategy", "--remote_save_url=obs://weights/out")  # fmt: skip
     env = {"MA_JOB_DIR": "/home/ma-user", "S3_ACCESS_KEY_ID": "key", "S3_SECRET_ACCESS_KEY": "secret",
-           "S3_ENDPOINT": f"http://127.0.0.1:{bucket.server}", "WORLD_SIZE": "8"}  # fmt: skip
+           "S3_ENDPOINT": f"http://127.0.0.1:{bucket.store.port}", "WORLD_SIZE": "8"}  # fmt: skip
     running = []
     for rank in range(WORLD):
         node = tmp_path / f"node_{rank // 4}"
@@ -79,19 +68,19 @@ def test_two_machines_of_modelarts(tmp_path: Path, ranks: Ranks, bucket: S3) -> 
         assert all(same(got[name], wanted[name]) for name in got)
 
 
-def test_a_source_at_a_url_on_a_shared_disk(tmp_path: Path, ranks: Ranks, bucket: S3, s3: Mapping[str, str]) -> None:
+def test_a_source_at_a_url_on_a_shared_disk(tmp_path: Path, ranks: Ranks, bucket: S3) -> None:
     case = golden("st_full_to_dp2mp4", tmp_path / "case")
     url = bucket.put(source_of(case), "llama.safetensors")
     config = write_yaml(tmp_path / "run.yaml", "dp2mp4", load_checkpoint=url, transform_process_num="auto")
-    ended = ranks.run(WORLD, "--config", config, cwd=tmp_path, env=s3)
+    ended = ranks.run(WORLD, "--config", config, cwd=tmp_path, env=bucket.environment)
     assert [e.code for e in ended] == [0] * WORLD, ended[0].said
     assert_ranks(case, Path(handed_over(tmp_path)["load_checkpoint"]), range(WORLD))
 
 
-def test_loading_from_urls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bucket: S3, s3: Mapping[str, str]) -> None:
+def test_loading_from_urls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bucket: S3) -> None:
     from reshard.auto import load
 
-    for name, value in s3.items():
+    for name, value in bucket.environment.items():
         monkeypatch.setenv(name, value)
     case = golden("full_to_dp2mp4", tmp_path / "case")
     files = Files({"/llama.ckpt": source_of(case).read_bytes()})

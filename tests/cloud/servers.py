@@ -1,31 +1,33 @@
-"""Servers on loopback that tests read from and write to: a proxy that spoils answers, and plain files."""
+"""Servers on loopback that tests read from and write to: objects, with answers that are spoilt, and plain files."""
 
 from __future__ import annotations
 
-import http.client
 import socket
+import sys
 import threading
 import time
-import urllib.request
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from socketserver import BaseRequestHandler, ThreadingTCPServer
 from typing import Any, Literal
 
 import pytest
 
 from reshard.cli.main import main
 
+sys.path.append(str(Path(__file__).parents[2] / "bench"))
+
+from store import Connection, Object, Store
+
 Kind = Literal["500", "503", "403", "cut", "cut-early", "slow"]
-_SIGNED = "AWS4-HMAC-SHA256 Credential=key/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
-_HOP = {"connection", "transfer-encoding", "content-length", "keep-alive"}
 
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked; ``number`` counts all requests of a proxy from 1, ``at_once`` those under way when it came."""
+    """What was asked; ``number`` counts all requests of a server from 1, ``at_once`` those under way when it came."""
 
     number: int
     method: str
@@ -37,6 +39,10 @@ class Request:
     @property
     def key(self) -> str:
         return self.path.partition("?")[0]
+
+    @property
+    def bucket(self) -> str:
+        return self.key.split("/")[1]
 
 
 Spoil = Callable[[Request], "Kind | None"]
@@ -61,41 +67,37 @@ def told(capsys: pytest.CaptureFixture[str], *words: object) -> Said:
     return Said(code, captured.out, captured.err)
 
 
-def ask(port: int, method: str, path: str, body: bytes | None = None) -> bytes:
-    content = body if body is not None or method != "PUT" else b""
-    headers = {"Content-Type": "application/octet-stream", "Authorization": _SIGNED}
-    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data=content, method=method, headers=headers)
-    with urllib.request.urlopen(request, timeout=20) as answer:
-        found: bytes = answer.read()
-        return found
+class ObjectServer(Store):
+    """Speaks S3, notes every request, and spoils the answers that ``spoil`` picks."""
 
-
-@dataclass
-class Proxy:
-    """Stands before a server, notes every request, and spoils the answers that ``spoil`` picks."""
-
-    target: int
-    requests: list[Request] = field(default_factory=list)
-    spoil: Spoil = lambda request: None
-    slow_s: float = 0.0
-    most_at_once: int = 0
-    port: int = 0
-
-    def __post_init__(self) -> None:
+    def __init__(self) -> None:
+        super().__init__(0, lambda nbytes: None, lambda nbytes: None)
+        self.buckets: set[str] = set()
+        self.requests: list[Request] = []
+        self.spoil: Spoil = lambda request: None
+        self.slow_s = 0.0
+        self.most_at_once = 0
         self._lock = threading.Lock()
         self._inside = 0
-        self._server = _Server(_Spoiling, self)
+        self._server = _Server(_Serving, self)
         self.port = self._server.server_address[1]
 
-    def entered(self, more: int) -> None:
-        with self._lock:
-            self._inside += more
-            self.most_at_once = max(self.most_at_once, self._inside)
+    def bucket(self, name: str) -> S3:
+        self.buckets.add(name)
+        return S3(name, self)
 
-    def note(self, method: str, path: str, range_: str, nbytes: int) -> Request:
+    @contextmanager
+    def noted(self, method: str, path: str, range_: str, nbytes: int) -> Iterator[Request]:
         with self._lock:
+            self._inside += 1
+            self.most_at_once = max(self.most_at_once, self._inside)
             self.requests.append(Request(len(self.requests) + 1, method, path, range_, nbytes, self._inside))
-            return self.requests[-1]
+            noted = self.requests[-1]
+        try:
+            yield noted
+        finally:
+            with self._lock:
+                self._inside -= 1
 
     def count(self, method: str, part: str = "") -> int:
         return sum(r.method == method and part in r.path for r in self.requests)
@@ -104,79 +106,68 @@ class Proxy:
         self._server.end()
 
 
-class _Spoiling(BaseHTTPRequestHandler):
-    """Passes a request on, and its answer back, unless the proxy spoils it."""
+class _Spoiling(Connection):
+    """Answers, unless its server spoils the answer."""
 
-    protocol_version = "HTTP/1.1"
+    def __init__(self, server: ObjectServer, connection: socket.socket) -> None:
+        super().__init__(server, connection)
+        self._server = server
+        self._cut = False
+        self._left_nbytes = 0
+
+    def answer(self, method: str, target: str, headers: Mapping[str, str], body: memoryview) -> None:
+        with self._server.noted(method, target, headers.get("range", ""), len(body)) as request:
+            kind = self._server.spoil(request)
+            if kind == "slow":
+                time.sleep(self._server.slow_s)
+            self._cut = kind == "cut"
+            if kind == "cut-early":
+                raise ConnectionError("as the test has it")
+            if kind in ("500", "503", "403"):
+                self.fail(int(kind), "Spoilt", "by the test", told=method != "HEAD")
+            elif request.bucket not in self._server.buckets:
+                self.fail(404, "NoSuchBucket", "no such bucket", told=method != "HEAD")
+            else:
+                super().answer(method, target, headers, body)
+            if self._cut:
+                raise ConnectionError("as the test has it")
+
+    def head(self, status: int, nbytes: int, etag: str, more: str = "") -> None:
+        self._left_nbytes = nbytes // 2
+        super().head(status, nbytes, etag, more)
+
+    def send(self, content: bytes | memoryview) -> None:
+        sent = content[: self._left_nbytes] if self._cut else content
+        self._left_nbytes -= len(sent)
+        super().send(sent)
+
+
+class _Serving(BaseRequestHandler):
     server: _Server
 
-    @property
-    def proxy(self) -> Proxy:
-        assert isinstance(self.server.owner, Proxy)
-        return self.server.owner
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-    def do_any(self) -> None:
-        self.proxy.entered(1)
-        try:
-            self.pass_on()
-        finally:
-            self.proxy.entered(-1)
-
-    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = do_any
-
-    def pass_on(self) -> None:
-        length = int(self.headers.get("Content-Length") or 0)
-        body = self.rfile.read(length)
-        if len(body) < length:  # who asked was killed
-            self.close_connection = True
-            return
-        kind = self.proxy.spoil(self.proxy.note(self.command, self.path, self.headers.get("Range", ""), len(body)))
-        if kind == "slow":
-            time.sleep(self.proxy.slow_s)
-        if kind in ("500", "503", "403"):
-            self.answer(int(kind), [], b"<Error><Code>Spoilt</Code><Message>by the test</Message></Error>")
-        elif kind == "cut-early":
-            self.close_connection = True
-            self.connection.shutdown(socket.SHUT_RDWR)
-        else:
-            onward = http.client.HTTPConnection("127.0.0.1", self.proxy.target, timeout=60)
-            try:
-                onward.request(self.command, self.path, body, dict(self.headers.items()))
-                got = onward.getresponse()
-                self.answer(got.status, got.getheaders(), got.read(), cut=kind == "cut")
-            finally:
-                onward.close()
-
-    def answer(self, status: int, headers: list[tuple[str, str]], body: bytes, *, cut: bool = False) -> None:
-        self.send_response_only(status)
-        for name, value in headers:
-            if name.lower() not in _HOP:
-                self.send_header(name, value)
-        # of an answer to HEAD the length is not that of its body
-        length = next((value for name, value in headers if name.lower() == "content-length"), str(len(body)))
-        self.send_header("Content-Length", length)
-        self.end_headers()
-        self.wfile.write(body[: len(body) // 2] if cut else body)
-        if cut:
-            self.wfile.flush()
-            self.close_connection = True
-            self.connection.shutdown(socket.SHUT_RDWR)
+    def handle(self) -> None:
+        assert isinstance(self.server.owner, ObjectServer)
+        self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with suppress(OSError):  # the client left, or shall see us leave
+            _Spoiling(self.server.owner, self.request).serve()
 
 
-@dataclass
+@dataclass(frozen=True)
 class S3:
-    """A bucket behind a proxy."""
+    """A bucket. What is done here no client asked for: it is noted nowhere, and not spoilt."""
 
     bucket: str
-    server: int
-    proxy: Proxy
+    store: ObjectServer
 
     @property
     def url(self) -> str:
         return f"s3://{self.bucket}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What leads there."""
+        endpoint = f"http://127.0.0.1:{self.store.port}"
+        return {"AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
 
     def put(self, folder: Path, below: str) -> str:
         """Copy a local folder or file; gives its URL."""
@@ -186,19 +177,20 @@ class S3:
             self.put_bytes(name, path.read_bytes())
         return f"{self.url}/{below}"
 
-    def put_bytes(self, key: str, content: bytes) -> None:
-        ask(self.server, "PUT", f"/{self.bucket}/{key}", content)
+    def put_bytes(self, key: str, content: bytes, *, age_s: float = 0) -> None:
+        made = Object((memoryview(content),), changed_s=time.time() - age_s)
+        self.store.objects[f"/{self.bucket}/{key}"] = made
 
     def get(self, key: str) -> bytes:
-        return ask(self.server, "GET", f"/{self.bucket}/{key}")
+        return b"".join(self.store.objects[f"/{self.bucket}/{key}"].parts)
 
     def keys(self, below: str = "") -> list[str]:
-        text = ask(self.server, "GET", f"/{self.bucket}?list-type=2&prefix={below}").decode()
-        return sorted(part.partition("</Key>")[0] for part in text.split("<Key>")[1:])
+        keys = [path.removeprefix(f"/{self.bucket}/") for path in self.store.objects.copy()]
+        return sorted(key for key in keys if key.startswith(below))
 
     def uploads(self) -> int:
         """Multipart uploads that were begun, and neither completed nor aborted."""
-        return ask(self.server, "GET", f"/{self.bucket}?uploads").decode().count("<Upload>")
+        return len(self.store.uploads)
 
 
 @dataclass
@@ -282,13 +274,12 @@ class _Giving(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
 
-class _Server(ThreadingHTTPServer):
+class _Server(ThreadingTCPServer):
     """Ends the connections that clients keep, so that no thread outlives it."""
 
-    daemon_threads = False
     request_queue_size = 128
 
-    def __init__(self, handler: type[BaseHTTPRequestHandler], owner: Proxy | Files) -> None:
+    def __init__(self, handler: type[BaseRequestHandler], owner: ObjectServer | Files) -> None:
         self.owner = owner
         super().__init__(("127.0.0.1", 0), handler)
         self._connections: set[socket.socket] = set()

@@ -27,7 +27,7 @@ NBYTES = 1 << 20
 
 
 def asked(s3: S3) -> list[Request]:
-    return [r for r in s3.proxy.requests if r.method == "GET" and r.range]
+    return [r for r in s3.store.requests if r.method == "GET" and r.range]
 
 
 def nbytes(requests: list[Request]) -> int:
@@ -44,12 +44,12 @@ def dcp(tmp_path: Path) -> Path:
 
 def test_of_a_dcp_folder_only_what_is_wanted_is_read(dcp: Path, s3: S3, tmp_path: Path) -> None:
     url = s3.put(dcp, "dcp")
-    s3.proxy.requests.clear()
+    s3.store.requests.clear()
     catalog = open_source(Source(url))
     heads = nbytes(asked(s3))
     assert len(catalog.tensors) == len(LARGE)
     assert heads < 200_000
-    s3.proxy.requests.clear()
+    s3.store.requests.clear()
     one = Options(names=NameRules(include=(r"layers\.2\.",)), fsync=False)
     reshard.convert(url, tmp_path / "m.safetensors", one)
     assert same(read_file(tmp_path / "m.safetensors")["layers.2.w"], LARGE["layers.2.w"])
@@ -58,10 +58,10 @@ def test_of_a_dcp_folder_only_what_is_wanted_is_read(dcp: Path, s3: S3, tmp_path
 
 def test_heads_of_chunks_are_read_at_once(dcp: Path, s3: S3) -> None:
     url = s3.put(dcp, "dcp")
-    s3.proxy.spoil, s3.proxy.slow_s = (lambda request: "slow"), 0.05
-    s3.proxy.most_at_once = 0
+    s3.store.spoil, s3.store.slow_s = (lambda request: "slow"), 0.05
+    s3.store.most_at_once = 0
     open_source(Source(url))
-    assert s3.proxy.most_at_once >= 4
+    assert s3.store.most_at_once >= 4
 
 
 def test_a_dcp_folder_there_holds_the_bytes_of_one_here(dcp: Path, s3: S3) -> None:
@@ -73,10 +73,10 @@ def test_a_dcp_folder_there_holds_the_bytes_of_one_here(dcp: Path, s3: S3) -> No
 
 def test_of_fsdp_s_files_only_what_is_wanted_is_read(s3: S3, tmp_path: Path) -> None:
     url = s3.put(write_ranks(tmp_path / "actor", LARGE, list(LARGE), world=4), "actor")
-    s3.proxy.requests.clear()
+    s3.store.requests.clear()
     open_source(Source(url))
     headers = nbytes(asked(s3))
-    s3.proxy.requests.clear()
+    s3.store.requests.clear()
     one = Options(names=NameRules(include=(r"^layers\.2\.",)), fsync=False)
     reshard.convert(url, tmp_path / "m.safetensors", one)
     found = read_file(tmp_path / "m.safetensors")
@@ -88,12 +88,12 @@ def test_of_fsdp_s_files_only_what_is_wanted_is_read(s3: S3, tmp_path: Path) -> 
 @pytest.mark.parametrize("stage", [2, 3])
 def test_of_deepspeed_s_folder_no_moment_is_read(stage: int, s3: S3, tmp_path: Path) -> None:
     url = s3.put(write_zero(MODEL, tmp_path / "zero", stage, ranks=4), "zero")
-    s3.proxy.requests.clear()
+    s3.store.requests.clear()
     catalog = open_source(Source(url))
     heads = nbytes(asked(s3))
     assert len(catalog.tensors) == 3 * len(MODEL.specs())
     assert heads < 500_000
-    s3.proxy.requests.clear()
+    s3.store.requests.clear()
     options = Options(names=NameRules(weights_only=True), fsync=False)
     reshard.convert(url, tmp_path / "m.safetensors", options)
     wanted = sum(spec.nbytes for spec in MODEL.specs().values())
@@ -106,7 +106,7 @@ def test_a_torch_file_and_its_parts(s3: S3, tmp_path: Path) -> None:
     source = write_file(tmp_path / "full.safetensors", LARGE)
     reshard.convert(source, tmp_path / "parts", Options(format="torch", max_shard_nbytes=2 * NBYTES, fsync=False))
     url = s3.put(tmp_path / "parts", "parts")
-    s3.proxy.requests.clear()
+    s3.store.requests.clear()
     one = Options(names=NameRules(include=(r"layers\.2\.",)), fsync=False)
     reshard.convert(url, tmp_path / "m.safetensors", one)
     assert same(read_file(tmp_path / "m.safetensors")["layers.2.w"], LARGE["layers.2.w"])

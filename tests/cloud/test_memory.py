@@ -31,8 +31,7 @@ def peak_mib(*words: object) -> int:
 
 
 @pytest.mark.parametrize("workers", [(), ("--workers", "6")])
-def test_peak_memory(tmp_path: Path, s3: S3, workers: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{s3.server}")
+def test_peak_memory(tmp_path: Path, s3: S3, workers: tuple[str, ...]) -> None:
     full = {f"w{i}": array((1024, 2048), seed=i) for i in range(8)}  # 64 MiB
     old, new = ([dict.fromkeys(full, Sharding((4,), cut))] for cut in (((0,), ()), ((), (0,))))
     source = write_ranks(tmp_path / "r", full, old, ".safetensors")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import numpy as np
@@ -171,11 +170,11 @@ def test_a_folder_of_a_bucket_that_is_not_one_checkpoint(s3: S3, tmp_path: Path,
 
 
 def gets(s3: S3, part: str = "") -> list[Request]:
-    return [r for r in s3.proxy.requests if r.method == "GET" and part in r.path and "list-type" not in r.path]
+    return [r for r in s3.store.requests if r.method == "GET" and part in r.path and "list-type" not in r.path]
 
 
 def opened(s3: S3, path: str, strategy: str = "") -> Catalog:
-    s3.proxy.requests.clear()
+    s3.store.requests.clear()
     return open_source(Source(path, strategy))
 
 
@@ -187,7 +186,7 @@ def test_a_header_of_safetensors_takes_two_reads_at_most(s3: S3, tmp_path: Path,
     opened(s3, s3.put(tmp_path / "m", "m"))
     reads = gets(s3, "/m/")
     assert len(reads) == (5 if tensors == 3 else 10)
-    assert s3.proxy.count("HEAD") <= 2  # what is there, and whether a manifest is: files are known from the listing
+    assert s3.store.count("HEAD") <= 2  # what is there, and whether a manifest is: files are known from the listing
 
 
 def test_a_ckpt_takes_a_read_for_each_large_tensor_and_few_for_small_ones(s3: S3, tmp_path: Path) -> None:
@@ -209,12 +208,12 @@ def test_many_ranks_are_listed_and_read_at_once(s3: S3, tmp_path: Path) -> None:
     cuts = [dict.fromkeys(FULL, Sharding((8,), ((0,), ())))]
     source = s3.put(write_ranks(tmp_path / "r", FULL, cuts), "r")
     strategy = s3.put(write_strategy(tmp_path / "s", cuts), "s")
-    s3.proxy.spoil, s3.proxy.slow_s = (lambda request: "slow"), 0.05
+    s3.store.spoil, s3.store.slow_s = (lambda request: "slow"), 0.05
     catalog = opened(s3, source, strategy)
-    assert s3.proxy.most_at_once >= 8
-    s3.proxy.most_at_once = 0
+    assert s3.store.most_at_once >= 8
+    s3.store.most_at_once = 0
     probe(catalog)
-    assert s3.proxy.most_at_once >= 8
+    assert s3.store.most_at_once >= 8
 
 
 @pytest.mark.parametrize("work", [".ckpt"], indirect=True)
@@ -248,8 +247,8 @@ def test_a_damaged_manifest_is_not_believed(work: Work) -> None:
 def test_a_manifest_older_than_a_file_is_not_believed(work: Work) -> None:
     out = work.folder / "made"
     reshard.convert(work.full, out, Options(dst_strategy=str(work.new), format="safetensors", fsync=False))
-    work.s3.put(out / ".reshard" / "manifest.json", "made/.reshard/manifest.json")
-    time.sleep(1.1)  # a store counts in seconds
+    manifest = (out / ".reshard" / "manifest.json").read_bytes()
+    work.s3.put_bytes("made/.reshard/manifest.json", manifest, age_s=2)  # a store counts in seconds
     for rank in (0, 1):
         name = f"rank_{rank}/checkpoint_{rank}.safetensors"
         work.s3.put(out / name, f"made/{name}")

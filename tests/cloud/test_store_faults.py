@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from servers import S3, Kind, Request, ask, told
+from servers import S3, Kind, Request, told
 
 from forks import DONE, forks
 from making import array, tree, write_file, write_ranks, write_strategy
@@ -57,10 +57,10 @@ def test_what_passes_is_tried_again(
         once = request.method in ("PUT", "POST") and "partNumber" not in request.path and kind.startswith("cut")
         return kind if len(seen) % 5 == 0 and not once else None
 
-    s3.proxy.spoil, s3.proxy.slow_s = spoil, 0.3
+    s3.store.spoil, s3.store.slow_s = spoil, 0.3
     said = told(capsys, *job.words(source, f"{s3.url}/out"))
     assert said.code == 0, said.err
-    s3.proxy.spoil = lambda request: None
+    s3.store.spoil = lambda request: None
     assert {k: s3.get(f"out/{k}") for k in tree(job.out)} == tree(job.out)
     assert s3.uploads() == 0
 
@@ -96,7 +96,7 @@ def test_answers_that_do_not_come_are_asked_for_again(
         spoilt.append(request)
         return kind
 
-    s3.proxy.spoil, s3.proxy.slow_s = spoil, 2
+    s3.store.spoil, s3.store.slow_s = spoil, 2
     said = told(capsys, *job.words(source, f"{s3.url}/out"))
     assert said.code == 0, said.err
     assert len(spoilt) == 2
@@ -107,9 +107,9 @@ def test_answers_that_do_not_come_are_asked_for_again(
 def test_an_upload_that_somebody_takes_back_is_told(job: Job, s3: S3, capsys: pytest.CaptureFixture[str]) -> None:
     def spoil(request: Request) -> None:
         if request.method == "POST" and "uploadId" in request.path:
-            ask(s3.server, "DELETE", request.path)
+            s3.store.uploads.clear()
 
-    s3.proxy.spoil = spoil
+    s3.store.spoil = spoil
     said = told(capsys, *job.words(job.ranks, f"{s3.url}/out"))
     assert (said.code, "does not know the upload any more" in said.err) == (4, True), said.err
     assert not [k for k in s3.keys("out") if k.endswith("manifest.json")]
@@ -129,7 +129,7 @@ def test_a_fault_that_stays_ends_the_job_and_leaves_nothing_half_done(
             there = bool(first) and int(first) > 11_000_000 and int(last) - int(first) > 10_000
         return "403" if there else None
 
-    s3.proxy.spoil = spoil
+    s3.store.spoil = spoil
     began = time.monotonic()
     said = told(capsys, *job.words(source, f"{s3.url}/out"))
     assert said.code == 4, said.err
@@ -138,7 +138,7 @@ def test_a_fault_that_stays_ends_the_job_and_leaves_nothing_half_done(
     assert time.monotonic() - began < 60  # it ends: a bound of waiting, not a measure
     assert s3.uploads() == 0
     assert not [k for k in s3.keys("out") if k.endswith(("manifest.json", ".safetensors"))]
-    s3.proxy.spoil = lambda request: None
+    s3.store.spoil = lambda request: None
     assert told(capsys, *job.words(source, f"{s3.url}/out"), "--resume").code == 0
     assert {k: s3.get(f"out/{k}") for k in tree(job.out)} == tree(job.out)
 
@@ -148,15 +148,15 @@ def test_a_killed_upload_is_gone_on_with(job: Job, s3: S3, capsys: pytest.Captur
     source = s3.put(job.ranks, "ranks")
     words = [*map(str, job.words(source, f"{s3.url}/out")), "--max-memory", "144MiB", "--workers", "2", "--quiet"]
     process = forks().start(*words)
-    wait_until(lambda: s3.proxy.count("PUT", ".reshard/done/"))
+    wait_until(lambda: s3.store.count("PUT", ".reshard/done/"))
     process.kill(signal.SIGKILL)
     assert process.ended().code == -signal.SIGKILL
     whole = [k for k in s3.keys("out") if k.endswith(".safetensors")]
     assert len(whole) == 1
     assert not [k for k in s3.keys("out") if k.endswith("manifest.json")]
-    before = len(s3.proxy.requests)
+    before = len(s3.store.requests)
     assert told(capsys, *job.words(source, f"{s3.url}/out"), "--resume").code == 0
-    assert not [r for r in s3.proxy.requests[before:] if r.method in ("PUT", "POST") and whole[0] in r.path]
+    assert not [r for r in s3.store.requests[before:] if r.method in ("PUT", "POST") and whole[0] in r.path]
     assert {k: s3.get(f"out/{k}") for k in tree(job.out)} == tree(job.out)
 
 
@@ -174,7 +174,7 @@ def test_a_source_that_changes_while_it_is_read_is_refused(
             s3.put_bytes("ranks/rank_1/model_1.safetensors", content[:-1] + b"x")
         return None
 
-    s3.proxy.spoil = spoil
+    s3.store.spoil = spoil
     said = told(capsys, *job.words(source, f"{s3.url}/out"))
     assert (said.code, "rank_1/model_1.safetensors: the file changed" in said.err) == (3, True), said.err
     assert not [k for k in s3.keys("out") if k.endswith("manifest.json")]
@@ -198,7 +198,7 @@ def test_wrong_buckets_keys_and_credentials(s3: S3, tmp_path: Path, capsys: pyte
     said = told(capsys, "convert", full, "s3://no-such-bucket/out.ckpt")
     assert (said.code, "no such bucket" in said.err) == (3, True), said.err
     s3.put(full, "full.ckpt")
-    s3.proxy.spoil = lambda request: "403"
+    s3.store.spoil = lambda request: "403"
     said = told(capsys, "inspect", f"{s3.url}/full.ckpt")
     assert (said.code, "AWS_ACCESS_KEY_ID" in said.err) == (4, True), said.err
     said = told(capsys, "convert", full, f"{s3.url}/out.ckpt")

@@ -84,10 +84,10 @@ def test_notes_of_files_are_made_read_and_removed_at_once(
     """Each is a round trip: one after the other, those of a thousand files take minutes."""
     full, cut = {"w": array((16, 4))}, {"w": Sharding((16,), ((0,), ()))}
     source, strategy = write_file(tmp_path / "full.ckpt", full), write_strategy(tmp_path / "new", [cut])
-    s3.proxy.spoil, s3.proxy.slow_s = (lambda request: "slow" if "/done/" in request.path else None), 0.1
+    s3.store.spoil, s3.store.slow_s = (lambda request: "slow" if "/done/" in request.path else None), 0.1
     assert told(capsys, "split", source, f"{s3.url}/out", "--dst-strategy", strategy).code == 0
     for method in ("PUT", "HEAD", "GET", "DELETE"):
-        notes = [r for r in s3.proxy.requests if r.method == method and "/done/" in r.path]
+        notes = [r for r in s3.store.requests if r.method == method and "/done/" in r.path]
         assert len(notes) == 16, method
         assert max(r.at_once for r in notes) >= 8, method
 
@@ -97,7 +97,7 @@ def test_replicas_are_copied_by_the_store(tmp_path: Path, s3: S3, capsys: pytest
     strategy = write_strategy(tmp_path / "dp4", [{"w": Sharding((4,), ((), ()))}])
     said = told(capsys, "split", full, f"{s3.url}/out", "--dst-strategy", strategy, "--replicas", "link")
     assert said.code == 0, said.err
-    weights = [r for r in s3.proxy.requests if r.method == "PUT" and "rank_" in r.path]
+    weights = [r for r in s3.store.requests if r.method == "PUT" and "rank_" in r.path]
     assert sorted(r.nbytes > 0 for r in weights) == [False, False, False, True]
     contents = {s3.get(f"out/rank_{rank}/checkpoint_{rank}.safetensors") for rank in range(4)}
     assert len(contents) == 1
@@ -112,7 +112,7 @@ def test_a_replica_too_large_to_be_copied_passes_through(
     words = ("--dst-strategy", strategy, "--replicas", "link", "--quiet")
     assert told(capsys, "split", full, f"{s3.url}/out", *words).code == 0
     assert s3.get("out/rank_0/checkpoint_0.safetensors") == s3.get("out/rank_1/checkpoint_1.safetensors")
-    weights = [r for r in s3.proxy.requests if r.method == "PUT" and "rank_" in r.path]
+    weights = [r for r in s3.store.requests if r.method == "PUT" and "rank_" in r.path]
     assert [r.nbytes > 0 for r in weights] == [True, True]
 
 
@@ -194,7 +194,7 @@ def test_large_files_go_up_in_parts_of_one_size(
     assert said.code == 0, said.err
     assert told(capsys, "convert", large.ranks, tmp_path / "out", *words, "--no-fsync").code == 0
     assert {k: s3.get(f"out/{k}") for k in tree(tmp_path / "out")} == tree(tmp_path / "out")
-    parts = [r.nbytes for r in s3.proxy.requests if "partNumber" in r.path]
+    parts = [r.nbytes for r in s3.store.requests if "partNumber" in r.path]
     files = 1 if to == "one" else 2
     assert len(parts) >= 5
     assert sum(n == 8 << 20 for n in parts) == len(parts) - files  # all but the last of each file
@@ -206,7 +206,7 @@ def test_the_manifest_comes_last_and_no_file_before_it_is_whole(
 ) -> None:
     words = ("--src-strategy", large.old, "--dst-strategy", large.new)
     assert told(capsys, "convert", large.ranks, f"{s3.url}/out", *words).code == 0
-    written = [r for r in s3.proxy.requests if r.method in ("PUT", "POST")]
+    written = [r for r in s3.store.requests if r.method in ("PUT", "POST")]
     completed = [r.number for r in written if r.method == "POST" and "uploadId" in r.path]
     (manifest,) = [r.number for r in written if r.key.endswith("manifest.json")]
     assert len(completed) == 2
@@ -219,10 +219,10 @@ def test_threads_read_ahead_of_what_is_written(tmp_path: Path, s3: S3, capsys: p
     full = {f"w{i}": array((64, 64 + 2 * i), seed=i) for i in range(64)}
     old = [dict.fromkeys(full, Sharding((2,), ((), (0,))))]
     source = s3.put(write_ranks(tmp_path / "r", full, old, ".safetensors"), "ranks")
-    s3.proxy.spoil, s3.proxy.slow_s = (lambda request: "slow"), 0.05
+    s3.store.spoil, s3.store.slow_s = (lambda request: "slow"), 0.05
     words = ("--src-strategy", write_strategy(tmp_path / "s", old))
     assert told(capsys, "merge", source, f"{s3.url}/out", *words).code == 0
-    reads = [r for r in s3.proxy.requests if r.method == "GET" and "/ranks/rank_" in r.path][-2 * len(full) :]
+    reads = [r for r in s3.store.requests if r.method == "GET" and "/ranks/rank_" in r.path][-2 * len(full) :]
     assert sorted(r.at_once for r in reads)[len(full)] >= 6
 
 
@@ -232,5 +232,5 @@ def test_small_neighbours_take_few_requests(tmp_path: Path, s3: S3, capsys: pyte
     source = s3.put(write_ranks(tmp_path / "r", full, old, ".safetensors"), "ranks")
     words = ("--src-strategy", write_strategy(tmp_path / "s", old))
     assert told(capsys, "merge", source, f"{s3.url}/out", *words).code == 0
-    reads = [r for r in s3.proxy.requests if r.method == "GET" and "/ranks/rank_" in r.path]
+    reads = [r for r in s3.store.requests if r.method == "GET" and "/ranks/rank_" in r.path]
     assert len(reads) <= len(full) // 2  # of 128 shards

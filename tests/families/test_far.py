@@ -10,7 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 import reshard
-from families.buckets import Bucket
+from cloud.servers import S3
 from families.rows import FAMILIES, Made
 from forks import forks
 from making import same, tree
@@ -25,8 +25,8 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return FAMILIES[request.param](tmp_path_factory.mktemp("row"))
 
 
-def test_from_a_bucket_to_a_bucket(made: Made, bucket: Bucket, tmp_path: Path) -> None:
-    src, dst = bucket.put(made.path), f"{bucket.url}/out"
+def test_from_a_bucket_to_a_bucket(made: Made, s3: S3, tmp_path: Path) -> None:
+    src, dst = s3.put(made.path, f"src/{made.path.name}"), f"{s3.url}/out"
     options = made.options(tmp_path)
     reshard.convert(src, dst, options)
     assert verify(dst).files == 4

@@ -11,7 +11,7 @@ import pytest
 from msgspec.structs import replace
 
 import reshard
-from families.buckets import Bucket
+from cloud.servers import S3
 from families.steps import STEPS, Step, kept_in
 from making import read_file, same, tree, write_file, write_strategy
 from reshard import Options
@@ -138,11 +138,11 @@ def test_what_is_made_of_it(step: Step, options: Options, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", list(STEPS))
-def test_from_a_bucket_to_a_bucket(name: str, bucket: Bucket, tmp_path: Path) -> None:
+def test_from_a_bucket_to_a_bucket(name: str, s3: S3, tmp_path: Path) -> None:
     local_ = kept_in(tmp_path / "step")
-    step = STEPS[name](lambda arrays: bucket.put(Path(local_(arrays))))
+    step = STEPS[name](lambda arrays: s3.put(Path(local_(arrays)), "m.safetensors"))
     strategy = write_strategy(tmp_path / "s", [{name_of(step): rows_of(step)}])
-    out = f"{bucket.url}/out"
+    out = f"{s3.url}/out"
     make(step, out, Options(dst_strategy=str(strategy), format="safetensors"))
     opened = reshard.open(out)
     assert [same(np.asarray(opened[each].read()), step.wanted) for each in opened] == [True]
