@@ -19,7 +19,7 @@ from reshard.storage.storages import storage_of
 
 _PROBE_NBYTES = 4096
 _TENSORS = 8
-_ENOUGH = 3
+_ENOUGH = 2
 _FEW_VALUES = 8
 _BLOCK_NBYTES = 8 << 20
 _REMOTE_COMPARISONS = 16  # each with two blocks
