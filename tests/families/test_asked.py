@@ -16,7 +16,8 @@ from forks import forks
 from golden_families.test_recorded import unpacked
 from making import counted, write_file, write_ranks, write_strategy
 from reshard import Options
-from reshard.errors import UsageError
+from reshard.errors import InputError, UsageError
+from reshard.families import registry
 from reshard.families.open_checkpoint import open_source
 from reshard.families.probe import agreements, probe
 from reshard.families.replicas import replica_faults
@@ -40,6 +41,13 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Source(str(folder), family="deepspeed").path, folder.parent / "m.safetensors", Options(family="deepspeed")
     )
     return folder
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in registry.FAMILIES if entry.place])
+def test_a_folder_of_another_family_than_is_said_is_told(name: str, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no weights")
+    with pytest.raises((InputError, UsageError)):
+        open_source(Source(str(tmp_path), family=name))
 
 
 COMMANDS = [

@@ -94,8 +94,10 @@ def _chosen(there: Listing, source: Source) -> Listing:
         refuse_iteration(source, there.path)
         return there
     below = _below(there)
+    if not below:
+        raise UsageError("--from dcp, and there is no .metadata", there.path, "leave --from out")
     steps = {int(match[1]): name for name in below if (match := _STEP.fullmatch(name))}
-    shown = ", ".join(sorted(below, key=natural)) or "none"
+    shown = ", ".join(sorted(below, key=natural))
     if source.iteration is not None:
         if source.iteration not in steps:
             raise CheckpointError(f"step-{source.iteration} is asked for; there are: {shown}", there.path)
