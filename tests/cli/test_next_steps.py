@@ -10,6 +10,7 @@ import pytest
 
 from families.rows import FAMILIES
 from golden.cases import run_reshard
+from hub_model import qwen3, write_hub
 from making import array, write_file, write_strategy
 from reshard.layout.tensor import Sharding
 
@@ -21,6 +22,8 @@ KINDS = (
     "DeepSpeed, stage 2",
     "DCP, a grid",
     "FSDP2, uneven rows",
+    "Megatron, flattened ranges",  # of states alone
+    "rank folders",
 )
 UNKNOWN = "STRATEGY"
 ASKED = {UNKNOWN, "CONFIG"}  # what only the user has
@@ -40,13 +43,25 @@ def test_the_commands_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    made = FAMILIES[kind](tmp_path / "made").path
-    source = made.rename(tmp_path / f"my {made.name}")
-    commands = told(capsys, source.name)
+    made = FAMILIES[kind](tmp_path / "made")
+    source = made.path.rename(tmp_path / f"my {made.path.name}")
+    commands = told(capsys, source.name, *(["--strategy", made.strategy] if made.strategy else []))
     assert len(commands) >= 4
     for words in commands:
         if not ASKED & set(words):
             assert run_reshard(words) == 0, f"{words}\n{capsys.readouterr().err}"
+
+
+def test_the_commands_for_a_folder_of_hugging_face_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_hub(tmp_path / "hub", qwen3())
+    commands = told(capsys, "hub")
+    assert ["convert", "hub", "parts", "--to", "parts", "--with-files"] in commands
+    for words in commands:
+        assert ASKED & set(words) or run_reshard(words) == 0, f"{words}\n{capsys.readouterr().err}"
+    assert (tmp_path / "parts/config.json").exists()
 
 
 def test_what_is_narrowed_ends_with_what_was_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

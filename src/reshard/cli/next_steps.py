@@ -16,6 +16,8 @@ def next_steps(source: Catalog, path: str, strategy: str, names: str = "") -> li
     Args:
         names: the convention of its names, "" where they do not tell.
     """
+    from reshard.ops.naming import beside_of  # with all that reads models
+
     if not source.tensors:
         return []
     place = shlex.quote(path)
@@ -25,10 +27,15 @@ def next_steps(source: Catalog, path: str, strategy: str, names: str = "") -> li
     elif all(map(is_lora, source.tensors)):
         steps = [(f"lora merge BASE merged --adapter {place}", "the model BASE with this adapter in it")]
     else:
-        steps = _of_incomplete(source, given) or list(_of_whole(source, given, told=bool(strategy)))
+        along = " --with-files" if names == HUB and beside_of(path) else ""
+        missing = _of_incomplete(source, given)
+        steps = missing or list(_of_whole(source, given, along, told=bool(strategy)))
         if names not in ("", HUB):
-            weights = " --weights-only" if any(map(is_state, source.tensors)) else ""
-            steps.append((f"convert {given} model --dst-names hf --model CONFIG{weights}", "Hugging Face's names"))
+            renamed = f"convert {given} model --dst-names hf --model CONFIG{_weights(source)}"
+            steps.append((renamed, "Hugging Face's names"))
+        if not missing:
+            whole = f"{place} --strategy {shlex.quote(strategy)}" if strategy else place
+            steps.append((f"fingerprint {whole}", "a number of its content, whatever the layout"))
     width = max(len(command) for command, _ in steps)
     return ["next:", *(f"  reshard {command.ljust(width)}  {gives}" for command, gives in steps)]
 
@@ -45,17 +52,24 @@ def _of_incomplete(source: Catalog, given: str) -> list[tuple[str, str]]:
     return [(f"explain {shlex.quote(name)} {given}", "where it should lie: shards of it are missing")] if name else []
 
 
-def _of_whole(source: Catalog, given: str, *, told: bool) -> Iterator[tuple[str, str]]:
-    weights = " --weights-only" if any(map(is_state, source.tensors)) else ""
+def _weights(source: Catalog) -> str:
+    """What leaves out the optimizer's states, where there are any beside weights."""
+    states = sum(map(is_state, source.tensors))
+    return " --weights-only" if 0 < states < len(source.tensors) else ""
+
+
+def _of_whole(source: Catalog, given: str, along: str, *, told: bool) -> Iterator[tuple[str, str]]:
+    weights = _weights(source)
     one = source.kind == "full" and len(source.files) == 1
     if not one:
         yield f"convert {given} full.safetensors{weights}", "one file"
-    yield f"convert {given} parts --to parts{weights}", "parts with an index, as on Hugging Face"
+    yield f"convert {given} parts --to parts{weights}{along}", "parts with an index, as on Hugging Face"
     yield f"convert {given} ranks --dst-strategy STRATEGY", "the ranks of a MindSpore job"
     if source.kind != "dcp":
         yield f"convert {given} step-0 --to dcp", "a DCP folder, for any mesh"
+    if along:
+        yield f"convert {given} release --to megatron --tp 1 --pp 1", "Megatron-Core's rank folders"
     if source.kind == "deepspeed":
         yield f"convert {given} universal --to universal", "DeepSpeed on another number of ranks"
     if source.kind == "ranks" and not told:  # our manifest says how they are cut
         yield f"verify {given}", "proof that it is as it was written"
-    yield f"fingerprint {given}", "a number of its content, whatever the layout"

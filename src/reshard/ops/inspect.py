@@ -91,16 +91,18 @@ def opened(
 
 def _of_rank(files: list[IndexedFile], rank: int | None, path: str) -> Catalog:
     warnings: tuple[str, ...] = ()
+    family = "the file of rank {}"
     if rank is None:
         rank = files[0].rank
         if len(files) > 1:
             warnings = (f"no --strategy: shapes are those of the shards of rank {rank}",)
+            family = "rank folders without their strategy, as rank {} holds them"
     mine = [f for f in files if f.rank == rank]
     if not mine:
         there = ", ".join(str(f.rank) for f in files[:16]) + (" …" if len(files) > 16 else "")
         raise CheckpointError(f"no file of rank {rank}", path, f"ranks {there} are there")
     others = (f for f in files if f.rank != rank)
-    return replace(catalog_of_full(mine), files=(*mine, *others), warnings=warnings, family=f"the file of rank {rank}")
+    return replace(catalog_of_full(mine), files=(*mine, *others), warnings=warnings, family=family.format(rank))
 
 
 def inspect(

@@ -59,7 +59,7 @@ def _by_rules(source: Catalog, rules: NameRules) -> tuple[Catalog, Excluded]:
             kept[rules.renamed(name)] = replace(tensor, name=rules.renamed(name))
     out = frozenset(rules.renamed(name) for name in source.tensors if not rules.takes(name))
     if not kept:
-        raise PlanError("no tensor is left to write", hint="check --include and --exclude")
+        raise PlanError("no tensor is left to write", hint="check --include and --exclude; or leave --weights-only out")
     texts = {rules.renamed(name): by_rank for name, by_rank in source.texts.items() if rules.takes(name)}
     return replace(source, tensors=kept, dropped=dropped, texts=texts), Excluded(out, rules)
 
