@@ -13,6 +13,7 @@ import pytest
 
 import reshard
 from golden.cases import run_reshard
+from golden_families.test_recorded import unpacked
 from making import array, read_file, same, write_file
 from reshard import Options
 from reshard.errors import CheckpointError, FormatError, PlanError, UsageError
@@ -251,6 +252,15 @@ def test_a_folder_of_hyper_parallel(tmp_path: Path) -> None:
     told = made("Metadata", state_dict_metadata={"w": tensor}, storage_data=places)
     (tmp_path / "c" / ".metadata").write_bytes(write_pickle(told))
     assert same(values(tmp_path / "c")["w"], W)
+
+
+def test_a_part_of_a_shard_that_may_be_missing_is_named(tmp_path: Path) -> None:
+    """In Hugging Face's form one without data has no file, and shapes are what the files hold."""
+    source = unpacked("cases", "d_hf_sharded_4", tmp_path) / "src"
+    name = "shard-00004-model-00001-of-00002.safetensors"
+    assert not any(name in told for told in open_source(Source(str(source))).warnings)
+    (source / name).unlink()
+    assert any(name in told for told in open_source(Source(str(source))).warnings)
 
 
 def test_metadata_that_is_none(tmp_path: Path) -> None:

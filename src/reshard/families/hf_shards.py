@@ -17,6 +17,7 @@ from reshard.families.saved_slices import SavedSlice, slices_of
 from reshard.index import TensorSpec
 from reshard.planning.catalog import Catalog, Held, IndexedFile, Ranks, Shard, Tensor, tensor_of_shards
 
+_SHOWN = 4
 _SHARD = re.compile(r"shard-(\d+)-model-(\d+)-of-(\d+)\.safetensors")
 
 
@@ -43,7 +44,7 @@ def catalog_of_shards(folder: Listing, names: Sequence[str]) -> Catalog:
     tensors = {name: _tensor(name, specs[name].dtype, found) for name, found in shards.items()}
     world = max(ranks.values())
     _refuse_holes(tensors, files, sorted(set(range(1, world + 1)) - set(ranks.values())))
-    warnings = () if all(slice_.full for found in shards.values() for slice_, _ in found) else (_untold(world),)
+    warnings = () if all(slice_.full for found in shards.values() for slice_, _ in found) else (_untold(world, names),)
     told = f"PyTorch DCP in Hugging Face's form, {world} shard{'s' * (world > 1)}"
     return Catalog(tuple(files), tensors, {}, {}, Ranks(1, world, folder.path), warnings=warnings, family=told)
 
@@ -93,8 +94,12 @@ def _refuse_holes(tensors: dict[str, Tensor], files: Sequence[IndexedFile], abse
         )
 
 
-def _untold(world: int) -> str:
+def _untold(world: int, names: Sequence[str]) -> str:
+    """What may be missing unseen: shards after the last, and parts of shards, for one without data has no file."""
+    parts = sorted({name.partition("-model-")[2] for name in names})
+    absent = [n for r in range(1, world + 1) for p in parts if (n := f"shard-{r:05d}-model-{p}") not in names]
+    more = f", as would {', '.join(absent[:_SHOWN])}{' …' * (len(absent) > _SHOWN)}, which may have had nothing to hold"
     return (
         f"nothing says how many shards there were: a last one that is missing, after shard-{world:05d}, would shorten "
-        "tensors unseen; compare their shapes with the model's"
+        f"tensors unseen{more * bool(absent)}; compare their shapes with the model's"
     )
