@@ -39,6 +39,7 @@ def read_ranks(folder: Listing) -> Catalog:
     places, sizes = _ranks([match for match, _ in named], args, folder.path)
     files = [_rank_file(part, at) for part, at in zip(opened, places, strict=True)]
     _refuse_mixed(files)
+    _refuse_others(files, sizes)
     warnings = [*_left_out(files), *(told for part in opened for told in part.warnings())]
     made = Catalog(
         tuple(_numbered(part.file, at, sizes) for part, at in zip(opened, places, strict=True)),
@@ -194,6 +195,35 @@ def _refuse_mixed(files: Sequence[RankFile]) -> None:
         if len(seen) > 1:
             told = ", ".join(f"{value} in {file.part.file.name}" for value, file in list(seen.items())[:4])
             raise CheckpointError(f"the files are of several saves; {what}: {told}", hint="bring the files of one save")
+
+
+def _refuse_others(files: Sequence[RankFile], sizes: RankCounts) -> None:
+    """Raises CheckpointError where files lie in the folders of other ranks than those that saved them. What one program
+    has converted is of one rank, and says nothing.
+    """
+    told = [args_of(file.part.value) for file in files]
+    ranks = [rank for args in told if (rank := count(args, "rank")) is not None]
+    if len(set(ranks)) < len(files):
+        return
+    faults = [
+        f"{file.part.file.name} was saved by rank {args['rank']} of {args.get('world_size')}"
+        for file, args in zip(files, told, strict=True)
+        if not _may_be(file.at, sizes, args)
+    ]
+    if faults:
+        raise CheckpointError(
+            "files lie in the folders of other ranks:\n" + listed(faults), files[0].part.path, "copy them again"
+        )
+
+
+def _may_be(at: RankCounts, sizes: RankCounts, args: Mapping[str, Any]) -> bool:
+    """Whether a process may have these numbers: tensor-parallel ranks are counted first, stages last."""
+    rank, world = args["rank"], count(args, "world_size") or 0
+    if rank % sizes.tensor != at.tensor:
+        return False
+    if args.get("use_tp_pp_dp_mapping") or not world or world % sizes.stages:
+        return True
+    return bool(rank // (world // sizes.stages) == at.stages)
 
 
 def _iteration(file: RankFile) -> Any:

@@ -67,6 +67,23 @@ def test_files_of_two_saves_are_told(tmp_path: Path) -> None:
     assert "iteration: 7 in mp_rank_00_000/model_optim_rng.pt, 6 in mp_rank_01_000" in refused(tmp_path / "m")
 
 
+@pytest.mark.parametrize("swapped", [(0, 1), (0, 2), (1, 3)])
+def test_files_in_each_other_s_folders_are_told(tmp_path: Path, swapped: tuple[int, int]) -> None:
+    """Each says which process saved it; of eight the first of each pair of replicas did."""
+    places = []
+    for number in range(4):
+        tensor, stage = number % 2, number // 2
+        places.append(tmp_path / IT / f"mp_rank_{tensor:02d}_{stage:03d}" / "model_optim_rng.pt")
+        args = {**ARGS, "rank": tensor + 4 * stage, "world_size": 8}
+        saved(places[-1], told(args), {"model": chunk_of(stage, 0, tensor, (2, 2, 1))})
+    assert gives_all(converted(tmp_path / IT, tmp_path))
+    one, other = (places[number] for number in swapped)
+    kept = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(kept)
+    assert "files lie in the folders of other ranks" in refused(tmp_path / IT)
+
+
 def test_a_rank_beyond_the_arguments_is_of_another_save(tmp_path: Path) -> None:
     write_megatron(tmp_path / "m", chunks=1)
     saved(tmp_path / "m" / IT / "mp_rank_02_000" / "model_optim_rng.pt", told(), {"model": {}})
