@@ -28,6 +28,9 @@ _PLAIN_NBYTES = 8 << 20
 """Blocks of what is copied as it lies are no larger: it takes no less time."""
 
 
+_STRIP_NBYTES = 8 << 20  # of what is turned: it waits in a buffer of its own
+
+
 class EvenRuns(Struct, frozen=True):
     """Bytes that lie equally far apart: ``count`` times ``nbytes``, one every ``step`` from ``offset`` on."""
 
@@ -106,7 +109,8 @@ class Blocks:
             elif (wide := self._worth_reading(piece, box)) is not None:
                 yield _access(number, piece, wide, self.source_itemsize)
             else:
-                yield from _apart(number, piece, box, self.source_itemsize)
+                for strip in _strips(piece.box & box, piece.order, self.source_itemsize):
+                    yield from _apart(number, piece, strip, self.source_itemsize)
 
     def _worth_reading(self, piece: Piece, box: Box) -> Box | None:
         """What lies together and holds the part of a box that lies apart, where it is not much more than that."""
@@ -153,6 +157,17 @@ def _turned(of: Assembly) -> bool:
 def turns(plan: Plan) -> bool:
     """Whether some tensor lies otherwise in the source than in the target: larger blocks hold longer runs of it."""
     return any(_turned(tensor.step.base) for tensor in plan.tensors)
+
+
+def _strips(box: Box, order: tuple[int, ...], itemsize: int) -> Iterator[Box]:
+    """A box in parts of some MiB, cut where they lie furthest apart in a file whose dims are in this order."""
+    dim = next((dim for dim in order if box.stop[dim] - box.start[dim] > 1), order[0])
+    first, last = box.start[dim], box.stop[dim]
+    step = max(_STRIP_NBYTES * (last - first) // max(box.size * itemsize, 1), 1)
+    for at in range(first, last, step):
+        start, stop = list(box.start), list(box.stop)
+        start[dim], stop[dim] = at, min(at + step, last)
+        yield Box(tuple(start), tuple(stop))
 
 
 class _Shelf:

@@ -35,7 +35,12 @@ def part(number: int, order: tuple[int, ...]) -> Move:
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (1, 2, 0), (1, 0, 2)])
 @pytest.mark.parametrize("block_nbytes", [256, 1000, NBYTES, 1 << 20])
-def test_parts_of_one_tensor(order: tuple[int, ...], block_nbytes: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("strip_nbytes", [60, 1 << 20])
+def test_parts_of_one_tensor(
+    order: tuple[int, ...], block_nbytes: int, strip_nbytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However what is turned is read in strips."""
+    monkeypatch.setattr("reshard.planning.blocks._STRIP_NBYTES", strip_nbytes)
     full = array((ROWS, PARTS, WIDTH), "float32")
     source = tmp_path / "in"
     source.write_bytes(full.tobytes())
