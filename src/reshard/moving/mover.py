@@ -148,9 +148,11 @@ class Mover:
                 continue
             from reshard.moving.elements import copy_between
 
-            wide = self._wide(read, read.box.size * itemsize, self._block_nbytes if piece.outer else 0)
+            wide, known = self._wide(read, read.box.size * itemsize, self._block_nbytes if piece.outer else 0)
             copy_between((slab, block.box), (wide, read.box), counts, base.dtype, piece.order)
-            self._sources.count(read.file, counts.size * itemsize)
+            alone = piece.outer and self._sources.alone
+            elements = counts.size if not alone else 0 if known else read.box.size
+            self._sources.count(read.file, elements * itemsize)
         self._sources.read(in_place)
         for read, buffer in in_place:
             self._sources.count(read.file, len(buffer))
@@ -174,13 +176,15 @@ class Mover:
         copy_between((kinds.data, box), (odd.data, read.box), counts, "uint8", piece.order)
         return kinds
 
-    def _wide(self, read: Access, nbytes: int, kept_nbytes: int) -> memoryview:
-        """What a read brings of which a part alone is wanted. The other parts may be by what is made next."""
+    def _wide(self, read: Access, nbytes: int, kept_nbytes: int) -> tuple[memoryview, bool]:
+        """What a read brings of which a part alone is wanted, and whether it was here already: the other parts may be
+        wanted by what is made next.
+        """
         content = (self._sources, read.file, read.ranges, read.rows, nbytes)
         wide, known = self._scratch.known(content, nbytes, kept_nbytes)
         if not known:
             self._sources.read_into(read, wide)
-        return wide
+        return wide, known
 
     def _cut(self, slab: memoryview, box: Box, dtype: str, write: Access) -> memoryview:
         """The bytes of a target access, in its dtype."""

@@ -60,10 +60,14 @@ def files_of(source: Catalog) -> Files:
 
 
 class Sources:
-    """The source files of a task, each opened when first read, and checked to be the file that was planned."""
+    """The source files of a task, each opened when first read, and checked to be the file that was planned.
 
-    def __init__(self, files: Files) -> None:
+    ``alone``: what is made of a tensor's other parts reads them for itself.
+    """
+
+    def __init__(self, files: Files, *, alone: bool = False) -> None:
         self._files = files
+        self.alone = alone
         self._open: dict[int, ReadFile] = {}
         self._lock = threading.Lock()
         self._one_by_one = threading.Lock()

@@ -266,6 +266,7 @@ def _bill(plan: Plan, means: Means, budget: Budget) -> Bill:
         max_files=most_files(plan, means, budget),
         others_nbytes=budget.others_nbytes,
         checksum=means.checksum,
+        front_to_back=budget.upload_nbytes > 0,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from math import prod
 
@@ -27,7 +28,8 @@ class Bill(Struct, frozen=True):
     Attributes:
         needed_nbytes: bytes of source tensors that the target depends on, each counted once.
         read_nbytes: bytes that will be read; more than needed where a group of files takes a narrow part of long rows.
-            Of what lies between parts of a tensor that is parted none count: others are made of it by the same read.
+            Of what lies between parts of a tensor that is parted none count: others are made of it by the same read;
+            all of it, each time, where files take their bytes front to back, as uploads do.
         written_nbytes: bytes that will be written, headers included; the disk space that the target takes.
         linked_files: files that share the bytes of an equal one (``--replicas link``).
         shared_nbytes: of what is written, what files share with the source's, and so take no space for.
@@ -65,15 +67,17 @@ def make_bill(
     max_files: int = MAX_FILES,
     others_nbytes: int = 0,
     checksum: bool = True,
+    front_to_back: bool = False,
 ) -> Bill:
     """``others_nbytes``: what connections to object storage, and parts on their way there, take in memory.
 
-    ``checksum``: all that is written is hashed, and so read.
+    ``checksum``: all that is written is hashed, and so read. ``front_to_back``: files take their bytes in this order
+    only.
     """
     sizes = [plan.forms[f.form].nbytes for f in plan.files]
     made = groups(plan, link_replicas=link_replicas, max_files=max_files)
     linked = [(len(same) - 1, plan.forms[same[0].form].nbytes) for group in made for same in group]
-    counting = ReadCount(plan, block_nbytes)
+    counting = ReadCount(plan, block_nbytes, front_to_back=front_to_back)
     read_nbytes, shared_nbytes = sum(counting.of([same[0] for same in group]) for group in made), 0
     if plan.shared_block_nbytes:
         of_tasks = tasks(plan, link_replicas=link_replicas, max_files=max_files, together="in any order")
@@ -118,8 +122,9 @@ def _with_shared(plan: Plan, made: Iterable[Task], block_nbytes: int) -> tuple[i
 class ReadCount:
     """Counts what read groups of a plan read, once for all tensors that lie alike and are cut alike: layers repeat."""
 
-    def __init__(self, plan: Plan, block_nbytes: int) -> None:
+    def __init__(self, plan: Plan, block_nbytes: int, *, front_to_back: bool = False) -> None:
         self._plan = plan
+        self._front_to_back = front_to_back
         self._block_nbytes = block_nbytes
         self._known: dict[object, int] = {}
         self._lie = [_lies(tensor) for tensor in plan.tensors]
@@ -165,7 +170,8 @@ class ReadCount:
             boxes = [self._plan.layouts[layout].box(rank) for layout, ranks in places for rank in ranks]
             targets = tuple(piece for box in dict.fromkeys(boxes) for piece in seen(Piece(0, box, ()), tensor))
             move = Move("", tensor.step, tensor.spec.dtype, targets)
-            self._known[key] = sum(reads(replace(move, step=needed(move)), self._block_nbytes))
+            whole = replace(move, step=needed(move))
+            self._known[key] = sum(reads(whole, self._block_nbytes, front_to_back=self._front_to_back))
         return self._known[key]
 
 
@@ -176,15 +182,22 @@ def _lies(tensor: PlannedTensor) -> tuple[object, ...]:
     return pieces, base.shape, base.dtype, tensor.spec.dtype, len(tensor.step.beside)
 
 
-def reads(move: Move, block_nbytes: int) -> Iterator[int]:
+def reads(move: Move, block_nbytes: int, *, front_to_back: bool = False) -> Iterator[int]:
     """Bytes read from each source piece: its rows within the hull of the targets, as wide as they lie together in
-    the file; of a piece of something larger, its own.
+    the file; of a piece of something larger, its own: the others are made of the same read, save where files take their
+    bytes ``front_to_back``.
     """
     blocks = Blocks(move, block_nbytes)
     base = blocks.base
-    for piece in base.pieces:
+    alone: Counter[int] = Counter()
+    if front_to_back and any(piece.outer for piece in base.pieces):
+        for number in range(len(blocks)):
+            for read in blocks[number].reads:
+                alone[read.piece] += read.box.size
+    for number, piece in enumerate(base.pieces):
         part = (piece.box & blocks.hull).shape
         wide = (
             part if piece.order or piece.outer else (*part[: blocks.split + 1], *piece.stored.shape[blocks.split + 1 :])
         )
-        yield 0 if piece.file == ZEROS else prod(wide) * ITEMSIZE[base.dtype]
+        elements = alone[number] if piece.outer and front_to_back else prod(wide)
+        yield 0 if piece.file == ZEROS else elements * ITEMSIZE[base.dtype]
