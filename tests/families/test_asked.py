@@ -4,6 +4,7 @@ different orders are compared as they are meant.
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from forks import forks
 from golden_families.test_recorded import unpacked
 from making import counted, write_file, write_ranks, write_strategy
 from reshard import Options
+from reshard.cli.main import main
 from reshard.errors import InputError, UsageError
 from reshard.families import registry
 from reshard.families.open_checkpoint import open_source
@@ -48,6 +50,18 @@ def test_a_folder_of_another_family_than_is_said_is_told(name: str, tmp_path: Pa
     (tmp_path / "notes.txt").write_text("no weights")
     with pytest.raises((InputError, UsageError)):
         open_source(Source(str(tmp_path), family=name))
+
+
+@pytest.mark.parametrize("words", ["convert '' out", "convert . ''", "inspect ''", "diff . ''", "doctor ''"])
+def test_an_empty_path_is_not_the_current_folder(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_file(tmp_path / "m.safetensors", {"w": counted(2)})
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(shlex.split(words))
+    assert (ended.value.code, "an empty path" in capsys.readouterr().err) == (2, True)
+    assert [path.name for path in tmp_path.iterdir()] == ["m.safetensors"]
 
 
 COMMANDS = [

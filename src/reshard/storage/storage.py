@@ -15,7 +15,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from reshard.errors import CheckpointError, ReshardError, StorageError
+from reshard.errors import CheckpointError, ReshardError, StorageError, UsageError
 from reshard.planning.plan import Link
 
 PART = ".part"
@@ -148,11 +148,13 @@ def is_url(path: str) -> bool:
 
 
 def normal(path: str | Path) -> str:
-    """A path or URL without what says nothing.
+    """A path or URL without what says nothing. Raises UsageError for an empty one, which is no word for this folder.
 
     >>> normal("s3://bucket/ckpt/"), normal("ckpt//rank_0/")
     ('s3://bucket/ckpt', 'ckpt/rank_0')
     """
+    if path == "":
+        raise UsageError("an empty path", hint="is a variable not set? this folder is .")
     return str(path).rstrip("/") if is_url(str(path)) else str(Path(path))
 
 
