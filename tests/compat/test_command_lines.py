@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -334,9 +333,7 @@ def test_the_script_takes_none_for_what_is_not_given() -> None:
 
 @pytest.mark.parametrize("words", [("ckpt",), ("a", "b", "c", "d", "0", "1"), ("a", "b", "c", "d", "4", "3")])
 def test_the_script_refuses_a_wrong_call(words: tuple[str, ...]) -> None:
-    began = time.monotonic()
     assert shell(*words).returncode == 2
-    assert time.monotonic() - began < 30
     assert not Path("log").exists()
 
 
