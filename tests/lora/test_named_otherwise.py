@@ -124,11 +124,13 @@ def with_magnitudes(adapter: Path) -> None:
 
 
 @pytest.mark.parametrize("convention", ["mcore", "mindformers", "torchtitan", "megatron"])
-@pytest.mark.parametrize("target", ["hf", "mcore", "mindformers"])
+@pytest.mark.parametrize(("target", "dora"), [("hf", False), ("hf", True), ("mcore", True), ("mindformers", False)])
 def test_bases_of_other_names_are_merged_on_their_way(
-    convention: str, target: str, adapter: Path, tmp_path: Path
+    convention: str, target: str, dora: bool, adapter: Path, tmp_path: Path
 ) -> None:
     """Under Hugging Face's names, which both sides are told by."""
+    if dora:
+        with_magnitudes(adapter)
     more = {"to": "megatron", "tp": 2} if convention == "megatron" else {"dst": convention}
     other = tmp_path / (convention if convention == "megatron" else f"{convention}.safetensors")
     reshard.convert(tmp_path / "base", other, wanted(tmp_path, **{"dst": "", **more}))

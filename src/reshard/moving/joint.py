@@ -54,7 +54,7 @@ class JointParts:
 
         if isinstance(step, Assembly):
             return lambda box, made: round_to(shaped(made, dtype, box), read(step, box))
-        making = Making(Move(part.name, step, dtype, ()), read)
+        making = Making(Move(part.name, step, dtype, ()), read, shape)
 
         def make(box: Box, made: memoryview) -> Array | None:
             base = read(step.base, box).reshape(-1).view(np.uint8)

@@ -129,8 +129,9 @@ class Lengths:
     few rows at once, by ``weight``.
     """
 
-    def __init__(self, step: LoraAdd, weight: Callable[[Box], Array]) -> None:
+    def __init__(self, step: LoraAdd, shape: tuple[int, ...], weight: Callable[[Box], Array]) -> None:
         self._step = step
+        self._shape = shape
         self._weight = weight
         self._known: dict[Range, Array] = {}
         self._lock = threading.Lock()
@@ -154,7 +155,7 @@ class Lengths:
 
     def _of_rows(self, outs: Range, read: Read) -> Array:
         squares = np.empty(outs[1] - outs[0])
-        for start, total in self._sums(outs, self._step.base.shape[1:], read):
+        for start, total in self._sums(outs, self._shape[1:], read):
             at = start - outs[0]
             squares[at : at + len(total)] = np.add.reduce(total * total, axis=-1)
         return squares
@@ -162,7 +163,7 @@ class Lengths:
     def _of_columns(self, outs: Range, read: Read) -> Array:
         """Row by row, so that the bits do not depend on how many are read at once."""
         squares = np.zeros(outs[1] - outs[0])
-        for _, total in self._sums((0, self._step.base.shape[0]), (), read, outs):
+        for _, total in self._sums((0, self._shape[0]), (), read, outs):
             for row in total:
                 squares += row * row
         return squares

@@ -25,12 +25,14 @@ class Beside(Struct, frozen=True):
 class Making:
     """The making of a move's blocks by a step that computes; what it reads comes through ``read``."""
 
-    def __init__(self, move: Move, read: Read) -> None:
+    def __init__(self, move: Move, read: Read, shape: tuple[int, ...] = ()) -> None:
+        """``shape``: of what is made, where its base is put together in a view of it."""
         self._move = move
-        self._step = move.step
+        self._step = step = move.step
         self._read = read
-        step = move.step
-        self._lengths = Lengths(step, self._again) if isinstance(step, LoraAdd) and step.magnitude else None
+        self._lengths: Lengths | None = None
+        if isinstance(step, LoraAdd) and step.magnitude:
+            self._lengths = Lengths(step, shape or step.base.shape, self._again)
 
     def beside(self, box: Box) -> Beside:
         """What a block needs besides its base."""

@@ -9,10 +9,10 @@ from msgspec.structs import replace
 from reshard.dtypes import ALIASES
 from reshard.errors import PlanError, listed
 from reshard.families.probe import agreements
-from reshard.names.wishes import HUB, Asked, Naming
+from reshard.names.wishes import HUB, MEGATRON, Asked, Naming
 from reshard.ops.adapters import AdapterAt, Joined, fitting
 from reshard.ops.convert import named
-from reshard.ops.options import Options
+from reshard.ops.options import OF_MEGATRON, Options
 from reshard.planning.catalog import Catalog
 from reshard.planning.lora_made import as_made
 from reshard.planning.names import NameRules
@@ -30,6 +30,9 @@ def under_their_names(
         naming = replace(naming, dequantize=False)
         options = replace(options, naming=naming)
     fit, of = fitting(source.tensors, adapters)
+    if fit < of and options.to in OF_MEGATRON:
+        naming = replace(naming, dst=MEGATRON)
+        options = replace(options, naming=naming)
     if not naming.dst or fit == of:
         return source, options
     ways = [_at_the_hub(source, src, options)] if naming.dst != HUB else []

@@ -95,7 +95,7 @@ class Means(Struct, frozen=True, kw_only=True):
         return min(block, most)
 
 
-_OF_MEGATRON = (MEGATRON, "torch_dist")
+OF_MEGATRON = (MEGATRON, "torch_dist")
 
 
 class Options(Means, frozen=True):
@@ -176,7 +176,7 @@ class Options(Means, frozen=True):
         Raises UsageError for other names.
         """
         naming = self.naming
-        if self.to not in _OF_MEGATRON:
+        if self.to not in OF_MEGATRON:
             return _as_files_are(naming, source) if naming.files and not naming.dst else naming
         if naming.dst not in ("", MEGATRON):
             raise UsageError(f"--to {self.to}, and --dst-names {naming.dst}", hint="leave --dst-names out")
