@@ -13,7 +13,6 @@ from reshard.planning.identity import identity_of, parts_of_identity
 from reshard.planning.plan import Plan
 from reshard.planning.scales import Wishes, refuse_parted
 from reshard.planning.target import Choices, Draft, Target
-from reshard.planning.tasks import only_needed
 from reshard.storage.machine import uncollected
 
 
@@ -43,7 +42,7 @@ def make_plan(source: Catalog, target: Target, choices: Choices) -> Plan:
     plan = Plan(
         files_of(source),
         tuple(draft.layouts),
-        tuple(draft.assembler.tensors),
+        (),
         tuple(draft.forms),
         files.planned,
         decisions.left_out,
@@ -59,4 +58,4 @@ def make_plan(source: Catalog, target: Target, choices: Choices) -> Plan:
         files.modes,
     )
     draft.assembler.prove_covered(plan)
-    return only_needed(plan) if target.part else plan
+    return draft.assembler.fill(plan)

@@ -8,7 +8,7 @@ would otherwise hold the same shard, in ascending rank order.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from itertools import product
 from math import prod
@@ -173,6 +173,17 @@ class Layout(Struct, frozen=True):
             tuple(c * n for c, n in zip(cell, shard, strict=True)),
             tuple((c + 1) * n for c, n in zip(cell, shard, strict=True)),
         )
+
+    def cells_of(self, box: Box) -> Iterable[Cell]:
+        """The cells that meet a box, in order; of an empty tensor all of them.
+
+        >>> list(Layout((8, 6), Sharding((4,), ((0,), ()))).cells_of(Box((3, 0), (5, 6))))
+        [(1, 0), (2, 0)]
+        """
+        shard = self.shard_shape
+        if 0 in shard:
+            return self.boxes()
+        return product(*(range(a // n, -(-b // n)) for a, b, n in zip(box.start, box.stop, shard, strict=True)))
 
     def box(self, rank: int) -> Box:
         """What ``rank`` of the stage holds."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import reduce
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from reshard.dtypes import FLOATING
@@ -16,17 +18,18 @@ from reshard.planning.catalog import Catalog, Held, Shard, Tensor
 from reshard.planning.decide import Kept
 from reshard.planning.lora_values import LoraMerge, MadeAs
 from reshard.planning.names import is_state
-from reshard.planning.plan import Plan, PlannedTensor
+from reshard.planning.plan import Move, Plan, PlannedTensor
 from reshard.planning.steps import Assembly, Joint, LoraAdd, MadeTensor, Piece, Product, Rows, Scaled, Step
+from reshard.planning.tasks import hulls, needed, only_needed
 
 ANY_RANK = -1
 _SHOWN = 4
 Choose = Callable[[Box, tuple[Held, ...]], Held]
 
 
-def assembled(tensor: Tensor, choose: Choose = lambda box, held: held[0]) -> Assembly:
-    """A tensor of one holder of each shard; shards that no file holds are left out."""
-    pieces = [_piece(box, choose(box, held)) for box, held in tensor.shards.held()]
+def assembled(tensor: Tensor, choose: Choose = lambda box, held: held[0], within: Box | None = None) -> Assembly:
+    """A tensor of one holder of each shard; without those that no file holds, or that are not ``within`` a box."""
+    pieces = [_piece(box, choose(box, held)) for box, held in tensor.shards.held(within)]
     return Assembly(tensor.spec.dtype, tensor.view or tensor.spec.shape, tuple(pieces))
 
 
@@ -54,11 +57,32 @@ def alone(name: str, tensor: Tensor, dtype: str = "") -> PlannedTensor:
     return PlannedTensor(name, spec_of(name, tensor, dtype), step)
 
 
+class Drafted(Struct, frozen=True):
+    """A tensor that is numbered, and not assembled yet. ``source_rank`` says whose value counts, of one that varies."""
+
+    name: str
+    spec: TensorSpec
+    tensor: Tensor
+    source_rank: int
+
+    def in_view(self, box: Box) -> list[Box]:
+        """Where a box of it lies as its shards lie."""
+        shape, view = self.tensor.spec.shape, self.tensor.view
+        return [seen for _, seen in in_view(box, shape, view)] if view else [box]
+
+    def made_by(self, step: Step) -> PlannedTensor:
+        other_name = self.tensor.name if self.tensor.name != self.name else None
+        return PlannedTensor(self.name, self.spec, step, other_name)
+
+
 class Assembler:
-    """Planned tensors, each assembled when first asked for. Of replicas the one is read whose file is read least."""
+    """Tensors to plan; assembled when it is known what is needed of them. Of replicas the one is read whose file is
+    read least.
+    """
 
     def __init__(self, source: Catalog, dtype: str, lora: LoraMerge | None) -> None:
-        self.tensors: list[PlannedTensor] = []
+        self.tensors: list[Drafted] = []
+        self._whole: dict[int, PlannedTensor] = {}
         self._source = source
         self._source_lacks = source.lacking
         self._dtype = dtype
@@ -76,12 +100,34 @@ class Assembler:
             spec = spec_of(kept.name, tensor, self._dtype)
             if missing := tensor.shards.missing():
                 self._lacking[self._numbers[key]] = (tensor, missing)
-            other_name = tensor.name if tensor.name != kept.name else None
-            self.tensors.append(PlannedTensor(kept.name, spec, self._step(tensor, source_rank), other_name))
+            self.tensors.append(Drafted(kept.name, spec, tensor, source_rank))
         return self._numbers[key]
 
-    def _step(self, tensor: Tensor, source_rank: int) -> Step:
-        base = self._base(tensor, source_rank)
+    def whole(self, number: int) -> PlannedTensor:
+        """All of a tensor, for whoever must know how it is made before the files are told."""
+        if number not in self._whole:
+            self._whole[number] = self.tensors[number].made_by(self._step(self.tensors[number]))
+        return self._whole[number]
+
+    def fill(self, plan: Plan) -> Plan:
+        """The plan with its tensors; that of a part of a target carries nothing of what its files do not need."""
+        if not plan.part:
+            return replace(plan, tensors=tuple(map(self.whole, range(len(self.tensors)))))
+        part, numbers = only_needed(plan)
+        wanted = hulls(part)
+        return replace(part, tensors=tuple(self._part(old, wanted[new]) for new, old in enumerate(numbers)))
+
+    def _part(self, number: int, box: Box) -> PlannedTensor:
+        drafted = self.tensors[number]
+        within = reduce(Box.hull, drafted.in_view(box))
+        step = self._whole[number].step if number in self._whole else self._step(drafted, within)
+        return drafted.made_by(needed(Move("", step, drafted.spec.dtype, (Piece(0, within, ()),))))
+
+    def _step(self, drafted: Drafted, within: Box | None = None) -> Step:
+        tensor, added = drafted.tensor, self._lora.sums.get(drafted.tensor.name)
+        if added is not None and added.magnitude:
+            within = None  # its length is that of whole rows
+        base = self._base(tensor, drafted.source_rank, within)
         if not self._lora.made:
             return self._changed(tensor.name, base)
         return self._joint(base) if isinstance(base, Assembly) else base
@@ -105,8 +151,8 @@ class Assembler:
         step = self._changed(each.name, self._base(tensor, ANY_RANK))
         return MadeTensor(each.name, TensorSpec(each.dtype, tensor.spec.shape), step)
 
-    def _base(self, tensor: Tensor, source_rank: int) -> Assembly | Scaled:
-        of = self._assembled(tensor, source_rank)
+    def _base(self, tensor: Tensor, source_rank: int, within: Box | None = None) -> Assembly | Scaled:
+        of = self._assembled(tensor, source_rank, within)
         if tensor.scales is None:
             return of
         return Scaled(of, self._assembled(tensor.scales.of, ANY_RANK), tensor.scales.block)
@@ -125,7 +171,7 @@ class Assembler:
         plain = magnitude is None and all(product.form in ("out_in", "in_out") for product in products)
         return LoraAdd(base, products, magnitude, self._lora.allow_nan, self._lora.inside and plain)
 
-    def _assembled(self, tensor: Tensor, source_rank: int) -> Assembly:
+    def _assembled(self, tensor: Tensor, source_rank: int, within: Box | None = None) -> Assembly:
         itemsize, read = tensor.spec.itemsize, self._read
 
         def choose(box: Box, held: tuple[Held, ...]) -> Held:
@@ -135,7 +181,7 @@ class Assembler:
             read[chosen.file] += box.size * itemsize
             return chosen
 
-        return assembled(tensor, choose)
+        return assembled(tensor, choose, within)
 
     def prove_covered(self, plan: Plan) -> None:
         """Shards tile their tensor: a box of it is covered once where no shard that it meets is missing.
@@ -150,10 +196,9 @@ class Assembler:
             faults += _uncovered(tensor, tensor.shards.missing(), [Box.whole(tensor.spec.shape)])
         wanted = _boxes(plan, self._lacking)
         for number, (tensor, missing) in self._lacking.items():
-            shape = tensor.spec.shape
-            boxes = [seen for box in wanted.get(number, ()) for _, seen in in_view(box, shape, tensor.view or shape)]
+            boxes = [seen for box in wanted.get(number, ()) for seen in self.tensors[number].in_view(box)]
             if (added := lora.sums.get(tensor.name)) is not None and added.magnitude:
-                boxes = [Box.whole(shape)]  # its length is that of whole rows
+                boxes = [Box.whole(tensor.spec.shape)]  # its length is that of whole rows
             faults += _uncovered(tensor, missing, boxes)
         if faults:
             raise PlanError(

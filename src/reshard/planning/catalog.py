@@ -91,10 +91,11 @@ class Grid(Struct, frozen=True):
         for cell, box in self.layout.boxes().items():
             yield Shard(box, self.cells.get(cell, ()), self.expected.get(cell, ()))
 
-    def held(self) -> Iterator[tuple[Box, tuple[Held, ...]]]:
-        """The box of each shard that files hold, and how they do."""
-        cells = self.cells
-        return ((box, cells[cell]) for cell, box in self.layout.boxes().items() if cell in cells)
+    def held(self, within: Box | None = None) -> Iterator[tuple[Box, tuple[Held, ...]]]:
+        """The box of each shard that files hold, and how they do; of those alone that meet a box."""
+        cells, boxes = self.cells, self.layout.boxes()
+        among = boxes if within is None else self.layout.cells_of(within)
+        return ((boxes[cell], cells[cell]) for cell in among if cell in cells)
 
     def missing(self) -> tuple[Shard, ...]:
         """Shards that no file holds."""
@@ -112,9 +113,10 @@ class Loose(Struct, frozen=True):
     def __iter__(self) -> Iterator[Shard]:
         return iter(self.shards)
 
-    def held(self) -> Iterator[tuple[Box, tuple[Held, ...]]]:
-        """The box of each shard that files hold, and how they do."""
-        return ((shard.box, shard.held) for shard in self.shards if shard.held)
+    def held(self, within: Box | None = None) -> Iterator[tuple[Box, tuple[Held, ...]]]:
+        """The box of each shard that files hold, and how they do; of those alone that meet a box."""
+        held = ((shard.box, shard.held) for shard in self.shards if shard.held)
+        return held if within is None else (found for found in held if found[0].meets(within) or found[0] == within)
 
     def missing(self) -> tuple[Shard, ...]:
         """Shards that are said to be somewhere and that no file holds."""

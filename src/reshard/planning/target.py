@@ -207,16 +207,17 @@ class Draft:
 
     def _phases(self, cuts: tuple[Cut, ...]) -> Phases:
         """Where in a block the first rank's shards lie in the source; where these are whole blocks, all others, too."""
-        layouts, tensors, block_nbytes = list(self.layouts), self.assembler.tensors, self.target.shared_block_nbytes
+        layouts, block_nbytes = list(self.layouts), self.target.shared_block_nbytes
         begins = {}
         for t, n in cuts:
-            spec = tensors[t].spec.of_shape(self._shapes[n])
+            spec = self.assembler.tensors[t].spec.of_shape(self._shapes[n])
             if spec.nbytes < LEAST_NBYTES:
                 continue
-            pieces = seen(Piece(0, layouts[n].box(0), (Extent(0, spec.nbytes),)), tensors[t])
-            runs = [run for piece in pieces for run in same_bytes(tensors[t].step, spec.dtype, piece)]
+            tensor = self.assembler.whole(t)
+            pieces = seen(Piece(0, layouts[n].box(0), (Extent(0, spec.nbytes),)), tensor)
+            runs = [run for piece in pieces for run in same_bytes(tensor.step, spec.dtype, piece)]
             if runs:
-                begins[tensors[t].name] = max(runs, key=lambda run: run.nbytes).shift % block_nbytes
+                begins[tensor.name] = max(runs, key=lambda run: run.nbytes).shift % block_nbytes
         return Phases(block_nbytes, begins)
 
     def asked_for(self, files: Sequence[PlannedFile]) -> tuple[PlannedFile, ...]:

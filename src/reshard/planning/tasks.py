@@ -14,7 +14,7 @@ from reshard.layout.box import Box
 from reshard.layout.tensor import Cell
 from reshard.layout.view import in_view
 from reshard.planning import neighbours
-from reshard.planning.plan import Move, Plan, PlannedFile, PlannedTensor, Task, TaskFile
+from reshard.planning.plan import FileForm, Move, Plan, PlannedFile, PlannedTensor, Task, TaskFile
 from reshard.planning.steps import Assembly, Joint, LoraAdd, Piece, Rows, Scaled, Step
 
 MAX_FILES = 128
@@ -190,8 +190,23 @@ def needed(move: Move) -> Step:
     return with_pieces(move.step, lambda assembly: replace(base, pieces=pieces) if assembly is base else assembly)
 
 
-def only_needed(plan: Plan) -> Plan:
-    """The plan with those pieces alone that its files need: a part of a target does not carry all of the source."""
+def only_needed(plan: Plan) -> tuple[Plan, tuple[int, ...]]:
+    """The plan of a part of a target, without forms that none of its files has; and the tensors that these hold, by
+    their former numbers, which are counted anew.
+    """
+    forms = tuple(dict.fromkeys(file.form for file in plan.files))
+    tensors = tuple(sorted({slot.tensor for form in forms for slot in plan.forms[form].slots}))
+    numbers = {old: new for new, old in enumerate(tensors)}
+
+    def of_part(form: FileForm) -> FileForm:
+        return replace(form, slots=tuple(replace(slot, tensor=numbers[slot.tensor]) for slot in form.slots))
+
+    files = tuple(replace(file, form=forms.index(file.form)) for file in plan.files)
+    return replace(plan, forms=tuple(of_part(plan.forms[form]) for form in forms), files=files), tensors
+
+
+def hulls(plan: Plan) -> dict[int, Box]:
+    """Of each tensor, by number, the hull of what the plan's files hold of it."""
     ranks: dict[int, list[int]] = {}
     for file in plan.files:
         ranks.setdefault(file.form, []).append(file.local_rank)
@@ -200,21 +215,12 @@ def only_needed(plan: Plan) -> Plan:
         together = tuple(local_ranks)
         for slot in plan.forms[form].slots:
             held.setdefault(slot.tensor, set()).add((slot.layout, together))
-    hulls: dict[object, Box] = {}
-
-    def hull(places: frozenset[tuple[int, tuple[int, ...]]]) -> Box:
-        if places not in hulls:
+    known: dict[object, Box] = {}
+    for places in map(frozenset, held.values()):
+        if places not in known:
             boxes = [Piece(0, plan.layouts[layout].box(rank), ()) for layout, some in places for rank in some]
-            hulls[places] = hull_of(boxes)
-        return hulls[places]
-
-    tensors = list(plan.tensors)
-    for number, places in held.items():
-        tensor = tensors[number]
-        if len(tensor.step.base.pieces) > 1:
-            targets = tuple(seen(Piece(0, hull(frozenset(places)), ()), tensor))
-            tensors[number] = replace(tensor, step=needed(Move("", tensor.step, tensor.spec.dtype, targets)))
-    return replace(plan, tensors=tuple(tensors))
+            known[places] = hull_of(boxes)
+    return {number: known[frozenset(places)] for number, places in held.items()}
 
 
 def hull_of(pieces: Sequence[Piece]) -> Box:
