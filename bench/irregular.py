@@ -2,7 +2,8 @@
 
     python bench/irregular.py
 
-The whole target of eight ranks, and one of eight shares of it, each in a process of its own.
+The whole target of eight ranks, and one of eight shares of it, each in a process of its own. ``write_dcp`` makes such a
+source as a folder of PyTorch's, for scale.py: its last row reads the ``.metadata``, too.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ import resource
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from reshard.families.planner import make_plan
 from reshard.families.rank_targets import ranks_or_full
+from reshard.formats.dcp_written import WrittenChunk, metadata_bytes
+from reshard.formats.distcp import Distcp
 from reshard.formats.registry import format_named
 from reshard.index import Contents, Extent, TensorSpec
 from reshard.layout.box import Box
@@ -30,24 +34,51 @@ from reshard.storage.machine import uncollected
 RANKS, TENSORS, ROWS, COLUMNS = 1024, 1191, 4200, 64
 
 
+SPEC = TensorSpec("bfloat16", (ROWS, COLUMNS))
+ROWS_A_RANK = -(-ROWS // RANKS)
+
+
+def names() -> list[str]:
+    return [f"model.layers.{number // 10}.w{number % 10}.weight" for number in range(TENSORS)]
+
+
+def starts() -> range:
+    """The first row of each rank that holds some."""
+    return range(0, ROWS, ROWS_A_RANK)
+
+
 def catalog() -> Catalog:
     """A million chunks, as 1,024 ranks of FSDP leave them: rows do not divide, five a rank and none for the last."""
 
-    names = [f"rank_{rank}.distcp" for rank in range(RANKS)]
-    files = tuple(IndexedFile(name, name, 1 << 40, 0, r, "torch", Contents({})) for r, name in enumerate(names))
-    rows, columns = -(-ROWS // RANKS), COLUMNS
-    spec = TensorSpec("bfloat16", (ROWS, columns))
+    paths = [f"rank_{rank}.distcp" for rank in range(RANKS)]
+    files = tuple(IndexedFile(path, path, 1 << 40, 0, r, "torch", Contents({})) for r, path in enumerate(paths))
+    nbytes = ROWS_A_RANK * COLUMNS * SPEC.itemsize
     tensors = {}
-    for number in range(TENSORS):
-        shards = []
-        for rank in range(-(-ROWS // rows)):
-            start, stop = rank * rows, min((rank + 1) * rows, ROWS)
-            nbytes = (stop - start) * columns * spec.itemsize
-            held = Held(rank, (Extent(number * rows * columns * spec.itemsize, nbytes),))
-            shards.append(Shard(Box((start, 0), (stop, columns)), (held,), (rank,)))
-        name = f"model.layers.{number // 10}.w{number % 10}.weight"
-        tensors[name] = tensor_of_shards(name, spec, shards)
+    for number, name in enumerate(names()):
+        extents = (Extent(number * nbytes, nbytes),)
+        boxes = (Box((start, 0), (start + ROWS_A_RANK, COLUMNS)) for start in starts())
+        shards = [Shard(box, (Held(rank, extents),), (rank,)) for rank, box in enumerate(boxes)]
+        tensors[name] = tensor_of_shards(name, SPEC, shards)
     return Catalog(files, tensors, {}, {})
+
+
+def write_dcp(path: Path) -> Path:
+    """The same chunks, zeros all of them, as PyTorch saves them."""
+    path.mkdir(parents=True)
+    shape = (ROWS_A_RANK, COLUMNS)
+    frame = Distcp().frame({"w": TensorSpec(SPEC.dtype, shape)}, {}, {})
+    item = bytearray(frame.nbytes)
+    for start, piece in frame.pieces:
+        item[start : start + len(piece)] = piece
+    for rank in range(len(starts())):
+        (path / f"__{rank}_0.distcp").write_bytes(bytes(item) * TENSORS)
+    places = [Extent(number * frame.nbytes, frame.nbytes) for number in range(TENSORS)]
+    chunks = {
+        name: (SPEC, [WrittenChunk((start, 0), shape, f"__{r}_0.distcp", place) for r, start in enumerate(starts())])
+        for name, place in zip(names(), places, strict=True)
+    }
+    (path / ".metadata").write_bytes(metadata_bytes(chunks, {}))
+    return path
 
 
 def measure(what: str) -> dict[str, float]:

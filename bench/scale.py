@@ -1,11 +1,12 @@
 """Plans of a 671B mixture of experts at full scale, from sparse files that hold headers alone.
 
-    python bench/scale.py [RANKS ...] [ckpt] [names]
+    python bench/scale.py [RANKS ...] [ckpt | names | chunks]
 
 A DeepSeek-V3-like model as MindFormers names it (stacked experts, with Adam states) on 64, 256 and 1,024 ranks, and as
 one full checkpoint of 90 thousand tensors as Hugging Face names them. For each it makes the bill and one share of 16.
-Then that checkpoint under other names, dequantised, and back. Nothing is read but headers. The last row is a source
-that no layout describes (irregular.py). ``names`` makes the rows of names alone.
+Then that checkpoint under other names, dequantised, and back. Nothing is read but headers. The last rows are a source
+that no layout describes, a million chunks (irregular.py): from its catalog, and as a folder of PyTorch's with its
+``.metadata``. ``names`` makes the rows of names alone, ``chunks`` the last ones alone.
 """
 
 from __future__ import annotations
@@ -285,11 +286,14 @@ def _strategy_of(specs: dict[str, TensorSpec], path: Path, parallel: Parallel) -
 def main(ranks: list[int], suffix: str) -> None:
     folder = Path(tempfile.mkdtemp(prefix="reshard-scale-"))
     try:
-        full = str(write_full(folder / "full"))
         print(
             "| what | files | tensors | bill | peak | plan | reads | one share | peak | plan | largest / mean share |"
         )
         print("|---|---|---|---|---|---|---|---|---|---|---|")
+        if suffix == "chunks":
+            show_chunks(folder)
+            return
+        full = str(write_full(folder / "full"))
         for n in ranks:
             src = str(write_ranks(folder / f"src{n}", LAYOUTS[n], suffix))
             old, new = (str(write_strategy(folder / f"s{n}-{m}", LAYOUTS[m], hf=False)) for m in (n, 2 * n))
@@ -301,9 +305,17 @@ def main(ranks: list[int], suffix: str) -> None:
         for convention in ("mcore", "mindformers"):
             named(folder, full, convention)
         if ranks:
-            print(irregular.row(), flush=True)
+            show_chunks(folder)
     finally:
         shutil.rmtree(folder)
+
+
+def show_chunks(folder: Path) -> None:
+    print(irregular.row(), flush=True)
+    strategy = folder / "eight.ckpt"
+    cut = encode_layout(Sharding((8,), ((0,), ())))
+    strategy.write_bytes(write_protobuf([encode_made(0)], dict.fromkeys(irregular.names(), cut), 1))
+    show("the same as DCP → 8", Case(str(irregular.write_dcp(folder / "dcp")), "", str(strategy)))
 
 
 def show(what: str, case: Case) -> None:
@@ -324,4 +336,5 @@ if __name__ == "__main__":
         print(json.dumps(measure(sys.argv[2], Case(*sys.argv[3:]))))
     else:
         counts = [int(n) for n in sys.argv[1:] if n.isdigit()]
-        main([] if "names" in sys.argv else counts or [64, 256, 1024], "ckpt" if "ckpt" in sys.argv else "safetensors")
+        suffix = next((word for word in ("ckpt", "chunks") if word in sys.argv), "safetensors")
+        main([] if "names" in sys.argv else counts or [64, 256, 1024], suffix)
