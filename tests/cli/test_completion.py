@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pytest
 from terminal import PROGRAM
+
+from forks import forks
 
 COMMANDS = {"convert", "merge", "split", "plan", "inspect", "verify", "diff", "doctor", "strategy", "lora", "compat"}
 
@@ -20,8 +22,13 @@ def asked(shell: str, words: Sequence[str]) -> str:
         "zsh": {"_TYPER_COMPLETE_ARGS": line},
         "fish": {"_TYPER_COMPLETE_ARGS": line, "_TYPER_COMPLETE_FISH_ACTION": "get-args"},
     }[shell]
-    environment = {**os.environ, "_RESHARD_COMPLETE": f"complete_{shell}", **env}
-    return subprocess.run([str(PROGRAM)], env=environment, capture_output=True, text=True, check=True).stdout
+    return said(f"complete_{shell}", env)
+
+
+def said(wish: str, env: Mapping[str, str]) -> str:
+    ended = forks().run(env={**os.environ, "_RESHARD_COMPLETE": wish, **env})
+    assert (ended.code, ended.err) == (0, "")
+    return ended.out
 
 
 def answers(shell: str, words: Sequence[str]) -> set[str]:
@@ -66,9 +73,7 @@ def test_paths_are_left_to_the_shell(shell: str) -> None:
 
 @pytest.mark.parametrize("shell", SHELLS)
 def test_each_shell_has_its_script(shell: str) -> None:
-    environment = {**os.environ, "_RESHARD_COMPLETE": f"source_{shell}"}
-    script = subprocess.run([str(PROGRAM)], env=environment, capture_output=True, text=True, check=True).stdout
-    assert f"_RESHARD_COMPLETE=complete_{shell}" in script
+    assert f"_RESHARD_COMPLETE=complete_{shell}" in said(f"source_{shell}", {})
 
 
 @pytest.mark.skipif(not shutil.which("bash"), reason="bash is not there")
