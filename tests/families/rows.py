@@ -16,6 +16,7 @@ from megatron_ranks import FULL as MEGATRON
 from megatron_ranks import write_megatron
 from reshard import Options
 from reshard.layout.tensor import Sharding
+from thorough import TIMES
 
 ROWS, COLUMNS = Sharding((2, 2), ((1,), ())), Sharding((2, 2), ((), (0,)))
 WHOLE_0D, WHOLE, WHOLE_2D = (Sharding((2, 2), ((),) * ndim) for ndim in range(3))
@@ -139,3 +140,43 @@ FAMILIES: Mapping[str, Callable[[Path], Made]] = {
     "Megatron, flattened ranges": _recorded("m_old_flattened_range", "src/iter_0000010"),
     "Megatron, rank folders": _megatron_ranks,
 }
+
+
+CARRIED_OUT = (
+    tuple(FAMILIES)
+    if TIMES > 1
+    else (
+        *("safetensors", "ckpt", "torch", "parts", "rank folders", "ours", "Checkpoint 2.0"),
+        *("Checkpoint 2.0, optimizer shards", "DeepSpeed, stage 3", "DeepSpeed, tensor parallel", "DCP, uneven rows"),
+        *("FSDP2, uneven rows", "FSDP1, moments in pieces", "Megatron, flattened ranges"),
+    )
+)
+"""Rows for how a plan is carried out, which no longer knows its family: one of each family, and each shape of pieces.
+``test_steps`` tries every way of it with every kind of piece; ``.ci/run`` takes all rows here, too.
+"""
+
+
+class Kept:
+    """Rows, each made once. Nobody writes to them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._rows: dict[str, Made] = {}
+
+    def made(self, name: str) -> Made:
+        if name not in self._rows:
+            self._rows[name] = FAMILIES[name](self._folder / str(len(self._rows)))
+        return self._rows[name]
+
+    def strategies(self, made: Made) -> Path:
+        return self._of(made) / "strategies"
+
+    def cut(self, made: Made) -> Path:
+        """Its four ranks, made in one go."""
+        out = self._of(made) / "cut"
+        if not out.exists():
+            reshard.convert(made.path, out, made.options(self.strategies(made)))
+        return out
+
+    def _of(self, made: Made) -> Path:
+        return self._folder / made.path.relative_to(self._folder).parts[0]

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 import reshard
 from cloud.servers import S3
-from families.rows import FAMILIES, Made
+from families.rows import CARRIED_OUT, FAMILIES, Kept, Made
 from forks import forks
 from making import same, tree
 from reshard.families.source import Source
@@ -20,9 +20,9 @@ from reshard.ops.verify import verify
 from waiting import wait_until
 
 
-@pytest.fixture(scope="module", params=list(FAMILIES))
-def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return FAMILIES[request.param](tmp_path_factory.mktemp("row"))
+@pytest.fixture(params=list(FAMILIES))
+def made(request: pytest.FixtureRequest, kept: Kept) -> Made:
+    return kept.made(request.param)
 
 
 def test_from_a_bucket_to_a_bucket(made: Made, s3: S3, tmp_path: Path) -> None:
@@ -36,9 +36,9 @@ def test_from_a_bucket_to_a_bucket(made: Made, s3: S3, tmp_path: Path) -> None:
     assert {name for name, value in made.full.items() if not same(np.asarray(there[name].read()), value)} == set()
 
 
-def test_a_run_that_is_killed_is_gone_on_with(made: Made, tmp_path: Path) -> None:
-    options = made.options(tmp_path)
-    reshard.convert(made.path, tmp_path / "whole", options)
+@pytest.mark.parametrize("made", CARRIED_OUT, indirect=True)
+def test_a_run_that_is_killed_is_gone_on_with(made: Made, kept: Kept, tmp_path: Path) -> None:
+    options = made.options(kept.strategies(made))
     words = ["convert", str(made.path), str(tmp_path / "out"), "--dst-strategy", str(options.dst_strategy)]
     words += ["--src-strategy", str(options.src_strategy)] if options.src_strategy else []
     running = forks().start(*words, "--format", "safetensors", "--max-rate", "100/s", "--workers", "1")
@@ -47,7 +47,7 @@ def test_a_run_that_is_killed_is_gone_on_with(made: Made, tmp_path: Path) -> Non
     running.ended()
     assert not (tmp_path / "out" / ".reshard" / "manifest.json").exists()
     reshard.convert(made.path, tmp_path / "out", replace(options, resume=True))
-    wanted, found = tree(tmp_path / "whole"), tree(tmp_path / "out")
+    wanted, found = tree(kept.cut(made)), tree(tmp_path / "out")
     weights = {name for name in wanted if name.endswith(".safetensors")}
     assert {name: found.get(name) for name in weights} == {name: wanted[name] for name in weights}
     assert not [name for name in found if name.endswith(".part")]

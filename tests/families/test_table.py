@@ -11,7 +11,7 @@ import pytest
 from msgspec.structs import replace
 
 import reshard
-from families.rows import FAMILIES, Made
+from families.rows import CARRIED_OUT, FAMILIES, Kept, Made
 from making import read_file, same, tree
 from reshard import Options
 from reshard.errors import RunError
@@ -30,22 +30,22 @@ from reshard.report.html import page
 from reshard.report.make import plan_report
 
 
-@pytest.fixture(scope="module", params=list(FAMILIES))
-def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return FAMILIES[request.param](tmp_path_factory.mktemp("row"))
+@pytest.fixture(params=list(FAMILIES))
+def made(request: pytest.FixtureRequest, kept: Kept) -> Made:
+    return kept.made(request.param)
 
 
-@pytest.fixture(scope="module")
-def strategies(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("strategies")
+@pytest.fixture
+def strategies(made: Made, kept: Kept) -> Path:
+    return kept.strategies(made)
 
 
-@pytest.fixture(scope="module")
-def cut(made: Made, strategies: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The four ranks, made in one go."""
-    out = tmp_path_factory.mktemp("cut") / "out"
-    reshard.convert(made.path, out, made.options(strategies))
-    return out
+@pytest.fixture
+def cut(made: Made, kept: Kept) -> Path:
+    return kept.cut(made)
+
+
+carried_out = pytest.mark.parametrize("made", CARRIED_OUT, indirect=True)
 
 
 def rank_file(folder: Path, rank: int) -> dict[str, np.ndarray]:
@@ -71,6 +71,7 @@ def test_one_file(made: Made, tmp_path: Path) -> None:
     equal(read_file(tmp_path / "m.safetensors"), dict(made.full))
 
 
+@carried_out
 def test_shares(made: Made, strategies: Path, cut: Path, tmp_path: Path) -> None:
     for index in (2, 0, 1):
         reshard.convert(made.path, tmp_path / "out", made.options(strategies, share=Share(index, 3)))
@@ -78,16 +79,19 @@ def test_shares(made: Made, strategies: Path, cut: Path, tmp_path: Path) -> None
     assert verify(tmp_path / "out").ranks == 4
 
 
+@carried_out
 def test_some_ranks(made: Made, strategies: Path, cut: Path, tmp_path: Path) -> None:
     reshard.convert(made.path, tmp_path / "out", made.options(strategies, ranks=frozenset({1, 3})))
     assert weights(tmp_path / "out") == {n: c for n, c in weights(cut).items() if n.startswith(("rank_1", "rank_3"))}
 
 
+@carried_out
 def test_links(made: Made, strategies: Path, cut: Path, tmp_path: Path) -> None:
     reshard.convert(made.path, tmp_path / "out", made.options(strategies, link_replicas=True))
     assert weights(tmp_path / "out") == weights(cut)
 
 
+@carried_out
 def test_resume(made: Made, strategies: Path, cut: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The work ends where its first files have their names."""
     options = made.options(strategies, max_memory_nbytes=200 << 20)
@@ -106,6 +110,7 @@ def test_resume(made: Made, strategies: Path, cut: Path, tmp_path: Path, monkeyp
     assert weights(tmp_path / "out") == weights(cut)
 
 
+@carried_out
 def test_blocks_of_any_size(
     made: Made, strategies: Path, cut: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,12 +120,14 @@ def test_blocks_of_any_size(
     assert weights(tmp_path / "out") == weights(cut)
 
 
+@carried_out
 def test_plan_as_json(made: Made, strategies: Path) -> None:
     plan = reshard.plan(made.path, "out", made.options(strategies))
     assert msgspec.json.decode(plan.to_json(), type=Plan) == plan
     assert bill_of(plan, "out", made.options(strategies)).needed_nbytes <= plan.tensor_nbytes
 
 
+@carried_out
 def test_manifest(made: Made, cut: Path) -> None:
     assert verify(cut).files == 4
 
@@ -148,6 +155,7 @@ def test_explain(made: Made, strategies: Path) -> None:
     assert all(part.held for part in told.parts)
 
 
+@carried_out
 def test_report(made: Made, strategies: Path) -> None:
     options = made.options(strategies)
     source = open_source(options.source(made.path))
