@@ -14,8 +14,6 @@ from cloud.servers import S3
 from families.rows import CARRIED_OUT, FAMILIES, Kept, Made
 from forks import forks
 from making import same, tree
-from reshard.families.source import Source
-from reshard.ops.diff import verify_content
 from reshard.ops.verify import verify
 from waiting import wait_until
 
@@ -30,9 +28,8 @@ def test_from_a_bucket_to_a_bucket(made: Made, s3: S3, tmp_path: Path) -> None:
     options = made.options(tmp_path)
     reshard.convert(src, dst, options)
     assert verify(dst).files == 4
-    source = Source(src, options.src_strategy)
-    assert verify_content(source, Source(dst, options.dst_strategy)).tensors == len(made.full)
     there = reshard.open(dst)
+    assert {*there} == made.full.keys()
     assert {name for name, value in made.full.items() if not same(np.asarray(there[name].read()), value)} == set()
 
 
