@@ -58,7 +58,7 @@ def test_a_folder_and_what_its_file_system_can_do(tmp_path: Path) -> None:
 
 def test_of_a_target_that_is_not_there_yet_its_nearest_folder_counts(tmp_path: Path) -> None:
     code, said = run(tmp_path / "a/b")
-    assert (code, f"{tmp_path / 'a/b'} (looked at {tmp_path})" in said) == (0, True)
+    assert (code, f"{tmp_path / 'a/b'} (looked at {tmp_path}): nothing lies there yet" in said) == (0, True)
 
 
 def test_a_folder_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,8 +19,9 @@ BY_SHELL = {"RESHARD_CALLED": "transform_checkpoint.sh"}
 def folder(tmp_path: Path) -> Path:
     """Two ranks, their strategy below another folder, and a strategy that knows a tensor more."""
     for rank in (0, 1):
-        write_file(tmp_path / f"ckpt/rank_{rank}/a_{rank}.ckpt", {n: a[:2] for n, a in WEIGHTS.items()})
-        write_file(tmp_path / f"safe/rank_{rank}/a_{rank}.safetensors", {n: a[:2] for n, a in WEIGHTS.items()})
+        rows = {n: a[2 * rank : 2 * rank + 2] for n, a in WEIGHTS.items()}
+        write_file(tmp_path / f"ckpt/rank_{rank}/a_{rank}.ckpt", rows)
+        write_file(tmp_path / f"safe/rank_{rank}/a_{rank}.safetensors", rows)
     write_strategy(tmp_path / "out/strategy", [dict.fromkeys(WEIGHTS, Sharding((2,), ((0,), ())))])
     write_strategy(tmp_path / "more", [dict.fromkeys((*WEIGHTS, "u"), Sharding((2,), ((0,), ())))])
     return tmp_path
@@ -30,6 +31,7 @@ def folder(tmp_path: Path) -> Path:
     ("words", "env", "hint"),
     [
         ("convert ckpt x", {}, "that the job saved: --src-strategy"),
+        ("split ckpt x --dst-strategy more", {}, "reshard convert has the option: give its strategy"),
         ("inspect ckpt --tensor w", {}, ""),
         ("fingerprint ckpt", {}, "that the job saved: --strategy"),
         ("diff ckpt ckpt", {}, "that the job saved: --a-strategy or --b-strategy"),

@@ -89,7 +89,9 @@ def _machine(machine: Machine) -> list[str]:
 
 
 def _folder(folder: FolderFacts) -> list[str]:
+    there = folder.looked_at == os.path.abspath(folder.path) or os.path.lexists(folder.path)
     here = "" if os.path.abspath(folder.path) == folder.looked_at else f" (looked at {folder.looked_at})"
+    here = here if there else f"{here}: nothing lies there yet"
     kind = f"{folder.filesystem or 'unknown file system'}, {'network' if folder.network else 'local'}"
     space = f"{shown_nbytes(folder.free_nbytes)} free of {shown_nbytes(folder.nbytes)}"
     if not folder.writable:

@@ -41,7 +41,10 @@ def in_words_of(words: list[str], error: ReshardError) -> ReshardError:
     known = {said: [option for option in spellings if option in options] for said, spellings in _SPELLINGS.items()}
     named = {said: " or ".join(found) for said, found in known.items() if found}
     named |= _OF_AUTO if command.name == "auto" else {}
-    return type(error)(error.message, error.where, suited(error.hint, options, named))
+    hint = suited(error.hint, options, named)
+    if not hint and error.hint and command.name in ("merge", "split"):
+        hint = f"reshard convert has the option: {error.hint}"
+    return type(error)(error.message, error.where, hint)
 
 
 _SPELLINGS = {

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from reshard.errors import UsageError
 from reshard.families.open_checkpoint import open_source
+from reshard.families.registry import listing
 from reshard.names.wishes import HUB
 from reshard.ops.adapters import AdapterAt, Joined, joined, model_of, own_config
 from reshard.ops.convert import Conversion, execute, plan_from
@@ -55,6 +56,8 @@ def lora_config(
         return read_config(own, said, initial=initial)
     if said is not None:
         return LoraConfig(said)
+    if adapter:
+        listing(adapter)  # one that is not there has no configuration either
     raise UsageError(
         "no scaling was given, and a wrong one makes a wrong model",
         hint="--scaling alpha/rank, as 16/8; or --lora-alpha and --lora-rank; or --config adapter_config.json",

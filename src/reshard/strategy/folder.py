@@ -183,7 +183,9 @@ def _decode(data: bytes, path: AnyPath) -> StrategyFile:
         other = foreign(data[:HEAD_NBYTES])
         if other is None:
             raise
-        raise StrategyError(f"it is {other.what}, not a strategy file", error.where, other.hint) from error
+        weights = other.hint.startswith("rename it")  # under whatever name, it would be none
+        hint = error.hint if weights else other.hint
+        raise StrategyError(f"it is {other.what}, not a strategy file", error.where, hint) from error
 
 
 def _split(file: StrategyFile) -> Mapping[int, StrategyFile]:

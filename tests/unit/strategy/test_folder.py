@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from making import stage_bytes, write_strategy
+from making import array, stage_bytes, write_file, write_strategy
 from reshard.errors import StorageError, StrategyError
 from reshard.layout.tensor import Layout, Sharding
 from reshard.strategy.folder import encode, merge_stages, read_strategy
@@ -208,3 +208,11 @@ def test_what_is_no_strategy_is_named_by_its_first_bytes(tmp_path: Path, content
     (tmp_path / name).write_bytes(content)
     with pytest.raises(StrategyError, match=f"it is {said}.*, not a strategy file"):
         read_strategy(tmp_path / name)
+
+
+def test_weights_are_not_to_be_renamed_to_a_strategy(tmp_path: Path) -> None:
+    path = write_file(tmp_path / "m.safetensors", {"w": array((4,))}).rename(tmp_path / "s.ckpt")
+    with pytest.raises(StrategyError) as error:
+        read_strategy(path)
+    assert "rename" not in error.value.hint
+    assert "ckpt_strategy_rank_x.ckpt" in error.value.hint
