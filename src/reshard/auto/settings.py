@@ -10,12 +10,16 @@ from msgspec import Struct
 
 from reshard.auto.config import KEYS, SRC_STRATEGY, Config
 from reshard.auto.launch import Launch
-from reshard.auto.modelarts import ROOT, in_modelarts
 from reshard.errors import UsageError, listed
 from reshard.families.discover import Select
 from reshard.storage.storage import is_url
 from reshard.strategy.spelling import misspelt
 from reshard.yaml_text import whole_numbers
+
+_SIGNS = ("MA_LOG_DIR", "MA_JOB_DIR", "MA_LOCAL_LOG_PATH", "BATCH_GROUP_NAME")
+"""Any of these is set there. MindFormers takes keys of S3 for a sign too; those are set elsewhere as well."""
+ROOT = "/cache/ma-user-work"
+"""Where MindFormers works there; the machine's own disk."""
 
 _AXES = ("data_parallel", "model_parallel", "context_parallel", "pipeline_stage")
 _NPUS_PER_NODE = 8
@@ -192,3 +196,7 @@ def _check_sizes(keys: _Faults, content: Mapping[str, Any], world: int) -> None:
     if not faulty and prod(sizes) != world:
         shown = " × ".join(f"{axis} {size}" for axis, size in zip(_AXES, sizes, strict=True))
         keys.found.append(f"parallel_config: {shown} = {prod(sizes)}, allowed: a product of {world}, the world size")
+
+
+def in_modelarts(environment: Mapping[str, str]) -> bool:
+    return any(name in environment for name in _SIGNS)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from math import prod
 from typing import Any, ClassVar, Literal
 
 from msgspec import Struct
@@ -19,16 +21,29 @@ from reshard.families.checkpoint2_metadata import (
     written_metadata,
     written_parameter,
 )
-from reshard.families.checkpoint2_progress import PROGRESS, progress_of
 from reshard.families.targets import PREFIX, AskedTarget
 from reshard.formats.registry import format_named
+from reshard.index import cut_extents
 from reshard.layout.stages import Strategy
 from reshard.planning.assembly import ANY_RANK
-from reshard.planning.catalog import Catalog
+from reshard.planning.catalog import Catalog, Tensor
 from reshard.planning.decide import Kept
 from reshard.planning.names import is_of_optimizer, is_state
 from reshard.planning.plan import PlannedFile, SmallFile
 from reshard.planning.target import Draft, Files
+from reshard.storage.storages import storage_of
+
+PROGRESS = frozenset({"epoch_num", "step_num", "loss_scale"})
+"""Numbers that MindSpore's older checkpoints hold as tensors and Checkpoint 2.0 in ``common.json`` alone."""
+_CODES = {
+    "int32": "<i",
+    "int64": "<q",
+    "uint32": "<I",
+    "uint64": "<Q",
+    "float16": "<e",
+    "float32": "<f",
+    "float64": "<d",
+}
 
 _Part = Literal["model", "opt"]
 _NOTES = (("format", "ms"),)
@@ -246,3 +261,32 @@ def balanced(slices: Iterable[_Slice]) -> dict[str, int]:
         load[keeper] += piece.nbytes
         keepers[piece.key] = keeper
     return keepers
+
+
+def progress_of(source: Catalog) -> dict[str, int | float | None]:
+    """By the keys of ``common.json``, what a source says of it; of ranks that differ the first counts."""
+    if source.progress:
+        return dict(source.progress)
+    tensors = (source.tensors.get(name) for name in ("epoch_num", "step_num", "global_step", "loss_scale"))
+    return {tensor.name: _value(source, tensor) for tensor in tensors if tensor is not None and _is_number(tensor)}
+
+
+def _is_number(tensor: Tensor) -> bool:
+    shard = next(iter(tensor.shards))
+    return prod(tensor.spec.shape) == 1 and tensor.spec.dtype in _CODES and bool(shard.held) and shard.held[0].file >= 0
+
+
+def _value(source: Catalog, tensor: Tensor) -> int | float:
+    shard = next(iter(tensor.shards))
+    held = shard.held[0]
+    (extent,) = cut_extents(held.extents_of(shard.box, tensor.spec.itemsize), 0, tensor.spec.itemsize)
+    path = source.files[held.file].path
+    file = storage_of(path).open(path)
+    try:
+        content = file.read(extent.offset, extent.nbytes)
+    finally:
+        file.close()
+    value: int | float = struct.unpack(
+        _CODES[tensor.spec.dtype], extent.coded.decoded(content) if extent.coded else content
+    )[0]
+    return value

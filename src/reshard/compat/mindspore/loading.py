@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from reshard.checkpoint import Checkpoint
 from reshard.compat.mindspore.calls import as_rank, check_strategy_path, reference_errors, warn
 from reshard.compat.mindspore.catalogs import chosen, of_files
-from reshard.compat.mindspore.given_strategies import given_strategy
-from reshard.compat.mindspore.parameters import as_parameters, load_into, this_rank
 from reshard.compat.placing import place_files, staged
+from reshard.errors import StrategyError
 from reshard.families.open_checkpoint import open_source
 from reshard.families.source import Source
 from reshard.layout.stages import Strategy
+from reshard.layout.tensor import Sharding
 from reshard.ops.convert import execute, plan_from
 from reshard.ops.observer import Observer
 from reshard.ops.options import Options
 from reshard.planning.catalog import Catalog, Tensor
+from reshard.strategy.file import LayoutItem, StrategyFile
+from reshard.strategy.folder import of_file
+from reshard.strategy.protobuf import encode_layout, sharding_of
 
 _FORMATS = ("safetensors", "ckpt")
 
@@ -131,3 +138,90 @@ def _given_back(
         arrays = Checkpoint(source, "").load(this_rank(rank) if strategy else 0, strategy or None, missing="drop")
         made = as_parameters(arrays)
     return made if parameters else load_into(network, made, strict=strict)
+
+
+def _mindspore() -> Any:
+    """The framework, or None."""
+    return import_module("mindspore") if find_spec("mindspore") else None
+
+
+def as_parameters(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """MindSpore Parameters, or without MindSpore NumPy arrays of the caller's own. bf16 keeps its bits."""
+    ms = _mindspore()
+    if ms is None:
+        return {name: np.array(array) for name, array in arrays.items()}
+    return {name: ms.Parameter(_tensor(ms, np.array(array)), name=name) for name, array in arrays.items()}
+
+
+def _tensor(ms: Any, array: Any) -> Any:
+    if array.dtype.name == "bfloat16":
+        return ms.Tensor(array.astype(np.float32), dtype=ms.bfloat16)
+    return ms.Tensor.from_numpy(array)
+
+
+def this_rank(given: int | None) -> int:
+    """The rank of this process as MindSpore's communication or RANK_ID knows it, else the one given, else 0."""
+    ms = _mindspore()
+    if ms is not None:
+        try:
+            return int(ms.communication.get_rank())
+        except RuntimeError:
+            pass  # communication was not started
+    if given is not None:
+        return given
+    text = os.environ.get("RANK_ID", "")
+    if not text.isdigit():
+        warn(["Get rank failed, default loading weight for rank 0."])
+    return int(text) if text.isdigit() else 0
+
+
+def load_into(network: Any, parameters: Mapping[str, Any], *, strict: bool) -> Any:
+    """What MindSpore's ``load_param_into_net`` gives. Raises RuntimeError without MindSpore."""
+    ms = _mindspore()
+    if ms is None:
+        raise RuntimeError("a network is loaded by MindSpore, which is not installed: give return_param_dict=True")
+    return ms.load_param_into_net(network, dict(parameters), strict_load=strict)
+
+
+def given_strategy(given: object, argument: str) -> str | Strategy:
+    """The path of a strategy, or what a dict says; "" for None.
+
+    Its values are those of ``build_searched_strategy``, or lists as ``infer_predict_layout`` gives them: device matrix,
+    tensor map, shape of a slice, field, and what tells of an optimizer shard.
+
+    Raises:
+        TypeError: neither a path nor a dict of parameters.
+        ValueError: a path that is not there, a value of another kind.
+    """
+    if not isinstance(given, Mapping):
+        check_strategy_path(given, argument)
+        return str(given or "")
+    if not given or not all(isinstance(name, str) for name in given):
+        raise TypeError(f"{argument} should be a dict of parameters by name")
+    with reference_errors():
+        return of_file(StrategyFile(argument, "ckpt", (), {name: _item(name, v) for name, v in given.items()}))
+
+
+def _item(name: str, value: Any) -> LayoutItem:
+    cut = _of_message(name, value) if hasattr(value, "dev_matrix") else _of_list(name, value)
+    return encode_layout(cut)
+
+
+def _of_message(name: str, value: Any) -> Sharding:
+    fields = (value.dev_matrix, value.tensor_map, value.param_split_shape, value.indices_offset)
+    lists = {number: [tuple(dims.dim) for dims in field] for number, field in enumerate(fields, start=1)}
+    return sharding_of(name, lists, {5: value.field, 7: value.opt_weight_shard_size})
+
+
+def _of_list(name: str, value: Any) -> Sharding:
+    if not isinstance(value, Sequence) or len(value) < 4 or not all(isinstance(v, Sequence) for v in value[:2]):
+        raise StrategyError(f"{name}: expected a list of device matrix, tensor map, shape of a slice and field")
+    matrix, tensor_map, _, field, *rest = value
+    if rest[1:] and rest[1]:
+        raise StrategyError(
+            f"{name}: its optimizer shard is known as the group {rest[1]!r} only",
+            hint="give the strategy file of the job instead",
+        )
+    maps = [tuple(axes) if isinstance(axes, Sequence) else (axes,) for axes in tensor_map]
+    lists = {1: [tuple(matrix)], 2: [*maps, ()], 3: [], 4: []}
+    return sharding_of(name, lists, {5: field, 7: 0})
