@@ -27,7 +27,7 @@ from reshard import Options
 from reshard.cli.main import main
 from reshard.errors import CheckpointError, RunError, StorageError, UsageError
 from reshard.layout.tensor import Sharding
-from reshard.moving.ray import Call, Cluster, RayExecutor, _Board, _board
+from reshard.moving.ray import Cluster, RayExecutor, RemoteCall, _Board, _board
 from reshard.moving.task import OnBytes, Settings
 from reshard.ops.convert import bill_of, execute
 from reshard.ops.observer import Observer
@@ -156,7 +156,7 @@ def test_an_error_comes_back_as_it_was_and_is_not_tried_again(cluster: Cluster, 
         raise StorageError("no space: it is full", argument, "free some")
 
     with pytest.raises(StorageError) as caught:
-        list(cluster.run(full_disk, [Call(0, "/somewhere")], lambda nbytes: None))
+        list(cluster.run(full_disk, [RemoteCall(0, "/somewhere")], lambda nbytes: None))
     error = caught.value
     assert (error.message, error.where, error.hint, error.exit_code) == (
         "no space: it is full",
@@ -174,7 +174,7 @@ def test_a_worker_that_dies_is_replaced(cluster: Cluster, tmp_path: Path) -> Non
             os.kill(os.getpid(), signal.SIGKILL)
         return "done"
 
-    assert list(cluster.run(dies_once, [Call(0, str(tmp_path / "died"))], lambda nbytes: None)) == ["done"]
+    assert list(cluster.run(dies_once, [RemoteCall(0, str(tmp_path / "died"))], lambda nbytes: None)) == ["done"]
 
 
 def test_a_call_that_kills_every_worker_is_given_up(cluster: Cluster) -> None:
@@ -182,7 +182,7 @@ def test_a_call_that_kills_every_worker_is_given_up(cluster: Cluster) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     with pytest.raises(RunError, match="a task was lost with its worker"):
-        list(cluster.run(dies, [Call(0, None)], lambda nbytes: None))
+        list(cluster.run(dies, [RemoteCall(0, None)], lambda nbytes: None))
 
 
 def test_a_driver_has_one_board_and_its_runs_are_told_apart(cluster: Cluster) -> None:
@@ -207,7 +207,7 @@ def test_where_no_worker_is_free_the_wait_has_an_end(cluster: Cluster, shorten: 
     try:
         time.sleep(1)
         with pytest.raises(RunError, match="no worker of the cluster did anything for 2 s; it has 3 cores"):
-            list(cluster.run(slow, [Call(0, None)], lambda nbytes: None))
+            list(cluster.run(slow, [RemoteCall(0, None)], lambda nbytes: None))
     finally:
         for reference in holding:
             ray.cancel(reference, force=True)
@@ -307,10 +307,10 @@ def test_a_call_of_a_node_runs_there_and_nowhere_else(cluster: Cluster) -> None:
         return str(ray.get_runtime_context().get_node_id())
 
     alive = sorted(set(cluster.nodes().values()))
-    found = list(cluster.run(where, [Call(i, None, node) for i, node in enumerate(alive)], lambda nbytes: None))
+    found = list(cluster.run(where, [RemoteCall(i, None, node) for i, node in enumerate(alive)], lambda nbytes: None))
     assert sorted(found) == alive
     with pytest.raises(RunError, match="a task was lost on node aaaaaaaa with its worker"):
-        list(cluster.run(where, [Call(0, None, "a" * 56)], lambda nbytes: None))
+        list(cluster.run(where, [RemoteCall(0, None, "a" * 56)], lambda nbytes: None))
 
 
 def test_a_map_that_does_not_fit_is_told_whole(work: Work, cluster: Cluster) -> None:

@@ -16,7 +16,7 @@ import pytest
 from golden.readers import read_weights
 from making import Stages, counted, read_file, same, shard_of, tree, write_file, write_ranks, write_strategy
 from reshard.compat import mindspore as ms
-from reshard.compat.mindspore import parameters, unifying
+from reshard.compat.mindspore import loading, unifying
 from reshard.layout.tensor import Sharding
 
 FOUR: Stages = [{"w": Sharding((2, 2), ((0,), ())), "n": Sharding((2, 2), ((),))}]
@@ -56,7 +56,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """``ckpt`` on four ranks and its strategy ``four``, ``pipe`` and its strategy ``stages``; the working folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RANK_ID", raising=False)
-    monkeypatch.setattr(parameters, "_mindspore", lambda: None)
+    monkeypatch.setattr(loading, "_mindspore", lambda: None)
     write_ranks(tmp_path / "ckpt", FULL, FOUR)
     write_strategy(tmp_path / "four", FOUR)
     write_ranks(tmp_path / "pipe", LAYERS, STAGES)
@@ -442,7 +442,7 @@ def test_with_mindspore_parameters_come_back_and_networks_are_loaded(
     fake.communication = SimpleNamespace(get_rank=lambda: 1)  # type: ignore[attr-defined]
     fake.load_param_into_net = lambda net, made, strict_load: (net, sorted(made))  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "mindspore", fake)
-    monkeypatch.setattr(parameters, "_mindspore", lambda: fake)
+    monkeypatch.setattr(loading, "_mindspore", lambda: fake)
     write_file(Path("unified/part0.safetensors"), {"w": FULL["w"], "n": counted(3, dtype="bfloat16")})
     given: dict[str, Any] = {"format": "safetensors", "unified_safetensors_dir": unified, "predict_strategy": "four"}
     made = ms.load_distributed_checkpoint("network", return_param_dict=True, **given)

@@ -32,7 +32,7 @@ from reshard.planning.target import Choices, Target
 if TYPE_CHECKING:
     from reshard.moving.memory import LazyArrays
 
-Kind = Literal["numpy", "mindspore", "torch"]
+Framework = Literal["numpy", "mindspore", "torch"]
 _SAME_BITS = {"bfloat16": ("int16", "bfloat16"), "float8_e4m3fn": ("uint8", "float8_e4m3fn"),
               "float8_e5m2": ("uint8", "float8_e5m2")}  # fmt: skip
 """Kinds that torch has and NumPy has not: NumPy's of the same width, torch's name."""
@@ -43,7 +43,7 @@ def load(
     *,
     rank: int | None = None,
     world_size: int | None = None,
-    arrays_as: Kind = "numpy",
+    arrays_as: Framework = "numpy",
     call: Call | None = None,
 ) -> Mapping[str, Any]:
     """What this rank of the job holds, by name.
@@ -93,7 +93,7 @@ def _arrays(source: Catalog, strategy: JobStrategy, rank: int) -> LazyArrays:
     return LazyArrays(planned(source, target, Choices()))
 
 
-def given_as(arrays: Mapping[str, Any], kind: Kind) -> Mapping[str, Any]:
+def given_as(arrays: Mapping[str, Any], kind: Framework) -> Mapping[str, Any]:
     """The arrays, made when asked for; or all of them as MindSpore Parameters or torch tensors."""
     if kind == "numpy":
         return arrays

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from reshard.planning.bill import Bill
     from reshard.planning.catalog import Catalog
     from reshard.planning.plan import Plan
-    from reshard.report.values import Report, Run
+    from reshard.report.values import Report, ToldRun
 
 ReportPage = Annotated[
     str, typer.Option("--report", metavar="out.html", help="Write a report: one page to look at, mail and print.")
@@ -89,11 +89,11 @@ class Reporting:
             dst = ""  # a plan for a target that has no name yet
         write_page(self._page, plan_report(self._source, plan, (src, dst), bill, runs))
 
-    def _run(self, done: Conversion, options: Options) -> Run:
-        from reshard.report.values import Phase, Run
+    def _run(self, done: Conversion, options: Options) -> ToldRun:
+        from reshard.report.values import Phase, ToldRun
 
         phases = (Phase(s.what, s.start_s, s.stop_s, s.slice_s, s.rows()) for s in self._timeline.stretches)
-        return Run(
+        return ToldRun(
             done.seconds,
             done.read_nbytes,
             done.written_nbytes,

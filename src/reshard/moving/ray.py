@@ -39,7 +39,7 @@ Work = Callable[[A, OnBytes], R]
 """Runs on a worker. It tells its progress; telling may raise, when nobody waits for the result any more."""
 
 
-class Call(Struct, Generic[A], frozen=True):
+class RemoteCall(Struct, Generic[A], frozen=True):
     """``argument`` of a Work. ``node``: the id of the one node where it may run; empty for any."""
 
     number: int
@@ -125,7 +125,7 @@ class Cluster:
                 found.update({name: node["NodeID"] for name in names if name})
         return found
 
-    def run(self, work: Work[A, R], calls: Iterable[Call[A]], on_bytes: OnBytes) -> Iterator[R]:
+    def run(self, work: Work[A, R], calls: Iterable[RemoteCall[A]], on_bytes: OnBytes) -> Iterator[R]:
         """Give the results as they come. The first error stops all and is raised as it was; a lost worker is none.
 
         Raises RunError for a call that was lost too often, and where no worker of the cluster does anything.
@@ -146,7 +146,7 @@ class _Running(Generic[A, R]):
         self._ray = ray
         self._work = work
         self._on_bytes = on_bytes
-        self._calls: dict[Any, Call[A]] = {}
+        self._calls: dict[Any, RemoteCall[A]] = {}
         self._run = uuid4().hex
         self._board = _board(ray)
         self._carry_out = ray.remote(num_cpus=1, max_retries=_MADE_AGAIN, retry_exceptions=False)(_carry_out)
@@ -159,7 +159,7 @@ class _Running(Generic[A, R]):
     def count(self) -> int:
         return len(self._calls)
 
-    def submit(self, calls: Iterable[Call[A]]) -> bool:
+    def submit(self, calls: Iterable[RemoteCall[A]]) -> bool:
         """Begin calls; gives whether any is under way."""
         for call in calls:
             remote = self._carry_out
@@ -182,7 +182,7 @@ class _Running(Generic[A, R]):
             yield result
         self._hear()
 
-    def _result(self, reference: Any, call: Call[A]) -> R:
+    def _result(self, reference: Any, call: RemoteCall[A]) -> R:
         try:
             result, nbytes = self._ray.get(reference)
         except self._ray.exceptions.RayError as error:
@@ -238,7 +238,7 @@ def _board(ray: Any) -> Any:
 _HELD: list[Any] = []
 
 
-def _carry_out(version: str, work: Work[A, R], call: Call[A], run: str, board: Any) -> tuple[R | _Failed, int]:
+def _carry_out(version: str, work: Work[A, R], call: RemoteCall[A], run: str, board: Any) -> tuple[R | _Failed, int]:
     """On a worker: the result and the bytes moved."""
     if version != __version__:
         return _Failed(UsageError(f"this node has reshard {__version__}, the driver {version}")), 0
@@ -326,7 +326,7 @@ class RayExecutor(Struct, frozen=True):
     on_bytes: OnBytes
 
     def run(self, tasks: Iterable[Task]) -> Generator[list[FileResult], None, None]:
-        calls = (Call(i, _Chore(task, self.settings, self.threads)) for i, task in enumerate(tasks))
+        calls = (RemoteCall(i, _Chore(task, self.settings, self.threads)) for i, task in enumerate(tasks))
         for results in self.cluster.run(_carry_out_task, calls, self.on_bytes):
             for result in results:
                 self._check_seen(result)

@@ -105,7 +105,7 @@ class _Part(Struct, frozen=True):
 
 def fill_on_nodes(plan: Plan, place: Place, means: Means, observer: Observer) -> Filled:
     """Let each node of a Ray cluster make its own ranks where ``place`` is there, with a partial manifest."""
-    from reshard.moving.ray import Call, Cluster
+    from reshard.moving.ray import Cluster, RemoteCall
 
     if plan.closing:
         raise UsageError(
@@ -118,7 +118,7 @@ def fill_on_nodes(plan: Plan, place: Place, means: Means, observer: Observer) ->
     for number, (node, ranks) in enumerate(node_of_each(plan, means.nodes_local, cluster.nodes()).items()):
         part = replace(plan, files=tuple(f for f in plan.files if f.rank in ranks), part="ranks")
         here = replace(means, engine="local", nodes_local=())
-        calls.append(Call(number, _Part(part, place, here), node))
+        calls.append(RemoteCall(number, _Part(part, place, here), node))
     done = Filled()
     try:
         observer.start("writing", plan.tensor_nbytes)

@@ -8,7 +8,15 @@ from reshard.errors import PlanError, listed
 from reshard.planning.catalog import Tensor
 from reshard.planning.lora_hints import Hints
 from reshard.planning.lora_layers import Layers
-from reshard.planning.lora_names import Kind, foreign_style, is_beside, is_original, is_repeated, lora_name, model_name
+from reshard.planning.lora_names import (
+    LoraPart,
+    foreign_style,
+    is_beside,
+    is_original,
+    is_repeated,
+    lora_name,
+    model_name,
+)
 from reshard.planning.lora_replaced import Replacing, is_copy
 from reshard.planning.lora_sums import LoraSums
 from reshard.planning.lora_values import Adapter, How, LoraMerge, NewRows
@@ -108,9 +116,9 @@ class _Merging:
         )
 
 
-def by_module(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[Kind, Tensor]], list[str]]:
+def by_module(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[LoraPart, Tensor]], list[str]]:
     """The parts of each layer, and faults."""
-    modules: dict[str, dict[Kind, Tensor]] = {}
+    modules: dict[str, dict[LoraPart, Tensor]] = {}
     faults = []
     for name, tensor in tensors.items():
         found = lora_name(name)

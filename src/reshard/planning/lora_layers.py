@@ -11,15 +11,15 @@ from reshard.errors import PlanError
 from reshard.planning.catalog import Tensor, is_viewed
 from reshard.planning.lora_forms import Fit, fits_of, flat, viewed
 from reshard.planning.lora_hints import Hints
-from reshard.planning.lora_names import Kind, model_name
+from reshard.planning.lora_names import LoraPart, model_name
 from reshard.planning.lora_replaced import Replacing
 from reshard.planning.lora_sums import LoraSums
 from reshard.planning.lora_values import Adapter, NewRows, Term
 
-Parts = Mapping[Kind, Tensor]
+Parts = Mapping[LoraPart, Tensor]
 Pair = tuple[Tensor, Tensor]
-_LAYER: tuple[Kind, Kind] = ("a", "b")
-_EMBEDDING: tuple[Kind, Kind] = ("embedding_a", "embedding_b")
+_LAYER: tuple[LoraPart, LoraPart] = ("a", "b")
+_EMBEDDING: tuple[LoraPart, LoraPart] = ("embedding_a", "embedding_b")
 
 
 class _Found(Struct, frozen=True):

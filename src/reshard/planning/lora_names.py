@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from reshard.planning.names import is_state
 
-Kind = Literal["a", "b", "embedding_a", "embedding_b", "bias", "magnitude", "tokens"]
+LoraPart = Literal["a", "b", "embedding_a", "embedding_b", "bias", "magnitude", "tokens"]
 """A tensor's part in an adapter: the factors of a layer or an embedding, the bias of B, what DoRA scales by, and the
 rows of some tokens.
 """
@@ -43,7 +43,7 @@ class LoraName(Struct, frozen=True):
     """A name taken apart. ``module`` is the layer that it belongs to, as the adapter calls it."""
 
     module: str
-    kind: Kind
+    kind: LoraPart
 
     @property
     def layer(self) -> str:

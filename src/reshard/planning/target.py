@@ -57,8 +57,8 @@ class Kind(Protocol):
        each rank; whoever plans all files gives ``draft.asked_for(files)``, so that ``--share`` works.
     3. ``closing`` may be reckoned from ``draft.forms`` and the files: each form's slots say where each tensor lies.
     4. One entry in ``families/targets.py``: the name for ``--to``, where your function lies that makes the kind of what
-       was asked and of the source, and which options it takes. An option of your own is a field of ``Asked`` there, a
-       field of ``Options`` (ops/options.py) and an entry in cli/params.py.
+       was asked and of the source, and which options it takes. An option of your own is a field of ``AskedTarget``
+       there, a field of ``Options`` (ops/options.py) and an entry in cli/params.py.
 
     Manifest, resume, shares, Ray and object storage need nothing more.
     """

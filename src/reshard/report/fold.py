@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from reshard.drawing import spans
 from reshard.planning.names import layer_numbers, layer_pattern
-from reshard.report.values import Names
+from reshard.report.values import FoldedNames
 
 Numbers = tuple[int, ...]
 
@@ -46,7 +46,7 @@ def _alternatives(found: list[Numbers]) -> list[str]:
     return [f"{spans(numbers)}.{rest}" for alternatives, numbers in firsts.items() for rest in alternatives]
 
 
-def folded_names(names: Iterable[tuple[str, str]]) -> tuple[Names, ...]:
+def folded_names(names: Iterable[tuple[str, str]]) -> tuple[FoldedNames, ...]:
     """Pairs of a name and its name in the source, by pattern in the order of their first. A name that holds a # of its
     own is apart from those that a pattern stands for.
     """
@@ -56,7 +56,7 @@ def folded_names(names: Iterable[tuple[str, str]]) -> tuple[Names, ...]:
         was = "" if name == source_name else pattern_of(source_name)[0]
         found.setdefault((pattern, was, len(numbers)), []).append(numbers)
     return tuple(
-        Names(readable(pattern), numbers_text(numbers), len(numbers), readable(was))
+        FoldedNames(readable(pattern), numbers_text(numbers), len(numbers), readable(was))
         for (pattern, was, _), numbers in found.items()
     )
 

@@ -20,7 +20,7 @@ from reshard.report.fold import folded_names, pattern_of, readable
 from reshard.report.movement import movement, read_of_files
 from reshard.report.origins import Origins
 from reshard.report.placements import Numbered, SourcePlacements, TargetPlacements
-from reshard.report.values import Conversion, Fate, File, Kind, Print, Report, Run, Side, Unlisted
+from reshard.report.values import Fate, File, Print, Report, Side, TensorKind, ToldConversion, ToldRun, Unlisted
 
 MAX_ROWS = 20_000
 """Tensors that differ in more than their numbers, of which a page tells at most."""
@@ -28,7 +28,7 @@ MAX_CELLS = 1_000_000
 """Parts of tensors in files, of which a page tells at most."""
 
 _Names = list[tuple[str, str]]
-_Tensor = tuple[str, str, TensorSpec, Callable[[], Kind]]
+_Tensor = tuple[str, str, TensorSpec, Callable[[], TensorKind]]
 """Its name, its name in the source, what it is whole, and what makes its kind."""
 
 
@@ -54,7 +54,9 @@ def checkpoint_report(source: Catalog, path: str, prints: tuple[Print, ...] = ()
     )
 
 
-def plan_report(source: Catalog, plan: Plan, paths: tuple[str, str], bill: Bill, runs: tuple[Run, ...] = ()) -> Report:
+def plan_report(
+    source: Catalog, plan: Plan, paths: tuple[str, str], bill: Bill, runs: tuple[ToldRun, ...] = ()
+) -> Report:
     """What a conversion does and did. ``paths``: source and target as the user named them."""
     from_places, to_places, origins = SourcePlacements(source), TargetPlacements(plan), Origins(source)
 
@@ -73,7 +75,7 @@ def plan_report(source: Catalog, plan: Plan, paths: tuple[str, str], bill: Bill,
     read = read_of_files(source, plan, bill.block_nbytes, link_replicas=bill.linked_files > 0)
     left = ((out, folded_names((n, n) for n in out.names)[:MAX_ROWS]) for out in plan.left_out)
     fates = (Fate(out.fate, out.reason, len(out.names), names) for out, names in left)
-    conversion = Conversion(
+    conversion = ToldConversion(
         _target(plan, paths[1], to_places),
         movement(source, plan),
         bill,
@@ -109,19 +111,19 @@ def _kind(
     merged: bool = False,
     varied: bool = False,
     state: bool = False,
-) -> Kind:
+) -> TensorKind:
     kept = number(), numbers(), merged, varied
-    return Kind(spec.dtype, spec.shape, spec.nbytes, source_dtype, *kept, names=(), state=state)
+    return TensorKind(spec.dtype, spec.shape, spec.nbytes, source_dtype, *kept, names=(), state=state)
 
 
-def _with_origins(made: Callable[[], Kind], origins: Origins, tensor: PlannedTensor) -> Kind:
+def _with_origins(made: Callable[[], TensorKind], origins: Origins, tensor: PlannedTensor) -> TensorKind:
     return replace(made(), origins=origins.of(tensor))
 
 
-def _listed(tensors: Iterable[_Tensor], places: Sequence[Numbered]) -> tuple[tuple[Kind, ...], Unlisted]:
+def _listed(tensors: Iterable[_Tensor], places: Sequence[Numbered]) -> tuple[tuple[TensorKind, ...], Unlisted]:
     """Tensors by their kinds, as far as a browser can show them, and how much there is beyond."""
-    kinds: dict[Kind, _Names] = {}
-    rows: set[tuple[Kind, str]] = set()
+    kinds: dict[TensorKind, _Names] = {}
+    rows: set[tuple[TensorKind, str]] = set()
     beyond = Unlisted()
     for name, source_name, spec, made in tensors:
         if len(rows) < MAX_ROWS and sum(place.cells for place in places) < MAX_CELLS:

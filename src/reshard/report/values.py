@@ -1,7 +1,7 @@
 """What a report says, as plain values: these are the JSON inside the page.
 
-Tensors of equal dtype, shape and place are one ``Kind``; equal places are one ``Placement``. So a report grows with
-what differs in a model, not with its layers.
+Tensors of equal dtype, shape and place are one ``TensorKind``; equal places are one ``Placement``. So a report grows
+with what differs in a model, not with its layers.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Placement(Struct, frozen=True):
     absent_ranks: str = ""
 
 
-class Names(Struct, frozen=True):
+class FoldedNames(Struct, frozen=True):
     """Names that differ in their numbers only.
 
     Attributes:
@@ -60,7 +60,7 @@ class Origin(Struct, frozen=True, array_like=True):
     rank: int
 
 
-class Kind(Struct, frozen=True):
+class TensorKind(Struct, frozen=True):
     """Tensors that are alike.
 
     Attributes:
@@ -82,7 +82,7 @@ class Kind(Struct, frozen=True):
     targets: tuple[int, ...]
     merged: bool
     varied: bool
-    names: tuple[Names, ...]
+    names: tuple[FoldedNames, ...]
     origins: tuple[Origin, ...] = ()
     state: bool = False
 
@@ -132,10 +132,10 @@ class Fate(Struct, frozen=True):
     fate: str
     reason: str
     count: int
-    names: tuple[Names, ...]
+    names: tuple[FoldedNames, ...]
 
 
-class Conversion(Struct, frozen=True):
+class ToldConversion(Struct, frozen=True):
     """What a conversion will do: everything in a report of a plan that one of a checkpoint lacks."""
 
     target: Side
@@ -156,7 +156,7 @@ class Phase(Struct, frozen=True):
     workers: tuple[tuple[int, ...], ...]
 
 
-class Run(Struct, frozen=True):
+class ToldRun(Struct, frozen=True):
     """What was done."""
 
     seconds: float
@@ -188,11 +188,11 @@ class Report(Struct, frozen=True):
 
     made_by: str
     source: Side
-    kinds: tuple[Kind, ...]
+    kinds: tuple[TensorKind, ...]
     texts: dict[str, str]
     warnings: tuple[str, ...]
-    conversions: tuple[Conversion, ...] = ()
-    runs: tuple[Run, ...] = ()
+    conversions: tuple[ToldConversion, ...] = ()
+    runs: tuple[ToldRun, ...] = ()
     prints: tuple[Print, ...] = ()
     unlisted: Unlisted = Unlisted()
     schema: int = SCHEMA

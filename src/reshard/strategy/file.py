@@ -11,7 +11,7 @@ from msgspec import Struct
 from reshard.errors import StrategyError
 from reshard.layout.stages import Entry
 
-Kind = Literal["ckpt", "json"]
+Encoding = Literal["ckpt", "json"]
 STAGE_PREFIX = re.compile(r"(\d+)-(.+)", re.DOTALL)
 MADE = "MadeByReshard"
 """Operator name that marks a strategy that no compiler wrote."""
@@ -34,7 +34,7 @@ class LayoutItem(Struct, frozen=True):
 
 class StrategyFile(Struct, frozen=True):
     path: str
-    kind: Kind
+    kind: Encoding
     operators: tuple[Operator, ...]
     layouts: Mapping[str, LayoutItem]
 
