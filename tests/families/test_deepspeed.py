@@ -16,7 +16,7 @@ from msgspec.structs import replace
 import reshard
 from golden_families.test_recorded import unpacked
 from making import same
-from reshard.errors import CheckpointError, FormatError, UsageError
+from reshard.errors import CheckpointError, FormatError, ReshardError, UsageError
 from reshard.families import zero_proof
 from reshard.formats.pickled import Global, Record
 from reshard.formats.torch_file import torch_frame
@@ -191,6 +191,21 @@ def test_a_weight_that_is_not_plain_numbers_does_not_go_missing(tmp_path: Path) 
     rewritten(source / "mp_rank_00_model_states.pt", lambda value: value["module"].update(mask=sparse))
     with pytest.raises(FormatError, match="tensor 'mask' is a sparse tensor"):
         reshard.plan(source, "out.safetensors")
+
+
+def test_replicas_of_tensor_parallel_ranks_are_compared_where_that_is_asked(tmp_path: Path) -> None:
+    source = folder("tp2_z0_bf16", tmp_path)
+    checked = Options(check_replicas=True, fsync=False)
+    reshard.convert(source, tmp_path / "a.safetensors", checked)
+
+    def change(value: Any) -> None:
+        norm = value["module"]["norm__weight"]
+        other = next(v for k, v in value["module"].items() if k != "norm__weight" and v.shape == norm.shape)
+        value["module"]["norm__weight"] = other
+
+    rewritten(source / "mp_rank_01_model_states.pt", change)
+    with pytest.raises(ReshardError, match="norm__weight"):
+        reshard.convert(source, tmp_path / "b.safetensors", checked)
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def merged(slices: Sequence[Mapping[str, RankSlice]], info: Mapping[str, Any]) -
 def _merged(name: str, slices: Sequence[RankSlice], info: Mapping[str, Any]) -> RankSlice:
     cut = cut_of(slices[0].name, info)
     if cut.whole:
-        return slices[0]
+        return _replicas(slices)
     dim, halves = cut.dim, cut.halves
     specs = {slice_.spec for slice_ in slices}
     if len(specs) > 1 or dim >= len(slices[0].spec.shape) or slices[0].spec.shape[dim] % halves:
@@ -111,6 +111,15 @@ def _merged(name: str, slices: Sequence[RankSlice], info: Mapping[str, Any]) -> 
         )
     )
     return RankSlice(slices[0].name, TensorSpec(slices[0].spec.dtype, shape), shards)
+
+
+def _replicas(slices: Sequence[RankSlice]) -> RankSlice:
+    """What each rank has all of, by all ranks of which the same parts lie in files."""
+    boxes = [[shard.box for shard in slice_.shards] for slice_ in slices]
+    shards = (
+        shard for slice_, of_rank in zip(slices, boxes, strict=True) if of_rank == boxes[0] for shard in slice_.shards
+    )
+    return replace(slices[0], shards=tuple(shards))
 
 
 def _placed(shards: Sequence[Shard], dim: int, part: tuple[int, int], start: int, size: int) -> Iterator[Shard]:
