@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 
 from msgspec import Struct
@@ -16,7 +16,7 @@ from reshard.layout.box import Box
 from reshard.planning.catalog import Catalog, Held, IndexedFile, Ranks, Shard, Tensor, tensor_of_shards
 from reshard.storage.storage import join
 from reshard.target.filling import BEGUN
-from reshard.target.manifest import MANIFEST, Manifest, read_manifest
+from reshard.target.manifest import MANIFEST, Manifest, ToldShard, read_manifest
 from reshard.target.target_paths import Place
 
 NOT_TRUSTED = "its manifest is not trusted"
@@ -78,19 +78,21 @@ def _misfit(manifest: Manifest, files: Sequence[IndexedFile]) -> str:
             return f"{path} is of rank {file.rank}, it says {told[path].rank}"
         if file.nbytes != told[path].nbytes:
             return f"{path} has {counted(file.nbytes, 'byte')}, it says {told[path].nbytes:,}"
-        shards = {name: (shard.spec, shard.extents) for name, shard in told[path].shards().items()}
-        if shards != {name: (stored.spec, stored.extents) for name, stored in file.contents.tensors.items()}:
-            return f"{path} holds other tensors than it says"
     return ""
 
 
 def _catalog(files: Sequence[IndexedFile], manifest: Manifest) -> Catalog:
-    """What the files hold, by the boxes that their manifest says. Raises CheckpointError for boxes that overlap."""
+    """What the files hold, by the boxes that their manifest says. Raises InputError where it tells of other tensors,
+    CheckpointError for boxes that overlap.
+    """
     numbers = {file.name: number for number, file in enumerate(files)}
     shards: dict[str, list[Shard]] = {}
     specs: dict[str, TensorSpec] = {}
     for told in manifest.files:
-        for name, shard in told.shards().items():
+        held_by_file = told.shards()
+        if told.path in numbers:
+            _check_holds(files[numbers[told.path]], held_by_file)
+        for name, shard in held_by_file.items():
             full = shard.spec.of_shape(shard.full_shape)
             spec = specs.setdefault(name, full)
             if spec != full:
@@ -112,6 +114,15 @@ def _catalog(files: Sequence[IndexedFile], manifest: Manifest) -> Catalog:
         lacking=tuple(f"{path} is missing" for path in absent),
         family=f"rank folders that reshard {manifest.reshard} wrote",
     )
+
+
+def _check_holds(file: IndexedFile, told: Mapping[str, ToldShard]) -> None:
+    """Raises InputError for a file that holds other tensors than its manifest says, or elsewhere."""
+    held = file.contents.tensors
+    if told.keys() != held.keys() or any(
+        shard.spec != held[name].spec or shard.extents != held[name].extents for name, shard in told.items()
+    ):
+        raise InputError(f"{file.name} holds other tensors than it says")
 
 
 def _tensor(name: str, spec: TensorSpec, shards: Sequence[Shard], devices: int) -> Tensor:

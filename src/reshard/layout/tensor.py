@@ -16,7 +16,6 @@ from types import MappingProxyType
 
 from msgspec import Struct
 
-from reshard.drawing import svg
 from reshard.errors import LayoutError
 from reshard.layout.box import Box
 
@@ -161,6 +160,8 @@ class Layout(Struct, frozen=True):
     def _repr_html_(self) -> str:
         sharding = self.sharding
         holders = [sharding.holders().get(cell, ()) for cell in product(*map(range, sharding.parts))]
+        from reshard.drawing import svg  # for notebooks alone
+
         return svg(self.shape, sharding.parts, sharding.opt_parts if self.shape else 1, holders)
 
     @property

@@ -8,7 +8,6 @@ from itertools import product
 
 from msgspec import Struct
 
-from reshard.drawing import svg
 from reshard.index import ZEROS
 from reshard.layout.tensor import Cell, Layout, Sharding
 from reshard.planning.catalog import Catalog, Grid, Held, Tensor
@@ -31,6 +30,8 @@ def tensor_html(source: Catalog, tensor: Tensor) -> str:
     """How one tensor of a checkpoint is cut, with the global ranks whose files hold each part."""
     title = f"{tensor.name}: {tensor.spec}"
     layout, held = _drawn(source, tensor)
+    from reshard.drawing import svg  # for notebooks alone
+
     drawn = svg(layout.shape, layout.sharding.parts, _opt_parts(layout), held)
     return f"<div><b>{escape(title)}</b>{drawn}</div>"
 
@@ -80,6 +81,8 @@ def _line(row: Row, count: int) -> str:
     layout = row.layout
     name = escape(row.pattern) + (f" × {count:,}" if count > 1 else "")
     cut = "×".join(map(str, layout.sharding.parts)) if len(row.holders) > 1 else "whole"
+    from reshard.drawing import svg  # for notebooks alone
+
     drawn = svg(layout.shape, layout.sharding.parts, _opt_parts(layout), row.holders)
     shape = "×".join(map(str, layout.shape)) or "scalar"
     picture = f"<details><summary>{cut}</summary>{drawn}</details>"

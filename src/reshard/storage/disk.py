@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import stat
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import cache
 from itertools import islice
 from operator import attrgetter, itemgetter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from reshard.errors import CheckpointError, StorageError
 from reshard.planning.plan import Link
@@ -19,7 +20,9 @@ from reshard.storage.clones import clone_file, clone_range, copy_range
 from reshard.storage.machine import filesystem
 from reshard.storage.storage import PART, Entry, NewFile, ReadFile, SharedBytes, reported, translated
 
-_LIBC = ctypes.CDLL(None, use_errno=True)
+if TYPE_CHECKING:
+    import ctypes
+
 _AT_FDCWD = -100  # linux/fcntl.h
 _RENAME_EXCHANGE = 2  # linux/fs.h
 _SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
@@ -195,10 +198,19 @@ def _given(fd: int, share: Sequence[SharedBytes]) -> list[tuple[int, int]]:
     return done
 
 
+@cache
+def _libc() -> ctypes.CDLL:
+    import ctypes  # planning does without
+
+    return ctypes.CDLL(None, use_errno=True)
+
+
 def start_writing(fd: int) -> None:
     """Let the disk begin with what a file has in memory, and seldom wait for it. What fails, ``fsync`` tells."""
-    call = getattr(_LIBC, "sync_file_range", None)
+    call = getattr(_libc(), "sync_file_range", None)
     if call is not None:
+        import ctypes
+
         call(fd, ctypes.c_int64(0), ctypes.c_int64(0), _SYNC_FILE_RANGE_WRITE)
 
 
@@ -213,7 +225,9 @@ def sync_folder(path: str) -> None:
 
 def exchange(a: str, b: str) -> bool:
     """Let two names of one folder change places in one step; False where the system cannot."""
-    call = getattr(_LIBC, "renameat2", None)
+    import ctypes
+
+    call = getattr(_libc(), "renameat2", None)
     if call is None or call(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE) == 0:
         return call is not None
     number = ctypes.get_errno()

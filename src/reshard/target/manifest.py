@@ -81,17 +81,21 @@ class ManifestFile(Struct, frozen=True, omit_defaults=True):
         """By name. Raises InputError where it is damaged."""
         try:
             forms = [(TensorSpec(form.dtype, form.box.shape), form.full_shape, form.box) for form in self.forms]
-            return {name: self._shard(*forms[number], places) for name, (number, *places) in self.tensors.items()}
+            sizes = [spec.nbytes for spec, _, _ in forms]
+            return {
+                name: ToldShard(*forms[number], self._extents(sizes[number], places))
+                for name, (number, *places) in self.tensors.items()
+            }
         except (IndexError, ValueError, FormatError) as error:
             raise InputError(f"the manifest is damaged: of {self.path}, {error}") from None
 
-    def _shard(self, spec: TensorSpec, full_shape: tuple[int, ...], box: Box, places: Sequence[int]) -> ToldShard:
-        pairs = zip(places[::2], places[1::2], strict=True) if len(places) != 1 else [(places[0], spec.nbytes)]
-        extents = tuple(Extent(offset, nbytes) for offset, nbytes in pairs)
-        held = sum(extent.nbytes for extent in extents)
-        if held != spec.nbytes or any(extent.end > self.nbytes for extent in extents):
-            raise ValueError(f"{spec} in {held} bytes, at {places} of {self.nbytes}")
-        return ToldShard(spec, full_shape, box, extents)
+    def _extents(self, nbytes: int, places: Sequence[int]) -> tuple[Extent, ...]:
+        pairs = zip(places[::2], places[1::2], strict=True) if len(places) != 1 else ((places[0], nbytes),)
+        extents = tuple([Extent(*pair) for pair in pairs])
+        held = sum([extent.nbytes for extent in extents])
+        if held != nbytes or any(extent.end > self.nbytes for extent in extents):
+            raise ValueError(f"{nbytes} in {held} bytes, at {places} of {self.nbytes}")
+        return extents
 
 
 class Manifest(Struct, frozen=True):
