@@ -35,7 +35,8 @@ def whole(name: str, by_rank: Mapping[int, tuple[int, Stored]], *, compared: boo
     spec = agreed_spec(by_rank)
     layout = layout_of_full(Sharding.whole(1, len(spec.shape)), spec.shape)
     held = tuple(Held(file, stored.extents, order=stored.order) for _, (file, stored) in sorted(by_rank.items()))
-    return Tensor(name, spec, Grid(layout, {(0,) * len(spec.shape): held}), compared=compared)
+    cell = layout.sharding.cells()[0]  # one object for all: there may be very many tensors
+    return Tensor(name, spec, Grid(layout, {cell: held}), compared=compared)
 
 
 def agreed_spec(by_rank: Mapping[int, tuple[int, Stored]]) -> TensorSpec:
