@@ -91,8 +91,11 @@ class DifferenceError(ReshardError):
     exit_code = 1
 
 
-def as_bug(error: BaseException) -> RunError:
-    """What a program says of an error that is none of ours."""
+def as_ours(error: BaseException) -> ReshardError:
+    """What a program says of an error that is none of ours: of a file the system's word, else a bug."""
+    if isinstance(error, OSError) and error.filename:
+        said = error.strerror or str(error)
+        return StorageError(said, str(error.filename), "check owner and mode of the file and its folder, and the disk")
     return RunError(f"{type(error).__name__}: {error}", hint="a bug in reshard; --debug shows where")
 
 

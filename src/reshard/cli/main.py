@@ -12,7 +12,7 @@ from reshard.cli.commands import app_for, called
 from reshard.cli.environment import allow_many_files, suit_workers
 from reshard.cli.output import on_terminal, say_error
 from reshard.cli.usage import CommandLineError, in_words_of, say_wrong_words
-from reshard.errors import ReshardError, RunError, as_bug
+from reshard.errors import ReshardError, as_ours
 from reshard.interruption import interrupted, interruptible, leave
 from reshard.streams import make_safe
 
@@ -70,8 +70,9 @@ def _main(args: list[str]) -> None:
     except BaseException as error:  # a panic of a library in Rust is no Exception
         if debug:
             raise
-        say_error(as_bug(error))
-        sys.exit(RunError.exit_code)
+        told = as_ours(error)
+        say_error(told)
+        sys.exit(told.exit_code)
     if code == _INTERRUPTED:  # what it makes of one in others
         raise KeyboardInterrupt
     sys.exit(code)

@@ -6,7 +6,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from reshard.errors import ReshardError, as_bug
+from reshard.errors import ReshardError, as_ours
 from reshard.hints import suited
 from reshard.interruption import clears_up, interruptible, leave, proceed
 from reshard.ops.observer import Observer
@@ -94,7 +94,7 @@ def program(run: Callable[[Sequence[str]], None], called: Mapping[str, str]) -> 
         except BaseException as error:  # a panic of a library in Rust is no Exception
             if not alone:
                 raise
-            return _told(as_bug(error), called)
+            return _told(as_ours(error), called)
         return 0
 
     return main

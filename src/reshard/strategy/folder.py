@@ -78,7 +78,7 @@ def stage_files(folder: AnyPath) -> Mapping[int, StrategyFile]:
     """One file for each stage, by what the files say; equal ones and an old merged one are passed over."""
     if not folder.is_dir():
         raise StrategyError("no such folder", where=str(folder))
-    paths = sorted((p for p in folder.iterdir() if p.suffix == ".ckpt" or is_strategy_json(p)), key=lambda p: p.name)
+    paths = sorted((p for p in _listed(folder) if p.suffix == ".ckpt" or is_strategy_json(p)), key=lambda p: p.name)
     if not paths:
         raise StrategyError(
             "no strategy file (.ckpt or .json) in the folder",
@@ -110,8 +110,8 @@ def _one_level_down(folder: AnyPath) -> str:
     """Where in a folder that has no strategies they are; "" where nowhere."""
     below = sorted(
         str(place)
-        for place in folder.iterdir()
-        if place.is_dir() and any(p.suffix in SUFFIXES and "strategy" in p.name for p in place.iterdir())
+        for place in _listed(folder)
+        if place.is_dir() and any(p.suffix in SUFFIXES and "strategy" in p.name for p in _listed(place))
     )
     return f"there are some in {' and in '.join(below)}: give one of these" if below else ""
 
@@ -161,6 +161,13 @@ def _mixed(folder: AnyPath, paths: list[str]) -> StrategyError:
         where=str(folder),
         hint="keep the files of one job in the folder, or name one merged file",
     )
+
+
+def _listed(folder: AnyPath) -> list[AnyPath]:
+    try:
+        return list(folder.iterdir())
+    except OSError as error:
+        raise StorageError(error.strerror or str(error), where=str(folder)) from error
 
 
 def _read_bytes(path: AnyPath) -> bytes:

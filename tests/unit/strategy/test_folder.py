@@ -216,3 +216,15 @@ def test_weights_are_not_to_be_renamed_to_a_strategy(tmp_path: Path) -> None:
         read_strategy(path)
     assert "rename" not in error.value.hint
     assert "ckpt_strategy_rank_x.ckpt" in error.value.hint
+
+
+def test_a_folder_that_may_not_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may read everywhere, so that the system says no is told here by hand."""
+    put(tmp_path, 0, 0, {"w": CUT})
+
+    def refuse(folder: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(StorageError, match="Permission denied"):
+        read_strategy(tmp_path)

@@ -1,0 +1,20 @@
+"""Errors that are none of ours, as a program tells of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from reshard.errors import as_ours
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (PermissionError(13, "Permission denied", "strategy"), 4, "strategy: Permission denied"),
+        (OSError(5, "Input/output error"), 5, "OSError: [Errno 5]"),
+        (KeyError("w"), 5, "KeyError: 'w'"),
+    ],
+)
+def test_what_the_system_says_of_a_file_is_no_bug(error: Exception, code: int, said: str) -> None:
+    told = as_ours(error)
+    assert (told.exit_code, str(told).startswith(said)) == (code, True)
