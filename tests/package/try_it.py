@@ -14,6 +14,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -25,11 +26,11 @@ def main() -> None:
         run(sys.executable, "-m", "hatchling", "build", "-d", place, cwd=ROOT)
         (wheel,), (source,) = place.glob("*.whl"), place.glob("*.tar.gz")
         check_contents(wheel)
-        for number, (python, package, numpy) in enumerate(
-            ((newest(), wheel, "numpy"), (sys.executable, source, "numpy"), (oldest(), wheel, "numpy==1.24.*"))
-        ):
-            say(f"{package.name} ({package.stat().st_size:,} bytes) with {python} and {numpy}")
-            try_it(python, (package, numpy), place / str(number))
+        tries = (newest(), wheel, "numpy"), (sys.executable, source, "numpy"), (oldest(), wheel, "numpy==1.24.*")
+        with ThreadPoolExecutor() as side_by_side:
+            places = (place / str(number) for number in range(len(tries)))
+            for said in side_by_side.map(lambda words, folder: try_it(*words, folder), tries, places):
+                say(said)
 
 
 def check_contents(wheel: Path) -> None:
@@ -41,11 +42,23 @@ def check_contents(wheel: Path) -> None:
         sys.exit(f"in the wheel alone: {sorted(held - wanted)}; in the repository alone: {sorted(wanted - held)}")
 
 
-def try_it(python: str, packages: tuple[object, ...], place: Path) -> None:
+def try_it(python: str, package: Path, numpy: str, place: Path) -> str:
     """Cut a file in two, merge it again, and prove it, in an environment that has nothing but the package."""
-    run(python, "-m", "venv", place / "env")
+    run(python, "-m", "venv", "--without-pip", place / "env")
     reshard = place / "env" / "bin" / "reshard"
-    run(place / "env" / "bin" / "python", "-m", "pip", "install", "-q", *packages, cwd=place)
+    run(
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        place / "env",
+        "install",
+        "-q",
+        "--no-compile",
+        package,
+        numpy,
+        cwd=place,
+    )
     (place / "model.safetensors").write_bytes(weights())
     run(reshard, cwd=place)
     run(reshard, "--version", cwd=place)
@@ -59,6 +72,7 @@ def try_it(python: str, packages: tuple[object, ...], place: Path) -> None:
     run(reshard, "diff", "model.safetensors", "again.safetensors", cwd=place)
     run(reshard, "compat", "transform_checkpoint", "--help", cwd=place)
     run("bash", place / "env" / "bin" / "transform_checkpoint.sh", "--help", cwd=place, codes=(0, 2))
+    return f"{package.name} ({package.stat().st_size:,} bytes) with {python} and {numpy}"
 
 
 def weights() -> bytes:
