@@ -336,6 +336,23 @@ Q = {"q.lora_A.weight": factor(RANK, IN), "q.lora_B.weight": factor(OUT, RANK)}
 Q_BASE = {"q.weight": factor(OUT, IN)}
 
 
+@pytest.mark.parametrize(
+    ("config", "word"),
+    [
+        ({"target_modules": ["q", "v"]}, "no factors of v, which target_modules names"),
+        ({"modules_to_save": ["v"]}, "lacks something of modules_to_save"),
+        ({"trainable_token_indices": [1]}, "lacks something of trainable_token_indices"),
+        ({"target_modules": ["q", "absent"]}, ""),
+        ({"target_modules": ["q", "v"], "exclude_modules": ["v"]}, ""),
+    ],
+)
+def test_an_adapter_that_was_cut_short_is_told(tmp_path: Path, config: dict[str, object], word: str) -> None:
+    said = {"modules_to_save": None, "trainable_token_indices": None, "target_parameters": None, **config}
+    small(tmp_path, {**Q_BASE, "v.weight": factor(OUT, IN)}, Q, **said)
+    assert word in (told := (tmp_path / "said").read_text())
+    assert bool(word) is ("whole?" in told)
+
+
 def test_a_grown_vocabulary_is_told(tmp_path: Path) -> None:
     base = {**Q_BASE, "embed_tokens.weight": factor(VOCAB, IN)}
     grown = factor(VOCAB + 2, IN)

@@ -57,8 +57,10 @@ def corrected(files: tuple[SmallFile, ...], said: Mapping[str, int]) -> tuple[Sm
 def _with(content: bytes, said: Mapping[str, int]) -> bytes:
     config: dict[str, Any] = json.loads(content)
     inner = config.get("text_config")
+    parts = [config, inner] if isinstance(inner, dict) else [config]
     for key, value in said.items():
-        (inner if isinstance(inner, dict) and key not in config else config)[key] = value
+        for part in [part for part in parts if key in part] or parts[-1:]:
+            part[key] = value
     return _written(config)
 
 
@@ -94,6 +96,5 @@ def _told(content: bytes, made: Regrouped, naming: Naming, dtype: str) -> bytes:
         config.pop("quantization_config", None)
     if made.head and made.embedding in tensors:
         config["tie_word_embeddings"] = made.head not in tensors
-    if naming.vocab_rows:
-        config["padded_vocab_size" if "padded_vocab_size" in config else "vocab_size"] = naming.vocab_rows
-    return _written(config)
+    rows = {"padded_vocab_size" if "padded_vocab_size" in config else "vocab_size": naming.vocab_rows}
+    return _with(_written(config), rows if naming.vocab_rows else {})

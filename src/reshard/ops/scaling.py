@@ -66,7 +66,7 @@ class LoraConfig(Struct, frozen=True):
         stated: ``transposed`` is what the user says, of all weights.
         rename: what the adapter's layers are called in the base: (regular expression, replacement) pairs.
         told_by: by name, hashes of the files that said so.
-        tokens, parameters, dora: as ``Rules`` has them.
+        tokens, parameters, dora, targets, saved: as ``Rules`` has them.
     """
 
     scaling: Scaling
@@ -77,6 +77,8 @@ class LoraConfig(Struct, frozen=True):
     tokens: Mapping[str, tuple[int, ...]] = {}
     parameters: tuple[str, ...] = ()
     dora: bool = False
+    targets: tuple[str, ...] = ()
+    saved: tuple[str, ...] = ()
 
     def rules(self) -> Rules:
         stored: Stored = "by shape"
@@ -90,6 +92,8 @@ class LoraConfig(Struct, frozen=True):
             self.tokens,
             self.parameters,
             self.dora,
+            self.targets,
+            self.saved,
         )
 
 
@@ -143,7 +147,16 @@ def read_config(path: str | Path, scaling: Scaling | None = None, *, initial: bo
         tokens=_tokens(content.get("trainable_token_indices"), path),
         parameters=tuple(map(str, content.get("target_parameters") or ())),
         dora=bool(content.get("use_dora")),
+        targets=_targets(content),
+        saved=tuple(map(str, content.get("modules_to_save") or ())),
     )
+
+
+def _targets(content: Mapping[str, Any]) -> tuple[str, ...]:
+    """The ends of the names of all layers that have factors, where a configuration lists them."""
+    said = content.get("target_modules")
+    others = any(content.get(key) for key in ("exclude_modules", "layers_to_transform", "layers_pattern"))
+    return tuple(map(str, said)) if isinstance(said, list) and not others else ()
 
 
 def _tokens(said: Any, path: str) -> dict[str, tuple[int, ...]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from reshard.errors import PlanError, listed
 from reshard.planning.catalog import Tensor
@@ -91,7 +91,23 @@ class _Merging:
         for name in layers.rows.keys() & self._rows.keys():
             self._faults.append(f"{name}: two adapters have rows of it")
         self._rows |= layers.rows
-        self._warnings |= dict.fromkeys(layers.warnings)
+        self._warnings |= dict.fromkeys((*layers.warnings, *self._lacking(adapter, modules)))
+
+    def _lacking(self, adapter: Adapter, modules: Iterable[str]) -> Iterator[str]:
+        """A word on what the configuration says that an adapter has: one that was cut short is merged as far as it
+        goes, as in PEFT.
+        """
+        ends = tuple(f".{target}" for target in adapter.rules.targets)
+        there = {adapter.rules.rename(model_name(module)) for module in modules}
+        layers = (name.removesuffix(".weight") for name in self._replacing.tensors if name.endswith(".weight"))
+        lacking = [name for name in layers if name not in there and f".{name}".endswith(ends)] if ends else []
+        if lacking:
+            more = f" and {len(lacking) - 1:,} more" if lacking[1:] else ""
+            yield f"no factors of {lacking[0]}{more}, which target_modules names: is the adapter whole?"
+        tokens = ("trainable_tokens",) if adapter.rules.tokens else ()
+        for key, parts in (("modules_to_save", adapter.rules.saved), ("trainable_token_indices", tokens)):
+            if any(all(f".{part}" not in name for name in adapter.tensors) for part in parts):
+                yield f"the adapter lacks something of {key}: is it whole?"
 
     def merge(self) -> LoraMerge:
         """Raises PlanError."""

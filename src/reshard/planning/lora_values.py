@@ -38,6 +38,8 @@ class Rules(Struct, frozen=True):
         tokens: rows of embeddings that were trained, by the end of the layer's name; "" is any embedding.
         parameters: ends of the names of parameters that have factors and are not a layer's ``weight``.
         dora: every layer has magnitudes.
+        targets: ends of the names of layers, all of which have factors.
+        saved: modules that were trained whole.
     """
 
     scaling: Callable[[str, int], float]
@@ -47,6 +49,8 @@ class Rules(Struct, frozen=True):
     tokens: Mapping[str, tuple[int, ...]] = {}
     parameters: tuple[str, ...] = ()
     dora: bool = False
+    targets: tuple[str, ...] = ()
+    saved: tuple[str, ...] = ()
 
 
 class Adapter(Struct, frozen=True):

@@ -16,7 +16,9 @@ from reshard.layout.tensor import Sharding
 from reshard.names.settings import Asked
 from reshard.names.wishes import Naming
 from reshard.ops.convert import convert, plan
+from reshard.ops.model_files import corrected
 from reshard.ops.options import Options
+from reshard.planning.plan import SmallFile
 
 
 @pytest.fixture
@@ -195,3 +197,17 @@ def test_factors_of_a_core_s_attention_are_told_by_the_model(hub: Path, tmp_path
     source = write_file(tmp_path / "lora.safetensors", own)
     made = run(source, tmp_path / "out.safetensors", dst="hf", model=str(hub / "config.json"))
     assert sorted(made) == [f"base_model.model.model.layers.0.self_attn.o_proj.lora_{ab}.weight" for ab in "AB"]
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({"vocab_size": 4}, {"vocab_size": 6}),
+        ({"text_config": {"vocab_size": 4}}, {"text_config": {"vocab_size": 6}}),
+        ({"vocab_size": 4, "text_config": {"vocab_size": 4}}, {"vocab_size": 6, "text_config": {"vocab_size": 6}}),
+        ({"text_config": {}}, {"text_config": {"vocab_size": 6}}),
+    ],
+)
+def test_rows_are_told_where_a_configuration_says_them(config: dict[str, object], told: dict[str, object]) -> None:
+    (small,) = corrected((SmallFile("config.json", json.dumps(config).encode()),), {"vocab_size": 6})
+    assert json.loads(small.content) == told
