@@ -96,5 +96,5 @@ def _told(content: bytes, made: Regrouped, naming: Naming, dtype: str) -> bytes:
         config.pop("quantization_config", None)
     if made.head and made.embedding in tensors:
         config["tie_word_embeddings"] = made.head not in tensors
-    rows = {"padded_vocab_size" if "padded_vocab_size" in config else "vocab_size": naming.vocab_rows}
-    return _with(_written(config), rows if naming.vocab_rows else {})
+    key = "padded_vocab_size" if "padded_vocab_size" in config else "vocab_size"
+    return _with(_written(config), {key: naming.vocab_rows} if naming.vocab_rows else {})
