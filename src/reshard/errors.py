@@ -17,7 +17,8 @@ Built-in exceptions that reach the user are bugs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 DOCS = "docs/{page}.md"  # the pages lie beside the code; the address of the site goes here once it has one
 
@@ -89,6 +90,15 @@ class DifferenceError(ReshardError):
     """A verification or a comparison found a difference."""
 
     exit_code = 1
+
+
+@contextmanager
+def located(where: str) -> Iterator[None]:
+    """Wrong input that is found meanwhile is told with where it lies, unless that is known better."""
+    try:
+        yield
+    except InputError as error:
+        raise type(error)(error.message, error.where or where, error.hint) from None
 
 
 def as_ours(error: BaseException) -> ReshardError:

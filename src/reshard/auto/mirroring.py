@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 from msgspec import Struct
@@ -49,11 +50,8 @@ class Mirror(Struct, frozen=True):
 
     def _send_file(self, path: Path) -> None:
         target = join(self.url, *path.relative_to(self.results.output).parts)
-        file = DiskFile(str(path))
-        try:
+        with closing(DiskFile(str(path))) as file:
             copy_file(file, storage_of(target).create(target, file.nbytes, fsync=False), _BLOCK_NBYTES, self.proceed)
-        finally:
-            file.close()
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -8,7 +8,7 @@ from reshard.errors import CheckpointError, UsageError, counted
 from reshard.families.family import Listing
 from reshard.families.registry import listing_below
 from reshard.storage.storage import Entry, join
-from reshard.storage.storages import storage_of, text_of
+from reshard.storage.storages import opened, storage_of, text_of
 
 TRACKER = "latest_checkpointed_iteration.txt"
 METADATA = "metadata.json"
@@ -50,11 +50,8 @@ def is_iteration(there: Listing) -> bool:
 
 
 def _head(path: str) -> bytes:
-    file = storage_of(path).open(path)
-    try:
+    with opened(path) as file:
         return file.read(0, min(file.nbytes, _HEAD_NBYTES))
-    finally:
-        file.close()
 
 
 def _totals(there: Listing) -> list[str]:

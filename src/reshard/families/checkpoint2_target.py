@@ -31,7 +31,7 @@ from reshard.planning.decide import Kept
 from reshard.planning.names import is_of_optimizer, is_state
 from reshard.planning.plan import PlannedFile, SmallFile
 from reshard.planning.target import Draft, Files
-from reshard.storage.storages import storage_of
+from reshard.storage.storages import opened
 
 PROGRESS = frozenset({"epoch_num", "step_num", "loss_scale"})
 """Numbers that MindSpore's older checkpoints hold as tensors and Checkpoint 2.0 in ``common.json`` alone."""
@@ -280,12 +280,8 @@ def _value(source: Catalog, tensor: Tensor) -> int | float:
     shard = next(iter(tensor.shards))
     held = shard.held[0]
     (extent,) = cut_extents(held.extents_of(shard.box, tensor.spec.itemsize), 0, tensor.spec.itemsize)
-    path = source.files[held.file].path
-    file = storage_of(path).open(path)
-    try:
+    with opened(source.files[held.file].path) as file:
         content = file.read(extent.offset, extent.nbytes)
-    finally:
-        file.close()
     value: int | float = struct.unpack(
         _CODES[tensor.spec.dtype], extent.coded.decoded(content) if extent.coded else content
     )[0]

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from msgspec import Struct
 from msgspec.structs import replace
 
-from reshard.errors import CheckpointError, FormatError, UsageError, counted, listed
+from reshard.errors import CheckpointError, UsageError, counted, listed, located
 from reshard.families.dcp_chunks import ReadChunks, WantedChunk, rank_of, read_chunks
 from reshard.families.family import Listing
 from reshard.families.hf_shards import catalog_of_shards, is_shard
@@ -175,10 +175,8 @@ def metadata_of(folder: Listing) -> Described:
     for name in chosen:
         content = content_of(folder.at(name))
         hashes[name] = hash_of_file(content)
-        try:
+        with located(folder.at(name)):
             told[name] = read_dcp_metadata(content)
-        except FormatError as error:
-            raise FormatError(error.message, folder.at(name), error.hint) from None
     return Described(told, hashes, (beside,) if _METADATA in names and of_ranks else ())
 
 

@@ -28,7 +28,7 @@ from reshard.interruption import proceed
 from reshard.layout.box import Box
 from reshard.planning.catalog import Held, IndexedFile, Shard
 from reshard.storage.storage import Entry, ReadFile
-from reshard.storage.storages import storage_of
+from reshard.storage.storages import opened, storage_of
 
 _RANK = re.compile(r"_+(?:rank)?(\d+)_.*")
 _NEAR_NBYTES = 16384
@@ -74,13 +74,8 @@ def read_chunks(folder: Listing, wanted: Mapping[str, Sequence[WantedChunk]]) ->
 
     def read(path: str, number: int, of_path: Sequence[WantedChunk]) -> ReadChunks:
         proceed()
-        file = storage_of(folder.path).open(folder.at(path))
-        try:
+        with opened(folder.at(path)) as file:
             found, zips = _chunks(_Source(file, number, path, kinds), of_path, max(at_once // len(paths), 1))
-        except FormatError as error:
-            raise FormatError(error.message, folder.at(path), error.hint) from None
-        finally:
-            file.close()
         within = tuple([(one.name, Extent(one.place.offset, one.place.length)) for one in of_path]) if zips else ()
         form = "torch" if zips else "safetensors"
         there = (folder.at(path), path, file.nbytes, file.mtime_ns, rank_of(path), form, Contents({}), within)

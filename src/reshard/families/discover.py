@@ -31,7 +31,7 @@ from reshard.families.strange_folders import (
 from reshard.foreign import HEAD_NBYTES, Foreign, foreign
 from reshard.formats.registry import format_of, suffixes
 from reshard.storage.storage import Entry, join
-from reshard.storage.storages import storage_of
+from reshard.storage.storages import opened, storage_of
 
 _AT_ONCE = 16
 
@@ -108,11 +108,8 @@ def _check_name(path: str) -> None:
         return
     if path.endswith(UNFINISHED):
         raise FormatError("the beginning of a download, not the whole file", path, "go on with the download")
-    file = storage_of(path).open(path)
-    try:
+    with opened(path) as file:
         found = foreign(file.read(0, min(file.nbytes, HEAD_NBYTES)))
-    finally:
-        file.close()
     expected = f"expected {' or '.join(sorted(suffixes()))}"
     if found is not None:
         raise FormatError(f"{found.what}, and not called as weights are; {expected}", path, _hint(path, found))

@@ -15,7 +15,7 @@ from reshard.index import Contents, Stored
 from reshard.interruption import proceed
 from reshard.planning.catalog import IndexedFile
 from reshard.storage.storage import join
-from reshard.storage.storages import storage_of
+from reshard.storage.storages import opened, storage_of
 from reshard.target.manifest import MANIFEST, ManifestFile, read_manifest
 from reshard.target.target_paths import Place
 
@@ -41,17 +41,15 @@ def index_file(rank: int, path: str, root: str, told: Mapping[str, _Told] = {}) 
     if form is None:
         raise FormatError("not a weight file by its name", path)
     proceed()
-    file = storage_of(path).open(path)
-    try:
-        known = told.get(path)
-        contents = known.contents if known and known.nbytes == file.nbytes else form.read_index(file)
-    except FormatError as error:
-        other = foreign(file.read(0, min(file.nbytes, HEAD_NBYTES)), form.name)
-        if other is not None:
-            raise FormatError(f"it is {other.what}, not {form.name}", path, other.hint) from error
-        raise FormatError(error.message, path, error.hint) from error
-    finally:
-        file.close()
+    with opened(path) as file:
+        try:
+            known = told.get(path)
+            contents = known.contents if known and known.nbytes == file.nbytes else form.read_index(file)
+        except FormatError as error:
+            other = foreign(file.read(0, min(file.nbytes, HEAD_NBYTES)), form.name)
+            if other is not None:
+                raise FormatError(f"it is {other.what}, not {form.name}", path, other.hint) from error
+            raise
     return IndexedFile(path, name_below(root, path), file.nbytes, file.mtime_ns, rank, form.name, contents)
 
 

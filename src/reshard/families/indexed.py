@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from msgspec.structs import replace
 
-from reshard.errors import CheckpointError, FormatError, listed
+from reshard.errors import CheckpointError, listed, located
 from reshard.families.found import Found
 from reshard.families.index_files import EXTRAS_NAME
 from reshard.families.saved_slices import is_of_slices, slices_of
@@ -58,10 +58,8 @@ def _refuse_slices(found: Found, files: Sequence[IndexedFile]) -> None:
     for file in files:
         if not is_of_slices(file.contents):
             continue
-        try:
+        with located(file.path):
             slices = slices_of(file.contents)
-        except FormatError as error:
-            raise FormatError(error.message, file.path, error.hint) from None
         begins = next((f"{n} begins at {list(s.box.start)}" for n, s in slices.items() if any(s.box.start)), "")
         if begins or not found.index:
             shown = f" ({begins})" if begins else ""

@@ -15,7 +15,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from reshard.errors import CheckpointError, FormatError, counted
+from reshard.errors import CheckpointError, counted
 from reshard.families.dcp import Described, catalog_by, metadata_of
 from reshard.families.family import Listing
 from reshard.families.megatron_args import args_of
@@ -28,7 +28,7 @@ from reshard.layout.box import Box
 from reshard.layout.cover import boxes_of_range
 from reshard.planning.catalog import Catalog, Held, Shard, Tensor, tensor_of_shards
 from reshard.planning.identity import hash_of_file
-from reshard.storage.storages import content_of, storage_of
+from reshard.storage.storages import content_of, opened
 
 COMMON = "common.pt"
 _COMMON_ENTRY = re.compile(r"common_state/shard_\d+_\d+")
@@ -87,14 +87,9 @@ def _common(folder: Listing, described: Described, *, needed: bool) -> tuple[Any
 
 
 def _value(path: str, offset: int = 0, nbytes: int | None = None) -> Any:
-    file = storage_of(path).open(path)
-    try:
+    with opened(path) as file:
         source: ByteRanges = file if nbytes is None else Window(file, offset, nbytes)
         return read_torch_records(source).pickled.value
-    except FormatError as error:
-        raise FormatError(error.message, path, error.hint) from None
-    finally:
-        file.close()
 
 
 # ---- what an old distributed optimizer cut flat

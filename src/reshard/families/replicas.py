@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 
 import numpy as np
@@ -33,8 +34,7 @@ def replica_faults(source: Catalog) -> list[str]:
 def _faults_of(source: Catalog, files: Files, tensor: Tensor) -> list[str]:
     faults: list[str] = []
     for shard in (shard for shard in tensor.shards if len(shard.held) > 1):
-        sources = Sources(files)
-        try:
+        with closing(Sources(files)) as sources:
             comparison = _Comparison(tensor, shard.box, sources)
             for element, values in comparison.partings(shard.held):
                 shown = shown_values(tensor.spec.dtype, list(values))
@@ -44,8 +44,6 @@ def _faults_of(source: Catalog, files: Files, tensor: Tensor) -> list[str]:
                 )
                 faults.append(f"{tensor.name}{list(element)}: {'; '.join(who)}")
             sources.check_unchanged()
-        finally:
-            sources.close()
     return faults
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from msgspec import Struct
 
-from reshard.errors import CheckpointError, FormatError, listed
+from reshard.errors import CheckpointError, listed, located
 from reshard.families.found import name_below
 from reshard.formats.torch_file import extents, refuse_special
 from reshard.formats.torch_records import TorchRecords, read_torch_records
@@ -18,7 +18,7 @@ from reshard.formats.torch_values import TensorRef
 from reshard.index import Contents, Extent, TensorSpec, cut_extents
 from reshard.interruption import proceed
 from reshard.planning.catalog import Held, IndexedFile
-from reshard.storage.storages import storage_of
+from reshard.storage.storages import opened, storage_of
 
 _Made = TypeVar("_Made")
 _NUMBER = re.compile(r"\d+")
@@ -55,10 +55,8 @@ class TorchPart(Struct, frozen=True):
 
     def flat(self, tensor: TensorRef) -> Flat:
         """Raises FormatError for a tensor whose numbers do not lie in the file as they are."""
-        try:
+        with located(self.path):
             found = extents(tensor, self.records)
-        except FormatError as error:
-            raise FormatError(error.message, self.path, error.hint) from None
         return Flat(self.number, tensor.dtype, tensor.size, found)
 
     def plain(self, named: Iterable[tuple[str, Any]]) -> dict[str, TensorRef]:
@@ -69,10 +67,8 @@ class TorchPart(Struct, frozen=True):
             if isinstance(value, TensorRef):
                 found[name] = value
                 continue
-            try:
+            with located(self.path):
                 refuse_special(name, value, seen)
-            except FormatError as error:
-                raise FormatError(error.message, self.path, error.hint) from None
         return found
 
     def held(self, tensor: TensorRef) -> Held:
@@ -97,15 +93,12 @@ class TorchPart(Struct, frozen=True):
     def bytes_of(self, extents: Sequence[Extent], most_nbytes: int | None = None) -> bytes:
         """What lies there, little-endian; no more than the first ``most_nbytes``."""
         kept = extents if most_nbytes is None else cut_extents(tuple(extents), 0, most_nbytes)
-        source = storage_of(self.path).open(self.path)
-        try:
+        with opened(self.path) as source:
             read = []
             for extent in kept:
                 found = source.read(extent.offset, extent.nbytes)
                 read.append(extent.coded.decoded(found) if extent.coded is not None else found)
             return b"".join(read)
-        finally:
-            source.close()
 
     def warnings(self) -> list[str]:
         """Classes that the file names and nobody knows."""
@@ -156,13 +149,8 @@ def made_of_parts(
 
 def _open(number: int, rank: int, path: str, root: str) -> TorchPart:
     proceed()
-    source = storage_of(path).open(path)
-    try:
+    with opened(path) as source:
         records = read_torch_records(source)
-    except FormatError as error:
-        raise FormatError(error.message, path, error.hint) from None
-    finally:
-        source.close()
     name = name_below(root, path)
     return TorchPart(
         number, IndexedFile(path, name, source.nbytes, source.mtime_ns, rank, "torch", Contents({})), records

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -45,21 +46,15 @@ def _mapped(move: Move, files: tuple[SourceFile, ...], shape: tuple[int, ...]) -
     ranges = cut_extents(pieces[0].extents, at * itemsize, box.size * itemsize)
     if len(ranges) > 1 or ranges[0].coded or storage_of(files[pieces[0].file].path).remote:
         return None
-    sources = Sources(files)
-    try:
+    with closing(Sources(files)) as sources:
         sources.check(pieces[0].file)
-    finally:
-        sources.close()
     path, offset = files[pieces[0].file].path, ranges[0].offset
     return np.memmap(path, numpy_dtype(move.dtype), mode="c", offset=offset, shape=shape)
 
 
 def _read(move: Move, files: tuple[SourceFile, ...], shape: tuple[int, ...]) -> Array:
-    sources = Sources(files)
-    try:
+    with closing(Sources(files)) as sources:
         return np.frombuffer(_collected(move, sources), numpy_dtype(move.dtype)).reshape(shape)
-    finally:
-        sources.close()
 
 
 def _collected(move: Move, sources: Sources) -> bytearray:

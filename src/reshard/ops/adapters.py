@@ -24,7 +24,7 @@ from reshard.planning.lora_names import is_beside, lora_name, model_name, seems_
 from reshard.planning.lora_replaced import both_ends, changes_an_end, head_of
 from reshard.planning.lora_values import Adapter, Combination, How, LoraMerge, Model
 from reshard.storage.storage import join
-from reshard.storage.storages import content_of, storage_of
+from reshard.storage.storages import content_of, opened, storage_of
 
 _CONFIGS = ("adapter_config.json", "lora_train_meta.json")
 """PEFT's, and what verl writes beside the files of its ranks."""
@@ -250,15 +250,12 @@ def _weights(path: str) -> str:
 
 def _hash_of(path: str) -> str:
     """Of a file's content; "" of one far away, which its size and time tell apart."""
-    storage = storage_of(path)
-    if storage.remote:
+    if storage_of(path).remote:
         return ""
-    digest, file = xxhash.xxh3_128(), storage.open(path)
-    try:
+    digest = xxhash.xxh3_128()
+    with opened(path) as file:
         for start in range(0, file.nbytes, _BLOCK_NBYTES):
             digest.update(file.read(start, min(_BLOCK_NBYTES, file.nbytes - start)))
-    finally:
-        file.close()
     return digest.hexdigest()
 
 

@@ -13,7 +13,7 @@ from reshard.index import Extent, StatedCrc, Stored
 from reshard.interruption import proceed
 from reshard.planning.catalog import Catalog, IndexedFile
 from reshard.storage.storage import ReadFile
-from reshard.storage.storages import storage_of
+from reshard.storage.storages import opened
 from reshard.storage.whole_file import crc32_of
 
 _BLOCK_NBYTES = 8 << 20
@@ -30,11 +30,8 @@ def check_crcs(source: Catalog) -> tuple[str, ...]:
     silent = 0
     for file in source.files:
         proceed()
-        opened = storage_of(file.path).open(file.path)
-        try:
-            found = _faults(file, opened)
-        finally:
-            opened.close()
+        with opened(file.path) as content:
+            found = _faults(file, content)
         silent += found is None
         faults += found or ()
     if faults:

@@ -18,7 +18,7 @@ from reshard.names.regroup import Regrouped
 from reshard.names.wishes import CONVENTIONS, HUB, Naming
 from reshard.planning.plan import SmallFile
 from reshard.storage.storage import join
-from reshard.storage.storages import storage_of
+from reshard.storage.storages import content_of
 
 _ALONG = ("generation_config.json", "tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json",
           "added_tokens.json", "chat_template*", "*.model", "*.tiktoken", "preprocessor_config.json",
@@ -45,8 +45,8 @@ def along(made: Regrouped, naming: Naming, dtype: str) -> tuple[SmallFile, ...]:
         raise UsageError("--with-files, and no config.json is known", hint="--model FOLDER/config.json")
     folder = config.where.rpartition("/")[0] or "."
     names = sorted(e.name for e in listing(folder).entries if not e.folder and any(fnmatch(e.name, p) for p in _ALONG))
-    others = tuple(SmallFile(name, _read(join(folder, name))) for name in names)
-    return SmallFile(CONFIG, _told(_read(config.where), made, naming, dtype)), *others
+    others = tuple(SmallFile(name, content_of(join(folder, name))) for name in names)
+    return SmallFile(CONFIG, _told(content_of(config.where), made, naming, dtype)), *others
 
 
 def corrected(files: tuple[SmallFile, ...], said: Mapping[str, int]) -> tuple[SmallFile, ...]:
@@ -66,14 +66,6 @@ def _with(content: bytes, said: Mapping[str, int]) -> bytes:
 
 def _written(config: Mapping[str, Any]) -> bytes:
     return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def _read(path: str) -> bytes:
-    file = storage_of(path).open(path)
-    try:
-        return bytes(file.read(0, file.nbytes))
-    finally:
-        file.close()
 
 
 def _told(content: bytes, made: Regrouped, naming: Naming, dtype: str) -> bytes:

@@ -20,7 +20,7 @@ from reshard.names.wishes import HUB, Excluded, Naming
 from reshard.planning.catalog import Catalog, Loose, Shard, Tensor
 from reshard.planning.names import NameRules, is_state
 from reshard.storage.storage import join
-from reshard.storage.storages import storage_of
+from reshard.storage.storages import content_of, storage_of
 
 CONFIG = "config.json"
 _YAML = (".yaml", ".yml")
@@ -111,14 +111,9 @@ def _run_beside(path: str) -> list[ModelFile]:
 
 
 def _read(path: str) -> ModelFile:
-    storage = storage_of(path)
-    if storage.entry(path) is None:
+    if storage_of(path).entry(path) is None:
         raise UsageError("no such model file", path)
-    file = storage.open(path)
-    try:
-        return read_model(bytes(file.read(0, file.nbytes)), path)
-    finally:
-        file.close()
+    return read_model(content_of(path), path)
 
 
 def _rows_of(strategy: Strategy | None) -> dict[str, int]:

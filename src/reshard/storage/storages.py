@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from reshard.errors import located
 from reshard.storage.disk import Disk
-from reshard.storage.storage import Storage, is_url
+from reshard.storage.storage import ReadFile, Storage, is_url
 
 
 def storage_of(path: str) -> Storage:
@@ -17,13 +20,21 @@ def storage_of(path: str) -> Storage:
     return Disk()
 
 
-def content_of(path: str) -> bytes:
-    """A small file, whole. Raises CheckpointError where there is none."""
+@contextmanager
+def opened(path: str) -> Iterator[ReadFile]:
+    """A file to be read. Raises CheckpointError where there is none; what is wrong with it is told with its path."""
     file = storage_of(path).open(path)
     try:
-        return file.read(0, file.nbytes)
+        with located(path):
+            yield file
     finally:
         file.close()
+
+
+def content_of(path: str) -> bytes:
+    """A small file, whole. Raises CheckpointError where there is none."""
+    with opened(path) as file:
+        return bytes(file.read(0, file.nbytes))
 
 
 def text_of(path: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
+from contextlib import closing
 from itertools import chain
 from typing import Annotated
 
@@ -12,7 +13,7 @@ import xxhash
 from msgspec import Meta, Struct
 
 from reshard import __version__
-from reshard.errors import CheckpointError, FormatError, InputError, RunError
+from reshard.errors import CheckpointError, FormatError, InputError, RunError, located
 from reshard.index import Extent, TensorSpec
 from reshard.layout.box import Box
 from reshard.planning.identity import hash_of_file
@@ -238,10 +239,8 @@ def read_manifest(place: Place) -> Manifest:
             "compare with the source instead: reshard verify SRC DST",
         )
     found = decode_published(content, path)
-    try:
+    with located(path):
         files = tuple(map(_file, found.files))
-    except InputError as error:
-        raise InputError(error.message, path) from None
     return Manifest(
         found.plan,
         found.world,
@@ -260,10 +259,8 @@ def read_whole(storage: Storage, path: str) -> bytes | None:
         file = storage.open(path)
     except CheckpointError:
         return None
-    try:
+    with closing(file):
         return file.read(0, file.nbytes)
-    finally:
-        file.close()
 
 
 def file_faults(place: Place, file: ManifestFile, pool: Executor, on_bytes: Callable[[int], None]) -> list[str]:
@@ -272,15 +269,12 @@ def file_faults(place: Place, file: ManifestFile, pool: Executor, on_bytes: Call
     there = place.storage.entry(path)
     if there is None or there.folder:
         return [f"{file.path}: missing"]
-    source = place.storage.open(path)
-    try:
+    with closing(place.storage.open(path)) as source:
         if source.nbytes != file.nbytes:
             return [f"{file.path}: {source.nbytes} bytes, the manifest has {file.nbytes}"]
         digests = pool.map(lambda run: _digest(source, run, on_bytes), file.runs)
         return [f"{file.path}: bytes {run.offset} to {run.offset + run.nbytes} changed{_whose(file, run)}"
                 for run, digest in zip(file.runs, digests, strict=True) if digest != run.xxh3]  # fmt: skip
-    finally:
-        source.close()
 
 
 def _whose(file: ManifestFile, run: Run) -> str:
