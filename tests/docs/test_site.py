@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +37,14 @@ def named(nav: Any) -> Iterator[str]:
 
 
 NAV = tuple(named(yaml.load((ROOT / "mkdocs.yml").read_text("utf-8"), Loader)["nav"]))
+
+
+def test_the_search_parts_chinese_words() -> None:
+    """The index has them apart by spaces of no width; what is typed of several words is found by that alone."""
+    site = yaml.load((ROOT / "mkdocs.yml").read_text("utf-8"), Loader)
+    (search,) = (plugin["search"] for plugin in site["plugins"] if "search" in plugin and not isinstance(plugin, str))
+    words = re.split(search["separator"], "优化\u200b器\u200b状态，重切 dp-2")
+    assert words == ["优化", "器", "状态", "重切", "dp", "2"]
 
 
 def test_every_page_is_in_the_navigation() -> None:
