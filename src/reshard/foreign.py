@@ -80,6 +80,8 @@ def _pickle(head: bytes) -> Foreign | None:
 
 def _text(head: bytes) -> Foreign | None:
     bare = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if b"<title>reshard: " in bare:
+        return Foreign("a report that reshard made", "open it in a browser; give what it is of")
     if bare.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<error", b"<body")):
         return Foreign("a web page (HTML or XML)", _AGAIN)
     try:

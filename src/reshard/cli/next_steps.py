@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from reshard.names.wishes import HUB
 from reshard.planning.catalog import Catalog
-from reshard.planning.names import is_lora, is_state
+from reshard.planning.names import is_adapter, is_state
 
 
 def next_steps(source: Catalog, path: str, strategy: str, names: str = "") -> list[str]:
@@ -24,7 +24,7 @@ def next_steps(source: Catalog, path: str, strategy: str, names: str = "") -> li
     given = f"{place} --src-strategy {shlex.quote(strategy)}" if strategy else place
     if not source.kind:
         steps = list(_of_slices(place))
-    elif all(map(is_lora, source.tensors)):
+    elif is_adapter(source.tensors):
         steps = [(f"lora merge BASE merged --adapter {place}", "the model BASE with this adapter in it")]
     else:
         along = " --with-files" if names == HUB and beside_of(path) else ""

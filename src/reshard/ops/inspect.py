@@ -20,7 +20,7 @@ from reshard.families.registry import FALLBACK, listing, recognised
 from reshard.families.source import Source, source_at
 from reshard.names.naming import convention_of
 from reshard.planning.catalog import Catalog, IndexedFile
-from reshard.planning.names import no_match
+from reshard.planning.names import is_adapter, no_match
 
 
 class TensorRow(Struct, frozen=True):
@@ -77,7 +77,8 @@ def opened(
     if family not in ("ranks", FALLBACK) and rank is not None:
         raise UsageError(f"--on-rank is of rank folders, and this is {family}", there.path, "leave --on-rank out")
     if family != "ranks" or (source.strategy and rank is None):
-        return open_source(source)
+        made = open_source(source)
+        return replace(made, family="an adapter (LoRA)") if is_adapter(made.tensors) else made
     found = files_of(there, source.select, source.suffix)
     files = index_files(found)
     ours = by_manifest(found, files) if rank is None else ByManifest()
@@ -144,7 +145,7 @@ def inspection(source: Catalog) -> Inspection:
         {name: next(iter(by_rank.values())) for name, by_rank in source.texts.items()},
         source.warnings,
         args=source.args,
-        names=convention_of(source.tensors),
+        names="" if is_adapter(source.tensors) else convention_of(source.tensors),
     )
 
 
