@@ -20,6 +20,7 @@ from reshard.index import ZEROS
 from reshard.ops.scaling import AlphaRank, LoraConfig
 from reshard.planning.catalog import Catalog, Held, IndexedFile, Loose, Tensor
 from reshard.planning.lora import merge_into
+from reshard.planning.lora_experts import saved_as
 from reshard.planning.lora_names import is_beside, lora_name, model_name, seems_lora
 from reshard.planning.lora_replaced import both_ends, changes_an_end, head_of
 from reshard.planning.lora_values import Adapter, Combination, How, LoraMerge, Model
@@ -230,16 +231,24 @@ class _Joining:
 
 def fitting(names: Iterable[str], adapters: Sequence[AdapterAt]) -> tuple[int, int]:
     """How many layers of adapters, and of how many, have these names of tensors; one in the base itself fits it."""
-    there = {part for name in map(model_name, names) for part in (name, name.rpartition(".")[0])}
-    fit = of = 0
+    there = {name[:end] for name in map(model_name, names) for end in (*_dots(name), len(name))}
+    layers = layers_of(adapters)
+    return sum(layer in there or saved_as(layer) in there for layer in layers), len(layers)
+
+
+def _dots(name: str) -> list[int]:
+    return [at for at, letter in enumerate(name) if letter == "."]
+
+
+def layers_of(adapters: Sequence[AdapterAt]) -> set[str]:
+    """What the base calls the layers that files of adapters have factors of, and what they have whole."""
+    found = set()
     for each in adapters:
-        if each.path:
-            rename = each.config.rules().rename
-            tensors = open_source(Source(_weights(each.path))).tensors
-            layers = {rename(found.layer if (found := lora_name(name)) else model_name(name)) for name in tensors}
-            of += len(layers)
-            fit += len(layers & there)
-    return fit, of
+        rename = each.config.rules().rename
+        for name in open_source(Source(_weights(each.path))).tensors if each.path else ():
+            factor = lora_name(name)
+            found.add(rename(factor.layer if factor else model_name(name)))
+    return found
 
 
 def _weights(path: str) -> str:

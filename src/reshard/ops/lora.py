@@ -12,13 +12,14 @@ from reshard.errors import UsageError
 from reshard.families.open_checkpoint import open_source
 from reshard.families.registry import listing
 from reshard.names.wishes import HUB
-from reshard.ops.adapters import AdapterAt, Joined, joined, model_of, own_config
+from reshard.ops.adapters import AdapterAt, Joined, joined, layers_of, model_of, own_config
 from reshard.ops.convert import Conversion, execute, plan_from
 from reshard.ops.lora_naming import named_after, under_their_names
 from reshard.ops.observer import Observer
 from reshard.ops.options import Options
 from reshard.ops.scaling import AlphaRank, LoraConfig, Scaling, parse_scaling, read_config
 from reshard.planning.catalog import is_viewed
+from reshard.planning.lora_experts import fused_experts
 from reshard.planning.lora_values import Combination, How, combination_named
 from reshard.planning.plan import Plan
 
@@ -99,9 +100,10 @@ def open_merge(
     told = (naming.src_model, naming.model, naming.dst_model)
     own_names = left.naming.changes or naming.dst in ("", HUB)
     how = How(combination_named(combination), allow_nan, model_of(base, told), own_names)
-    made = joined(base, adapters, how)
-    if left.naming.changes or any(is_viewed(made.merge.tensors[name]) for name in made.merge.changed):
-        made, left = named_after(made, str(src), left)
+    fused = fused_experts(base.tensors, layers_of(adapters))
+    made = joined(replace(base, tensors={**base.tensors, **{n: f.tensor for n, f in fused.items()}}), adapters, how)
+    if fused or left.naming.changes or any(is_viewed(made.merge.tensors[name]) for name in made.merge.changed):
+        made, left = named_after(made, str(src), left, fused)
     if left.along:
         from reshard.ops.model_files import corrected
 

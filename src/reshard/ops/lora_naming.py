@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from msgspec.structs import replace
 
@@ -14,6 +14,7 @@ from reshard.ops.adapters import AdapterAt, Joined, fitting
 from reshard.ops.convert import named
 from reshard.ops.options import OF_MEGATRON, Options
 from reshard.planning.catalog import Catalog
+from reshard.planning.lora_experts import FusedExperts, one_by_one
 from reshard.planning.lora_made import as_made
 from reshard.planning.names import NameRules
 
@@ -61,12 +62,16 @@ def _at_the_hub(source: Catalog, src: str, options: Options) -> tuple[Catalog, O
     return replace(there, told_by=told_by), replace(options, names=NameRules(), naming=left)
 
 
-def named_after(made: Joined, src: str, options: Options) -> tuple[Joined, Options]:
-    """What is merged under the names that the target gets, and the options that are left to do."""
+def named_after(made: Joined, src: str, options: Options, fused: Mapping[str, FusedExperts]) -> tuple[Joined, Options]:
+    """What is merged under the names that the target gets, and the options that are left to do.
+
+    Args:
+        fused: parameters that only the adapters have as one.
+    """
     source, merge = made.source, made.merge
     changed = [tensor for tensor in source.compared() if tensor.name in merge.changed or tensor.name in merge.used]
     if differ := [name for name, same in agreements(source, changed).items() if not same]:
         raise PlanError("ranks hold different values of what is merged:\n" + listed(differ))
     alone, how = as_made(source, merge, ALIASES.get(options.dtype, options.dtype))
-    there, left = named(alone, src, options, merge.config)
+    there, left = named(one_by_one(alone, fused), src, options, merge.config)
     return Joined(there, how), left

@@ -16,7 +16,7 @@ from reshard.layout.box import Box
 from reshard.layout.view import in_view
 from reshard.planning.catalog import Catalog, Held, Shard, Tensor
 from reshard.planning.decide import Kept
-from reshard.planning.lora_values import LoraMerge, MadeAs
+from reshard.planning.lora_values import LoraMerge
 from reshard.planning.names import is_state
 from reshard.planning.plan import Move, Plan, PlannedTensor
 from reshard.planning.steps import Assembly, Joint, LoraAdd, MadeTensor, Piece, Product, Rows, Scaled, Step
@@ -87,6 +87,7 @@ class Assembler:
         self._source_lacks = source.lacking
         self._dtype = dtype
         self._lora = lora or LoraMerge({}, {}, {}, {})
+        self._parts: dict[int, MadeTensor] = {}
         self._numbers: dict[tuple[str, int], int] = {}
         self._lacking: dict[int, tuple[Tensor, tuple[Shard, ...]]] = {}
         self._read: Counter[int] = Counter()
@@ -139,17 +140,20 @@ class Assembler:
             return of
         numbers = {file: MADE - n for n, file in enumerate(files)}
         pieces = tuple(replace(piece, file=numbers.get(piece.file, piece.file)) for piece in of.pieces)
-        parts = tuple(self._made(self._lora.made[MADE - file]) for file in files)
+        parts = tuple(_of_use(self._made(MADE - file), of, file) for file in files)
         spec = parts[0].spec
         whole = Piece(MADE, Box.whole(of.shape), (Extent(0, spec.nbytes),))
         if pieces == (whole,) and of.shape == spec.shape == parts[0].step.base.shape:
             return parts[0].step
         return Joint(replace(of, pieces=pieces), parts)
 
-    def _made(self, each: MadeAs) -> MadeTensor:
-        tensor = self._lora.tensors[each.name]
-        step = self._changed(each.name, self._base(tensor, ANY_RANK))
-        return MadeTensor(each.name, TensorSpec(each.dtype, tensor.spec.shape), step)
+    def _made(self, number: int) -> MadeTensor:
+        if number not in self._parts:
+            each = self._lora.made[number]
+            tensor = self._lora.tensors[each.name]
+            step = self._changed(each.name, self._base(tensor, ANY_RANK))
+            self._parts[number] = MadeTensor(each.name, TensorSpec(each.dtype, tensor.spec.shape), step)
+        return self._parts[number]
 
     def _base(self, tensor: Tensor, source_rank: int, within: Box | None = None) -> Assembly | Scaled:
         of = self._assembled(tensor, source_rank, within)
@@ -207,6 +211,20 @@ class Assembler:
                 or "bring the missing ranks' files"
                 + (", or check that the strategy is the one of these files" if self._source.by_strategy else ""),
             )
+
+
+def _of_use(part: MadeTensor, of: Assembly, file: int) -> MadeTensor:
+    """What is made, with those pieces of its base alone that it needs for its place in ``of``: experts are many."""
+    shape = part.spec.shape
+    if not shape or part.step.base.shape != shape:
+        return part
+    extents = [extent for piece in of.pieces if piece.file == file for extent in piece.extents]
+    row = max(part.spec.nbytes // max(shape[0], 1), 1)
+    first, last = min(e.offset for e in extents) // row, -(-max(e.end for e in extents) // row)
+    rows = Piece(0, Box((first, *(0 for _ in shape[1:])), (last, *shape[1:])), ())
+    step = needed(Move(part.name, part.step, part.spec.dtype, (rows,)))
+    assert not isinstance(step, Joint)
+    return replace(part, step=step)
 
 
 def _boxes(plan: Plan, tensors: Mapping[int, object]) -> dict[int, set[Box]]:

@@ -9,6 +9,7 @@ from msgspec import Struct
 from reshard.dtypes import FLOATING
 from reshard.errors import PlanError
 from reshard.planning.catalog import Tensor, is_viewed
+from reshard.planning.lora_experts import saved_as
 from reshard.planning.lora_forms import Fit, fits_of, flat, viewed
 from reshard.planning.lora_hints import Hints
 from reshard.planning.lora_names import LoraPart, model_name
@@ -93,7 +94,8 @@ class Layers:
     def _weight(self, layer: str, pair: Pair, *, embedding: bool, module: str) -> _Found:
         base = self._base.tensors
         renamed = self._rules.rename(layer)
-        name = next((n for n in (f"{renamed}.weight", renamed) if n in base), None) or self._tied_weight(renamed)
+        names = (f"{renamed}.weight", renamed, f"{saved_as(renamed)}.weight")
+        name = next((n for n in names if n in base), None) or self._tied_weight(renamed)
         if name is not None:
             fitting = self._fitting(base[name], pair, embedding=embedding)
             if not fitting:

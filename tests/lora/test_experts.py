@@ -1,0 +1,103 @@
+"""Adapters of fused experts, of bases that have their experts one by one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import reshard
+from making import read_file, shard_of, write_file, write_ranks, write_strategy
+from reshard import Options
+from reshard.errors import PlanError
+from reshard.layout.tensor import Sharding
+
+HIDDEN, INNER, EXPERTS, RANK = 6, 4, 3, 2
+SHAPES = {"gate_up_proj": (2 * INNER, HIDDEN), "down_proj": (HIDDEN, INNER)}
+NAMES = {"mlp": ("gate_proj", "up_proj", "down_proj"), "block_sparse_moe": ("w1", "w3", "w2")}
+RNG = np.random.default_rng(8)
+FUSED = {name: RNG.standard_normal((EXPERTS, *shape), np.float32) for name, shape in SHAPES.items()}
+LAYER = "model.layers.0.mlp.experts"
+Arrays = dict[str, np.ndarray]
+
+
+def apart(fused: Arrays, called: str) -> Arrays:
+    gate, up, down = NAMES[called]
+    found = {}
+    for expert in range(EXPERTS):
+        there = f"model.layers.0.{called}.experts.{expert}"
+        found[f"{there}.{gate}.weight"], found[f"{there}.{up}.weight"] = np.split(fused["gate_up_proj"][expert], 2)
+        found[f"{there}.{down}.weight"] = fused["down_proj"][expert]
+    return found
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    """Of both parameters, and of what chooses experts."""
+    tensors: Arrays = {
+        "base_model.model.model.layers.0.mlp.gate.lora_A.weight": RNG.standard_normal((RANK, HIDDEN), np.float32),
+        "base_model.model.model.layers.0.mlp.gate.lora_B.weight": RNG.standard_normal((EXPERTS, RANK), np.float32),
+    }
+    for end, (out, inner) in zip((".base_layer", ""), SHAPES.values(), strict=True):
+        there = f"base_model.model.{LAYER}{end}"
+        tensors[f"{there}.lora_A.weight"] = RNG.standard_normal((EXPERTS * RANK, inner), np.float32)
+        tensors[f"{there}.lora_B.weight"] = RNG.standard_normal((out, EXPERTS * RANK), np.float32)
+    write_file(tmp_path / "adapter" / "adapter_model.safetensors", tensors)
+    said = {"peft_type": "LORA", "r": RANK, "lora_alpha": 4, "alpha_pattern": {"experts.down_proj": 6},
+            "target_parameters": [f"mlp.experts.{name}" for name in SHAPES]}  # fmt: skip
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(said))
+    return tmp_path / "adapter"
+
+
+def merged(src: Path, adapter: Path, dst: Path, **options: str) -> None:
+    config = reshard.lora_config(adapter=str(adapter))
+    reshard.merge_lora(src, dst, config, Options(fsync=False, **options), adapter)  # type: ignore[arg-type]
+
+
+def wanted(adapter: Path, called: str) -> Arrays:
+    """What is merged of fused experts, one by one."""
+    gate = RNG.standard_normal((EXPERTS, HIDDEN), np.float32)
+    fused = {f"{LAYER}.{name}": array for name, array in FUSED.items()}
+    write_file(adapter.parent / "fused.safetensors", {**fused, "model.layers.0.mlp.gate.weight": gate})
+    write_file(
+        adapter.parent / "base.safetensors", {**apart(FUSED, called), f"model.layers.0.{called}.gate.weight": gate}
+    )
+    merged(adapter.parent / "fused.safetensors", adapter, adapter.parent / "of_fused.safetensors")
+    found = read_file(adapter.parent / "of_fused.safetensors")
+    of_experts = apart({name: found[f"{LAYER}.{name}"] for name in SHAPES}, called)
+    return {**of_experts, f"model.layers.0.{called}.gate.weight": found["model.layers.0.mlp.gate.weight"]}
+
+
+@pytest.mark.parametrize("called", NAMES)
+def test_experts_one_by_one(called: str, adapter: Path, tmp_path: Path) -> None:
+    expected = wanted(adapter, called)
+    merged(tmp_path / "base.safetensors", adapter, tmp_path / "out.safetensors")
+    found = read_file(tmp_path / "out.safetensors")
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+def test_experts_in_slices(adapter: Path, tmp_path: Path) -> None:
+    expected = wanted(adapter, "mlp")
+    cut = {name: Sharding((2,), ((), (0,))) for name in expected}
+    write_ranks(tmp_path / "ranks", read_file(tmp_path / "base.safetensors"), [cut])
+    rows = {n: Sharding((2,), ((0,), ()) if a.shape[0] % 2 == 0 else ((), ())) for n, a in expected.items()}
+    strategies = [str(write_strategy(tmp_path / name, [each])) for name, each in (("cut", cut), ("rows", rows))]
+    options = {"src_strategy": strategies[0], "dst_strategy": strategies[1], "format": "safetensors"}
+    merged(tmp_path / "ranks", adapter, tmp_path / "out", **options)
+    for rank in range(2):
+        found = read_file(tmp_path / "out" / f"rank_{rank}" / f"checkpoint_{rank}.safetensors")
+        for name, array in expected.items():
+            np.testing.assert_array_equal(found[name], shard_of(array, rows[name], rank), err_msg=name)
+
+
+def test_an_expert_that_lacks_a_part_is_refused(adapter: Path, tmp_path: Path) -> None:
+    wanted(adapter, "mlp")
+    base = read_file(tmp_path / "base.safetensors")
+    del base[f"{LAYER}.1.up_proj.weight"]
+    write_file(tmp_path / "base.safetensors", base)
+    with pytest.raises(PlanError, match=r"experts\.base_layer\.lora_A\.weight: its weight is missing"):
+        merged(tmp_path / "base.safetensors", adapter, tmp_path / "out.safetensors")
