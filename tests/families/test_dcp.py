@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 import reshard
 from golden.cases import run_reshard
@@ -24,7 +25,9 @@ from reshard.formats.dcp_written import WrittenChunk, metadata_bytes
 from reshard.formats.distcp import Distcp, items_of
 from reshard.formats.pickle_objects import Global, Record
 from reshard.formats.pickling import write_pickle
-from reshard.index import TensorSpec
+from reshard.formats.torch_file import torch_bytes
+from reshard.formats.torch_values import whole
+from reshard.index import Extent, TensorSpec
 from reshard.planning.shares import Share
 
 W = array((6, 4), seed=1)
@@ -261,6 +264,34 @@ def test_a_part_of_a_shard_that_may_be_missing_is_named(tmp_path: Path) -> None:
     assert not any(name in told for told in open_source(Source(str(source))).warnings)
     (source / name).unlink()
     assert any(name in told for told in open_source(Source(str(source))).warnings)
+
+
+def with_an_object(folder: Path, value: Any, w: str = "w") -> Path:
+    """W of two ranks, and an entry "model" that is no tensor; V is its storage."""
+    folder, chunks = two_ranks(folder)
+    content = torch_bytes(value, {"k": V.tobytes()})
+    (folder / "__2_0.distcp").write_bytes(b"before" + content)
+    told = {w: (TensorSpec("float32", W.shape), chunks)}
+    (folder / ".metadata").write_bytes(metadata_bytes(told, {"model": ("__2_0.distcp", Extent(6, len(content)))}))
+    return folder
+
+
+V = array((2, 3), seed=2)
+REF = whole("k", TensorSpec("float32", V.shape))
+
+
+def test_tensors_within_what_is_none_do_not_go_missing(tmp_path: Path) -> None:
+    """A tuple, and a dict that the planner was told not to open, are entries of bytes, whatever they hold."""
+    turned = replace(REF, shape=(3, 2), strides=(1, 3))
+    found = values(with_an_object(tmp_path / "d", {"a": (REF, 3), "b": {"c": turned}, "lr": 0.1}))
+    assert same(found["w"], W)
+    assert same(found["model.a.0"], V)
+    assert same(found["model.b.c"], V.T)
+    with pytest.raises(CheckpointError, match=r"two tensors are called 'model\.a'"):
+        values(with_an_object(tmp_path / "e", {"a": REF}, "model.a"))
+    sparse = Record(Global("torch._utils", "_rebuild_sparse_tensor"), ([REF], ()))
+    with pytest.raises(FormatError, match="model: tensor 'x' is a sparse tensor"):
+        values(with_an_object(tmp_path / "f", {"x": sparse}))
 
 
 def test_metadata_that_is_none(tmp_path: Path) -> None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from reshard.errors import CheckpointError, UsageError, counted, listed, located
 from reshard.families.dcp_chunks import ReadChunks, WantedChunk, rank_of, read_chunks
+from reshard.families.dcp_objects import tensors_of_objects
 from reshard.families.family import Listing
 from reshard.families.hf_shards import catalog_of_shards, is_shard
 from reshard.families.megatron_folders import is_save
@@ -47,7 +49,7 @@ class Dcp(Struct, frozen=True):
         shards = sorted(entry.name for entry in folder.entries if is_shard(entry.name))
         if shards and not _is_saved_by_files(folder):
             return catalog_of_shards(folder, shards)
-        found = catalog_by(folder, metadata_of(folder))
+        found = catalog_by(folder, metadata_of(folder), opened=True)
         asked = source.iteration is not None
         return replace(
             found, warnings=(*found.warnings, *_not_read(there, folder), *_of_steps(there, folder, asked=asked))
@@ -121,8 +123,12 @@ class Described(Struct, frozen=True):
     warnings: tuple[str, ...]
 
 
-def catalog_by(folder: Listing, described: Described) -> Catalog:
-    """What its files hold of what they are said to. Raises CheckpointError."""
+def catalog_by(folder: Listing, described: Described, *, opened: bool = False) -> Catalog:
+    """What its files hold of what they are said to. Raises CheckpointError.
+
+    Args:
+        opened: look for tensors within entries that are none.
+    """
     told = described.told
     shapes: dict[str, DcpTensor] = {}
     wanted: dict[str, list[WantedChunk]] = {}
@@ -140,10 +146,15 @@ def catalog_by(folder: Listing, described: Described) -> Catalog:
         )
     read = read_chunks(folder, wanted)
     tensors = _tensors(shapes, read)
-    others = sorted({name for one in told.values() for name in one.others})
+    files = tuple(one.file for one in read)
+    within = tensors_of_objects(told, files) if opened else {}
+    for made in chain.from_iterable(within.values()):
+        if tensors.setdefault(made.name, made) is not made:
+            raise CheckpointError(f"two tensors are called {made.name!r}, one of them within an object", folder.path)
+    others = sorted({name for one in told.values() for name in one.others} - within.keys())
     world = 1 + max((one.file.rank for one in read), default=0)
     return Catalog(
-        tuple(one.file for one in read),
+        files,
         tensors,
         {},
         {},
