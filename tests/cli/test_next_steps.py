@@ -45,8 +45,11 @@ def test_the_commands_run(
     monkeypatch.chdir(tmp_path)
     made = FAMILIES[kind](tmp_path / "made")
     source = made.path.rename(tmp_path / f"my {made.path.name}")
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts/full.txt").touch()  # a name that is taken
     commands = told(capsys, source.name, *(["--strategy", made.strategy] if made.strategy else []))
     assert len(commands) >= 4
+    assert any("CONFIG" in words for words in commands) == ("Megatron" in kind)
     for words in commands:
         if not ASKED & set(words):
             assert run_reshard(words) == 0, f"{words}\n{capsys.readouterr().err}"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterator
+from itertools import chain, count
 
-from reshard.names.wishes import HUB
+from reshard.names.wishes import HUB, MEGATRON
 from reshard.planning.catalog import Catalog
 from reshard.planning.names import is_adapter, is_state
 
@@ -25,13 +27,13 @@ def next_steps(source: Catalog, path: str, strategy: str, names: str = "") -> li
     if not source.kind:
         steps = list(_of_slices(place))
     elif is_adapter(source.tensors):
-        steps = [(f"lora merge BASE merged --adapter {place}", "the model BASE with this adapter in it")]
+        steps = [(f"lora merge BASE {_unused('merged')} --adapter {place}", "the model BASE with this adapter in it")]
     else:
         along = " --with-files" if names == HUB and beside_of(path) else ""
         missing = _of_incomplete(source, given)
-        steps = missing or list(_of_whole(source, given, along, told=bool(strategy)))
-        if names not in ("", HUB):
-            renamed = f"convert {given} model --dst-names hf --model CONFIG{_weights(source)}"
+        steps = missing or list(_of_whole(source, given, (names, along), told=bool(strategy)))
+        if names not in ("", HUB) or source.kind == MEGATRON:
+            renamed = f"convert {given} {_unused('model')} --dst-names hf --model CONFIG{_weights(source)}"
             steps.append((renamed, "Hugging Face's names"))
         if not missing:
             whole = f"{place} --strategy {shlex.quote(strategy)}" if strategy else place
@@ -43,8 +45,22 @@ def next_steps(source: Catalog, path: str, strategy: str, names: str = "") -> li
 def _of_slices(place: str) -> Iterator[tuple[str, str]]:
     """Rank folders of which nobody said how they were cut."""
     yield f"inspect {place} --strategy STRATEGY", "the tensors that the ranks' slices are of"
-    yield f"merge {place} full.safetensors --src-strategy STRATEGY", "one file"
-    yield f"convert {place} ranks --src-strategy STRATEGY --dst-strategy OTHER", "the ranks of another job"
+    yield f"merge {place} {_unused('full.safetensors')} --src-strategy STRATEGY", "one file"
+    yield (
+        f"convert {place} {_unused('ranks')} --src-strategy STRATEGY --dst-strategy OTHER",
+        "the ranks of another job",
+    )
+
+
+def _unused(name: str) -> str:
+    """A name that nothing has here yet: a target that holds something is refused.
+
+    >>> _unused("full.safetensors")
+    'full.safetensors'
+    """
+    stem, dot, ending = name.partition(".")
+    others = (f"{stem}-{number}{dot}{ending}" for number in count(2))
+    return next(free for free in chain((name,), others) if not os.path.lexists(free))
 
 
 def _of_incomplete(source: Catalog, given: str) -> list[tuple[str, str]]:
@@ -58,18 +74,20 @@ def _weights(source: Catalog) -> str:
     return " --weights-only" if 0 < states < len(source.tensors) else ""
 
 
-def _of_whole(source: Catalog, given: str, along: str, *, told: bool) -> Iterator[tuple[str, str]]:
-    weights = _weights(source)
+def _of_whole(source: Catalog, given: str, named: tuple[str, str], *, told: bool) -> Iterator[tuple[str, str]]:
+    """``named``: the convention of its names, and what takes its files along."""
+    weights, (names, along) = _weights(source), named
     one = source.kind == "full" and len(source.files) == 1
     if not one:
-        yield f"convert {given} full.safetensors{weights}", "one file"
-    yield f"convert {given} parts --to parts{weights}{along}", "parts with an index, as on Hugging Face"
-    yield f"convert {given} ranks --dst-strategy STRATEGY", "the ranks of a MindSpore job"
+        yield f"convert {given} {_unused('full.safetensors')}{weights}", "one file"
+    yield f"convert {given} {_unused('parts')} --to parts{weights}{along}", "parts with an index, as on Hugging Face"
+    of_job = " --dst-names mindformers" if names == HUB else ""  # which a strategy's names are
+    yield f"convert {given} {_unused('ranks')} --dst-strategy STRATEGY{of_job}", "the ranks of a MindSpore job"
     if source.kind != "dcp":
-        yield f"convert {given} step-0 --to dcp", "a DCP folder, for any mesh"
+        yield f"convert {given} {_unused('step-0')} --to dcp", "a DCP folder, for any mesh"
     if along:
-        yield f"convert {given} release --to megatron --tp 1 --pp 1", "Megatron-Core's rank folders"
+        yield f"convert {given} {_unused('release')} --to megatron --tp 1 --pp 1", "Megatron-Core's rank folders"
     if source.kind == "deepspeed":
-        yield f"convert {given} universal --to universal", "DeepSpeed on another number of ranks"
+        yield f"convert {given} {_unused('universal')} --to universal", "DeepSpeed on another number of ranks"
     if source.kind == "ranks" and not told:  # our manifest says how they are cut
         yield f"verify {given}", "proof that it is as it was written"
