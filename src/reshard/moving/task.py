@@ -16,7 +16,7 @@ from reshard.moving.scratch import Scratch
 from reshard.moving.task_inputs import Sources
 from reshard.planning.misfits import ShardMisfits
 from reshard.planning.plan import FileResult, Move, Task, check_runs
-from reshard.planning.shared import COPIED, shared_of, without_shared
+from reshard.planning.shared import COPIED, Lying, shared_of, with_same_bytes, without_shared
 from reshard.storage.storage import NewFile, SharedBytes, Storage, join
 from reshard.storage.storages import storage_of
 
@@ -58,23 +58,24 @@ class TaskRun:
         self._files: dict[int, NewFile] = {}
         block_nbytes = settings.shared_block_nbytes
         self._copied = block_nbytes == COPIED
-        self._shared = shared_of(task.moves, block_nbytes) if block_nbytes else {}
+        lying = with_same_bytes(task.moves) if block_nbytes else []
+        self._shared = shared_of(lying, block_nbytes)
         try:
             self._create_files()
             new = [self._files[number] for number in range(len(task.files))]
             kind = InOrder if storage.front_to_back else AnyOrder
             self._writer = kind(task.files, new, on_bytes, checksum=settings.checksum)
-            self._moves = self._left_to_do()
+            self._moves = self._left_to_do(lying)
         except BaseException:
             self.abandon()
             raise
 
-    def _left_to_do(self) -> tuple[Move, ...]:
+    def _left_to_do(self, lying: list[Lying]) -> tuple[Move, ...]:
         """Nothing has to be read of what files share, unless it is hashed."""
         shared = {n: new.shared for n, new in self._files.items() if new.shared and not self._task.files[n].checksums}
         if self._settings.checksum or not shared or not isinstance(self._writer, AnyOrder):
             return self._task.moves
-        rest = without_shared(self._task.moves, shared)
+        rest = without_shared(lying, shared)
         for file, start, stop in rest.held:
             self._writer.held(file, start, stop)
         return rest.moves

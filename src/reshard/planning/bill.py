@@ -13,7 +13,7 @@ from reshard.dtypes import ITEMSIZE
 from reshard.index import ZEROS
 from reshard.planning.blocks import Blocks
 from reshard.planning.plan import Move, Plan, PlannedFile, PlannedTensor, Task
-from reshard.planning.shared import COPIED, shared_of, without_shared
+from reshard.planning.shared import COPIED, shared_of, with_same_bytes, without_shared
 from reshard.planning.steps import Piece
 from reshard.planning.tasks import MAX_FILES, groups, needed, seen, tasks
 
@@ -78,11 +78,12 @@ def make_bill(
     made = groups(plan, link_replicas=link_replicas, max_files=max_files)
     linked = [(len(same) - 1, plan.forms[same[0].form].nbytes) for group in made for same in group]
     counting = ReadCount(plan, block_nbytes, front_to_back=front_to_back)
-    read_nbytes, shared_nbytes = sum(counting.of([same[0] for same in group]) for group in made), 0
+    read_nbytes = shared_nbytes = 0
     if plan.shared_block_nbytes:
         of_tasks = tasks(plan, link_replicas=link_replicas, max_files=max_files, together="in any order")
-        rest_nbytes, shared_nbytes = _with_shared(plan, of_tasks, block_nbytes)
-        read_nbytes = read_nbytes if checksum else rest_nbytes
+        read_nbytes, shared_nbytes = _with_shared(plan, of_tasks, 0 if checksum else block_nbytes)
+    if checksum or not plan.shared_block_nbytes:
+        read_nbytes = sum(counting.of([same[0] for same in group]) for group in made)
     left: dict[str, dict[str, int]] = {"dropped": {}, "absent": {}}
     for out in plan.left_out:
         left[out.fate][out.reason] = len(out.names)
@@ -109,13 +110,16 @@ def make_bill(
 
 
 def _with_shared(plan: Plan, made: Iterable[Task], block_nbytes: int) -> tuple[int, int]:
-    """What is read where nothing is hashed, and what files share with the source's."""
+    """What is read in blocks where nothing is hashed, 0 without blocks, and what files share with the source's."""
     read_nbytes = shared_nbytes = 0
     for task in made:
-        found = shared_of(task.moves, plan.shared_block_nbytes)
+        moves = with_same_bytes(task.moves)
+        found = shared_of(moves, plan.shared_block_nbytes)
         shared_nbytes += sum(run.nbytes for runs in found.values() for run in runs)
-        held = {n: [(run.offset, run.end) for run in runs] for n, runs in found.items() if not task.files[n].checksums}
-        read_nbytes += sum(sum(reads(move, block_nbytes)) for move in without_shared(task.moves, held).moves)
+        if block_nbytes:
+            shared = {n: runs for n, runs in found.items() if not task.files[n].checksums}
+            held = {n: [(run.offset, run.end) for run in runs] for n, runs in shared.items()}
+            read_nbytes += sum(sum(reads(move, block_nbytes)) for move in without_shared(moves, held).moves)
     return read_nbytes, 0 if plan.shared_block_nbytes == COPIED else shared_nbytes
 
 

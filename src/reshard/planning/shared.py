@@ -48,12 +48,24 @@ class Shared(Struct, frozen=True, order=True):
         return Shared(start, nbytes, self.source, start + self.shift)
 
 
-def shared_of(moves: Iterable[Move], block_nbytes: int) -> dict[int, list[Shared]]:
+Lying = tuple[Move, Sequence[tuple[int, Shared]]]
+"""A move, and by target file what of it lies together in a source file, too."""
+
+
+def with_same_bytes(moves: Iterable[Move]) -> list[Lying]:
+    """Each move, and the target files that have bytes as they lie together in a source file."""
+    return [
+        (move, [(target.file, run) for target in move.targets for run in same_bytes(move.step, move.dtype, target)])
+        for move in moves
+    ]
+
+
+def shared_of(moves: Iterable[Lying], block_nbytes: int) -> dict[int, list[Shared]]:
     """For each target file the whole blocks that it may share, in order. Neighbours count as one."""
     runs: dict[int, list[Shared]] = {}
-    for move in moves:
-        for target in move.targets:
-            runs.setdefault(target.file, []).extend(same_bytes(move.step, move.dtype, target))
+    for _, lying in moves:
+        for file, run in lying:
+            runs.setdefault(file, []).append(run)
     found = {
         file: [part for run in _joined(sorted(of_file)) if (part := run.in_blocks(block_nbytes)) is not None]
         for file, of_file in runs.items()
@@ -79,6 +91,10 @@ def same_bytes(step: Step, dtype: str, target: Piece) -> Iterator[Shared]:
 
 def _pairs(file: int, source: tuple[Extent, ...], target: tuple[Extent, ...]) -> Iterator[Shared]:
     """Extents of as many bytes, side by side, cut where either ends."""
+    if len(source) == len(target) == 1:
+        if source[0].coded is None:
+            yield Shared(target[0].offset, target[0].nbytes, file, source[0].offset)
+        return
     left, right = ([extent for extent in reversed(side) if extent.nbytes] for side in (source, target))
     while left and right:
         a, b = left.pop(), right.pop()
@@ -110,7 +126,7 @@ class Rest(Struct, frozen=True):
     held: tuple[tuple[int, int, int], ...]
 
 
-def without_shared(moves: Iterable[Move], shared: Mapping[int, Sequence[tuple[int, int]]]) -> Rest:
+def without_shared(moves: Iterable[Lying], shared: Mapping[int, Sequence[tuple[int, int]]]) -> Rest:
     """Moves of bytes alone become moves of those that a file does not share; all others stay whole.
 
     ``shared``: by target file, where bytes that it shares begin and end, in order.
@@ -118,8 +134,7 @@ def without_shared(moves: Iterable[Move], shared: Mapping[int, Sequence[tuple[in
     kept: list[Move] = []
     rest: dict[int, list[Shared]] = {}
     held: list[tuple[int, int, int]] = []
-    for move in moves:
-        runs = [(target.file, run) for target in move.targets for run in same_bytes(move.step, move.dtype, target)]
+    for move, runs in moves:
         if sum(run.nbytes for _, run in runs) != sum(t.box.size for t in move.targets) * ITEMSIZE[move.dtype]:
             kept.append(move)
             continue
