@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from reshard.errors import InputError
 
 _MAX_DEPTH = 64
 """Of lists and maps in brackets: the time that PyYAML takes for them grows with the square of their depth."""
+_MAX_LINE = 500
 _MAX_VALUES = 1_000_000
 """With those that aliases stand for: some lines of aliases to aliases stand for more than any memory holds."""
 
@@ -20,23 +22,45 @@ def read_yaml(text: str) -> Any:
     """
     import yaml
 
-    class Loader(yaml.SafeLoader):
+    class Careful(yaml.SafeLoader):
         def fetch_flow_collection_start(self, token: Any) -> None:
             if self.flow_level >= _MAX_DEPTH:
                 raise yaml.YAMLError(f"more than {_MAX_DEPTH} brackets within one another")
             super().fetch_flow_collection_start(token)
 
-        def construct_document(self, node: Any) -> Any:
-            if _values(node, {}) > _MAX_VALUES:
-                raise yaml.YAMLError(f"more than {_MAX_VALUES:,} values, or one within itself")
-            return super().construct_document(node)
-
     try:
-        return yaml.load(text, Loader)
+        if _is_plain(text):
+            with suppress(yaml.YAMLError):  # what is wrong is told by the other, in the same words on every machine
+                return _loaded(text, getattr(yaml, "CSafeLoader", Careful))
+        return _loaded(text, Careful)
     except (yaml.YAMLError, RecursionError) as error:
         raise InputError(f"not YAML: {error}") from None
     except (ValueError, AttributeError, TypeError, OverflowError) as error:  # values that PyYAML does not expect
         raise InputError(f"not YAML: a value cannot be read: {error}") from None
+
+
+def _is_plain(text: str) -> bool:
+    """Whether the loader in C reads it as that in Python does, which is stricter with some characters; and whether
+    nothing can be nested so deep that it is lost in it: each level takes a bracket, or a column of some line.
+    """
+    brackets = text.count("[") + text.count("{")
+    shallow = brackets <= _MAX_DEPTH and all(len(line) < _MAX_LINE for line in text.splitlines())
+    return shallow and not any(character in text for character in "\t?!")
+
+
+def _loaded(text: str, loader: Any) -> Any:
+    import yaml
+
+    loading = loader(text)
+    try:
+        node = loading.get_single_node()
+        if node is None:
+            return None
+        if _values(node, {}) > _MAX_VALUES:
+            raise yaml.YAMLError(f"more than {_MAX_VALUES:,} values, or one within itself")
+        return loading.construct_document(node)
+    finally:
+        loading.dispose()
 
 
 def read_own_yaml(text: str) -> Any:

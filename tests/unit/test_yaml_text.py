@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 import reshard
 from reshard.errors import InputError
@@ -41,3 +42,32 @@ def test_what_is_no_yaml_is_told_by_line(read: Callable[[str], object]) -> None:
 def test_the_fast_reader_reads_what_is_ours_as_the_careful_one(path: Path) -> None:
     text = path.read_text("utf-8")
     assert read_own_yaml(text) == read_yaml(text)
+
+
+ODD = (
+    "", "# nothing\n", "a", "- - - 1\n  - 2\n", "a:\n- b:\n  - c: [1, {d: e}]\n", "{a: 1, b: [x, y]}", "a: !!str 1",
+    "a: 1e3\nb: 1.0e+3", "a: yes\nb: 0o7\nc: 017\nd: 1:30\ne: 0x1f\nf: .inf\ng: ~", "a: 2001-01-01\n",
+    "a: |\n  x\n   y\nb: >-\n  x\n  y\n", "? a\n: b\n", '"a\\u00e9": \'it\'\'s\'', "a: b: c", "a: [1", "\ta: 1",
+    "a: b\tc", "{a: b?c}", "!", "a: *b", "a: 1\na: 2", "--- 1\n--- 2\n", "%YAML 1.1\n---\na: 1\n",
+    "a: http://x/y?z#w", "a: b #c", "{a:1}",
+    "{a: b:c}", "[a, b: c]", "a: \x07", "权重: 检查点", "a: \U0001f600", "<<: {a: 1}\nb: 2", "a: '\n\n  b'",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_the_fast_reader_and_the_careful_one_agree(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def told() -> str:
+        try:
+            return repr(read_yaml(text))
+        except InputError as error:
+            return error.message
+
+    fast = told()
+    monkeypatch.delattr(yaml, "CSafeLoader")
+    assert told() == fast
+
+
+@pytest.mark.parametrize("text", ["- " * 100_000, "? " * 100_000, "[" * 100_000, "{a: " * 100_000])
+def test_what_is_nested_without_end_is_told(text: str) -> None:
+    with pytest.raises(InputError):
+        read_yaml(text)
