@@ -12,6 +12,7 @@ import gc
 import json
 import os
 import pkgutil
+import re
 import signal
 import subprocess
 import sys
@@ -183,6 +184,8 @@ def import_all() -> None:
             import_module(module.name)
     for ours in ("reshard.strategy.families", "reshard.names.recipe"):
         import_module(ours).built_in()  # as cached as what is imported
+    for family in import_module("reshard.families.registry").FAMILIES:
+        re.compile(family.marks), re.compile(family.parts)
 
 
 def _start(request: Mapping[str, Any]) -> int:

@@ -29,9 +29,9 @@ def read_yaml(text: str) -> Any:
             super().fetch_flow_collection_start(token)
 
     try:
-        if _is_plain(text):
+        if (quick := quick_loader(text)) is not yaml.SafeLoader:
             with suppress(yaml.YAMLError):  # what is wrong is told by the other, in the same words on every machine
-                return _loaded(text, getattr(yaml, "CSafeLoader", Careful))
+                return _loaded(text, quick)
         return _loaded(text, Careful)
     except (yaml.YAMLError, RecursionError) as error:
         raise InputError(f"not YAML: {error}") from None
@@ -39,13 +39,16 @@ def read_yaml(text: str) -> Any:
         raise InputError(f"not YAML: a value cannot be read: {error}") from None
 
 
-def _is_plain(text: str) -> bool:
-    """Whether the loader in C reads it as that in Python does, which is stricter with some characters; and whether
-    nothing can be nested so deep that it is lost in it: each level takes a bracket, or a column of some line.
+def quick_loader(text: str) -> Any:
+    """PyYAML's loader in C where it reads a text as that in Python does, which is stricter with some characters; and
+    where nothing can be nested so deep that it is lost in it: each level takes a bracket, or a column of some line.
     """
+    import yaml
+
     brackets = text.count("[") + text.count("{")
     shallow = brackets <= _MAX_DEPTH and all(len(line) < _MAX_LINE for line in text.splitlines())
-    return shallow and not any(character in text for character in "\t?!")
+    plain = shallow and not any(character in text for character in "\t?!")
+    return getattr(yaml, "CSafeLoader", yaml.SafeLoader) if plain else yaml.SafeLoader
 
 
 def _loaded(text: str, loader: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 from reshard.auto.config import Config
 from reshard.errors import InputError
-from reshard.yaml_text import read_yaml
+from reshard.yaml_text import quick_loader, read_yaml
 
 
 def handed_over(config: Config, load_checkpoint: str | None) -> str:
@@ -33,7 +33,7 @@ def _edited(text: str, changes: Mapping[str, Any]) -> str:
     """The same text with some values of the outermost map put in their places, or lines added for new keys."""
     import yaml
 
-    node = yaml.compose(text, yaml.SafeLoader)
+    node = yaml.compose(text, quick_loader(text))
     if not isinstance(node, yaml.MappingNode) or node.flow_style:
         return text
     places = {key.value: value for key, value in node.value}
