@@ -2,8 +2,9 @@
 
     python bench/page.py [--write] [--memory /dev/shm/bench] [--disk bench/out] [--mindspore PYTHON] [--only REGEX]
 
-It takes about a quarter of an hour on two cores, which should have nothing else to do; clones take root. Each table is
-printed, and, with --write, put between its markers in the English and in the Chinese page, with the day.
+It takes some twenty minutes on two cores, which should have nothing else to do; clones take root. Each table is
+printed, and, with --write, put between its markers in the English and in the Chinese page, with the day. A table that
+cannot be made leaves the former one as it is, and the others go on.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -54,14 +56,27 @@ _WANTED = (
     Wanted(True, (f"safetensors {_MERGED}",), cold=True),
     Wanted(True, (f"safetensors {_RECUT}",)),
 )
+_SMALL = (
+    *("1.5 GB of large tensors, 1 → parts", "47,000 experts of 32 KiB, 1 → parts"),
+    *("1.5 GB of large tensors, 1 → mp8", "47,000 experts of 32 KiB, 1 → mp8"),
+    *("5,760 experts of 256 KiB, 1 → parts", "5,760 experts of 256 KiB, 1 → mp8"),
+    *("matrices of 117 MB, turned", "matrices of 470 MB, turned"),
+)
 _HEADS = {
     "moves": "job | s | GB/s | GB/s per core | cp s | × cp | peak MiB | read ÷ needed"
     " | × naive, memory | × MindSpore | limits",
+    "small": "job | s | GB/s per core | cp s | × cp | peak MiB | moves GB/s | limits",
+    "growth": "job | processor s | plan, memory",
     "clones": "job | s | cp s | × cp | space | limits",
     "far": "job | s | MB/s | plain MB/s | of plain | peak MiB | limits",
     "lock": "job | GB | processor s a GB | ms of the lock a GB | one process, GB/s",
 }
 _CHINESE = {
+    "moves GB/s": "搬运 GB/s", "1.5 GB of large tensors": "1.5 GB 的大张量", "matrices of": "矩阵，各",
+    ", turned": "，转置",
+    "47,000 experts of 32 KiB": "47,000 个 32 KiB 的专家", "5,760 experts of 256 KiB": "5,760 个 256 KiB 的专家",
+    "plan, memory": "计划大小或内存", "processor s |": "处理器秒 |", "plan of": "计划：", " tensors for": " 个张量，",
+    " ranks |": " 个 rank |", "MiB at most": "MiB 以内",
     "job": "任务", " s ": " 秒 ", "cp s": "cp 秒", "GB/s per core": "每核 GB/s", "peak MiB": "峰值 MiB",
     "read ÷ needed": "读取 ÷ 所需", "× naive, memory": "× 朴素脚本，内存", "limits": "受限于", "space": "占用",
     "of plain": "与普通客户端之比", "plain MB/s": "普通客户端 MB/s", "processor s a GB": "每 GB 处理器秒",
@@ -85,7 +100,24 @@ def moves(args: Namespace) -> Iterator[str]:
                 yield _row(known[name], wanted, inputs, args)
 
 
-def _row(case: Case, wanted: Wanted, inputs: Inputs, args: Namespace) -> str:
+def small(args: Namespace) -> Iterator[str]:
+    """Rows of many small tensors beside those of few large ones, and of turned matrices."""
+    args.memory.mkdir(parents=True, exist_ok=True)
+    inputs = args.inputs.setdefault(args.memory, Inputs(args.memory, Model()))
+    known = {case.name: case for case in cases(args.memory, Model())}
+    for name in _SMALL:
+        if re.search(args.only, name):
+            yield _row(known[name], Wanted(False, ()), inputs, args, told=_moved)
+
+
+def _moved(row: Row, where: str) -> str:
+    numbers = f"{row.seconds:.2f} | {row.gigabytes_cpu_s:.2f} | {row.cp_seconds:.2f} | **{row.x_cp:.2f}**"
+    return f"| {row.name}{where} | {numbers} | {row.peak_mib:.0f} | {row.moved_gigabytes_s:.2f} | {row.limits} |"
+
+
+def _row(
+    case: Case, wanted: Wanted, inputs: Inputs, args: Namespace, told: Callable[[Row, str], str] | None = None
+) -> str:
     folder = args.disk if wanted.disk else args.memory
     more = {"runs": _RUNS, "cold": wanted.cold, "pairs": False, "peft": ""}
     python = "" if wanted.busy or wanted.disk else args.mindspore
@@ -97,7 +129,7 @@ def _row(case: Case, wanted: Wanted, inputs: Inputs, args: Namespace) -> str:
     finally:
         remove(folder / "out")
     where = f", {_kind(folder)}" + ", cold" * wanted.cold + ", one core busy" * wanted.busy
-    return _told(row, where)
+    return (told or _told)(row, where)
 
 
 def _told(row: Row, where: str) -> str:
@@ -113,9 +145,13 @@ def _kind(folder: Path) -> str:
     return "ext4" if said.stdout.startswith("ext") else said.stdout.strip()
 
 
-def other(name: str, folder: Path, *words: str) -> Iterator[str]:
-    """The rows that another program of this folder prints."""
-    argv = [sys.executable, str(_HERE / f"{name}.py"), "--dir", str(folder), *words]
+_OTHERS = {"clones": "disk", "far": "memory", "lock": "memory", "growth": "memory"}
+"""Programs of this folder, and where each works."""
+
+
+def other(name: str, args: Namespace) -> Iterator[str]:
+    """The rows that another program prints."""
+    argv = [sys.executable, str(_HERE / f"{name}.py"), "--dir", str(getattr(args, _OTHERS[name]))]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as running:
         assert running.stdout
         yield from islice(map(str.rstrip, running.stdout), 2, None)
@@ -162,26 +198,30 @@ def main() -> None:
     options.add_argument("--layers", type=int, default=18, help="of the large table; 18 make 2.1 GB")
     options.add_argument("--keep-memory", type=int, default=24, help="GiB, as of run.py")
     options.add_argument("--only", default="", help="of the large table, such rows")
-    options.add_argument("--tables", default="moves,clones,far,lock")
+    options.add_argument("--tables", default="moves,small,clones,far,lock,growth")
     args = options.parse_args()
     args.inputs = {}
-    tables, began = args.tables.split(","), time.monotonic()
-    if "moves" in tables:
-        with kept(args.keep_memory << 30):
-            nbytes = sum(spec.nbytes for spec in Model(layers=args.layers).specs().values())
-            shown("moves", moves(args), write=args.write, of=f", {nbytes / 1e9:.1f} GB, three pairs")
-        for inputs in args.inputs.values():
-            inputs.remove()
-    if "clones" in tables:
-        shown("clones", other("clones", args.disk), write=args.write)
-    if "far" in tables:
-        shown("far", other("far", args.memory), write=args.write)
-    if "lock" in tables:
-        shown("lock", other("lock", args.memory), write=args.write)
+    began = time.monotonic()
+    nbytes = sum(spec.nbytes for spec in Model(layers=args.layers).specs().values())
+    of = {"moves": f", {nbytes / 1e9:.1f} GB, three pairs", "small": ", three pairs"}
+    made: dict[str, Callable[[Namespace], Iterator[str]]] = {"moves": moves, "small": small}
+    made |= {name: partial(other, name) for name in _OTHERS}
+    failed = []
+    for name in args.tables.split(","):
+        try:
+            with kept(args.keep_memory << 30) if name in of else nullcontext():
+                shown(name, made[name](args), write=args.write, of=of.get(name, ""))
+        except (OSError, ArithmeticError, LookupError, ValueError, subprocess.SubprocessError) as error:
+            print(f"{name} is left as it was: {error!r}", flush=True)
+            failed.append(name)
+        finally:
+            for inputs in args.inputs.values():
+                inputs.remove()
     if args.write:
         subprocess.run([sys.executable, _HERE.parent / "docsite/punctuation.py", _PAGES["zh"]], check=True)
     os.sync()
     print(f"\n{time.monotonic() - began:.0f} s", file=sys.stderr)
+    sys.exit(f"not made: {', '.join(failed)}" if failed else 0)
 
 
 if __name__ == "__main__":

@@ -53,6 +53,8 @@ class Row:
     peft: str
     naive: str
     limits: str
+    moved_gigabytes_s: float
+    """Without start and plan."""
 
     def __str__(self) -> str:
         read = "" if self.amplification is None else f"{self.amplification:.2f}"
@@ -177,6 +179,7 @@ def run_case(case: Case, inputs: Inputs, folder: Path, args: argparse.Namespace)
         _with_peft(inputs.fill(case.peft), out, args.peft) if case.peft and args.peft else "",
         _beside(ours, naive),
         limits(ours, waits=case.fsync or args.cold),
+        nbytes / 1e9 / statistics.median(json.loads(t.printed).get("seconds", t.seconds) for t in ours),
     )
 
 
