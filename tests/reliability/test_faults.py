@@ -9,6 +9,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from reshard import waits
 from reshard.moving.mover import Mover
 from reshard.ops.options import Options
 from reshard.target.filling import Filling
+from thorough import TIMES
 from waiting import wait_until
 
 # --- a system call fails
@@ -44,7 +46,8 @@ class Failing:
 
 
 CALLS = ("open", "preadv", "pwrite", "posix_fallocate", "fsync", "rename", "unlink", "makedirs", "statvfs")
-ALL = bool(os.environ.get("RESHARD_FAULTS"))
+PLACES = 6 * TIMES
+ALL = TIMES > 4
 ERRORS = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 injected: list[int] = []
 
@@ -55,15 +58,16 @@ def total() -> Iterator[None]:
     print(f"\n{len(injected)} failing system calls injected")
 
 
-@pytest.mark.parametrize("number", ERRORS if ALL else ERRORS[:2], ids=os.strerror)
 @pytest.mark.parametrize("name", CALLS)
-def test_a_system_call_that_fails(work: Work, run: Run, name: str, number: int) -> None:
-    """The first, the last and some between of the calls of a conversion; with RESHARD_FAULTS all of them."""
+def test_a_system_call_that_fails(work: Work, run: Run, name: str) -> None:
+    """The first, the last and some between of the calls of a conversion, each with one error after the other: which one
+    it is matters to nobody but for what is told. With RESHARD_THOROUGH=14 all of them, with every error.
+    """
     with pytest.MonkeyPatch.context() as patch:
         counting = Failing(patch, name)
         assert run(*work.command("--workers", "1"))[0] == 0
-    calls = sorted({*range(0, counting.calls, 1 if ALL else max(counting.calls // 6, 1)), counting.calls - 1})
-    for at in calls:
+    places = sorted({*range(0, counting.calls, max(counting.calls // PLACES, 1)), counting.calls - 1})
+    for at, number in product(places, ERRORS) if ALL else zip(places, cycle(ERRORS), strict=False):
         shutil.rmtree(work.out)
         with pytest.MonkeyPatch.context() as patch:
             Failing(patch, name, at, number)
@@ -75,7 +79,7 @@ def test_a_system_call_that_fails(work: Work, run: Run, name: str, number: int) 
             work.assert_whole()  # all was named, and then a folder could not be synced
         assert run(*work.command(*["--resume"] * work.out.exists())) == (0, "")
         work.assert_whole()
-    assert calls
+    assert places
 
 
 @pytest.mark.parametrize("name", ["preadv", "pwrite"])

@@ -18,9 +18,10 @@ from job import STAGES, Work
 
 from forks import DONE, forks
 from mounts import ext4_image, mounted
+from thorough import TIMES
 from waiting import wait_until
 
-CUTS = int(os.environ.get("RESHARD_POWER_CUTS", "12"))
+CUTS = 6 * TIMES
 DISK_NBYTES = 8 << 20
 
 
