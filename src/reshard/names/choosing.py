@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from reshard.errors import UsageError
 from reshard.names.dims import AXIS_OF
-from reshard.names.matching import Names, lora_of
+from reshard.names.matching import lora_of, names_of
 from reshard.names.recipe import Rule
 from reshard.names.settings import OPTIONS, Known, axes_of, style_of
 from reshard.names.wishes import Asked
@@ -35,7 +35,7 @@ class Choosing:
         """The value of each style: by the names that are there, where these tell; and a word on each that is told."""
         chosen: dict[str, str] = {}
         warnings = []
-        names = Names(self._recipe, self._recipe.rules, hub=self._hub)
+        names = names_of(self._recipe, hub=self._hub)
         by_pattern = {layer_pattern(name): name for name in self._tensors}
         seen = [(name, list(names.rules(name))) for name in by_pattern.values()]
         for style in self._recipe.styles:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 
 from msgspec import Struct
 
@@ -78,6 +79,12 @@ class Names:
         return next((d for pattern, d in self._dropped if pattern.fullmatch(name)), None)
 
 
+@cache
+def names_of(recipe: Recipe, *, hub: bool) -> Names:
+    """All rules of one side of a recipe."""
+    return Names(recipe, recipe.rules, hub=hub)
+
+
 def lora_of(name: str, *, hub: bool) -> tuple[str, str]:
     """The weight that a LoRA factor belongs to, and which it is, ``a`` or ``b``; ("", "") for no factor."""
     for pattern, side in _LORA:
@@ -110,13 +117,13 @@ def _numbers(side: RecipeTensor, counts: list[int], sizes: Mapping[str, int]) ->
 
 def fits(recipe: Recipe, names: Iterable[str], *, hub: bool) -> tuple[int, list[str]]:
     """How many names a recipe knows, and those that it does not."""
-    known = Names(recipe, recipe.rules, hub=hub)
+    known = names_of(recipe, hub=hub)
     by_pattern: dict[str, bool] = {}
     unknown, count = [], 0
     for name in names:
         pattern = layer_pattern(name)
         if pattern not in by_pattern:
-            by_pattern[pattern] = known.dropped(name) is not None or next(known.rules(name), None) is not None
+            by_pattern[pattern] = next(known.rules(name), None) is not None or known.dropped(name) is not None
         if by_pattern[pattern]:
             count += 1
         else:
@@ -126,7 +133,7 @@ def fits(recipe: Recipe, names: Iterable[str], *, hub: bool) -> tuple[int, list[
 
 def counterparts(recipe: Recipe, names: Iterable[str], *, hub: bool) -> frozenset[tuple[str, str, str]]:
     """What a recipe makes of one side's names on the other: name, counterpart and its dims, as patterns."""
-    known = Names(recipe, recipe.rules, hub=hub)
+    known = names_of(recipe, hub=hub)
     by_pattern = {layer_pattern(name): name for name in names}
     return frozenset(
         (pattern, side.pattern, ", ".join(map(shown, side.dims)))
@@ -141,7 +148,7 @@ def counts_of(known: Known, tensors: Mapping[str, Tensor], *, hub: bool) -> dict
     sizes = {axis: known.values[axis] for axis in AXIS_OF.values() if type(known.values.get(axis)) is int}
     if len(sizes) == len(AXIS_OF):
         return sizes
-    names = Names(known.recipe, known.recipe.rules, hub=hub)
+    names = names_of(known.recipe, hub=hub)
     highest: dict[str, int] = {}
     behind: list[int] = []
     for name in tensors:

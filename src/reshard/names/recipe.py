@@ -118,8 +118,8 @@ class Dropped(Struct, frozen=True):
     why: str
 
 
-class Recipe(Struct, frozen=True):
-    """One convention of one family of models.
+class Recipe(Struct, frozen=True, eq=False):
+    """One convention of one family of models; equal to itself alone, so that what is made of it can be kept.
 
     Attributes:
         models: what configurations call them: ``model_type``, ``architectures``, ``model.arch.type``.

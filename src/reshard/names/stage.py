@@ -16,7 +16,7 @@ from reshard.names.lacking import Lacking
 from reshard.names.linking import SharedDims, at_index, link_of
 from reshard.names.links import Link
 from reshard.names.maker import Maker
-from reshard.names.matching import NameMatch, Names, counts_of, lora_name
+from reshard.names.matching import NameMatch, Names, counts_of, lora_name, names_of
 from reshard.names.recipe import RecipeTensor, Rule
 from reshard.names.settings import Known, axes_of, derived, solved, surprising, with_defaults
 from reshard.names.wishes import Asked
@@ -130,7 +130,7 @@ class _Stage:
     def _grouped(self) -> dict[tuple[object, ...], list[tuple[NameMatch, str]]]:
         """The tensors of each group, that are made into one another."""
         names = Names(self._recipe, self._rules, hub=self._hub)
-        anyone = Names(self._recipe, self._recipe.rules, hub=self._hub)
+        anyone = names_of(self._recipe, hub=self._hub)
         groups: dict[tuple[object, ...], list[tuple[NameMatch, str]]] = {}
         for name in self._tensors:
             found = names.found(name, self._sizes)

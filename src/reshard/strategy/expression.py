@@ -76,6 +76,11 @@ def names_in(expression: object) -> frozenset[str]:
     """
     if not isinstance(expression, str):
         return frozenset()
+    return _names_in(expression)
+
+
+@lru_cache(maxsize=4096)
+def _names_in(expression: str) -> frozenset[str]:
     found = {node.id for node in ast.walk(parse(expression)) if isinstance(node, ast.Name)}
     return frozenset(found - _FUNCTIONS.keys())
 
