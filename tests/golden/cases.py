@@ -77,6 +77,15 @@ class Case:
         return right if right.is_dir() else self.folder / "expected"
 
 
+def about(name: str) -> dict[str, Any]:
+    """What a case tells of itself."""
+    with tarfile.open(HERE / "cases" / f"{name}.tar.xz") as archive:
+        told = archive.extractfile("case.json")
+        assert told is not None
+        found: dict[str, Any] = json.load(told)
+        return found
+
+
 def unpack(name: str, folder: Path) -> Case:
     """Unpack a case into ``folder``. Empty folders, which no archive holds, are there too."""
     with tarfile.open(HERE / "cases" / f"{name}.tar.xz") as archive:

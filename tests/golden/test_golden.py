@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from golden.cases import BY_LORA_TOOL, BY_UNIFY, NAMES, check, faults, nearly, unpack
+from golden.cases import BY_LORA_TOOL, BY_UNIFY, NAMES, about, check, faults, nearly
 from golden.readers import Value
 
 
@@ -14,9 +14,9 @@ def test_case(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     check(name, tmp_path, capsys)
 
 
-def test_cases_are_named_by_what_made_them(tmp_path: Path) -> None:
+def test_cases_are_named_by_what_made_them() -> None:
     for name in NAMES:
-        api = unpack(name, tmp_path / name).api
+        api = about(name)["api"]
         assert (name in BY_UNIFY, name in BY_LORA_TOOL) == ("unified" in api, "lora" in api)
 
 
