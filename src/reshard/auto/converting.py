@@ -13,7 +13,7 @@ from reshard.auto.contradiction import FullShapes, refuse_contradiction
 from reshard.auto.job_names import opened
 from reshard.auto.job_source import JobSource
 from reshard.auto.job_strategy import JobStrategy
-from reshard.auto.results import Results, beside, forget, take_places, write_files, write_strategy
+from reshard.auto.results import Results, take_places, write_files, write_strategy
 from reshard.auto.session import Session
 from reshard.auto.settings import AutoSettings
 from reshard.auto.shares import OwnFiles
@@ -33,6 +33,7 @@ from reshard.planning.target import Choices, Kind, Target
 from reshard.storage.disk import Disk
 from reshard.storage.storage import reported
 from reshard.target.manifest import MANIFEST
+from reshard.target.overwrite import beside, forget
 from reshard.target.preflight import check_room
 from reshard.target.target_paths import META, Place
 

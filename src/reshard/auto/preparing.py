@@ -22,7 +22,7 @@ from reshard.auto.launch import PORTS, Launch, launch_of
 from reshard.auto.matching import Here, match
 from reshard.auto.meeting import Hello
 from reshard.auto.mirroring import Mirror
-from reshard.auto.results import HANDED_OVER, Results, forget, refuse_file, save_strategy, write_if_other
+from reshard.auto.results import HANDED_OVER, Results, refuse_file, save_strategy, write_if_other
 from reshard.auto.session import Session
 from reshard.auto.settings import AutoSettings, read_settings
 from reshard.auto.shares import OwnFiles, parts
@@ -31,6 +31,7 @@ from reshard.families.headers import index_files
 from reshard.interruption import clears_up, proceed
 from reshard.ops.observer import Observer
 from reshard.ops.options import Means
+from reshard.target.overwrite import forget
 
 MEETING = ".reshard-auto"
 Action = Literal["converted", "dry run", "left to the job", "matches", "nothing", "on load", "strategy", "scheduler"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from secrets import token_hex
@@ -17,6 +16,7 @@ from reshard.formats.registry import format_of
 from reshard.storage.disk import Disk
 from reshard.storage.storage import reported
 from reshard.storage.storages import is_inside
+from reshard.target.overwrite import beside, forget
 
 _ROOTS = {"ckpt": "transformed_checkpoint", "safetensors": "unified_checkpoint"}
 HANDED_OVER = "reshard_run.yaml"
@@ -69,20 +69,6 @@ def refuse_file(output: Path) -> None:
     nearest = next(place for place in (output, *output.parents) if place.exists())
     if not nearest.is_dir():
         raise UsageError(f"output_dir cannot be made: {nearest} is a file", str(output), "set another output_dir")
-
-
-def beside(folder: Path, what: str) -> Path:
-    """A hidden place on the disk where a folder is, links followed."""
-    real = folder.resolve()
-    return real.parent / f".{real.name}.reshard-{what}"
-
-
-def forget(folder: Path, what: str, kept: Path | None = None) -> None:
-    """Remove what earlier runs left beside a folder, but for one."""
-    real = folder.resolve()
-    for old in real.parent.glob(f".{real.name}.reshard-{what}-*"):
-        if old != kept:
-            shutil.rmtree(old, ignore_errors=True)
 
 
 def take_places(new: dict[Path, Path]) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from reshard.cli.output import say, say_json, warn
-from reshard.cli.params import Dst, Json, Quiet, Src, conversion_options, takes_conversion_options
+from reshard.cli.params import Dst, Src, conversion_options, takes_conversion_options
 from reshard.cli.progress import observer, waiting
-from reshard.cli.reporting import Reporting, ReportPage, planned
+from reshard.cli.reporting import Reporting, planned
 from reshard.cli.text import shown_nbytes, shown_seconds
 from reshard.errors import UsageError, counted
 
@@ -19,17 +17,11 @@ if TYPE_CHECKING:
     from reshard.planning.bill import Bill
     from reshard.planning.plan import Plan
 
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the bill and stop.")]
-
 
 @takes_conversion_options()
 def convert(
     src: Src,
     dst: Dst,
-    dry_run: DryRun = False,
-    json: Json = False,
-    quiet: Quiet = False,
-    report: ReportPage = "",
     **options: Any,
 ) -> None:
     """Cut, merge or re-cut a checkpoint: N ranks to M, either format.
@@ -38,17 +30,13 @@ def convert(
     reshard convert llama.ckpt out --dst-strategy strategy/              1 → N
     reshard convert ckpt out --src-strategy old/ --dst-strategy new/     N → M
     """
-    run(src, dst, options, report, dry_run=dry_run, json=json, quiet=quiet)
+    run(src, dst, options)
 
 
 @takes_conversion_options("dst_strategy", "ranks", "drop_redundancy", "to", "files", "tp", "pp", "ep", "dst_iteration")
 def merge(
     src: Src,
     dst: Dst,
-    dry_run: DryRun = False,
-    json: Json = False,
-    quiet: Quiet = False,
-    report: ReportPage = "",
     **options: Any,
 ) -> None:
     """Merge the slices of all ranks into one full checkpoint.
@@ -58,17 +46,13 @@ def merge(
     reshard merge made-by-reshard full.safetensors
     reshard merge ckpt out --src-strategy strategy/ --format safetensors --max-shard-size 5GiB
     """
-    run(src, dst, options, report, dry_run=dry_run, json=json, quiet=quiet)
+    run(src, dst, options)
 
 
 @takes_conversion_options("src_strategy", "max_shard_size", "to", "files", "tp", "pp", "ep", "dst_iteration")
 def split(
     src: Src,
     dst: Dst,
-    dry_run: DryRun = False,
-    json: Json = False,
-    quiet: Quiet = False,
-    report: ReportPage = "",
     **options: Any,
 ) -> None:
     """Cut one full checkpoint into the slices of N ranks.
@@ -78,14 +62,19 @@ def split(
     """
     if not options["dst_strategy"]:
         raise UsageError("split needs --dst-strategy", hint="the strategy of the job that will load the slices")
-    run(src, dst, options, report, dry_run=dry_run, json=json, quiet=quiet)
+    run(src, dst, options)
 
 
-def run(src: str, dst: str, given: dict[str, Any], report: str, *, dry_run: bool, json: bool, quiet: bool) -> None:
+def run(src: str, dst: str, given: dict[str, Any]) -> None:
     options = conversion_options(given)
-    with waiting("reading headers", quiet=quiet or json):
-        made, reporting = planned(src, dst, options, report)
-    carry_out(made, dst, options, reporting, dry_run=dry_run, json=json, quiet=quiet)
+    with waiting("reading headers", quiet=given["quiet"] or given["json"]):
+        made, reporting = planned(src, dst, options, given["report"])
+    carry_out(made, dst, options, reporting, **how_told(given))
+
+
+def how_told(given: dict[str, Any]) -> dict[str, bool]:
+    """What ``carry_out`` says, and whether it does more than that."""
+    return {name: given[name] for name in ("dry_run", "json", "quiet")}
 
 
 def carry_out(

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from reshard.cli.convert import DryRun, carry_out
-from reshard.cli.params import Dst, Json, Quiet, Src, conversion_options, takes_conversion_options
-from reshard.cli.reporting import Reporting, ReportPage, page_path
+from reshard.cli.convert import carry_out, how_told
+from reshard.cli.params import Dst, Src, conversion_options, takes_conversion_options
+from reshard.cli.reporting import Reporting, page_path
 from reshard.cli.text import parse_rename
 from reshard.errors import UsageError, counted
 
@@ -61,10 +61,6 @@ def merge(
     ] = "",
     fan_in_fan_out: Stored = None,
     allow_nan: AllowNan = False,
-    dry_run: DryRun = False,
-    json: Json = False,
-    quiet: Quiet = False,
-    report: ReportPage = "",
     **options: Any,
 ) -> None:
     """Add LoRA weights to their base: W + (B @ A) * scaling, from slices or full, to one checkpoint or any layout.
@@ -84,11 +80,11 @@ def merge(
     for path, weight in zip(paths, counts, strict=True):
         how = lora_config(scaling, lora_alpha, lora_rank, config, path or src, initial=bool(initial))
         adapters.append(AdapterAt(path, _told(how, renames, fan_in_fan_out), weight, initial))
-    page = page_path(report) if report else None
+    page = page_path(options["report"]) if options["report"] else None
     merge_of = open_merge(src, made, adapters, combination_named(combination), allow_nan=allow_nan)
     plan = plan_merge(merge_of, dst)
     reporting = Reporting(page, merge_of.joined.source, (src, dst)) if page else None
-    carry_out(plan, dst, made, reporting, dry_run=dry_run, json=json, quiet=quiet)
+    carry_out(plan, dst, made, reporting, **how_told(options))
 
 
 def _told(how: LoraConfig, renames: tuple[tuple[str, str], ...], fan_in_fan_out: Optional[bool]) -> LoraConfig:  # noqa: UP045

@@ -129,14 +129,24 @@ _CONVERSION = dict(
     ]
 )
 
+_RUNNING = dict(
+    [
+        _flag("dry_run", "Show the bill and stop."),
+        ("json", (Json, False)),
+        ("quiet", (Quiet, False)),
+        _text("report", "out.html", "Write a report: one page to look at, mail and print."),
+    ]
+)
+_SHARED = {**_CONVERSION, **_RUNNING}
+
 NAMES = tuple(_OF_NAMES)
 READING = ("family", "iteration", "select", "suffix")
 CHOOSING = ("include", "exclude", "rename", "weights_only")
 
 
 def takes_conversion_options(*without: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Replace a command's ``**options`` by the options of a conversion, but those of ``without``."""
-    return takes(*(name for name in _CONVERSION if name not in without))
+    """Replace a command's ``**options`` by those of a conversion that is carried out, but those of ``without``."""
+    return takes(*(name for name in _SHARED if name not in without))
 
 
 def takes(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -154,7 +164,7 @@ def takes(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
         ]
         added = [
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
-            for name, (kind, default) in ((name, _CONVERSION[name]) for name in names)
+            for name, (kind, default) in ((name, _SHARED[name]) for name in names)
         ]
         arguments = [p for p in own if p.kind is p.POSITIONAL_OR_KEYWORD]
         last = [p for p in own if p.kind is p.KEYWORD_ONLY]

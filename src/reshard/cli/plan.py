@@ -9,20 +9,18 @@ import typer
 
 from reshard.cli.convert import bill_lines
 from reshard.cli.output import say, say_json, warn
-from reshard.cli.params import Json, Src, conversion_options, takes_conversion_options
+from reshard.cli.params import Src, conversion_options, takes_conversion_options
 from reshard.cli.progress import waiting
-from reshard.cli.reporting import ReportPage, planned
+from reshard.cli.reporting import planned
 from reshard.cli.text import shown_nbytes
 from reshard.streams import json_for
 
 
-@takes_conversion_options("resume", "overwrite", "verify", "no_fsync", "checksum")
+@takes_conversion_options("resume", "overwrite", "verify", "no_fsync", "checksum", "dry_run", "quiet")
 def plan(
     src: Src,
     dst: Annotated[str, typer.Argument(metavar="[DST]", help="Where it would go; its free space is compared.")] = ".",
     full: Annotated[bool, typer.Option("--full", help="Print the whole plan as JSON, every byte run.")] = False,
-    json: Json = False,
-    report: ReportPage = "",
     **options: Any,
 ) -> None:
     """Say what a conversion would read, write and need; nothing is written.
@@ -35,15 +33,15 @@ def plan(
     from reshard.target.target_paths import Place
 
     settings = conversion_options(options)
-    with waiting("reading headers", quiet=json or full):
-        made, reporting = planned(src, dst, settings, report)
+    with waiting("reading headers", quiet=options["json"] or full):
+        made, reporting = planned(src, dst, settings, options["report"])
     bill = bill_of(made, dst, settings)
     if reporting:
         reporting.write(made, settings, bill)
     if full:
         say(json_for(sys.stdout, made.to_json().decode()))
         return
-    if json:
+    if options["json"]:
         say_json(bill)
         return
     warn(made.warnings)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from reshard.errors import StorageError, UsageError
 
@@ -18,10 +16,6 @@ if TYPE_CHECKING:
     from reshard.planning.catalog import Catalog
     from reshard.planning.plan import Plan
     from reshard.report.values import Report, ToldRun
-
-ReportPage = Annotated[
-    str, typer.Option("--report", metavar="out.html", help="Write a report: one page to look at, mail and print.")
-]
 
 
 def page_path(name: str) -> Path:

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from reshard.cli.completion import one_of
-from reshard.cli.convert import DryRun, carry_out
-from reshard.cli.params import Dst, Json, Quiet, Src, conversion_options, takes_conversion_options
-from reshard.cli.reporting import Reporting, ReportPage, page_path
+from reshard.cli.convert import carry_out, how_told
+from reshard.cli.params import Dst, Src, conversion_options, takes_conversion_options
+from reshard.cli.reporting import Reporting, page_path
 from reshard.errors import UsageError
 
 
@@ -27,10 +27,6 @@ def unify(
             autocompletion=one_of("mindspore", "hf"),
         ),
     ] = "mindspore",
-    dry_run: DryRun = False,
-    json: Json = False,
-    quiet: Quiet = False,
-    report: ReportPage = "",
     **options: Any,
 ) -> None:
     """Merge rank folders, de-duplicated or not, into full safetensors parts with an index.
@@ -44,8 +40,8 @@ def unify(
     made = conversion_options(options)
     if names not in ("mindspore", "hf"):
         raise UsageError(f"--names {names!r}", hint="mindspore or hf")
-    page = page_path(report) if report else None
+    page = page_path(options["report"]) if options["report"] else None
     source = open_source(made.source(src))
     plan = plan_unify_of(source, dst, made, "hf" if names == "hf" else "mindspore")
     reporting = Reporting(page, source, (src, dst)) if page else None
-    carry_out(plan, dst, made, reporting, dry_run=dry_run, json=json, quiet=quiet)
+    carry_out(plan, dst, made, reporting, **how_told(options))

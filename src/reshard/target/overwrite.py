@@ -6,12 +6,27 @@ import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
+from secrets import token_hex
 
 from reshard.errors import StorageError, UsageError
 from reshard.storage.disk import exchange, sync_folder
 from reshard.storage.storage import reported
 from reshard.target.locks import Locks
 from reshard.target.target_paths import Place
+
+
+def beside(folder: Path, what: str) -> Path:
+    """A hidden place on the disk where a folder is, links followed."""
+    real = folder.resolve()
+    return real.parent / f".{real.name}.reshard-{what}"
+
+
+def forget(folder: Path, what: str, kept: Path | None = None) -> None:
+    """Remove what earlier runs left beside a folder, but for one."""
+    first = beside(folder, f"{what}-")
+    for old in first.parent.iterdir() if first.parent.is_dir() else ():
+        if old.name.startswith(first.name) and old != kept:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 class Replacement:
@@ -35,23 +50,15 @@ class Replacement:
                 "another conversion is writing here", place.path, "wait for it to end, or choose another target"
             )
         if self._locks.real:
-            self._remove_leftovers()
-        self._new = self._beside("new")
+            forget(self._old, "new")
+            forget(self._old, "old")
+        self._new = beside(self._old, f"new-{token_hex(4)}")
         self.place = Place.of(self._new, single=False)
-
-    def _beside(self, what: str) -> Path:
-        return self._old.parent / f".{self._old.name}.reshard-{what}-{os.urandom(4).hex()}"
-
-    def _remove_leftovers(self) -> None:
-        names = (f".{self._old.name}.reshard-new-", f".{self._old.name}.reshard-old-")
-        for there in self._old.parent.iterdir():
-            if there.name.startswith(names):
-                shutil.rmtree(there, ignore_errors=True)
 
     def swap(self) -> None:
         """The old one is removed once the new one has its name; where the system can, names change in one step."""
         with reported(self._old):
-            aside = self._beside("old")
+            aside = beside(self._old, f"old-{token_hex(4)}")
             if exchange(str(self._new), str(self._old)):
                 os.rename(self._new, aside)
             else:
