@@ -98,4 +98,4 @@ def test_a_reader_that_does_not_end_would_be_seen(
 
 def test_a_reader_that_takes_much_memory_would_be_seen(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="bytes of memory for a file of 3"):
-        attempt(Reader("run.yaml", lambda path: b"x" * (MAX_NBYTES + 1)), b"abc", tmp_path / "x")
+        attempt(Reader("run.yaml", lambda path: b"x" * (4 * MAX_NBYTES)), b"abc", tmp_path / "x")

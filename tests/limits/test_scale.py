@@ -29,11 +29,11 @@ class Counted:
     def __init__(self, patch: pytest.MonkeyPatch, owner: object, name: str) -> None:
         self.calls = 0
         self._real: Callable[..., Any] = getattr(owner, name)
-        patch.setattr(owner, name, lambda *args: self._counted(*args))
+        patch.setattr(owner, name, lambda *args, **named: self._counted(*args, **named))
 
-    def _counted(self, *args: Any) -> Any:
+    def _counted(self, *args: Any, **named: Any) -> Any:
         self.calls += 1
-        return self._real(*args)
+        return self._real(*args, **named)
 
 
 def job(folder: Path, layers: int, ranks: int) -> tuple[Path, Options]:
