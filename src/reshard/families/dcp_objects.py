@@ -20,7 +20,7 @@ from reshard.index import Extent
 from reshard.interruption import proceed
 from reshard.planning.catalog import IndexedFile, Tensor
 from reshard.storage.storage import ReadFile
-from reshard.storage.storages import storage_of
+from reshard.storage.storages import opened, storage_of
 
 _NUMBERS = b"/data/"  # in the name of each record that holds a storage
 _SMALL_NBYTES = 1 << 20
@@ -47,17 +47,12 @@ def tensors_of_objects(told: Mapping[str, DcpMetadata], files: Sequence[IndexedF
 
 def _in_file(number: int, file: IndexedFile, placed: _Placed) -> dict[str, tuple[Tensor, ...]]:
     proceed()
-    source = storage_of(file.path).open(file.path)
     found = {}
-    try:
+    with opened(file.path) as source:
         for name, place in _with_numbers(source, placed):
             window = Window(source, place.offset, place.length)
             if tensors := tuple(_of_object(name, number, window, place.offset)):
                 found[name] = tensors
-    except FormatError as error:
-        raise FormatError(error.message, file.path, error.hint) from None
-    finally:
-        source.close()
     return found
 
 
