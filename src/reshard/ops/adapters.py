@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from math import isfinite
 
 import xxhash
@@ -229,11 +229,10 @@ class _Joining:
         return tensors
 
 
-def fitting(names: Iterable[str], adapters: Sequence[AdapterAt]) -> tuple[int, int]:
-    """How many layers of adapters, and of how many, have these names of tensors; one in the base itself fits it."""
+def fitting(names: Iterable[str], layers: Collection[str]) -> int:
+    """How many layers of adapters have these names of tensors."""
     there = {name[:end] for name in map(model_name, names) for end in (*_dots(name), len(name))}
-    layers = layers_of(adapters)
-    return sum(layer in there or saved_as(layer) in there for layer in layers), len(layers)
+    return sum(layer in there or saved_as(layer) in there for layer in layers)
 
 
 def _dots(name: str) -> list[int]:
@@ -241,7 +240,9 @@ def _dots(name: str) -> list[int]:
 
 
 def layers_of(adapters: Sequence[AdapterAt]) -> set[str]:
-    """What the base calls the layers that files of adapters have factors of, and what they have whole."""
+    """What the base calls the layers that files of adapters have factors of, and what they have whole; none of
+    one in the base itself.
+    """
     found = set()
     for each in adapters:
         rename = each.config.rules().rename

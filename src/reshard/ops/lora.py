@@ -95,12 +95,12 @@ def open_merge(
 ) -> Opened:
     """The base, the adapters and what becomes of weights, under the names that the target gets. Raises InputError."""
     source = open_source(options.source(src))
-    naming = options.naming_of(source)
-    base, left = under_their_names(source, str(src), replace(options, naming=naming), adapters)
+    naming, layers = options.naming_of(source), layers_of(adapters)
+    base, left = under_their_names(source, str(src), replace(options, naming=naming), layers)
     told = (naming.src_model, naming.model, naming.dst_model)
     own_names = left.naming.changes or naming.dst in ("", HUB)
     how = How(combination_named(combination), allow_nan, model_of(base, told), own_names)
-    fused = fused_experts(base.tensors, layers_of(adapters))
+    fused = fused_experts(base.tensors, layers)
     made = joined(replace(base, tensors={**base.tensors, **{n: f.tensor for n, f in fused.items()}}), adapters, how)
     if fused or left.naming.changes or any(is_viewed(made.merge.tensors[name]) for name in made.merge.changed):
         made, left = named_after(made, str(src), left, fused)

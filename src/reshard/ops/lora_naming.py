@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 
 from msgspec.structs import replace
 
@@ -10,7 +10,7 @@ from reshard.dtypes import ALIASES
 from reshard.errors import PlanError, listed
 from reshard.families.probe import agreements
 from reshard.names.wishes import HUB, MEGATRON, Asked, Naming
-from reshard.ops.adapters import AdapterAt, Joined, fitting
+from reshard.ops.adapters import Joined, fitting
 from reshard.ops.convert import named
 from reshard.ops.options import OF_MEGATRON, Options
 from reshard.planning.catalog import Catalog
@@ -19,26 +19,24 @@ from reshard.planning.lora_made import as_made
 from reshard.planning.names import NameRules
 
 
-def under_their_names(
-    source: Catalog, src: str, options: Options, adapters: Sequence[AdapterAt]
-) -> tuple[Catalog, Options]:
-    """The base under those names, of all that it has on its way to the target's, that most layers of the adapters have;
-    and what is left to do with it then. Codes are numbers by then.
+def under_their_names(source: Catalog, src: str, options: Options, layers: Collection[str]) -> tuple[Catalog, Options]:
+    """The base under those names, of all that it has on its way to the target's, that most ``layers`` of the adapters
+    have; and what is left to do with it then. Codes are numbers by then.
     """
     naming = options.naming
     if naming.dequantize:
         source = _dequantised(source, src, naming)
         naming = replace(naming, dequantize=False)
         options = replace(options, naming=naming)
-    fit, of = fitting(source.tensors, adapters)
-    if fit < of and options.to in OF_MEGATRON:
+    fit = fitting(source.tensors, layers)
+    if fit < len(layers) and options.to in OF_MEGATRON:
         naming = replace(naming, dst=MEGATRON)
         options = replace(options, naming=naming)
-    if not naming.dst or fit == of:
+    if not naming.dst or fit == len(layers):
         return source, options
     ways = [_at_the_hub(source, src, options)] if naming.dst != HUB else []
     for there, left in (*ways, named(source, src, options)):
-        found, _ = fitting(there.tensors, adapters)
+        found = fitting(there.tensors, layers)
         if found > fit:
             fit, source, options = found, there, left
     return source, options
