@@ -194,14 +194,14 @@ def only_needed(plan: Plan) -> tuple[Plan, tuple[int, ...]]:
     """The plan of a part of a target, without forms that none of its files has; and the tensors that these hold, by
     their former numbers, which are counted anew.
     """
-    forms = tuple(dict.fromkeys(file.form for file in plan.files))
+    forms = {form: new for new, form in enumerate(dict.fromkeys(file.form for file in plan.files))}
     tensors = tuple(sorted({slot.tensor for form in forms for slot in plan.forms[form].slots}))
     numbers = {old: new for new, old in enumerate(tensors)}
 
     def of_part(form: FileForm) -> FileForm:
         return replace(form, slots=tuple(replace(slot, tensor=numbers[slot.tensor]) for slot in form.slots))
 
-    files = tuple(replace(file, form=forms.index(file.form)) for file in plan.files)
+    files = tuple(replace(file, form=forms[file.form]) for file in plan.files)
     return replace(plan, forms=tuple(of_part(plan.forms[form]) for form in forms), files=files), tensors
 
 
