@@ -8,7 +8,7 @@ would otherwise hold the same shard, in ascending rank order.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import product
 from math import prod
@@ -159,10 +159,13 @@ class Layout(Struct, frozen=True):
 
     def _repr_html_(self) -> str:
         sharding = self.sharding
-        holders = [sharding.holders().get(cell, ()) for cell in product(*map(range, sharding.parts))]
+        return self.drawn([sharding.holders().get(cell, ()) for cell in product(*map(range, sharding.parts))])
+
+    def drawn(self, holders: Sequence[tuple[int, ...]]) -> str:
+        """A picture of the cells with the ranks that hold each, in order."""
         from reshard.drawing import svg  # for notebooks alone
 
-        return svg(self.shape, sharding.parts, sharding.opt_parts if self.shape else 1, holders)
+        return svg(self.shape, self.sharding.parts, self.sharding.opt_parts if self.shape else 1, holders)
 
     @property
     def shard_shape(self) -> tuple[int, ...]:

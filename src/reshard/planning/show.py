@@ -30,10 +30,7 @@ def tensor_html(source: Catalog, tensor: Tensor) -> str:
     """How one tensor of a checkpoint is cut, with the global ranks whose files hold each part."""
     title = f"{tensor.name}: {tensor.spec}"
     layout, held = _drawn(source, tensor)
-    from reshard.drawing import svg  # for notebooks alone
-
-    drawn = svg(layout.shape, layout.sharding.parts, _opt_parts(layout), held)
-    return f"<div><b>{escape(title)}</b>{drawn}</div>"
+    return f"<div><b>{escape(title)}</b>{layout.drawn(held)}</div>"
 
 
 def catalog_html(title: str, source: Catalog) -> str:
@@ -61,10 +58,6 @@ def _ranks(source: Catalog, held: Iterable[Held]) -> tuple[int, ...]:
     return tuple(source.files[h.file].rank for h in held if h.file > ZEROS)
 
 
-def _opt_parts(layout: Layout) -> int:
-    return layout.sharding.opt_parts if layout.shape else 1
-
-
 def table(title: str, rows: Iterable[Row]) -> str:
     """A page's part: the title and a line for each kind of tensor, up to sixty."""
     counts: dict[Row, int] = {}
@@ -81,9 +74,6 @@ def _line(row: Row, count: int) -> str:
     layout = row.layout
     name = escape(row.pattern) + (f" × {count:,}" if count > 1 else "")
     cut = "×".join(map(str, layout.sharding.parts)) if len(row.holders) > 1 else "whole"
-    from reshard.drawing import svg  # for notebooks alone
-
-    drawn = svg(layout.shape, layout.sharding.parts, _opt_parts(layout), row.holders)
     shape = "×".join(map(str, layout.shape)) or "scalar"
-    picture = f"<details><summary>{cut}</summary>{drawn}</details>"
+    picture = f"<details><summary>{cut}</summary>{layout.drawn(row.holders)}</details>"
     return f"<tr><td>{name}</td><td>{row.dtype}</td><td>{shape}</td><td>{picture}</td></tr>"
