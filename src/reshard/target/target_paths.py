@@ -23,9 +23,8 @@ class Place(Struct, frozen=True):
     @staticmethod
     def of(path: str | Path, *, single: bool) -> Place:
         path = normal(path)
-        if (
-            ".." in Path(path).parts and not storage_of(path).remote
-        ):  # above a folder that is made only now something may lie
+        # above a folder that is made only now something may lie
+        if ".." in Path(path).parts and not storage_of(path).remote:
             path = str(Path(path).resolve())
         if single:
             folder, name = os.path.split(path)
