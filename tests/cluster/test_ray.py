@@ -186,7 +186,12 @@ def test_a_call_that_kills_every_worker_is_given_up(cluster: Cluster) -> None:
 
 
 def test_a_driver_has_one_board_and_its_runs_are_told_apart(cluster: Cluster) -> None:
-    assert _board(ray) == _board(ray)
+    first = _board(ray)
+    ray.get(first.tell.remote("kept", 0, 5))
+    assert _board(ray) == first
+    del first
+    time.sleep(1)
+    assert ray.get(_board(ray).told.remote("kept")) == (1, {0: 5})
     board = _Board()
     assert not board.tell("first", 0, 5)
     assert board.stop("first") == {0}

@@ -228,14 +228,16 @@ class _Running(Generic[A, R]):
 
 
 def _board(ray: Any) -> Any:
-    """The driver's. It lives as long as somebody holds it."""
-    actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Board)
-    name = f"board of {ray.get_runtime_context().get_job_id()}"
-    _HELD[:] = [actor.options(name=name, get_if_exists=True).remote()]
-    return _HELD[0]
+    """The driver's: Ray ends an actor with the handle that it was made with, so that one is kept."""
+    context = ray.get_runtime_context()
+    driver = (context.get_job_id(), context.get_node_id())
+    if driver not in _BOARDS:
+        _BOARDS.clear()
+        _BOARDS[driver] = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Board).remote()
+    return _BOARDS[driver]
 
 
-_HELD: list[Any] = []
+_BOARDS: dict[tuple[str, str], Any] = {}
 
 
 def _carry_out(version: str, work: Work[A, R], call: RemoteCall[A], run: str, board: Any) -> tuple[R | _Failed, int]:
@@ -244,6 +246,7 @@ def _carry_out(version: str, work: Work[A, R], call: RemoteCall[A], run: str, bo
         return _Failed(UsageError(f"this node has reshard {__version__}, the driver {version}")), 0
     teller = _Teller(run, call.number, board)
     try:
+        teller.on_bytes(0)
         return work(call.argument, teller.on_bytes), teller.nbytes
     except KeyboardInterrupt:
         return _Failed(RunError(_NOBODY_WAITS)), 0
@@ -265,7 +268,9 @@ def _elsewhere() -> str:
 
 
 class _Teller:
-    """Tells the board every second that its call is alive and how far it came."""
+    """Tells the board every second that its call is alive and how far it came: first of all when it is made, so that
+    whoever stops a run knows every call of it that does anything.
+    """
 
     def __init__(self, run: str, number: int, board: Any) -> None:
         self._run = run
@@ -275,7 +280,8 @@ class _Teller:
         self._ended = threading.Event()
         self._stopped = False
         self.nbytes = 0
-        self._thread = threading.Thread(target=self._tell, daemon=True)
+        self._tell()
+        self._thread = threading.Thread(target=self._go_on_telling, daemon=True)
         self._thread.start()
 
     def on_bytes(self, nbytes: int) -> None:
@@ -287,13 +293,14 @@ class _Teller:
     def _tell(self) -> None:
         import ray
 
-        while True:
-            with suppress(ray.exceptions.RayError):  # the board may be starting again
-                self._stopped = ray.get(
-                    self._board.tell.remote(self._run, self._number, self.nbytes), timeout=waits.now.ray_answer_s
-                )
-            if self._ended.wait(waits.now.ray_heard_s):
-                return
+        with suppress(ray.exceptions.RayError):  # the board may be starting again
+            self._stopped = ray.get(
+                self._board.tell.remote(self._run, self._number, self.nbytes), timeout=waits.now.ray_answer_s
+            )
+
+    def _go_on_telling(self) -> None:
+        while not self._ended.wait(waits.now.ray_heard_s):
+            self._tell()
 
     def close(self) -> None:
         self._ended.set()
