@@ -123,8 +123,8 @@ class Checkpoint(Mapping[str, TensorView]):
     def load_full(self, name: str) -> LazyArrays:
         """The one tensor, whole."""
         self._check_strategy()
-        only = replace(self._source, tensors={name: self._source.tensors[name]}, texts={})
-        return _arrays(only, None, 0, "", "drop")
+        only = replace(self._source, tensors={name: self._source.tensors[name]}, texts={}, expected=())
+        return _arrays(only, None, 0, "", "error")
 
     def _check_strategy(self) -> None:
         """Before the first value is read: raises CheckpointError where the strategy is not that of these files."""

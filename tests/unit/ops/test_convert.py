@@ -25,7 +25,7 @@ from making import (
     write_ranks,
     write_strategy,
 )
-from reshard.errors import CheckpointError, DifferenceError, FormatError, UsageError
+from reshard.errors import CheckpointError, DifferenceError, FormatError, PlanError, UsageError
 from reshard.layout.tensor import Sharding
 from reshard.ops.options import Options
 from reshard.planning.names import NameRules
@@ -353,3 +353,13 @@ def test_elements_of_less_than_a_byte_are_cut_and_put_together(
     length = int.from_bytes(back[:8], "little")
     assert json.loads(back[8 : 8 + length])["w"] == entry
     assert back[8 + length :] == content
+
+
+def test_a_tensor_that_nobody_can_know_says_so_when_it_is_read(tmp_path: Path) -> None:
+    full = {"w": array((4, 2)), "x": array((4, 2), seed=1)}
+    cut = Sharding((2,), ((0,), ()))
+    src = write_ranks(tmp_path / "src", full, [{"w": cut, "x": cut}])
+    opened = reshard.open(src, write_strategy(tmp_path / "s", [{"w": cut}]))
+    assert same(opened["w"].read(), full["w"])
+    with pytest.raises(PlanError, match="x: no strategy knows it and its ranks disagree"):
+        opened["x"].read()
