@@ -57,8 +57,10 @@ def spread(scales: np.ndarray, block: Shape, shape: Shape) -> np.ndarray:
 
 
 def product(codes: np.ndarray, scales: np.ndarray, block: Shape, dtype: str = "bfloat16") -> np.ndarray:
+    """Of NaNs those of the dtype alone: of two of them processors keep either."""
     with np.errstate(all="ignore"):
-        return (codes.astype(np.float32) * spread(scales, block, codes.shape)).astype(dtype_named(dtype))
+        made = (codes.astype(np.float32) * spread(scales, block, codes.shape)).astype(dtype_named(dtype))
+        return np.where(np.isnan(made), dtype_named(dtype).type(np.nan), made)
 
 
 def block_of(shape: Shape, counts: Shape, told: dict[str, Any]) -> Shape:
@@ -192,6 +194,19 @@ REFUSED: dict[str, tuple[dict[str, tuple[str, Shape]], dict[str, Any]]] = {
         {"up.weight": ("int8", (4, 4)), "up.weight_scales": ("float16", (4,))},
         {"quant_method": "eetq"},
     ),
+    "an order of the kernel's, by its names": (
+        {"up.weight": ("int8", (4, 4)), "up.weight_scales": ("float16", (4,))},
+        {},
+    ),
+    "a method that is not known": (
+        {"up.weight": ("int8", (4, 4)), "up.weight_scale": ("float16", (4, 1))},
+        {"quant_method": "higgs"},
+    ),
+    "turned weights": (
+        {"up.weight": (E4M3, (4, 4)), "up.weight_scale": ("float32", (4, 1))},
+        {"quant_method": "compressed-tensors", "transform_config": {"config_groups": {"R1": {"type": "hadamard"}}}},
+    ),
+    "a scale of what comes in": ({"up.weight": (E4M3, (4, 4)), "up.pre_quant_scale": ("float32", (4,))}, {}),
     "codes called otherwise": ({"up.weight._data": ("int8", (4, 4)), "up.weight._scale": ("float16", (4, 1))}, {}),
     "wide codes": ({"up.weight": ("int16", (4, 4)), "up.scales": ("float16", (4, 1))}, {}),
 }

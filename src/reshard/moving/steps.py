@@ -8,7 +8,7 @@ import numpy as np
 from msgspec import Struct
 
 from reshard.layout.box import Box
-from reshard.moving.elements import Array, round_to, shaped, widened
+from reshard.moving.elements import NAN, Array, round_to, shaped, widened
 from reshard.moving.lora import Factors, Lengths, Read, add_lora, check_finite, read_factors
 from reshard.planning.plan import Move
 from reshard.planning.steps import Assembly, Joint, LoraAdd, Rows, Scaled
@@ -137,6 +137,7 @@ def scale(step: Scaled, made: Array, of: Array, scales: Array, box: Box) -> Arra
             if odd is not None:
                 kinds = np.zeros(shape, np.uint8) if kinds is None else kinds
                 kinds[part] = odd
+                target[part][odd == NAN] = np.nan  # of two NaNs it is the processor's choice whose bits it keeps
     return None if kinds is None else kinds.reshape(made.shape)
 
 

@@ -11,30 +11,16 @@ from reshard.errors import CheckpointError, listed
 from reshard.layout.view import Shape
 from reshard.names.model import ModelFile
 from reshard.planning.catalog import Scales, Tensor, seen_as
-from reshard.planning.quantised import Quantised, quantised
+from reshard.planning.quantised import Quantised, owner_of, quantised
 
 _USUAL = 128
 _OF_ACTIVATIONS = {"input", "output", "act", "activation", "activations", "k", "v", "q", "kv", "ascales"}
-_UNKNOWN = {
-    "zero",
-    "zeros",
-    "zp",
-    "qzeros",
-    "wzeros",
-    "point",
-    "offset",
-    "scb",
-    "absmax",
-    "codebook",
-    "codebooks",
-    "map",
-    "state",
-    "dequant",  # of sums: the scales of activations and weights multiplied
-    "deq",
-}
-_TURNED = {"eetq"}
-"""Methods whose codes look as plain ones do and are kept as a kernel wants them."""
-_NO_NAMES = {"qweight", "data", "qdata", "codes", "packed"}
+_OF_WEIGHTS = {"weight", "weights", "scale", "scales", "inv"}
+"""Words of scales that weights are multiplied by: any other says that codes mean something else."""
+_PLAIN = {"fp8", "fbgemm_fp8", "mxfp8", "compressed-tensors", "modelopt", "quark", "gemma"}
+"""Values of ``quant_method`` whose codes are numbers, where they look so: others keep them as a kernel wants them."""
+_TURNED = ("quantization_config.transform_config.config_groups", "quantization_config.algo_config")
+_NO_NAMES = {"qweight", "data", "qdata", "codes", "packed", "quantized", "compressed"}
 _WHY = "scales, which the weights are multiplied by"
 
 
@@ -49,6 +35,7 @@ def dequantised(
     dropped: dict[str, list[str]] = {}
     faults: list[str] = []
     dtype = _dtype(files)
+    strange = list(_strange(files))
     groups = quantised({name: tensor.spec.dtype for name, tensor in tensors.items()})
     for group in groups.values():
         try:
@@ -66,7 +53,9 @@ def dequantised(
         for name, tensor in made.items()
         if tensor.spec.dtype.startswith("float8") and tensor.scales is None
     ]
-    if not groups:
+    if groups and strange:
+        faults = strange
+    elif not groups:
         faults += [
             f"quant_method {method} of {where}, and no codes are known by their names"
             for where, method in _methods(files)
@@ -92,15 +81,26 @@ def _methods(files: Sequence[ModelFile]) -> Iterator[tuple[str, str]]:
             yield file.where, str(method)
 
 
+def _strange(files: Sequence[ModelFile]) -> Iterator[str]:
+    """What configurations say of codes that are more than numbers."""
+    for where, method in _methods(files):
+        if method not in _PLAIN:
+            yield f"quant_method {method} of {where}: what its codes mean is not known"
+    for file in files:
+        turned = next((key for key, value in file.values.items() if key.startswith(_TURNED) and value), "")
+        if turned:
+            yield f"{turned} of {file.where}: weights are turned before they are quantised, which is not undone"
+
+
 def _words(name: str) -> set[str]:
     return set(name.rsplit(".", 1)[-1].lower().replace("-", "_").split("_"))
 
 
 def _members(group: Quantised) -> tuple[str, str, list[str]]:
     """Codes, their scale, and what else stands beside them and concerns other values."""
-    words = {name: _words(name) for name in group.beside}
-    others = [name for name in group.beside if words[name] & _OF_ACTIVATIONS]
-    unknown = [name for name in group.beside if words[name] & _UNKNOWN and name not in others]
+    layer = _words(owner_of(group.codes[0]))
+    others = [name for name in group.beside if _words(name) & _OF_ACTIVATIONS]
+    unknown = [n for n in group.beside if _words(n) - layer - _OF_WEIGHTS - {""} and n not in others]
     scales = [name for name in group.beside if name not in others and name not in unknown]
     if unknown:
         raise CheckpointError(
@@ -114,8 +114,8 @@ def _members(group: Quantised) -> tuple[str, str, list[str]]:
 
 
 def _scaled(codes: Tensor, scale: Tensor, dtype: str, files: Sequence[ModelFile]) -> Tensor:
-    if any(method in _TURNED for _, method in _methods(files)):
-        raise CheckpointError(f"{codes.name}: its quant_method keeps codes in an order of its own, which is not known")
+    if scale.name.endswith("weight_scales") and codes.spec.dtype == "int8" and not [*_methods(files)]:
+        raise CheckpointError(f"{codes.name}: EETQ calls scales {scale.name}, and keeps codes in an order of its own")
     if _words(codes.name) & _NO_NAMES:
         raise CheckpointError(f"{codes.name}: what the weight of these codes is called is not known")
     if not (codes.spec.dtype.startswith("float8") or codes.spec.dtype == "int8"):

@@ -30,6 +30,34 @@ TOGETHER = {
     "golden stick": {
         "q._layer.weight": "int8", "q._layer.matmul.weight_scale": "float32", "q.quant_op.input_zp": "int8",
     },
+    "bitsandbytes 4, kept as bfloat16": {
+        "q.weight": "bfloat16", "q.weight.absmax": "float32", "q.weight.quant_map": "float32",
+        "q.weight.quant_state.bitsandbytes__nf4": "uint8",
+    },
+    "hqq, kept as floats": {"q.W_q": "float16", "q.scale": "float16", "q.zero": "float16"},
+    "exl3": {"q.trellis": "int16", "q.suh": "float16", "q.svh": "float16", "q.mcg": "int32"},
+    "exl3, its signs packed": {"q.trellis": "int16", "q.su": "int16", "q.sv": "int16"},
+    "higgs": {"q.weight": "int16", "q.scales": "bfloat16", "q.tables": "bfloat16", "q.tables2": "float16"},
+    "vptq": {
+        "q.indices": "int32", "q.centroids.weight": "bfloat16", "q.res_centroids.weight": "bfloat16",
+        "q.outlier_indices": "int16", "q.outlier_centroids.weight": "bfloat16", "q.perm": "int64",
+        "q.weight_scale": "bfloat16", "q.weight_bias": "bfloat16",
+    },
+    "vptq without norms": {"q.indices": "int32", "q.centroids.weight": "bfloat16"},
+    "spqr": {"q.dense_weights": "int64", "q.row_offsets": "int32", "q.col_vals": "int32", "q.in_perm": "int16"},
+    "quanto": {
+        "q.weight._data": "int8", "q.weight._scale": "bfloat16", "q.weight._shift": "bfloat16",
+        "q.input_scale": "bfloat16", "q.output_scale": "bfloat16",
+    },
+    "torchao": {"q._weight_qdata": "int8", "q._weight_scale": "bfloat16", "q._weight_zero_point": "int8"},
+    "torchao by tiles": {"q._weight_qdata": "int32", "q._weight_scale_and_zero": "bfloat16"},
+    "eetq": {"q.weight": "int8", "q.weight_scales": "float16"},
+    "bitnet": {"q.weight": "uint8", "q.weight_scale": "bfloat16"},
+    "fbgemm": {"q.weight": "float8_e4m3fn", "q.weight_scale": "float32", "q.input_scale_ub": "float32"},
+    "metal": {"q.weight": "uint32", "q.scales": "bfloat16", "q.qbiases": "bfloat16"},
+    "fp_quant": {"q.qweight": "uint8", "q.scales": "uint8", "q.forward_hadamard_matrix": "bfloat16"},
+    "sparse": {"q.weight.compressed": "bfloat16", "q.weight.bitmask": "uint8", "q.weight.shape": "int64"},
+    "gemma": {"q.embedding_quantized": "uint8", "q.embedding_scale": "float32"},
 }  # fmt: skip
 
 
