@@ -127,4 +127,7 @@ def _mib(nbytes: float) -> str:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(sys.argv[1])) if sys.argv[1:] else row())
+    if sys.argv[1:2] == ["dcp"]:
+        write_dcp(Path(sys.argv[2]))
+    else:
+        print(json.dumps(measure(sys.argv[1])) if sys.argv[1:] else row())
