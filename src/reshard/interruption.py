@@ -27,7 +27,7 @@ Outcome = Callable[[], T]
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class _Work:
+class _Interruption:
     """What this process does; one state, as signals are the process's."""
 
     interrupted = False
@@ -35,28 +35,28 @@ class _Work:
     goes_on = False
 
 
-_work = _Work()
+_interruption = _Interruption()
 
 
 def proceed() -> None:
     """Asked before each step of interruptible work. Raises KeyboardInterrupt after an interruption."""
-    if _work.interrupted and _work.goes_on:
+    if _interruption.interrupted and _interruption.goes_on:
         raise KeyboardInterrupt
 
 
 def interrupted() -> bool:
     """Whether an interruption came since the last interruptible work began; it may have ended well all the same."""
-    return _work.interrupted
+    return _interruption.interrupted
 
 
 @contextmanager
 def clears_up() -> Iterator[None]:
     """What is done meanwhile asks at its steps and clears up behind itself: an interruption gives it time for that."""
-    _work.clearing_up += 1
+    _interruption.clearing_up += 1
     try:
         yield
     finally:
-        _work.clearing_up -= 1
+        _interruption.clearing_up -= 1
 
 
 def interruptible(work: Callable[[], T]) -> T:
@@ -68,17 +68,17 @@ def interruptible(work: Callable[[], T]) -> T:
     told: SimpleQueue[Outcome[T] | None] = SimpleQueue()
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        _work.interrupted = True
+        _interruption.interrupted = True
         told.put(None)
 
-    _work.interrupted, _work.clearing_up, _work.goes_on = False, 0, False
+    _interruption.interrupted, _interruption.clearing_up, _interruption.goes_on = False, 0, False
     heard = [number for number in _SIGNALS if signal.getsignal(number) not in (signal.SIG_IGN, None)]
     before = {number: signal.signal(number, interrupt) for number in heard}
     try:
         threading.Thread(target=lambda: told.put(_outcome(work)), name="reshard", daemon=True).start()
-        _work.goes_on = True
+        _interruption.goes_on = True
         outcome = told.get() or _after_interruption(told)
-        _work.goes_on = False
+        _interruption.goes_on = False
         return outcome()
     finally:
         for number, handler in before.items():
@@ -100,7 +100,9 @@ def _fail(error: BaseException) -> NoReturn:
 def _after_interruption(told: SimpleQueue[Outcome[T] | None]) -> Outcome[T]:
     """How the work ended. Raises KeyboardInterrupt where it goes on."""
     began = time.monotonic()
-    while (left := began + (waits.now.busy_s if _work.clearing_up else waits.now.idle_s) - time.monotonic()) > 0:
+    while (
+        left := began + (waits.now.busy_s if _interruption.clearing_up else waits.now.idle_s) - time.monotonic()
+    ) > 0:
         with suppress(Empty):
             outcome = told.get(timeout=min(left, waits.now.idle_s))
             if outcome is not None:
@@ -117,5 +119,5 @@ def leave(stream: TextIO, said: str, code: int) -> None:
         stream.flush()
     except OSError:  # who read it was interrupted too: Python would make 120 of the code
         os._exit(code)
-    if _work.goes_on:
+    if _interruption.goes_on:
         os._exit(code)  # without another flush: the work may hold the stream, and its reader have paused

@@ -79,7 +79,7 @@ def test_a_job_ends_at_its_next_step() -> None:
         job.start_files(2)
         job.advance(4)
         os.kill(os.getpid(), signal.SIGINT)
-        while not interruption._work.interrupted:
+        while not interruption._interruption.interrupted:
             pass
         try:
             job.advance(5)

@@ -24,7 +24,7 @@ def nothing_under_way() -> Iterator[None]:
     for thread in threading.enumerate():
         if thread.name == "reshard":
             thread.join()
-    interruption._work.interrupted = interruption._work.goes_on = False
+    interruption._interruption.interrupted = interruption._interruption.goes_on = False
 
 
 @pytest.fixture

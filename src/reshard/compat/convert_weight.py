@@ -38,7 +38,7 @@ from reshard.storage.storage import join, reported
 from reshard.storage.storages import content_of, storage_of
 
 
-class _Model(Struct, frozen=True):
+class _ModelName(Struct, frozen=True):
     """What the tool calls a model: Hugging Face's word for it, whose names its weights get, and in which dtypes they
     are written where none is asked for: there and back, "" for as they are.
     """
@@ -49,20 +49,20 @@ class _Model(Struct, frozen=True):
     back: str = ""
 
 
-_LLAMA = _Model("llama")
+_LLAMA = _ModelName("llama")
 _MODELS = {
     **dict.fromkeys(("llama", "yi", "deepseek", "deepseek1_5", "knowlm"), _LLAMA),
-    "qwen2": _Model("qwen2"),
-    "qwen2_5": _Model("qwen2", dtype="bf16"),
-    "qwen2-moe": _Model("qwen2_moe", dtype="bf16"),
-    **dict.fromkeys(("glm-n", "glm4"), _Model("chatglm")),
-    "internlm2": _Model("internlm2", dtype=""),
-    "baichuan2": _Model("baichuan", dtype=""),
-    "mixtral": _Model("mixtral"),
-    **dict.fromkeys(("telechat", "telechat2"), _Model("telechat", dtype="")),
-    "deepseekv3": _Model("deepseek_v3", "mcore", "bf16", "bf16"),
-    "qwen3": _Model("qwen3", "mcore", "", "bf16"),
-    "qwen3-moe": _Model("qwen3_moe", "mcore", "", "bf16"),
+    "qwen2": _ModelName("qwen2"),
+    "qwen2_5": _ModelName("qwen2", dtype="bf16"),
+    "qwen2-moe": _ModelName("qwen2_moe", dtype="bf16"),
+    **dict.fromkeys(("glm-n", "glm4"), _ModelName("chatglm")),
+    "internlm2": _ModelName("internlm2", dtype=""),
+    "baichuan2": _ModelName("baichuan", dtype=""),
+    "mixtral": _ModelName("mixtral"),
+    **dict.fromkeys(("telechat", "telechat2"), _ModelName("telechat", dtype="")),
+    "deepseekv3": _ModelName("deepseek_v3", "mcore", "bf16", "bf16"),
+    "qwen3": _ModelName("qwen3", "mcore", "", "bf16"),
+    "qwen3-moe": _ModelName("qwen3_moe", "mcore", "", "bf16"),
 }
 _SIZES = {
     **{name: name for name in ("num_layers", "hidden_size", "ffn_hidden_size", "moe_ffn_hidden_size", "kv_channels",
@@ -131,7 +131,7 @@ def _given(argv: Sequence[str]) -> argparse.Namespace:
     return given
 
 
-def _model(name: str) -> _Model:
+def _model(name: str) -> _ModelName:
     if name not in _MODELS:
         raise UsageError(f"--model {name!r}", hint=f"one of: {', '.join(_MODELS)}")
     return _MODELS[name]
@@ -145,7 +145,7 @@ def _place(given: argparse.Namespace) -> str:
     return str(path.parent)
 
 
-def _files(given: argparse.Namespace, model: _Model, place: str) -> Models:
+def _files(given: argparse.Namespace, model: _ModelName, place: str) -> Models:
     """What is known of the model: options, the YAML, the configuration beside the input."""
     sizes = {key: getattr(given, name) for name, key in _SIZES.items() if getattr(given, name) is not None}
     if given.use_gmm is not None:
@@ -160,7 +160,7 @@ def _fused(file: ModelFile) -> ModelFile:
     return replace(file, values={**file.values, "qkv_concat": True, "mlp_concat": True})
 
 
-def _naming(given: argparse.Namespace, model: _Model, source: Catalog, files: Models) -> Naming:
+def _naming(given: argparse.Namespace, model: _ModelName, source: Catalog, files: Models) -> Naming:
     codes = any(tensor.spec.dtype.startswith("float8") for tensor in source.tensors.values())
     if given.reversed:
         return Naming(dst=HUB, release=_RELEASE, dequantize=codes)
@@ -186,7 +186,7 @@ def _cast(source: Catalog, dtype: str) -> Catalog:
     return replace(source, tensors=tensors, own=None)
 
 
-def _write(given: argparse.Namespace, model: _Model, source: Catalog) -> None:
+def _write(given: argparse.Namespace, model: _ModelName, source: Catalog) -> None:
     """To the file that the output names, or into its folder; without a suffix it is what the tool makes of it."""
     target = given.output_path
     whole = format_of(target) is not None

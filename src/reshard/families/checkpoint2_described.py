@@ -39,7 +39,7 @@ def described(folder: Listing, metadata: Metadata) -> Catalog:
     if not files:
         raise CheckpointError(f"none of the files that {METADATA} names is there", folder.path, "bring them")
     found = Found(folder.path, tuple(sorted(files)), distributed=True)
-    joined = _Joined(metadata, index_files(found))
+    joined = _Description(metadata, index_files(found))
     tensors = joined.tensors()
     if joined.faults:
         raise CheckpointError(f"the files do not fit {METADATA}:\n" + listed(joined.faults), folder.path)
@@ -121,7 +121,7 @@ def _named(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else "")
 
 
-class _Joined:
+class _Description:
     """Metadata and headers together.
 
     Attributes:

@@ -79,11 +79,11 @@ class Checkpoint2Target(Struct, frozen=True):
         release_named(self.release)
 
     def files(self, draft: Draft) -> Files:
-        made = _Placement(self, draft)
+        made = _Distribution(self, draft)
         planned = made.files()
         return Files(draft.asked_for(planned), len(planned), tuple(self._closing(made)), modes=_MODES)
 
-    def _closing(self, made: _Placement) -> Iterator[SmallFile]:
+    def _closing(self, made: _Distribution) -> Iterator[SmallFile]:
         """The tracker is the last: where it is, the iteration is whole."""
         folder = iteration_name(self.iteration)
         release = release_named(self.release, [key for key, value in self.progress if value is not None])
@@ -124,7 +124,7 @@ class _Slice(Struct, frozen=True):
     keepers: tuple[int, ...] = ()
 
 
-class _Placement:
+class _Distribution:
     """Which rank's file holds which slice."""
 
     def __init__(self, target: Checkpoint2Target, draft: Draft) -> None:

@@ -70,12 +70,12 @@ def read_chunks(folder: Listing, wanted: Mapping[str, Sequence[WantedChunk]]) ->
     there = _entries(folder, paths)
     _refuse_missing([path for path in paths if path not in there], wanted, folder.path)
     at_once = storage_of(folder.path).at_once
-    kinds: _Kinds = {}
+    kinds: _ChunkKinds = {}
 
     def read(path: str, number: int, of_path: Sequence[WantedChunk]) -> ReadChunks:
         proceed()
         with opened(folder.at(path)) as file:
-            found, zips = _chunks(_Source(file, number, path, kinds), of_path, max(at_once // len(paths), 1))
+            found, zips = _chunks(_ChunkFile(file, number, path, kinds), of_path, max(at_once // len(paths), 1))
         within = tuple([(one.name, Extent(one.place.offset, one.place.length)) for one in of_path]) if zips else ()
         form = "torch" if zips else "safetensors"
         there = (folder.at(path), path, file.nbytes, file.mtime_ns, rank_of(path), form, Contents({}), within)
@@ -132,14 +132,14 @@ def _refuse_missing(missing: Sequence[str], wanted: Mapping[str, Sequence[Wanted
         )
 
 
-class _Kind(Struct, frozen=True):
+class _ChunkKind(Struct, frozen=True):
     """What chunks of a kind begin with, and where their numbers lie, counted from there."""
 
     head: bytes
     extents: tuple[Extent, ...]
 
 
-_Kinds = dict[tuple[int, str, tuple[int, ...]], _Kind]
+_ChunkKinds = dict[tuple[int, str, tuple[int, ...]], _ChunkKind]
 """By length, dtype and shape."""
 
 
@@ -147,16 +147,16 @@ def _kind(one: WantedChunk) -> tuple[int, str, tuple[int, ...]]:
     return one.place.length, one.dtype, one.chunk.sizes
 
 
-class _Source(Struct, frozen=True):
+class _ChunkFile(Struct, frozen=True):
     """A file of chunks, open. ``kinds`` is shared by all files."""
 
     file: ReadFile
     number: int
     path: str
-    kinds: _Kinds
+    kinds: _ChunkKinds
 
 
-def _chunks(source: _Source, wanted: Sequence[WantedChunk], ways: int) -> tuple[list[StoredChunk], bool]:
+def _chunks(source: _ChunkFile, wanted: Sequence[WantedChunk], ways: int) -> tuple[list[StoredChunk], bool]:
     """What is in a file, and whether the chunks are files of their own in it. ``ways``: how many requests at once."""
     ordered = sorted(wanted, key=lambda one: one.place.offset)
     if ordered and _is_safetensors(source.file, ordered[0].place):
@@ -177,7 +177,7 @@ def _is_safetensors(file: ReadFile, first: DcpStretch) -> bool:
     return first.length < 0 or at + len(ZIP_MARK) > file.nbytes or file.read(at, len(ZIP_MARK)) != ZIP_MARK
 
 
-def _in_safetensors(source: _Source, wanted: Sequence[WantedChunk]) -> Iterator[StoredChunk]:
+def _in_safetensors(source: _ChunkFile, wanted: Sequence[WantedChunk]) -> Iterator[StoredChunk]:
     contents = Safetensors().read_index(source.file)
     slices = slices_of(contents) if is_of_slices(contents) else {}
     for one in wanted:
@@ -189,7 +189,7 @@ def _in_safetensors(source: _Source, wanted: Sequence[WantedChunk]) -> Iterator[
         yield _found(source, one, (stored.spec.dtype, stored.spec.shape), stored.extents)
 
 
-def _in_zips(source: _Source, wanted: Sequence[WantedChunk]) -> Iterator[StoredChunk]:
+def _in_zips(source: _ChunkFile, wanted: Sequence[WantedChunk]) -> Iterator[StoredChunk]:
     """In the order of the file, so that what lies near is read in one go."""
     start, ahead = 0, b""
     for one in wanted:
@@ -208,7 +208,7 @@ def _in_zips(source: _Source, wanted: Sequence[WantedChunk]) -> Iterator[StoredC
         yield _understood(source, one)
 
 
-def _check_place(source: _Source, one: WantedChunk) -> None:
+def _check_place(source: _ChunkFile, one: WantedChunk) -> None:
     """Raises FormatError for a chunk that lies beyond its file, or not as it is."""
     place, nbytes = one.place, source.file.nbytes
     if place.transforms:
@@ -221,7 +221,7 @@ def _check_place(source: _Source, one: WantedChunk) -> None:
         raise FormatError(f"{one}: bytes {place.offset:,} to {end:,} of a file of {nbytes:,}", hint=_AGAIN)
 
 
-def _understood(source: _Source, one: WantedChunk) -> StoredChunk:
+def _understood(source: _ChunkFile, one: WantedChunk) -> StoredChunk:
     """A chunk whose file is read as one of its own. Raises FormatError where it is not the tensor that it should be."""
     place = one.place
     window = Window(source.file, place.offset, place.length)
@@ -235,12 +235,12 @@ def _understood(source: _Source, one: WantedChunk) -> StoredChunk:
         raise FormatError(f"{one}: {error.message}", hint=error.hint) from None
     found = _found(source, one, (tensor.dtype, tensor.shape), _moved(lies, place.offset))
     if records.head and one.dtype:
-        source.kinds[_kind(one)] = _Kind(window.read(0, records.head), lies)
+        source.kinds[_kind(one)] = _ChunkKind(window.read(0, records.head), lies)
     return found
 
 
 def _found(
-    source: _Source, one: WantedChunk, there: tuple[str, tuple[int, ...]], lies: tuple[Extent, ...]
+    source: _ChunkFile, one: WantedChunk, there: tuple[str, tuple[int, ...]], lies: tuple[Extent, ...]
 ) -> StoredChunk:
     dtype, shape = there
     if (one.dtype or dtype, one.chunk.sizes) != there:
@@ -252,7 +252,7 @@ def _found(
     return StoredChunk(one.name, dtype, _shard(source, one, lies))
 
 
-def _shard(source: _Source, one: WantedChunk, lies: tuple[Extent, ...]) -> Shard:
+def _shard(source: _ChunkFile, one: WantedChunk, lies: tuple[Extent, ...]) -> Shard:
     return Shard(_box(one.chunk), (Held(source.number, lies),))
 
 

@@ -35,7 +35,7 @@ def index_files(found: Found, *, trust_manifest: bool = True) -> list[IndexedFil
         return [*first, *pool.map(read, found.files[1:])]
 
 
-def index_file(rank: int, path: str, root: str, told: Mapping[str, _Told] = {}) -> IndexedFile:
+def index_file(rank: int, path: str, root: str, told: Mapping[str, _KnownFile] = {}) -> IndexedFile:
     """The header of one file. Raises FormatError naming it."""
     form = format_of(path)
     if form is None:
@@ -53,14 +53,14 @@ def index_file(rank: int, path: str, root: str, told: Mapping[str, _Told] = {}) 
     return IndexedFile(path, name_below(root, path), file.nbytes, file.mtime_ns, rank, form.name, contents)
 
 
-class _Told(Struct, frozen=True):
+class _KnownFile(Struct, frozen=True):
     """What a file of ``nbytes`` holds, if it still is as it was written."""
 
     nbytes: int
     contents: Contents
 
 
-def _told_by_manifest(found: Found) -> Mapping[str, _Told]:
+def _told_by_manifest(found: Found) -> Mapping[str, _KnownFile]:
     """By path; of files that lie far away, and that are no newer than their manifest; of none where it is damaged."""
     if not storage_of(found.path).remote:
         return {}  # a header on a disk costs less than a doubt
@@ -70,7 +70,7 @@ def _told_by_manifest(found: Found) -> Mapping[str, _Told]:
         return {}
     try:
         files = read_manifest(place).files
-        return {join(place.folder, f.path): _Told(f.nbytes, _contents(f)) for f in files if f.texts is not None}
+        return {join(place.folder, f.path): _KnownFile(f.nbytes, _contents(f)) for f in files if f.texts is not None}
     except InputError:  # the headers say the same
         return {}
 

@@ -31,7 +31,7 @@ class RankFile(Struct, frozen=True):
     chunks: tuple[Mapping[str, TensorRef], ...]
 
 
-class _Place(Struct, frozen=True):
+class _LayerPlace(Struct, frozen=True):
     """Where a tensor is on its rank: the layers that it is of, "" for none, its number among them, its name there."""
 
     layers: str
@@ -42,7 +42,7 @@ class _Place(Struct, frozen=True):
 def whole_tensors(files: Sequence[RankFile], sizes: RankCounts, args: Mapping[str, Any]) -> dict[str, Tensor]:
     """Raises CheckpointError where ranks contradict one another, or nothing says how a tensor is cut."""
     _refuse_unlike(files)
-    return _Whole(files, sizes, args).tensors()
+    return _WholeTensors(files, sizes, args).tensors()
 
 
 def _refuse_unlike(files: Sequence[RankFile]) -> None:
@@ -66,7 +66,7 @@ def _kind(tensor: TensorRef) -> TensorSpec:
     return TensorSpec(tensor.dtype, tensor.shape)
 
 
-class _Whole:
+class _WholeTensors:
     def __init__(self, files: Sequence[RankFile], sizes: RankCounts, args: Mapping[str, Any]) -> None:
         self._files = files
         self._sizes = sizes
@@ -121,9 +121,9 @@ class _Whole:
         self._shards.setdefault(part.name, []).append(Shard(part.box, (held,), (file.part.file.rank,)))
 
 
-def _placed(name: str) -> _Place:
+def _placed(name: str) -> _LayerPlace:
     found = _LAYER.fullmatch(name)
-    return _Place(found[1], int(found[2]), found[3]) if found else _Place("", 0, name)
+    return _LayerPlace(found[1], int(found[2]), found[3]) if found else _LayerPlace("", 0, name)
 
 
 _Numbers = dict[tuple[int, int], list[int]]

@@ -35,7 +35,7 @@ def _faults_of(source: Catalog, files: Files, tensor: Tensor) -> list[str]:
     faults: list[str] = []
     for shard in (shard for shard in tensor.shards if len(shard.held) > 1):
         with closing(Sources(files)) as sources:
-            comparison = _Comparison(tensor, shard.box, sources)
+            comparison = _Holders(tensor, shard.box, sources)
             for element, values in comparison.partings(shard.held):
                 shown = shown_values(tensor.spec.dtype, list(values))
                 who = (
@@ -47,7 +47,7 @@ def _faults_of(source: Catalog, files: Files, tensor: Tensor) -> list[str]:
     return faults
 
 
-class _Comparison:
+class _Holders:
     """Of all that hold one cell, whose elements are ``box`` of the tensor."""
 
     def __init__(self, tensor: Tensor, box: Box, sources: Sources) -> None:

@@ -50,7 +50,7 @@ class AskedTarget(Struct, frozen=True, kw_only=True):
     release: str = ""
 
 
-class _Entry(Struct, frozen=True):
+class _NamedKind(Struct, frozen=True):
     """``told``: what it makes, in words. ``takes``: the fields of ``AskedTarget`` that it understands."""
 
     told: str
@@ -60,38 +60,38 @@ class _Entry(Struct, frozen=True):
 
 _BYTES = {"format", "crc"}
 _KINDS = {
-    "ranks": _Entry(
+    "ranks": _NamedKind(
         "rank folders",
         "reshard.families.rank_targets:ranks_asked",
         frozenset({*_BYTES, "strategy", "prefix", "drop_redundancy"}),
     ),
-    "full": _Entry(
+    "full": _NamedKind(
         "one full checkpoint", "reshard.families.rank_targets:full_asked", frozenset({*_BYTES, "single", "prefix"})
     ),
-    "parts": _Entry(
+    "parts": _NamedKind(
         "one full checkpoint in parts",
         "reshard.families.parts:parts_asked",
         frozenset({*_BYTES, "max_shard_nbytes", "along"}),
     ),
-    "checkpoint2": _Entry(
+    "checkpoint2": _NamedKind(
         "a Checkpoint 2.0",
         "reshard.families.checkpoint2_target:checkpoint2_asked",
         frozenset({"strategy", "prefix", "drop_redundancy", "iteration", "release"}),
     ),
-    "dcp": _Entry(
+    "dcp": _NamedKind(
         "a distributed checkpoint of PyTorch", "reshard.families.dcp_target:dcp_asked", frozenset({"crc", "files"})
     ),
-    "torch_dist": _Entry(
+    "torch_dist": _NamedKind(
         "Megatron's distributed form",
         "reshard.families.megatron_dist_target:torch_dist_asked",
         frozenset({"crc", "files", "iteration"}),
     ),
-    "megatron": _Entry(
+    "megatron": _NamedKind(
         "Megatron's rank folders",
         "reshard.families.megatron_target:megatron_asked",
         frozenset({"crc", "tp", "pp", "ep", "iteration"}),
     ),
-    "universal": _Entry(
+    "universal": _NamedKind(
         "a universal checkpoint of DeepSpeed", "reshard.families.universal:universal_asked", frozenset({"crc"})
     ),
 }
@@ -132,7 +132,7 @@ def _default(asked: AskedTarget, source: Catalog) -> str:
     return "parts" if in_parts else "full"
 
 
-def _check_taken(asked: AskedTarget, name: str, entry: _Entry) -> None:
+def _check_taken(asked: AskedTarget, name: str, entry: _NamedKind) -> None:
     unused = AskedTarget(to=asked.to)
     for field in asked.__struct_fields__:
         if field in ("to", *entry.takes) or getattr(asked, field) == getattr(unused, field):

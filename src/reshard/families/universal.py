@@ -66,7 +66,7 @@ class Universal(Struct, frozen=True):
         for kept in [*draft.kept, *_untouched(draft, told, trained)]:
             kind, name = state_of(kept.name)
             if name in trained:
-                plan(f"zero/{name}/{kind or 'fp32'}.pt", kept, _Parameter(marks=_marks(kind, name, told)))
+                plan(f"zero/{name}/{kind or 'fp32'}.pt", kept, _ParameterFile(marks=_marks(kind, name, told)))
         for part in self.save.parts:
             if part.number not in told.numbers_of_optimizers:
                 plan(part.file.name, _kept(_whole_file(part)), _Copied())
@@ -90,7 +90,7 @@ def universal_asked(asked: AskedTarget, source: Catalog) -> Universal:
     return Universal(save)
 
 
-class _Parameter(TorchFile, frozen=True, kw_only=True):
+class _ParameterFile(TorchFile, frozen=True, kw_only=True):
     """A tensor and what DeepSpeed has to know to cut it; without marks the flat tensor alone."""
 
     marks: tuple[tuple[str, int], ...] = ()

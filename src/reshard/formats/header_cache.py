@@ -14,7 +14,7 @@ Pieces = tuple[tuple[int, bytes], ...]
 _TOGETHER_NBYTES = 16384  # what lies closer is read in one go
 
 
-class _Kind(Struct, frozen=True):
+class _FileKind(Struct, frozen=True):
     """Ranges to read, and what has to lie in each."""
 
     spans: tuple[tuple[int, int, Pieces], ...]
@@ -34,7 +34,7 @@ class Kinds:
     def __init__(self, most: int = 32) -> None:
         self._most = most
         self._lock = threading.Lock()
-        self._known: OrderedDict[tuple[int, Pieces], _Kind] = OrderedDict()
+        self._known: OrderedDict[tuple[int, Pieces], _FileKind] = OrderedDict()
 
     def find(self, source: ByteRanges) -> Contents | None:
         """What a file holds that is like a known one; a file unlike them costs a read for each of its length."""
@@ -50,7 +50,7 @@ class Kinds:
                 near[-1].append((at, piece))
             else:
                 near.append([(at, piece)])
-        kind = _Kind(tuple([(held[0][0], _end(held), tuple(held)) for held in near]), contents)
+        kind = _FileKind(tuple([(held[0][0], _end(held), tuple(held)) for held in near]), contents)
         with self._lock:
             self._known[nbytes, pieces[:1]] = kind
             while len(self._known) > self._most:

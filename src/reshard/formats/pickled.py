@@ -67,14 +67,14 @@ def read_pickle(
     Raises:
         FormatError: damaged, of a kind that no writer uses, or made to run code.
     """
-    return _Machine(data, meanings, resolve, more).run()
+    return _Unpickling(data, meanings, resolve, more).run()
 
 
 _LEAVES = (str, int, bytes, float, complex, type(None), Global, Told)
 _Stack = list[Any]
 
 
-class _Machine:
+class _Unpickling:
     def __init__(self, data: bytes, meanings: Mapping[Global, Meaning], resolve: Resolve, more: More) -> None:
         self._data = data
         self._at = 0
@@ -349,7 +349,7 @@ _MODULES_OF_PYTHON_2 = {
 _BUILDERS = frozenset({Global("copyreg", "_reconstructor"), Global("copyreg", "__newobj__")})
 _STOP = ord(".")
 _ABSENT = object()
-_Action = Callable[[_Machine], None]
+_Action = Callable[[_Unpickling], None]
 
 
 def _push(make: Callable[[], Any]) -> _Action:
@@ -359,28 +359,29 @@ def _push(make: Callable[[], Any]) -> _Action:
 _ACTIONS: dict[int, _Action] = {
     ord(code): action
     for code, action in {
-        "\x80": _Machine.protocol, "\x95": _Machine.frame, "(": _Machine.mark,
+        "\x80": _Unpickling.protocol, "\x95": _Unpickling.frame, "(": _Unpickling.mark,
         "N": _push(lambda: None), "\x88": _push(lambda: True), "\x89": _push(lambda: False),
-        "J": _Machine.signed_int, "K": lambda m: m._stack.append(m.byte()), "M": _Machine.short,
-        "\x8a": _Machine.long_int, "G": _Machine.double,
+        "J": _Unpickling.signed_int, "K": lambda m: m._stack.append(m.byte()), "M": _Unpickling.short,
+        "\x8a": _Unpickling.long_int, "G": _Unpickling.double,
         "\x8c": lambda m: m.text(1), "X": lambda m: m.text(4), "\x8d": lambda m: m.text(8),
         "C": lambda m: m.raw(1), "B": lambda m: m.raw(4), "\x8e": lambda m: m.raw(8), "\x96": lambda m: m.raw(8),
         "U": lambda m: m.old_string(1), "T": lambda m: m.old_string(4),
         "]": _push(list), "}": _push(dict), "\x8f": _push(set), ")": _push(tuple),
         "\x85": lambda m: m.push_tuple(1), "\x86": lambda m: m.push_tuple(2), "\x87": lambda m: m.push_tuple(3),
-        "t": _Machine.marked_tuple, "\x91": _Machine.frozen_set,
-        "a": _Machine.append, "e": _Machine.appends, "s": _Machine.set_item, "u": _Machine.set_items,
-        "\x90": _Machine.add_items,
+        "t": _Unpickling.marked_tuple, "\x91": _Unpickling.frozen_set,
+        "a": _Unpickling.append, "e": _Unpickling.appends, "s": _Unpickling.set_item, "u": _Unpickling.set_items,
+        "\x90": _Unpickling.add_items,
         "q": lambda m: m.put(m.byte()), "r": lambda m: m.put(m._number(4)),
-        "\x94": _Machine.memoize,
+        "\x94": _Unpickling.memoize,
         "h": lambda m: m.get(m.byte()), "j": lambda m: m.get(m._number(4)),
-        "c": _Machine.named, "\x93": _Machine.named_on_stack, "Q": _Machine.persistent,
-        "R": _Machine.reduce, "\x81": _Machine.reduce, "\x92": _Machine.new_with_keywords, "b": _Machine.set_state,
+        "c": _Unpickling.named, "\x93": _Unpickling.named_on_stack, "Q": _Unpickling.persistent,
+        "R": _Unpickling.reduce, "\x81": _Unpickling.reduce, "\x92": _Unpickling.new_with_keywords,
+        "b": _Unpickling.set_state,
     }.items()
 }  # fmt: skip
 
 
-def _refuse(machine: _Machine) -> None:
+def _refuse(machine: _Unpickling) -> None:
     code = machine._data[machine._at - 1 : machine._at]
     raise machine._fault(f"has the opcode {code!r}, which no writer of such files uses,")
 

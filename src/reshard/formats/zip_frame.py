@@ -19,7 +19,7 @@ _CRC_IN_DESCRIPTOR, _CRC_IN_ENTRY = 4, 16
 _MADE_BY, _NEEDED = 0x031E, 0x2D
 
 
-class _Laid(Struct, frozen=True):
+class _LaidRecord(Struct, frozen=True):
     name: bytes
     nbytes: int
     crc: int
@@ -30,7 +30,7 @@ class _Laid(Struct, frozen=True):
 def zip_frame(records: Sequence[tuple[str, bytes | int]], alignment: int = 64) -> Frame:
     """Lay out a zip file of records, each its bytes or the length of what comes later: these are its holes, by name."""
     pieces: list[tuple[int, bytes]] = []
-    laid: list[_Laid] = []
+    laid: list[_LaidRecord] = []
     pending = b""  # what follows the record before
     at = 0
     for name, content in records:
@@ -38,7 +38,7 @@ def zip_frame(records: Sequence[tuple[str, bytes | int]], alignment: int = 64) -
         crc = 0 if isinstance(content, int) else zlib.crc32(content)
         header = at + len(pending)
         piece = pending + _local_header(name.encode(), nbytes, header, alignment)
-        laid.append(_Laid(name.encode(), nbytes, crc, header, at + len(piece)))
+        laid.append(_LaidRecord(name.encode(), nbytes, crc, header, at + len(piece)))
         pieces.append((at, piece if isinstance(content, int) else piece + content))
         at += len(piece) + nbytes
         pending = _descriptor(laid[-1])
@@ -73,7 +73,7 @@ def _wide_field(nbytes: int, header: int) -> bytes:
     return pack(f"<HH{len(numbers)}Q", 1, 8 * len(numbers), *numbers) if numbers else b""
 
 
-def _descriptor(record: _Laid) -> bytes:
+def _descriptor(record: _LaidRecord) -> bytes:
     """An empty record has none."""
     if not record.nbytes:
         return b""
@@ -81,7 +81,7 @@ def _descriptor(record: _Laid) -> bytes:
     return pack(f"<4sI2{size}", b"PK\x07\x08", record.crc, record.nbytes, record.nbytes)
 
 
-def _central(record: _Laid) -> bytes:
+def _central(record: _LaidRecord) -> bytes:
     nbytes, header = min(record.nbytes, WIDE), min(record.header, WIDE)
     wide = _wide_field(record.nbytes, record.header)
     lengths = (len(record.name), len(wide), 0)

@@ -54,7 +54,7 @@ class ZipRecord(Struct, frozen=True):
         return _METHODS.get(self.method, f"method {self.method}")
 
 
-class _Entry(Struct, frozen=True):
+class _DirectoryEntry(Struct, frozen=True):
     """As the central directory has it."""
 
     name: str
@@ -134,8 +134,8 @@ def _directory(source: ByteRanges) -> tuple[int, bytes, int]:
     return start, tail[start - base : end - base] if start >= base else source.read(start, nbytes), count
 
 
-def _entries(data: bytes, count: int) -> list[_Entry]:
-    entries: list[_Entry] = []
+def _entries(data: bytes, count: int) -> list[_DirectoryEntry]:
+    entries: list[_DirectoryEntry] = []
     at = 0
     while at < len(data):
         if len(data) - at < CENTRAL.size:
@@ -153,7 +153,7 @@ def _entries(data: bytes, count: int) -> list[_Entry]:
         except UnicodeDecodeError:
             raise FormatError(f"the name of record {len(entries)} is not UTF-8") from None
         sizes = _wide(data[extra : extra + extra_nbytes], [nbytes, packed, header])
-        entries.append(_Entry(name, name_nbytes, flags, method, crc, sizes[1], sizes[0], sizes[2]))
+        entries.append(_DirectoryEntry(name, name_nbytes, flags, method, crc, sizes[1], sizes[0], sizes[2]))
     if len(entries) != count:
         raise FormatError(f"{count:,} records are announced, the directory has {len(entries):,}", hint=_CUT)
     return entries
@@ -174,7 +174,7 @@ def _wide(extra: bytes, sizes: list[int]) -> list[int]:
     return sizes
 
 
-def _likely_start(entry: _Entry, after: int) -> int:
+def _likely_start(entry: _DirectoryEntry, after: int) -> int:
     """Where a record begins by two rules that do not know of each other: its bytes end before their descriptor and
     the next header, and begin where torch aligns them to, after a header with one field of padding. 0 where these
     disagree, or the writer was another.
@@ -190,7 +190,7 @@ def _likely_start(entry: _Entry, after: int) -> int:
     return by_end if any(-(-least // n) * n == by_end for n in _ALIGNMENTS) else 0
 
 
-def _stated_start(source: ByteRanges, entry: _Entry) -> int:
+def _stated_start(source: ByteRanges, entry: _DirectoryEntry) -> int:
     """Where a record begins as its own header says."""
     if entry.header + LOCAL.size > source.nbytes:
         raise FormatError(f"the record {entry.name!r} lies outside of the file", hint=_CUT)

@@ -53,7 +53,7 @@ class _Failed(Struct, frozen=True):
     error: ReshardError
 
 
-class _Run(Struct):
+class _Heard(Struct):
     """What a board heard of the calls of one run."""
 
     nbytes: dict[int, int] = field(default_factory=dict)
@@ -66,26 +66,26 @@ class _Board:
     """
 
     def __init__(self) -> None:
-        self._runs: dict[str, _Run] = {}
+        self._runs: dict[str, _Heard] = {}
         self._stopped: set[str] = set()
 
     def tell(self, run: str, number: int, nbytes: int) -> bool:
         """Bytes that a call has moved so far. Gives whether it shall stop."""
         if run not in self._stopped:
-            told = self._runs.setdefault(run, _Run())
+            told = self._runs.setdefault(run, _Heard())
             told.nbytes[number] = nbytes
             told.heard += 1
         return run in self._stopped
 
     def told(self, run: str) -> tuple[int, dict[int, int]]:
         """How often anything was told, and the bytes of each call."""
-        told = self._runs.get(run, _Run())
+        told = self._runs.get(run, _Heard())
         return told.heard, told.nbytes
 
     def stop(self, run: str) -> frozenset[int]:
         """All of it shall stop. Gives those that have begun."""
         self._stopped.add(run)
-        return frozenset(self._runs.pop(run, _Run()).nbytes)
+        return frozenset(self._runs.pop(run, _Heard()).nbytes)
 
 
 class Cluster:

@@ -39,7 +39,7 @@ class RecipeFault(Struct, frozen=True):
     text: str
 
 
-class _Tensor(Struct, frozen=True):
+class _TensorEntry(Struct, frozen=True):
     """An entry with all that it stands in."""
 
     path: Path
@@ -136,16 +136,16 @@ class _Checking:
         for number, name in enumerate(self._content.get("needs", [])):
             yield from _of_pattern(("needs", number), "needs", name)
 
-    def _block(self, number: int, block: object) -> Iterator[_Tensor]:
+    def _block(self, number: int, block: object) -> Iterator[_TensorEntry]:
         path = ("blocks", number)
         if not isinstance(block, dict):
             self._shape.append(RecipeFault(path, f"{block!r}, expected a map"))
             return
         self._shape += _unknown(path, block, _BLOCK)
-        place = _Tensor(path, block, str(block.get("hf", "")), str(block.get("own", "")), {})
+        place = _TensorEntry(path, block, str(block.get("hf", "")), str(block.get("own", "")), {})
         yield from self._entries(place)
 
-    def _entries(self, around: _Tensor) -> Iterator[_Tensor]:
+    def _entries(self, around: _TensorEntry) -> Iterator[_TensorEntry]:
         entries, path = around.entry.get("tensors"), (*around.path, "tensors")
         if not isinstance(entries, list):
             self._shape.append(RecipeFault(path, f"tensors: {entries!r}, expected a list"))
@@ -160,13 +160,13 @@ class _Checking:
             if not isinstance(own, dict):
                 self._shape.append(RecipeFault((*at, "styles"), f"styles: {own!r}, expected a map"))
                 continue
-            tensor = _Tensor(at, entry, around.hub, around.own, {**around.styles, **own})
+            tensor = _TensorEntry(at, entry, around.hub, around.own, {**around.styles, **own})
             if "tensors" in entry:
                 yield from self._entries(tensor)
             else:
                 yield tensor
 
-    def _of_tensor(self, tensor: _Tensor) -> Iterator[RecipeFault]:
+    def _of_tensor(self, tensor: _TensorEntry) -> Iterator[RecipeFault]:
         entry, path = tensor.entry, tensor.path
         for key in ("when", "required", "dtype", "hf_dtype"):
             yield from self._expression((*path, key), entry.get(key), self._names)
@@ -187,7 +187,7 @@ class _Checking:
             yield from self._of_dims(path, names, entry, hub, own)
 
     def _of_names(
-        self, path: Path, names: str, tensor: _Tensor, hub: Mapping[str, str], own: Mapping[str, str]
+        self, path: Path, names: str, tensor: _TensorEntry, hub: Mapping[str, str], own: Mapping[str, str]
     ) -> Iterator[RecipeFault]:
         of_sides = []
         for sections, before in ((hub, tensor.hub), (own, tensor.own)):
@@ -276,7 +276,7 @@ class _Checking:
         return [] if value == 1 else [name]
 
     def _twice(self) -> Iterator[RecipeFault]:
-        seen: dict[str, list[_Tensor]] = {}
+        seen: dict[str, list[_TensorEntry]] = {}
         for tensor in self._tensors:
             for name in _sections(tensor.entry.get("own")).values():
                 for other in seen.setdefault(tensor.own + name, []):

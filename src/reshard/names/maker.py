@@ -105,7 +105,7 @@ def _one_box(box: Box, groups: Sequence[Shape]) -> Box | None:
     return Box(tuple(start), tuple(stop))
 
 
-class _Laid(Struct, frozen=True):
+class _LaidLink(Struct, frozen=True):
     """A link with the shards of its source in the view in which it counts them.
 
     ``axes``: for each dim of that view the number of its axis; None for one that is counted beside.
@@ -126,10 +126,10 @@ class _Laid(Struct, frozen=True):
         return Box(tuple(start), tuple(stop))
 
 
-class _Target:
+class _TargetView:
     """The view of a target: its axes, and before some of them dims of one element that sources have beside theirs."""
 
-    def __init__(self, shape: Shape, laid: Sequence[_Laid]) -> None:
+    def __init__(self, shape: Shape, laid: Sequence[_LaidLink]) -> None:
         self._factors = _factors(shape, [each.link for each in laid])
         self._numbers = [self._numbered(each.link) for each in laid]  # of each link's axes: the factor
         self._beside = [self._found_beside(*pair) for pair in zip(laid, self._numbers, strict=True)]
@@ -154,7 +154,7 @@ class _Target:
                 number += 1
         return found
 
-    def _found_beside(self, laid: _Laid, numbers: Mapping[int, int]) -> dict[int, tuple[int, int]]:
+    def _found_beside(self, laid: _LaidLink, numbers: Mapping[int, int]) -> dict[int, tuple[int, int]]:
         """For each dim of a source that is beside, before which factor of the target it comes, and which it is of
         those.
         """
@@ -169,7 +169,7 @@ class _Target:
                 found[dim] = (follows, _LAST - count)
         return found
 
-    def lying(self, number: int, laid: _Laid) -> Lying:
+    def lying(self, number: int, laid: _LaidLink) -> Lying:
         """How a link lies in the view."""
         numbers, beside, link = self._numbers[number], self._beside[number], laid.link
         to: list[tuple[int, int] | None] = []
@@ -191,7 +191,7 @@ class _Target:
         ranges = tuple(zip(box.start, box.shape, strict=True))
         return Lying(laid.shards.tensor, laid.shards.groups, ranges, tuple(to), fixed)
 
-    def shards(self, lying: Lying, laid: _Laid) -> Iterator[Shard]:
+    def shards(self, lying: Lying, laid: _LaidLink) -> Iterator[Shard]:
         """What a link brings."""
         box = laid.box
         to = {dim: (at[0], at[1] - box.start[dim]) for dim, at in enumerate(lying.to) if at is not None}
@@ -235,7 +235,7 @@ class Maker:
         Raises PlanError for parts that fit together in no view.
         """
         laid = [self._laid(link) for link in self._agreeing(links)]
-        target = _Target(spec.shape, laid)
+        target = _TargetView(spec.shape, laid)
         lying = [target.lying(number, each) for number, each in enumerate(laid)]
         shards = [shard for pair in zip(lying, laid, strict=True) for shard in target.shards(*pair)]
         for box in zeros:
@@ -267,7 +267,7 @@ class Maker:
                 return made
             made = following
 
-    def _laid(self, link: Link) -> _Laid:
+    def _laid(self, link: Link) -> _LaidLink:
         source = self._sources[link.source]
         axes = list(link.in_order(target=False))
         groups: list[Shape] = []
@@ -285,7 +285,7 @@ class Maker:
         key = (link.source, tuple(groups))
         if key not in self._shards:
             self._shards[key] = _Shards(source, groups)
-        return _Laid(link, self._shards[key], tuple(numbers))
+        return _LaidLink(link, self._shards[key], tuple(numbers))
 
 
 def _bounds_of_view(tensor: Tensor) -> list[tuple[int, int]]:

@@ -177,7 +177,7 @@ def _recipe(content: dict[str, Any], shared: dict[str, Any], name: str, text: st
 
     rules: list[Rule] = []
     for number, block in enumerate(content["blocks"]):
-        place = _Place(number, block.get("hf", ""), block.get("own", ""), {}, block.get("kind", ""))
+        place = _Surroundings(number, block.get("hf", ""), block.get("own", ""), {}, block.get("kind", ""))
         rules += [Rule(len(rules) + more, *made) for more, made in enumerate(_rules(block, place))]
     return Recipe(
         name,
@@ -194,7 +194,7 @@ def _recipe(content: dict[str, Any], shared: dict[str, Any], name: str, text: st
     )
 
 
-class _Place(Struct, frozen=True):
+class _Surroundings(Struct, frozen=True):
     """Where an entry stands: what its names begin with, and what is common to those around it."""
 
     block: int
@@ -204,17 +204,19 @@ class _Place(Struct, frozen=True):
     kind: str
 
 
-def _rules(entry: dict[str, Any], place: _Place) -> Iterator[tuple[Any, ...]]:
+def _rules(entry: dict[str, Any], place: _Surroundings) -> Iterator[tuple[Any, ...]]:
     for rule in entry["tensors"]:
         styles = {**place.styles, **rule.get("styles", {})}
         if "tensors" in rule:
-            yield from _rules(rule, _Place(place.block, place.hub, place.own, styles, rule.get("kind", place.kind)))
+            yield from _rules(
+                rule, _Surroundings(place.block, place.hub, place.own, styles, rule.get("kind", place.kind))
+            )
             continue
         for kind in ("weight", "bias") if ".*" in str(rule.get("hf")) else ("",):
             yield _rule(rule, place, styles, kind)
 
 
-def _rule(entry: dict[str, Any], place: _Place, styles: Mapping[str, str], kind: str) -> tuple[Any, ...]:
+def _rule(entry: dict[str, Any], place: _Surroundings, styles: Mapping[str, str], kind: str) -> tuple[Any, ...]:
     hub, own = _both_sides(entry, place, kind)
     return (
         hub,
@@ -244,7 +246,7 @@ def _per_expert(sides: Mapping[str, RecipeTensor]) -> bool:
 
 
 def _both_sides(
-    entry: dict[str, Any], place: _Place, kind: str
+    entry: dict[str, Any], place: _Surroundings, kind: str
 ) -> tuple[dict[str, RecipeTensor], dict[str, RecipeTensor]]:
     names = {"hf": _names(entry.get("hf"), place.hub, kind), "own": _names(entry.get("own"), place.own, kind)}
     text = entry.get("dims", "")

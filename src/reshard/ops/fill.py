@@ -95,7 +95,7 @@ def fill(plan: Plan, place: Place, means: Means, budget: Budget, observer: Obser
     )
 
 
-class _Part(Struct, frozen=True):
+class _OwnRanks(Struct, frozen=True):
     """What one node makes of a target: the ranks that are its own, on its own disk."""
 
     plan: Plan
@@ -118,7 +118,7 @@ def fill_on_nodes(plan: Plan, place: Place, means: Means, observer: Observer) ->
     for number, (node, ranks) in enumerate(node_of_each(plan, means.nodes_local, cluster.nodes()).items()):
         part = replace(plan, files=tuple(f for f in plan.files if f.rank in ranks), part="ranks")
         here = replace(means, engine="local", nodes_local=())
-        calls.append(RemoteCall(number, _Part(part, place, here), node))
+        calls.append(RemoteCall(number, _OwnRanks(part, place, here), node))
     done = Filled()
     try:
         observer.start("writing", plan.tensor_nbytes)
@@ -131,7 +131,7 @@ def fill_on_nodes(plan: Plan, place: Place, means: Means, observer: Observer) ->
     return replace(done, missing_files=0)
 
 
-def _fill_part(part: _Part, on_bytes: OnBytes) -> Filled:
+def _fill_part(part: _OwnRanks, on_bytes: OnBytes) -> Filled:
     budget = budget_of(part.plan, part.place.path, part.means)
     return fill(part.plan, part.place, part.means, budget, _Passing(on_bytes))
 

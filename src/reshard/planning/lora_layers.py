@@ -23,7 +23,7 @@ _LAYER: tuple[LoraPart, LoraPart] = ("a", "b")
 _EMBEDDING: tuple[LoraPart, LoraPart] = ("embedding_a", "embedding_b")
 
 
-class _Found(Struct, frozen=True):
+class _FittedWeight(Struct, frozen=True):
     """The weight of a layer, how factors make it, and what the adapter's patterns call it."""
 
     weight: Tensor
@@ -91,7 +91,7 @@ class Layers:
             raise PlanError(f"{a.name}: {a.spec} and {b.spec} are no matrices")
         return a, b
 
-    def _weight(self, layer: str, pair: Pair, *, embedding: bool, module: str) -> _Found:
+    def _weight(self, layer: str, pair: Pair, *, embedding: bool, module: str) -> _FittedWeight:
         base = self._base.tensors
         renamed = self._rules.rename(layer)
         names = (f"{renamed}.weight", renamed, f"{saved_as(renamed)}.weight")
@@ -102,7 +102,7 @@ class Layers:
                 shapes = f"A {list(pair[0].spec.shape)} and B {list(pair[1].spec.shape)}"
                 raise PlanError(f"{module}: {shapes} do not make {name} {list(base[name].spec.shape)}")
             called = f"{layer}.weight" if self._is_parameter(f"{layer}.weight") else layer
-            return _Found(base[name], fitting[0] if embedding else self._one_fit(base[name], fitting), called)
+            return _FittedWeight(base[name], fitting[0] if embedding else self._one_fit(base[name], fitting), called)
         inside = [n for n in base if n.startswith(f"{renamed}.") and "." not in n[len(renamed) + 1 :]]
         if self._rules.parameters:
             inside = [n for n in inside if self._is_parameter(n)]
@@ -116,7 +116,7 @@ class Layers:
                 self._hints.say_how_stored()
             raise PlanError(f"{pair[0].name}: nothing tells of which parameter it is, {' or '.join(found)}")
         ((name, fitting),) = found.items()
-        return _Found(base[name], self._one_fit(base[name], fitting), f"{layer}.{name.rpartition('.')[2]}")
+        return _FittedWeight(base[name], self._one_fit(base[name], fitting), f"{layer}.{name.rpartition('.')[2]}")
 
     def _is_parameter(self, name: str) -> bool:
         """Whether it has factors as a parameter, by whose name patterns know it."""

@@ -23,7 +23,7 @@ Lies = tuple[int, Box, Box | None]
 """A file, what it holds of a tensor, and what its extents hold."""
 
 
-class Kind(Struct, frozen=True):
+class Likeness(Struct, frozen=True):
     """What tensors have in common that may be moved together: how source and target pieces lie in them."""
 
     dtype: str
@@ -31,14 +31,14 @@ class Kind(Struct, frozen=True):
     pieces: tuple[Lies, ...]
     targets: tuple[Lies, ...]
 
-    def flat(self) -> Kind:
+    def flat(self) -> Likeness:
         """The same of elements in a row, where all lie together: then those of other shapes are of one kind, too."""
         whole = Box.whole(self.shape)
         found = [tuple(map(partial(_in_a_row, whole), lies)) for lies in (self.pieces, self.targets)]
         pieces, targets = (tuple(filter(None, lies)) for lies in found)
         if len(pieces) < len(self.pieces) or len(targets) < len(self.targets):
             return self
-        return Kind(self.dtype, (whole.size,), pieces, targets)
+        return Likeness(self.dtype, (whole.size,), pieces, targets)
 
 
 def _in_a_row(whole: Box, lies: Lies) -> Lies | None:
@@ -55,33 +55,33 @@ def moves(tensors: Iterable[Targeted], *, front_to_back: bool, shared: bool) -> 
         shared: files may share the bytes of what is not quite small.
     """
     small_nbytes = LEAST_NBYTES if shared else _SMALL_NBYTES
-    near: dict[Kind, list[Targeted]] = {}
-    flat: dict[Kind, Kind] = {}  # layers repeat
+    near: dict[Likeness, list[Targeted]] = {}
+    flat: dict[Likeness, Likeness] = {}  # layers repeat
     room = _TOGETHER_NBYTES
     for tensor, targets in tensors:
-        kind = _kind(tensor, targets) if 0 < tensor.spec.nbytes < small_nbytes else None
-        if kind is not None:
-            kind = flat[kind] if kind in flat else flat.setdefault(kind, kind.flat())
+        likeness = _likeness(tensor, targets) if 0 < tensor.spec.nbytes < small_nbytes else None
+        if likeness is not None:
+            likeness = flat[likeness] if likeness in flat else flat.setdefault(likeness, likeness.flat())
         room -= tensor.spec.nbytes
-        apart = front_to_back and near and not (kind in near and _follows(targets, near[kind][-1][1]))
-        if kind is None or room < 0 or apart:
+        apart = front_to_back and near and not (likeness in near and _follows(targets, near[likeness][-1][1]))
+        if likeness is None or room < 0 or apart:
             yield from starmap(_move, near.items())
             near, room = {}, _TOGETHER_NBYTES - tensor.spec.nbytes
-        if kind is None:
+        if likeness is None:
             yield Move(tensor.name, tensor.step, tensor.spec.dtype, tuple(targets))
         else:
-            near.setdefault(kind, []).append((tensor, targets))
+            near.setdefault(likeness, []).append((tensor, targets))
     yield from starmap(_move, near.items())
 
 
-def _kind(tensor: PlannedTensor, targets: Sequence[Piece]) -> Kind | None:
+def _likeness(tensor: PlannedTensor, targets: Sequence[Piece]) -> Likeness | None:
     """None for that of which elements change, which moves by itself."""
     step, spec = tensor.step, tensor.spec
     if not isinstance(step, Assembly) or step.dtype != spec.dtype:
         return None
     if any(p.order or (p.extents and p.extents[0].coded) for p in step.pieces) or any(t.outer for t in targets):
         return None
-    return Kind(step.dtype, step.shape, _lie(step.pieces), _lie(targets))
+    return Likeness(step.dtype, step.shape, _lie(step.pieces), _lie(targets))
 
 
 def _lie(pieces: Iterable[Piece]) -> tuple[Lies, ...]:
@@ -95,11 +95,11 @@ def _follows(targets: Sequence[Piece], last: Sequence[Piece]) -> bool:
     )
 
 
-def _move(kind: Kind, tensors: Sequence[Targeted]) -> Move:
+def _move(likeness: Likeness, tensors: Sequence[Targeted]) -> Move:
     """All as one tensor, with one more dim in front; where they lie apart, in as many extents."""
     (first, targets), count = tensors[0], len(tensors)
     if count == 1:
-        return Move(first.name, first.step, kind.dtype, tuple(targets))
+        return Move(first.name, first.step, likeness.dtype, tuple(targets))
 
     def stacked(lies: Sequence[Lies], of: Sequence[Sequence[Piece]]) -> Iterator[Piece]:
         before: list[tuple[Extent, ...]] = []
@@ -110,9 +110,9 @@ def _move(kind: Kind, tensors: Sequence[Targeted]) -> Move:
                 held, before = _joined(parts), parts
             yield Piece(file, _stacked(box, count), held, outer and _stacked(outer, count))
 
-    pieces = tuple(stacked(kind.pieces, [tensor.step.base.pieces for tensor, _ in tensors]))
-    made = tuple(stacked(kind.targets, [targets for _, targets in tensors]))
-    return Move(first.name, Assembly(kind.dtype, (count, *kind.shape), pieces), kind.dtype, made)
+    pieces = tuple(stacked(likeness.pieces, [tensor.step.base.pieces for tensor, _ in tensors]))
+    made = tuple(stacked(likeness.targets, [targets for _, targets in tensors]))
+    return Move(first.name, Assembly(likeness.dtype, (count, *likeness.shape), pieces), likeness.dtype, made)
 
 
 def _stacked(box: Box, count: int) -> Box:

@@ -38,7 +38,7 @@ class Group(Struct, frozen=True):
     read_nbytes: int
 
 
-class _Piece(Struct, frozen=True):
+class _GroupPiece(Struct, frozen=True):
     group: int
     start: int
     stop: int
@@ -64,16 +64,16 @@ def divided(groups: Sequence[Group], count: int) -> list[list[tuple[int, int]]]:
     return [*made, *([] for _ in range(count - len(made)))]
 
 
-def _pieces(groups: Sequence[Group], parts: int) -> Iterator[_Piece]:
+def _pieces(groups: Sequence[Group], parts: int) -> Iterator[_GroupPiece]:
     """Each group cut into ``parts`` runs of files, as far as it has files."""
     for number, group in enumerate(groups):
         files = len(group.written)
         ends = sorted({files * i // parts for i in range(parts + 1)})
         for start, stop in pairwise(ends):
-            yield _Piece(number, start, stop, sum(group.written[start:stop]))
+            yield _GroupPiece(number, start, stop, sum(group.written[start:stop]))
 
 
-def _packed(groups: Sequence[Group], pieces: list[_Piece], count: int) -> tuple[int, list[list[_Piece]]]:
+def _packed(groups: Sequence[Group], pieces: list[_GroupPiece], count: int) -> tuple[int, list[list[_GroupPiece]]]:
     """The least bytes that ``count`` runs of pieces can keep to, and the runs."""
     most = _cost(groups, pieces) + 1
     low, high = 0, most
@@ -87,9 +87,9 @@ def _packed(groups: Sequence[Group], pieces: list[_Piece], count: int) -> tuple[
     return max((_cost(groups, run) for run in runs), default=0), runs
 
 
-def _runs(groups: Sequence[Group], pieces: list[_Piece], most: int) -> list[list[_Piece]]:
+def _runs(groups: Sequence[Group], pieces: list[_GroupPiece], most: int) -> list[list[_GroupPiece]]:
     """Pieces in order, a new run wherever one more would cost above ``most``."""
-    runs: list[list[_Piece]] = []
+    runs: list[list[_GroupPiece]] = []
     here = done = 0  # bytes of the group that the run is at, and what its groups before cost
     for piece in pieces:
         same = bool(runs) and runs[-1][-1].group == piece.group
@@ -103,7 +103,7 @@ def _runs(groups: Sequence[Group], pieces: list[_Piece], most: int) -> list[list
     return runs
 
 
-def _cost(groups: Sequence[Group], pieces: list[_Piece]) -> int:
+def _cost(groups: Sequence[Group], pieces: list[_GroupPiece]) -> int:
     written: dict[int, int] = {}
     for piece in pieces:
         written[piece.group] = written.get(piece.group, 0) + piece.nbytes

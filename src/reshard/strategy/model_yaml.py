@@ -38,12 +38,12 @@ def job_of(content: Any, where: str, *, release: str = "") -> Job:
     try:
         if not isinstance(content, dict):
             raise StrategyError("not a MindFormers configuration")
-        return _job(_Keys(content), release)
+        return _job(_DottedKeys(content), release)
     except StrategyError as error:
         raise StrategyError(error.message, where, error.hint) from None
 
 
-class _Keys(Struct, frozen=True):
+class _DottedKeys(Struct, frozen=True):
     """Values of a YAML by dotted key, with the type that is expected."""
 
     content: Mapping[str, Any]
@@ -77,7 +77,7 @@ class _Keys(Struct, frozen=True):
         return value
 
 
-def _job(keys: _Keys, release: str) -> Job:
+def _job(keys: _DottedKeys, release: str) -> Job:
     _check_spelling(keys)
     config = {k: v for k, v in keys.map("model.model_config").items() if v is not None}
     config["run_mode"] = keys.get("run_mode")
@@ -105,7 +105,7 @@ def _job(keys: _Keys, release: str) -> Job:
     return job
 
 
-def _check_spelling(keys: _Keys) -> None:
+def _check_spelling(keys: _DottedKeys) -> None:
     """Raises StrategyError for keys that are nearly one that is read."""
     faults = misspelt(keys.content, _OUTERMOST)
     faults += misspelt(keys.get("parallel_config"), _CUTS, "parallel_config.")
@@ -121,24 +121,24 @@ def model_names(config: Mapping[str, Any], arch: object = None) -> tuple[str, ..
     return tuple(str(name) for name in (arch, *names, config.get("model_type")) if name)
 
 
-def _registered(keys: _Keys) -> list[str]:
+def _registered(keys: _DottedKeys) -> list[str]:
     """Classes that the job takes from files beside MindFormers, without the folders that these lie in."""
     given = (keys.get(f"model.{part}.auto_register") for part in ("arch", "model_config"))
     return [".".join(str(name).split(".")[-2:]) for name in given if name]
 
 
-def _sizes(keys: _Keys) -> Sizes:
+def _sizes(keys: _DottedKeys) -> Sizes:
     return Sizes(*(keys.size(f"parallel_config.{name}") for name in _AXES))
 
 
-def _core(keys: _Keys, config: Mapping[str, Any]) -> bool | None:
+def _core(keys: _DottedKeys, config: Mapping[str, Any]) -> bool | None:
     legacy = keys.get("use_legacy")
     if isinstance(legacy, bool):
         return not legacy
     return False if keys.get("model.arch.type") else True if config.get("architectures") else None
 
 
-def _pipeline(keys: _Keys, config: Mapping[str, Any]) -> Pipeline:
+def _pipeline(keys: _DottedKeys, config: Mapping[str, Any]) -> Pipeline:
     interleaved = keys.flag("parallel.pipeline_config.pipeline_interleave", default=False)
     scheduler = keys.get("parallel.pipeline_config.pipeline_scheduler")
     return Pipeline(
@@ -148,7 +148,7 @@ def _pipeline(keys: _Keys, config: Mapping[str, Any]) -> Pipeline:
     )
 
 
-def _optimizer(keys: _Keys) -> str:
+def _optimizer(keys: _DottedKeys) -> str:
     """A job that predicts keeps no states; "" for one that trains and names no optimizer."""
     if str(keys.get("run_mode") or "train").startswith(("predict", "eval")):
         return NONE
@@ -163,7 +163,7 @@ def _optimizer(keys: _Keys) -> str:
     return kind
 
 
-def _sharing(keys: _Keys) -> OptimizerParallel:
+def _sharing(keys: _DottedKeys) -> OptimizerParallel:
     own = "parallel.parallel_optimizer_config."
     threshold = keys.typed(
         own + "parallel_optimizer_threshold", 64, lambda v: type(v) is int and v >= 0, "a number of KB"
@@ -180,7 +180,7 @@ _KNOWN_FREEZING = {"exclude_layers": (), "freeze_include": (["*"],), "freeze_exc
 """What LoRA leaves out, and what it trains: its own weights alone."""
 
 
-def _lora(keys: _Keys) -> Lora | None:
+def _lora(keys: _DottedKeys) -> Lora | None:
     pet = "model.model_config.pet_config."
     kind = keys.get(pet + "pet_type")
     if not kind:
@@ -199,7 +199,7 @@ def _lora(keys: _Keys) -> Lora | None:
     return Lora(keys.size(pet + "lora_rank", 8), targets)
 
 
-def _check(keys: _Keys, job: Job) -> None:
+def _check(keys: _DottedKeys, job: Job) -> None:
     """What MindSpore itself refuses, whatever the model."""
     mode = keys.get("parallel.parallel_mode")
     if mode not in (None, 1, "semi_auto_parallel"):
