@@ -21,7 +21,7 @@ from typing import NoReturn, TextIO, TypeVar
 from reshard import waits
 
 T = TypeVar("T")
-Outcome = Callable[[], T]
+Ending = Callable[[], T]
 """Gives what work gave, or raises what it raised."""
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -65,7 +65,7 @@ def interruptible(work: Callable[[], T]) -> T:
     After an interruption the work raises KeyboardInterrupt at its next step; so do we when it takes too long to end, or
     at the next interruption. Then the caller shall ``leave``. Signals that were ignored stay so.
     """
-    told: SimpleQueue[Outcome[T] | None] = SimpleQueue()
+    told: SimpleQueue[Ending[T] | None] = SimpleQueue()
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         _interruption.interrupted = True
@@ -85,7 +85,7 @@ def interruptible(work: Callable[[], T]) -> T:
             signal.signal(number, handler)
 
 
-def _outcome(work: Callable[[], T]) -> Outcome[T]:
+def _outcome(work: Callable[[], T]) -> Ending[T]:
     try:
         result = work()
     except BaseException as error:
@@ -97,7 +97,7 @@ def _fail(error: BaseException) -> NoReturn:
     raise error
 
 
-def _after_interruption(told: SimpleQueue[Outcome[T] | None]) -> Outcome[T]:
+def _after_interruption(told: SimpleQueue[Ending[T] | None]) -> Ending[T]:
     """How the work ended. Raises KeyboardInterrupt where it goes on."""
     began = time.monotonic()
     while (

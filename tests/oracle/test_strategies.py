@@ -11,7 +11,7 @@ from test_transforming import GOLDEN, parameters, strategy_of
 
 from golden.cases import run_reshard
 from reshard.compat.mindspore import merge_pipeline_strategys, rank_list_for_transform
-from reshard.layout.stages import Entry, layout_of_full
+from reshard.layout.stages import AnySharding, layout_of_full
 from reshard.layout.tensor import Sharding
 from reshard.strategy.file import LayoutItem
 from reshard.strategy.folder import read_strategy
@@ -43,14 +43,14 @@ def rewritten(config: str, folder: Path, suffix: str = ".ckpt") -> Path:
     return folder
 
 
-def _in_json(stage: int, entries: dict[str, Entry], shape_of: Callable[[str], tuple[int, ...]]) -> bytes:
+def _in_json(stage: int, entries: dict[str, AnySharding], shape_of: Callable[[str], tuple[int, ...]]) -> bytes:
     items: dict[str, LayoutItem] = {}
     for name, entry in entries.items():
         items[name] = encode_json_layout(layout_of_full(entry, shape_of(name)))
     return write_json([encode_json_made(encode_made(stage))], items, 1)
 
 
-def _sharding(entry: Entry) -> Sharding:
+def _sharding(entry: AnySharding) -> Sharding:
     assert isinstance(entry, Sharding)
     return entry
 

@@ -9,7 +9,7 @@ import pytest
 from configurations import CONFIGURATIONS, headers, making, parameters
 
 from making import write_file
-from reshard.layout.stages import Entry
+from reshard.layout.stages import AnySharding
 from reshard.layout.tensor import Layout, Sharding
 from reshard.ops import make_strategy
 from reshard.ops.make_strategy import StrategyWish, made_stages
@@ -21,7 +21,7 @@ from reshard.strategy.named import named_by_family, values_of
 each_configuration = pytest.mark.parametrize("folder", CONFIGURATIONS, ids=lambda folder: folder.name)
 
 
-def meaning(entry: Entry) -> tuple[object, ...]:
+def meaning(entry: AnySharding) -> tuple[object, ...]:
     sharding = entry if isinstance(entry, Sharding) else entry.sharding
     return sharding.parts, sharding.cells()
 

@@ -12,7 +12,7 @@ from reshard.auto.config import Config
 from reshard.auto.settings import AutoSettings
 from reshard.errors import InputError, ReshardError, StrategyError, counted
 from reshard.families.strategies import read_strategy
-from reshard.layout.stages import Entry, Factored, Strategy
+from reshard.layout.stages import AnySharding, Factored, Strategy
 from reshard.layout.tensor import Sharding
 from reshard.ops.make_strategy import StrategyWish, made_stages
 from reshard.planning.names import is_state
@@ -195,11 +195,11 @@ def compared(a: Strategy, b: Strategy) -> Compared:
     return Compared(shared, cut, tuple(sorted(differing, key=lambda name: (is_state(name), name))))
 
 
-def _cuts(entry: Entry) -> bool:
+def _cuts(entry: AnySharding) -> bool:
     return any(n > 1 for n in (entry if isinstance(entry, Sharding) else entry.sharding).parts)
 
 
-def same_cut(a: Entry, b: Entry) -> bool:
+def same_cut(a: AnySharding, b: AnySharding) -> bool:
     """Whether every rank holds the same part. Of an entry that JSON flattened, by any cut that it may stand for."""
     if isinstance(a, Factored):
         if isinstance(b, Factored):

@@ -22,7 +22,7 @@ _COMMAND = "reshard.command"
 _CONFIG = "{config}"
 
 
-Config = Annotated[str, typer.Option("--config", metavar="run.yaml", help="The job's MindFormers YAML.")]
+ConfigPath = Annotated[str, typer.Option("--config", metavar="run.yaml", help="The job's MindFormers YAML.")]
 Rank = Annotated[int | None, typer.Option(metavar="R", help="This process. Default: as the launcher says.")]
 World = Annotated[int | None, typer.Option(metavar="N", help="Processes. Default: as the launcher says.")]
 DstStrategy = Annotated[
@@ -62,7 +62,7 @@ SETTINGS = {
 
 def auto(
     context: typer.Context,
-    config: Config,
+    config: ConfigPath,
     rank: Rank = None,
     world_size: World = None,
     dst_strategy: DstStrategy = "",

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from reshard.ops.explain import Cut, Explanation, MadePart, Taken, ToldPart, ToldTarget
 
 _MOST_ROWS = 32
-Rows = list[tuple[str, ...]]
+TableRows = list[tuple[str, ...]]
 
 
 @takes("src_strategy", "dtype", "rename", *READING, *NAMES)
@@ -60,7 +60,7 @@ def lines(found: Explanation) -> list[str]:
     out = [*asked, f"{found.name}: {found.dtype}{list(found.shape)}, {shown_nbytes(found.nbytes)}{seen}", ""]
     drawn = [] if found.view else _drawn(found.shape, found.cut, found.parts)
     out += [f"source: {_said(found.cut, found.parts)}", *drawn, ""]
-    rows: Rows = [("elements", "rank", "bytes in file", "file")]
+    rows: TableRows = [("elements", "rank", "bytes in file", "file")]
     for part in found.parts:
         rows += [(_box(part), str(p.rank), _extents(p.extents), p.path) for p in part.held]
         if not part.held:
@@ -78,13 +78,13 @@ def _target_lines(found: Explanation, target: ToldTarget) -> list[str]:
     name = f", called {target.name}" if target.name != found.name else ""
     cast = f", cast to {target.dtype}" if target.dtype != found.dtype else ""
     out = [f"target: {_said(target.cut, parts)}{name}{cast}", *_drawn(found.shape, target.cut, parts), ""]
-    rows: Rows = [("rank", "elements", "taken from", "rank", "bytes in file", "file")]
+    rows: TableRows = [("rank", "elements", "taken from", "rank", "bytes in file", "file")]
     for made in target.made:
         rows += _made_rows(made)
     return out + _table(rows)
 
 
-def _made_rows(made: MadePart) -> Rows:
+def _made_rows(made: MadePart) -> TableRows:
     """A row for each source file; rank and box stand in the first."""
     who = (_ranks([p.rank for p in made.part.held]), _box(made.part))
     rows = [(_range(t.start, t.shape), str(t.rank), _runs(t), t.path) for t in made.taken]
@@ -115,7 +115,7 @@ def _drawn(shape: tuple[int, ...], cut: Cut, parts: Sequence[ToldPart]) -> list[
     return text(shape, cut.parts, [by_start[start] for start in sorted(by_start)])
 
 
-def _table(rows: Rows) -> list[str]:
+def _table(rows: TableRows) -> list[str]:
     left = len(rows) - 1 - _MOST_ROWS
     shown = rows[: _MOST_ROWS + 1] if left > 0 else rows
     widths = [max(len(row[i]) for row in shown) for i in range(len(shown[0]))]

@@ -30,7 +30,7 @@ AdapterRename = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Option(metavar="'RE=>NAME'", help="What the adapter's layers are called in SRC; repeatable."),
 ]
-Stored = Annotated[
+FanInFanOut = Annotated[
     Optional[bool],  # noqa: UP045
     typer.Option("--fan-in-fan-out/--no-fan-in-fan-out", help="All weights are stored [in, out], or [out, in]."),
 ]
@@ -59,7 +59,7 @@ def merge(
     config: Annotated[
         str, typer.Option(metavar="P", help="adapter_config.json of PEFT, or a MindFormers YAML with pet_config.")
     ] = "",
-    fan_in_fan_out: Stored = None,
+    fan_in_fan_out: FanInFanOut = None,
     allow_nan: AllowNan = False,
     **options: Any,
 ) -> None:

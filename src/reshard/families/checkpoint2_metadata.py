@@ -106,7 +106,7 @@ class Common(Struct, frozen=True):
         return "r1.9 to r2.0" if self.ckpt_status is not UNSET else ""
 
 
-class Release(Struct, frozen=True):
+class CommonKeys(Struct, frozen=True):
     """What a release of MindFormers reads.
 
     Attributes:
@@ -121,14 +121,14 @@ class Release(Struct, frozen=True):
 _KEYS = ("epoch_num", "step_num", "global_step", "loss_scale", "global_batch_size")
 
 
-def release_named(name: str, known: Iterable[str] = ()) -> Release:
+def release_named(name: str, known: Iterable[str] = ()) -> CommonKeys:
     """What r1.7 and later know; of none, what all read, and of later keys those that are ``known``. Raises UsageError.
 
     >>> release_named("r1.8").groups, release_named("").groups
     (False, True)
     """
     if not name:
-        return Release((*_KEYS, *(key for key in ("consumed_samples", "ckpt_status") if key in known)))
+        return CommonKeys((*_KEYS, *(key for key in ("consumed_samples", "ckpt_status") if key in known)))
     found = re.fullmatch(r"[rv]?(\d+)\.(\d+)(\.\d+)?", name)
     number = (99, 0) if name == "master" else (int(found[1]), int(found[2])) if found else (0, 0)
     if number < (1, 7):
@@ -136,8 +136,8 @@ def release_named(name: str, known: Iterable[str] = ()) -> Release:
             f"--release {name}, and Checkpoint 2.0 begins with r1.7", hint="one of: r1.7, r1.8, r1.9, r2.0, master"
         )
     if number < (1, 9):
-        return Release(_KEYS, groups=False)
-    return Release((*_KEYS, *(("consumed_samples",) if number > (2, 0) else ()), "ckpt_status"))
+        return CommonKeys(_KEYS, groups=False)
+    return CommonKeys((*_KEYS, *(("consumed_samples",) if number > (2, 0) else ()), "ckpt_status"))
 
 
 def storage_key(name: str, number: int) -> str:
@@ -264,6 +264,6 @@ def written_metadata(parameters: Mapping[str, Any], storage: Mapping[str, Any]) 
     return msgspec.json.format(msgspec.json.encode(content), indent=4)
 
 
-def written_common(values: Mapping[str, int | float | None], release: Release) -> bytes:
+def written_common(values: Mapping[str, int | float | None], release: CommonKeys) -> bytes:
     """With the keys that a release knows: any other would end the loading."""
     return json.dumps({key: values.get(key) for key in release.keys}, indent=4).encode()

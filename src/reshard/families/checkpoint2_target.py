@@ -45,7 +45,7 @@ _CODES = {
     "float64": "<d",
 }
 
-_Part = Literal["model", "opt"]
+_ModelOrOpt = Literal["model", "opt"]
 _NOTES = (("format", "ms"),)
 _TRAINERS_PREFIX = "CKP"
 _MODES = (0o400, 0o640, 0o750)
@@ -136,7 +136,7 @@ class _Distribution:
         saved = [kept for kept in draft.kept if kept.name not in PROGRESS]
         self._varied = any(kept.varied for kept in saved)
         trained = any(is_state(kept.name) for kept in saved)
-        self._saved: dict[_Part, list[Kept]] = {
+        self._saved: dict[_ModelOrOpt, list[Kept]] = {
             "model": [kept for kept in saved if not is_of_optimizer(kept.name)],
             "opt": [kept for kept in saved if trained and is_of_optimizer(kept.name)],
         }
@@ -145,7 +145,7 @@ class _Distribution:
         filed = {k.name for part in self._saved.values() for k in part if _described(k) or not target.drop_redundancy}
         if lost := [kept.name for kept in draft.kept if kept.name not in filed | PROGRESS | {"global_step"}]:
             draft.warnings[f"in no file of such a target, as its trainer leaves them out: {', '.join(lost)}"] = None
-        self._names: dict[tuple[_Part, int], str] = {}
+        self._names: dict[tuple[_ModelOrOpt, int], str] = {}
         self._forms: dict[tuple[object, ...], int] = {}
 
     # --- who holds what
@@ -170,7 +170,7 @@ class _Distribution:
         for number, ranks in sorted(owners.items()):
             yield _Slice(storage_key(kept.name, number), tuple(ranks), nbytes, tuple(ranks))
 
-    def _held_by(self, part: _Part) -> dict[int, list[Kept]]:
+    def _held_by(self, part: _ModelOrOpt) -> dict[int, list[Kept]]:
         """What each rank's file holds. Where replicas are dropped, numbers that each rank has for itself are lost."""
         held: dict[int, list[Kept]] = {}
         if self._target.drop_redundancy:
@@ -203,7 +203,7 @@ class _Distribution:
                 made.append(PlannedFile(len(made), f"{folder}/{name}", rank, local, form, 2 * stage + group))
         return made
 
-    def _form(self, part: _Part, rank: int, held: Sequence[Kept]) -> int:
+    def _form(self, part: _ModelOrOpt, rank: int, held: Sequence[Kept]) -> int:
         """Ranks of a stage hold the same but for replicas that were dropped and for numbers of their own."""
         stage = rank // self._devices
         texts = self._draft.texts(rank) if part == "model" else ()

@@ -21,7 +21,7 @@ from reshard.planning.plan import PlannedFile, SmallFile
 from reshard.planning.target import Draft, Files, Texts
 
 _MOST_FILES = 4096
-_Held = list[tuple[Kept, Layout]]
+_KeptLayouts = list[tuple[Kept, Layout]]
 
 
 class DcpTarget(Struct, frozen=True):
@@ -77,7 +77,7 @@ def dcp_asked(asked: AskedTarget, source: Catalog) -> DcpTarget:
     return DcpTarget(asked.files or 1)
 
 
-def divided(kept: Sequence[Kept], count: int) -> list[_Held]:
+def divided(kept: Sequence[Kept], count: int) -> list[_KeptLayouts]:
     """What each file holds, in the order of the source: the largest first, each to the file that has the least."""
     total = sum(one.tensor.spec.nbytes for one in kept)
     loads = [0] * count

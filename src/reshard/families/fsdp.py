@@ -31,7 +31,7 @@ _FILE = re.compile(r"(model|optim|extra_state)_world_size_(\d+)_rank_(\d+)\.pt")
 _CONFIG = "fsdp_config.json"
 _STEP = re.compile(r"global_step_(\d+)")
 _LATEST = "latest_checkpointed_iteration.txt"
-_Files = Mapping[str, Mapping[int, Mapping[int, str]]]
+_FilesByKind = Mapping[str, Mapping[int, Mapping[int, str]]]
 """By kind, world and rank, the names of files."""
 
 
@@ -117,7 +117,7 @@ def _chosen(there: Listing, source: Source) -> Listing:
 # ---- which files
 
 
-def _files(folder: Listing) -> _Files:
+def _files(folder: Listing) -> _FilesByKind:
     found: dict[str, dict[int, dict[int, str]]] = {"model": {}, "optim": {}, "extra_state": {}}
     for entry in folder.entries:
         if match := _FILE.fullmatch(entry.name):
@@ -125,7 +125,7 @@ def _files(folder: Listing) -> _Files:
     return found
 
 
-def _world(folder: Listing, files: _Files) -> tuple[int, dict[str, str]]:
+def _world(folder: Listing, files: _FilesByKind) -> tuple[int, dict[str, str]]:
     """Of how many ranks the save is, and hashes of what told it. Raises CheckpointError where several may be meant."""
     worlds = sorted(files["model"])
     shown = " and ".join(f"{world} ({counted(len(files['model'][world]), 'file')})" for world in worlds) or "none"
@@ -212,7 +212,7 @@ def _states(
     return [one.file for one in opened], replace(found, warnings=warnings)
 
 
-def _left_out(files: _Files, world: int, opened: Sequence[FsdpFile]) -> list[str]:
+def _left_out(files: _FilesByKind, world: int, opened: Sequence[FsdpFile]) -> list[str]:
     told = []
     for kind in ("model", "optim"):
         other = sum(len(of_world) for size, of_world in files[kind].items() if size != world)

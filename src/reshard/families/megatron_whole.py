@@ -126,10 +126,10 @@ def _placed(name: str) -> _LayerPlace:
     return _LayerPlace(found[1], int(found[2]), found[3]) if found else _LayerPlace("", 0, name)
 
 
-_Numbers = dict[tuple[int, int], list[int]]
+_LayerNumbers = dict[tuple[int, int], list[int]]
 
 
-def _numbers(files: Sequence[RankFile]) -> dict[str, _Numbers]:
+def _numbers(files: Sequence[RankFile]) -> dict[str, _LayerNumbers]:
     """For each kind of layers, virtual chunk and stage, which layers of the model its own are: every stage's first
     chunk comes before any second one.
 
@@ -141,7 +141,7 @@ def _numbers(files: Sequence[RankFile]) -> dict[str, _Numbers]:
             for place in map(_placed, held):
                 if place.layers:
                     there.setdefault(place.layers, {}).setdefault((chunk, file.at.stages), set()).add(place.number)
-    numbers: dict[str, _Numbers] = {}
+    numbers: dict[str, _LayerNumbers] = {}
     for layers, by_stage in there.items():
         first, found = 0, numbers.setdefault(layers, {})
         for (chunk, stage), local in sorted(by_stage.items()):

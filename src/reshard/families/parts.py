@@ -16,7 +16,7 @@ from reshard.planning.catalog import Catalog
 from reshard.planning.plan import PlannedFile, SmallFile
 from reshard.planning.target import Draft, Files
 
-Names = Literal["hf", "torch", "mindspore"]
+PartNaming = Literal["hf", "torch", "mindspore"]
 _HUGGING_FACE = {"hf": ("model", ".safetensors"), "torch": ("pytorch_model", ".bin")}
 _FORMATS = ("safetensors", "torch")
 _DEFAULT_NBYTES = 5 << 30
@@ -32,7 +32,7 @@ class Parts(Struct, frozen=True):
     """
 
     max_nbytes: int = _DEFAULT_NBYTES
-    names: Names = "hf"
+    names: PartNaming = "hf"
     along: tuple[SmallFile, ...] = ()
 
     name: ClassVar[str] = "parts"

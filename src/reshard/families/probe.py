@@ -13,7 +13,7 @@ from functools import partial
 
 from reshard.errors import CheckpointError
 from reshard.layout.box import Box
-from reshard.moving.task_inputs import Files, Sources, files_of
+from reshard.moving.task_inputs import SourceFiles, Sources, files_of
 from reshard.planning.catalog import Catalog, Held, Tensor
 from reshard.storage.storages import storage_of
 
@@ -24,7 +24,7 @@ _FEW_VALUES = 8
 _BLOCK_NBYTES = 8 << 20
 _REMOTE_COMPARISONS = 16  # each with two blocks
 _REMOTE_BLOCK_NBYTES = 1 << 20
-_Start = tuple[Held, Box, int]
+_Opening = tuple[Held, Box, int]
 """Who holds a shard, its box, and bytes of an element."""
 _HINT = "is this the strategy of these files? if one rank's file is broken, move it away: its replicas stand in"
 
@@ -56,7 +56,7 @@ def probe(source: Catalog) -> tuple[str, ...]:
     return tuple(f"by the strategy {u}: --check-replicas looks at all" for u in unequal[:1])
 
 
-def _differing_replicas(source: Catalog, tensor: Tensor, start_of: Mapping[_Start, bytes]) -> tuple[int, int] | None:
+def _differing_replicas(source: Catalog, tensor: Tensor, start_of: Mapping[_Opening, bytes]) -> tuple[int, int] | None:
     """Two ranks that should begin with the same bytes and do not."""
     for shard in tensor.shards:
         if len(shard.held) > 1:
@@ -85,7 +85,7 @@ def _sample(source: Catalog) -> Iterator[Tensor]:
     yield from chosen.values()
 
 
-def _starts(source: Catalog, tensors: Iterable[Tensor]) -> Mapping[_Start, bytes]:
+def _starts(source: Catalog, tensors: Iterable[Tensor]) -> Mapping[_Opening, bytes]:
     """The first bytes of each shard of some tensors, as the first and the last of its holders have them."""
     ends = ((s.held[end], s.box, t.spec.itemsize) for t in tensors for s in t.shards if s.held for end in (0, -1))
     wanted = list(dict.fromkeys(ends))
@@ -94,7 +94,7 @@ def _starts(source: Catalog, tensors: Iterable[Tensor]) -> Mapping[_Start, bytes
         return dict(zip(wanted, pool.map(partial(_start, files), wanted), strict=True))
 
 
-def _start(files: Files, start: _Start) -> bytes:
+def _start(files: SourceFiles, start: _Opening) -> bytes:
     held, box, itemsize = start
     with closing(Sources(files)) as sources:
         return bytes(sources.shard_bytes(held, box, itemsize, 0, _PROBE_NBYTES))
@@ -110,7 +110,7 @@ def agreements(source: Catalog, names: Iterable[Tensor]) -> dict[str, bool]:
         return {tensor.name: same for tensor, same in zip(tensors, found, strict=True)}
 
 
-def _agree(files: Files, tensor: Tensor, block_nbytes: int) -> bool:
+def _agree(files: SourceFiles, tensor: Tensor, block_nbytes: int) -> bool:
     """Two at a time, so that of thousands of files few are open."""
     itemsize = tensor.spec.itemsize
     for shard in tensor.shards:

@@ -14,7 +14,7 @@ from reshard.planning.catalog import STRATEGY, Catalog, Grid, Held, IndexedFile,
 from reshard.planning.identity import hash_of_strategy
 from reshard.planning.names import layer_pattern
 
-ByRank = Mapping[int, tuple[int, Stored]]
+HeldByRank = Mapping[int, tuple[int, Stored]]
 """For each rank that holds a tensor the number of its file, and what that holds."""
 
 
@@ -93,7 +93,7 @@ def _redundancy(
     return ()
 
 
-def _cut(name: str, by_rank: ByRank, strategy: Strategy, stages: Iterable[int]) -> Tensor:
+def _cut(name: str, by_rank: HeldByRank, strategy: Strategy, stages: Iterable[int]) -> Tensor:
     """A tied tensor may lie in several stages: the first stage that holds it whole is taken."""
     _check_stages(name, by_rank, strategy)
     found: list[Tensor] = []
@@ -125,7 +125,7 @@ def _expected(sharding: Sharding, first: int) -> Mapping[Cell, tuple[int, ...]]:
     return {cell: tuple(first + r for r in local) for cell, local in sharding.holders().items()}
 
 
-def _check_stages(name: str, by_rank: ByRank, strategy: Strategy) -> None:
+def _check_stages(name: str, by_rank: HeldByRank, strategy: Strategy) -> None:
     """A layer's tensor lies in the stages that list it; one without a layer number may be tied and lie in more."""
     if layer_pattern(name) == name:
         return
@@ -135,7 +135,7 @@ def _check_stages(name: str, by_rank: ByRank, strategy: Strategy) -> None:
             raise CheckpointError(f"held by rank {rank}, in stage {stage} whose strategy does not have it")
 
 
-def _of_no_strategy(name: str, by_rank: ByRank) -> Tensor:
+def _of_no_strategy(name: str, by_rank: HeldByRank) -> Tensor:
     """One that each rank holds whole, as far as anybody can know."""
     try:
         return whole(name, by_rank, compared=True)

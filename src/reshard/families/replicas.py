@@ -13,7 +13,7 @@ import numpy.typing as npt
 from reshard.dtypes import numpy_dtype
 from reshard.errors import named_ranks
 from reshard.layout.box import Box
-from reshard.moving.task_inputs import Files, Sources, files_of
+from reshard.moving.task_inputs import SourceFiles, Sources, files_of
 from reshard.planning.catalog import Catalog, Held, Tensor
 from reshard.storage.machine import auto_workers
 
@@ -31,11 +31,11 @@ def replica_faults(source: Catalog) -> list[str]:
         return [fault for faults in found for fault in faults]
 
 
-def _faults_of(source: Catalog, files: Files, tensor: Tensor) -> list[str]:
+def _faults_of(source: Catalog, files: SourceFiles, tensor: Tensor) -> list[str]:
     faults: list[str] = []
     for shard in (shard for shard in tensor.shards if len(shard.held) > 1):
         with closing(Sources(files)) as sources:
-            comparison = _Holders(tensor, shard.box, sources)
+            comparison = _CellHolders(tensor, shard.box, sources)
             for element, values in comparison.partings(shard.held):
                 shown = shown_values(tensor.spec.dtype, list(values))
                 who = (
@@ -47,7 +47,7 @@ def _faults_of(source: Catalog, files: Files, tensor: Tensor) -> list[str]:
     return faults
 
 
-class _Holders:
+class _CellHolders:
     """Of all that hold one cell, whose elements are ``box`` of the tensor."""
 
     def __init__(self, tensor: Tensor, box: Box, sources: Sources) -> None:

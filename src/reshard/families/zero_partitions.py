@@ -15,10 +15,10 @@ from reshard.layout.box import Box
 from reshard.layout.cover import boxes_of_range
 from reshard.planning.catalog import Held, Shard
 
-Shards = dict[str, list[Shard]]
+NamedShards = dict[str, list[Shard]]
 
 
-def consecutive(shapes: Shapes, flats: Sequence[Flat], paddings: Sequence[int], length: int) -> Shards:
+def consecutive(shapes: Shapes, flats: Sequence[Flat], paddings: Sequence[int], length: int) -> NamedShards:
     """Stages 1 and 2: parameters lie one after the other in the ranks' partitions, which follow one another.
 
     Args:
@@ -37,7 +37,7 @@ def consecutive(shapes: Shapes, flats: Sequence[Flat], paddings: Sequence[int], 
             f"param_shapes need {needed:,} elements, the partitions of {len(flats)} ranks hold {there:,}",
             hint="files of different saves lie together, or one was cut short: save again, or bring the right files",
         )
-    found: Shards = {}
+    found: NamedShards = {}
     at = 0
     for (name, shape), gap in zip(shapes.items(), gaps, strict=True):
         found[name] = list(_within(shape, at, flats, length))
@@ -66,7 +66,7 @@ def _ranged(shape: tuple[int, ...], part: tuple[int, int], flat: Flat, at: int, 
     return shards
 
 
-def interleaved(shapes: Shapes, flats: Sequence[Flat]) -> Shards:
+def interleaved(shapes: Shapes, flats: Sequence[Flat]) -> NamedShards:
     """Stage 3: each parameter is cut into equal parts, of which every rank holds one; what is beyond it is padding.
 
     Raises CheckpointError where a rank has more or fewer elements than the shapes say.
@@ -80,7 +80,7 @@ def interleaved(shapes: Shapes, flats: Sequence[Flat]) -> Shards:
                 f"param_shapes need {needed:,} elements of each of {world} ranks, rank {rank} holds {flat.count:,}",
                 hint="files of different saves lie together, or one was cut short",
             )
-    found: Shards = {}
+    found: NamedShards = {}
     at = 0
     for name, shape in shapes.items():
         numel, part = prod(shape), parts[name]

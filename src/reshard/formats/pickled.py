@@ -349,14 +349,14 @@ _MODULES_OF_PYTHON_2 = {
 _BUILDERS = frozenset({Global("copyreg", "_reconstructor"), Global("copyreg", "__newobj__")})
 _STOP = ord(".")
 _ABSENT = object()
-_Action = Callable[[_Unpickling], None]
+_Instruction = Callable[[_Unpickling], None]
 
 
-def _push(make: Callable[[], Any]) -> _Action:
+def _push(make: Callable[[], Any]) -> _Instruction:
     return lambda m: m._stack.append(make())
 
 
-_ACTIONS: dict[int, _Action] = {
+_ACTIONS: dict[int, _Instruction] = {
     ord(code): action
     for code, action in {
         "\x80": _Unpickling.protocol, "\x95": _Unpickling.frame, "(": _Unpickling.mark,

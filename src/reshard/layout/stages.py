@@ -46,7 +46,7 @@ class Factored(Struct, frozen=True):
         return tuple(found)
 
 
-Entry = Sharding | Factored
+AnySharding = Sharding | Factored
 
 
 def _compositions(factors: int, dims: int) -> Iterator[tuple[int, ...]]:
@@ -65,7 +65,7 @@ def _compositions(factors: int, dims: int) -> Iterator[tuple[int, ...]]:
 
 
 @lru_cache(maxsize=4096)
-def layout_of_full(entry: Entry, shape: tuple[int, ...]) -> Layout:
+def layout_of_full(entry: AnySharding, shape: tuple[int, ...]) -> Layout:
     """The layout of a tensor of this full shape. Raises LayoutError or StrategyError."""
     if isinstance(entry, Sharding):
         return Layout(shape, entry)
@@ -74,7 +74,7 @@ def layout_of_full(entry: Entry, shape: tuple[int, ...]) -> Layout:
 
 
 @lru_cache(maxsize=4096)
-def layout_of_shard(entry: Entry, shard_shape: tuple[int, ...]) -> Layout:
+def layout_of_shard(entry: AnySharding, shard_shape: tuple[int, ...]) -> Layout:
     """The layout of a tensor whose shards have this shape. Raises LayoutError or StrategyError."""
     shardings = (entry,) if isinstance(entry, Sharding) else entry.groupings(len(shard_shape))
     candidates = []
@@ -117,7 +117,7 @@ class Strategy(Struct, frozen=True):
         made: True when no compiler wrote it but ``reshard strategy make``.
     """
 
-    stages: tuple[Mapping[str, Entry], ...]
+    stages: tuple[Mapping[str, AnySharding], ...]
     devices: int
     where: str = ""
     made: bool = False

@@ -23,7 +23,7 @@ _SMALL_NBYTES = 16 << 10
 _KEPT_NBYTES = 8 << 20
 _PARTS = 256  # looked at together
 _PART_NBYTES = 512  # what Python takes for each, when they are put together
-Buffer = bytes | memoryview
+_Content = bytes | memoryview
 
 
 class AnyOrder:
@@ -172,7 +172,7 @@ class _Sink:
             by_file.setdefault(file, []).extend(parts_of(ranges, memoryview(data)))
         for file, parts in by_file.items():
             parts.sort(key=itemgetter(0))
-            run: list[Buffer] = []
+            run: list[_Content] = []
             start = end = -1
             for offset, part in parts:
                 begin, head = self._writer.head(file, offset)
@@ -184,7 +184,7 @@ class _Sink:
             self._write_run(file, start, run)
         self._small, self._small_nbytes = [], 0
 
-    def _write_run(self, file: int, start: int, parts: Sequence[Buffer]) -> None:
+    def _write_run(self, file: int, start: int, parts: Sequence[_Content]) -> None:
         if parts:
             run = _Open(file, start, start, xxhash.xxh3_128())
             self._write(run, memoryview(b"".join(parts)))

@@ -14,7 +14,7 @@ from reshard.planning.misfits import Misfits
 
 Array = npt.NDArray[Any]
 Buffer = memoryview | bytearray
-Part = tuple[Buffer, Box]
+BoxInMemory = tuple[Buffer, Box]
 """A buffer and the box that it holds, row-major."""
 _TILE_ROWS, _TILE_COLUMNS = 64, 256  # words: half the nearest cache but one of most processors
 _WORD_NBYTES = 8
@@ -27,7 +27,7 @@ def shaped(buffer: Buffer, dtype: str, box: Box) -> Array:
     return np.frombuffer(buffer, numpy_dtype(dtype)).reshape(box.shape)
 
 
-def copy_between(to: Part, of: Part, counts: Box, dtype: str, order: tuple[int, ...] = ()) -> None:
+def copy_between(to: BoxInMemory, of: BoxInMemory, counts: Box, dtype: str, order: tuple[int, ...] = ()) -> None:
     """Copy elements from one box to another, bit by bit: those of ``counts`` that both hold.
 
     Args:
@@ -187,7 +187,7 @@ def counted_kinds(tensor: str, dtype: str, kinds: Array) -> Misfits:
     return Misfits(tensor, dtype, infinite, nan, largest)
 
 
-def cast_out(to: Part, dtype: str, of: Part, of_dtype: str) -> Array | None:
+def cast_out(to: BoxInMemory, dtype: str, of: BoxInMemory, of_dtype: str) -> Array | None:
     """Give ``to`` its part of another box in another dtype. Gives the kinds of what did not fit, as ``round_to``."""
     (out, out_box), (data, box) = to, of
     return round_to(shaped(out, dtype, out_box), shaped(data, of_dtype, box)[out_box.within(box)])

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from reshard.moving.joint import JointParts
     from reshard.moving.steps import Making
 
-Sink = Callable[[Access, memoryview], None]
+OnAccess = Callable[[Access, memoryview], None]
 """Takes the bytes of one access to a target piece. They are valid during the call only."""
 
 Note = Callable[[int, ShardMisfits], None]
@@ -76,7 +76,7 @@ class Mover:
         self._sources = sources
         self._scratch = scratch
 
-    def run(self, numbers: Iterable[int], sink: Sink) -> None:
+    def run(self, numbers: Iterable[int], sink: OnAccess) -> None:
         """Give ``sink`` the bytes of these blocks. In rising order they reach each target piece from front to back."""
         for number in numbers:
             block = self.blocks[number]

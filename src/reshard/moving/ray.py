@@ -35,12 +35,12 @@ _NOBODY_WAITS = "stopped: nobody waits for the result any more"
 
 A = TypeVar("A")
 R = TypeVar("R")
-Work = Callable[[A, OnBytes], R]
+RayWork = Callable[[A, OnBytes], R]
 """Runs on a worker. It tells its progress; telling may raise, when nobody waits for the result any more."""
 
 
 class RemoteCall(Struct, Generic[A], frozen=True):
-    """``argument`` of a Work. ``node``: the id of the one node where it may run; empty for any."""
+    """``argument`` of a RayWork. ``node``: the id of the one node where it may run; empty for any."""
 
     number: int
     argument: A
@@ -125,7 +125,7 @@ class Cluster:
                 found.update({name: node["NodeID"] for name in names if name})
         return found
 
-    def run(self, work: Work[A, R], calls: Iterable[RemoteCall[A]], on_bytes: OnBytes) -> Iterator[R]:
+    def run(self, work: RayWork[A, R], calls: Iterable[RemoteCall[A]], on_bytes: OnBytes) -> Iterator[R]:
         """Give the results as they come. The first error stops all and is raised as it was; a lost worker is none.
 
         Raises RunError for a call that was lost too often, and where no worker of the cluster does anything.
@@ -142,7 +142,7 @@ class Cluster:
 class _Running(Generic[A, R]):
     """The calls under way."""
 
-    def __init__(self, ray: Any, work: Work[A, R], on_bytes: OnBytes) -> None:
+    def __init__(self, ray: Any, work: RayWork[A, R], on_bytes: OnBytes) -> None:
         self._ray = ray
         self._work = work
         self._on_bytes = on_bytes
@@ -240,7 +240,7 @@ def _board(ray: Any) -> Any:
 _BOARDS: dict[tuple[str, str], Any] = {}
 
 
-def _carry_out(version: str, work: Work[A, R], call: RemoteCall[A], run: str, board: Any) -> tuple[R | _Failed, int]:
+def _carry_out(version: str, work: RayWork[A, R], call: RemoteCall[A], run: str, board: Any) -> tuple[R | _Failed, int]:
     """On a worker: the result and the bytes moved."""
     if version != __version__:
         return _Failed(UsageError(f"this node has reshard {__version__}, the driver {version}")), 0

@@ -16,7 +16,7 @@ from reshard.moving.scratch import Scratch
 from reshard.moving.task_inputs import Sources
 from reshard.planning.misfits import ShardMisfits
 from reshard.planning.plan import FileResult, Move, Task, check_runs
-from reshard.planning.shared import COPIED, Lying, shared_of, with_same_bytes, without_shared
+from reshard.planning.shared import COPIED, SharedMove, shared_of, with_same_bytes, without_shared
 from reshard.storage.storage import NewFile, SharedBytes, Storage, join
 from reshard.storage.storages import storage_of
 
@@ -70,7 +70,7 @@ class TaskRun:
             self.abandon()
             raise
 
-    def _left_to_do(self, lying: list[Lying]) -> tuple[Move, ...]:
+    def _left_to_do(self, lying: list[SharedMove]) -> tuple[Move, ...]:
         """Nothing has to be read of what files share, unless it is hashed."""
         shared = {n: new.shared for n, new in self._files.items() if new.shared and not self._task.files[n].checksums}
         if self._settings.checksum or not shared or not isinstance(self._writer, AnyOrder):

@@ -20,11 +20,11 @@ _GAP_NBYTES = 4 << 10
 _REMOTE_GAP_NBYTES = 64 << 10
 _AT_ONCE_NBYTES = 1 << 20
 
-_Part = tuple[int, int, memoryview, Coding | None]
+_FilePart = tuple[int, int, memoryview, Coding | None]
 """Where bytes of a file begin and end, where they go, and how they are coded."""
 
 
-def _read_parts(file: ReadFile, parts: list[_Part], gap_nbytes: int) -> None:
+def _read_parts(file: ReadFile, parts: list[_FilePart], gap_nbytes: int) -> None:
     for near in _near(parts, gap_nbytes):
         start, stop = near[0][0], max([part[1] for part in near])
         if len(near) == 1:
@@ -38,10 +38,10 @@ def _read_parts(file: ReadFile, parts: list[_Part], gap_nbytes: int) -> None:
                 part[:] = coded.decoded(bytes(part))
 
 
-def _near(parts: list[_Part], gap_nbytes: int) -> Iterator[list[_Part]]:
+def _near(parts: list[_FilePart], gap_nbytes: int) -> Iterator[list[_FilePart]]:
     """The parts in the order of the file, those together that are worth one read."""
     parts.sort(key=itemgetter(0))
-    near: list[_Part] = []
+    near: list[_FilePart] = []
     for part in parts:
         if near and (part[0] - near[-1][1] > gap_nbytes or part[1] - near[0][0] > _AT_ONCE_NBYTES):
             yield near
@@ -51,10 +51,10 @@ def _near(parts: list[_Part], gap_nbytes: int) -> Iterator[list[_Part]]:
         yield near
 
 
-Files = tuple[SourceFile, ...]
+SourceFiles = tuple[SourceFile, ...]
 
 
-def files_of(source: Catalog) -> Files:
+def files_of(source: Catalog) -> SourceFiles:
     """The files of a checkpoint, to be read."""
     return tuple(SourceFile(f.path, f.nbytes, f.mtime_ns) for f in source.files)
 
@@ -65,7 +65,7 @@ class Sources:
     ``alone``: what is made of a tensor's other parts reads them for itself.
     """
 
-    def __init__(self, files: Files, *, alone: bool = False) -> None:
+    def __init__(self, files: SourceFiles, *, alone: bool = False) -> None:
         self._files = files
         self.alone = alone
         self._open: dict[int, ReadFile] = {}
@@ -79,7 +79,7 @@ class Sources:
 
     def read(self, wanted: Iterable[tuple[Access, memoryview]]) -> None:
         """Fill the buffers, with zeros where no file holds them. What lies close together in a file is read at once."""
-        by_file: dict[int, list[_Part]] = {}
+        by_file: dict[int, list[_FilePart]] = {}
         for access, buffer in wanted:
             if access.file == ZEROS:
                 buffer[:] = bytes(len(buffer))
@@ -97,7 +97,7 @@ class Sources:
         for number, parts in by_file.items():
             _read_parts(self.opened(number), parts, _REMOTE_GAP_NBYTES if self._remote(number) else _GAP_NBYTES)
 
-    def _rows(self, file: int, rows: EvenRuns, buffer: memoryview) -> list[_Part]:
+    def _rows(self, file: int, rows: EvenRuns, buffer: memoryview) -> list[_FilePart]:
         """Read them one by one, where each takes a microsecond; elsewhere they are parts, to be read with others."""
         nbytes = rows.nbytes
         offsets = range(rows.offset, rows.offset + rows.count * rows.step, rows.step)

@@ -13,7 +13,7 @@ from reshard.names.wishes import Asked
 from reshard.planning.catalog import Tensor
 from reshard.planning.names import layer_pattern, weight_of_state
 
-Seen = Sequence[tuple[str, list[tuple[Rule, str]]]]
+_SeenRules = Sequence[tuple[str, list[tuple[Rule, str]]]]
 """A name of each pattern, with the rules that may be its."""
 
 
@@ -63,7 +63,7 @@ class Choosing:
                     hint=f"add {OPTIONS[own]}, or leave {OPTIONS[other]} out",
                 )
 
-    def _possible(self, style: str, seen: Seen, chosen: Mapping[str, str]) -> tuple[list[str], str]:
+    def _possible(self, style: str, seen: _SeenRules, chosen: Mapping[str, str]) -> tuple[list[str], str]:
         """The values under which every name has a rule, and a name that the style is about."""
         values = dict.fromkeys(r.styles[style] for r in self._recipe.rules if style in r.styles)
         about, example = set(values), ""
@@ -80,7 +80,7 @@ class Choosing:
         suiting = [v for v in whole if lora or self._suits(style, v, seen)]
         return suiting or whole or left, example  # where none is whole, what lacks is told
 
-    def _needs(self, style: str, value: str, seen: Seen, chosen: Mapping[str, str]) -> bool:
+    def _needs(self, style: str, value: str, seen: _SeenRules, chosen: Mapping[str, str]) -> bool:
         """Whether what a value of a style cannot do without is there."""
         there = {(rule.number, section) for _, rules in seen for rule, section in rules}
         for rule in self._recipe.rules:
@@ -94,7 +94,7 @@ class Choosing:
                 return False
         return True
 
-    def _suits(self, style: str, value: str, seen: Seen) -> bool:
+    def _suits(self, style: str, value: str, seen: _SeenRules) -> bool:
         """Whether the shapes of tensors are those that a value of a style would give them, as far as sizes are told."""
         axes = axes_of(self._known, self._sizes)
         for name, rules in seen:

@@ -32,7 +32,7 @@ class Lying(Struct, frozen=True):
     fixed: Mapping[int, int]
 
 
-Run = tuple[int, int]
+_RowRange = tuple[int, int]
 """First and how many."""
 
 
@@ -104,7 +104,7 @@ def _shards(link: Lying, block: tuple[int, ...], ndim: int) -> Iterator[Shard]:
 
 def _runs(
     link: Lying, group: tuple[int, ...], numbers: list[int], sizes: tuple[int, tuple[int, ...]]
-) -> Iterator[tuple[Run, int | None, dict[int, int]]]:
+) -> Iterator[tuple[_RowRange, int | None, dict[int, int]]]:
     """Of one dim of the source's view: a run of its scales, the target's dim along which it lies, and where it begins
     in each of the target's dims that it concerns.
     """

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from reshard.errors import InputError, UsageError
 from reshard.ops.peft import refuse_other_kinds
 from reshard.planning.identity import hash_of_file
-from reshard.planning.lora_values import Rules, Stored
+from reshard.planning.lora_values import Rules, StoredOrder
 from reshard.planning.names import NameRules
 from reshard.storage.storages import content_of
 from reshard.yaml_text import read_yaml
@@ -81,7 +81,7 @@ class LoraConfig(Struct, frozen=True):
     saved: tuple[str, ...] = ()
 
     def rules(self) -> Rules:
-        stored: Stored = "by shape"
+        stored: StoredOrder = "by shape"
         if self.stated:
             stored = "in_out" if self.transposed else "out_in"
         return Rules(

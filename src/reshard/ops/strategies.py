@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from reshard.errors import StrategyError, UsageError, counted
 from reshard.families.strategies import merge_stages, read_strategy
-from reshard.layout.stages import Entry, Strategy
+from reshard.layout.stages import AnySharding, Strategy
 from reshard.layout.tensor import Sharding
 from reshard.planning.names import compiled, no_match
 from reshard.storage.disk import Disk
@@ -96,7 +96,7 @@ def _differences(a: Strategy, b: Strategy) -> Iterator[str]:
                 yield f"stage {stage}  {name}: cut differently"
 
 
-def _meaning(entry: Entry) -> tuple[object, ...]:
+def _meaning(entry: AnySharding) -> tuple[object, ...]:
     """What decides every rank's box whatever the shape. A flattened JSON entry is compared as it is flattened."""
     sharding = entry if isinstance(entry, Sharding) else entry.sharding
     return (sharding.parts, sharding.cells())

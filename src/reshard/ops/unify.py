@@ -8,7 +8,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from reshard.families.open_checkpoint import open_source
-from reshard.families.parts import Names, Parts
+from reshard.families.parts import PartNaming, Parts
 from reshard.ops.convert import Conversion, execute, plan_from
 from reshard.ops.observer import Observer
 from reshard.ops.options import Options
@@ -19,12 +19,12 @@ _DEFAULT_NBYTES = 3 << 30
 _ACCUMULATED = r"^accu_grads"
 
 
-def plan_unify(src: str | Path, dst: str | Path, options: Options, names: Names = "mindspore") -> Plan:
+def plan_unify(src: str | Path, dst: str | Path, options: Options, names: PartNaming = "mindspore") -> Plan:
     """Make the plan; accumulated gradients are left out, as the reference does. Raises InputError."""
     return plan_unify_of(open_source(options.source(src)), dst, options, names)
 
 
-def plan_unify_of(source: Catalog, dst: str | Path, options: Options, names: Names = "mindspore") -> Plan:
+def plan_unify_of(source: Catalog, dst: str | Path, options: Options, names: PartNaming = "mindspore") -> Plan:
     """As ``plan_unify``, of a source that is open already."""
     gathered = (_ACCUMULATED,) if any(re.search(_ACCUMULATED, name) for name in source.tensors) else ()
     rules = replace(options.names, exclude=(*options.names.exclude, *gathered))
@@ -36,7 +36,7 @@ def unify(
     src: str | Path,
     dst: str | Path,
     options: Options,
-    names: Names = "mindspore",
+    names: PartNaming = "mindspore",
     observer: Observer | None = None,
 ) -> Conversion:
     """Write ``part{i}.safetensors``, ``param_name_map.json`` and ``hyper_param.safetensors``; or with names ``hf``

@@ -17,7 +17,7 @@ from reshard.planning.lora_replaced import Replacing
 from reshard.planning.lora_sums import LoraSums
 from reshard.planning.lora_values import Adapter, NewRows, Term
 
-Parts = Mapping[LoraPart, Tensor]
+LayerParts = Mapping[LoraPart, Tensor]
 Pair = tuple[Tensor, Tensor]
 _LAYER: tuple[LoraPart, LoraPart] = ("a", "b")
 _EMBEDDING: tuple[LoraPart, LoraPart] = ("embedding_a", "embedding_b")
@@ -34,7 +34,7 @@ class _FittedWeight(Struct, frozen=True):
 class Layers:
     """Gives ``sums`` and ``rows`` what the parts of each layer change."""
 
-    def __init__(self, adapter: Adapter, initial: Mapping[str, Parts], base: Replacing, hints: Hints) -> None:
+    def __init__(self, adapter: Adapter, initial: Mapping[str, LayerParts], base: Replacing, hints: Hints) -> None:
         self.rows: dict[str, NewRows] = {}
         self.warnings: list[str] = []
         self._adapter = adapter
@@ -43,7 +43,7 @@ class Layers:
         self._base = base
         self._hints = hints
 
-    def add(self, module: str, parts: Parts, sums: LoraSums) -> Iterator[str]:
+    def add(self, module: str, parts: LayerParts, sums: LoraSums) -> Iterator[str]:
         """Find what the parts of a layer change; gives what does not fit."""
         layer = model_name(module)
         try:
@@ -54,7 +54,7 @@ class Layers:
         except PlanError as misfit:
             yield misfit.message
 
-    def _add_sum(self, module: str, layer: str, parts: Parts, sums: LoraSums) -> None:
+    def _add_sum(self, module: str, layer: str, parts: LayerParts, sums: LoraSums) -> None:
         pair = self._pair(module, parts)
         found = self._weight(layer, pair, embedding=_EMBEDDING[0] in parts, module=module)
         weight, fit = found.weight, found.fit
@@ -75,7 +75,7 @@ class Layers:
         elif self._rules.dora:
             raise PlanError(f"{pair[0].name}: use_dora says that it has a magnitude, which is missing")
 
-    def _pair(self, module: str, parts: Parts, lacking: str = "") -> Pair:
+    def _pair(self, module: str, parts: LayerParts, lacking: str = "") -> Pair:
         """A and B of a layer."""
         sides = _EMBEDDING if any(kind in parts for kind in _EMBEDDING) else _LAYER
         if lacking and not any(kind in parts for kind in sides):

@@ -11,7 +11,7 @@ from reshard.errors import UsageError
 from reshard.planning.catalog import Tensor
 from reshard.planning.steps import Form
 
-Stored = Literal["by shape", "in_out", "out_in"]
+StoredOrder = Literal["by shape", "in_out", "out_in"]
 """How layers store their weights: [in, out], [out, in], or as the shapes of weight and factors tell."""
 Combination = Literal["cat", "linear"]
 """How several adapters are put together, in PEFT's words: their products are added, or their factors before that."""
@@ -43,7 +43,7 @@ class Rules(Struct, frozen=True):
     """
 
     scaling: Callable[[str, int], float]
-    stored: Stored = "by shape"
+    stored: StoredOrder = "by shape"
     square_in_out: bool = False
     rename: Callable[[str], str] = str
     tokens: Mapping[str, tuple[int, ...]] = {}

@@ -8,19 +8,19 @@ from typing import Literal
 import msgspec
 from msgspec import Struct, field
 
+from reshard.drawing import Holders
 from reshard.errors import InputError, RunError, counted
 from reshard.index import Checksum, Extent, TensorSpec
 from reshard.layout.box import Box
 from reshard.layout.tensor import Cell, Layout
 from reshard.planning.misfits import ShardMisfits
 from reshard.planning.names import layer_pattern
-from reshard.planning.show import Holders, Row, cells_of, table
+from reshard.planning.show import Row, cells_of, table
 from reshard.planning.steps import Piece, Step
 
 SCHEMA = 3
-Fate = Literal["dropped", "absent"]
-Link = Literal["", "reflink", "hardlink"]
-Part = Literal["", "ranks", "share"]
+LinkKind = Literal["", "reflink", "hardlink"]
+TargetPart = Literal["", "ranks", "share"]
 
 
 class SourceFile(Struct, frozen=True):
@@ -93,7 +93,7 @@ class SmallFile(Struct, frozen=True):
 class LeftOut(Struct, frozen=True):
     """Names that do not reach the target, and why."""
 
-    fate: Fate
+    fate: Literal["dropped", "absent"]
     reason: str
     names: tuple[str, ...]
 
@@ -126,7 +126,7 @@ class Plan(Struct, frozen=True):
     total: int = 1
     identity: str = ""
     made_of: dict[str, str] = {}
-    part: Part = ""
+    part: TargetPart = ""
     closing: tuple[SmallFile, ...] = ()
     named_by: tuple[str, ...] = ()
     shared_block_nbytes: int = 0
@@ -250,7 +250,7 @@ class FileResult(Struct, frozen=True):
     nbytes: int
     runs: tuple[Run, ...]
     read_nbytes: int = 0
-    link: Link = ""
+    link: LinkKind = ""
     misfits: tuple[ShardMisfits, ...] = ()
     shared_nbytes: int = 0
 

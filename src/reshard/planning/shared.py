@@ -48,11 +48,11 @@ class Shared(Struct, frozen=True, order=True):
         return Shared(start, nbytes, self.source, start + self.shift)
 
 
-Lying = tuple[Move, Sequence[tuple[int, Shared]]]
+SharedMove = tuple[Move, Sequence[tuple[int, Shared]]]
 """A move, and by target file what of it lies together in a source file, too."""
 
 
-def with_same_bytes(moves: Iterable[Move]) -> list[Lying]:
+def with_same_bytes(moves: Iterable[Move]) -> list[SharedMove]:
     """Each move, and the target files that have bytes as they lie together in a source file."""
     return [
         (move, [(target.file, run) for target in move.targets for run in same_bytes(move.step, move.dtype, target)])
@@ -60,7 +60,7 @@ def with_same_bytes(moves: Iterable[Move]) -> list[Lying]:
     ]
 
 
-def shared_of(moves: Iterable[Lying], block_nbytes: int) -> dict[int, list[Shared]]:
+def shared_of(moves: Iterable[SharedMove], block_nbytes: int) -> dict[int, list[Shared]]:
     """For each target file the whole blocks that it may share, in order. Neighbours count as one."""
     runs: dict[int, list[Shared]] = {}
     for _, lying in moves:
@@ -126,7 +126,7 @@ class Rest(Struct, frozen=True):
     held: tuple[tuple[int, int, int], ...]
 
 
-def without_shared(moves: Iterable[Lying], shared: Mapping[int, Sequence[tuple[int, int]]]) -> Rest:
+def without_shared(moves: Iterable[SharedMove], shared: Mapping[int, Sequence[tuple[int, int]]]) -> Rest:
     """Moves of bytes alone become moves of those that a file does not share; all others stay whole.
 
     ``shared``: by target file, where bytes that it shares begin and end, in order.

@@ -8,13 +8,13 @@ from itertools import product
 
 from msgspec import Struct
 
+from reshard.drawing import Holders
 from reshard.index import ZEROS
 from reshard.layout.tensor import Cell, Layout, Sharding
 from reshard.planning.catalog import Catalog, Grid, Held, Tensor
 from reshard.planning.names import layer_pattern
 
 _MOST_ROWS = 60
-Holders = tuple[tuple[int, ...], ...]
 
 
 class Row(Struct, frozen=True):

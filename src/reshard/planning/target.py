@@ -18,7 +18,7 @@ from reshard.planning.catalog import Catalog
 from reshard.planning.decide import Decisions, Kept, Missing
 from reshard.planning.lora_values import LoraMerge
 from reshard.planning.names import NameRules
-from reshard.planning.plan import FileForm, Part, PlannedFile, Slot, SmallFile
+from reshard.planning.plan import FileForm, PlannedFile, Slot, SmallFile, TargetPart
 from reshard.planning.shared import COPIED, LEAST_NBYTES, same_bytes
 from reshard.planning.shares import Group, Share, divided
 from reshard.planning.steps import Piece
@@ -106,7 +106,7 @@ class Target(Struct, frozen=True):
         return self.kind.strategy
 
     @property
-    def part(self) -> Part:
+    def part(self) -> TargetPart:
         return "share" if self.share else "ranks" if self.ranks is not None else ""
 
     @property
@@ -131,7 +131,7 @@ class Choices(Struct, frozen=True):
     lora: LoraMerge | None = None
 
 
-Cut = tuple[int, int]
+SlotNumbers = tuple[int, int]
 """The numbers of a planned tensor and of the layout that says what each rank's file holds of it."""
 Texts = tuple[tuple[str, str], ...]
 
@@ -148,7 +148,7 @@ class Draft:
         self.forms: list[FileForm] = []
         self.layouts: dict[Layout, int] = {}
         self._shapes: list[tuple[int, ...]] = []
-        self._numbers: dict[tuple[tuple[Cut, ...], Texts, Framed, Texts], int] = {}
+        self._numbers: dict[tuple[tuple[SlotNumbers, ...], Texts, Framed, Texts], int] = {}
         self._texts = []
         for name, by_rank in source.texts.items():
             if choices.rules.takes(name):
@@ -180,7 +180,7 @@ class Draft:
             notes["remove_redundancy"] = str(drop_redundancy)
         return tuple(notes.items())
 
-    def cut(self, kept: Kept, layout: Layout, source_rank: int) -> Cut:
+    def cut(self, kept: Kept, layout: Layout, source_rank: int) -> SlotNumbers:
         """What files hold of a tensor; ``source_rank`` counts where the tensor's value varies."""
         number = self.assembler.number(kept, source_rank if kept.varied else ANY_RANK)
         if layout not in self.layouts:
@@ -188,7 +188,7 @@ class Draft:
             self._shapes.append(layout.shard_shape)
         return number, self.layouts[layout]
 
-    def form(self, cuts: tuple[Cut, ...], texts: Texts, format: Framed, notes: Texts) -> int:
+    def form(self, cuts: tuple[SlotNumbers, ...], texts: Texts, format: Framed, notes: Texts) -> int:
         """The number of the form of files that hold these: each kind of file is laid out once, however many ranks have
         one of its kind. Raises FormatError for what the format cannot hold.
         """
@@ -205,7 +205,7 @@ class Draft:
             self.forms.append(FileForm(frame.nbytes, frame.pieces, slots, frame.checksums, dict(texts), dict(notes)))
         return self._numbers[key]
 
-    def _phases(self, cuts: tuple[Cut, ...]) -> Phases:
+    def _phases(self, cuts: tuple[SlotNumbers, ...]) -> Phases:
         """Where in a block the first rank's shards lie in the source; where these are whole blocks, all others, too."""
         layouts, block_nbytes = list(self.layouts), self.target.shared_block_nbytes
         begins = {}

@@ -27,8 +27,7 @@ MAX_ROWS = 20_000
 MAX_CELLS = 1_000_000
 """Parts of tensors in files, of which a page tells at most."""
 
-_Names = list[tuple[str, str]]
-_Tensor = tuple[str, str, TensorSpec, Callable[[], TensorKind]]
+_ListedTensor = tuple[str, str, TensorSpec, Callable[[], TensorKind]]
 """Its name, its name in the source, what it is whole, and what makes its kind."""
 
 
@@ -36,7 +35,7 @@ def checkpoint_report(source: Catalog, path: str, prints: tuple[Print, ...] = ()
     """What a checkpoint holds. ``path`` is what the user named."""
     places = SourcePlacements(source)
 
-    def tensors() -> Iterator[_Tensor]:
+    def tensors() -> Iterator[_ListedTensor]:
         for tensor in source.tensors.values():
             spec, number = tensor.spec, partial(places.number, tensor)
             made = partial(_kind, spec, spec.dtype, number, state=is_state(tensor.name))
@@ -60,7 +59,7 @@ def plan_report(
     """What a conversion does and did. ``paths``: source and target as the user named them."""
     from_places, to_places, origins = SourcePlacements(source), TargetPlacements(plan), Origins(source)
 
-    def tensors() -> Iterator[_Tensor]:
+    def tensors() -> Iterator[_ListedTensor]:
         for tensor, varied in _by_name(plan):
             number = partial(from_places.number, source.tensors[tensor.source_name])
             numbers = partial(to_places.numbers, tensor.name)
@@ -120,9 +119,9 @@ def _with_origins(made: Callable[[], TensorKind], origins: Origins, tensor: Plan
     return replace(made(), origins=origins.of(tensor))
 
 
-def _listed(tensors: Iterable[_Tensor], places: Sequence[Numbered]) -> tuple[tuple[TensorKind, ...], Unlisted]:
+def _listed(tensors: Iterable[_ListedTensor], places: Sequence[Numbered]) -> tuple[tuple[TensorKind, ...], Unlisted]:
     """Tensors by their kinds, as far as a browser can show them, and how much there is beyond."""
-    kinds: dict[TensorKind, _Names] = {}
+    kinds: dict[TensorKind, list[tuple[str, str]]] = {}
     rows: set[tuple[TensorKind, str]] = set()
     beyond = Unlisted()
     for name, source_name, spec, made in tensors:

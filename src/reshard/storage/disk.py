@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reshard.errors import CheckpointError, StorageError
-from reshard.planning.plan import Link
+from reshard.planning.plan import LinkKind
 from reshard.storage.clones import clone_file, clone_range, copy_range
 from reshard.storage.machine import filesystem
 from reshard.storage.storage import PART, Entry, NewFile, ReadFile, SharedBytes, reported, translated
@@ -251,13 +251,13 @@ class Disk:
     ) -> NewFile:
         return DiskNewFile(path, nbytes, fsync=fsync, share=share)
 
-    def link(self, path: str, twin: str, *, fsync: bool) -> Link:
+    def link(self, path: str, twin: str, *, fsync: bool) -> LinkKind:
         """A reflink where the file system has them: later changes of one do not reach the other. Else a hard link."""
         part = twin + PART
         with reported(twin):
             os.makedirs(os.path.dirname(twin) or ".", exist_ok=True)
             Path(part).unlink(missing_ok=True)
-            kind: Link = "reflink" if _cloned_whole(path, part) else "hardlink"
+            kind: LinkKind = "reflink" if _cloned_whole(path, part) else "hardlink"
             if kind == "hardlink":
                 os.link(path, part)
             os.rename(part, twin)

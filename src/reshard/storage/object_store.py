@@ -8,7 +8,7 @@ from functools import cache
 
 from reshard.errors import CheckpointError, RunError, StorageError, UsageError
 from reshard.formats.registry import format_of
-from reshard.planning.plan import Link
+from reshard.planning.plan import LinkKind
 from reshard.storage.bucket import Bucket, Meta, Upload
 from reshard.storage.bucket_settings import READ_ONLY, Address, address_of
 from reshard.storage.storage import Entry, NewFile, ReadFile, SharedBytes
@@ -133,7 +133,7 @@ class ObjectStore:
         upload = self._bucket.upload(address_of(path).key, nbytes, part, at_once)
         return ObjectNewFile(upload, path, nbytes, part)
 
-    def link(self, path: str, twin: str, *, fsync: bool) -> Link:
+    def link(self, path: str, twin: str, *, fsync: bool) -> LinkKind:
         """A copy that the store makes; a large object passes through here, which no store copies in one request."""
         self._check_writable(twin)
         key, other = address_of(path).key, address_of(twin).key

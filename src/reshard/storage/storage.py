@@ -16,7 +16,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from reshard.errors import CheckpointError, ReshardError, StorageError, UsageError
-from reshard.planning.plan import Link
+from reshard.planning.plan import LinkKind
 
 PART = ".part"
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -114,7 +114,7 @@ class Storage(Protocol):
         """
         ...
 
-    def link(self, path: str, twin: str, *, fsync: bool) -> Link:
+    def link(self, path: str, twin: str, *, fsync: bool) -> LinkKind:
         """Make ``twin`` a file of the same content that shares its bytes; say how."""
         ...
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from reshard.errors import StrategyError
 
-Names = Mapping[str, Any]
+KnownValues = Mapping[str, Any]
 
 _BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
@@ -38,7 +38,7 @@ _COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
 _FUNCTIONS: dict[str, Callable[..., Any]] = {"min": min, "max": max, "int": int}
 
 
-def evaluate(expression: object, names: Names) -> Any:
+def evaluate(expression: object, names: KnownValues) -> Any:
     """What an expression gives; a value that is not text stands for itself.
 
     Raises StrategyError with the expression and what is wrong in it: syntax, an unknown name, a value that is not
@@ -85,7 +85,7 @@ def _names_in(expression: str) -> frozenset[str]:
     return frozenset(found - _FUNCTIONS.keys())
 
 
-def _value(node: ast.expr, names: Names) -> Any:
+def _value(node: ast.expr, names: KnownValues) -> Any:
     if isinstance(node, ast.Constant):
         return node.value
     if isinstance(node, ast.Name):
@@ -98,13 +98,13 @@ def _value(node: ast.expr, names: Names) -> Any:
     return compound(node, names)
 
 
-def _arithmetic(node: ast.BinOp, names: Names) -> Any:
+def _arithmetic(node: ast.BinOp, names: KnownValues) -> Any:
     if type(node.op) not in _BINARY:
         raise StrategyError(f"{ast.unparse(node)!r}: only + - * // % are known")
     return _BINARY[type(node.op)](_value(node.left, names), _value(node.right, names))
 
 
-def _negated(node: ast.UnaryOp, names: Names) -> Any:
+def _negated(node: ast.UnaryOp, names: KnownValues) -> Any:
     value = _value(node.operand, names)
     if isinstance(node.op, ast.Not):
         return not value
@@ -113,11 +113,11 @@ def _negated(node: ast.UnaryOp, names: Names) -> Any:
     raise StrategyError(f"{ast.unparse(node)!r} is not allowed here")
 
 
-def _chosen(node: ast.IfExp, names: Names) -> Any:
+def _chosen(node: ast.IfExp, names: KnownValues) -> Any:
     return _value(node.body if _value(node.test, names) else node.orelse, names)
 
 
-def _either(node: ast.BoolOp, names: Names) -> Any:
+def _either(node: ast.BoolOp, names: KnownValues) -> Any:
     """``and`` and ``or``: the operand that decides, the rest unread."""
     stop = isinstance(node.op, ast.Or)
     value = None
@@ -128,7 +128,7 @@ def _either(node: ast.BoolOp, names: Names) -> Any:
     return value
 
 
-def _compared(node: ast.Compare, names: Names) -> bool:
+def _compared(node: ast.Compare, names: KnownValues) -> bool:
     left = _value(node.left, names)
     for kind, operand in zip(node.ops, node.comparators, strict=True):
         right = _value(operand, names)
@@ -138,7 +138,7 @@ def _compared(node: ast.Compare, names: Names) -> bool:
     return True
 
 
-def _called(node: ast.Call, names: Names) -> Any:
+def _called(node: ast.Call, names: KnownValues) -> Any:
     called = node.func.id if isinstance(node.func, ast.Name) else ast.unparse(node.func)
     function = _FUNCTIONS.get(called) or names.get(called)
     if not callable(function) or node.keywords or any(isinstance(a, ast.Starred) for a in node.args):
@@ -146,7 +146,7 @@ def _called(node: ast.Call, names: Names) -> Any:
     return function(*[_value(argument, names) for argument in node.args])
 
 
-_COMPOUND: dict[type[ast.expr], Callable[[Any, Names], Any]] = {
+_COMPOUND: dict[type[ast.expr], Callable[[Any, KnownValues], Any]] = {
     ast.BinOp: _arithmetic,
     ast.UnaryOp: _negated,
     ast.IfExp: _chosen,

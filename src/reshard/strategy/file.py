@@ -9,7 +9,7 @@ from typing import Literal
 from msgspec import Struct
 
 from reshard.errors import StrategyError
-from reshard.layout.stages import Entry
+from reshard.layout.stages import AnySharding
 
 Encoding = Literal["ckpt", "json"]
 STAGE_PREFIX = re.compile(r"(\d+)-(.+)", re.DOTALL)
@@ -28,7 +28,7 @@ class Operator(Struct, frozen=True):
 class LayoutItem(Struct, frozen=True):
     """One tensor's entry, decoded, and ``body`` as its encoding stores it."""
 
-    entry: Entry
+    entry: AnySharding
     body: bytes
 
 
@@ -60,5 +60,5 @@ class StrategyFile(Struct, frozen=True):
     def made(self) -> bool:
         return any(op.name.startswith(MADE) for op in self.operators)
 
-    def entries(self) -> dict[str, Entry]:
+    def entries(self) -> dict[str, AnySharding]:
         return {name: item.entry for name, item in self.layouts.items()}

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from reshard.errors import StorageError, StrategyError, counted, listed
 from reshard.foreign import HEAD_NBYTES, foreign
-from reshard.layout.stages import Entry, Strategy
+from reshard.layout.stages import AnySharding, Strategy
 from reshard.layout.tensor import Sharding
 from reshard.strategy.file import STAGE_PREFIX, LayoutItem, Operator, StrategyFile
 from reshard.strategy.json_file import read_json, write_json
@@ -238,5 +238,5 @@ def _devices(file: StrategyFile) -> int:
     return next(iter(counts))
 
 
-def _sharding_of(entry: Entry) -> Sharding:
+def _sharding_of(entry: AnySharding) -> Sharding:
     return entry if isinstance(entry, Sharding) else entry.sharding

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from reshard.errors import LayoutError, StrategyError
-from reshard.layout.stages import Entry, Factored
+from reshard.layout.stages import AnySharding, Factored
 from reshard.layout.tensor import Layout
 from reshard.strategy.file import LayoutItem, Operator, StrategyFile
 from reshard.strategy.protobuf import opt_shard_step, refuse_manual_split, sharding
@@ -93,7 +93,7 @@ def _ints(name: str, body: dict[str, Any], key: str) -> tuple[int, ...]:
     return tuple(value)
 
 
-def _entry(name: str, body: Any) -> Entry:
+def _entry(name: str, body: Any) -> AnySharding:
     if not name.isprintable() and any("\ud800" <= c <= "\udfff" for c in name):
         raise StrategyError(f"{name!r} is not Unicode")
     if not isinstance(body, dict):

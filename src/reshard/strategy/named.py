@@ -137,10 +137,10 @@ def named_by_headers(
     return found
 
 
-Fit = tuple[RuleBlock, CutRule, dict[str, Any]]
+_FittingRule = tuple[RuleBlock, CutRule, dict[str, Any]]
 
 
-def _fitting(block: RuleBlock, name: str, names: Mapping[str, Any]) -> Iterator[Fit]:
+def _fitting(block: RuleBlock, name: str, names: Mapping[str, Any]) -> Iterator[_FittingRule]:
     start = _prefix_pattern(block.prefix).match(name)
     if start is None:
         return

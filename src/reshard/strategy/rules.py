@@ -16,7 +16,7 @@ from reshard.errors import InputError, StrategyError
 from reshard.strategy.expression import parse
 from reshard.yaml_text import read_yaml
 
-Cut = tuple[tuple[str, ...], ...]
+AxesByDim = tuple[tuple[str, ...], ...]
 """For each dim the axes that cut it, outermost first; ``()`` is uncut."""
 
 
@@ -63,7 +63,7 @@ class Case(Struct, frozen=True):
 
     when: object
     over: str
-    cut: Cut
+    cut: AxesByDim
 
 
 class CutRule(Struct, frozen=True):

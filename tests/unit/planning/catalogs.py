@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from reshard.families.rank_folders import catalog
 from reshard.index import Contents, Extent, Stored, TensorSpec
-from reshard.layout.stages import Entry, Strategy
+from reshard.layout.stages import AnySharding, Strategy
 from reshard.layout.tensor import Sharding
 from reshard.planning.catalog import Catalog, IndexedFile
 
@@ -17,7 +17,7 @@ WHOLE = Sharding((2,), ((),))
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def strategy(*stages: Mapping[str, Entry], devices: int = 2) -> Strategy:
+def strategy(*stages: Mapping[str, AnySharding], devices: int = 2) -> Strategy:
     return Strategy(tuple(stages), devices, "strategy/")
 
 

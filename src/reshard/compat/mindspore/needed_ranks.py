@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import product
 
-from reshard.layout.stages import Entry, Strategy
+from reshard.layout.stages import AnySharding, Strategy
 from reshard.layout.tensor import Sharding
 
 
@@ -35,7 +35,7 @@ def needed_ranks(source: Strategy, target: Strategy | None, rank: int) -> tuple[
     return tuple(sorted(s * source.devices + r for s in stages for r in needed))
 
 
-def _sharding(entry: Entry) -> Sharding:
+def _sharding(entry: AnySharding) -> Sharding:
     return entry if isinstance(entry, Sharding) else entry.sharding
 
 

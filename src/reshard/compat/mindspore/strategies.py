@@ -11,7 +11,7 @@ from msgspec import Struct
 from reshard.compat.mindspore.calls import as_rank, check_strategy_path, reference_errors
 from reshard.compat.mindspore.needed_ranks import needed_ranks
 from reshard.errors import counted
-from reshard.layout.stages import Entry
+from reshard.layout.stages import AnySharding
 from reshard.layout.tensor import Sharding
 from reshard.ops.strategies import merge
 from reshard.strategy.folder import read_strategy
@@ -19,7 +19,7 @@ from reshard.strategy.json_file import read_json
 from reshard.strategy.protobuf import opt_shard_step, read_protobuf
 
 
-class Dims(Struct, frozen=True):
+class DimList(Struct, frozen=True):
     """A list of numbers, as the messages of a strategy file have it."""
 
     dim: tuple[int, ...]
@@ -28,10 +28,10 @@ class Dims(Struct, frozen=True):
 class ParallelLayouts(Struct, frozen=True):
     """How one parameter is cut, in the fields of MindSpore's message of this name."""
 
-    dev_matrix: tuple[Dims, ...]
-    tensor_map: tuple[Dims, ...]
-    param_split_shape: tuple[Dims, ...]
-    indices_offset: tuple[Dims, ...]
+    dev_matrix: tuple[DimList, ...]
+    tensor_map: tuple[DimList, ...]
+    param_split_shape: tuple[DimList, ...]
+    indices_offset: tuple[DimList, ...]
     field: int
     opt_weight_shard_step: int
     opt_weight_shard_size: int
@@ -95,7 +95,7 @@ def build_searched_strategy(strategy_filename: str | None) -> dict[str, Parallel
     return {name: _layouts(entry) for name, entry in entries.items()}
 
 
-def _layouts(entry: Entry) -> ParallelLayouts:
+def _layouts(entry: AnySharding) -> ParallelLayouts:
     cut = entry if isinstance(entry, Sharding) else entry.sharding
     maps = [tuple(axes) or (-1,) for axes in cut.tensor_map]
     if all(len(m) == 1 for m in maps):
@@ -108,5 +108,5 @@ def _layouts(entry: Entry) -> ParallelLayouts:
     )
 
 
-def _dims(lists: Iterable[tuple[int, ...]]) -> tuple[Dims, ...]:
-    return tuple(map(Dims, lists))
+def _dims(lists: Iterable[tuple[int, ...]]) -> tuple[DimList, ...]:
+    return tuple(map(DimList, lists))
