@@ -25,7 +25,7 @@ NOT_TRUSTED = "its manifest is not trusted"
 class ByManifest(Struct, frozen=True):
     """What rank folders hold by the manifest beside them; else ``doubt`` says why one that is there does not count.
 
-    ``damaged``: it tells of these files, and wrongly; else it is of others, or of some.
+    ``damaged``: they are not as it says; else it tells of a part of them.
     """
 
     catalog: Catalog | None = None
@@ -47,37 +47,31 @@ def by_manifest(found: Found, files: Sequence[IndexedFile]) -> ByManifest:
         return ByManifest()
     try:
         manifest = read_manifest(place)
-        if others := _of_others(manifest, files):
-            return ByManifest(doubt=others)
-        if doubt := _misfit(manifest, files):
+        if doubt := _contradiction(manifest, files):
             return ByManifest(doubt=doubt, damaged=True)
+        if not manifest.complete:
+            return ByManifest(doubt="it tells of a part of the target only")
         return ByManifest(_catalog(files, manifest))
     except InputError as error:
         return ByManifest(doubt=error.message, damaged=True)
 
 
-def _of_others(manifest: Manifest, files: Sequence[IndexedFile]) -> str:
-    """How it tells of fewer files than there are; "" where it tells of all."""
-    if not manifest.complete:
-        return "it tells of a part of the target only"
-    untold = {file.name for file in files} - {file.path for file in manifest.files if file.tensors}
-    return f"{min(untold)} is none of its files" if untold else ""
-
-
-def _misfit(manifest: Manifest, files: Sequence[IndexedFile]) -> str:
-    """How the files are not those that the manifest tells of; "" where they are."""
+def _contradiction(manifest: Manifest, files: Sequence[IndexedFile]) -> str:
+    """How the files are not those that the manifest tells of; "" where they are. One of a part tells of some."""
+    told = {file.path: file for file in manifest.files if file.tensors}
+    for file in files:
+        if file.name not in told:
+            if manifest.complete:
+                return f"{file.name} is none of its files"
+        elif file.rank != told[file.name].rank:
+            return f"{file.name} is of rank {file.rank}, it says {told[file.name].rank}"
+        elif file.nbytes != told[file.name].nbytes:
+            return f"{file.name} has {counted(file.nbytes, 'byte')}, it says {told[file.name].nbytes:,}"
     if manifest.stages < 1 or manifest.world % manifest.stages:
         return f"it tells of {manifest.world} ranks in {manifest.stages} stages"
-    told = {file.path: file for file in manifest.files if file.tensors}
-    found = {file.name: file for file in files}
     ranks = {file.rank for file in manifest.files}
-    if manifest.world != len(ranks) or manifest.world <= max(ranks):
+    if manifest.complete and (manifest.world != len(ranks) or manifest.world <= max(ranks)):
         return f"it tells of {manifest.world} ranks and names files of {len(ranks)}"
-    for path, file in found.items():
-        if file.rank != told[path].rank:
-            return f"{path} is of rank {file.rank}, it says {told[path].rank}"
-        if file.nbytes != told[path].nbytes:
-            return f"{path} has {counted(file.nbytes, 'byte')}, it says {told[path].nbytes:,}"
     return ""
 
 
