@@ -81,6 +81,64 @@ def test_a_quantised_beginning_is_refused_with_the_initial_adapter_too(tmp_path:
         assert "--initial" not in str(refused.value)
 
 
+KINDS = (
+    "PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADALORA", "ADAMSS", "BOFT",
+    "ADAPTION_PROMPT", "BEFT", "LILY", "LOHA", "LOKR", "OFT", "POLY", "VERA", "FROD", "PVERA", "FOURIERFT", "GLORA",
+    "XLORA", "HRA", "VBLORA", "UNILORA", "CPT", "MISS", "RANDLORA", "ROAD", "HIRA", "SHIRA", "C3A", "WAVEFT", "OSF",
+    "DELORA", "GRALORA", "CARTRIDGE", "TINYLORA", "PSOFT", "PEANUT", "SHADOW", "SUPERTUNING", "DEFT",
+)  # fmt: skip
+"""All that PEFT 0.21 has and that are not merged."""
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "PeftType.LOHA", "OF_NEXT_YEAR"])
+def test_other_methods_are_refused_by_name(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(InputError, match=f"peft_type is {kind.removeprefix('PeftType.')}"):
+        read_config(configuration(tmp_path, peft_type=kind))
+
+
+def of_kind(folder: Path, kind: str, base: dict[str, np.ndarray], **tensors: np.ndarray) -> dict[str, np.ndarray]:
+    save_file({f"base_model.model.{n}": a for n, a in tensors.items()}, folder / "adapter_model.safetensors")
+    of_kinds = {"IA3": {"feedforward_modules": ["k"]}, "TRAINABLE_TOKENS": {"token_indices": [2, 0]}}
+    said = {"peft_type": kind, "target_modules": ["q"], **of_kinds.get(kind, {})}
+    (folder / "adapter_config.json").write_text(json.dumps(said))
+    return merged(base, folder)
+
+
+@pytest.fixture
+def adapter_folder(tmp_path: Path) -> Path:
+    (tmp_path / "adapter").mkdir()
+    return tmp_path / "adapter"
+
+
+def test_ia3_multiplies_outputs_with_their_bias_and_inputs(adapter_folder: Path) -> None:
+    base = {"q.weight": ones(3, 2), "q.bias": ones(3), "k.weight": ones(4, 2), "k.bias": ones(4)}
+    outputs, inputs = np.float32([[2], [3], [4]]), np.float32([[5, 6]])
+    found = of_kind(adapter_folder, "IA3", base, **{"q.ia3_l": outputs, "k.ia3_l": inputs})
+    np.testing.assert_array_equal(found["q.weight"], outputs * np.ones((3, 2), np.float32))
+    np.testing.assert_array_equal(found["q.bias"], [2, 3, 4])
+    np.testing.assert_array_equal(found["k.weight"], inputs * np.ones((4, 2), np.float32))
+    np.testing.assert_array_equal(found["k.bias"], base["k.bias"])
+
+
+def test_ia3_of_other_sizes_is_refused(adapter_folder: Path) -> None:
+    with pytest.raises(PlanError, match=r"q\.ia3_l: float32\[5, 1\] does not multiply q\.weight \[3, 2\]"):
+        of_kind(adapter_folder, "IA3", {"q.weight": ones(3, 2)}, **{"q.ia3_l": ones(5, 1)})
+
+
+def test_norms_that_were_tuned_replace_the_base_s(adapter_folder: Path) -> None:
+    base = {"n.weight": ones(3), "w": ones(2)}
+    found = of_kind(adapter_folder, "LN_TUNING", base, **{"n.ln_tuning_layers.weight": 7 * ones(3)})
+    np.testing.assert_array_equal(found["n.weight"], [7, 7, 7])
+    np.testing.assert_array_equal(found["w"], base["w"])
+
+
+def test_rows_that_were_trained_alone_replace_the_base_s(adapter_folder: Path) -> None:
+    rows = np.float32([[5, 6], [7, 8]])
+    base = {"e.weight": ones(4, 2)}
+    found = of_kind(adapter_folder, "TRAINABLE_TOKENS", base, **{"e.trainable_tokens_delta": rows})
+    np.testing.assert_array_equal(found["e.weight"], [[7, 8], [1, 1], [5, 6], [1, 1]])
+
+
 def test_of_another_method_its_name_is_enough(tmp_path: Path) -> None:
     with pytest.raises(InputError) as refused:
         read_config(configuration(tmp_path, peft_type="ADALORA", beta1=0.85))

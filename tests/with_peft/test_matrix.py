@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import reshard
+from lora.test_kinds import KINDS
 from making import read_file
 from reshard.errors import InputError
 from reshard.ops.adapters import AdapterAt
@@ -18,6 +19,7 @@ from reshard.ops.convert import execute
 from reshard.ops.lora import open_merge, plan_merge
 from reshard.ops.observer import Observer
 from reshard.ops.options import Options
+from reshard.ops.peft import MERGED
 
 peft = pytest.importorskip("peft", reason="no PEFT here; make test-peft has an environment with it")
 torch = pytest.importorskip("torch")
@@ -224,6 +226,52 @@ def test_a_merge_is_that_of_peft(name: str, tmp_path: Path) -> None:
     made = adapted(model, config, tmp_path / "adapter")
     found = merged(tmp_path / "adapter", tmp_path)
     compare(found, made.merge_and_unload(), {torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}.get(half, 0.0))
+
+
+OTHERS: dict[str, Any] = {
+    "IA3": lambda: peft.IA3Config(target_modules=["q_proj", "k_proj"], feedforward_modules=["k_proj"]),
+    "IA3: head and norms": lambda: peft.IA3Config(
+        target_modules=["q_proj", "lm_head"], feedforward_modules=[], modules_to_save=["norm"]
+    ),
+    "IA3: square inputs": lambda: peft.IA3Config(target_modules=["q_proj"], feedforward_modules=["q_proj"]),
+    "conv1d: IA3": lambda: peft.IA3Config(
+        target_modules=["c_attn", "c_proj"], feedforward_modules=["c_proj"], fan_in_fan_out=True
+    ),
+    "conv1d: IA3 outputs": lambda: peft.IA3Config(
+        target_modules=["c_attn", "c_proj"], feedforward_modules=[], fan_in_fan_out=True
+    ),
+    "LN_TUNING": lambda: peft.LNTuningConfig(target_modules=["norm"]),
+    "TRAINABLE_TOKENS": lambda: peft.TrainableTokensConfig(target_modules=["embed_tokens"], token_indices=[1, 5, 2]),
+    "tied: TRAINABLE_TOKENS": lambda: peft.TrainableTokensConfig(token_indices=[4, VOCAB - 1]),
+    "tied: IA3": lambda: peft.IA3Config(target_modules=["lm_head", "q_proj"], feedforward_modules=[]),
+    "bfloat16: IA3": lambda: peft.IA3Config(target_modules=["q_proj", "k_proj"], feedforward_modules=["k_proj"]),
+    "float16: IA3": lambda: peft.IA3Config(target_modules=["q_proj", "k_proj"], feedforward_modules=["k_proj"]),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", OTHERS)
+def test_adapters_of_other_kinds(name: str, tmp_path: Path) -> None:
+    model = Tiny(tied="tied" in name, conv1d="conv1d" in name)
+    half = getattr(torch, name.split(":")[0], torch.float32)
+    model = model.to(half)
+    save(model, tmp_path / "base" / "m.safetensors")
+    (tmp_path / "base" / "config.json").write_text(json.dumps(model.config))
+    made = peft.get_peft_model(model, OTHERS[name]())
+    shaken(made)
+    made.save_pretrained(tmp_path / "adapter")
+    found = merged(tmp_path / "adapter", tmp_path)
+    compare(found, made.merge_and_unload(), {torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}.get(half, 0.0))
+
+
+def test_each_type_of_peft_is_merged_or_refused_by_name(tmp_path: Path) -> None:
+    """Those of 0.21; whoever brings a newer one decides about its types."""
+    kinds = {kind.value for kind in peft.PeftType}
+    assert kinds == {*KINDS, *MERGED}
+    for kind in kinds - MERGED.keys():
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": kind, "r": 2, "lora_alpha": 2}))
+        with pytest.raises(InputError, match=f"peft_type is {kind}"):
+            reshard.lora_config(adapter=str(tmp_path))
 
 
 @pytest.mark.filterwarnings("ignore")

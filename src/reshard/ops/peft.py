@@ -32,6 +32,14 @@ _NEUTRAL = frozenset({
     "merge_weights", "lora_dtype", "lorap_emb_lr", "lorap_lr_ratio", "model_key_mapping", "group_tag",
 })  # fmt: skip
 
+MERGED = {
+    "LORA": frozenset[str](),
+    "IA3": frozenset({"feedforward_modules", "init_ia3_weights"}),
+    "LN_TUNING": frozenset[str](),
+    "TRAINABLE_TOKENS": frozenset({"init_weights", "token_indices"}),
+}
+"""Kinds of adapters that are merged, each with the keys that it has besides; other than LoRA has no scaling."""
+
 _OTHER_KINDS = {
     "alora_invocation_tokens": "the adapter acts after these tokens only (aLoRA), which no merged weight does",
     "arrow_config": "adapters are mixed token by token (Arrow)",
@@ -60,9 +68,13 @@ def refuse_other_kinds(content: Mapping[str, Any], path: str, *, initial: bool =
         raise InputError(f"not a plain LoRA adapter: {'; '.join(faults)}", path, _hint(content))
 
 
+def kind_of(content: Mapping[str, Any]) -> str:
+    return str(content.get("peft_type") or "LORA").rpartition(".")[2].upper()
+
+
 def _faults(content: Mapping[str, Any], *, initial: bool) -> Iterator[str]:
-    kind = str(content.get("peft_type") or "LORA").rpartition(".")[2]
-    if kind.upper() != "LORA":
+    kind = kind_of(content)
+    if kind not in MERGED:
         yield f"peft_type is {kind}"
         return
     init = str(content.get("init_lora_weights", True)).lower()
@@ -76,7 +88,8 @@ def _faults(content: Mapping[str, Any], *, initial: bool) -> Iterator[str]:
     elif init not in _INITS_ON_THE_BASE:
         yield f"init_lora_weights is {init}, which is not known here and may have changed the base"
     for key, value in content.items():
-        if not value or key in _COUNT or key in _NEUTRAL or key in ("peft_type", "init_lora_weights"):
+        known = key in _COUNT or key in _NEUTRAL or key in MERGED[kind] or key in ("peft_type", "init_lora_weights")
+        if not value or known:
             continue
         yield f"{key}: {_OTHER_KINDS.get(key, f'{_short(value)}, which is not known here and may change the sum')}"
 

@@ -14,7 +14,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from reshard.errors import InputError, UsageError
-from reshard.ops.peft import refuse_other_kinds
+from reshard.ops.peft import kind_of, refuse_other_kinds
 from reshard.planning.identity import hash_of_file
 from reshard.planning.lora_values import Rules, StoredOrder
 from reshard.planning.names import NameRules
@@ -141,10 +141,10 @@ def read_config(path: str | Path, scaling: Scaling | None = None, *, initial: bo
         raise InputError("not a configuration of PEFT", path)
     refuse_other_kinds(content, path, initial=initial)
     return LoraConfig(
-        scaling or _peft(content, path),
+        scaling or (_peft(content, path) if kind_of(content) == "LORA" else Fixed(1)),
         bool(content.get("fan_in_fan_out")),
         told_by=told_by,
-        tokens=_tokens(content.get("trainable_token_indices"), path),
+        tokens=_tokens(content.get("trainable_token_indices") or content.get("token_indices"), path),
         parameters=tuple(map(str, content.get("target_parameters") or ())),
         dora=bool(content.get("use_dora")),
         targets=_targets(content),

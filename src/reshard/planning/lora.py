@@ -50,6 +50,7 @@ class _Merging:
         self._how = how
         self._sums = LoraSums()
         self._rows: dict[str, NewRows] = {}
+        self._multiplied: set[str] = set()
         self._used: dict[str, str] = {}
         self._faults: list[str] = []
         self._warnings: dict[str, None] = {}
@@ -91,6 +92,7 @@ class _Merging:
         for name in layers.rows.keys() & self._rows.keys():
             self._faults.append(f"{name}: two adapters have rows of it")
         self._rows |= layers.rows
+        self._multiplied.update(layers.multiplied)
         self._warnings |= dict.fromkeys((*layers.warnings, *self._lacking(adapter, modules)))
 
     def _lacking(self, adapter: Adapter, modules: Iterable[str]) -> Iterator[str]:
@@ -113,11 +115,13 @@ class _Merging:
         """Raises PlanError."""
         sums, more = self._sums.made(self._how.combination)
         both = [f"{name}: an adapter adds to it and replaces rows of it" for name in sums.keys() & self._rows.keys()]
+        changed = sums.keys() | self._rows.keys()
+        both += [f"{name}: an adapter multiplies it and another changes it" for name in self._multiplied & changed]
         faults = [*self._faults, *more, *both, *self._hints.undecided(), *self._replacing.ends()]
         if faults:
             hint = self._hints.way_on or "is it the adapter of this model, and whole?"
             raise PlanError("the adapter does not fit:\n" + listed(faults), hint=hint)
-        if not (sums or self._rows or self._replacing.replaced):
+        if not (sums or self._rows or self._multiplied or self._replacing.replaced):
             raise PlanError("no LoRA tensors", hint=_NO_LORA)
         return LoraMerge(
             self._replacing.tensors,

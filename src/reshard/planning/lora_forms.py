@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from msgspec import Struct
+from msgspec.structs import replace
 
+from reshard.dtypes import FLOATING
+from reshard.errors import PlanError
 from reshard.layout.box import Box
-from reshard.planning.catalog import Tensor, seen_as
+from reshard.planning.catalog import Scales, Tensor, is_viewed, seen_as
 from reshard.planning.steps import Form
 
 Shape = tuple[int, ...]
@@ -62,6 +65,16 @@ def viewed(fit: Fit, weight: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tens
         seen_as(b, (b.spec.shape[0], fit.rank, experts)),
         seen_as(a, (experts, fit.rank, a.spec.shape[1])),
     )
+
+
+def multiplied(tensor: Tensor, by: Tensor, dim: int) -> Tensor:
+    """A tensor whose elements count by one number for each of that dim. Raises PlanError."""
+    shape = tensor.spec.shape
+    if tensor.scales or is_viewed(tensor) or tensor.spec.dtype not in FLOATING or by.spec.dtype not in FLOATING:
+        raise PlanError(f"{by.name}: {tensor.name} is {tensor.spec.dtype}, scaled or put together on the way")
+    one_by_one = tuple(n if d == dim else 1 for d, n in enumerate(shape))
+    block = tuple(1 if d == dim else max(n, 1) for d, n in enumerate(shape))
+    return replace(tensor, scales=Scales(seen_as(by, one_by_one), block), made=tensor.made or tensor.spec.dtype)
 
 
 def flat(tensor: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from reshard.dtypes import FLOATING
 from reshard.errors import PlanError
 from reshard.planning.catalog import Tensor, is_viewed
 from reshard.planning.lora_experts import saved_as
-from reshard.planning.lora_forms import Fit, fits_of, flat, viewed
+from reshard.planning.lora_forms import Fit, fits_of, flat, multiplied, viewed
 from reshard.planning.lora_hints import Hints
 from reshard.planning.lora_names import LoraPart, model_name
 from reshard.planning.lora_replaced import Replacing
@@ -37,6 +37,7 @@ class Layers:
     def __init__(self, adapter: Adapter, initial: Mapping[str, LayerParts], base: Replacing, hints: Hints) -> None:
         self.rows: dict[str, NewRows] = {}
         self.warnings: list[str] = []
+        self.multiplied: list[str] = []
         self._adapter = adapter
         self._rules = adapter.rules
         self._initial = initial
@@ -49,7 +50,9 @@ class Layers:
         try:
             if "tokens" in parts:
                 self._add_rows(layer, parts["tokens"])
-            if len(parts) > ("tokens" in parts):
+            if "times" in parts:
+                self.multiplied += self._multiply(layer, parts["times"])
+            if parts.keys() - {"tokens", "times"}:
                 self._add_sum(module, layer, parts, sums)
         except PlanError as misfit:
             yield misfit.message
@@ -94,8 +97,7 @@ class Layers:
     def _weight(self, layer: str, pair: Pair, *, embedding: bool, module: str) -> _FittedWeight:
         base = self._base.tensors
         renamed = self._rules.rename(layer)
-        names = (f"{renamed}.weight", renamed, f"{saved_as(renamed)}.weight")
-        name = next((n for n in names if n in base), None) or self._tied_weight(renamed)
+        name = self._called(renamed)
         if name is not None:
             fitting = self._fitting(base[name], pair, embedding=embedding)
             if not fitting:
@@ -117,6 +119,39 @@ class Layers:
             raise PlanError(f"{pair[0].name}: nothing tells of which parameter it is, {' or '.join(found)}")
         ((name, fitting),) = found.items()
         return _FittedWeight(base[name], self._one_fit(base[name], fitting), f"{layer}.{name.rpartition('.')[2]}")
+
+    def _called(self, renamed: str) -> str | None:
+        """The weight of a layer."""
+        names = (f"{renamed}.weight", renamed, f"{saved_as(renamed)}.weight")
+        return next((n for n in names if n in self._base.tensors), None) or self._tied_weight(renamed)
+
+    def _multiply(self, layer: str, by: Tensor) -> Iterator[str]:
+        """Let the weight of a layer, and of its outputs the bias, count by what (IA)³ trained; gives their names."""
+        renamed = self._rules.rename(layer)
+        name = self._called(renamed)
+        if name is None:
+            raise PlanError(f"{by.name}: {self._hints.no_base(f'{renamed}.weight')}")
+        if self._adapter.weight != 1:
+            raise PlanError(f"{by.name}: (IA)³ is merged whole and alone")
+        dim, bias = self._multiplied_dim(self._base.tensors[name], by), f"{name.removesuffix('weight')}bias"
+        both = (name, bias) if by.spec.shape[1] == 1 and bias in self._base.tensors else (name,)
+        for each in both:
+            self._base.tensors[each] = multiplied(self._base.tensors[each], by, 0 if each == bias else dim)
+            yield each
+
+    def _multiplied_dim(self, weight: Tensor, by: Tensor) -> int:
+        """Which dim of a weight are the outputs or inputs that are multiplied: (outputs, 1) or (1, inputs) tells."""
+        shape, of = weight.spec.shape, by.spec.shape
+        ways = (False, True) if self._rules.stored == "by shape" else (self._rules.stored == "in_out",)
+        fitting: dict[bool, int] = {}
+        if len(shape) == len(of) == 2 and 1 in of:
+            dims = {in_out: int((of[0] == 1) != in_out) for in_out in ways}
+            fitting = {in_out: dim for in_out, dim in dims.items() if shape[dim] == of[0] * of[1]}
+        if not fitting:
+            raise PlanError(f"{by.name}: {by.spec} does not multiply {weight.name} {list(shape)}")
+        if len(fitting) > 1:
+            self._hints.square(weight.name, in_out=self._rules.square_in_out)
+        return fitting.get(self._rules.square_in_out, next(iter(fitting.values())))
 
     def _is_parameter(self, name: str) -> bool:
         """Whether it has factors as a parameter, by whose name patterns know it."""

@@ -31,8 +31,8 @@ def as_made(source: Catalog, merge: LoraMerge, dtype: str) -> tuple[Catalog, Lor
             dropped[why] = (*dropped.get(why, ()), name)
             continue
         spec = spec_of(name, tensor, dtype)
-        apart = tensor.scales is not None and is_viewed(tensor)
-        if name in merge.changed or (spec != tensor.spec and not apart):
+        other = spec != tensor.spec or tensor.scales is not None
+        if name in merge.changed or (other and not (tensor.scales and is_viewed(tensor))):
             held = Held(MADE - len(made), (Extent(0, spec.nbytes),))
             made.append(MadeAs(name, spec.dtype))
             tensor = Tensor(name, spec, Loose((Shard(Box.whole(spec.shape), (held,)),)), tensor.known)

@@ -10,22 +10,23 @@ from msgspec import Struct
 
 from reshard.planning.names import is_state
 
-LoraPart = Literal["a", "b", "embedding_a", "embedding_b", "bias", "magnitude", "tokens"]
-"""A tensor's part in an adapter: the factors of a layer or an embedding, the bias of B, what DoRA scales by, and the
-rows of some tokens.
+LoraPart = Literal["a", "b", "embedding_a", "embedding_b", "bias", "magnitude", "tokens", "times"]
+"""A tensor's part in an adapter: the factors of a layer or an embedding, the bias of B, what DoRA scales by, the
+rows of some tokens, and by what (IA)³ multiplies outputs or inputs.
 """
 
 _PART = re.compile(
-    r"(?P<module>.+)\.(?:mindpet_delta_lora_(?P<mindpet>[ab])"
+    r"(?P<module>.+?)\.(?:mindpet_delta_lora_(?P<mindpet>[ab])"
     r"|lora_(?P<factor>[ABab])(?:\.(?:[^.]+\.)?weight)?"
     r"|lora_embedding_(?P<embedding>[AB])(?:\.[^.]+)?"
     r"|lora_B(?:\.[^.]+)?\.(?P<bias>bias)"
     r"|lora_(?P<magnitude>magnitude_vector)(?:\.[^.]+){0,2}"
-    r"|token_adapter\.(?P<tokens>trainable_tokens_delta)(?:\.[^.]+)?)"
+    r"|(?:token_adapter\.)?(?P<tokens>trainable_tokens_delta)(?:\.[^.]+)?"
+    r"|(?P<times>ia3_l)(?:\.[^.]+)?)"
 )
 _FRONT = "base_model.model."
 _WRAPPERS = re.compile(
-    r"\.token_adapter(?=\.base_layer\.)|\.base_layer(?=\.|$)|\.modules_to_save(?:\.[^.]+)?(?=\.)|\.original_module(?=\.)"
+    r"\.token_adapter(?=\.base_layer\.)|\.base_layer(?=\.|$)|\.(?:modules_to_save|ln_tuning_layers)(?:\.[^.]+)?(?=\.)|\.original_module(?=\.)"
 )
 _ORIGINAL = ".original_module."
 _WHOLE = ".modules_to_save."
@@ -33,7 +34,7 @@ _BESIDE = re.compile(r"\.token_adapter\.(?!trainable_tokens_delta|base_layer)")
 _OTHER_STYLES = {
     re.compile(r"\.lora_(?:down|up|mid)\.weight$|^lora_(?:unet|te\d?|transformer)_"): "kohya's",
     re.compile(r"\.lora\.(?:down|up)\.weight$|\.lora_linear_layer\.|_lora\.(?:down|up)\.weight$"): "old diffusers'",
-    re.compile(r"\.(?:hada_w|lokr_w|oft_[rRs]|boft_[rRs]|vera_lambda|ia3_l|randlora_)"): "of another method",
+    re.compile(r"\.(?:hada_w|lokr_w|oft_[rRs]|boft_[rRs]|vera_lambda|randlora_)"): "of another method",
     re.compile(r"\.adapter\.linear_(?:in|out)\."): "Megatron Bridge's and NeMo's",
 }
 _ANY_LORA = re.compile("lora", re.IGNORECASE)
@@ -67,7 +68,8 @@ def lora_name(name: str) -> LoraName | None:
         return LoraName(found["module"], "a" if factor in "aA" else "b")
     if found["embedding"]:
         return LoraName(found["module"], "embedding_a" if found["embedding"] == "A" else "embedding_b")
-    return LoraName(found["module"], "bias" if found["bias"] else "magnitude" if found["magnitude"] else "tokens")
+    alone: tuple[LoraPart, ...] = ("bias", "magnitude", "tokens", "times")
+    return LoraName(found["module"], next(part for part in alone if found[part]))
 
 
 def model_name(name: str) -> str:
