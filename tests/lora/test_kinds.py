@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from reshard.errors import InputError, PlanError
+from reshard.errors import InputError, PlanError, UsageError
+from reshard.ops.adapters import AdapterAt
 from reshard.ops.lora import lora_config, merge_lora
-from reshard.ops.scaling import LoraConfig, read_config
+from reshard.ops.scaling import LoraConfig, Unscaled, read_config
 
 OUT, IN, RANK = 6, 4, 2
 RNG = np.random.default_rng(3)
@@ -120,16 +121,63 @@ def test_ia3_multiplies_outputs_with_their_bias_and_inputs(adapter_folder: Path)
     np.testing.assert_array_equal(found["k.bias"], base["k.bias"])
 
 
-def test_ia3_of_other_sizes_is_refused(adapter_folder: Path) -> None:
-    with pytest.raises(PlanError, match=r"q\.ia3_l: float32\[5, 1\] does not multiply q\.weight \[3, 2\]"):
-        of_kind(adapter_folder, "IA3", {"q.weight": ones(3, 2)}, **{"q.ia3_l": ones(5, 1)})
+@pytest.mark.parametrize(("weight", "by"), [((3, 2), (5, 1)), ((4, 1), (1, 1)), ((4, 2, 3), (1, 4, 1))], ids=str)
+def test_ia3_whose_shape_does_not_tell_what_it_multiplies_is_refused(
+    adapter_folder: Path, weight: tuple[int, ...], by: tuple[int, ...]
+) -> None:
+    with pytest.raises(PlanError, match=r"q\.ia3_l: float32\[.*\] does not multiply q\.weight"):
+        of_kind(adapter_folder, "IA3", {"q.weight": ones(*weight)}, **{"q.ia3_l": ones(*by)})
+
+
+def test_a_square_weight_beside_ones_stored_in_out_is_asked_for(adapter_folder: Path) -> None:
+    base = {"q.weight": ones(3, 3), "k.weight": ones(3, 4)}
+    with pytest.raises(PlanError, match=r"q\.weight: nothing tells whether it is stored .*k\.weight is \[in, out\]"):
+        of_kind(adapter_folder, "IA3", base, **{"q.ia3_l": ones(3, 1), "k.ia3_l": ones(4, 1)})
+
+
+def test_ia3_has_no_scaling(adapter_folder: Path) -> None:
+    configuration(adapter_folder, peft_type="IA3")
+    for more in ({"scaling": "2"}, {"alpha": 2.0, "rank": 1}):
+        with pytest.raises(UsageError, match="a scaling for an adapter of peft_type IA3"):
+            lora_config(adapter=str(adapter_folder), **more)
+
+
+def test_factors_under_a_kind_that_has_none_are_refused(adapter_folder: Path) -> None:
+    with pytest.raises(InputError, match="q has factors, and peft_type is IA3"):
+        of_kind(
+            adapter_folder, "IA3", {"q.weight": ones(3, 2)}, **{"q.lora_A.weight": ones(1, 2), "q.lora_B.weight": ones(3, 1)}
+        )
+
+
+@pytest.mark.parametrize("also", ["q.lora_A.weight", "q.trainable_tokens_delta"])
+def test_what_ia3_multiplies_nothing_else_changes(tmp_path: Path, also: str) -> None:
+    save_file({"q.weight": ones(3, 2)}, tmp_path / "base.safetensors")
+    paths = [tmp_path / "one", tmp_path / "two"]
+    factors = {"q.lora_A.weight": ones(1, 2), "q.lora_B.weight": ones(3, 1)}
+    configuration(paths[0], peft_type="IA3")
+    save_file({"q.ia3_l": ones(3, 1)}, paths[0] / "adapter_model.safetensors")
+    configuration(paths[1], r=1, trainable_token_indices=None if also in factors else [0])
+    save_file(factors if also in factors else {also: ones(1, 2)}, paths[1] / "adapter_model.safetensors")
+    adapters = [AdapterAt(str(path), lora_config(adapter=str(path))) for path in paths]
+    with pytest.raises(PlanError, match="multiplies it and another changes it|scaled"):
+        merge_lora(tmp_path / "base.safetensors", tmp_path / "out.safetensors", adapters)
 
 
 def test_norms_that_were_tuned_replace_the_base_s(adapter_folder: Path) -> None:
     base = {"n.weight": ones(3), "w": ones(2)}
     found = of_kind(adapter_folder, "LN_TUNING", base, **{"n.ln_tuning_layers.weight": 7 * ones(3)})
-    np.testing.assert_array_equal(found["n.weight"], [7, 7, 7])
+    np.testing.assert_array_equal(found["n.weight"], np.float32([7, 7, 7]))
     np.testing.assert_array_equal(found["w"], base["w"])
+
+
+def test_tuned_norms_in_a_model_that_was_saved_with_them(tmp_path: Path) -> None:
+    save_file(
+        {"n.base_layer.weight": ones(3), "n.ln_tuning_layers.default.weight": 7 * ones(3), "w": ones(2)},
+        tmp_path / "base.safetensors",
+    )
+    merge_lora(tmp_path / "base.safetensors", tmp_path / "out.safetensors", LoraConfig(Unscaled("LN_TUNING")))
+    found = load_file(tmp_path / "out.safetensors")
+    assert {name: values.tolist() for name, values in found.items()} == {"n.weight": [7, 7, 7], "w": [1, 1]}
 
 
 def test_rows_that_were_trained_alone_replace_the_base_s(adapter_folder: Path) -> None:

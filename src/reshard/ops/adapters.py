@@ -21,7 +21,7 @@ from reshard.ops.scaling import AlphaRank, LoraConfig
 from reshard.planning.catalog import Catalog, Held, IndexedFile, Loose, Tensor
 from reshard.planning.lora import merge_into
 from reshard.planning.lora_experts import saved_as
-from reshard.planning.lora_names import is_beside, lora_name, model_name, seems_lora
+from reshard.planning.lora_names import is_beside, is_whole, lora_name, model_name, seems_lora
 from reshard.planning.lora_replaced import both_ends, changes_an_end, head_of
 from reshard.planning.lora_values import Adapter, Combination, How, LoraMerge, Model
 from reshard.storage.storage import join
@@ -143,7 +143,7 @@ def _apart(base: Catalog) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     model: dict[str, Tensor] = {}
     inside: dict[str, Tensor] = {}
     for name, tensor in base.tensors.items():
-        of_adapter = seems_lora(name) or ".modules_to_save." in name or is_beside(name) or lora_name(name) is not None
+        of_adapter = seems_lora(name) or is_whole(name) or is_beside(name) or lora_name(name) is not None
         (inside if of_adapter else model)[name] = tensor
     called = Counter(map(model_name, model))
     if twice := [name for name in model if called[model_name(name)] > 1]:

@@ -55,7 +55,17 @@ class AlphaRank(Struct, frozen=True):
         return float(alpha / sqrt(rank) if self.rslora else Fraction(alpha) / rank)
 
 
-Scaling = Fixed | AlphaRank
+class Unscaled(Struct, frozen=True):
+    """Of a kind of adapter without factors."""
+
+    kind: str
+
+    def of(self, layer: str, rank: int) -> float:
+        """Raises InputError."""
+        raise InputError(f"{layer} has factors, and peft_type is {self.kind}", hint="is it this adapter's?")
+
+
+Scaling = Fixed | AlphaRank | Unscaled
 
 
 class LoraConfig(Struct, frozen=True):
@@ -141,7 +151,7 @@ def read_config(path: str | Path, scaling: Scaling | None = None, *, initial: bo
         raise InputError("not a configuration of PEFT", path)
     refuse_other_kinds(content, path, initial=initial)
     return LoraConfig(
-        scaling or (_peft(content, path) if kind_of(content) == "LORA" else Fixed(1)),
+        _scaling(content, path, scaling),
         bool(content.get("fan_in_fan_out")),
         told_by=told_by,
         tokens=_tokens(content.get("trainable_token_indices") or content.get("token_indices"), path),
@@ -150,6 +160,15 @@ def read_config(path: str | Path, scaling: Scaling | None = None, *, initial: bo
         targets=_targets(content),
         saved=tuple(map(str, content.get("modules_to_save") or ())),
     )
+
+
+def _scaling(content: Mapping[str, Any], path: str, said: Scaling | None) -> Scaling:
+    kind = kind_of(content)
+    if kind == "LORA":
+        return said or _peft(content, path)
+    if isinstance(said, Fixed | AlphaRank):
+        raise UsageError(f"a scaling for an adapter of peft_type {kind}, which has none", hint="leave it out")
+    return Unscaled(kind)
 
 
 def _targets(content: Mapping[str, Any]) -> tuple[str, ...]:

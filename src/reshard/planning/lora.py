@@ -14,6 +14,7 @@ from reshard.planning.lora_names import (
     is_beside,
     is_original,
     is_repeated,
+    is_whole,
     lora_name,
     model_name,
 )
@@ -27,6 +28,7 @@ _ADDED = "LoRA weights, added to their base"
 _ORIGINALS = "originals that PEFT keeps beside what replaces them"
 _REPEATED = "what the adapter has twice, under two names"
 _TIED = "the head's weight, which is the embedding's"
+_MULTIPLIED = "what (IA)³ multiplied weights by"
 _RESIDUES = "copies of what the training had left of the base"
 _FIRST = "factors that the adapter began with, taken away"
 
@@ -87,7 +89,8 @@ class _Merging:
         self._sums.begin()
         for module, parts in modules.items():
             self._faults += layers.add(module, parts, self._sums)
-        self._used.update((t.name, _ADDED) for parts in modules.values() for t in parts.values())
+        for part, tensor in (each for parts in modules.values() for each in parts.items()):
+            self._used[tensor.name] = _MULTIPLIED if part == "times" else _ADDED
         self._used.update((t.name, _FIRST) for t in adapter.initial.values())
         for name in layers.rows.keys() & self._rows.keys():
             self._faults.append(f"{name}: two adapters have rows of it")
@@ -100,7 +103,8 @@ class _Merging:
         goes, as in PEFT.
         """
         ends = tuple(f".{target}" for target in adapter.rules.targets)
-        there = {adapter.rules.rename(model_name(module)) for module in modules}
+        whole = (name.rpartition(".")[0] for name in adapter.tensors if is_whole(name))
+        there = {adapter.rules.rename(model_name(module)) for module in (*modules, *whole)}
         layers = (name.removesuffix(".weight") for name in self._replacing.tensors if name.endswith(".weight"))
         lacking = [name for name in layers if name not in there and f".{name}".endswith(ends)] if ends else []
         if lacking:

@@ -8,7 +8,6 @@ from functools import cached_property
 from itertools import takewhile
 
 from reshard.planning.catalog import Tensor
-from reshard.planning.lora_forms import Fit
 from reshard.planning.lora_names import lora_name
 from reshard.planning.names import is_state, layer_numbers
 from reshard.planning.other_names import of_hugging_face
@@ -28,10 +27,9 @@ class Hints:
         """Shapes leave open how it is stored, and it is taken as stored so."""
         self._square[weight] = in_out
 
-    def told(self, weight: str, fit: Fit) -> None:
+    def told(self, weight: str, *, in_out: bool) -> None:
         """Shapes tell how it is stored."""
-        if fit.told:
-            self._told.setdefault(fit.in_out, weight)
+        self._told.setdefault(in_out, weight)
 
     def undecided(self) -> Iterator[str]:
         """Square weights of which nothing tells how they are stored: other layers say that this model has both ways."""

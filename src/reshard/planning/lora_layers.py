@@ -144,14 +144,17 @@ class Layers:
         shape, of = weight.spec.shape, by.spec.shape
         ways = (False, True) if self._rules.stored == "by shape" else (self._rules.stored == "in_out",)
         fitting: dict[bool, int] = {}
-        if len(shape) == len(of) == 2 and 1 in of:
+        if len(shape) == len(of) == 2 and of.count(1) == 1:
             dims = {in_out: int((of[0] == 1) != in_out) for in_out in ways}
             fitting = {in_out: dim for in_out, dim in dims.items() if shape[dim] == of[0] * of[1]}
         if not fitting:
             raise PlanError(f"{by.name}: {by.spec} does not multiply {weight.name} {list(shape)}")
         if len(fitting) > 1:
             self._hints.square(weight.name, in_out=self._rules.square_in_out)
-        return fitting.get(self._rules.square_in_out, next(iter(fitting.values())))
+            return fitting[self._rules.square_in_out]
+        ((in_out, dim),) = fitting.items()
+        self._hints.told(weight.name, in_out=in_out)
+        return dim
 
     def _is_parameter(self, name: str) -> bool:
         """Whether it has factors as a parameter, by whose name patterns know it."""
@@ -173,8 +176,8 @@ class Layers:
     def _one_fit(self, weight: Tensor, fitting: list[Fit]) -> Fit:
         """The way in which the weight is stored. Only square ones leave it open."""
         if len(fitting) == 1:
-            if fitting[0].form in ("out_in", "in_out"):
-                self._hints.told(weight.name, fitting[0])
+            if fitting[0].told:
+                self._hints.told(weight.name, in_out=fitting[0].in_out)
             return fitting[0]
         chosen = next((f for f in fitting if f.told and f.in_out == self._rules.square_in_out), None)
         if chosen is None:

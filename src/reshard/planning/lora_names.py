@@ -29,7 +29,7 @@ _WRAPPERS = re.compile(
     r"\.token_adapter(?=\.base_layer\.)|\.base_layer(?=\.|$)|\.(?:modules_to_save|ln_tuning_layers)(?:\.[^.]+)?(?=\.)|\.original_module(?=\.)"
 )
 _ORIGINAL = ".original_module."
-_WHOLE = ".modules_to_save."
+_WHOLE = re.compile(r"\.(?:modules_to_save|ln_tuning_layers)(?=\.)")
 _BESIDE = re.compile(r"\.token_adapter\.(?!trainable_tokens_delta|base_layer)")
 _OTHER_STYLES = {
     re.compile(r"\.lora_(?:down|up|mid)\.weight$|^lora_(?:unet|te\d?|transformer)_"): "kohya's",
@@ -93,9 +93,14 @@ def is_original(name: str) -> bool:
     return _ORIGINAL in name
 
 
+def is_whole(name: str) -> bool:
+    """Whether it is of a layer that was trained whole."""
+    return _WHOLE.search(name) is not None
+
+
 def is_repeated(name: str, names: Container[str]) -> bool:
     """Whether what was trained whole is among ``names`` under its plain name, too: biases are, with ``bias: all``."""
-    return _WHOLE in name and name.replace(_WHOLE, ".") in names
+    return is_whole(name) and _WHOLE.sub("", name) in names
 
 
 def foreign_style(name: str) -> str:

@@ -238,6 +238,7 @@ const WORDS = {
 const REASONS_ZH = {
   "by --include / --exclude": "由 --include / --exclude 指定",
   "LoRA weights, added to their base": "LoRA 权重，已加到基础权重上",
+  "what (IA)³ multiplied weights by": "(IA)³ 的乘数，已乘到权重上",
   "factors that the adapter began with, taken away": "适配器开始时的因子，已减去",
   "copies of what the training had left of the base": "训练时基座剩余部分的副本",
   "originals that PEFT keeps beside what replaces them": "PEFT 在替换者旁边保留的原权重",
