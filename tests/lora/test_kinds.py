@@ -145,7 +145,10 @@ def test_ia3_has_no_scaling(adapter_folder: Path) -> None:
 def test_factors_under_a_kind_that_has_none_are_refused(adapter_folder: Path) -> None:
     with pytest.raises(InputError, match="q has factors, and peft_type is IA3"):
         of_kind(
-            adapter_folder, "IA3", {"q.weight": ones(3, 2)}, **{"q.lora_A.weight": ones(1, 2), "q.lora_B.weight": ones(3, 1)}
+            adapter_folder,
+            "IA3",
+            {"q.weight": ones(3, 2)},
+            **{"q.lora_A.weight": ones(1, 2), "q.lora_B.weight": ones(3, 1)},
         )
 
 
@@ -159,7 +162,7 @@ def test_what_ia3_multiplies_nothing_else_changes(tmp_path: Path, also: str) -> 
     configuration(paths[1], r=1, trainable_token_indices=None if also in factors else [0])
     save_file(factors if also in factors else {also: ones(1, 2)}, paths[1] / "adapter_model.safetensors")
     adapters = [AdapterAt(str(path), lora_config(adapter=str(path))) for path in paths]
-    with pytest.raises(PlanError, match="multiplies it and another changes it|scaled"):
+    with pytest.raises(PlanError, match=r"multiplies it and another changes it|scaled"):
         merge_lora(tmp_path / "base.safetensors", tmp_path / "out.safetensors", adapters)
 
 

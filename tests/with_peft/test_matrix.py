@@ -23,7 +23,9 @@ from reshard.ops.peft import MERGED
 
 peft = pytest.importorskip("peft", reason="no PEFT here; make test-peft has an environment with it")
 torch = pytest.importorskip("torch")
-from tiny import VOCAB, Tiny, save, shaken, values  # noqa: E402
+import transformers  # noqa: E402
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING  # noqa: E402
+from tiny import VOCAB, WIDTH, Tiny, save, shaken, values  # noqa: E402
 
 pytestmark = pytest.mark.peft
 Config = dict[str, Any]
@@ -264,14 +266,67 @@ def test_adapters_of_other_kinds(name: str, tmp_path: Path) -> None:
     compare(found, made.merge_and_unload(), {torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}.get(half, 0.0))
 
 
-def test_each_type_of_peft_is_merged_or_refused_by_name(tmp_path: Path) -> None:
-    """Those of 0.21; whoever brings a newer one decides about its types."""
-    kinds = {kind.value for kind in peft.PeftType}
-    assert kinds == {*KINDS, *MERGED}
-    for kind in kinds - MERGED.keys():
-        (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": kind, "r": 2, "lora_alpha": 2}))
-        with pytest.raises(InputError, match=f"peft_type is {kind}"):
-            reshard.lora_config(adapter=str(tmp_path))
+def llama() -> Any:
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 2}
+    return transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(vocab_size=32, num_hidden_layers=2, use_cache=False, **sizes)
+    )
+
+
+LLAMA = {"task_type": "CAUSAL_LM"}
+PROMPTS = {**LLAMA, "num_virtual_tokens": 2}
+MADE_WITH: dict[str, Config] = {
+    "ADALORA": {"total_step": 10},
+    "ADAPTION_PROMPT": {**LLAMA, "adapter_layers": 1, "adapter_len": 2},
+    "BOFT": {"boft_block_size": 2},
+    "C3A": {"block_size": 2},
+    "CARTRIDGE": PROMPTS,
+    "CPT": {**PROMPTS, "cpt_token_ids": [1, 2], "cpt_mask": [1, 1], "cpt_tokens_type_mask": [1, 2]},
+    "GRALORA": {"r": 2, "gralora_k": 2},
+    "MULTITASK_PROMPT_TUNING": {**PROMPTS, "num_tasks": 2},
+    "OFT": {"oft_block_size": 2},
+    "P_TUNING": PROMPTS,
+    "PREFIX_TUNING": PROMPTS,
+    "PROMPT_TUNING": PROMPTS,
+    "SHADOW": {**LLAMA, "target_modules": r".*\.layers\.\d+$"},
+    "VBLORA": {"vector_length": 2, "num_vectors": 4},
+}
+"""What PEFT wants for an adapter of a kind, besides the names of its layers."""
+
+
+def saved_by_peft(kind: str, folder: Path, tmp_path: Path) -> None:
+    more = MADE_WITH.get(kind, {})
+    model = llama() if "task_type" in more else Tiny()
+    if kind == "XLORA":
+        adapted(model, LINEAR, tmp_path / "lora")
+        more = {"hidden_size": WIDTH, "adapters": {"one": str(tmp_path / "lora")}}
+    elif "num_virtual_tokens" not in more and kind != "ADAPTION_PROMPT":
+        more = {"target_modules": ["q_proj"], **more}
+    peft.get_peft_model(model, PEFT_TYPE_TO_CONFIG_MAPPING[kind](**more)).save_pretrained(folder)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", sorted({kind.value for kind in peft.PeftType} - MERGED.keys()))
+def test_an_adapter_of_any_other_kind_is_refused_by_name(kind: str, tmp_path: Path) -> None:
+    save(Tiny(), tmp_path / "base" / "m.safetensors")
+    saved_by_peft(kind, tmp_path / "adapter", tmp_path)
+    with pytest.raises(InputError, match=f"peft_type is {kind}$") as refused:
+        merged(tmp_path / "adapter", tmp_path)
+    assert "merge it in PEFT" in refused.value.hint
+    with pytest.raises(InputError, match=f"peft_type is {kind}$"):
+        reshard.lora_config(scaling="2", adapter=str(tmp_path / "adapter"))
+    (tmp_path / "adapter" / "adapter_config.json").unlink()
+    with pytest.raises(InputError):
+        reshard.merge_lora(
+            tmp_path / "base", tmp_path / "out.safetensors", reshard.lora_config("2"), adapter=tmp_path / "adapter"
+        )
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_every_kind_of_peft_is_accounted_for() -> None:
+    """Those of 0.21; whoever brings a newer one decides about its kinds."""
+    assert {kind.value for kind in peft.PeftType} == {*KINDS, *MERGED}
+    assert {name.rpartition(": ")[2] for name in OTHERS} >= MERGED.keys() - {"LORA"}
 
 
 @pytest.mark.filterwarnings("ignore")
