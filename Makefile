@@ -16,7 +16,7 @@ JUDGES := torch hf peft deepspeed megatron
 TORCH := torch==2.13.0
 JUDGE_torch := $(TORCH) safetensors==0.5.3
 JUDGE_hf := $(TORCH) transformers==5.24.0
-JUDGE_peft := $(TORCH) peft==0.21.2
+JUDGE_peft := $(TORCH) peft==0.21.2 scikit-learn
 JUDGE_deepspeed := $(TORCH) deepspeed==0.19.8
 JUDGE_megatron := $(TORCH) megatron-core==0.16.1
 

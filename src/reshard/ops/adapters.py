@@ -123,7 +123,10 @@ def _compared(source: Catalog, merge: LoraMerge) -> Joined:
     same = agreements(source, merge.copies)
     own = {tensor.name: tensor for tensor in merge.copies if same[tensor.name]}
     other = [name for name, agrees in same.items() if not agrees]
-    tensors = {name: _first_holders(own[name]) if name in own else t for name, t in source.tensors.items()}
+    tensors = {
+        name: replace(_first_holders(own[name]), scales=t.scales) if name in own else t
+        for name, t in source.tensors.items()
+    }
     told = (
         (f"copies that the adapter has of the base, which are others and are used, as in PEFT:\n{listed(other)}",)
         if other

@@ -73,9 +73,10 @@ def _merged(lora: LoraMerge) -> list[object]:
     terms = (
         (name, [(t.scaling, t.form, [f.name for f in t.factors]) for t in s.terms]) for name, s in lora.sums.items()
     )
+    times = [(name, t.scales.of.name, t.scales.block) for name, t in lora.tensors.items() if t.scales]
     magnitudes = ((name, s.magnitude.name) for name, s in lora.sums.items() if s.magnitude)
     rows = ((name, new.rows.name, new.at) for name, new in lora.rows.items())
-    return [sorted(terms), sorted(magnitudes), sorted(rows), sorted(lora.replaced), lora.allow_nan]
+    return [sorted(terms), sorted(times), sorted(magnitudes), sorted(rows), sorted(lora.replaced), lora.allow_nan]
 
 
 def _scalings(lora: LoraMerge) -> str:

@@ -74,7 +74,7 @@ def multiplied(tensor: Tensor, by: Tensor, dim: int) -> Tensor:
         raise PlanError(f"{by.name}: {tensor.name} is {tensor.spec.dtype}, scaled or put together on the way")
     one_by_one = tuple(n if d == dim else 1 for d, n in enumerate(shape))
     block = tuple(1 if d == dim else max(n, 1) for d, n in enumerate(shape))
-    return replace(tensor, scales=Scales(seen_as(by, one_by_one), block), made=tensor.made or tensor.spec.dtype)
+    return replace(tensor, scales=Scales(seen_as(by, one_by_one), block))
 
 
 def flat(tensor: Tensor) -> Tensor:

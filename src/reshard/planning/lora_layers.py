@@ -218,6 +218,8 @@ class Layers:
         renamed = self._rules.rename(layer)
         wanted = renamed if renamed in self._base.tensors else f"{renamed}.weight"
         weight = self._base.tensors.get(wanted)
+        if weight is None and self._adapter.keeps_tied and self._base.is_tied(wanted):
+            return  # the embedding's once more
         if weight is None:
             raise PlanError(f"{rows.name}: {self._hints.no_base(wanted)}")
         keys = [key for key in self._rules.tokens if f".{layer}".endswith(f".{key}") or not key]

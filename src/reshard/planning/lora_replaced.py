@@ -168,11 +168,13 @@ class Replacing:
 
 
 def both_ends(tensors: Mapping[str, Tensor]) -> Tensor | None:
-    """An embedding as held by its head, too, where both are there whole and of one shape: bytes tell whether they are
+    """An embedding, or rows of it, as held by its head, too, where both are of one shape: bytes tell whether they are
     one. The embedding may be a copy beside factors, which are the head's, too, where it is tied.
     """
     aside = [name for name in tensors if is_original(name) or is_repeated(name, tensors) or lora_name(name) is not None]
     whole = {name: model_name(name) for name in tensors.keys() - set(aside)}
+    parts = ((name, lora_name(name)) for name in tensors)
+    whole |= {name: f"{part.layer}.weight" for name, part in parts if part is not None and part.kind == "tokens"}
     heads = [tensors[name] for name, model in whole.items() if model in _HEADS and not is_copy(name)]
     embeddings = [tensors[name] for name, model in whole.items() if model.endswith(_EMBEDDINGS)]
     if len(heads) != 1 or len(embeddings) != 1 or heads[0].spec != embeddings[0].spec:

@@ -60,7 +60,7 @@ class Adapter(Struct, frozen=True):
         tensors: by the names that its files give them.
         weight: by what all that it adds counts besides.
         initial: the factors that it began with, where the training took these out of the base.
-        keeps_tied: its embedding and its head are the same, byte for byte.
+        keeps_tied: its embedding and its head, or its rows of both, are the same, byte for byte.
     """
 
     tensors: Mapping[str, Tensor]
