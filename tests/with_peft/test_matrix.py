@@ -338,6 +338,15 @@ def test_every_kind_of_peft_is_accounted_for() -> None:
     assert {name.rpartition(": ")[2] for name in OTHERS} >= MERGED.keys() - {"LORA"}
 
 
+def test_the_pages_say_how_many_there_are() -> None:
+    several = len(SEVERAL) * len(WEIGHTS) * 2 + 1
+    merged = sum(map(len, (CASES, TIED, TRANSPOSED, HALVES, OTHERS, INITIAL))) + several
+    for page, words in (("docs/how-to/lora.md", "{} configurations"), ("docs/zh/how-to/lora.md", "{} 种配置")):
+        text = (Path(__file__).parents[2] / page).read_text("utf-8")
+        assert words.format(merged) in text
+        assert f"PEFT 0.21.2 {'has' if 'zh' not in page else '有'} {len(KINDS)}" in text
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_not_merged_is_refused_by_name(name: str, tmp_path: Path) -> None:
