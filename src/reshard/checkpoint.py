@@ -123,7 +123,7 @@ class Checkpoint(Mapping[str, TensorView]):
     def load_full(self, name: str) -> LazyArrays:
         """The one tensor, whole."""
         self._check_strategy()
-        only = replace(self._source, tensors={name: self._source.tensors[name]}, texts={}, expected=())
+        only = replace(self._source, tensors={name: self._source.tensors[name]}, texts={}, expected=(), withheld={})
         return _arrays(only, None, 0, "", "error")
 
     def _check_strategy(self) -> None:

@@ -18,6 +18,7 @@ from reshard.layout.tensor import Sharding
 from reshard.names.wishes import Naming
 from reshard.ops.convert import convert
 from reshard.ops.options import Options
+from reshard.planning.names import NameRules
 
 Tensors = dict[str, np.ndarray]
 Shape = tuple[int, ...]
@@ -221,3 +222,26 @@ def test_what_codes_mean_is_never_guessed(kind: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="cannot be dequantised"):
         convert(source, tmp_path / "out.safetensors", Options(naming=Naming(dequantize=True)))
     assert not (tmp_path / "out.safetensors").exists()
+
+
+CODES = {"up.weight": E4M3, "up.weight_scale": "float32", "down.weight": "int8", "down.absmax": "float32"}
+
+
+@pytest.mark.parametrize(
+    ("rules", "names"),
+    [
+        (NameRules(exclude=("down",)), ["up.weight"]),
+        (NameRules(include=("up.weight$",)), ["up.weight"]),
+        (NameRules(exclude=("down.weight$",), rename=(("up.weight", "gate.weight"),)), ["gate.weight"]),
+    ],
+)
+def test_names_are_those_of_numbers_and_scales_go_with_their_codes(
+    rules: NameRules, names: list[str], tmp_path: Path
+) -> None:
+    """What cannot be dequantised and is left out harms nothing."""
+    made = {name: array((4, 1 if "scale" in name else 4), dtype) for name, dtype in CODES.items()}
+    source = in_parts(tmp_path / "in", [made], {})
+    convert(source, tmp_path / "out.safetensors", Options(names=rules, naming=Naming(dequantize=True)))
+    found = read_file(tmp_path / "out.safetensors")
+    assert [*found] == names
+    assert same(found[names[0]], product(made["up.weight"], made["up.weight_scale"], (1, 4)))

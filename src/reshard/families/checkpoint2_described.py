@@ -19,7 +19,7 @@ from reshard.families.checkpoint2_metadata import (
 )
 from reshard.families.family import Listing
 from reshard.families.found import Found
-from reshard.families.full import texts_and_notes, whole
+from reshard.families.full import contradicted, texts_and_notes, whole
 from reshard.families.headers import index_files
 from reshard.index import Stored, TensorSpec
 from reshard.layout.stages import Strategy
@@ -62,6 +62,7 @@ def described(folder: Listing, metadata: Metadata) -> Catalog:
         ranks,
         tuple(metadata.state_dict_metadata),
         warnings=tuple(warnings),
+        withheld=contradicted(joined.files),
         lacking=lacking,
         own=_own(metadata, ranks),
     )

@@ -27,7 +27,8 @@ def catalog_of_full(files: Sequence[IndexedFile]) -> Catalog:
             "tensors stand in two files of one checkpoint:\n" + listed(faults),
             hint="are these several checkpoints in one folder? name one file",
         )
-    return Catalog(tuple(files), tensors, *texts_and_notes(files), family="a full checkpoint")
+    texts, notes = texts_and_notes(files)
+    return Catalog(tuple(files), tensors, texts, notes, family="a full checkpoint", withheld=contradicted(files))
 
 
 def whole(name: str, by_rank: Mapping[int, tuple[int, Stored]], *, compared: bool = False) -> Tensor:
@@ -53,14 +54,30 @@ def agreed_spec(by_rank: Mapping[int, tuple[int, Stored]]) -> TensorSpec:
 
 
 def texts_and_notes(files: Sequence[IndexedFile]) -> tuple[dict[str, dict[int, str]], dict[str, str]]:
-    """Strings stored beside tensors, by rank, and the formats' own flags, of which the first counts."""
+    """Strings stored beside tensors, by rank, without ``contradicted`` ones; and the formats' own flags, of which the
+    first counts.
+    """
     texts: dict[str, dict[int, str]] = {}
     notes: dict[str, str] = {}
     for file in files:
         notes = {**file.contents.notes, **notes}
         for name, text in file.contents.texts.items():
             texts.setdefault(name, {})[file.rank] = text
+    for name in contradicted(files):
+        del texts[name]
     return texts, notes
+
+
+def contradicted(files: Sequence[IndexedFile]) -> dict[str, str]:
+    """Strings of which files of one rank say different things, and that they do."""
+    first: dict[tuple[str, int], IndexedFile] = {}
+    found: dict[str, str] = {}
+    for file in files:
+        for name, text in file.contents.texts.items():
+            other = first.setdefault((name, file.rank), file)
+            if other.contents.texts[name] != text:
+                found.setdefault(name, f"a string that is another in {file.name} than in {other.name}")
+    return found
 
 
 def stand_ins(files: Sequence[IndexedFile], ranks: Ranks) -> tuple[str, ...]:

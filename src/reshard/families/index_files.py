@@ -109,10 +109,19 @@ def manifest_at(path: str) -> OurFiles | None:
     return OurFiles(folder, tuple((rank, join(folder, name)) for rank, name in sorted(told)), distributed)
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """What a map of JSON says. Raises ValueError for a key that is there twice: readers take either."""
+    made = dict(pairs)
+    for key, value in pairs if len(made) < len(pairs) else ():
+        if made[key] != value:
+            raise ValueError(f"{key!r} is said to be {str(value)[:80]!r} and {str(made[key])[:80]!r}")
+    return made
+
+
 def _read_json(path: str) -> Any:
     content = content_of(path)
     try:
-        return json.loads(content)
+        return json.loads(content, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         found = foreign(content[:HEAD_NBYTES])
         if found is not None and not content.lstrip().startswith((b"{", b"[")):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from msgspec.structs import replace
 
@@ -25,9 +25,12 @@ _WHY = "scales, which the weights are multiplied by"
 
 
 def dequantised(
-    tensors: Mapping[str, Tensor], files: Sequence[ModelFile]
+    tensors: Mapping[str, Tensor], files: Sequence[ModelFile], takes: Callable[[str], bool]
 ) -> tuple[dict[str, Tensor], dict[str, tuple[str, ...]]]:
     """The tensors without scales, and by reason the names that are left out.
+
+    Args:
+        takes: whether codes of a name are wanted; of others the scales are left out, and nothing else is done.
 
     Raises CheckpointError listing codes whose scales are missing, or are of a kind that is not known.
     """
@@ -37,7 +40,11 @@ def dequantised(
     dtype = _dtype(files)
     strange = list(_strange(files))
     groups = quantised({name: tensor.spec.dtype for name, tensor in tensors.items()})
-    for group in groups.values():
+    wanted = [group for group in groups.values() if any(map(takes, group.codes))]
+    for name in (name for group in groups.values() if group not in wanted for name in group.beside):
+        dropped.setdefault("scales of what is left out", []).append(name)
+        del made[name]
+    for group in wanted:
         try:
             codes, scale, others = _members(group)
             made[codes] = _scaled(tensors[codes], tensors[scale], dtype, files)
@@ -51,9 +58,9 @@ def dequantised(
     faults += [
         f"{name}: {tensor.spec.dtype}, and no scale stands beside it"
         for name, tensor in made.items()
-        if tensor.spec.dtype.startswith("float8") and tensor.scales is None
+        if tensor.spec.dtype.startswith("float8") and tensor.scales is None and takes(name)
     ]
-    if groups and strange:
+    if wanted and strange:
         faults = strange
     elif not groups:
         faults += [

@@ -11,7 +11,6 @@ from msgspec.structs import replace
 from reshard.errors import PlanError, UsageError, listed
 from reshard.index import TensorSpec
 from reshard.layout.box import Box
-from reshard.names.dequantised import dequantised
 from reshard.names.links import Axis, AxisPlace, Link
 from reshard.names.maker import Maker
 from reshard.names.matching import fits
@@ -100,10 +99,6 @@ class _Regrouping:
     def done(self, shards: Mapping[str, int]) -> Regrouped:
         naming = self._naming
         self._refuse_absent()
-        if naming.dequantize:
-            self._tensors, dropped = dequantised(self._tensors, self._models.src)
-            for why, left in dropped.items():
-                self._drop(why, left)
         if not (naming.dst or naming.fits_vocabulary):
             return Regrouped(self._catalog(self._source.args), "", files=(*self._models.dst, *self._models.src))
         megatron = naming.src == MEGATRON or (

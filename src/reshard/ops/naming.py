@@ -14,6 +14,7 @@ from reshard.families.probe import agreements
 from reshard.families.registry import listing
 from reshard.layout.stages import Strategy
 from reshard.layout.tensor import Sharding
+from reshard.names.dequantised import dequantised
 from reshard.names.model import ModelFile, model_of_args, read_model
 from reshard.names.regroup import Models, Regrouped, regrouped
 from reshard.names.wishes import HUB, Excluded, Naming
@@ -39,6 +40,9 @@ def renamed(
     Raises:
         InputError: what is unknown, missing or contradictory; repetitions that differ.
     """
+    if naming.dequantize:
+        tensors, dropped = dequantised(source.tensors, files.src, rules.takes)
+        source = replace(source, tensors=tensors, dropped={**source.dropped, **dropped})
     source, excluded = _by_rules(source, rules)
     if source.args:
         files = replace(files, src=(model_of_args(source.args), *files.src))
@@ -61,7 +65,8 @@ def _by_rules(source: Catalog, rules: NameRules) -> tuple[Catalog, Excluded]:
     if not kept:
         raise PlanError("no tensor is left to write", hint="check --include and --exclude; or leave --weights-only out")
     texts = {rules.renamed(name): by_rank for name, by_rank in source.texts.items() if rules.takes(name)}
-    return replace(source, tensors=kept, dropped=dropped, texts=texts), Excluded(out, rules)
+    withheld = {name: why for name, why in source.withheld.items() if rules.takes(name)}
+    return replace(source, tensors=kept, dropped=dropped, texts=texts, withheld=withheld), Excluded(out, rules)
 
 
 def models(path: str, naming: Naming, said: Mapping[str, Any] = MappingProxyType({})) -> Models:

@@ -12,9 +12,13 @@ import safetensors
 
 from making import counted, same, write_file
 from reshard import open as open_checkpoint
-from reshard.errors import CheckpointError, FormatError
+from reshard.errors import CheckpointError, FormatError, PlanError
 from reshard.families.open_checkpoint import open_source
 from reshard.families.source import Source
+from reshard.names.wishes import Naming
+from reshard.ops.convert import plan
+from reshard.ops.options import Options
+from reshard.planning.names import NameRules
 
 ONE, TWO = counted(2, 2), counted(2, 2) + 10
 
@@ -105,3 +109,23 @@ def test_whole_tensors_that_it_saved_are_read_by_their_index(tmp_path: Path) -> 
     shard(tmp_path / "model-00001-of-00001.safetensors", {"w": [0, 2]})
     with pytest.raises(CheckpointError, match=r"w begins at \[0, 2\]"):
         held(tmp_path)
+
+
+def test_an_index_that_names_two_files_for_a_tensor_is_refused(parts: Path) -> None:
+    (parts / "any.index.json").write_text('{"weight_map": {"a": "p-1.safetensors", "a": "p-2.safetensors"}}')
+    with pytest.raises(CheckpointError, match=r"'a' is said to be 'p-1.safetensors' and 'p-2.safetensors'"):
+        open_source(Source(str(parts)))
+
+
+def test_a_string_that_files_disagree_on_is_refused_where_it_is_asked_for(tmp_path: Path) -> None:
+    write_file(tmp_path / "p-1.safetensors", {"a": ONE}, {"same": "x", "names": "a"})
+    write_file(tmp_path / "p-2.safetensors", {"b": TWO}, {"same": "x", "names": "b"})
+    opened = open_source(Source(str(tmp_path)))
+    assert opened.texts == {"same": {0: "x"}}
+    assert same(held(tmp_path)["b"], TWO)
+    with pytest.raises(
+        PlanError, match=r"names: a string that is another in p-2\.safetensors than in p-1\.safetensors"
+    ):
+        plan(tmp_path, "out.safetensors")
+    plan(tmp_path, "out.safetensors", Options(names=NameRules(exclude=("names",))))
+    plan(tmp_path, "out.safetensors", Options(names=NameRules(exclude=("names",)), naming=Naming(dequantize=True)))
