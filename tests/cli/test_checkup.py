@@ -194,6 +194,24 @@ def test_a_manifest_that_is_not_trusted(tmp_path: Path) -> None:
     assert what.startswith("its manifest is not trusted: ")
 
 
+@pytest.mark.parametrize("family", ["parts", "DCP, ours", "Checkpoint 2.0 that we wrote"])
+def test_a_manifest_that_cannot_be_read(tmp_path: Path, family: str) -> None:
+    source = FAMILIES[family](tmp_path).path
+    manifest = source / ".reshard/manifest.json"
+    manifest.write_text(manifest.read_text()[:-20])
+    what, *_ = one_fault(source)
+    assert what.startswith("a manifest that cannot be read: ")
+
+
+def test_a_file_of_another_length_than_was_written(tmp_path: Path) -> None:
+    source = FAMILIES["DCP, ours"](tmp_path).path
+    with (source / "__1_0.distcp").open("ab") as file:
+        before = file.tell()
+        file.write(b"\0" * 8)
+    what, where, _ = one_fault(source)
+    assert (what, where) == (f"{before + 8:,} bytes, and {before:,} were written", "__1_0.distcp")
+
+
 def test_what_a_write_left_over_is_noted(tmp_path: Path) -> None:
     write_file(tmp_path / "m.safetensors", {"w": array((4,))})
     (tmp_path / "m.safetensors.part").write_bytes(b"x")

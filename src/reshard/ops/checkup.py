@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from msgspec import Struct
 
-from reshard.errors import ReshardError, counted, named_ranks
+from reshard.errors import InputError, ReshardError, counted, named_ranks
 from reshard.families.discover import files_of
 from reshard.families.family import Listing
 from reshard.families.found import name_below, weights
@@ -23,6 +23,7 @@ from reshard.planning.catalog import Catalog
 from reshard.storage.storage import join
 from reshard.storage.storages import storage_of
 from reshard.target.filling import BEGUN, DONE
+from reshard.target.manifest import MANIFEST, read_manifest
 from reshard.target.target_paths import Place
 
 _SHOWN = 4
@@ -72,7 +73,8 @@ def checkup(path: str) -> Checkup | None:
         found = opened(path)
     except ReshardError as error:
         return _unread(there, error)
-    faults = (*_lacking(found, path), *(() if found.kind else _of_ranks(there, found)))  # nobody said how ranks are cut
+    untold = not found.kind  # nobody said how ranks are cut
+    faults = (*_lacking(found, path), *(_of_ranks(there, found) if untold else _of_manifest(path, found)))
     notes = (*(w for w in found.warnings if not w.startswith(_FAULTS) and w not in found.lacking), *_left_over(there))
     nbytes = sum(file.nbytes for file in found.files)
     return Checkup(path, found.family, len(found.files), nbytes, len(found.tensors), faults, notes)
@@ -181,6 +183,23 @@ def _lacking(found: Catalog, path: str) -> Iterator[Fault]:
     if found.lacking and not by_ranks:
         said = f"{'; '.join(found.lacking[:_SHOWN])}{' …' if found.lacking[_SHOWN:] else ''}"
         yield Fault(said, path, "bring what is missing; what replicas hold is taken from them, with a warning")
+
+
+def _of_manifest(path: str, found: Catalog) -> Iterator[Fault]:
+    """Files that are not as long as our own manifest says, and one that cannot be read."""
+    place = Place.of(path, single=format_of(path) is not None)
+    if place.storage.entry(join(place.meta, MANIFEST)) is None:
+        return
+    try:
+        told = {join(place.folder, file.path): file.nbytes for file in read_manifest(place).files}
+    except InputError as error:
+        hint = "make the target again; or remove the manifest, and compare: reshard verify SRC DST"
+        yield Fault(f"a manifest that cannot be read: {error.message}", error.where or path, hint)
+        return
+    for file in found.files:
+        if told.get(file.path, file.nbytes) != file.nbytes:
+            said = f"{counted(file.nbytes, 'byte')}, and {told[file.path]:,} were written"
+            yield Fault(said, file.path, "make the target again, where nobody changed it on purpose")
 
 
 def _of_ranks(there: Listing, read: Catalog) -> Iterator[Fault]:
