@@ -19,7 +19,9 @@ from reshard.streams import json_for
 @takes_conversion_options("resume", "overwrite", "verify", "no_fsync", "checksum", "dry_run", "quiet")
 def plan(
     src: Src,
-    dst: Annotated[str, typer.Argument(metavar="[DST]", help="Where it would go; its free space is compared.")] = ".",
+    dst: Annotated[
+        str | None, typer.Argument(metavar="[DST]", help="Where it would go; its free space is compared.")
+    ] = None,
     full: Annotated[bool, typer.Option("--full", help="Print the whole plan as JSON, every byte run.")] = False,
     **options: Any,
 ) -> None:
@@ -35,7 +37,7 @@ def plan(
     settings = conversion_options(options)
     with waiting("reading headers", quiet=options["json"] or full):
         made, reporting = planned(src, dst, settings, options["report"])
-    bill = bill_of(made, dst, settings)
+    bill = bill_of(made, dst or ".", settings)
     if reporting:
         reporting.write(made, settings, bill)
     if full:
@@ -45,7 +47,7 @@ def plan(
         say_json(bill)
         return
     warn(made.warnings)
-    free = free_nbytes(Place.of(dst, single=False))
+    free = free_nbytes(Place.of(dst or ".", single=False))
     say("\n".join(bill_lines(bill)))
     if free is not None:
         verdict = "enough" if free >= bill.written_nbytes - bill.shared_nbytes else "NOT ENOUGH"

@@ -44,7 +44,7 @@ def write_page(path: Path, report: Report) -> None:
         path.write_text(page(report), encoding="utf-8")
 
 
-def planned(src: str, dst: str, options: Options, page: str) -> tuple[Plan, Reporting | None]:
+def planned(src: str, dst: str | None, options: Options, page: str) -> tuple[Plan, Reporting | None]:
     """The plan of a conversion, and the report of it where a page is asked for."""
     from reshard.ops.convert import opened, plan, plan_from
 
@@ -52,11 +52,13 @@ def planned(src: str, dst: str, options: Options, page: str) -> tuple[Plan, Repo
         return plan(src, dst, options), None
     path = page_path(page)
     source, options = opened(src, options)
-    return plan_from(source, dst, options), Reporting(path, source, (src, dst))
+    return plan_from(source, dst, options), Reporting(path, source, (src, dst or ""))
 
 
 class Reporting:
-    """The report of one conversion: hears of its progress, and is written at its end."""
+    """The report of one conversion: hears of its progress, and is written at its end. ``paths`` are those of source and
+    target, "" for one that has no place yet.
+    """
 
     def __init__(self, page: Path, source: Catalog, paths: tuple[str, str]) -> None:
         self._page = page
@@ -78,10 +80,7 @@ class Reporting:
         if done:
             plan = replace(plan, warnings=(*plan.warnings, *done.warnings))
         runs = (self._run(done, options),) if done else ()
-        src, dst = self._paths
-        if not runs and dst == ".":
-            dst = ""  # a plan for a target that has no name yet
-        write_page(self._page, plan_report(self._source, plan, (src, dst), bill, runs))
+        write_page(self._page, plan_report(self._source, plan, self._paths, bill, runs))
 
     def _run(self, done: Conversion, options: Options) -> ToldRun:
         from reshard.report.values import Phase, ToldRun

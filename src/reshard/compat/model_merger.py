@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from reshard.compat.arguments import Parser
 from reshard.compat.console import Progress, log, program, warn
 from reshard.compat.placing import placed
@@ -44,6 +46,9 @@ def _run(argv: Sequence[str]) -> None:
         _compare(given.local_dir, given.test_hf_dir)
         return
     source = open_source(Source(given.local_dir, family="fsdp"))
+    source = replace(
+        source, places=()
+    )  # verl's users put the model among the ranks' files, which are told by their names
     log(f"Merging {source.family}")
     lora = [name for name in source.tensors if _LORA in name]
     base = NameRules((), (_LORA,), _OF_LORA, weights_only=True) if lora else NameRules(weights_only=True)

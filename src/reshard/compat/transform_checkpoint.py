@@ -24,6 +24,8 @@ from reshard.ops.strange_files import lost_with
 from reshard.planning.decide import Missing
 from reshard.storage.storage import reported
 from reshard.storage.storages import is_inside
+from reshard.target.preflight import refuse_within
+from reshard.target.target_paths import Place
 
 _SPELLINGS = {
     "--src_ckpt_dir": "--src_checkpoint",
@@ -289,7 +291,8 @@ class _Transform:
         progress.finish()
 
     def refuse_inside(self) -> None:
-        """Nothing that was given may lie in the folder whose content is replaced."""
+        """Nothing that was given may lie in the folder whose content is replaced, nor that in what is read."""
+        refuse_within(Place.of(self._target, single=False), (self.source,))
         for given in filter(None, (self.source, self._job.src_strategy, self._job.dst_strategy)):
             if is_inside(given, self._target):
                 raise UsageError(f"{given} lies inside the target", str(self._target), "choose another target")

@@ -32,7 +32,8 @@ def open_source(source: Source) -> Catalog:
     family = recognised(there, source.family)
     _check_taken(source, family, there.path)
     found = family.read(there, source)
-    return replace(found, kind=family.name, warnings=(*found.warnings, *_withheld(found)))
+    warnings = (*found.warnings, *_withheld(found))
+    return replace(found, kind=family.name, warnings=warnings, places=(there.path,))
 
 
 def _withheld(found: Catalog) -> Iterator[str]:

@@ -90,6 +90,7 @@ def joined(base: Catalog, adapters: Sequence[AdapterAt], how: How) -> Joined:
         told_by=joining.told_by,
         warnings=tuple(joining.warnings),
         dropped={**base.dropped, **({_DOUBLED: (doubled,)} if doubled else {})},
+        places=(*base.places, *filter(None, (path for each in adapters for path in (each.path, each.initial)))),
         expected=tuple(dict.fromkeys(map(model_name, base.expected))),
     )
     return _compared(source, merge)

@@ -41,7 +41,7 @@ from reshard.storage.machine import set_aside
 from reshard.storage.storage import join
 from reshard.storage.storages import storage_of
 from reshard.target.overwrite import Replacement
-from reshard.target.preflight import refuse_occupied, refuse_source
+from reshard.target.preflight import refuse_occupied, refuse_source, refuse_within
 from reshard.target.target_paths import Place
 
 _OTHERS_FILES = (".npz", ".gguf", ".onnx", ".safetensor", ".zip", ".tar", ".gz", ".tgz", ".zst")
@@ -70,13 +70,16 @@ class Conversion(Struct, frozen=True):
     shared_nbytes: int = 0
 
 
-def plan(src: str | Path, dst: str | Path, options: Options | None = None) -> Plan:
+def plan(src: str | Path, dst: str | Path | None, options: Options | None = None) -> Plan:
     """Make the plan of a conversion; nothing is written. Raises InputError for a source that cannot become this
-    target.
+    target, UsageError for a target that would lie in its source.
+
+    Args:
+        dst: None for a target that has no place yet; it is planned for this folder's disk.
     """
     options = options or Options()
     source, options = opened(src, options)
-    return plan_from(source, str(dst), options)
+    return plan_from(source, None if dst is None else str(dst), options)
 
 
 def opened(src: str | Path, options: Options) -> tuple[Catalog, Options]:
@@ -111,7 +114,7 @@ def named(
 
 
 def plan_from(
-    source: Catalog, dst: str, options: Options, lora: LoraMerge | None = None, kind: Kind | None = None
+    source: Catalog, dst: str | None, options: Options, lora: LoraMerge | None = None, kind: Kind | None = None
 ) -> Plan:
     """As ``plan``, of a source that is open already; ``lora`` is what is added on the way, ``kind`` that of the target
     where the caller decides it.
@@ -122,17 +125,20 @@ def plan_from(
     source = replace(source, warnings=(*source.warnings, *crcs))
     if source.own is not None:
         source = replace(source, own=source.own.renamed(options.names.renamed))
-    kind = kind or kind_asked(options.asked(Path(dst).name if names_file(dst) else ""), source)
-    dtype, block_nbytes = ALIASES.get(options.dtype, options.dtype), _wanted_block(source, dst, options)
+    place = Place.of("." if dst is None else dst, single=dst is not None and names_file(dst))
+    kind = kind or kind_asked(options.asked(Path(place.path).name if place.single else ""), source)
+    dtype, block_nbytes = ALIASES.get(options.dtype, options.dtype), _wanted_block(source, place, options)
     target = Target(kind, dtype, options.ranks, options.share, block_nbytes)
-    return planned(source, target, Choices(options.names, options.missing, lora=lora))
+    made = planned(source, target, Choices(options.names, options.missing, lora=lora))
+    if dst is not None and not made.named_by:  # which has its place beside the saves that it is made of
+        refuse_within(place, source.places)
+    return made
 
 
-def _wanted_block(source: Catalog, dst: str, options: Options) -> int:
+def _wanted_block(source: Catalog, place: Place, options: Options) -> int:
     """As ``shared_block``; 0 where nothing shall be shared. Raises UsageError where it must be, and cannot."""
     if options.reflink == "never" or options.nodes_local:
         return 0
-    place = Place.of(dst, single=names_file(dst))
     block_nbytes = shared_block(source, place)
     if options.reflink == "always" and block_nbytes <= COPIED:
         raise UsageError(

@@ -184,11 +184,11 @@ def _found(name: str, source: Catalog, rules: NameRules) -> Tensor:
 def _plan(source: Catalog, tensor: Tensor, options: Options) -> Plan:
     """The plan of the whole, or where that is refused of this tensor alone; replicas may then be chosen otherwise."""
     try:
-        return plan_from(source, ".", options)
+        return plan_from(source, None, options)
     except PlanError as error:
         alone = replace(source, tensors={tensor.name: tensor}, texts={})
         only = replace(options, names=replace(options.names, include=(f"^{re.escape(tensor.name)}$",)))
-        made = plan_from(alone, ".", only)
+        made = plan_from(alone, None, only)
         return replace(made, warnings=(*made.warnings, f"the whole conversion is refused: {error.message}"))
 
 

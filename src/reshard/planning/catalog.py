@@ -260,6 +260,7 @@ class Catalog(Struct, frozen=True):
         dropped: by reason, names that were left out already when it was put under other names.
         args: what the program that wrote it was told, by name, as plain values.
         common: the file that says so and what else all ranks share, for a target that keeps it as it is.
+        places: the folders and files that were named to be read; nothing may be written into one of them.
     """
 
     files: tuple[IndexedFile, ...]
@@ -280,6 +281,7 @@ class Catalog(Struct, frozen=True):
     common: bytes = b""
     kind: str = ""
     dropped: Mapping[str, tuple[str, ...]] = {}
+    places: tuple[str, ...] = ()
 
     @property
     def by_strategy(self) -> bool:

@@ -56,6 +56,13 @@ def refuse_source(place: Place, sources: Iterable[str]) -> None:
             raise UsageError("the source lies inside the target", place.path, "choose another target")
 
 
+def refuse_within(place: Place, sources: Iterable[str]) -> None:
+    """Raises UsageError where the target would lie in what is read: who reads that again would find both."""
+    for source in sources:
+        if is_inside(place.path, source) and not is_inside(source, place.path):
+            raise UsageError(f"the target lies inside the source {source}", place.path, "choose one beside it")
+
+
 def refuse_occupied(place: Place) -> None:
     if place.occupied():
         raise UsageError("the target is not empty", place.path, "choose another, or give --overwrite or --resume")

@@ -190,20 +190,21 @@ def test_copies_that_are_said_to_be_tied_and_differ_are_refused(tmp_path: Path) 
 
 
 def test_saves_of_a_folder(tmp_path: Path) -> None:
-    write_megatron(tmp_path)
-    (tmp_path / IT).rename(tmp_path / "release")
+    saves = tmp_path / "saves"
+    write_megatron(saves)
+    (saves / IT).rename(saves / "release")
     assert (
         "iter_0000007 is what latest_checkpointed_iteration.txt says, and is not there; there are: release"
-        in refused(tmp_path)
+        in refused(saves)
     )
-    (tmp_path / "latest_checkpointed_iteration.txt").write_text("release")
-    assert gives_all(converted(tmp_path, tmp_path))
-    (tmp_path / "latest_checkpointed_iteration.txt").unlink()
-    assert any("no latest_checkpointed" in warning for warning in inspect(str(tmp_path)).warnings)
-    write_megatron(tmp_path)
-    (tmp_path / "latest_checkpointed_iteration.txt").unlink()
-    assert "2 saves and no latest_checkpointed_iteration.txt: iter_0000007, release" in refused(tmp_path)
-    assert gives_all(converted(tmp_path, tmp_path / "x", iteration=7))
+    (saves / "latest_checkpointed_iteration.txt").write_text("release")
+    assert gives_all(converted(saves, tmp_path))
+    (saves / "latest_checkpointed_iteration.txt").unlink()
+    assert any("no latest_checkpointed" in warning for warning in inspect(str(saves)).warnings)
+    write_megatron(saves)
+    (saves / "latest_checkpointed_iteration.txt").unlink()
+    assert "2 saves and no latest_checkpointed_iteration.txt: iter_0000007, release" in refused(saves)
+    assert gives_all(converted(saves, tmp_path / "x", iteration=7))
 
 
 def test_the_common_state_may_be_an_entry(tmp_path: Path) -> None:
