@@ -16,6 +16,7 @@ from reshard.errors import InputError, PlanError, UsageError
 from reshard.ops.adapters import AdapterAt
 from reshard.ops.lora import lora_config, merge_lora
 from reshard.ops.scaling import LoraConfig, Unscaled, read_config
+from reshard.planning.lora_names import model_name
 
 OUT, IN, RANK = 6, 4, 2
 RNG = np.random.default_rng(3)
@@ -46,7 +47,8 @@ def adapter(folder: Path, layers: dict[str, tuple[int, ...]], front: str = "base
 def merged(base: dict[str, np.ndarray], folder: Path, config: LoraConfig | None = None) -> dict[str, np.ndarray]:
     source, out = folder.parent / "base.safetensors", folder.parent / "out.safetensors"
     save_file(base, source)
-    merge_lora(source, out, config or lora_config(adapter=str(folder)), adapter=folder)
+    done = merge_lora(source, out, config or lora_config(adapter=str(folder)), adapter=folder)
+    assert done.bill.warnings == ()
     return load_file(out)
 
 
@@ -100,7 +102,8 @@ def test_other_methods_are_refused_by_name(tmp_path: Path, kind: str) -> None:
 def of_kind(folder: Path, kind: str, base: dict[str, np.ndarray], **tensors: np.ndarray) -> dict[str, np.ndarray]:
     save_file({f"base_model.model.{n}": a for n, a in tensors.items()}, folder / "adapter_model.safetensors")
     of_kinds = {"IA3": {"feedforward_modules": ["k"]}, "TRAINABLE_TOKENS": {"token_indices": [2, 0]}}
-    said = {"peft_type": kind, "target_modules": ["q"], **of_kinds.get(kind, {})}
+    targets = [model_name(name).rpartition(".")[0] for name in tensors]
+    said = {"peft_type": kind, "target_modules": targets, **of_kinds.get(kind, {})}
     (folder / "adapter_config.json").write_text(json.dumps(said))
     return merged(base, folder)
 

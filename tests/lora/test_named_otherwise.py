@@ -97,11 +97,10 @@ TARGETS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
-def test_names_are_given_in_the_same_pass(target: str, dora: bool, adapter: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["lora", "dora", "ia3"])
+def test_names_are_given_in_the_same_pass(target: str, kind: str, adapter: Path, tmp_path: Path) -> None:
     """What is merged and named at once is what is merged and then named."""
-    if dora:
-        with_magnitudes(adapter)
+    made_of_kind(kind, adapter)
     more = dict(TARGETS[target])
     end = "" if "to" in more else ".safetensors"
     cast = {"dtype": more.pop("dtype")} if "dtype" in more else {}
@@ -110,6 +109,34 @@ def test_names_are_given_in_the_same_pass(target: str, dora: bool, adapter: Path
     options = wanted(tmp_path, **{"dst": "", **more})
     reshard.convert(tmp_path / "merged.safetensors", tmp_path / f"after{end}", options)
     assert_same(found, read(tmp_path / f"after{end}"))
+
+
+def test_what_is_put_together_on_the_way_is_not_multiplied(adapter: Path, tmp_path: Path) -> None:
+    multiplying(adapter)
+    other = tmp_path / "torchtitan.safetensors"  # whose queries and keys have their rows in another order
+    reshard.convert(tmp_path / "base", other, wanted(tmp_path, "torchtitan"))
+    with pytest.raises(PlanError, match=r"q_proj\.weight is put together on the way; convert the base first"):
+        merged(other, adapter, tmp_path / "out.safetensors", "hf")
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def made_of_kind(kind: str, adapter: Path) -> None:
+    if kind == "dora":
+        with_magnitudes(adapter)
+    if kind == "ia3":
+        multiplying(adapter)
+
+
+def multiplying(adapter: Path) -> None:
+    """Outputs of some layers and inputs of others, in place of factors and rows."""
+    path = adapter / "adapter_model.safetensors"
+    tensors = {name: array for name, array in read_file(path).items() if "lora_" not in name and "token" not in name}
+    for name, (outputs, *inputs) in SHAPES.items():
+        if "_proj" in name:
+            shape = (1, *inputs) if "down" in name or "k_proj" in name else (outputs, 1)
+            tensors[f"base_model.model.{name}.ia3_l"] = RNG.standard_normal(shape, np.float32)
+    write_file(path, tensors)
+    (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "IA3"}))
 
 
 def with_magnitudes(adapter: Path) -> None:
@@ -124,13 +151,14 @@ def with_magnitudes(adapter: Path) -> None:
 
 
 @pytest.mark.parametrize("convention", ["mcore", "mindformers", "torchtitan", "megatron"])
-@pytest.mark.parametrize(("target", "dora"), [("hf", False), ("hf", True), ("mcore", True), ("mindformers", False)])
+@pytest.mark.parametrize(
+    ("target", "kind"), [("hf", "lora"), ("hf", "dora"), ("mcore", "dora"), ("mindformers", "lora")]
+)
 def test_bases_of_other_names_are_merged_on_their_way(
-    convention: str, target: str, dora: bool, adapter: Path, tmp_path: Path
+    convention: str, target: str, kind: str, adapter: Path, tmp_path: Path
 ) -> None:
     """Under Hugging Face's names, which both sides are told by."""
-    if dora:
-        with_magnitudes(adapter)
+    made_of_kind(kind, adapter)
     more = {"to": "megatron", "tp": 2} if convention == "megatron" else {"dst": convention}
     other = tmp_path / (convention if convention == "megatron" else f"{convention}.safetensors")
     reshard.convert(tmp_path / "base", other, wanted(tmp_path, **{"dst": "", **more}))

@@ -103,8 +103,8 @@ class _Merging:
         goes, as in PEFT.
         """
         ends = tuple(f".{target}" for target in adapter.rules.targets)
-        whole = (name.rpartition(".")[0] for name in adapter.tensors if is_whole(name))
-        there = {adapter.rules.rename(model_name(module)) for module in (*modules, *whole)}
+        whole = (model_name(name).rpartition(".")[0] for name in adapter.tensors if is_whole(name))
+        there = {adapter.rules.rename(layer) for layer in (*map(model_name, modules), *whole)}
         layers = (name.removesuffix(".weight") for name in self._replacing.tensors if name.endswith(".weight"))
         lacking = [name for name in layers if name not in there and f".{name}".endswith(ends)] if ends else []
         if lacking:

@@ -70,8 +70,11 @@ def viewed(fit: Fit, weight: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tens
 def multiplied(tensor: Tensor, by: Tensor, dim: int) -> Tensor:
     """A tensor whose elements count by one number for each of that dim. Raises PlanError."""
     shape = tensor.spec.shape
-    if tensor.scales or is_viewed(tensor) or tensor.spec.dtype not in FLOATING or by.spec.dtype not in FLOATING:
-        raise PlanError(f"{by.name}: {tensor.name} is {tensor.spec.dtype}, scaled or put together on the way")
+    if is_viewed(tensor):
+        raise PlanError(f"{by.name}: {tensor.name} is put together on the way; convert the base first")
+    if tensor.scales or tensor.spec.dtype not in FLOATING or by.spec.dtype not in FLOATING:
+        already = ", multiplied already" if tensor.scales else ""
+        raise PlanError(f"{by.name} is {by.spec.dtype}, {tensor.name} {tensor.spec.dtype}{already}")
     one_by_one = tuple(n if d == dim else 1 for d, n in enumerate(shape))
     block = tuple(1 if d == dim else max(n, 1) for d, n in enumerate(shape))
     return replace(tensor, scales=Scales(seen_as(by, one_by_one), block))
