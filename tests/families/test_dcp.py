@@ -113,6 +113,22 @@ def test_a_tensor_without_rows_needs_no_chunk(tmp_path: Path) -> None:
     assert found["none"].shape == (0, 3)
 
 
+def test_two_chunks_are_not_the_same_bytes(tmp_path: Path) -> None:
+    source, (first, last) = two_ranks(tmp_path / "c")
+    again = replace(last, start=(6, 0))
+    with pytest.raises(CheckpointError, match=r"w at \[4, 0\] and w at \[6, 0\] lie in the same bytes of __1_0"):
+        values(tell(source, {"w": ((8, 4), [first, last, again])}))
+
+
+def test_chunks_of_a_tensor_that_is_not_described_are_refused(tmp_path: Path) -> None:
+    """A tensor would be left out unseen."""
+    source, _ = two_ranks(tmp_path / "c")
+    content = (source / ".metadata").read_bytes()
+    (source / ".metadata").write_bytes(content.replace(b"\x01\x00\x00\x00w", b"\x01\x00\x00\x00v", 1))
+    with pytest.raises(CheckpointError, match=r"(?s)\.metadata: chunks lie in files.*nothing says:\nw"):
+        values(source)
+
+
 def test_a_hole_is_refused(tmp_path: Path) -> None:
     source, chunks = two_ranks(tmp_path / "c")
     with pytest.raises(PlanError, match=r"w: 33% missing, from \[4, 0\] to \[6, 4\]"):

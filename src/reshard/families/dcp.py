@@ -188,7 +188,18 @@ def metadata_of(folder: Listing) -> Described:
         hashes[name] = hash_of_file(content)
         with located(folder.at(name)):
             told[name] = read_dcp_metadata(content)
+            _refuse_untold(told[name])
     return Described(told, hashes, (beside,) if _METADATA in names and of_ranks else ())
+
+
+def _refuse_untold(told: DcpMetadata) -> None:
+    """Raises CheckpointError for chunks that have a place, and of whose tensors nothing is said."""
+    of_chunks = (name for name, places in told.places.items() if places.keys() != {None})
+    untold = [name for name in of_chunks if name not in told.tensors and name not in told.others]
+    if untold:
+        raise CheckpointError(
+            "chunks lie in files, and of what tensors nothing says:\n" + listed(untold), hint="save it again"
+        )
 
 
 def _unfinished(folder: Listing, names: set[str]) -> CheckpointError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 from msgspec import Struct
 
@@ -161,12 +162,21 @@ def _chunks(source: _ChunkFile, wanted: Sequence[WantedChunk], ways: int) -> tup
     ordered = sorted(wanted, key=lambda one: one.place.offset)
     if ordered and _is_safetensors(source.file, ordered[0].place):
         return list(_in_safetensors(source, ordered)), False
+    _refuse_twice(ordered)
     step = max(-(-len(ordered) // ways), 1)
     parts = [ordered[at : at + step] for at in range(0, len(ordered), step)]
     if len(parts) < 2:
         return list(_in_zips(source, ordered)), True
     with ThreadPoolExecutor(ways) as pool:
         return [one for part in pool.map(lambda part: list(_in_zips(source, part)), parts) for one in part], True
+
+
+def _refuse_twice(ordered: Sequence[WantedChunk]) -> None:
+    """Raises CheckpointError where two chunks of a tensor are said to be the same bytes."""
+    for one, other in pairwise(ordered):
+        same = one.name == other.name and one.place.offset == other.place.offset
+        if same and one.chunk.offsets != other.chunk.offsets:
+            raise CheckpointError(f"{one} and {other} lie in the same bytes of {one.place.path}", hint=_AGAIN)
 
 
 def _is_safetensors(file: ReadFile, first: DcpStretch) -> bool:
