@@ -23,8 +23,8 @@ _CONFIG = "{config}"
 
 
 ConfigPath = Annotated[str, typer.Option("--config", metavar="run.yaml", help="The job's MindFormers YAML.")]
-Rank = Annotated[int | None, typer.Option(metavar="R", help="This process. Default: as the launcher says.")]
-World = Annotated[int | None, typer.Option(metavar="N", help="Processes. Default: as the launcher says.")]
+Rank = Annotated[int | None, typer.Option(metavar="R", min=0, help="This process. Default: as the launcher says.")]
+World = Annotated[int | None, typer.Option(metavar="N", min=1, help="Processes. Default: as the launcher says.")]
 DstStrategy = Annotated[
     str,
     typer.Option("--dst-strategy", metavar="P", help="The job's strategy. Default: output/strategy, or the YAML's."),
@@ -35,7 +35,7 @@ PerNode = Annotated[
 ]
 PeerTimeout = Annotated[float, typer.Option(metavar="S", help="How long another rank may be silent.")]
 HelloPort = Annotated[
-    int | None, typer.Option(metavar="PORT", help="Of rank 0, to ask whether the disk is shared; 0: do not ask.")
+    int | None, typer.Option(metavar="PORT", min=0, help="Of rank 0, to ask whether the disk is shared; 0: do not ask.")
 ]
 Workers = Annotated[str, typer.Option(metavar="N|auto", help="Threads of each process that writes.")]
 MaxMemory = Annotated[str, typer.Option(metavar="2GiB", help="Each process that writes stays below.")]

@@ -80,6 +80,18 @@ def app_for(words: Iterable[str] | None = None) -> typer.Typer:
     return app
 
 
+def program_for(words: Iterable[str]) -> Any:
+    """As ``app_for``, ready to be called: no option of it takes nothing for a value."""
+    from reshard.cli.params import refuse_empty
+
+    program = typer.main.get_command(app_for(words))
+    for _, command in every_command(program):
+        for parameter in command.params:
+            if parameter.param_type_name == "option" and parameter.callback is None:
+                parameter.callback = refuse_empty
+    return program
+
+
 def every_command(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Those of a program or a group below it, by their words. Click's own types are not named: newer releases of typer
     carry click inside.

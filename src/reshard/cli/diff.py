@@ -22,12 +22,8 @@ def diff(
     b_strategy: Annotated[str, typer.Option(metavar="P", help="Strategy of B.")] = "",
     a_from: Annotated[str, typer.Option(metavar="FAMILY", help="What A is, where that is ambiguous.")] = "",
     b_from: Annotated[str, typer.Option(metavar="FAMILY", help="What B is.")] = "",
-    a_iteration: Annotated[
-        int, typer.Option(metavar="N", min=-1, show_default=False, help="Which of several of A.")
-    ] = -1,
-    b_iteration: Annotated[
-        int, typer.Option(metavar="N", min=-1, show_default=False, help="Which of several of B.")
-    ] = -1,
+    a_iteration: Annotated[int | None, typer.Option(metavar="N", min=0, help="Which of several of A.")] = None,
+    b_iteration: Annotated[int | None, typer.Option(metavar="N", min=0, help="Which of several of B.")] = None,
     json: Json = False,
     quiet: Quiet = False,
     **options: Any,

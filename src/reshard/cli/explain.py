@@ -28,7 +28,7 @@ def explain(
     dst_strategy: Annotated[
         str, typer.Option("--dst-strategy", metavar="P", help="Strategy of a target: how are its slices made?")
     ] = "",
-    on_rank: Annotated[int, typer.Option(metavar="R", help="Only the slice of this target rank.")] = -1,
+    on_rank: Annotated[int | None, typer.Option(metavar="R", min=0, help="Only the slice of this target rank.")] = None,
     json: Json = False,
     **options: Any,
 ) -> None:
@@ -42,10 +42,10 @@ def explain(
     from reshard.errors import UsageError
     from reshard.ops.explain import explain as told
 
-    if on_rank >= 0 and not dst_strategy:
+    if on_rank is not None and not dst_strategy:
         raise UsageError("--on-rank names a target rank and there is no --dst-strategy")
     given = conversion_options({**options, "dst_strategy": dst_strategy})
-    found = told(tensor, src, given, rank=on_rank if on_rank >= 0 else None)
+    found = told(tensor, src, given, rank=on_rank)
     warn(found.warnings)
     if json:
         say_json(found)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def inspect(
     path: Annotated[str, typer.Argument(metavar="PATH", help="Weight file, folder of files, or folder of rank_x/.")],
     strategy: Annotated[str, typer.Option(metavar="P", help="The strategy that it was saved with.")] = "",
-    on_rank: Annotated[int, typer.Option(metavar="R", help="Only what this rank holds.")] = -1,
+    on_rank: Annotated[int | None, typer.Option(metavar="R", min=0, help="Only what this rank holds.")] = None,
     tensor: Annotated[str, typer.Option(metavar="RE", help="Only tensors whose name matches.")] = "",
     html: Annotated[
         str, typer.Option("--html", metavar="out.html", help="Write a report: one page to look at, mail and print.")
@@ -47,11 +47,11 @@ def inspect(
     from reshard.ops.inspect import inspection, only, opened
     from reshard.planning.names import compiled
 
-    if fingerprint and on_rank >= 0:
+    if fingerprint and on_rank is not None:
         raise UsageError("--fingerprint is of a whole checkpoint, --on-rank of one rank", hint="give one of them")
     page = page_path(html) if html else None
     given = source_given(path, strategy, options)
-    source = opened(given, rank=on_rank if on_rank >= 0 else None)
+    source = opened(given, rank=on_rank)
     if tensor:
         source = only(source, compiled(tensor))
     found = inspection(source)
@@ -63,7 +63,7 @@ def inspect(
     if json:
         say_json(found)
     else:
-        narrowed = tensor or on_rank >= 0 or html or fingerprint
+        narrowed = tensor or on_rank is not None or html or fingerprint
         steps = [] if narrowed else next_steps(source, path, strategy, found.names)
         say("\n".join((*_lines(path, found, html), *steps)))
 

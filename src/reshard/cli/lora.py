@@ -55,7 +55,7 @@ def merge(
     adapter_rename: AdapterRename = None,
     scaling: Annotated[str, typer.Option(metavar="S", help="By what B @ A counts: 2 or 16/8.")] = "",
     lora_alpha: Annotated[Optional[float], typer.Option(metavar="A", help="Scaling is alpha / rank.")] = None,  # noqa: UP045
-    lora_rank: Annotated[Optional[int], typer.Option(metavar="R", help="Scaling is alpha / rank.")] = None,  # noqa: UP045
+    lora_rank: Annotated[Optional[int], typer.Option(metavar="R", min=1, help="Scaling is alpha / rank.")] = None,  # noqa: UP045
     config: Annotated[
         str, typer.Option(metavar="P", help="adapter_config.json of PEFT, or a MindFormers YAML with pet_config.")
     ] = "",

@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from reshard.cli.commands import app_for, called
+from reshard.cli.commands import called, program_for
 from reshard.cli.environment import allow_many_files, suit_workers
 from reshard.cli.output import on_terminal, say_error
 from reshard.cli.usage import CommandLineError, in_words_of, say_wrong_words
@@ -80,7 +80,7 @@ def _main(args: list[str]) -> None:
 
 def _carried_out(args: list[str]) -> Any:
     """The exit code of a command; unless the process becomes another program."""
-    code = interruptible(lambda: app_for(args)(args, prog_name="reshard", standalone_mode=False))
+    code = interruptible(lambda: program_for(args)(args, prog_name="reshard", standalone_mode=False))
     if callable(code):  # what the process becomes
         if interrupted():
             raise KeyboardInterrupt

@@ -43,12 +43,24 @@ def _choice(name: str, words: str, says: str, default: str = "", *, metavar: str
     return name, (Annotated[str, typer.Option(metavar=metavar or words, help=says, autocompletion=completes)], default)
 
 
-def _number(name: str, says: str, default: int = 0) -> _Option:
-    return name, (Annotated[int, typer.Option(metavar="N", min=default, show_default=False, help=says)], default)
+def _number(name: str, says: str, least: int = 1) -> _Option:
+    return name, (Annotated[int | None, typer.Option(metavar="N", min=least, help=says)], None)
 
 
 def _flag(name: str, says: str) -> _Option:
     return name, (Annotated[bool, typer.Option(f"--{name.replace('_', '-')}", help=says)], False)
+
+
+_MAY_BE_EMPTY = ("prefix",)
+
+
+def refuse_empty(context: Any, option: Any, value: Any) -> Any:
+    """An option that was given "" would pass for one that was not given. Raises UsageError."""
+    said = context.get_parameter_source(option.name).name != "DEFAULT"
+    nothing = "" in value if isinstance(value, (list, tuple)) else value == ""
+    if said and nothing and option.name not in _MAY_BE_EMPTY:
+        raise UsageError(f"{option.opts[0]} is empty", hint="is a variable not set? leave the option out")
+    return value
 
 
 _NAMES = "hf|mindformers|mcore|megatron|torchtitan"
@@ -89,7 +101,7 @@ _CONVERSION = dict(
         _texts("exclude", "RE", "Without tensors whose name matches"),
         _flag("weights_only", "Without optimizer states."),
         _text("family", "FAMILY", "What SRC is, where that is ambiguous.", spelt="--from"),
-        _number("iteration", "Which iteration of several.", -1),
+        _number("iteration", "Which iteration of several.", 0),
         _text("frozen", "RE", "FSDP's weights that were not trained."),
         _text("ranks", "0-7,12", "Make only these target ranks."),
         _text("share", "i/n|auto", "Make only this share; others make theirs, anywhere."),
@@ -108,7 +120,7 @@ _CONVERSION = dict(
         _number("pp", "Pipeline stages of Megatron's."),
         _number("ep", "Expert-parallel ranks of Megatron's."),
         _flag("drop_redundancy", "Of equal shards one rank alone keeps its own."),
-        _number("dst_iteration", "The iteration to write. Default: as SRC.", -1),
+        _number("dst_iteration", "The iteration to write. Default: as SRC.", 0),
         _flag("check_replicas", "Read all replicas and compare."),
         _flag("crc", "Check the CRC-32 that sources state, write it to .ckpt."),
         _choice("checksum", "xxh3|off", "Hash what is written.", "xxh3"),
@@ -178,7 +190,7 @@ def takes(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
 
 def are_said(given: dict[str, Any]) -> bool:
     """Whether any of a command's shared options is not as it is by itself."""
-    return any((value or None) != (_CONVERSION[name][1] or None) for name, value in given.items())
+    return any(value not in (_CONVERSION[name][1], []) for name, value in given.items())
 
 
 def name_rules(given: dict[str, Any]) -> NameRules:
@@ -195,12 +207,7 @@ def source_given(path: str, strategy: str, given: dict[str, Any]) -> Source:
     from reshard.families.source import Source
 
     select, suffix = as_select(given["select"]), given["suffix"]
-    return Source(path, strategy, select, suffix, given.get("family", ""), numbered(given.get("iteration", -1)))
-
-
-def numbered(iteration: int) -> int | None:
-    """The iteration that was asked for."""
-    return None if iteration < 0 else iteration
+    return Source(path, strategy, select, suffix, given.get("family", ""), given.get("iteration"))
 
 
 def conversion_options(given: dict[str, Any]) -> Options:
@@ -213,9 +220,9 @@ def conversion_options(given: dict[str, Any]) -> Options:
         "share": lambda text: parse_share(text, os.environ),
         "nodes_local": read_nodes,
     }
-    made = {name: given[name] for name in given.keys() & {*Options.__struct_fields__} - read.keys()}
+    plain = given.keys() & {*Options.__struct_fields__} - read.keys()
+    made = {name: given[name] for name in plain if given[name] is not None}
     made |= {name: parse(given[name]) for name, parse in read.items() if given.get(name)}
-    made |= {name: numbered(given[name]) for name in ("iteration", "dst_iteration") if name in given}
     if "select" in given:
         made["select"] = as_select(given["select"])
     if given.get("max_shard_size"):
@@ -238,7 +245,7 @@ def naming_of(given: dict[str, Any]) -> Naming:
         asked=Asked({style: given[style] for style in ("qkv", "gate_up") if given.get(style)}),
         src_asked=Asked({style: given[f"src_{style}"] for style in ("qkv", "gate_up") if given.get(f"src_{style}")}),
         release=given.get("release", "") if given.get("dst_names") else "",
-        vocab_rows=given.get("vocab_rows") or None,
+        vocab_rows=given.get("vocab_rows"),
         tied=given.get("tied", ""),
         dequantize=given.get("dequantize", False),
         files=given.get("with_files", False),
