@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from secrets import token_hex
 
 from msgspec import Struct
 
@@ -83,7 +82,7 @@ def take_places(new: dict[Path, Path]) -> None:
             with reported(real):
                 real.parent.mkdir(parents=True, exist_ok=True)
                 if real.exists():
-                    aside = beside(place, f"old-{token_hex(4)}")
+                    aside = beside(place, f"old-{os.urandom(4).hex()}")
                     os.rename(real, aside)
                     undo.append((aside, real))
                 os.rename(made, real)
@@ -117,7 +116,7 @@ def save_strategy(folder: Path, strategy: JobStrategy, settings: AutoSettings) -
     """The files of all ranks of a strategy that was made, in place of an earlier job's."""
     Results(folder.parent, folder, "").refuse_inside(settings, [folder])
     forget(folder, "new")
-    made = beside(folder, f"new-{token_hex(4)}")
+    made = beside(folder, f"new-{os.urandom(4).hex()}")
     write_strategy(made, strategy)
     take_places({folder: made})
     forget(folder, "old")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -53,7 +53,7 @@ class Session:
         often_s = min(waits.now.beat_s, timeout_s / 4)
         self._beat_s = often_s if len(members) <= _FEW_RANKS else max(often_s, timeout_s / _BEATS_A_TIMEOUT)
         self._meeting = meeting
-        self._word = Word(rank, secrets.token_hex(8), this_process(), about)
+        self._word = Word(rank, os.urandom(8).hex(), this_process(), about)
         self._lock = threading.Lock()
         self._over = threading.Event()
         self._beating: threading.Thread | None = None
@@ -202,7 +202,7 @@ class Session:
 
     def _announce(self, words: dict[int, Word], failure: Failure | None = None) -> None:
         self._generation = Generation(
-            secrets.token_hex(8),
+            os.urandom(8).hex(),
             nonces(words),
             {r: w.process for r, w in words.items()},
             failure,

@@ -6,7 +6,6 @@ import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
-from secrets import token_hex
 
 from reshard.errors import StorageError, UsageError
 from reshard.storage.disk import exchange, sync_folder
@@ -52,13 +51,13 @@ class Replacement:
         if self._locks.real:
             forget(self._old, "new")
             forget(self._old, "old")
-        self._new = beside(self._old, f"new-{token_hex(4)}")
+        self._new = beside(self._old, f"new-{os.urandom(4).hex()}")
         self.place = Place.of(self._new, single=False)
 
     def swap(self) -> None:
         """The old one is removed once the new one has its name; where the system can, names change in one step."""
         with reported(self._old):
-            aside = beside(self._old, f"old-{token_hex(4)}")
+            aside = beside(self._old, f"old-{os.urandom(4).hex()}")
             if exchange(str(self._new), str(self._old)):
                 os.rename(self._new, aside)
             else:
