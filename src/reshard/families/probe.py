@@ -6,20 +6,24 @@ Shapes cannot tell dp2·mp4 from dp4·mp2, nor dp8 from mp8. The first bytes of 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
+from itertools import chain, islice
 
 from reshard.errors import CheckpointError
 from reshard.layout.box import Box
 from reshard.moving.task_inputs import SourceFiles, Sources, files_of
-from reshard.planning.catalog import Catalog, Held, Tensor
+from reshard.planning.catalog import Catalog, Grid, Held, Tensor
 from reshard.storage.storages import storage_of
 
 _PROBE_NBYTES = 4096
 _TENSORS = 8
 _ENOUGH = 2
+_SHARDS, _HOLDERS = 4, 8
+"""Of a tensor of a source that says itself what is equal: slices, and how many that hold one."""
 _FEW_VALUES = 8
 _BLOCK_NBYTES = 8 << 20
 _REMOTE_COMPARISONS = 16  # each with two blocks
@@ -35,7 +39,7 @@ def probe(source: Catalog) -> tuple[str, ...]:
     Gives a warning for a few that differ: states that each rank keeps for itself do.
     """
     if not source.by_strategy:
-        return ()
+        return _told_of_replicas(source)
     replicated, unequal, cut, alike = 0, [], 0, 0
     sample = list(_sample(source))
     start_of = _starts(source, sample)
@@ -54,6 +58,43 @@ def probe(source: Catalog) -> tuple[str, ...]:
     if cut >= _ENOUGH and cut == alike:
         raise _contradiction(source, "tensors are cut finer than they are: different shards hold the same bytes")
     return tuple(f"by the strategy {u}: --check-replicas looks at all" for u in unequal[:1])
+
+
+def _told_of_replicas(source: Catalog) -> tuple[str, ...]:
+    """The same of a source that says itself what is equal. Raises CheckpointError for a file of which all slices that
+    are looked at are others than their replicas: it lies under another's name, or is of another save.
+    """
+    openings = [
+        [(held, shard.box, tensor.spec.itemsize) for held in shard.held[:_HOLDERS]]
+        for tensor in _replicated(source)
+        for shard in islice((s for s in tensor.shards if len(s.held) > 1), _SHARDS)
+    ]
+    start_of = _read(source, chain.from_iterable(openings))
+    equal, unequal = Counter[int](), Counter[int]()
+    for first, *others in openings:
+        for other in others:
+            same = start_of[first] == start_of[other]
+            (equal if same else unequal).update((first[0].file, other[0].file))
+    wrong = [source.files[file].name for file in unequal if unequal[file] >= _ENOUGH and not equal[file]]
+    if wrong:
+        raise CheckpointError(
+            f"{' and '.join(wrong[:2])} should hold the same as other files do, and hold something else",
+            source.ranks.where,
+            "are files under each other's names, or of two saves? copy them again; --check-replicas looks at all",
+        )
+    odd = [source.files[file].name for file in unequal]
+    return (f"{' and '.join(odd[:2])} should hold the same, and do not: --check-replicas looks at all",) * bool(odd)
+
+
+def _replicated(source: Catalog) -> Iterator[Tensor]:
+    """Tensors that are cut and of whose slices several files hold the same: two of each file, the largest."""
+    taken: Counter[int] = Counter()
+    for tensor in sorted(source.tensors.values(), key=lambda t: -t.spec.nbytes):
+        cells = tensor.shards.cells if tensor.known and isinstance(tensor.shards, Grid) else {}
+        held = next((held for held in cells.values() if len(held) > 1), ()) if len(cells) > 1 else ()
+        if held and taken[held[0].file] < _ENOUGH and len(taken) <= _TENSORS:
+            taken[held[0].file] += 1
+            yield tensor
 
 
 def _differing_replicas(source: Catalog, tensor: Tensor, start_of: Mapping[_Opening, bytes]) -> tuple[int, int] | None:
@@ -88,7 +129,13 @@ def _sample(source: Catalog) -> Iterator[Tensor]:
 def _starts(source: Catalog, tensors: Iterable[Tensor]) -> Mapping[_Opening, bytes]:
     """The first bytes of each shard of some tensors, as the first and the last of its holders have them."""
     ends = ((s.held[end], s.box, t.spec.itemsize) for t in tensors for s in t.shards if s.held for end in (0, -1))
-    wanted = list(dict.fromkeys(ends))
+    return _read(source, ends)
+
+
+def _read(source: Catalog, openings: Iterable[_Opening]) -> Mapping[_Opening, bytes]:
+    wanted = list(dict.fromkeys(openings))
+    if not wanted:
+        return {}
     files = files_of(source)
     with ThreadPoolExecutor(storage_of(source.files[0].path).at_once) as pool:
         return dict(zip(wanted, pool.map(partial(_start, files), wanted), strict=True))

@@ -134,6 +134,27 @@ def test_a_missing_file_without_replicas_is_refused(folder: Path, tmp_path: Path
     assert "CKP-opt-0000001-0000004.safetensors is missing" in str(caught.value)
 
 
+@pytest.mark.parametrize("swapped", [(0, 1), (2, 3), (0, 3)])
+def test_files_under_each_other_s_names_are_told_by_their_replicas(swapped: tuple[int, int], tmp_path: Path) -> None:
+    full = FULL | {"l.1.w": array((8, 6), seed=4)}
+    folder = write_checkpoint2(tmp_path / "two", full, [STAGE | {"l.1.w": ROWS}])
+    one, other = (folder / f"CKP-model-000000{rank}-0000004.safetensors" for rank in swapped)
+    content = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"CKP-model-\d+-0000004\.safetensors.* should hold the same"):
+        values(folder)
+
+
+def test_a_replica_that_differs_in_one_tensor_is_told(folder: Path) -> None:
+    path = folder / "CKP-model-0000002-0000004.safetensors"
+    held = read_file(path)
+    write_file(path, held | {"l.0.w": held["l.0.w"] + 1}, {"format": "ms"})
+    found = reshard.open(folder)
+    assert same(np.asarray(found["l.0.w"].read()), FULL["l.0.w"])
+    assert any("should hold the same, and do not: --check-replicas" in w for w in found.warnings)
+
+
 def test_weights_alone_need_no_optimizer_files(folder: Path, tmp_path: Path) -> None:
     for path in folder.glob("*opt*"):
         path.unlink()
