@@ -187,6 +187,20 @@ def test_states_that_are_not_cut_as_weights_do_not_move_these(tmp_path: Path) ->
     assert not any("sum" in t.name for t in reshard.plan(source, "o.safetensors", Options(names=rules)).tensors)
 
 
+def test_a_layer_is_missed_by_an_optimizer_that_keeps_no_masters(tmp_path: Path) -> None:
+    source = folder("pp2_z0_fp16", tmp_path)
+
+    def plain(value: Any) -> None:
+        value["optimizer"] = value["optimizer"]["optimizer_state_dict"]
+
+    for path in source.glob("mp_rank_*"):
+        rewritten(path, plain)
+    assert len(reshard.plan(source, "out.safetensors").tensors) == 14
+    (source / "layer_02-model_states.pt").unlink()
+    with pytest.raises(CheckpointError, match="the optimizer has 14 parameters, the layers 0, 1, 3, 5 hold 10"):
+        reshard.plan(source, "out.safetensors")
+
+
 def test_a_weight_that_is_not_plain_numbers_does_not_go_missing(tmp_path: Path) -> None:
     source = folder("z2_bf16_r2_groups", tmp_path)
     sparse = Record(Global("torch._utils", "_rebuild_sparse_tensor"), (1, ()))

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from reshard.errors import CheckpointError
 from reshard.families.tensor_parallel import RankSlice, Slices, merged
 from reshard.families.torch_parts import TorchPart
-from reshard.families.zero_files import fp32_groups, tensors_in
+from reshard.families.zero_files import ModelStates, fp32_groups, groups_of_states, tensors_in
 from reshard.families.zero_told import SaveFiles
 from reshard.formats.torch_values import TensorRef
 from reshard.index import TensorSpec
@@ -46,13 +46,21 @@ def _is_tied(local: str, slice_: RankSlice, known: Mapping[str, Tensor]) -> bool
 
 def _check_layers(told: SaveFiles, slices: Mapping[int, Slices]) -> None:
     """Raises CheckpointError where an optimizer that is not cut has more parameters than the layers that are there."""
-    masters = sum(len(fp32_groups(told.model(mp))) for mp in told.model_parallel)
+    parameters = sum(_parameters(told.model(mp)) for mp in told.model_parallel)
     there = sum(len(of_layer) for of_layer in slices.values())
-    if masters > there * told.tensor_parallel:
+    if parameters > there * told.tensor_parallel:
         raise CheckpointError(
-            f"the optimizer has {masters} parameters, the layers {', '.join(map(str, slices))} hold {there}",
+            f"the optimizer has {parameters} parameters, the layers {', '.join(map(str, slices))} hold {there}",
             hint="bring the files of all layers",
         )
+
+
+def _parameters(model: ModelStates) -> int:
+    """How many an optimizer that is not cut has at least: one that keeps no masters numbers them itself, and others
+    may have one for a whole group of them.
+    """
+    inner = model.optimizer.get("optimizer_state_dict", model.optimizer)
+    return max(len(fp32_groups(model)), len(groups_of_states({"base_optimizer_state": inner}, model.part)))
 
 
 def check_experts(tensors: Mapping[str, Tensor]) -> None:
