@@ -70,7 +70,7 @@ class Coding(Struct, frozen=True, order=True, omit_defaults=True):
         return (int.from_bytes(out, "little") ^ mask).to_bytes(len(data), "little")
 
 
-class Extent(Struct, frozen=True, order=True, omit_defaults=True, repr_omit_defaults=True):
+class Extent(Struct, frozen=True, order=True, omit_defaults=True, repr_omit_defaults=True, gc=False):  # very many
     """Consecutive bytes of a file: ``offset <= i < offset + nbytes``; whole elements, where they are ``coded``."""
 
     offset: int

@@ -11,7 +11,7 @@ from types import EllipsisType
 from msgspec import Struct
 
 
-class Box(Struct, frozen=True, order=True):
+class Box(Struct, frozen=True, order=True, gc=False):  # numbers alone, and very many: never part of a circle
     """Elements ``i`` with ``start[d] <= i[d] < stop[d]`` in every dim ``d``.
 
     A 0-d tensor is ``Box((), ())`` and holds one element.

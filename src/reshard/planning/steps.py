@@ -11,7 +11,7 @@ from reshard.index import MADE, ZEROS, Extent, TensorSpec
 from reshard.layout.box import Box, ordered
 
 
-class Piece(Struct, frozen=True, omit_defaults=True):
+class Piece(Struct, frozen=True, omit_defaults=True, gc=False):  # very many, and never part of a circle
     """One box of a tensor, row-major, in the extents of one file.
 
     Attributes:
