@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 from reshard.errors import InputError, PlanError, UsageError
 from reshard.ops.adapters import AdapterAt
 from reshard.ops.lora import lora_config, merge_lora
+from reshard.ops.peft import UNMERGEABLE
 from reshard.ops.scaling import LoraConfig, Unscaled, read_config
 from reshard.planning.lora_names import model_name
 
@@ -95,8 +96,9 @@ KINDS = (
 
 @pytest.mark.parametrize("kind", [*KINDS, "PeftType.LOHA", "OF_NEXT_YEAR"])
 def test_other_methods_are_refused_by_name(tmp_path: Path, kind: str) -> None:
-    with pytest.raises(InputError, match=f"peft_type is {kind.removeprefix('PeftType.')}"):
+    with pytest.raises(InputError, match=f"peft_type is {kind.removeprefix('PeftType.')}") as refused:
         read_config(configuration(tmp_path, peft_type=kind))
+    assert ("no merged weight does" in str(refused.value)) is (kind in UNMERGEABLE)
 
 
 def of_kind(folder: Path, kind: str, base: dict[str, np.ndarray], **tensors: np.ndarray) -> dict[str, np.ndarray]:

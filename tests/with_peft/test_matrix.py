@@ -19,7 +19,7 @@ from reshard.ops.convert import execute
 from reshard.ops.lora import open_merge, plan_merge
 from reshard.ops.observer import Observer
 from reshard.ops.options import Options
-from reshard.ops.peft import MERGED
+from reshard.ops.peft import MERGED, UNMERGEABLE
 
 peft = pytest.importorskip("peft", reason="no PEFT here; make test-peft has an environment with it")
 torch = pytest.importorskip("torch")
@@ -302,7 +302,7 @@ MADE_WITH: dict[str, Config] = {
 """What PEFT wants for an adapter of a kind, besides the names of its layers."""
 
 
-def saved_by_peft(kind: str, folder: Path, tmp_path: Path) -> None:
+def saved_by_peft(kind: str, folder: Path, tmp_path: Path) -> Any:
     more = MADE_WITH.get(kind, {})
     model = llama() if "task_type" in more else Tiny()
     if kind == "XLORA":
@@ -312,16 +312,21 @@ def saved_by_peft(kind: str, folder: Path, tmp_path: Path) -> None:
         more = {"target_modules": ["q_proj"], **more}
     if kind == "ADAMSS":
         pytest.importorskip("sklearn", reason="PEFT makes no AdaMSS without scikit-learn")
-    peft.get_peft_model(model, PEFT_TYPE_TO_CONFIG_MAPPING[kind](**more)).save_pretrained(folder)
+    made = peft.get_peft_model(model, PEFT_TYPE_TO_CONFIG_MAPPING[kind](**more))
+    made.save_pretrained(folder)
+    return made
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", sorted({kind.value for kind in peft.PeftType} - MERGED.keys()))
 def test_an_adapter_of_any_other_kind_is_refused_by_name(kind: str, tmp_path: Path) -> None:
     save(Tiny(), tmp_path / "base" / "m.safetensors")
-    saved_by_peft(kind, tmp_path / "adapter", tmp_path)
-    with pytest.raises(InputError, match=rf"peft_type is {kind}\n  hint: merge it in PEFT"):
+    made = saved_by_peft(kind, tmp_path / "adapter", tmp_path)
+    hint = "no merged weight does" if kind in UNMERGEABLE else "merge it in PEFT"
+    with pytest.raises(InputError, match=rf"peft_type is {kind}\n  hint: {hint}"):
         merged(tmp_path / "adapter", tmp_path)
+    if kind not in UNMERGEABLE:
+        made.merge_and_unload()
     with pytest.raises(InputError, match=rf"peft_type is {kind}\n"):
         reshard.lora_config(scaling="2", adapter=str(tmp_path / "adapter"))
     (tmp_path / "adapter" / "adapter_config.json").unlink()

@@ -40,6 +40,12 @@ MERGED = {
 }
 """Kinds of adapters that are merged, each with the keys that it has besides; other than LoRA has no scaling."""
 
+UNMERGEABLE = frozenset({
+    "PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE", "ADAPTION_PROMPT",
+    "LILY", "POLY", "SHADOW", "XLORA",
+})  # fmt: skip
+"""Kinds that act on prompts, or otherwise on each input: no weight does what they do."""
+
 _OTHER_KINDS = {
     "alora_invocation_tokens": "the adapter acts after these tokens only (aLoRA), which no merged weight does",
     "arrow_config": "adapters are mixed token by token (Arrow)",
@@ -100,6 +106,8 @@ def _short(value: Any) -> str:
 
 
 def _hint(content: Mapping[str, Any]) -> str:
+    if kind_of(content) in UNMERGEABLE:
+        return "no merged weight does what it does: load it beside its base, in PEFT"
     init = str(content.get("init_lora_weights")).lower()
     if init.startswith(_INIT_THAT_QUANTISES):
         return "if SRC is that base, with weights in place of its codes, set init_lora_weights to true in the file"
