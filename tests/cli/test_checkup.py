@@ -178,6 +178,14 @@ def test_an_index_alone_names_what_is_missing(tmp_path: Path) -> None:
         ("ours", "rank_7/checkpoint_7.ckpt", "rank_7/checkpoint_7.ckpt is missing"),
         ("Checkpoint 2.0", "*/*model-0000007-*", "model-0000007-0000008.safetensors is missing"),
         ("Checkpoint 2.0, one device", "*/*model-0*", "files of weights are missing"),
+        ("FSDP2, uneven rows", "extra_state_world_size_4_rank_3.pt", "extra_state_world_size_4_rank_3.pt is missing"),
+        ("Megatron, torch_dist of experts", "*/common.pt", "has no common.pt"),
+        ("Megatron, torch_dist of experts", "*/metadata.json", "has no metadata.json"),
+        ("Megatron, flattened ranges", "metadata.json", "has no metadata.json"),
+        ("parts", "*.index.json", "it was written, and is missing"),
+        ("Checkpoint 2.0 that we wrote", "latest_*", "it was written, and is missing"),
+        ("parts", ".reshard/manifest.json", "reshard wrote it, and its manifest is missing"),
+        ("ours", ".reshard/manifest.json", "reshard wrote it, and its manifest is missing"),
     ],
 )
 def test_a_file_of_a_family_that_is_missing(tmp_path: Path, family: str, file: str, told: str) -> None:
@@ -210,6 +218,34 @@ def test_a_file_of_another_length_than_was_written(tmp_path: Path) -> None:
         file.write(b"\0" * 8)
     what, where, _ = one_fault(source)
     assert (what, where) == (f"{before + 8:,} bytes, and {before:,} were written", "__1_0.distcp")
+
+
+def test_a_description_of_megatron_s_that_cannot_be_read(tmp_path: Path) -> None:
+    source = FAMILIES["Megatron, flattened ranges"](tmp_path).path
+    (source / "metadata.json").chmod(0o644)
+    (source / "metadata.json").write_text("{")
+    what, where, _ = one_fault(source)
+    assert (what, where) == ("it does not say a sharded_backend", "metadata.json")
+
+
+@pytest.mark.parametrize(
+    ("family", "file", "why"),
+    [
+        ("rank folders", "rank_7", "no strategy says of how many ranks it is"),
+        ("DCP, as Hugging Face's", "shard-00004-*", "nothing says how many shards there were"),
+    ],
+)
+def test_a_last_file_of_which_nothing_tells(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], family: str, file: str, why: str
+) -> None:
+    source = FAMILIES[family](tmp_path).path
+    for last in source.glob(file):
+        shutil.rmtree(last) if last.is_dir() else last.unlink()
+    assert run_reshard(["doctor", str(source)]) == 0
+    said = capsys.readouterr().out
+    assert "whether it is whole, cannot tell" in said
+    assert f"  cannot tell: {why}" in said
+    assert "whole by its headers" not in said
 
 
 def test_what_a_write_left_over_is_noted(tmp_path: Path) -> None:

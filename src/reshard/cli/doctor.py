@@ -71,7 +71,10 @@ def _checkpoint(found: Checkup) -> list[str]:
         return [f"{found.path}: {'broken' if found.faults else 'nothing to examine'}", *notes]
     files = f"{counted(found.files, 'file')}, {shown_nbytes(found.nbytes)}, {counted(found.tensors, 'tensor')}"
     whole = "not whole" if found.faults else "whole by its headers; values were not read"
-    return [f"{found.path}: {found.family}; {files}", f"  {whole}", *notes]
+    if found.untold and not found.faults:
+        whole = "nothing wrong is seen; whether it is whole, cannot tell"
+    untold = [f"  cannot tell: {reason}" for reason in found.untold]
+    return [f"{found.path}: {found.family}; {files}", f"  {whole}", *untold, *notes]
 
 
 def _machine(machine: Machine) -> list[str]:

@@ -59,7 +59,7 @@ class Fsdp(Struct, frozen=True):
             {},
             Ranks(1, world, folder.path),
             withheld=states.withheld,
-            lacking=states.lacking,
+            lacking=(*states.lacking, *_schedulers_lacking(folder, files, world)),
             told_by={**told_by, **({"--frozen": source.frozen} if source.frozen else {})},
             warnings=(
                 *_left_out(files, world, opened),
@@ -210,6 +210,13 @@ def _states(
     found = states_of(models, opened, frozen)
     warnings = (*found.warnings, *(told for one in opened for told in one.warnings))
     return [one.file for one in opened], replace(found, warnings=warnings)
+
+
+def _schedulers_lacking(folder: Listing, files: _FilesByKind, world: int) -> tuple[str, ...]:
+    """No weights are in them, and the training that goes on has none without."""
+    there = files["extra_state"].get(world, {})
+    absent = _absent(there, world, "extra_state") if there else []
+    return tuple(f"{folder.at(name)} is missing" for name in absent)
 
 
 def _left_out(files: _FilesByKind, world: int, opened: Sequence[FsdpFile]) -> list[str]:

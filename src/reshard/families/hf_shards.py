@@ -17,6 +17,7 @@ from reshard.families.saved_slices import SavedSlice, slices_of
 from reshard.index import TensorSpec
 from reshard.planning.catalog import Catalog, Held, IndexedFile, Ranks, Shard, Tensor, tensor_of_shards
 
+UNTOLD = "nothing says how many shards"
 _SHOWN = 4
 _SHARD = re.compile(r"shard-(\d+)-model-(\d+)-of-(\d+)\.safetensors")
 
@@ -100,6 +101,6 @@ def _untold(world: int, names: Sequence[str]) -> str:
     absent = [n for r in range(1, world + 1) for p in parts if (n := f"shard-{r:05d}-model-{p}") not in names]
     more = f", as would {', '.join(absent[:_SHOWN])}{' …' * (len(absent) > _SHOWN)}, which may have had nothing to hold"
     return (
-        f"nothing says how many shards there were: a last one that is missing, after shard-{world:05d}, would shorten "
+        f"{UNTOLD} there were: a last one that is missing, after shard-{world:05d}, would shorten "
         f"tensors unseen{more * bool(absent)}; compare their shapes with the model's"
     )

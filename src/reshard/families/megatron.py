@@ -15,7 +15,16 @@ from reshard.errors import CheckpointError
 from reshard.families.family import Listing
 from reshard.families.megatron_args import count
 from reshard.families.megatron_dist import read_dist
-from reshard.families.megatron_folders import Chosen, chosen, has_ranks, is_of_rank, is_root, is_save
+from reshard.families.megatron_folders import (
+    COMMON,
+    DESCRIPTION,
+    Chosen,
+    chosen,
+    has_ranks,
+    is_of_rank,
+    is_root,
+    is_save,
+)
 from reshard.families.megatron_legacy import read_ranks
 from reshard.families.source import Source
 from reshard.planning.catalog import Catalog, Tensor
@@ -50,7 +59,13 @@ class Megatron(Struct, frozen=True):
 
 def _read(save: Chosen) -> Catalog:
     if save.described is not None:
-        backend = str(save.described.get("sharded_backend"))
+        if "sharded_backend" not in save.described:
+            raise CheckpointError(
+                "it does not say a sharded_backend",
+                save.folder.at(DESCRIPTION),
+                f"bring it again; where the tensors were saved as {_BACKEND}, remove it",
+            )
+        backend = str(save.described["sharded_backend"])
         if backend != _BACKEND:
             raise CheckpointError(
                 f"its tensors were saved by the backend {backend!r}, which is not read; read is {_BACKEND}",
@@ -60,7 +75,11 @@ def _read(save: Chosen) -> Catalog:
         return read_dist(save.folder, backend=backend)
     if has_ranks(save.folder):
         return read_ranks(save.folder)
-    return read_dist(save.folder, backend="")
+    if save.folder.entry(COMMON) is None:
+        return read_dist(save.folder, backend="")
+    made = read_dist(save.folder, backend=_BACKEND)
+    lacking = f"{save.folder.path} has no {DESCRIPTION}: Megatron takes it for no checkpoint of its own"
+    return replace(made, lacking=(*made.lacking, lacking), warnings=(lacking, *made.warnings))
 
 
 def _padding(tensors: Mapping[str, Tensor], args: Mapping[str, Any]) -> Iterator[str]:

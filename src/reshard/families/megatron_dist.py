@@ -19,6 +19,7 @@ from reshard.errors import CheckpointError, counted
 from reshard.families.dcp import Described, catalog_by, metadata_of
 from reshard.families.family import Listing
 from reshard.families.megatron_args import args_of
+from reshard.families.megatron_folders import COMMON
 from reshard.formats.base import ByteRanges
 from reshard.formats.dcp_metadata import DcpMetadata
 from reshard.formats.torch_records import read_torch_records
@@ -30,7 +31,6 @@ from reshard.planning.catalog import Catalog, Held, Shard, Tensor, tensor_of_sha
 from reshard.planning.identity import hash_of_file
 from reshard.storage.storages import content_of, opened
 
-COMMON = "common.pt"
 _COMMON_ENTRY = re.compile(r"common_state/shard_\d+_\d+")
 _OF_OBJECT = re.compile(r".*/shard_\d+(?:\.\d+)*_\d+(?:\.\d+)*(?:\..*)?")
 _FLATTENED = "nd_reformulated_orig_global_shape"
@@ -44,7 +44,8 @@ def read_dist(folder: Listing, *, backend: str) -> Catalog:
     """
     described = metadata_of(folder)
     content = content_of(folder.at(COMMON)) if folder.entry(COMMON) is not None else b""
-    value, warnings = _common(folder, described, needed=bool(backend))
+    value, lacking = _common(folder, described, needed=bool(backend))
+    warnings = []
     objects = {name for one in described.told.values() for name in one.tensors if _OF_OBJECT.fullmatch(name)}
     told = {name: _without(one, objects) for name, one in described.told.items()}
     made = catalog_by(folder, replace(described, told=told))
@@ -58,7 +59,8 @@ def read_dist(folder: Listing, *, backend: str) -> Catalog:
         made,
         tensors=tensors,
         told_by={**made.told_by, **({COMMON: hash_of_file(content)} if content else {})},
-        warnings=(*warnings, *made.warnings),
+        warnings=(*warnings, *lacking, *made.warnings),
+        lacking=(*made.lacking, *lacking),
         family=f"Megatron {backend or 'DTensors'}, {counted(made.ranks.world, 'rank')}",
         args=args_of(value),
         common=content,

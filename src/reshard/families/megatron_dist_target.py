@@ -16,8 +16,7 @@ from msgspec import Struct
 
 from reshard.errors import PlanError
 from reshard.families.dcp_target import Objects, chunked, dcp_asked
-from reshard.families.megatron_dist import COMMON
-from reshard.families.megatron_folders import DESCRIPTION
+from reshard.families.megatron_folders import COMMON, DESCRIPTION
 from reshard.families.megatron_target import arguments, namespace, save_name, tracker
 from reshard.families.targets import AskedTarget
 from reshard.formats.torch_file import torch_frame

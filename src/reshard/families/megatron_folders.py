@@ -20,6 +20,7 @@ from reshard.storage.storages import content_of
 
 TRACKER = "latest_checkpointed_iteration.txt"
 DESCRIPTION = "metadata.json"
+COMMON = "common.pt"
 RANK = re.compile(r"mp_rank_(\d+)(?:_(\d{3,}))?(?:_(\d{3,}))?")
 MODEL_FILES = ("model_optim_rng.pt", "model_rng.pt")
 _METADATA = ".metadata"
@@ -63,7 +64,8 @@ def rank_name(at: RankCounts, sizes: RankCounts) -> str:
 
 def is_save(there: Listing) -> bool:
     """Whether it is the folder of one save, or of one rank in it."""
-    return has_ranks(there) or is_of_rank(there) or _backend(there) is not None
+    described = _backend(there) is not None or (there.entry(COMMON) is not None and there.entry(_METADATA) is not None)
+    return has_ranks(there) or is_of_rank(there) or described
 
 
 def has_ranks(there: Listing) -> bool:

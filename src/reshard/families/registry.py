@@ -62,7 +62,7 @@ FAMILIES = (
     FamilyEntry(
         "megatron",
         "reshard.families.megatron:Megatron",
-        rf"latest_checkpointed_iteration\.txt|iter_\d{{7,}}|release|mp_rank_\d+(_\d+)*|metadata\.json|{_OF_MEGATRON}",
+        rf"latest_checkpointed_iteration\.txt|iter_\d{{7,}}|release|mp_rank_\d+(_\d+)*|metadata\.json|common\.pt|{_OF_MEGATRON}",
         _OF_MEGATRON,
     ),
     FamilyEntry("ranks", "reshard.families.plain:RankFolders", r"rank_\d+"),

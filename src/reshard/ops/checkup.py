@@ -12,6 +12,7 @@ from reshard.families.discover import files_of
 from reshard.families.family import Listing
 from reshard.families.found import name_below, weights
 from reshard.families.headers import index_file
+from reshard.families.hf_shards import UNTOLD
 from reshard.families.ours import NOT_TRUSTED
 from reshard.families.part_names import wholes
 from reshard.families.rank_listing import MIXED_STEPS, is_rank, step_of
@@ -22,12 +23,13 @@ from reshard.ops.inspect import opened
 from reshard.planning.catalog import Catalog
 from reshard.storage.storage import join
 from reshard.storage.storages import storage_of
-from reshard.target.filling import BEGUN, DONE
+from reshard.target.filling import BEGUN, DONE, LOCK
 from reshard.target.manifest import MANIFEST, read_manifest
 from reshard.target.target_paths import Place
 
 _SHOWN = 4
 _FAULTS = (MIXED_STEPS, NOT_TRUSTED)
+_NO_STRATEGY = "no strategy says of how many ranks it is, and what each of them holds (reshard inspect --strategy P)"
 
 
 class Fault(Struct, frozen=True):
@@ -48,6 +50,7 @@ class Checkup(Struct, frozen=True):
     Attributes:
         family: in words; "" for what is no checkpoint, or could not be read.
         notes: what to know besides: it is no fault, or nobody can say.
+        untold: why nobody can tell whether it is whole, where that is so.
     """
 
     path: str
@@ -57,6 +60,7 @@ class Checkup(Struct, frozen=True):
     tensors: int = 0
     faults: tuple[Fault, ...] = ()
     notes: tuple[str, ...] = ()
+    untold: tuple[str, ...] = ()
 
 
 def checkup(path: str) -> Checkup | None:
@@ -73,11 +77,14 @@ def checkup(path: str) -> Checkup | None:
         found = opened(path)
     except ReshardError as error:
         return _unread(there, error)
-    untold = not found.kind  # nobody said how ranks are cut
-    faults = (*_lacking(found, path), *(_of_ranks(there, found) if untold else _of_manifest(path, found)))
-    notes = (*(w for w in found.warnings if not w.startswith(_FAULTS) and w not in found.lacking), *_left_over(there))
+    ranks = () if found.kind else tuple(_of_ranks(there, found))  # where nobody said how they are cut
+    faults = (*_lacking(found, path), *ranks, *_of_manifest(path, found))
+    told = (*_FAULTS, *found.lacking, UNTOLD)
+    notes = (*(warning for warning in found.warnings if not warning.startswith(told)), *_left_over(there))
+    untold = tuple(warning for warning in found.warnings if warning.startswith(UNTOLD))
+    untold = untold if found.kind else (*untold, _NO_STRATEGY)
     nbytes = sum(file.nbytes for file in found.files)
-    return Checkup(path, found.family, len(found.files), nbytes, len(found.tensors), faults, notes)
+    return Checkup(path, found.family, len(found.files), nbytes, len(found.tensors), faults, notes, untold)
 
 
 def _begun(path: str) -> Fault | None:
@@ -186,9 +193,14 @@ def _lacking(found: Catalog, path: str) -> Iterator[Fault]:
 
 
 def _of_manifest(path: str, found: Catalog) -> Iterator[Fault]:
-    """Files that are not as long as our own manifest says, and one that cannot be read."""
+    """Files that are not there, or not as long, as our own manifest says; and one that is gone, or cannot be read."""
     place = Place.of(path, single=format_of(path) is not None)
     if place.storage.entry(join(place.meta, MANIFEST)) is None:
+        if place.storage.entry(join(place.meta, LOCK)) is not None:
+            hint = "nothing says what was written: compare it with its source, reshard verify SRC DST"
+            yield Fault("reshard wrote it, and its manifest is missing", join(place.meta, MANIFEST), hint)
+        return
+    if not found.kind:  # it is not trusted, which was told
         return
     try:
         told = {join(place.folder, file.path): file.nbytes for file in read_manifest(place).files}
@@ -196,10 +208,19 @@ def _of_manifest(path: str, found: Catalog) -> Iterator[Fault]:
         hint = "make the target again; or remove the manifest, and compare: reshard verify SRC DST"
         yield Fault(f"a manifest that cannot be read: {error.message}", error.where or path, hint)
         return
-    for file in found.files:
-        if told.get(file.path, file.nbytes) != file.nbytes:
-            said = f"{counted(file.nbytes, 'byte')}, and {told[file.path]:,} were written"
-            yield Fault(said, file.path, "make the target again, where nobody changed it on purpose")
+    lengths = {file.path: file.nbytes for file in found.files}
+    for file, nbytes in told.items():
+        now = lengths[file] if file in lengths else _nbytes(file)
+        if now is None and not found.lacking:  # which names it where it holds weights
+            yield Fault("it was written, and is missing", file, "bring it, or make the target again")
+        if now is not None and now != nbytes:
+            said = f"{counted(now, 'byte')}, and {nbytes:,} were written"
+            yield Fault(said, file, "make the target again, where nobody changed it on purpose")
+
+
+def _nbytes(path: str) -> int | None:
+    entry = storage_of(path).entry(path)
+    return entry.nbytes if entry else None
 
 
 def _of_ranks(there: Listing, read: Catalog) -> Iterator[Fault]:

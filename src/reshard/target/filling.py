@@ -43,6 +43,7 @@ U = TypeVar("U")
 
 BEGUN = "begun.json"
 DONE = "done"
+LOCK = "lock"
 _SHORT = 24  # hashes are longer
 
 
@@ -89,7 +90,7 @@ class Filling:
         self._recorded = False
         self._made_folders = _absent_parents(place, plan) if place.local else []
         made_meta = Path(place.meta) in self._made_folders
-        self._locks = Locks(self._path("lock")) if place.local else None
+        self._locks = Locks(self._path(LOCK)) if place.local else None
         self.done: frozenset[str] = frozenset()
         self.misfits: tuple[ShardMisfits, ...] = ()
         try:
