@@ -8,7 +8,7 @@ strategies and configurations, by what is in them. Neither the ranks that a run 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 import xxhash
@@ -17,6 +17,7 @@ from reshard.layout.stages import Strategy
 from reshard.planning.catalog import STRATEGY, Catalog
 from reshard.planning.decide import Kept
 from reshard.planning.lora_values import LoraMerge
+from reshard.planning.names import NameRules
 from reshard.planning.plan import SCHEMA
 from reshard.planning.shared import COPIED
 from reshard.planning.target import Choices, Kind, Target
@@ -42,13 +43,24 @@ def parts_of_identity(source: Catalog, target: Target, choices: Choices, kept: S
         "strategies": hash_of([told_by.pop(STRATEGY, ""), target_strategy]),
         **{_unicode(name): content for name, content in sorted(told_by.items())},
         "family": source.family,
-        "tensors taken": hash_of([rules, [_told(each) for each in kept]]),
+        "tensors taken": _hash_of_taken(rules, kept),
         "LoRA scaling": f"{_scalings(choices.lora)}; {hash_of(_merged(choices.lora))}" if choices.lora else "",
         KIND_OF_TARGET: target.kind.name,
         **dict(_said(target.kind)),
         "dtype": target.dtype,
         **({"shared blocks of": str(target.shared_block_nbytes)} if target.shared_block_nbytes > COPIED else {}),
     }
+
+
+def _hash_of_taken(rules: NameRules, kept: Iterable[Kept]) -> str:
+    """As ``hash_of`` of rules and what is told of each tensor, of which there are many: never of all at once."""
+    digest = xxhash.xxh3_128(b"[" + msgspec.json.encode(rules))
+    before = b",["
+    for each in kept:
+        digest.update(before + msgspec.json.encode(_told(each)))
+        before = b","
+    digest.update(b"]]")
+    return digest.hexdigest()
 
 
 def _told(kept: Kept) -> tuple[object, ...]:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 from msgspec import Struct, field
 
-from reshard.drawing import Holders
 from reshard.errors import InputError, RunError, counted
 from reshard.index import Checksum, Extent, TensorSpec
 from reshard.layout.box import Box
 from reshard.layout.tensor import Cell, Layout
 from reshard.planning.misfits import ShardMisfits
 from reshard.planning.names import layer_pattern
-from reshard.planning.show import Row, cells_of, table
 from reshard.planning.steps import Piece, Step
+
+if TYPE_CHECKING:
+    from reshard.drawing import Holders
 
 SCHEMA = 3
 LinkKind = Literal["", "reflink", "hardlink"]
@@ -139,9 +140,11 @@ class Plan(Struct, frozen=True):
         return f"<plan: {counted(len(self.tensors), 'tensor')}, {self.nbytes:,} bytes to {files} from {sources}>"
 
     def _repr_html_(self) -> str:
-        return table(repr(self).strip("<>"), self._rows())
+        from reshard.planning.show import Row, table  # for notebooks alone
 
-    def _rows(self) -> Iterator[Row]:
+        return table(repr(self).strip("<>"), (Row(*row) for row in self._rows()))
+
+    def _rows(self) -> Iterator[tuple[str, str, Layout, Holders]]:
         """The target's tensors for a notebook; of one that stages cut differently, the first stage's cut."""
         files: dict[int, list[PlannedFile]] = {}
         for file in self.files:
@@ -159,14 +162,14 @@ class Plan(Struct, frozen=True):
                 if key not in known:
                     known[key] = self._holders(self.layouts[at], (f for form in forms for f in files.get(form, ())))
                 tensor = self.tensors[number]
-                yield Row(layer_pattern(tensor.name), tensor.spec.dtype, self.layouts[at], known[key])
+                yield layer_pattern(tensor.name), tensor.spec.dtype, self.layouts[at], known[key]
 
     @staticmethod
     def _holders(layout: Layout, files: Iterable[PlannedFile]) -> Holders:
         held: dict[Cell, list[int]] = {}
         for file in files:
             held.setdefault(layout.sharding.cells()[file.local_rank], []).append(file.rank)
-        return tuple(tuple(held.get(cell, ())) for cell in cells_of(layout))
+        return tuple(tuple(held.get(cell, ())) for cell in layout.boxes())
 
     @property
     def stages(self) -> int:

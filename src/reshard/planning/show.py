@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from html import escape
-from itertools import product
 
 from msgspec import Struct
 
 from reshard.drawing import Holders
 from reshard.index import ZEROS
-from reshard.layout.tensor import Cell, Layout, Sharding
+from reshard.layout.tensor import Layout, Sharding
 from reshard.planning.catalog import Catalog, Grid, Held, Tensor
 from reshard.planning.names import layer_pattern
 
@@ -38,17 +37,12 @@ def catalog_html(title: str, source: Catalog) -> str:
     return table(title, rows)
 
 
-def cells_of(layout: Layout) -> Iterable[Cell]:
-    """All cells of a layout in row-major order."""
-    return product(*map(range, layout.sharding.parts))
-
-
 def _drawn(source: Catalog, tensor: Tensor) -> tuple[Layout, Holders]:
     """A layout to draw, and who holds each part of it: where none describes the shards, the whole, and all ranks."""
     if isinstance(tensor.shards, Grid):
         cells = tensor.shards.cells
         layout = tensor.shards.layout
-        return layout, tuple(_ranks(source, cells.get(cell, ())) for cell in cells_of(layout))
+        return layout, tuple(_ranks(source, cells.get(cell, ())) for cell in layout.boxes())
     ranks = {rank for shard in tensor.shards for rank in _ranks(source, shard.held)}
     shape = tensor.spec.shape
     return Layout(shape, Sharding.whole(1, len(shape))), (tuple(sorted(ranks)),)

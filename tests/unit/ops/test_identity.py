@@ -20,6 +20,7 @@ from reshard.ops.lora import lora_config, plan_lora
 from reshard.ops.options import NodeRanks, Options
 from reshard.ops.strategies import merge
 from reshard.ops.unify import plan_unify
+from reshard.planning.identity import hash_of
 from reshard.planning.names import NameRules
 from reshard.planning.plan import Plan
 from reshard.planning.shares import Share
@@ -318,3 +319,9 @@ def test_notes_of_another_schema_are_refused_with_their_reason(work: Work, tmp_p
         (tmp_path / "out" / META / name).write_text(json.dumps(notes))
         with pytest.raises(UsageError, match="notes are of schema 1, ours of 3"):
             reshard.convert(work.ranks, tmp_path / "out", replace(work.options, resume=True))
+
+
+def test_tensors_one_by_one_count_as_all_of_them(tmp_path: Path) -> None:
+    plan = Work(tmp_path).plan()
+    told = [(ascii(t.name), ascii(t.source_name), t.spec, "") for t in plan.tensors]
+    assert plan.made_of["tensors taken"] == hash_of([NameRules(), told])
