@@ -13,6 +13,7 @@ from program import refused
 import reshard
 from hub_model import qwen3, write_hub
 from making import array, dtype_named, write_file
+from reshard.errors import CheckpointError
 from reshard.names.wishes import Naming
 from reshard.ops.convert import convert
 from reshard.ops.options import Options
@@ -109,6 +110,23 @@ def test_two_files_of_the_model_contradict(tmp_path: Path) -> None:
     said = refused(3, "convert", hub, tmp_path / "out", "--dst-names", "mcore", "--model", run)
     assert "head_dim 8" in said
     assert "head_dim 4" in said
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"num_key_value_heads": "2"}, "num_key_value_heads '2' of .*: expected a whole number"),
+        ({"vocab_size": [12]}, r"vocab_size \[12\] of .*: expected a whole number"),
+        ({"num_attention_heads": 4.5}, "num_attention_heads 4.5 of .*: expected a whole number"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings 'false' of .*: expected true or false"),
+        ({"qkv_concat": "False"}, "qkv_concat 'False' of .*: expected true or false"),
+    ],
+)
+def test_settings_of_another_kind(tmp_path: Path, said: dict[str, Any], words: str) -> None:
+    """A text counts as true, and is no size: neither is passed over."""
+    hub = write_hub(tmp_path / "hub", qwen3(), **said)
+    with pytest.raises(CheckpointError, match=words):
+        reshard.plan(hub, "out.safetensors", Options(naming=Naming(dst="mcore")))
 
 
 def test_tied_and_different(tmp_path: Path) -> None:

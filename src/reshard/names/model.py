@@ -61,7 +61,7 @@ def _of_config(content: bytes, where: str) -> ModelFile:
         raise CheckpointError("expected a configuration of Hugging Face", where)
     nested = values.get("text_config")
     values = {**values, **nested} if isinstance(nested, dict) else values
-    return ModelFile(where, True, _models(values), _flat(values))
+    return ModelFile(where, True, _models(values), _flat(whole_numbers(values)))
 
 
 def _of_yaml(content: bytes, where: str) -> ModelFile:

@@ -18,6 +18,15 @@ from reshard.strategy.expression import evaluate, names_in
 
 _OWN = ("vocab", "tied", "untied", "dtype")
 """Settings in which the two sides may differ."""
+_FLAGS = frozenset({
+    "tied", "untied", "concat", "mlp_concat", "contiguous", "contiguous_r16", "interleaved", "latent_concat",
+    "grouped_gemm", "rearranged",
+})  # fmt: skip
+_SIZES = frozenset({
+    "layers", "mtp", "hidden", "vocab", "heads", "kv", "head", "ffn", "experts", "expert_ffn", "dense_layers",
+    "shared_experts", "q_rank", "kv_rank", "nope", "rope", "value_head",
+})  # fmt: skip
+"""Settings of all recipes by what they are; a text that stands in place of one would count as true, or as not there."""
 _COMPOSED = re.compile(r"[a-z_0-9]+( [a-z_0-9]+)+")
 
 
@@ -50,11 +59,20 @@ def known(recipe: Recipe, files: Sequence[ModelFile], release: int | None) -> Kn
             if said is None:
                 continue
             key, value = said
+            _check_kind(name, value, f"{key} {value!r} of {file.where}")
             if values[name] is None:
                 values[name], told[name] = value, f"{key} {value} of {file.where.rsplit('/', 1)[-1]}"
             elif isinstance(value, int) and value != values[name] and name not in _OWN:
                 raise CheckpointError(f"{told[name]}, and {key} {value} of {file.where}: which is the model's?")
     return Known(recipe, {**values, "release": release}, told, tuple(files))
+
+
+def _check_kind(setting: str, value: object, told: str) -> None:
+    """Raises CheckpointError for what is no such value."""
+    if setting in _SIZES and type(value) is not int:
+        raise CheckpointError(f"{told}: expected a whole number")
+    if setting in _FLAGS and value not in (True, False):
+        raise CheckpointError(f"{told}: expected true or false")
 
 
 def axes_of(known: Known, more: Mapping[str, int]) -> Axes:
