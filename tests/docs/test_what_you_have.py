@@ -11,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from folders import make_job
 from pages import text_of
 
 from families.rows import FAMILIES
 from golden.cases import run_reshard
-from making import write_file
+from making import write_file, write_strategy
+from reshard.families.source import Source
+from reshard.layout.tensor import Sharding
+from reshard.ops.inspect import opened
 
 TABLE = re.compile(r"^\|[^|]*\| `([^`]*)` \|", re.MULTILINE)
 PAGES = ("README.md", "README.zh.md")
@@ -28,7 +30,8 @@ def hugging_face(folder: Path) -> None:
     (folder / "Qwen3-8B").mkdir()
     sizes = {"hidden_size": HIDDEN, "intermediate_size": FFN, "num_hidden_layers": LAYERS, "vocab_size": 24}
     config = {"model_type": "llama", "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4, **sizes}
-    (folder / "Qwen3-8B/config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
+    for place in ("Qwen3-8B/config.json", "config.json"):
+        (folder / place).write_text(json.dumps({**config, "tie_word_embeddings": False}))
     shapes = {"self_attn.q_proj": (16, 16), "self_attn.k_proj": (8, 16), "self_attn.v_proj": (8, 16)}
     shapes |= {"self_attn.o_proj": (16, 16), "mlp.gate_proj": (FFN, HIDDEN), "mlp.up_proj": (FFN, HIDDEN)}
     shapes |= {"mlp.down_proj": (HIDDEN, FFN), "input_layernorm": (HIDDEN,), "post_attention_layernorm": (HIDDEN,)}
@@ -42,29 +45,56 @@ def hugging_face(folder: Path) -> None:
     write_file(folder / "Qwen3-8B/model.safetensors", tensors)
 
 
+def made_of_it(name: str, *words: str) -> Callable[[Path], None]:
+    """The Llama as another family's folder; as a job of MindFormers has it where it goes by a strategy."""
+
+    def make(folder: Path) -> None:
+        hugging_face(folder)
+        source = str(folder / "Qwen3-8B")
+        if "old_strategy" in words:
+            source = str(folder / "mf.safetensors")
+            assert run_reshard(["convert", str(folder / "Qwen3-8B"), source, "--dst-names", "mindformers"]) == 0
+            strategy_of(source, folder / "old_strategy", 2)
+        assert run_reshard(["convert", source, str(folder / name), *words]) == 0
+        if name != "recut":
+            shutil.rmtree(folder / name / ".reshard")
+
+    return make
+
+
 def recorded(family: str, name: str) -> Callable[[Path], None]:
+    """As the program saved it, of a model that is too small to be known."""
+
     def make(folder: Path) -> None:
         shutil.copytree(FAMILIES[family](folder / "made").path, folder / name)
 
     return make
 
 
+def strategy_of(path: str, folder: Path, ranks: int, source_strategy: str = "") -> None:
+    """Rows of all that has as many are cut."""
+    shapes = {name: t.spec.shape for name, t in opened(Source(path, source_strategy)).tensors.items()}
+    write_strategy(
+        folder,
+        [
+            {name: Sharding((ranks,), tuple((0,) if n == 0 and not d % ranks else () for n, d in enumerate(shape)))
+             for name, shape in shapes.items()}
+        ],
+    )  # fmt: skip
+
+
 MAKERS = {
     "Qwen3-8B": hugging_face,
-    "ckpt": make_job,
-    "checkpoint2": recorded("Checkpoint 2.0", "checkpoint2"),
-    "step-1000": recorded("DCP, uneven rows", "step-1000"),
+    "ckpt": made_of_it("ckpt", "--dst-strategy", "old_strategy", "--format", "ckpt"),
+    "checkpoint2": made_of_it("checkpoint2", "--to", "checkpoint2", "--dst-strategy", "old_strategy"),
+    "step-1000": made_of_it("step-1000", "--to", "dcp"),
     "actor": recorded("FSDP2, uneven rows", "actor"),
     "zero": recorded("DeepSpeed, stage 2", "zero"),
-    "megatron": recorded("Megatron, rank folders", "megatron"),
-    "recut": recorded("ours", "recut"),
+    "megatron": made_of_it("megatron", "--to", "megatron", "--tp", "2"),
+    "recut": made_of_it("recut", "--dst-strategy", "old_strategy"),
 }
-ONLY_FROM = {
-    "--dst-strategy new_strategy": "ckpt",  # it has the names of that model
-    "--dst-names hf": "Qwen3-8B",
-    "--to megatron": "Qwen3-8B",
-    "--to universal": "zero",
-}
+OF_NO_KNOWN_MODEL = ("actor", "zero")
+ONLY_FROM = {"--model": set(MAKERS) - {*OF_NO_KNOWN_MODEL}, "--to universal": {"zero"}}
 
 
 def tables(page: str) -> tuple[list[str], list[str]]:
@@ -87,10 +117,11 @@ def test_any_row_goes_with_any_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], have: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    place = have.split()[0]
+    place, *given = shlex.split(have)
     MAKERS[place](tmp_path)
+    strategy_of(place, tmp_path / "new_strategy", 4, given[-1] if given else "")
     for want in WANT:
-        if place != next((source for part, source in ONLY_FROM.items() if part in want), place):
+        if any(part in want and place not in those for part, those in ONLY_FROM.items()):
             continue
         code = run_reshard(["convert", *shlex.split(have), *shlex.split(want)])
         assert code == 0, f"{have} → {want}\n{capsys.readouterr().err}"

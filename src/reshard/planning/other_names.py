@@ -11,7 +11,7 @@ from reshard.planning.names import is_lora, is_state
 
 _HUGGING_FACE = re.compile(
     r"self_attn\.[qkvo]_proj|mlp\.(?:gate|up|down)_proj|embed_tokens|input_layernorm|post_attention_layernorm"
-    r"|self_attention\.(?:dense|query_key_value)|word_embeddings\.weight"
+    r"|self_attention\.(?:dense|query_key_value)|(?<!^embedding\.)(?<!^model\.embedding\.)word_embeddings\.weight"
 )
 _FEW = 0.1
 
@@ -34,10 +34,11 @@ def refuse_other_names(source: Collection[str], target: Collection[str]) -> None
     first = next(name for name in ours if name not in theirs)
     other = next(name for name in theirs if name not in ours)
     kind = "Hugging Face's names" if of_hugging_face(ours) else "names of another kind"
+    wanted = "hf" if of_hugging_face(theirs) else "mindformers or mcore, as the job's model is"
     raise PlanError(
         f"almost no name fits: the source has {kind} ({first}), the target's strategy {other}; "
         f"of {len(theirs):,} weights {shared:,} are in both",
-        hint="--dst-names mindformers or mcore, as the job's model is, or --rename",
+        hint=f"--dst-names {wanted}, or --rename",
     )
 
 

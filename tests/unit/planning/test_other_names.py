@@ -21,6 +21,14 @@ def test_refused_by_kind(source: list[str], kind: str) -> None:
     with pytest.raises(PlanError, match=kind) as caught:
         refuse_other_names(source, [*OURS, *(f"adam_m.{n}" for n in OURS)])
     assert "--missing" not in caught.value.hint
+    assert "--dst-names mindformers" in caught.value.hint
+
+
+def test_megatron_s_names_and_a_strategy_of_hugging_face_s() -> None:
+    megatron = [f"decoder.layers.{n}.self_attention.linear_proj.weight" for n in range(4)]
+    with pytest.raises(PlanError, match="names of another kind") as caught:
+        refuse_other_names(["embedding.word_embeddings.weight", *megatron], THEIRS)
+    assert "--dst-names hf" in caught.value.hint
 
 
 @pytest.mark.parametrize(
