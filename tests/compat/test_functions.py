@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -437,6 +438,7 @@ def test_with_mindspore_parameters_come_back_and_networks_are_loaded(
         from_numpy = classmethod(lambda cls, array: cls(array))
 
     fake = ModuleType("mindspore")
+    fake.__spec__ = ModuleSpec("mindspore", None)
     fake.Tensor, fake.bfloat16 = Tensor, "bf16"  # type: ignore[attr-defined]
     fake.Parameter = lambda value, name: SimpleNamespace(value=value, name=name)  # type: ignore[attr-defined]
     fake.communication = SimpleNamespace(get_rank=lambda: 1)  # type: ignore[attr-defined]

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from reshard.auto.config import read_config
 from reshard.auto.contradiction import model_of
@@ -26,16 +22,12 @@ from reshard.families.planner import planned
 from reshard.families.rank_targets import ranks_or_full
 from reshard.families.source import Source
 from reshard.formats.registry import format_named
+from reshard.frameworks import Framework, given_as
 from reshard.planning.catalog import Catalog
 from reshard.planning.target import Choices, Target
 
 if TYPE_CHECKING:
     from reshard.moving.memory import LazyArrays
-
-Framework = Literal["numpy", "mindspore", "torch"]
-_SAME_BITS = {"bfloat16": ("int16", "bfloat16"), "float8_e4m3fn": ("uint8", "float8_e4m3fn"),
-              "float8_e5m2": ("uint8", "float8_e5m2")}  # fmt: skip
-"""Kinds that torch has and NumPy has not: NumPy's of the same width, torch's name."""
 
 
 def load(
@@ -91,32 +83,3 @@ def _arrays(source: Catalog, strategy: JobStrategy, rank: int) -> LazyArrays:
 
     target = Target(ranks_or_full(strategy.strategy, format_named("safetensors")), ranks=frozenset({rank}))
     return LazyArrays(planned(source, target, Choices()))
-
-
-def given_as(arrays: Mapping[str, Any], kind: Framework) -> Mapping[str, Any]:
-    """The arrays, made when asked for; or all of them as MindSpore Parameters or torch tensors."""
-    if kind == "numpy":
-        return arrays
-    if kind not in ("mindspore", "torch"):
-        raise UsageError(f"arrays as {kind!r}", hint="one of: numpy, mindspore, torch")
-    if not find_spec(kind):
-        raise UsageError(f"{kind} is not installed", hint=f"pip install {kind}, or take NumPy arrays")
-    framework = import_module(kind)
-    made = _parameter if kind == "mindspore" else _tensor
-    return {name: made(framework, name, array) for name, array in arrays.items()}
-
-
-def _parameter(ms: Any, name: str, array: Any) -> Any:
-    own = np.array(array)  # MindSpore keeps the memory that it is given
-    if own.dtype.name == "bfloat16":
-        return ms.Parameter(ms.Tensor(own.astype(np.float32), dtype=ms.bfloat16), name=name)
-    return ms.Parameter(ms.Tensor.from_numpy(own), name=name)
-
-
-def _tensor(torch: Any, name: str, array: Any) -> Any:
-    shape = array.shape
-    flat = np.asarray(array).reshape(-1)
-    bits, same = _SAME_BITS.get(array.dtype.name, ("", ""))
-    if bits:
-        return torch.from_numpy(flat.view(bits)).view(getattr(torch, same)).reshape(shape)
-    return torch.from_numpy(flat).reshape(shape)

@@ -18,6 +18,7 @@ from reshard.compat.placing import place_files, staged
 from reshard.errors import StrategyError
 from reshard.families.open_checkpoint import open_source
 from reshard.families.source import Source
+from reshard.frameworks import given_as
 from reshard.layout.stages import Strategy
 from reshard.layout.tensor import Sharding
 from reshard.ops.convert import execute, plan_from
@@ -147,16 +148,9 @@ def _mindspore() -> Any:
 
 def as_parameters(arrays: Mapping[str, Any]) -> dict[str, Any]:
     """MindSpore Parameters, or without MindSpore NumPy arrays of the caller's own. bf16 keeps its bits."""
-    ms = _mindspore()
-    if ms is None:
+    if _mindspore() is None:
         return {name: np.array(array) for name, array in arrays.items()}
-    return {name: ms.Parameter(_tensor(ms, np.array(array)), name=name) for name, array in arrays.items()}
-
-
-def _tensor(ms: Any, array: Any) -> Any:
-    if array.dtype.name == "bfloat16":
-        return ms.Tensor(array.astype(np.float32), dtype=ms.bfloat16)
-    return ms.Tensor.from_numpy(array)
+    return dict(given_as(arrays, "mindspore"))
 
 
 def this_rank(given: int | None) -> int:
