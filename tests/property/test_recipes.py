@@ -174,6 +174,7 @@ def scaled(place: Store, name: str, codes: np.ndarray, block: tuple[int, ...], s
     with np.errstate(all="ignore"):
         product = codes.astype(np.float32) * wide[tuple(slice(n) for n in codes.shape)]
         product = product.astype(dtype_named("bfloat16"))
+    product[np.isnan(product)] = np.nan
     made = replace(
         tensor(place, name, codes), made="bfloat16", scales=Scales(tensor(place, f"{name} scales", scales), block)
     )

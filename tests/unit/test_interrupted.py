@@ -64,7 +64,7 @@ def test_a_job_is_not_begun_after_an_interruption(
             os.kill(os.getpid(), signal.SIGTERM)
         return lambda: begun.append("the job")
 
-    monkeypatch.setattr(main, "app_for", lambda words: auto)
+    monkeypatch.setattr(main, "program_for", lambda words: auto)
     with pytest.raises(SystemExit) as left:
         main.main(["auto"])
     assert (begun, left.value.code == 130) == (["the job"] * (1 - signals), signals == 1)
