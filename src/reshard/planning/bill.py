@@ -119,7 +119,8 @@ def _with_shared(plan: Plan, made: Iterable[Task], block_nbytes: int) -> tuple[i
         if block_nbytes:
             shared = {n: runs for n, runs in found.items() if not task.files[n].checksums}
             held = {n: [(run.offset, run.end) for run in runs] for n, runs in shared.items()}
-            read_nbytes += sum(sum(reads(move, block_nbytes)) for move in without_shared(moves, held).moves)
+            rest = without_shared(moves, held)
+            read_nbytes += rest.runs_nbytes + sum(sum(reads(move, block_nbytes)) for move in rest.whole)
     return read_nbytes, 0 if plan.shared_block_nbytes == COPIED else shared_nbytes
 
 

@@ -84,17 +84,18 @@ def same_bytes(step: Step, dtype: str, target: Piece) -> Iterator[Shared]:
             continue
         at, target_at = part.place_in(piece.stored), part.place_in(target.box)
         if at is not None and target_at is not None:
-            nbytes = part.size * itemsize
-            source = cut_extents(piece.extents, at * itemsize, nbytes)
-            yield from _pairs(piece.file, source, cut_extents(target.extents, target_at * itemsize, nbytes))
+            start, target_start, nbytes = at * itemsize, target_at * itemsize, part.size * itemsize
+            if len(piece.extents) == len(target.extents) == 1:  # most, and quickly told
+                if piece.extents[0].coded is None:
+                    to, held = target.extents[0].offset + target_start, piece.extents[0].offset + start
+                    yield Shared(to, nbytes, piece.file, held)
+                continue
+            source = cut_extents(piece.extents, start, nbytes)
+            yield from _pairs(piece.file, source, cut_extents(target.extents, target_start, nbytes))
 
 
 def _pairs(file: int, source: tuple[Extent, ...], target: tuple[Extent, ...]) -> Iterator[Shared]:
     """Extents of as many bytes, side by side, cut where either ends."""
-    if len(source) == len(target) == 1:
-        if source[0].coded is None:
-            yield Shared(target[0].offset, target[0].nbytes, file, source[0].offset)
-        return
     left, right = ([extent for extent in reversed(side) if extent.nbytes] for side in (source, target))
     while left and right:
         a, b = left.pop(), right.pop()
@@ -120,23 +121,38 @@ def _joined(runs: list[Shared]) -> Iterator[Shared]:
 
 
 class Rest(Struct, frozen=True):
-    """What is left to move, and what is not: (file, start, stop) of bytes that it holds."""
+    """What is left to do.
 
-    moves: tuple[Move, ...]
+    Attributes:
+        whole: moves that stay as they are.
+        runs: by target file the bytes that are left of all others.
+        held: (file, start, stop) of bytes that a file shares.
+    """
+
+    whole: tuple[Move, ...]
+    runs: dict[int, list[Shared]]
     held: tuple[tuple[int, int, int], ...]
 
+    @property
+    def runs_nbytes(self) -> int:
+        return sum(run.nbytes for runs in self.runs.values() for run in runs)
 
-def without_shared(moves: Iterable[SharedMove], shared: Mapping[int, Sequence[tuple[int, int]]]) -> Rest:
-    """Moves of bytes alone become moves of those that a file does not share; all others stay whole.
+    @property
+    def moves(self) -> tuple[Move, ...]:
+        return (*self.whole, *(move for file, runs in self.runs.items() for move in _moves(file, runs)))
+
+
+def without_shared(moves: Iterable[Lying], shared: Mapping[int, Sequence[tuple[int, int]]]) -> Rest:
+    """Moves of bytes alone become runs of those that a file does not share; all others stay whole.
 
     ``shared``: by target file, where bytes that it shares begin and end, in order.
     """
-    kept: list[Move] = []
+    whole: list[Move] = []
     rest: dict[int, list[Shared]] = {}
     held: list[tuple[int, int, int]] = []
     for move, runs in moves:
         if sum(run.nbytes for _, run in runs) != sum(t.box.size for t in move.targets) * ITEMSIZE[move.dtype]:
-            kept.append(move)
+            whole.append(move)
             continue
         for file, run in runs:
             at = run.offset
@@ -145,7 +161,7 @@ def without_shared(moves: Iterable[SharedMove], shared: Mapping[int, Sequence[tu
                 held.append((file, start, stop))
                 at = stop
             rest.setdefault(file, []).append(_part(run, at, run.end))
-    return Rest((*kept, *(move for file, runs in rest.items() for move in _moves(file, runs))), tuple(held))
+    return Rest(tuple(whole), rest, tuple(held))
 
 
 def _within(shared: Sequence[tuple[int, int]], run: Shared) -> Iterator[tuple[int, int]]:
