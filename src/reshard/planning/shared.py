@@ -142,7 +142,7 @@ class Rest(Struct, frozen=True):
         return (*self.whole, *(move for file, runs in self.runs.items() for move in _moves(file, runs)))
 
 
-def without_shared(moves: Iterable[Lying], shared: Mapping[int, Sequence[tuple[int, int]]]) -> Rest:
+def without_shared(moves: Iterable[SharedMove], shared: Mapping[int, Sequence[tuple[int, int]]]) -> Rest:
     """Moves of bytes alone become runs of those that a file does not share; all others stay whole.
 
     ``shared``: by target file, where bytes that it shares begin and end, in order.
