@@ -147,6 +147,15 @@ def test_ia3_has_no_scaling(adapter_folder: Path) -> None:
             lora_config(adapter=str(adapter_folder), **more)
 
 
+@pytest.mark.parametrize("kind", ["IA3", "LN_TUNING", "TRAINABLE_TOKENS"])
+def test_what_has_no_factors_counts_whole(tmp_path: Path, kind: str) -> None:
+    save_file({"n.weight": ones(3)}, tmp_path / "base.safetensors")
+    save_file({"n.ln_tuning_layers.weight": ones(3)}, tmp_path / "adapter_model.safetensors")
+    config = read_config(configuration(tmp_path, peft_type=kind))
+    with pytest.raises(UsageError, match=rf"--weights 0\.5 of .*, and peft_type is {kind}"):
+        merge_lora(tmp_path / "base.safetensors", tmp_path / "o.safetensors", [AdapterAt(str(tmp_path), config, 0.5)])
+
+
 def test_factors_under_a_kind_that_has_none_are_refused(adapter_folder: Path) -> None:
     with pytest.raises(InputError, match="q has factors, and peft_type is IA3"):
         of_kind(

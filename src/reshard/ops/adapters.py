@@ -17,7 +17,7 @@ from reshard.families.probe import agreements
 from reshard.families.source import Source
 from reshard.formats.registry import format_of
 from reshard.index import ZEROS
-from reshard.ops.scaling import AlphaRank, LoraConfig
+from reshard.ops.scaling import AlphaRank, LoraConfig, Unscaled
 from reshard.planning.catalog import Catalog, Held, IndexedFile, Loose, Tensor
 from reshard.planning.lora import merge_into
 from reshard.planning.lora_experts import saved_as
@@ -109,7 +109,15 @@ def _check_initial(adapters: Sequence[AdapterAt]) -> None:
 
 
 def _check_weights(adapters: Sequence[AdapterAt], combination: Combination) -> None:
-    """PEFT makes one adapter of them that keeps the first's use_rslora, so that their sum counts √rank times."""
+    """What has no factors counts whole. Of several PEFT makes one that keeps the first's use_rslora, so that their sum
+    counts √rank times.
+    """
+    for each in adapters:
+        if each.weight != 1 and isinstance(each.config.scaling, Unscaled):
+            raise UsageError(
+                f"--weights {each.weight:g} of {each.path}, and peft_type is {each.config.scaling.kind}",
+                hint="it counts whole: leave its weight at 1",
+            )
     weighted = combination == "linear" or any(each.weight != 1 for each in adapters)
     scaling = adapters[0].config.scaling if adapters else None
     if len(adapters) > 1 and weighted and isinstance(scaling, AlphaRank) and scaling.rslora:
