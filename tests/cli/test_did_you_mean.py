@@ -38,6 +38,8 @@ def run(made: Path) -> Callable[[str], tuple[int, str]]:
 REFUSED = [
     ("convrt a b", 2, "error: no such command 'convrt'", "'convert'", "reference/cli.md"),
     ("strategy mak", 2, "error: no such command 'mak'", "'make'", "reference/cli.md"),
+    ("help", 2, "error: no such command 'help'", "'--help'", "reference/cli.md"),
+    ("version", 2, "error: no such command 'version'", "'--version'", "reference/cli.md"),
     ("transform_chekpoint", 2, "error: no such command", "'compat transform_checkpoint'", "reference/cli.md"),
     ("convert a b --src-strateg x", 2, "error: no such option '--src-strateg'", "'--src-strategy'", "cli.md#convert"),
     ("strategy make --ot x", 2, "error: no such option '--ot'", "'--out'", "cli.md#strategy-make"),
@@ -68,6 +70,14 @@ def test_an_error_says_what_may_have_been_meant(
     assert message in error
     assert re.search(rf"did you mean .*{re.escape(meant)}", error), error
     assert docs in error.splitlines()[-1]
+
+
+@pytest.mark.parametrize("words", ["merge llama.safetensors ——overwrite", "doctor –json", "inspect －－json"])
+def test_a_dash_that_is_no_hyphen_is_no_path(run: Callable[[str], tuple[int, str]], words: str) -> None:
+    code, said = run(words)
+    assert code == 2
+    assert "begins with a dash that is no hyphen" in said
+    assert f"hint: --{words.split()[-1].strip('—–－')}; a path: ./" in said
 
 
 @pytest.mark.parametrize("name", ["full.npz", "full.gguf"])

@@ -11,7 +11,7 @@ import typer
 from reshard.cli.commands import called, program_for
 from reshard.cli.environment import allow_many_files, suit_workers
 from reshard.cli.output import on_terminal, say_error
-from reshard.cli.usage import CommandLineError, in_words_of, say_wrong_words
+from reshard.cli.usage import CommandLineError, in_words_of, refuse_dashes, say_wrong_words
 from reshard.errors import ReshardError, as_ours
 from reshard.interruption import interrupted, interruptible, leave
 from reshard.streams import make_safe
@@ -55,6 +55,7 @@ def _main(args: list[str]) -> None:
     debug = "--debug" in args[:ours]
     args = [a for i, a in enumerate(args) if i >= ours or a != "--debug"]
     try:
+        refuse_dashes(args[:ours])
         code = _carried_out(args)
     except ReshardError as error:
         if debug:

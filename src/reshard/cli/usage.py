@@ -11,12 +11,23 @@ import typer
 from reshard.cli.commands import app_for
 from reshard.cli.output import complain
 from reshard.closest import closest, did_you_mean
-from reshard.errors import DOCS, ReshardError
+from reshard.errors import DOCS, ReshardError, UsageError
 from reshard.hints import suited
 
 # typer before 0.26 takes click's classes, later releases carry their own: so by what they are, not by name
 CommandLineError: type[Exception] = next(c for c in reversed(typer.BadParameter.__mro__) if hasattr(c, "show"))
 _DOCS = DOCS.format(page="reference/cli")
+_DASHES = "‐‑‒–—―−－"
+
+
+def refuse_dashes(words: list[str]) -> None:
+    """Raises UsageError for an option that begins with what an editor or a Chinese keyboard makes of two hyphens: it
+    would pass for a path.
+    """
+    for word in words:
+        meant = word.lstrip(_DASHES)
+        if meant != word:
+            raise UsageError(f"{word!r} begins with a dash that is no hyphen", hint=f"--{meant}; a path: ./{word}")
 
 
 def say_wrong_words(error: Any) -> int:
@@ -75,7 +86,8 @@ def _docs(context: Any) -> str:
 def _hints(error: Any, context: Any, message: str) -> Iterator[str]:
     unknown = re.match(r"No such command '(.*)'", message)
     if unknown:
-        yield did_you_mean(_commands_like(unknown[1], context))
+        asked = f"--{unknown[1]}"
+        yield did_you_mean([asked] if asked in ("--help", "--version") else _commands_like(unknown[1], context))
     elif hasattr(error, "possibilities"):
         options = [word for p in context.command.params for word in (*p.opts, *p.secondary_opts)]
         yield did_you_mean(closest(error.option_name, options))
