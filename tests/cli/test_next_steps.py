@@ -85,10 +85,13 @@ def test_slices_want_their_strategy_and_what_is_missing_is_explained(
     assert run_reshard(["explain", "w", "ckpt", "--src-strategy", "s"]) == 0
 
 
-def test_an_adapter_wants_its_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    factors = {f"base_model.model.q.lora_{part}.weight": array((2, 2)) for part in "AB"}
+@pytest.mark.parametrize(("kind", "names"), [("LoRA", ("q.lora_A.weight", "q.lora_B.weight")), ("PEFT", ("q.ia3_l",))])
+def test_an_adapter_wants_its_base(
+    kind: str, names: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    factors = {f"base_model.model.{name}": array((2, 2)) for name in names}
     factors["base_model.model.norm.weight"] = array((2,))  # trained whole
     path = write_file(tmp_path / "adapter_model.safetensors", factors)
     assert run_reshard(["inspect", str(path)]) == 0
-    assert ": an adapter (LoRA); 1 file" in capsys.readouterr().out
+    assert f": an adapter ({kind}); 1 file" in capsys.readouterr().out
     assert told(capsys, str(path)) == [["lora", "merge", "BASE", "merged", "--adapter", str(path)]]

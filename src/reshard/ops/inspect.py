@@ -20,7 +20,7 @@ from reshard.families.registry import FALLBACK, listing, recognised
 from reshard.families.source import Source, source_at
 from reshard.names.naming import convention_of
 from reshard.planning.catalog import Catalog, IndexedFile
-from reshard.planning.names import is_adapter, no_match
+from reshard.planning.names import is_adapter, is_lora, no_match
 
 
 class TensorRow(Struct, frozen=True):
@@ -78,7 +78,9 @@ def opened(
         raise UsageError(f"--on-rank is of rank folders, and this is {family}", there.path, "leave --on-rank out")
     if family != "ranks" or (source.strategy and rank is None):
         made = open_source(source)
-        return replace(made, family="an adapter (LoRA)") if is_adapter(made.tensors) else made
+        if not is_adapter(made.tensors):
+            return made
+        return replace(made, family=f"an adapter ({'LoRA' if any(map(is_lora, made.tensors)) else 'PEFT'})")
     found = files_of(there, source.select, source.suffix)
     files = index_files(found)
     ours = by_manifest(found, files) if rank is None else ByManifest()

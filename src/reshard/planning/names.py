@@ -17,6 +17,7 @@ _STATE = re.compile(
 _NUMBERS = frozenset({"global_step", "learning_rate", "beta1_power", "beta2_power"})
 _LORA = re.compile(r"(?:^|[._])lora_[abAB](?:$|[._])|mindpet_delta_lora")
 _OF_PEFT = "base_model.model."
+_WITHOUT_FACTORS = re.compile(r"\.(?:ia3_l|ln_tuning_layers|trainable_tokens_delta)(?:$|\.)")
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
@@ -57,12 +58,14 @@ def is_lora(name: str) -> bool:
 
 
 def is_adapter(names: Collection[str]) -> bool:
-    """Whether these are of an adapter alone: its factors, and what it trained whole under PEFT's prefix.
+    """Whether these are of an adapter alone: its factors, or what other kinds train, and what it trained whole under
+    PEFT's prefix.
 
     >>> is_adapter(["base_model.model.q.lora_A.weight", "base_model.model.norm.weight"]), is_adapter(["q.lora_A", "q"])
     (True, False)
     """
-    return any(map(is_lora, names)) and all(name.startswith(_OF_PEFT) or is_lora(name) for name in names)
+    trained = any(is_lora(name) or _WITHOUT_FACTORS.search(name) for name in names)
+    return trained and all(name.startswith(_OF_PEFT) or is_lora(name) for name in names)
 
 
 def compiled(pattern: str) -> re.Pattern[str]:

@@ -281,7 +281,7 @@ const TARGETS = {
 
 const FAMILIES_ZH = [
   ["a full checkpoint", "完整权重"],
-  ["an adapter (LoRA)", "适配器（LoRA）"],
+  [/an adapter \((\w+)\)/, "适配器（$1）"],
   [/rank folders that (reshard \S+) wrote/, "$1 写出的 rank 目录"],
   [/FSDP files of (\d+) ranks?/, "FSDP 文件，$1 个 rank"],
   [/(\d+) ranks?\b/, "$1 个 rank"],
