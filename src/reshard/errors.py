@@ -17,6 +17,7 @@ Built-in exceptions that reach the user are bugs.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -101,11 +102,35 @@ def located(where: str) -> Iterator[None]:
         raise type(error)(error.message, error.where or where, error.hint) from None
 
 
+@contextmanager
+def reported(path: object) -> Iterator[None]:
+    """Turn the system's errors into ours, with the file and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise translated(error, str(path)) from error
+
+
+def translated(error: OSError, path: str) -> ReshardError:
+    """The system's error as ours."""
+    said = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageError(f"no space: {said}", path, "free some space, then run again with --resume")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return StorageError(f"not allowed: {said}", path, "check owner and mode of the file and its folder")
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return CheckpointError("no such file or folder", path)
+    if error.errno == errno.ENAMETOOLONG:
+        return StorageError(f"not allowed: {said}", path, "choose a shorter name")
+    if error.errno == errno.EMFILE:
+        return StorageError(said, path, "allow this process more open files (ulimit -n, RLIMIT_NOFILE)")
+    return StorageError(said, path, "check the disk; run again with --resume")
+
+
 def as_ours(error: BaseException) -> ReshardError:
     """What a program says of an error that is none of ours: of a file the system's word, else a bug."""
     if isinstance(error, OSError) and error.filename:
-        said = error.strerror or str(error)
-        return StorageError(said, str(error.filename), "check owner and mode of the file and its folder, and the disk")
+        return translated(error, str(error.filename))
     return RunError(f"{type(error).__name__}: {error}", hint="a bug in reshard; --debug shows where")
 
 

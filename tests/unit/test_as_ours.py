@@ -10,7 +10,7 @@ from reshard.errors import as_ours
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [
-        (PermissionError(13, "Permission denied", "strategy"), 4, "strategy: Permission denied"),
+        (PermissionError(13, "Permission denied", "strategy"), 4, "strategy: not allowed: Permission denied"),
         (OSError(5, "Input/output error"), 5, "OSError: [Errno 5]"),
         (KeyError("w"), 5, "KeyError: 'w'"),
     ],

@@ -9,8 +9,7 @@ from typing import Any
 from msgspec import Struct
 
 from reshard.closest import closest
-from reshard.errors import InputError, UsageError
-from reshard.storage.storage import reported
+from reshard.errors import InputError, UsageError, reported
 from reshard.yaml_text import read_yaml
 
 SRC_STRATEGY = ("src_strategy_path_or_dir", "src_strategy")

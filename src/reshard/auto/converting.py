@@ -17,7 +17,7 @@ from reshard.auto.results import Results, take_places, write_files, write_strate
 from reshard.auto.session import Session
 from reshard.auto.settings import AutoSettings
 from reshard.auto.shares import OwnFiles
-from reshard.errors import CheckpointError, RunError, counted, named_ranks
+from reshard.errors import CheckpointError, RunError, counted, named_ranks, reported
 from reshard.families.checkpoint2_target import checkpoint2_asked
 from reshard.families.planner import planned
 from reshard.families.rank_targets import ranks_or_full
@@ -31,7 +31,6 @@ from reshard.planning.catalog import Catalog
 from reshard.planning.plan import Plan
 from reshard.planning.target import Choices, Kind, Target
 from reshard.storage.disk import Disk
-from reshard.storage.storage import reported
 from reshard.target.manifest import MANIFEST
 from reshard.target.overwrite import beside, forget
 from reshard.target.preflight import check_room

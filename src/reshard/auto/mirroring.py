@@ -10,8 +10,9 @@ from pathlib import Path
 from msgspec import Struct
 
 from reshard.auto.results import Results
+from reshard.errors import reported
 from reshard.storage.disk import DiskFile
-from reshard.storage.storage import join, reported
+from reshard.storage.storage import join
 from reshard.storage.storages import storage_of
 from reshard.storage.whole_file import copy_file
 from reshard.target.target_paths import META

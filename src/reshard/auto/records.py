@@ -18,9 +18,8 @@ import msgspec
 from msgspec import Struct
 
 from reshard.auto.processes import Process
-from reshard.errors import CheckpointError, InputError, ReshardError, RunError, StorageError
+from reshard.errors import CheckpointError, InputError, ReshardError, RunError, StorageError, reported
 from reshard.storage.disk import Disk
-from reshard.storage.storage import reported
 
 T = TypeVar("T")
 _RANK = re.compile(r"rank_\d+\.json")

@@ -10,10 +10,9 @@ from msgspec import Struct
 
 from reshard.auto.job_strategy import JobStrategy
 from reshard.auto.settings import AutoSettings
-from reshard.errors import UsageError
+from reshard.errors import UsageError, reported
 from reshard.formats.registry import format_of
 from reshard.storage.disk import Disk
-from reshard.storage.storage import reported
 from reshard.storage.storages import is_inside
 from reshard.target.overwrite import beside, forget
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from reshard.errors import StorageError, UsageError
+from reshard.errors import StorageError, UsageError, reported
 
 if TYPE_CHECKING:
     from reshard.ops.convert import Conversion
@@ -37,7 +37,6 @@ def page_path(name: str) -> Path:
 def write_page(path: Path, report: Report) -> None:
     """Write the page, over an older one of the same name."""
     from reshard.report.html import page
-    from reshard.storage.storage import reported
 
     with reported(path):
         path.parent.mkdir(parents=True, exist_ok=True)

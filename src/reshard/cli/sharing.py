@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reshard.cli.text import parse_ranks
-from reshard.errors import InputError, UsageError
+from reshard.errors import InputError, UsageError, reported
 
 if TYPE_CHECKING:
     from reshard.ops.options import NodeRanks
@@ -72,7 +72,6 @@ def _place_in_array(environment: Mapping[str, str]) -> tuple[int, int]:
 def read_nodes(path: str) -> tuple[NodeRanks, ...]:
     """A file with a line ``RANKS NODE`` for each node, as ``0-7 10.0.0.1``. Raises InputError, CheckpointError."""
     from reshard.ops.options import NodeRanks
-    from reshard.storage.storage import reported
 
     with reported(path):
         content = Path(path).read_bytes()

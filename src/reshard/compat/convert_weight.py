@@ -22,7 +22,7 @@ from reshard.compat.console import Progress, log, program, warn
 from reshard.compat.placing import placed
 from reshard.compat.strategies import prepared
 from reshard.dtypes import ALIASES, FLOATING
-from reshard.errors import InputError, UsageError
+from reshard.errors import InputError, UsageError, reported
 from reshard.families.open_checkpoint import open_source
 from reshard.families.parts import Parts
 from reshard.formats.registry import format_of
@@ -34,7 +34,7 @@ from reshard.ops.naming import models, renamed
 from reshard.ops.options import Options
 from reshard.planning.catalog import Catalog
 from reshard.planning.names import NameRules
-from reshard.storage.storage import join, reported
+from reshard.storage.storage import join
 from reshard.storage.storages import content_of, storage_of
 
 

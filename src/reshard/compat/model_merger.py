@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from reshard.compat.arguments import Parser
 from reshard.compat.console import Progress, log, program, warn
 from reshard.compat.placing import placed
-from reshard.errors import UsageError
+from reshard.errors import UsageError, reported
 from reshard.families.open_checkpoint import open_source
 from reshard.families.source import Source
 from reshard.ops.convert import execute, plan_from
@@ -26,7 +26,6 @@ from reshard.ops.diff import verify_content
 from reshard.ops.options import Options
 from reshard.planning.catalog import Catalog
 from reshard.planning.names import NameRules
-from reshard.storage.storage import reported
 
 _MERGE, _TEST = "merge", "test"
 _PART_NBYTES = 5 * 10**9

@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from reshard.errors import UsageError
-from reshard.storage.storage import reported
+from reshard.errors import UsageError, reported
 from reshard.target.target_paths import META
 
 

@@ -7,11 +7,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from reshard.compat.console import banner, warn
-from reshard.errors import StorageError, StrategyError
+from reshard.errors import StorageError, StrategyError, reported
 from reshard.families.strategies import read_strategy
 from reshard.layout.stages import Strategy
 from reshard.ops.strategies import merge
-from reshard.storage.storage import reported
 
 MERGED = "merged_ckpt_strategy"
 SIGNAL = "merge_succeed.txt"

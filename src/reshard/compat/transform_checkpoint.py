@@ -15,14 +15,13 @@ from reshard.compat.console import Progress, banner, log, program, warn
 from reshard.compat.mindspore.catalogs import of_files
 from reshard.compat.placing import place_folders, remove, staged
 from reshard.compat.strategies import merge_signals, prepared
-from reshard.errors import PlanError, ReshardError, UsageError, counted
+from reshard.errors import PlanError, ReshardError, UsageError, counted, reported
 from reshard.families.discover import Select
 from reshard.layout.stages import Strategy
 from reshard.ops.convert import execute, plan, plan_from
 from reshard.ops.options import Options
 from reshard.ops.strange_files import lost_with
 from reshard.planning.decide import Missing
-from reshard.storage.storage import reported
 from reshard.storage.storages import is_inside
 from reshard.target.preflight import refuse_within
 from reshard.target.target_paths import Place

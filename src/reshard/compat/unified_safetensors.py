@@ -11,12 +11,12 @@ from pathlib import Path
 from reshard.compat.arguments import Parser, required, truth
 from reshard.compat.console import Progress, log, program, warn
 from reshard.compat.strategies import prepared
+from reshard.errors import reported
 from reshard.ops.convert import execute
 from reshard.ops.options import Options
 from reshard.ops.strategies import merge
 from reshard.ops.unify import plan_unify
 from reshard.planning.names import NameRules
-from reshard.storage.storage import reported
 
 _SPELLINGS = {
     "--tmp_dir": "--output_dir",

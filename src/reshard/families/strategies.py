@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 
-from reshard.errors import CheckpointError, StrategyError
 from reshard.layout.stages import Strategy
 from reshard.storage.storage import is_url, join
 from reshard.storage.storages import content_of, storage_of
@@ -33,7 +32,7 @@ def merged_file(path: str | Path) -> tuple[str, bytes]:
     """A strategy as one file, its suffix and content: a folder's stages merged, a file as it is."""
     given = _path(path)
     if not given.is_dir():
-        return ".json" if given.suffix == ".json" else ".ckpt", given.read_bytes()
+        return ".json" if given.suffix == ".json" else ".ckpt", local.bytes_of(given)
     merged = local.merge_stages(given)
     return f".{merged.kind}", local.encode(merged, current_stage=1)
 
@@ -73,7 +72,4 @@ class _Remote:
 
     @cached_property
     def _content(self) -> bytes:
-        try:
-            return content_of(self._url)
-        except CheckpointError as error:
-            raise StrategyError(error.message, self._url, error.hint) from None
+        return content_of(self._url)

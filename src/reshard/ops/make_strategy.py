@@ -10,13 +10,12 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
-from reshard.errors import StrategyError, UsageError
+from reshard.errors import StrategyError, UsageError, reported
 from reshard.families.open_checkpoint import open_source
 from reshard.families.source import Source
 from reshard.index import TensorSpec
 from reshard.planning.names import is_lora, is_state
 from reshard.storage.disk import Disk
-from reshard.storage.storage import reported
 from reshard.strategy.families import family_of
 from reshard.strategy.job import Job, Sizes, as_release
 from reshard.strategy.marked_files import made_files

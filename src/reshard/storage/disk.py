@@ -14,11 +14,11 @@ from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from reshard.errors import CheckpointError, StorageError
+from reshard.errors import CheckpointError, StorageError, reported, translated
 from reshard.planning.plan import LinkKind
 from reshard.storage.clones import clone_file, clone_range, copy_range
 from reshard.storage.machine import filesystem
-from reshard.storage.storage import PART, Entry, NewFile, ReadFile, SharedBytes, reported, translated
+from reshard.storage.storage import PART, Entry, NewFile, ReadFile, SharedBytes
 
 if TYPE_CHECKING:
     import ctypes

@@ -5,17 +5,15 @@ A storage gives ranges of bytes of files that exist and makes new files that app
 
 from __future__ import annotations
 
-import errno
 import os
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 from msgspec import Struct
 
-from reshard.errors import CheckpointError, ReshardError, StorageError, UsageError
+from reshard.errors import UsageError
 from reshard.planning.plan import LinkKind
 
 PART = ".part"
@@ -170,28 +168,3 @@ def join(folder: str, *names: str) -> str:
     ('s3://bucket/out/rank_0/f.ckpt', 'out/rank_0/f.ckpt')
     """
     return "/".join((folder.rstrip("/"), *names)) if is_url(folder) else os.path.join(folder, *names)
-
-
-@contextmanager
-def reported(path: str | Path) -> Iterator[None]:
-    """Turn the system's errors into ours, with the file and what to do."""
-    try:
-        yield
-    except OSError as error:
-        raise translated(error, str(path)) from error
-
-
-def translated(error: OSError, path: str) -> ReshardError:
-    """The system's error as ours."""
-    said = error.strerror or str(error)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StorageError(f"no space: {said}", path, "free some space, then run again with --resume")
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return StorageError(f"not allowed: {said}", path, "check owner and mode of the file and its folder")
-    if error.errno in (errno.ENOENT, errno.ENOTDIR):
-        return CheckpointError("no such file or folder", path)
-    if error.errno == errno.ENAMETOOLONG:
-        return StorageError(f"not allowed: {said}", path, "choose a shorter name")
-    if error.errno == errno.EMFILE:
-        return StorageError(said, path, "allow this process more open files (ulimit -n, RLIMIT_NOFILE)")
-    return StorageError(said, path, "check the disk; run again with --resume")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from reshard.errors import StorageError, StrategyError, counted, listed
+from reshard.errors import CheckpointError, StrategyError, counted, listed, reported
 from reshard.foreign import HEAD_NBYTES, foreign
 from reshard.layout.stages import AnySharding, Strategy
 from reshard.layout.tensor import Sharding
@@ -118,14 +118,14 @@ def _one_level_down(folder: AnyPath) -> str:
 
 def is_strategy_json(path: AnyPath) -> bool:
     """Whether a file is a JSON strategy and not any other JSON that lies beside."""
-    return path.suffix == ".json" and b'"parallel_layout_item"' in _read_bytes(path)
+    return path.suffix == ".json" and b'"parallel_layout_item"' in bytes_of(path)
 
 
 def _distinct(paths: Iterable[AnyPath]) -> Iterable[StrategyFile]:
     """Files of equal bytes are read once: the ranks of a stage write the same."""
     seen: set[bytes] = set()
     for path in paths:
-        data = _read_bytes(path)
+        data = bytes_of(path)
         if data not in seen:
             seen.add(data)
             yield _decode(data, path)
@@ -164,23 +164,21 @@ def _mixed(folder: AnyPath, paths: list[str]) -> StrategyError:
 
 
 def _listed(folder: AnyPath) -> list[AnyPath]:
-    try:
+    with reported(folder):
         return list(folder.iterdir())
-    except OSError as error:
-        raise StorageError(error.strerror or str(error), where=str(folder)) from error
 
 
-def _read_bytes(path: AnyPath) -> bytes:
+def bytes_of(path: AnyPath) -> bytes:
+    """Raises StrategyError where there is none, StorageError."""
     try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise StrategyError("no such file or folder", where=str(path)) from None
-    except OSError as error:
-        raise StorageError(error.strerror or str(error), where=str(path)) from error
+        with reported(path):
+            return path.read_bytes()
+    except CheckpointError as error:
+        raise StrategyError(error.message, error.where, error.hint) from None
 
 
 def _read_file(path: AnyPath) -> StrategyFile:
-    return _decode(_read_bytes(path), path)
+    return _decode(bytes_of(path), path)
 
 
 def _decode(data: bytes, path: AnyPath) -> StrategyFile:

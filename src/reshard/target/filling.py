@@ -18,12 +18,12 @@ from typing import TypeVar
 import msgspec
 from msgspec import Struct
 
-from reshard.errors import InputError, UsageError
+from reshard.errors import InputError, UsageError, reported
 from reshard.planning.identity import NOTES
 from reshard.planning.misfits import ShardMisfits
 from reshard.planning.plan import FileResult, Plan
 from reshard.storage.disk import sync_folder
-from reshard.storage.storage import join, reported
+from reshard.storage.storage import join
 from reshard.target.locks import Locks
 from reshard.target.manifest import (
     MANIFEST,

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from reshard.storage.storage import reported
+from reshard.errors import reported
 
 _PRESENT = 1 << 40
 _PUBLISHING = _PRESENT + 1

@@ -7,9 +7,8 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from reshard.errors import StorageError, UsageError
+from reshard.errors import StorageError, UsageError, reported
 from reshard.storage.disk import exchange, sync_folder
-from reshard.storage.storage import reported
 from reshard.target.locks import Locks
 from reshard.target.target_paths import Place
 

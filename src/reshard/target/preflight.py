@@ -6,8 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from reshard.errors import StorageError, UsageError
-from reshard.storage.storage import reported
+from reshard.errors import StorageError, UsageError, reported
 from reshard.storage.storages import is_inside
 from reshard.target.target_paths import Place
 
