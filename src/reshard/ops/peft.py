@@ -17,6 +17,9 @@ _COUNT = frozenset({
 })  # fmt: skip
 """What is read, by ``ops.scaling``."""
 
+_FLAGS = ("use_rslora", "fan_in_fan_out", "use_dora", "lora_bias")
+_LISTS = ("modules_to_save", "target_parameters")
+
 _NEUTRAL = frozenset({
     # where the training took its base and what it was for
     "auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type",
@@ -93,6 +96,12 @@ def _faults(content: Mapping[str, Any], *, initial: bool) -> Iterator[str]:
         yield f"init_lora_weights is {init}: nothing was taken out of the base when the training began"
     elif init not in _INITS_ON_THE_BASE:
         yield f"init_lora_weights is {init}, which is not known here and may have changed the base"
+    for key in _FLAGS:
+        if content.get(key) not in (None, True, False):  # a text counts as true, whatever it says
+            yield f"{key}: {_short(content[key])}, expected true or false"
+    for key in _LISTS:
+        if not isinstance(content.get(key) or [], list):
+            yield f"{key}: {_short(content[key])}, expected a list"
     for key, value in content.items():
         known = key in _COUNT or key in _NEUTRAL or key in MERGED[kind] or key in ("peft_type", "init_lora_weights")
         if not value or known:
