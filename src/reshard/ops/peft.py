@@ -96,17 +96,21 @@ def _faults(content: Mapping[str, Any], *, initial: bool) -> Iterator[str]:
         yield f"init_lora_weights is {init}: nothing was taken out of the base when the training began"
     elif init not in _INITS_ON_THE_BASE:
         yield f"init_lora_weights is {init}, which is not known here and may have changed the base"
+    yield from _of_other_types(content)
+    for key, value in content.items():
+        known = key in _COUNT or key in _NEUTRAL or key in MERGED[kind] or key in ("peft_type", "init_lora_weights")
+        if not value or known:
+            continue
+        yield f"{key}: {_OTHER_KINDS.get(key, f'{_short(value)}, which is not known here and may change the sum')}"
+
+
+def _of_other_types(content: Mapping[str, Any]) -> Iterator[str]:
     for key in _FLAGS:
         if content.get(key) not in (None, True, False):  # a text counts as true, whatever it says
             yield f"{key}: {_short(content[key])}, expected true or false"
     for key in _LISTS:
         if not isinstance(content.get(key) or [], list):
             yield f"{key}: {_short(content[key])}, expected a list"
-    for key, value in content.items():
-        known = key in _COUNT or key in _NEUTRAL or key in MERGED[kind] or key in ("peft_type", "init_lora_weights")
-        if not value or known:
-            continue
-        yield f"{key}: {_OTHER_KINDS.get(key, f'{_short(value)}, which is not known here and may change the sum')}"
 
 
 def _short(value: Any) -> str:
