@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable
 from importlib import import_module
 
 from msgspec import Struct
@@ -20,7 +20,8 @@ class FamilyEntry(Struct, frozen=True):
     Attributes:
         place: where its class lies; "" while it is not read.
         marks: matches the name of some entry of every folder of the family, or of its file.
-        parts: matches names of files of which each holds a part of a checkpoint, though it can be read alone.
+        parts: matches those of these names whose files hold a part of a checkpoint each, though they can be read
+            alone.
         told: what it is, in words, and ``hint`` what to do, where it is not read.
         safetensors: whether its files would be taken for full weights without their marks.
     """
@@ -123,8 +124,9 @@ def recognised(there: Listing, name: str = "") -> Family:
     """
     if name:
         return family_named(name)
-    _refuse_part(there)
-    found = [family for family in _candidates(there) if family.recognises(there)]
+    marked = _marked(there)
+    _refuse_part(there, marked)
+    found = [family for family in (family_named(entry.name) for entry in marked) if family.recognises(there)]
     if len(found) > 1:
         names = [family.name for family in found]
         raise UsageError(
@@ -133,11 +135,11 @@ def recognised(there: Listing, name: str = "") -> Family:
     return found[0] if found else family_named(FALLBACK)
 
 
-def _refuse_part(there: Listing) -> None:
+def _refuse_part(there: Listing, marked: Iterable[FamilyEntry]) -> None:
     """Raises CheckpointError for one of a family's files, which would pass for a whole checkpoint."""
     if there.folder:
         return
-    for entry in FAMILIES:
+    for entry in marked:
         if entry.parts and re.fullmatch(entry.parts, there.there.name):
             raise CheckpointError(
                 f"one file of a checkpoint ({entry.name}) of many: alone it is a part of the model",
@@ -146,8 +148,11 @@ def _refuse_part(there: Listing) -> None:
             )
 
 
-def _candidates(there: Listing) -> Iterator[Family]:
+def _marked(there: Listing) -> list[FamilyEntry]:
+    """The families that a place may be of by its names."""
     names = [entry.name for entry in there.entries] if there.folder else [there.there.name]
-    for entry in FAMILIES:
-        if entry.place and entry.name != FALLBACK and any(re.fullmatch(entry.marks, name) for name in names):
-            yield family_named(entry.name)
+    return [
+        entry
+        for entry in FAMILIES
+        if entry.place and entry.name != FALLBACK and any(re.fullmatch(entry.marks, name) for name in names)
+    ]
