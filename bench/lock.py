@@ -1,9 +1,9 @@
 """Processor seconds a gigabyte that hold Python's lock. All threads of a process share it: it bounds what one can move.
 
-    python bench/lock.py [--layers 5] [--dir DIR] [--only REGEX]
+    python bench/lock.py [--layers 3] [--runs 3] [--dir DIR] [--only REGEX]
 
 All processor time of a job, its start and plan apart, less that of the calls that let others have the lock: reads,
-writes, hashes, copies of elements, and what makes, takes and names files. Columns: GB; processor seconds a GB;
+writes, hashes, copies of elements, and what makes, takes and names files. Columns, medians: GB; processor seconds a GB;
 milliseconds of the lock a GB; the GB/s that this bounds one process to. Tensors are those of 7 billion weights.
 """
 
@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import xxhash
@@ -85,7 +86,8 @@ def carried_out(argv: list[str], out: Path) -> tuple[float, int]:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--layers", type=int, default=5)
+    options.add_argument("--layers", type=int, default=3)
+    options.add_argument("--runs", type=int, default=3)
     options.add_argument("--dir", type=Path, default=Path(__file__).parent / "out")
     options.add_argument("--only", default=_JOBS)
     args = options.parse_args()
@@ -96,11 +98,15 @@ def main() -> None:
     print("| job | GB | processor s a GB | ms of the lock a GB | one process, GB/s |\n|---|---|---|---|---|")
     for case in cases(args.dir, model):
         if re.search(args.only, case.name):
-            argv, before = inputs.fill(case.argv), outside.seconds
-            seconds, nbytes = carried_out(argv, out)
-            each, ms = seconds * 1e9 / nbytes, (seconds - outside.seconds + before) * 1e12 / nbytes
-            print(f"| {case.name} | {nbytes / 1e9:.2f} | {each:.2f} | **{ms:.0f}** | {1000 / ms:.0f} |", flush=True)
-            remove(out)
+            argv, each, ms = inputs.fill(case.argv), [], []
+            for _ in range(args.runs):
+                before = outside.seconds
+                seconds, nbytes = carried_out(argv, out)
+                each.append(seconds * 1e9 / nbytes)
+                ms.append((seconds - outside.seconds + before) * 1e12 / nbytes)
+                remove(out)
+            told = f"{nbytes / 1e9:.2f} | {median(each):.2f} | **{median(ms):.0f}** | {1000 / median(ms):.0f}"
+            print(f"| {case.name} | {told} |", flush=True)
     inputs.remove()
 
 

@@ -147,6 +147,8 @@ def _kind(folder: Path) -> str:
 
 _OTHERS = {"clones": "disk", "far": "memory", "lock": "memory", "growth": "memory"}
 """Programs of this folder, and where each works."""
+_IN_MEMORY = ("moves", "small", "lock")
+"""Tables for which memory must not cost more when it is first used."""
 
 
 def other(name: str, args: Namespace) -> Iterator[str]:
@@ -209,7 +211,7 @@ def main() -> None:
     failed = []
     for name in args.tables.split(","):
         try:
-            with kept(args.keep_memory << 30) if name in of else nullcontext():
+            with kept(args.keep_memory << 30) if name in _IN_MEMORY else nullcontext():
                 shown(name, made[name](args), write=args.write, of=of.get(name, ""))
         except (OSError, ArithmeticError, LookupError, ValueError, subprocess.SubprocessError) as error:
             print(f"{name} is left as it was: {error!r}", flush=True)
