@@ -13,10 +13,11 @@ from program import refused
 import reshard
 from hub_model import qwen3, write_hub
 from making import array, dtype_named, write_file
-from reshard.errors import CheckpointError
+from reshard.errors import CheckpointError, PlanError
 from reshard.names.wishes import Naming
 from reshard.ops.convert import convert
 from reshard.ops.options import Options
+from reshard.planning.names import NameRules
 
 Tensors = dict[str, np.ndarray]
 LAYER = "model.layers.1."
@@ -127,6 +128,28 @@ def test_settings_of_another_kind(tmp_path: Path, said: dict[str, Any], words: s
     hub = write_hub(tmp_path / "hub", qwen3(), **said)
     with pytest.raises(CheckpointError, match=words):
         reshard.plan(hub, "out.safetensors", Options(naming=Naming(dst="mcore")))
+
+
+@pytest.mark.parametrize("dst", ["mcore", "hf"])
+@pytest.mark.parametrize(
+    ("rules", "words"),
+    [
+        (NameRules(exclude=("SCB",)), "q_proj.weight: would go without .*q_proj.SCB"),
+        (NameRules(rename=((r"q_proj\.SCB", "q_proj.other"),)), "q_proj.other: by their new names they no longer"),
+    ],
+)
+def test_codes_do_not_lose_their_scales_on_the_way_to_other_names(
+    tmp_path: Path, dst: str, rules: NameRules, words: str
+) -> None:
+    tensors = qwen3()
+    for layer in range(2):
+        at = f"model.layers.{layer}.self_attn.q_proj"
+        tensors[f"{at}.weight"] = array(tensors[f"{at}.weight"].shape, "int8")
+        tensors[f"{at}.SCB"] = array(tensors[f"{at}.weight"].shape[:1])
+    hub = write_hub(tmp_path / "hub", tensors)
+    naming = Naming(dst=dst, vocab_rows=None if dst == "mcore" else 16)
+    with pytest.raises(PlanError, match=words):
+        reshard.plan(hub, "out.safetensors", Options(names=rules, naming=naming))
 
 
 def test_tied_and_different(tmp_path: Path) -> None:

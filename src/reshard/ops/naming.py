@@ -20,6 +20,7 @@ from reshard.names.regroup import Models, Regrouped, regrouped
 from reshard.names.wishes import HUB, Excluded, Naming
 from reshard.planning.catalog import Catalog, Loose, Shard, Tensor
 from reshard.planning.names import NameRules, is_state
+from reshard.planning.scales import refuse_parted_by
 from reshard.storage.storage import join
 from reshard.storage.storages import content_of, storage_of
 
@@ -43,6 +44,7 @@ def renamed(
     if naming.dequantize:
         tensors, dropped = dequantised(source.tensors, files.src, rules.takes)
         source = replace(source, tensors=tensors, dropped={**source.dropped, **dropped})
+    refuse_parted_by(rules, source.tensors)
     source, excluded = _by_rules(source, rules)
     if source.args:
         files = replace(files, src=(model_of_args(source.args), *files.src))

@@ -11,6 +11,7 @@ from reshard.errors import PlanError, listed
 from reshard.layout.stages import Strategy
 from reshard.planning.catalog import Tensor
 from reshard.planning.decide import Kept
+from reshard.planning.names import NameRules
 from reshard.planning.quantised import Quantised, quantised
 
 
@@ -44,13 +45,27 @@ def refuse_parted(source: Mapping[str, Tensor], kept: Sequence[Kept], wishes: Wi
     found = quantised(dtypes)
     if found:
         faults = list(_faults(found, dtypes, kept, wishes))
-        if faults:
-            raise PlanError(
-                "quantised weights mean nothing without their scales:\n" + listed(faults),
-                hint="codes and scales are copied together, unchanged; a cast or a sum needs the weights dequantised "
-                "first, by the tool that quantised them",
-            )
+        _refuse(faults)
     return _plain_fp8(kept, wishes)
+
+
+def refuse_parted_by(rules: NameRules, source: Mapping[str, Tensor]) -> None:
+    """Refuse to leave out, or to call otherwise, a part of what quantised weights are made of. Raises PlanError that
+    lists all.
+    """
+    dtypes = {name: tensor.spec.dtype for name, tensor in source.items()}
+    if found := quantised(dtypes):
+        names = {name: rules.renamed(name) for name in source if rules.takes(name)}
+        _refuse(list(_parted(found, dtypes, names, None)))
+
+
+def _refuse(faults: list[str]) -> None:
+    if faults:
+        raise PlanError(
+            "quantised weights mean nothing without their scales:\n" + listed(faults),
+            hint="codes and scales are copied together, unchanged; a cast or a sum needs the weights dequantised "
+            "first, by the tool that quantised them",
+        )
 
 
 def _all_as_they_are(source: Mapping[str, Tensor], kept: Sequence[Kept], wishes: Wishes) -> bool:
@@ -64,15 +79,28 @@ def _all_as_they_are(source: Mapping[str, Tensor], kept: Sequence[Kept], wishes:
 def _faults(
     found: Mapping[str, Quantised], dtypes: Mapping[str, str], kept: Sequence[Kept], wishes: Wishes
 ) -> Iterator[str]:
-    new_names = {each.tensor.name: each.name for each in kept}
-    renamed = quantised({each.name: each.tensor.spec.dtype for each in kept})
-    new_owners = {name: owner for owner, group in renamed.items() for name in group.names}
-    known = new_owners.keys() if wishes.names is None else wishes.names
+    names = {each.tensor.name: each.name for each in kept}
     for group in found.values():
-        here = {name: new_names[name] for name in group.names if name in new_names}
-        if here:
+        if any(name in names for name in group.names):
             yield from _touched(group, dtypes, wishes)
-            yield from _parted(group, here, new_owners, known)
+    yield from _parted(found, dtypes, names, wishes.names)
+
+
+def _parted(
+    found: Mapping[str, Quantised], dtypes: Mapping[str, str], names: Mapping[str, str], known: Set[str] | None
+) -> Iterator[str]:
+    """What would reach the target without what it belongs to.
+
+    Args:
+        names: the new name of each that is kept.
+        known: those that the target knows; None for all.
+    """
+    renamed = quantised({new: dtypes[name] for name, new in names.items()})
+    owners = {name: owner for owner, group in renamed.items() for name in group.names}
+    for group in found.values():
+        here = {name: names[name] for name in group.names if name in names}
+        if here:
+            yield from _of_group_parted(group, here, owners, owners.keys() if known is None else known)
 
 
 def _touched(group: Quantised, dtypes: Mapping[str, str], wishes: Wishes) -> Iterator[str]:
@@ -88,8 +116,9 @@ def _touched(group: Quantised, dtypes: Mapping[str, str], wishes: Wishes) -> Ite
             yield f"{name}: belongs to the raw codes {group.codes[0]}: --dtype {wishes.dtype} would change it"
 
 
-def _parted(group: Quantised, here: Mapping[str, str], new_owners: Mapping[str, str], known: Set[str]) -> Iterator[str]:
-    """What would reach the target without what it belongs to. ``here``: those that are kept, and their new names."""
+def _of_group_parted(
+    group: Quantised, here: Mapping[str, str], new_owners: Mapping[str, str], known: Set[str]
+) -> Iterator[str]:
     first, *others = here.values()
     lost = [name for name in group.names if name not in here]
     unknown = [name for name in here.values() if name not in known]
