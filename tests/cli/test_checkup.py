@@ -154,6 +154,15 @@ def test_what_is_no_checkpoint_is_no_fault(tmp_path: Path) -> None:
     assert note.startswith("2 full checkpoints in one folder")
 
 
+def test_checkpoints_of_several_families_in_one_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for family, name in (("DCP, uneven rows", "step-7"), ("FSDP2, uneven rows", "actor")):
+        shutil.copytree(FAMILIES[family](tmp_path / f"made-{name}").path, tmp_path / "runs" / name)
+    (note,) = noted(tmp_path / "runs")
+    assert note.startswith("checkpoints of several families lie here: step-7 (dcp), actor (fsdp)")
+    assert run_reshard(["inspect", str(tmp_path / "runs")]) == 2
+    assert f"hint: give one of them: {tmp_path}/runs/step-7 or {tmp_path}/runs/actor" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "name", ["latest", "latest_checkpointed_iteration.txt", "adapter_config.json", "config.json", "m.safetensors.part"]
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 
 from msgspec import Struct
@@ -128,11 +128,21 @@ def recognised(there: Listing, name: str = "") -> Family:
     _refuse_part(there, marked)
     found = [family for family in (family_named(entry.name) for entry in marked) if family.recognises(there)]
     if len(found) > 1:
-        names = [family.name for family in found]
-        raise UsageError(
-            f"it may be of several families: {', '.join(names)}", there.path, f"say which: --from {names[0]}"
-        )
+        raise _several(there, [family.name for family in found])
     return found[0] if found else family_named(FALLBACK)
+
+
+def _several(there: Listing, families: Sequence[str]) -> UsageError:
+    """A place of several families; or where each has folders of its own, a folder of several checkpoints."""
+    marks = {entry.name: entry.marks for entry in FAMILIES}
+    marked = {name: [entry for entry in there.entries if re.fullmatch(marks[name], entry.name)] for name in families}
+    folders = {entry.name: name for name, entries in marked.items() for entry in entries if entry.folder}
+    if len(folders) < sum(map(len, marked.values())):
+        told = f"it may be of several families: {', '.join(families)}"
+        return UsageError(told, there.path, f"say which: --from {families[0]}")
+    shown = ", ".join(f"{folder} ({name})" for folder, name in folders.items())
+    places = " or ".join(there.at(folder) for folder in folders)
+    return UsageError(f"checkpoints of several families lie here: {shown}", there.path, f"give one of them: {places}")
 
 
 def _refuse_part(there: Listing, marked: Iterable[FamilyEntry]) -> None:

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from msgspec import Struct
 
-from reshard.errors import InputError, ReshardError, counted, named_ranks
+from reshard.errors import InputError, ReshardError, UsageError, counted, named_ranks
 from reshard.families.discover import files_of
 from reshard.families.family import Listing
 from reshard.families.found import name_below, weights
@@ -104,6 +104,8 @@ def _begun(path: str) -> Fault | None:
 
 def _unread(there: Listing, error: ReshardError) -> Checkup:
     """What keeps it from being read, and files that would have been next."""
+    if isinstance(error, UsageError):  # nothing is wrong with what has to be told apart
+        return Checkup(there.path, notes=(f"{error.message}; {error.hint}",))
     of_itself = error.where == there.path  # not of a file in it, as an index
     if there.folder and of_itself and not _holds_weights(there) and not tells_of_weights(there.entries):
         return Checkup(there.path, notes=(f"no checkpoint: it holds {held(there.entries)}", error.hint))
