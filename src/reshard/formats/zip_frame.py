@@ -27,7 +27,7 @@ class _LaidRecord(Struct, frozen=True):
     start: int
 
 
-def zip_frame(records: Sequence[tuple[str, bytes | int]], alignment: int = 64) -> Frame:
+def zip_frame(records: Sequence[tuple[str, bytes | int]]) -> Frame:
     """Lay out a zip file of records, each its bytes or the length of what comes later: these are its holes, by name."""
     pieces: list[tuple[int, bytes]] = []
     laid: list[_LaidRecord] = []
@@ -37,7 +37,7 @@ def zip_frame(records: Sequence[tuple[str, bytes | int]], alignment: int = 64) -
         nbytes = content if isinstance(content, int) else len(content)
         crc = 0 if isinstance(content, int) else zlib.crc32(content)
         header = at + len(pending)
-        piece = pending + _local_header(name.encode(), nbytes, header, alignment)
+        piece = pending + _local_header(name.encode(), nbytes, header)
         laid.append(_LaidRecord(name.encode(), nbytes, crc, header, at + len(piece)))
         pieces.append((at, piece if isinstance(content, int) else piece + content))
         at += len(piece) + nbytes
@@ -58,11 +58,11 @@ def zip_frame(records: Sequence[tuple[str, bytes | int]], alignment: int = 64) -
     return Frame(pieces[-1][0] + len(pieces[-1][1]), tuple(pieces), holes, tuple(checksums))
 
 
-def _local_header(name: bytes, nbytes: int, header: int, alignment: int) -> bytes:
-    """With a field of padding, so that what follows begins at a multiple of ``alignment``."""
+def _local_header(name: bytes, nbytes: int, header: int) -> bytes:
+    """With a field of padding, so that what follows begins at a multiple of 64, as torch has it."""
     wide = _wide_field(nbytes, header)
     start = header + LOCAL.size + len(name) + len(wide) + 4
-    padding = -start % alignment
+    padding = -start % 64
     extra = wide + b"FB" + pack("<H", padding) + b"Z" * padding
     return LOCAL.pack(b"PK\x03\x04", 0, _FLAGS, 0, 0, 0, 0, 0, 0, len(name), len(extra)) + name + extra
 
