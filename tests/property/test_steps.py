@@ -108,7 +108,7 @@ def test_scaled(shape: tuple[int, ...], dtype: str, to: str, of_scale: str, bloc
         wide = np.repeat(wide, n, dim)
     wide = wide[tuple(slice(n) for n in shape)]
     with np.errstate(all="ignore"):
-        wanted = cast(full.astype(np.float32) * wide, to)
+        wanted = np.asarray(cast(full.astype(np.float32) * wide, to))
         wanted[np.isnan(wanted)] = np.nan
     with store(data) as place:
         step = Scaled(place.assembly(full), place.assembly(scales), block_shape)
