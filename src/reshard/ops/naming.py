@@ -55,20 +55,22 @@ def renamed(
 
 def _by_rules(source: Catalog, rules: NameRules) -> tuple[Catalog, Excluded]:
     """The catalog with those tensors alone that the rules take, under the names that they give."""
-    kept, dropped = {}, dict(source.dropped)
+    kept: dict[str, Tensor] = {}
+    out: dict[str, list[str]] = {}
     for name, tensor in source.tensors.items():
         if not rules.takes(name):
             states = rules.weights_only and is_state(name)
             why = "optimizer states, by --weights-only" if states else "by --include / --exclude"
-            dropped[why] = (*dropped.get(why, ()), name)
+            out.setdefault(why, []).append(name)
         else:
             kept[rules.renamed(name)] = replace(tensor, name=rules.renamed(name))
-    out = frozenset(rules.renamed(name) for name in source.tensors if not rules.takes(name))
+    dropped = {**source.dropped, **{why: (*source.dropped.get(why, ()), *names) for why, names in out.items()}}
     if not kept:
         raise PlanError("no tensor is left to write", hint="check --include and --exclude; or leave --weights-only out")
+    excluded = frozenset(rules.renamed(name) for names in out.values() for name in names)
     texts = {rules.renamed(name): by_rank for name, by_rank in source.texts.items() if rules.takes(name)}
     withheld = {name: why for name, why in source.withheld.items() if rules.takes(name)}
-    return replace(source, tensors=kept, dropped=dropped, texts=texts, withheld=withheld), Excluded(out, rules)
+    return replace(source, tensors=kept, dropped=dropped, texts=texts, withheld=withheld), Excluded(excluded, rules)
 
 
 def models(path: str, naming: Naming, said: Mapping[str, Any] = MappingProxyType({})) -> Models:
