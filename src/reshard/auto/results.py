@@ -14,7 +14,7 @@ from reshard.errors import UsageError, reported
 from reshard.formats.registry import format_of
 from reshard.storage.disk import Disk
 from reshard.storage.storages import is_inside
-from reshard.target.overwrite import beside, forget
+from reshard.target.overwrite import beside, forget, new_beside
 
 _ROOTS = {"ckpt": "transformed_checkpoint", "safetensors": "unified_checkpoint"}
 HANDED_OVER = "reshard_run.yaml"
@@ -81,7 +81,7 @@ def take_places(new: dict[Path, Path]) -> None:
             with reported(real):
                 real.parent.mkdir(parents=True, exist_ok=True)
                 if real.exists():
-                    aside = beside(place, f"old-{os.urandom(4).hex()}")
+                    aside = new_beside(place, "old")
                     os.rename(real, aside)
                     undo.append((aside, real))
                 os.rename(made, real)
@@ -115,7 +115,7 @@ def save_strategy(folder: Path, strategy: JobStrategy, settings: AutoSettings) -
     """The files of all ranks of a strategy that was made, in place of an earlier job's."""
     Results(folder.parent, folder, "").refuse_inside(settings, [folder])
     forget(folder, "new")
-    made = beside(folder, f"new-{os.urandom(4).hex()}")
+    made = new_beside(folder, "new")
     write_strategy(made, strategy)
     take_places({folder: made})
     forget(folder, "old")

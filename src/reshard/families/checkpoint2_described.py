@@ -19,7 +19,7 @@ from reshard.families.checkpoint2_metadata import (
 )
 from reshard.families.family import Listing
 from reshard.families.found import Found
-from reshard.families.full import contradicted, texts_and_notes, whole
+from reshard.families.full import texts_and_notes, whole
 from reshard.families.headers import index_files
 from reshard.index import Stored, TensorSpec
 from reshard.layout.stages import Strategy
@@ -45,7 +45,7 @@ def described(folder: Listing, metadata: Metadata) -> Catalog:
         raise CheckpointError(f"the files do not fit {METADATA}:\n" + listed(joined.faults), folder.path)
     missing = [name for name in ranks_of if name not in there]
     others = sorted(name for name in there if name not in ranks_of and is_trainers(name))
-    texts, notes = texts_and_notes(joined.files)
+    texts, notes, withheld = texts_and_notes(joined.files)
     lacking = (*(f"{folder.at(name)} is missing" for name in missing), *_shown(joined.lacking, "does not hold {names}"))
     warnings = [
         *lacking,
@@ -62,7 +62,7 @@ def described(folder: Listing, metadata: Metadata) -> Catalog:
         ranks,
         tuple(metadata.state_dict_metadata),
         warnings=tuple(warnings),
-        withheld=contradicted(joined.files),
+        withheld=withheld,
         lacking=lacking,
         own=_own(metadata, ranks),
     )

@@ -27,8 +27,8 @@ def catalog_of_full(files: Sequence[IndexedFile]) -> Catalog:
             "tensors stand in two files of one checkpoint:\n" + listed(faults),
             hint="are these several checkpoints in one folder? name one file",
         )
-    texts, notes = texts_and_notes(files)
-    return Catalog(tuple(files), tensors, texts, notes, family="a full checkpoint", withheld=contradicted(files))
+    texts, notes, withheld = texts_and_notes(files)
+    return Catalog(tuple(files), tensors, texts, notes, family="a full checkpoint", withheld=withheld)
 
 
 def whole(name: str, by_rank: Mapping[int, tuple[int, Stored]], *, compared: bool = False) -> Tensor:
@@ -53,9 +53,11 @@ def agreed_spec(by_rank: Mapping[int, tuple[int, Stored]]) -> TensorSpec:
     return next(iter(specs))
 
 
-def texts_and_notes(files: Sequence[IndexedFile]) -> tuple[dict[str, dict[int, str]], dict[str, str]]:
-    """Strings stored beside tensors, by rank, without ``contradicted`` ones; and the formats' own flags, of which the
-    first counts.
+def texts_and_notes(
+    files: Sequence[IndexedFile],
+) -> tuple[dict[str, dict[int, str]], dict[str, str], dict[str, str]]:
+    """Strings stored beside tensors, by rank; the formats' own flags, of which the first counts; and which strings are
+    withheld, as files of one rank say different things, with that reason.
     """
     texts: dict[str, dict[int, str]] = {}
     notes: dict[str, str] = {}
@@ -63,13 +65,13 @@ def texts_and_notes(files: Sequence[IndexedFile]) -> tuple[dict[str, dict[int, s
         notes = {**file.contents.notes, **notes}
         for name, text in file.contents.texts.items():
             texts.setdefault(name, {})[file.rank] = text
-    for name in contradicted(files):
+    withheld = _contradicted(files)
+    for name in withheld:
         del texts[name]
-    return texts, notes
+    return texts, notes, withheld
 
 
-def contradicted(files: Sequence[IndexedFile]) -> dict[str, str]:
-    """Strings of which files of one rank say different things, and that they do."""
+def _contradicted(files: Sequence[IndexedFile]) -> dict[str, str]:
     first: dict[tuple[str, int], IndexedFile] = {}
     found: dict[str, str] = {}
     for file in files:

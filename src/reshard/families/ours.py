@@ -95,7 +95,7 @@ def _catalog(files: Sequence[IndexedFile], manifest: Manifest) -> Catalog:
             shards.setdefault(name, []).append(Shard(shard.box, held, (told.rank,)))
     ranks = Ranks(manifest.stages, manifest.world // manifest.stages)
     tensors = {name: _tensor(name, specs[name], found, ranks.devices) for name, found in shards.items()}
-    texts, notes = texts_and_notes(files)
+    texts, notes, withheld = texts_and_notes(files)
     absent = (told.path for told in manifest.files if told.tensors and told.path not in numbers)
     return Catalog(
         tuple(files),
@@ -105,6 +105,7 @@ def _catalog(files: Sequence[IndexedFile], manifest: Manifest) -> Catalog:
         ranks,
         told_by={MANIFEST: manifest.xxh3},
         warnings=stand_ins(files, ranks),
+        withheld=withheld,
         lacking=tuple(f"{path} is missing" for path in absent),
         family=f"rank folders that reshard {manifest.reshard} wrote",
     )

@@ -43,7 +43,7 @@ def catalog_of_ranks(files: Sequence[IndexedFile], strategy: Strategy) -> Catalo
             "the files do not fit their strategy:\n" + listed(faults),
             hint="is this the strategy that the checkpoint was saved with?",
         )
-    texts, notes = texts_and_notes(files)
+    texts, notes, withheld = texts_and_notes(files)
     ranks = Ranks(len(strategy.stages), strategy.devices, strategy.where)
     return Catalog(
         tuple(files),
@@ -55,6 +55,7 @@ def catalog_of_ranks(files: Sequence[IndexedFile], strategy: Strategy) -> Catalo
         {STRATEGY: hash_of_strategy(strategy)},
         (*stand_ins(files, ranks), *_redundancy(files, tensors, notes)),
         "rank folders",
+        withheld=withheld,
         own=strategy,
     )
 

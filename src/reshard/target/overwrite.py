@@ -19,6 +19,11 @@ def beside(folder: Path, what: str) -> Path:
     return real.parent / f".{real.name}.reshard-{what}"
 
 
+def new_beside(folder: Path, what: str) -> Path:
+    """As ``beside``, where nothing is yet; ``forget`` knows it by the same word."""
+    return beside(folder, f"{what}-{os.urandom(4).hex()}")
+
+
 def forget(folder: Path, what: str, kept: Path | None = None) -> None:
     """Remove what earlier runs left beside a folder, but for one."""
     first = beside(folder, f"{what}-")
@@ -50,13 +55,13 @@ class Replacement:
         if self._locks.real:
             forget(self._old, "new")
             forget(self._old, "old")
-        self._new = beside(self._old, f"new-{os.urandom(4).hex()}")
+        self._new = new_beside(self._old, "new")
         self.place = Place.of(self._new, single=False)
 
     def swap(self) -> None:
         """The old one is removed once the new one has its name; where the system can, names change in one step."""
         with reported(self._old):
-            aside = beside(self._old, f"old-{os.urandom(4).hex()}")
+            aside = new_beside(self._old, "old")
             if exchange(str(self._new), str(self._old)):
                 os.rename(self._new, aside)
             else:
