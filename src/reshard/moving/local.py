@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Generator, Iterable
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from itertools import chain
 from typing import Protocol
 
 from msgspec import Struct, field
@@ -33,7 +34,7 @@ def _ignore(nbytes: int) -> None:
 
 
 class _UnderWay:
-    """A task whose lots threads take in order: no more of them exist than are in hand."""
+    """A task whose lots threads take: no more of them exist than are in hand."""
 
     def __init__(self, run: TaskRun, pool: ThreadPoolExecutor, stopped: threading.Event) -> None:
         self.run = run
@@ -45,12 +46,14 @@ class _UnderWay:
 
     def engage(self, threads: int) -> None:
         """Let so many threads in all work for it, each as soon as it is free."""
-        self.calls += [self._pool.submit(self._work) for _ in range(threads - len(self.calls))]
+        self.calls += [self._pool.submit(self._work, number) for number in range(len(self.calls), threads)]
 
-    def _work(self) -> None:
+    def _work(self, number: int) -> None:
+        """The first thread begins with the first kind of work, the second with the last, and so on."""
+        lots = chain(*(self._lots[::-1] if number % 2 else self._lots))
         while not self._stopped.is_set():
             with self._lock:
-                lot = next(self._lots, None)
+                lot = next(lots, None)
             if lot is None:
                 return
             self.run.carry_out(lot, self._stopped)

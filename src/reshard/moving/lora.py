@@ -21,7 +21,7 @@ Read = Callable[[Assembly, Box], Array]
 Range = tuple[int, int]
 Factors = Sequence[tuple[Array, ...]]
 """Of each product, the parts of its factors that a box of the weight needs."""
-_CHUNK = 131072  # elements that are summed at once: in a cache, and so many that threads seldom wait for Python's lock
+_CHUNK = 262144  # elements that are summed at once: in a cache, and so many that threads seldom wait for Python's lock
 _READ_NBYTES = 4 << 20
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from msgspec import Struct
@@ -17,6 +17,7 @@ from reshard.moving.task_inputs import Sources
 from reshard.planning.misfits import ShardMisfits
 from reshard.planning.plan import FileResult, Move, Task, check_runs
 from reshard.planning.shared import COPIED, SharedMove, shared_of, with_same_bytes, without_shared
+from reshard.planning.steps import Assembly
 from reshard.storage.storage import NewFile, SharedBytes, Storage, join
 from reshard.storage.storages import storage_of
 
@@ -42,6 +43,10 @@ class Settings(Struct, frozen=True):
     checksum: bool = True
     upload_nbytes: int = 0
     shared_block_nbytes: int = 0
+
+
+def _computes(move: Move) -> bool:
+    return not isinstance(move.step, Assembly) or move.step.dtype != move.dtype
 
 
 class TaskRun:
@@ -98,16 +103,28 @@ class TaskRun:
             path, file.nbytes, fsync=fsync, buffer_nbytes=buffer_nbytes, share=share
         )
 
-    def lots(self) -> Iterator[list[Span]]:
-        """All the work: a large tensor in several lots, many small ones in one. There are enough of them that threads
-        end at about the same time. Where reading waits, lots have few moves, so that many threads wait at once.
+    def lots(self) -> tuple[Iterator[list[Span]], ...]:
+        """All the work: what takes its time to compute, and what is only copied, if they may come in any order. Threads
+        that begin with one or the other seldom write at once: of those that write to one file, all but one wait.
+        """
+        groups = self._writer.ordered(self._moves, self._settings.block_nbytes)
+        if self._storage.front_to_back:
+            return (self._lots_of(groups),)
+        kinds: tuple[list[tuple[Move, ...]], ...] = ([], [])
+        for moves in groups:
+            kinds[not any(map(_computes, moves))].append(moves)
+        return tuple(map(self._lots_of, kinds))
+
+    def _lots_of(self, groups: Iterable[tuple[Move, ...]]) -> Iterator[list[Span]]:
+        """A large tensor in several lots, many small ones in one. There are enough of them that threads end at about
+        the same time. Where reading waits, lots have few moves, so that many threads wait at once.
         """
         lot: list[Span] = []
         fair_nbytes = sum(file.nbytes for file in self._task.files) // _LOTS
         lot_nbytes = self._writer.lot_nbytes(fair_nbytes, self._settings.block_nbytes)
         most = _REMOTE_MOVES if any(storage_of(source.path).remote for source in self._task.sources) else _MANY
         room = lot_nbytes
-        for moves in self._writer.ordered(self._moves, self._settings.block_nbytes):
+        for moves in groups:
             movers = tuple(
                 Mover(move, self._sources, self._scratch, self._settings.block_nbytes, self._note) for move in moves
             )

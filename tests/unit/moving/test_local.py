@@ -1,38 +1,42 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from msgspec.structs import replace
 
 from reshard.errors import RunError
+from reshard.index import Extent
+from reshard.layout.box import Box
 from reshard.moving.local import LocalExecutor
-from reshard.planning.plan import Task
+from reshard.moving.task import TaskRun
+from reshard.planning.plan import Move, Task, TaskFile
+from reshard.planning.steps import Assembly, Piece
 from reshard.storage.disk import Disk
 from reshard.storage.storage import NewFile, SharedBytes
-from reshard.testing.executors import HEAD, Work
+from reshard.testing.executors import FULL, HEAD, Work
 
 
 class Meeting(Disk):
-    """Data of one of two files is written when data of the other is, too."""
+    """Data of each of two kinds is written when data of the other is, too."""
 
-    def __init__(self) -> None:
-        self._begun = {"rank_0": threading.Event(), "rank_1": threading.Event()}
+    def __init__(self, kinds: tuple[str, str], kind_of: Callable[[str, int], str]) -> None:
+        self._begun = {kind: threading.Event() for kind in kinds}
+        self._kind_of = kind_of
 
     def create(
         self, path: str, nbytes: int, *, fsync: bool, buffer_nbytes: int = 0, share: Sequence[SharedBytes] = ()
     ) -> NewFile:
         file = super().create(path, nbytes, fsync=fsync)
-        mine = Path(path).parent.name
-        (other,) = self._begun.keys() - {mine}
         write = file.write
 
         def when_both(offset: int, data: memoryview) -> None:
             if offset >= len(HEAD):
+                mine = self._kind_of(path, offset)
                 self._begun[mine].set()
-                if not self._begun[other].wait(10):
-                    raise RunError("the other file was not begun", path)
+                if not all(begun.wait(10) for begun in self._begun.values()):
+                    raise RunError("the other was not begun", path)
             write(offset, data)
 
         file.write = when_both  # type: ignore[method-assign]
@@ -46,7 +50,41 @@ def of_one_file(task: Task) -> Task:
 
 def test_threads_do_not_wait_for_one_file_while_there_is_another(tmp_path: Path) -> None:
     work = Work(tmp_path)
-    executor = LocalExecutor(work.settings(), workers=2, storage=Meeting())
+    meeting = Meeting(("rank_0", "rank_1"), lambda path, _: Path(path).parent.name)
+    executor = LocalExecutor(work.settings(), workers=2, storage=meeting)
     done = [r.path for results in executor.run(of_one_file(work.task(n)) for n in range(2)) for r in results]
     assert done == [work.name(0, 0), work.name(1, 0)]
     assert [(work.out / name).read_bytes() for name in done] == [work.wanted(n, 0) for n in range(2)]
+
+
+class InOrderDisk(Disk):
+    front_to_back = True
+
+
+def copied_and_computed(work: Work) -> Task:
+    """One file: the numbers as they are, and after them the same as larger ones."""
+    numbers = Assembly("float32", FULL.shape, (Piece(0, Box.whole(FULL.shape), (Extent(len(HEAD), FULL.nbytes),)),))
+    moves, at = [], len(HEAD)
+    for name, dtype, nbytes in (("copied", "float32", FULL.nbytes), ("computed", "float64", 2 * FULL.nbytes)):
+        target = Piece(0, Box.whole(FULL.shape), (Extent(at, nbytes),))
+        moves.append(Move(name, numbers, dtype, (target,)))
+        at += nbytes
+    return replace(work.task(0), files=(TaskFile("out", at, ((0, HEAD),)),), moves=tuple(moves))
+
+
+def test_one_thread_computes_while_another_copies(tmp_path: Path) -> None:
+    """Two that did the same would wait for the file that they write to, which the kernel gives one at a time."""
+    work = Work(tmp_path)
+    copied_end = len(HEAD) + FULL.nbytes
+    meeting = Meeting(("copied", "computed"), lambda _, offset: "copied" if offset < copied_end else "computed")
+    list(LocalExecutor(work.settings(), workers=2, storage=meeting).run([copied_and_computed(work)]))
+    numbers = FULL.view("float32")
+    wanted = HEAD + numbers.tobytes() + numbers.astype("float64").tobytes()
+    assert (work.out / "out").read_bytes() == wanted
+
+
+def test_what_has_to_come_in_order_is_not_parted(tmp_path: Path) -> None:
+    work = Work(tmp_path)
+    (lots,) = TaskRun(copied_and_computed(work), InOrderDisk(), work.settings(), lambda _: None).lots()
+    names = [mover.blocks.move.name for lot in lots for span in lot for mover in span.movers]
+    assert names == ["copied"] * names.count("copied") + ["computed"] * names.count("computed")

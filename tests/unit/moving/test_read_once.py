@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from itertools import chain
 from pathlib import Path
 from unittest.mock import patch
 
@@ -58,7 +59,7 @@ def carried_out(tmp_path: Path, order: tuple[int, ...], block_nbytes: int, stora
 
     with patch.object(DiskFile, "read_into", counting):
         run = TaskRun(task, storage, Settings(str(tmp_path / "out"), block_nbytes), lambda _: None)
-        for lot in run.lots():
+        for lot in chain(*run.lots()):
             run.carry_out(lot, threading.Event())
         results = run.commit()
     for number in range(PARTS):
