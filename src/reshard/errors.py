@@ -21,6 +21,7 @@ import errno
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+_RANKS_NAMED = 8
 DOCS = "docs/{page}.md"  # the pages lie beside the code; the address of the site goes here once it has one
 
 
@@ -156,11 +157,11 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
-def named_ranks(ranks: Sequence[int], limit: int = 8) -> str:
-    """Ranks in words, the first ``limit`` of them; the rest counted.
+def named_ranks(ranks: Sequence[int]) -> str:
+    """Ranks in words, the first few of them; the rest counted.
 
-    >>> named_ranks([3]), named_ranks([1, 2, 3, 9], limit=3)
-    ('rank 3', 'ranks 1, 2, 3 and 1 more')
+    >>> named_ranks([3]), named_ranks(range(10))
+    ('rank 3', 'ranks 0, 1, 2, 3, 4, 5, 6, 7 and 2 more')
     """
-    more = f" and {len(ranks) - limit} more" if len(ranks) > limit else ""
-    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks[:limit]))}{more}"
+    more = f" and {len(ranks) - _RANKS_NAMED} more" if len(ranks) > _RANKS_NAMED else ""
+    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks[:_RANKS_NAMED]))}{more}"

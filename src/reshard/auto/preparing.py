@@ -13,7 +13,7 @@ from msgspec import Struct, field
 
 from reshard.auto.config import SRC_STRATEGY, Config, read_config
 from reshard.auto.contradiction import held_shapes, model_of, refuse_contradiction, refuse_slice
-from reshard.auto.converting import JobConversion, Outcome, convert_together, preview, replaced
+from reshard.auto.converting import JobConversion, convert_together, preview, replaced
 from reshard.auto.handover import handed_over
 from reshard.auto.job_names import names_wanted
 from reshard.auto.job_source import JobSource, job_source, reads_itself, refuse_unknown_cut
@@ -86,7 +86,6 @@ class Prepared(Struct, frozen=True):
     action: Action
     said: tuple[str, ...]
     warnings: tuple[str, ...] = ()
-    outcome: Outcome | None = None
 
 
 def prepare(
@@ -221,7 +220,7 @@ class _Start(Struct, frozen=True):
             *outcome.notes,
         )
         warnings = (*settings.warnings, *outcome.warnings)
-        return Prepared(path, outcome.load_checkpoint, "converted", said, warnings, outcome)
+        return Prepared(path, outcome.load_checkpoint, "converted", said, warnings)
 
     def _mirror(self, session: Session, results: Results, places: list[Path]) -> None:
         """Send the results away; the signs of success last, when all ranks have sent theirs."""

@@ -18,10 +18,8 @@ from reshard.index import TensorSpec, cut_extents
 from reshard.layout.cover import boxes_of_range
 from reshard.planning.catalog import Held, Shard, Tensor, tensor_of_shards
 
-_STEP = "step"
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks?)\.(\d+)\.")
 _Number = int | str
-_Named = Mapping[_Number, str]
 
 
 class States(Struct, frozen=True):

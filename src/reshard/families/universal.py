@@ -66,7 +66,7 @@ class Universal(Struct, frozen=True):
         for kept in [*draft.kept, *_untouched(draft, told, trained)]:
             kind, name = state_of(kept.name)
             if name in trained:
-                plan(f"zero/{name}/{kind or 'fp32'}.pt", kept, _ParameterFile(marks=_marks(kind, name, told)))
+                plan(f"zero/{name}/{kind or 'fp32'}.pt", kept, _ParameterFile(marks=_marks(name, told)))
         for part in self.save.parts:
             if part.number not in told.numbers_of_optimizers:
                 plan(part.file.name, _kept(_whole_file(part)), _Copied())
@@ -112,7 +112,7 @@ class _Copied(TorchFile, frozen=True):
         return Frame(spec.nbytes, (), {name: (Extent(0, spec.nbytes),)})
 
 
-def _marks(kind: str, name: str, told: SaveFiles) -> tuple[tuple[str, int], ...]:
+def _marks(name: str, told: SaveFiles) -> tuple[tuple[str, int], ...]:
     """How DeepSpeed cuts the tensor among tensor-parallel ranks; at stage 3 without these it takes it flat."""
     if told.stage == _FLAT_STAGE and told.tensor_parallel == 1:
         return (("flat", True),)

@@ -94,14 +94,14 @@ def lora_of(name: str, *, hub: bool) -> tuple[str, str]:
     return "", ""
 
 
-def lora_name(weight: str, factor: str, *, hub: bool, prefix: str = "") -> str:
+def lora_name(weight: str, factor: str, *, hub: bool) -> str:
     """What a side calls a LoRA factor of a weight.
 
     >>> lora_name("model.layers.0.wq.weight", "a", hub=False), lora_name("l.q_proj.weight", "b", hub=True)
     ('model.layers.0.wq.lora_a', 'base_model.model.l.q_proj.lora_B.weight')
     """
     base = weight.removesuffix(".weight")
-    return f"base_model.model.{base}.lora_{factor.upper()}.weight" if hub else f"{base}.{prefix}lora_{factor}"
+    return f"base_model.model.{base}.lora_{factor.upper()}.weight" if hub else f"{base}.lora_{factor}"
 
 
 def _numbers(side: RecipeTensor, counts: list[int], sizes: Mapping[str, int]) -> dict[str, int] | None:

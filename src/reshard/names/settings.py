@@ -42,8 +42,8 @@ class Known(Struct, frozen=True):
     told: Mapping[str, str]
     files: tuple[ModelFile, ...]
 
-    def evaluated(self, expression: object, more: Mapping[str, Any] | None = None) -> Any:
-        return evaluate(expression, {**self.values, **(more or {})})
+    def evaluated(self, expression: object) -> Any:
+        return evaluate(expression, self.values)
 
 
 def known(recipe: Recipe, files: Sequence[ModelFile], release: int | None) -> Known:
