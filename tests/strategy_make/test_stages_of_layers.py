@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from reshard.errors import StrategyError
-from reshard.strategy.stages_of_layers import stages_of_layers
+from reshard.strategy.placing import stages_of_layers
 
 
 @pytest.mark.parametrize(

@@ -1,26 +1,32 @@
-"""Rank folders and full files: weights by their strategy, by the manifest of ours beside them, or whole."""
+"""Rank folders and full files: weights by their strategy, by the manifest of ours beside them, or whole.
+
+What an index names comes from the file that it names it in.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from reshard.errors import CheckpointError, UsageError, counted
+from reshard.errors import CheckpointError, UsageError, counted, listed, located
 from reshard.families.discover import files_of
 from reshard.families.family import Listing
 from reshard.families.found import Found
 from reshard.families.headers import index_files
-from reshard.families.indexed import by_index
+from reshard.families.index_files import EXTRAS_NAME
 from reshard.families.ours import ByManifest, by_manifest, refuse_unfinished_target, strategy_fault
 from reshard.families.rank_folders import catalog
 from reshard.families.rank_listing import is_rank
+from reshard.families.saved_slices import is_of_slices, slices_of
 from reshard.families.source import Source
 from reshard.families.strategies import read_strategy
 from reshard.layout.stages import Strategy
 from reshard.planning.catalog import Catalog, IndexedFile
 from reshard.target.target_paths import META
+
+_SHOWN = 4
 
 
 class RankFolders(Struct, frozen=True):
@@ -59,11 +65,66 @@ def _of_files(there: Listing, source: Source) -> Catalog:
             where=source.path,
             hint="leave --src-strategy out, or give the folder that holds rank_0, rank_1, …",
         )
-    files, told = by_index(found, index_files(found, trust_manifest=source.trust_manifest))
+    files, told = _by_index(found, index_files(found, trust_manifest=source.trust_manifest))
     made = _told_apart(found, files, strategy, ours_there=there.entry(META) is not None)
     of_files = (f"{file.path}: {warning}" for file in files for warning in file.contents.warnings)
     warnings = (*found.warnings, *told, *of_files, *made.warnings)
     return replace(made, warnings=warnings, told_by={**made.told_by, **found.told_by})
+
+
+def _by_index(found: Found, files: Sequence[IndexedFile]) -> tuple[list[IndexedFile], tuple[str, ...]]:
+    """The files without the copies that their index passes over, and what to warn of. Raises CheckpointError."""
+    _refuse_slices(found, files)
+    if not found.index:
+        return list(files), ()
+    holding: dict[str, list[str]] = {}
+    for file in files:
+        for name in file.contents.tensors:
+            holding.setdefault(name, []).append(file.path)
+    _refuse_unheld(found, holding)
+    kept, unnamed = [], []
+    for file in files:
+        tensors = {n: s for n, s in file.contents.tensors.items() if found.holders.get(n, file.path) == file.path}
+        kept.append(replace(file, contents=replace(file.contents, tensors=tensors)))
+        if file.name != EXTRAS_NAME:
+            unnamed += [name for name in tensors if name not in found.holders]
+    shown = ", ".join(unnamed[:_SHOWN]) + (" …" if unnamed[_SHOWN:] else "")
+    return kept, (f"{found.index} does not name {shown}, which its files hold: taken too",) if unnamed else ()
+
+
+def _refuse_unheld(found: Found, holding: Mapping[str, Sequence[str]]) -> None:
+    faults = []
+    for name, path in found.holders.items():
+        held = holding.get(name, ())
+        if path not in held:
+            elsewhere = f", but in {held[0].rpartition('/')[2]}" if held else ""
+            faults.append(f"{name}: not in {path.rpartition('/')[2]}{elsewhere}")
+    if faults:
+        raise CheckpointError(
+            "tensors that it names are not in their files:\n" + listed(faults),
+            found.index,
+            "index and files are of two revisions: download the checkpoint again",
+        )
+
+
+def _refuse_slices(found: Found, files: Sequence[IndexedFile]) -> None:
+    """PyTorch notes in safetensors that it saves from many ranks where each slice begins. Raises CheckpointError.
+
+    The first rank's slices begin at 0, as whole tensors do: whole they are where an index names them.
+    """
+    for file in files:
+        if not is_of_slices(file.contents):
+            continue
+        with located(file.path):
+            slices = slices_of(file.contents)
+        begins = next((f"{n} begins at {list(s.box.start)}" for n, s in slices.items() if any(s.box.start)), "")
+        if begins or not found.index:
+            shown = f" ({begins})" if begins else ""
+            raise CheckpointError(
+                f"slices that PyTorch's distributed checkpoint saved{shown}, one file of many",
+                file.path,
+                "give the folder of all its files, under their names (shard-…), or the consolidated one by its index",
+            )
 
 
 def _told_apart(found: Found, files: Sequence[IndexedFile], strategy: Strategy | None, *, ours_there: bool) -> Catalog:

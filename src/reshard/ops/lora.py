@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from reshard.errors import UsageError
+from reshard.dtypes import ALIASES
+from reshard.errors import PlanError, UsageError, listed
 from reshard.families.open_checkpoint import open_source
+from reshard.families.probe import agreements
 from reshard.families.registry import listing
-from reshard.names.wishes import HUB
-from reshard.ops.adapters import AdapterAt, Joined, joined, layers_of, model_of, own_config
-from reshard.ops.convert import Conversion, execute, plan_from
-from reshard.ops.lora_naming import named_after, under_their_names
+from reshard.names.wishes import HUB, MEGATRON, Asked, Naming
+from reshard.ops.adapters import AdapterAt, Joined, fitting, joined, layers_of, model_of, own_config
+from reshard.ops.convert import Conversion, execute, named, plan_from
 from reshard.ops.observer import Observer
-from reshard.ops.options import Options
+from reshard.ops.options import OF_MEGATRON, Options
 from reshard.ops.scaling import AlphaRank, LoraConfig, Scaling, parse_scaling, read_config
-from reshard.planning.catalog import is_viewed
-from reshard.planning.lora_experts import fused_experts
+from reshard.planning.catalog import Catalog, is_viewed
+from reshard.planning.lora_experts import FusedExperts, fused_experts, one_by_one
+from reshard.planning.lora_made import as_made
 from reshard.planning.lora_values import Combination, How, combination_named
+from reshard.planning.names import NameRules
 from reshard.planning.plan import Plan
 
 
@@ -96,19 +99,75 @@ def open_merge(
     """The base, the adapters and what becomes of weights, under the names that the target gets. Raises InputError."""
     source = open_source(options.source(src))
     naming, layers = options.naming_of(source), layers_of(adapters)
-    base, left = under_their_names(source, str(src), replace(options, naming=naming), layers)
+    base, left = _under_their_names(source, str(src), replace(options, naming=naming), layers)
     told = (naming.src_model, naming.model, naming.dst_model)
     own_names = left.naming.changes or naming.dst in ("", HUB)
     how = How(combination_named(combination), allow_nan, model_of(base, told), own_names)
     fused = fused_experts(base.tensors, layers)
     made = joined(replace(base, tensors={**base.tensors, **{n: f.tensor for n, f in fused.items()}}), adapters, how)
     if fused or left.naming.changes or any(is_viewed(made.merge.tensors[name]) for name in made.merge.changed):
-        made, left = named_after(made, str(src), left, fused)
+        made, left = _named_after(made, str(src), left, fused)
     if left.along:
         from reshard.ops.model_files import corrected
 
         left = replace(left, along=corrected(left.along, made.merge.config))
     return Opened(made, left)
+
+
+def _under_their_names(source: Catalog, src: str, options: Options, layers: Collection[str]) -> tuple[Catalog, Options]:
+    """The base under those names, of all that it has on its way to the target's, that most ``layers`` of the adapters
+    have; and what is left to do with it then. Codes are numbers by then.
+    """
+    naming = options.naming
+    if naming.dequantize:
+        source = _dequantised(source, src, naming)
+        naming = replace(naming, dequantize=False)
+        options = replace(options, naming=naming)
+    fit = fitting(source.tensors, layers)
+    if fit < len(layers) and options.to in OF_MEGATRON:
+        naming = replace(naming, dst=MEGATRON)
+        options = replace(options, naming=naming)
+    if not naming.dst or fit == len(layers):
+        return source, options
+    ways = [_at_the_hub(source, src, options)] if naming.dst != HUB else []
+    for there, left in (*ways, named(source, src, options)):
+        found = fitting(there.tensors, layers)
+        if found > fit:
+            fit, source, options = found, there, left
+    return source, options
+
+
+def _dequantised(source: Catalog, src: str, naming: Naming) -> Catalog:
+    from reshard.ops.naming import models, renamed
+
+    return renamed(source, Naming(dequantize=True), models(src, naming), NameRules()).catalog
+
+
+def _at_the_hub(source: Catalog, src: str, options: Options) -> tuple[Catalog, Options]:
+    """Under Hugging Face's names, by which all others are told; nothing else is changed yet."""
+    naming = options.naming
+    to_hub = replace(
+        naming, dst=HUB, asked=naming.src_asked, src_asked=Asked(), vocab_rows=None, tied="keep", files=False, ranks=0
+    )
+    there, _ = named(source, src, replace(options, naming=to_hub, dst_strategy=""))
+    told_by = {("names on the way" if name == "names" else name): said for name, said in there.told_by.items()}
+    left = replace(naming, src=HUB, src_asked=Asked())
+    return replace(there, told_by=told_by), replace(options, names=NameRules(), naming=left)
+
+
+def _named_after(made: Joined, src: str, options: Options, fused: Mapping[str, FusedExperts]) -> tuple[Joined, Options]:
+    """What is merged under the names that the target gets, and the options that are left to do.
+
+    Args:
+        fused: parameters that only the adapters have as one.
+    """
+    source, merge = made.source, made.merge
+    changed = [tensor for tensor in source.compared() if tensor.name in merge.changed or tensor.name in merge.used]
+    if differ := [name for name, same in agreements(source, changed).items() if not same]:
+        raise PlanError("ranks hold different values of what is merged:\n" + listed(differ))
+    alone, how = as_made(source, merge, ALIASES.get(options.dtype, options.dtype))
+    there, left = named(one_by_one(alone, fused), src, options, merge.config)
+    return Joined(there, how), left
 
 
 def plan_merge(merge: Opened, dst: str | Path) -> Plan:
