@@ -110,6 +110,10 @@ def reported(path: object) -> Iterator[None]:
         yield
     except OSError as error:
         raise translated(error, str(path)) from error
+    except ValueError:
+        if "\0" not in str(path):
+            raise
+        raise CheckpointError("no file has a NUL in its name", str(path).replace("\0", "\\0")) from None
 
 
 def translated(error: OSError, path: str) -> ReshardError:

@@ -86,7 +86,7 @@ class _Faults:
         return bool(self.get(key, default, lambda v: isinstance(v, bool), "True or False"))
 
     def text(self, key: str, default: str = "") -> str:
-        value = str(self.get(key, default, lambda v: isinstance(v, str), "text"))
+        value = str(self.get(key, default, lambda v: isinstance(v, str) and "\0" not in v, "text without NUL"))
         return default if value in ("", "None") else value
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from reshard.errors import located
+from reshard.errors import located, reported
 from reshard.storage.disk import Disk
 from reshard.storage.storage import ReadFile, Storage, is_url
 
@@ -46,5 +46,6 @@ def is_inside(path: str | Path, folder: str | Path) -> bool:
     """Whether a path lies in a folder or is the folder, links followed."""
     if is_url(str(path)) or is_url(str(folder)):
         return f"{str(path).rstrip('/')}/".startswith(f"{str(folder).rstrip('/')}/")
-    resolved, outer = Path(path).resolve(), Path(folder).resolve()
+    with reported(path):
+        resolved, outer = Path(path).resolve(), Path(folder).resolve()
     return resolved == outer or outer in resolved.parents
