@@ -55,6 +55,7 @@ def test_texts_are_kept_and_the_rest_is_told() -> None:
         ("refused_sparse", ["'sparse'", "a sparse tensor"]),
         ("refused_csr", ["'csr'", "a sparse tensor"]),
         ("refused_quantised", ["'quantised'", "a quantised tensor"]),
+        ("refused_stream_quantised", ["'quantised.quint8'", "a quantised tensor"]),
         ("refused_meta", ["'meta'", "no numbers"]),
         ("refused_whole_module", ["'whole_module'", "torch.nn.modules.linear.Linear"]),
         ("refused_script", ["TorchScript"]),

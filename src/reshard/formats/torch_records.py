@@ -14,7 +14,6 @@ from typing import Any
 
 from msgspec import Struct
 
-from reshard.dtypes import ITEMSIZE
 from reshard.errors import FormatError
 from reshard.foreign import HEAD_NBYTES, foreign
 from reshard.formats.base import ByteRanges
@@ -64,9 +63,9 @@ class TorchRecords(Struct, frozen=True):
             )
         if of.key not in self.places:
             raise FormatError(f"the file lacks {name}", hint=_CUT)
-        place, nbytes = self.places[of.key], of.count * ITEMSIZE[of.dtype]
-        if place.nbytes != nbytes:
-            raise FormatError(f"{name} has {place.nbytes:,} bytes, the pickle says {nbytes:,}", hint=_CUT)
+        place = self.places[of.key]
+        if place.nbytes != of.nbytes:
+            raise FormatError(f"{name} has {place.nbytes:,} bytes, the pickle says {of.nbytes:,}", hint=_CUT)
         return place
 
 
@@ -184,9 +183,9 @@ def _from_stream(source: ByteRanges) -> TorchRecords:
     at = stream.at
     for key in keys if isinstance(keys, list) else ():
         found = stream.storages.get(key) if isinstance(key, str) else None
-        if found is None or key in places or found.dtype not in ITEMSIZE:
+        if found is None or key in places:
             raise FormatError(f"storage {str(key)[:80]!r} is one that no tensor has, or is there twice", hint=_CUT)
-        places[key] = Extent(at + 8, found.count * ITEMSIZE[found.dtype])
+        places[key] = Extent(at + 8, found.nbytes)
         at = places[key].end
     if at != source.nbytes:
         raise FormatError(f"file has {source.nbytes:,} bytes, its storages end at {at:,}", hint=_CUT)

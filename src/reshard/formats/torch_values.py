@@ -32,7 +32,8 @@ RAW_DTYPES = frozenset(
     }
 )  # fmt: skip
 _UNTYPED = "uint8"
-_SUB_BYTE = ("QInt8Storage", "QInt32Storage", "QUInt8Storage", "QUInt4x2Storage", "QUInt2x4Storage")
+_QUANTISED = {"QInt8Storage": 1, "QInt32Storage": 4, "QUInt8Storage": 1, "QUInt4x2Storage": 1, "QUInt2x4Storage": 1}
+"""Bytes of an element, by class; their tensors are not read, and other storages may follow them in a file."""
 _MAX_DIMS = 64
 _MAX = 1 << 63
 
@@ -56,6 +57,11 @@ class StorageRef(Struct, frozen=True):
     stop: int
     place: str
     raw: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        """Of the record."""
+        return self.count * (_QUANTISED[self.dtype] if self.dtype in _QUANTISED else ITEMSIZE[self.dtype])
 
 
 class TensorRef(Struct, frozen=True):
@@ -140,7 +146,7 @@ def _storage_dtype(kind: Global) -> str:
     if kind.name == "UntypedStorage" and kind.module in ("torch", "torch.storage"):
         return _UNTYPED
     name = kind.name.removesuffix("Storage")
-    if kind.module in ("torch", "torch.cuda") and kind.name in _SUB_BYTE:
+    if kind.module in ("torch", "torch.cuda") and kind.name in _QUANTISED:
         return kind.name
     if kind.module not in ("torch", "torch.cuda") or name not in _STORAGES or name == kind.name:
         raise FormatError(f"a storage of class {kind}, which is unknown")

@@ -200,6 +200,16 @@ def main() -> None:
     }
     for name, value in special.items():
         torch.save({name: value}, HERE / f"refused_{name}.pt")
+    kinds = {
+        f"quantised.{n}": torch.quantize_per_tensor(filled(3), 0.5, 0, getattr(torch, n))
+        for n in ("quint8", "qint8", "qint32")
+    }
+    packed = [
+        torch.quantize_per_channel(filled(2, 3), torch.ones(2), torch.zeros(2), 0, getattr(torch, n))
+        for n in ("quint4x2", "quint2x4")
+    ]
+    quantised = {"w": filled(2), **kinds, "packed": packed}
+    torch.save(quantised, HERE / "refused_stream_quantised.pt", _use_new_zipfile_serialization=False)
     torch.jit.script(torch.nn.Linear(2, 2)).save(str(HERE / "refused_script.pt"))
     (HERE / "answers.json").write_text(json.dumps(answers, indent=1) + "\n")
 
