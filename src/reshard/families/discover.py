@@ -157,6 +157,7 @@ def _indexed(index: Index, entries: Sequence[Entry], beside: Sequence[WeightFile
         newest_ns=max((entry.mtime_ns for entry in there.values() if entry), default=0),
         index=index.path,
         holders=index.holders,
+        total_nbytes=index.total_nbytes,
     )
 
 

@@ -26,6 +26,7 @@ class Found(Struct, frozen=True):
         newest_ns: when the last of them changed.
         index: the index that chose them, "" without one.
         holders: the file that the index says each tensor is to be taken from.
+        total_nbytes: of all tensors, as the index says; None where none does.
         empty: ranks whose folder holds no weight file.
     """
 
@@ -36,6 +37,7 @@ class Found(Struct, frozen=True):
     newest_ns: int = 0
     index: str = ""
     holders: Mapping[str, str] = {}
+    total_nbytes: float | None = None
     empty: tuple[int, ...] = ()
 
     @property

@@ -22,11 +22,15 @@ _MINDSPORE_INDEX = re.compile(r"param_name_map.*\.json")
 
 
 class Index(Struct, frozen=True):
-    """An index of weight files: the path of the file that each tensor is to be taken from."""
+    """An index of weight files: the path of the file that each tensor is to be taken from.
+
+    ``total_nbytes``: of all tensors, as it says; None where it does not.
+    """
 
     path: str
     folder: str
     holders: Mapping[str, str]
+    total_nbytes: float | None
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -56,7 +60,10 @@ def read_index(path: str) -> Index:
             "give the folder that it lies in, or the index of its weight files",
         )
     folder = path.rpartition("/")[0] or ("/" if path.startswith("/") else ".")
-    return Index(path, folder, {name: join(folder, file) for name, file in named.items()})
+    told = content.get("metadata")
+    total = told.get("total_size") if isinstance(told, dict) else None
+    holders = {name: join(folder, file) for name, file in named.items()}
+    return Index(path, folder, holders, total if isinstance(total, int | float) else None)
 
 
 def _names_a_file(value: Any, *, bare: bool) -> bool:

@@ -89,7 +89,22 @@ def _by_index(found: Found, files: Sequence[IndexedFile]) -> tuple[list[IndexedF
         if file.name != EXTRAS_NAME:
             unnamed += [name for name in tensors if name not in found.holders]
     shown = ", ".join(unnamed[:_SHOWN]) + (" …" if unnamed[_SHOWN:] else "")
-    return kept, (f"{found.index} does not name {shown}, which its files hold: taken too",) if unnamed else ()
+    told = (f"{found.index} does not name {shown}, which its files hold: taken too",) if unnamed else ()
+    return kept, (*told, *_told_otherwise(found, kept))
+
+
+def _told_otherwise(found: Found, files: Sequence[IndexedFile]) -> tuple[str, ...]:
+    """A warning where the index tells of more or fewer bytes than the tensors that it names have: loaders do not read
+    that number. Tensors that share their bytes are counted each, or once.
+    """
+    named = [(file.path, s) for file in files for n, s in file.contents.tensors.items() if n in found.holders]
+    nbytes = sum(stored.spec.nbytes for _, stored in named)
+    if found.total_nbytes in (None, nbytes):
+        return ()
+    if found.total_nbytes == sum({(path, s.extents): s.spec.nbytes for path, s in named}.values()):
+        return ()
+    said = f"{found.index} says total_size {found.total_nbytes:,} bytes, and the tensors that it names have {nbytes:,}"
+    return (f"{said}: it may be of another revision than the files",)
 
 
 def _refuse_unheld(found: Found, holding: Mapping[str, Sequence[str]]) -> None:

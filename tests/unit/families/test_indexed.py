@@ -76,6 +76,27 @@ def test_a_tensor_that_the_index_passes_over_is_taken_and_told(parts: Path) -> N
     assert any("does not name p-2.safetensors: left out" in w for w in source.warnings)
 
 
+@pytest.mark.parametrize(("total", "told"), [(32, False), (None, False), ("32", False), (48, True), (32.5, True)])
+def test_a_size_that_is_not_the_files_is_told(parts: Path, total: object, told: bool) -> None:
+    index = {"metadata": {"total_size": total}, "weight_map": {"a": "p-1.safetensors", "b": "p-2.safetensors"}}
+    (parts / "any.index.json").write_text(json.dumps(index))
+    warnings = open_source(Source(str(parts))).warnings
+    assert [w for w in warnings if "and the tensors that it names have 32" in w] == list(warnings)
+    assert bool(warnings) is told
+
+
+@pytest.mark.parametrize("each", [True, False])
+def test_tied_tensors_count_once_or_each(tmp_path: Path, each: bool) -> None:
+    file = (Path(__file__).parents[2] / "golden/torch_files/tied.pt").read_bytes()  # head is embed, row a part of it
+    (tmp_path / "p.bin").write_bytes(file)
+    index = {
+        "metadata": {"total_size": 48 * (1 + each) + 12},
+        "weight_map": dict.fromkeys(["embed", "head", "row"], "p.bin"),
+    }
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    assert not open_source(Source(str(tmp_path))).warnings
+
+
 @pytest.mark.parametrize("given", ["", "param_name_map.json"])
 def test_what_mindspore_keeps_beside_its_parts_belongs_to_them(tmp_path: Path, given: str) -> None:
     write_file(tmp_path / "part0.safetensors", {"a": ONE})
