@@ -22,6 +22,7 @@ from reshard.formats.pickled import Global, Record
 from reshard.formats.torch_file import torch_frame
 from reshard.formats.torch_records import read_torch_records
 from reshard.formats.torch_values import StorageRef, TensorRef
+from reshard.ops.checkup import checkup
 from reshard.ops.inspect import inspect
 from reshard.ops.options import Options
 from reshard.storage.disk import Disk, DiskFile
@@ -199,6 +200,41 @@ def test_a_layer_is_missed_by_an_optimizer_that_keeps_no_masters(tmp_path: Path)
     (source / "layer_02-model_states.pt").unlink()
     with pytest.raises(CheckpointError, match="the optimizer has 14 parameters, the layers 0, 1, 3, 5 hold 10"):
         reshard.plan(source, "out.safetensors")
+
+
+def test_a_layer_whose_weights_are_all_masters_is_told(tmp_path: Path) -> None:
+    source = folder("pp2_z1_fp16_tied", tmp_path)
+    names = {*reshard.open(source)}
+    (source / "layer_02-model_states.pt").unlink()
+    found = checkup(str(source))
+    assert found is not None
+    assert [fault.what for fault in found.faults] == ["layer_02-model_* is missing: its weights are the fp32 masters"]
+    assert {*reshard.open(source)} == names
+    assert "layer_02" in "".join(reshard.plan(source, "out.safetensors").warnings)
+    with pytest.raises(CheckpointError, match="looks for all of its files: layer_02"):
+        reshard.plan(source, tmp_path / "universal", Options(to="universal"))
+
+
+def frozen(source: Path) -> None:
+    rewritten(source / "layer_01-model_states.pt", lambda value: value.update(more=value["dense_4h_to_h.bias"]))
+
+
+def with_buffer(source: Path) -> None:
+    rewritten(source / "mp_rank_00_model_states.pt", lambda value: value.update(buffer_names=["2.rotary"]))
+
+
+def without_masters(source: Path) -> None:
+    for path in source.glob("*optim_states.pt"):
+        path.unlink()
+
+
+@pytest.mark.parametrize("change", [frozen, with_buffer, without_masters])
+def test_a_layer_that_may_hold_more_is_missed(change: Callable[[Path], None], tmp_path: Path) -> None:
+    source = folder("pp2_z1_fp16_tied", tmp_path)
+    (source / "layer_02-model_states.pt").unlink()
+    change(source)
+    with pytest.raises(CheckpointError, match=r"may hold more than the fp32 masters:\nlayer_02-model_"):
+        reshard.open(source)
 
 
 def test_a_weight_that_is_not_plain_numbers_does_not_go_missing(tmp_path: Path) -> None:

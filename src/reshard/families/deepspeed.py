@@ -19,6 +19,7 @@ from reshard.families.source import Source
 from reshard.families.torch_names import full_names
 from reshard.families.torch_parts import TorchPart, open_parts, refuse_renamed
 from reshard.families.zero_files import ModelStates, OptimizerStates, model_states, optimizer_states
+from reshard.families.zero_layers import absent_layers
 from reshard.families.zero_states import absent_models, tensors_of
 from reshard.families.zero_told import SaveFiles
 from reshard.planning.catalog import Catalog, Ranks
@@ -64,6 +65,7 @@ class Saved(Struct, frozen=True):
         """All that it holds. Raises CheckpointError with what is missing or contradictory."""
         told, warned = self.told, [f"{name} is missing; nothing of it is needed" for name in absent_models(self.told)]
         tensors = tensors_of(told, warned)
+        lacking = tuple(f"{name} is missing: its weights are the fp32 masters" for name in absent_layers(told).values())
         unknown = (warning for part in self.parts for warning in part.warnings())
         stage = f"ZeRO-{told.stage}" if told.stage else "without ZeRO"
         version = next((str(v) for p in told.models.values() if (v := p.value.get("ds_version"))), "")
@@ -73,8 +75,9 @@ class Saved(Struct, frozen=True):
             {},
             {},
             Ranks(1, told.world, self.path),
-            warnings=tuple(dict.fromkeys((*self.warnings, *warned, *unknown))),
+            warnings=tuple(dict.fromkeys((*self.warnings, *lacking, *warned, *unknown))),
             family=f"DeepSpeed{f' {version}' if version else ''}, {stage}, {told.world} ranks",
+            lacking=lacking,
         )
 
     def __str__(self) -> str:

@@ -153,7 +153,7 @@ def _kept(of: tuple[str, TensorSpec, Shard]) -> Kept:
 
 
 def _refuse(draft: Draft, save: Saved, trained: set[str]) -> None:
-    """Raises UsageError for what DeepSpeed could not resume from."""
+    """Raises UsageError for what DeepSpeed could not resume from, CheckpointError for a save that lacks files."""
     if draft.target.dtype:
         raise UsageError("--dtype, and DeepSpeed keeps masters in a dtype of its own", hint="leave it out")
     if save.told.experts or any(EXPERT.search(name) for name in trained):
@@ -161,6 +161,8 @@ def _refuse(draft: Draft, save: Saved, trained: set[str]) -> None:
             "DeepSpeed does not resume experts from universal checkpoints: each of its ranks would take the first ones",
             save.path,
         )
+    if draft.source.lacking:
+        raise CheckpointError(f"DeepSpeed looks for all of its files: {'; '.join(draft.source.lacking)}", save.path)
     kept = {kept.tensor.name: kept.name for kept in draft.kept}
     lacking = sorted(name for name in trained if kept.get(name) != name)
     if lacking:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from reshard.errors import CheckpointError
+from reshard.errors import CheckpointError, listed
 from reshard.families.tensor_parallel import RankSlice, Slices, merged
 from reshard.families.torch_parts import TorchPart
 from reshard.families.zero_files import ModelStates, fp32_groups, groups_of_states, tensors_in
@@ -20,7 +20,10 @@ EXPERT = re.compile(r"(?<=deepspeed_experts\.)\d+")
 
 
 def of_layers(told: SaveFiles, known: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What the layer files of a pipeline hold besides: all of it without ZeRO, else frozen weights and buffers."""
+    """What the layer files of a pipeline hold besides: all of it without ZeRO, else frozen weights and buffers.
+
+    Raises CheckpointError where files are missing that may hold such.
+    """
     info = told.model(told.model_parallel[0]).info
     by_layer = {}
     for layer in sorted({layer for layer, _ in told.layers}):
@@ -29,12 +32,32 @@ def of_layers(told: SaveFiles, known: Mapping[str, Tensor]) -> dict[str, Tensor]
         by_layer[layer] = merged(slices, info)
     if told.layers and not told.optimizers:
         _check_layers(told, by_layer)
-    return {
+    found = {
         name: tensor_of(name, slice_)
         for layer, of_layer in by_layer.items()
         for local, slice_ in of_layer.items()
         if (name := f"{layer}.{local}") not in known and not _is_tied(local, slice_, known)
     }
+    absent = absent_layers(told)
+    if absent and (not told.optimizers or {*found} - told.buffers or any(_layer(n) in absent for n in told.buffers)):
+        raise CheckpointError(
+            "files of layers are missing, which may hold more than the fp32 masters:\n" + listed([*absent.values()]),
+            hint="bring them",
+        )
+    return found
+
+
+def absent_layers(told: SaveFiles) -> dict[int, str]:
+    """The layers of a pipeline whose parameters the optimizer has, and whose files are not there, with their names."""
+    named = {_layer(n) for s in told.models.values() if s.module is None for group in s.shapes for n in group}
+    there = {layer for layer, _ in told.layers}
+    return {layer: f"layer_{layer:02d}-model_*" for layer in sorted(named - there) if layer >= 0}
+
+
+def _layer(name: str) -> int:
+    """The number of the layer that has a parameter; -1 for one that several have."""
+    number = name.partition(".")[0]
+    return int(number) if number.isdecimal() else -1
 
 
 def _is_tied(local: str, slice_: RankSlice, known: Mapping[str, Tensor]) -> bool:
