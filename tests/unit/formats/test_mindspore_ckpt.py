@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import pytest
-from bytes_in_memory import Bytes, held
 
 from making import array, ckpt_bytes, ckpt_value
 from reshard.errors import FormatError
 from reshard.formats.mindspore_ckpt import MindSporeCkpt
 from reshard.index import Contents, Extent, StatedCrc, TensorSpec
+from reshard.testing.formats import MemoryFile, held
 
 CKPT = MindSporeCkpt()
 ARRAYS = {
@@ -23,7 +23,7 @@ TYPES = {
 
 
 def read(data: bytes) -> Contents:
-    return CKPT.read_index(Bytes(data))
+    return CKPT.read_index(MemoryFile(data))
 
 
 def test_tensors_by_name_in_the_order_of_the_file() -> None:
@@ -145,9 +145,9 @@ def test_crc_tail_is_no_tensor() -> None:
     data = ckpt_bytes(ARRAYS, {})
     sealed = data + b"crc_num" + (7).to_bytes(10, "big")
     assert list(read(sealed).tensors) == list(ARRAYS)
-    assert CKPT.crcs(Bytes(sealed)) == (StatedCrc("", Extent(0, len(data)), 7),)
-    assert CKPT.crcs(Bytes(data)) == ()
-    assert CKPT.crcs(Bytes(b"crc_num")) == ()
+    assert CKPT.crcs(MemoryFile(sealed)) == (StatedCrc("", Extent(0, len(data)), 7),)
+    assert CKPT.crcs(MemoryFile(data)) == ()
+    assert CKPT.crcs(MemoryFile(b"crc_num")) == ()
 
 
 def test_a_frame_with_crc_leaves_room_for_it() -> None:
@@ -243,7 +243,7 @@ HUGE = b"\xff\xff\xff\xff\xff\xff\xff\x7f"
     ],
 )
 def test_absurd_values(data: bytes) -> None:
-    source = Bytes(data)
+    source = MemoryFile(data)
     with pytest.raises(FormatError):
         CKPT.read_index(source)
     assert source.read_nbytes < 200_000
@@ -256,6 +256,6 @@ def test_a_name_that_is_not_utf_8() -> None:
 
 
 def test_tensor_bytes_are_passed_over() -> None:
-    source = Bytes(ckpt_bytes({str(i): array((250_000,)) for i in range(4)}, {}))
+    source = MemoryFile(ckpt_bytes({str(i): array((250_000,)) for i in range(4)}, {}))
     CKPT.read_index(source)
     assert source.read_nbytes < 100_000

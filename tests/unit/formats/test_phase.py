@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from bytes_in_memory import Bytes
 from hypothesis import given
 from hypothesis import strategies as st
 
 from reshard.formats.base import Phases
 from reshard.formats.safetensors import Safetensors
 from reshard.index import TensorSpec
+from reshard.testing.formats import MemoryFile
 from thorough import examples
 
 BLOCK = 64
@@ -33,13 +33,13 @@ def test_every_tensor_is_there_and_begins_at_a_multiple_of_its_elements(
     specs: dict[str, TensorSpec], data: st.DataObject
 ) -> None:
     begins = data.draw(st.fixed_dictionaries({}, optional=dict.fromkeys(specs, st.integers(0, BLOCK - 1))))
-    read = Safetensors().read_index(Bytes(content(specs, begins)))
+    read = Safetensors().read_index(MemoryFile(content(specs, begins)))
     assert {name: stored.spec for name, stored in read.tensors.items()} == specs
     assert all(stored.extents[0].offset % specs[name].itemsize == 0 for name, stored in read.tensors.items())
 
 
 def places(specs: dict[str, TensorSpec], begins: dict[str, int]) -> dict[str, int]:
-    read = Safetensors().read_index(Bytes(content(specs, begins)))
+    read = Safetensors().read_index(MemoryFile(content(specs, begins)))
     return {name: stored.extents[0].offset % BLOCK for name, stored in read.tensors.items()}
 
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import safetensors
-from bytes_in_memory import Bytes, held
 
 from making import array
 from reshard.errors import FormatError
 from reshard.formats.safetensors import Safetensors
 from reshard.index import Contents, TensorSpec
+from reshard.testing.formats import MemoryFile, held
 
 FORM = Safetensors()
 W = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
@@ -24,7 +24,7 @@ def made(header: Any, nbytes: int = 0) -> bytes:
 
 
 def read(data: bytes) -> Contents:
-    return FORM.read_index(Bytes(data))
+    return FORM.read_index(MemoryFile(data))
 
 
 def test_what_the_official_library_writes() -> None:
@@ -227,7 +227,7 @@ def test_a_name_that_stands_twice() -> None:
 
 @pytest.mark.parametrize("length", [1 << 63, (1 << 64) - 1, 100_000_001, 200_000])
 def test_absurd_header_lengths(length: int) -> None:
-    source = Bytes(length.to_bytes(8, "little") + bytes(100_000))
+    source = MemoryFile(length.to_bytes(8, "little") + bytes(100_000))
     with pytest.raises(FormatError, match="is announced"):
         FORM.read_index(source)
     assert source.read_nbytes == 65536
