@@ -10,7 +10,7 @@ import numpy as np
 
 from making import Arrays, array
 from reshard.formats.pickled import Global, Record
-from reshard.formats.torch_file import FOLDER, torch_frame
+from reshard.formats.torch_file import torch_bytes
 from reshard.formats.torch_values import whole
 from reshard.index import TensorSpec
 
@@ -45,15 +45,8 @@ _ON_RANK = {
 
 def write_torch(path: Path, value: Mapping[str, Any], arrays: Arrays) -> Path:
     """A torch file of a value in which ``arrays`` stand by their keys, as ``ref`` gives them."""
-    frame = torch_frame(value, {key: each.nbytes for key, each in arrays.items()})
-    content = bytearray(frame.nbytes)
-    for at, piece in frame.pieces:
-        content[at : at + len(piece)] = piece
-    for key, each in arrays.items():
-        (hole,) = frame.holes[f"{FOLDER}/data/{key}"]
-        content[hole.offset : hole.end] = np.ascontiguousarray(each).tobytes()
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
+    path.write_bytes(torch_bytes(value, {key: each.tobytes() for key, each in arrays.items()}))
     return path
 
 

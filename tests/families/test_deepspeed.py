@@ -19,7 +19,7 @@ from making import same
 from reshard.errors import CheckpointError, FormatError, ReshardError, UsageError
 from reshard.families import zero_proof
 from reshard.formats.pickled import Global, Record
-from reshard.formats.torch_file import torch_frame
+from reshard.formats.torch_file import torch_bytes
 from reshard.formats.torch_records import read_torch_records
 from reshard.formats.torch_values import StorageRef, TensorRef
 from reshard.ops.checkup import checkup
@@ -155,15 +155,8 @@ def rewritten(path: Path, change: Callable[[Any], None]) -> None:
     source = DiskFile(str(path))
     records = read_torch_records(source)
     change(records.pickled.value)
-    sizes = {key: place.nbytes for key, place in records.places.items()}
-    laid = torch_frame(records.pickled.value, sizes)
-    made = bytearray(laid.nbytes)
-    for offset, piece in laid.pieces:
-        made[offset : offset + len(piece)] = piece
-    for key, place in records.places.items():
-        (hole,) = laid.holes[f"archive/data/{key}"]
-        made[hole.offset : hole.end] = source.read(place.offset, place.nbytes)
-    path.write_bytes(made)
+    storages = {key: source.read(place.offset, place.nbytes) for key, place in records.places.items()}
+    path.write_bytes(torch_bytes(records.pickled.value, storages))
 
 
 def test_states_that_are_not_cut_as_weights_do_not_move_these(tmp_path: Path) -> None:

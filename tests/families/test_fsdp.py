@@ -19,7 +19,7 @@ from reshard.families.fsdp_values import local_of
 from reshard.families.open_checkpoint import open_source
 from reshard.families.source import Source
 from reshard.formats.pickle_objects import Global, Record
-from reshard.formats.torch_file import FOLDER, torch_frame
+from reshard.formats.torch_file import torch_bytes
 from reshard.formats.torch_values import TensorRef, whole
 from reshard.index import TensorSpec
 from reshard.layout.box import Box
@@ -175,14 +175,7 @@ class Kept:
         return Record(read.made_by, (*read.args, read.state))
 
     def write(self, path: Path, value: Any) -> None:
-        frame = torch_frame(value, {str(key): array_.nbytes for key, array_ in enumerate(self.arrays)})
-        content = bytearray(frame.nbytes)
-        for at, piece in frame.pieces:
-            content[at : at + len(piece)] = piece
-        for key, array_ in enumerate(self.arrays):
-            (extent,) = frame.holes[f"{FOLDER}/data/{key}"]
-            content[extent.offset : extent.end] = array_.tobytes()
-        path.write_bytes(content)
+        path.write_bytes(torch_bytes(value, {str(key): kept.tobytes() for key, kept in enumerate(self.arrays)}))
 
 
 def write_ranks(folder: Path, full: Mapping[str, np.ndarray], trained: Sequence[str], world: int = 2) -> Path:

@@ -16,7 +16,7 @@ from reshard.errors import InputError
 from reshard.formats.dcp_written import WrittenChunk, metadata_bytes
 from reshard.formats.distcp import Distcp
 from reshard.formats.pickled import Global, Record
-from reshard.formats.torch_file import torch_frame
+from reshard.formats.torch_file import torch_bytes
 from reshard.index import Extent, TensorSpec
 from reshard.names.wishes import Naming
 from reshard.ops.inspect import inspect
@@ -210,7 +210,7 @@ def test_saves_of_a_folder(tmp_path: Path) -> None:
 def test_the_common_state_may_be_an_entry(tmp_path: Path) -> None:
     """As Megatron-LM of 2026 saves it: without common.pt."""
     weight = array((4,))
-    item = b"".join(piece for _, piece in torch_frame([told()], {}).pieces)
+    item = torch_bytes([told()], {})
     frame = Distcp().frame({"w": TensorSpec("float32", (4,))}, {}, {})
     tensor = bytearray(frame.nbytes)
     for at, piece in frame.pieces:
