@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import prod
+from zlib import crc32
 
 from msgspec import Struct
 
@@ -161,3 +162,19 @@ class Frame(Struct, frozen=True):
     pieces: tuple[tuple[int, bytes], ...]
     holes: Mapping[str, tuple[Extent, ...]]
     checksums: tuple[Checksum, ...] = ()
+
+    def filled(self, values: Mapping[str, bytes]) -> bytes:
+        """The whole of a small file, with the bytes of each tensor by name."""
+        made = bytearray(self.nbytes)
+        for offset, piece in self.pieces:
+            made[offset : offset + len(piece)] = piece
+        for name, extents in self.holes.items():
+            at = 0
+            for hole in extents:
+                made[hole.offset : hole.end] = values[name][at : at + hole.nbytes]
+                at += hole.nbytes
+        for checksum in self.checksums:
+            crc = checksum.bytes_for(crc32(made[checksum.of.offset : checksum.of.end]))
+            for place in checksum.places:
+                made[place : place + len(crc)] = crc
+        return bytes(made)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,18 +53,10 @@ def written(
     for path, items in held.items():
         specs = {f"{name} {start}": TensorSpec(a.dtype.name, a.shape) for name, start, a in items}
         frame, places = Distcp().frame(specs, {}, {}), items_of(specs, {})
-        content = bytearray(frame.nbytes)
-        for at, piece in frame.pieces:
-            content[at : at + len(piece)] = piece
         for name, start, values in items:
-            (extent,) = frame.holes[f"{name} {start}"]
-            content[extent.offset : extent.end] = values.tobytes()
             chunk = WrittenChunk(start, values.shape, path, places[f"{name} {start}"])
             chunks.setdefault(name, []).append(chunk)
-        for checksum in frame.checksums:
-            crc = checksum.bytes_for(zlib.crc32(content[checksum.of.offset : checksum.of.end]))
-            for place in checksum.places:
-                content[place : place + len(crc)] = crc
+        content = frame.filled({f"{name} {start}": values.tobytes() for name, start, values in items})
         (folder / path).write_bytes(content)
     return chunks
 

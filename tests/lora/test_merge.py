@@ -94,12 +94,7 @@ def test_a_float64_weight_is_summed_in_float64(tmp_path: Path) -> None:
 
 def write_any(file: object, tensors: dict[str, np.ndarray], dtype: str) -> None:
     frame = Safetensors().frame({n: TensorSpec(dtype, t.shape) for n, t in tensors.items()}, {}, {})
-    content = bytearray(frame.nbytes)
-    for at, piece in frame.pieces:
-        content[at : at + len(piece)] = piece
-    for name, extents in frame.holes.items():
-        content[extents[0].offset : extents[0].end] = tensors[name].tobytes()
-    file.write(content)  # type: ignore[attr-defined]
+    file.write(frame.filled({name: t.tobytes() for name, t in tensors.items()}))  # type: ignore[attr-defined]
 
 
 def read_any(path: Path, name: str, kind: np.dtype, shape: tuple[int, ...]) -> np.ndarray:

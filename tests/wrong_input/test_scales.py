@@ -36,13 +36,7 @@ def ones(kind: str) -> dict[str, np.ndarray]:
 
 def save(path: Path, tensors: dict[str, np.ndarray]) -> Path:
     specs = {n: TensorSpec(t.dtype.name, t.shape) for n, t in tensors.items()}
-    frame = Safetensors().frame(specs, {}, {})
-    content = bytearray(frame.nbytes)
-    for at, piece in frame.pieces:
-        content[at : at + len(piece)] = piece
-    for name, (hole,) in frame.holes.items():
-        content[hole.offset : hole.end] = tensors[name].tobytes()
-    path.write_bytes(content)
+    path.write_bytes(Safetensors().frame(specs, {}, {}).filled({n: t.tobytes() for n, t in tensors.items()}))
     return path
 
 

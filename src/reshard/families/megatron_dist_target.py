@@ -19,7 +19,7 @@ from reshard.families.dcp_target import Objects, chunked, dcp_asked
 from reshard.families.megatron_folders import COMMON, DESCRIPTION
 from reshard.families.megatron_target import arguments, namespace, save_name, tracker
 from reshard.families.targets import AskedTarget
-from reshard.formats.torch_file import torch_frame
+from reshard.formats.torch_file import torch_bytes
 from reshard.planning.catalog import Catalog
 from reshard.planning.decide import Kept
 from reshard.planning.names import is_state
@@ -65,8 +65,7 @@ class TorchDist(Struct, frozen=True):
 
     def _common(self) -> bytes:
         value = {"args": namespace(self.args), "checkpoint_version": _VERSION, "iteration": self.iteration or 0}
-        frame = torch_frame(value, {})
-        return b"".join(piece for _, piece in frame.pieces)
+        return torch_bytes(value, {})
 
 
 def _refuse_buckets(kept: Sequence[Kept]) -> None:

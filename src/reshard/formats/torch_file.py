@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
@@ -93,17 +92,7 @@ def torch_frame(value: Any, storages: Mapping[str, int]) -> Frame:
 def torch_bytes(value: Any, storages: Mapping[str, bytes]) -> bytes:
     """A whole small file of a value whose TensorRefs lie in these storages."""
     laid = torch_frame(value, {key: len(content) for key, content in storages.items()})
-    made = bytearray(laid.nbytes)
-    for offset, piece in laid.pieces:
-        made[offset : offset + len(piece)] = piece
-    for key, content in storages.items():
-        (hole,) = laid.holes[f"{FOLDER}/data/{key}"]
-        made[hole.offset : hole.end] = content
-    for checksum in laid.checksums:
-        crc = checksum.bytes_for(zlib.crc32(made[checksum.of.offset : checksum.of.end]))
-        for place in checksum.places:
-            made[place : place + len(crc)] = crc
-    return bytes(made)
+    return laid.filled({f"{FOLDER}/data/{key}": content for key, content in storages.items()})
 
 
 def _whole(name: str, key: str, spec: TensorSpec) -> TensorRef:

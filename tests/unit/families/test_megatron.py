@@ -212,11 +212,7 @@ def test_the_common_state_may_be_an_entry(tmp_path: Path) -> None:
     weight = array((4,))
     item = torch_bytes([told()], {})
     frame = Distcp().frame({"w": TensorSpec("float32", (4,))}, {}, {})
-    tensor = bytearray(frame.nbytes)
-    for at, piece in frame.pieces:
-        tensor[at : at + len(piece)] = piece
-    (hole,) = frame.holes["w"]
-    tensor[hole.offset : hole.end] = weight.tobytes()
+    tensor = frame.filled({"w": weight.tobytes()})
     folder = tmp_path / IT
     folder.mkdir()
     (folder / "__0_0.distcp").write_bytes(item + tensor)
