@@ -125,6 +125,8 @@ def translated(error: OSError, path: str) -> ReshardError:
         return StorageError(f"not allowed: {said}", path, "check owner and mode of the file and its folder")
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         return CheckpointError("no such file or folder", path)
+    if error.errno == errno.EISDIR:
+        return CheckpointError("a folder, expected a file", path, "give the file that is meant")
     if error.errno == errno.ENAMETOOLONG:
         return StorageError(f"not allowed: {said}", path, "choose a shorter name")
     if error.errno == errno.EMFILE:

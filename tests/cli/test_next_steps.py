@@ -65,6 +65,7 @@ def test_the_commands_for_a_folder_of_hugging_face_run(
     for words in commands:
         assert ASKED & set(words) or run_reshard(words) == 0, f"{words}\n{capsys.readouterr().err}"
     assert (tmp_path / "parts/config.json").exists()
+    assert ["convert", "hub", "ranks", "--dst-strategy", UNKNOWN, "--dst-names", "mcore"] in commands  # Qwen3 is there
 
 
 def test_what_is_narrowed_ends_with_what_was_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ from reshard.errors import as_ours
     ("error", "code", "said"),
     [
         (PermissionError(13, "Permission denied", "strategy"), 4, "strategy: not allowed: Permission denied"),
+        (IsADirectoryError(21, "Is a directory", "model"), 3, "model: a folder, expected a file"),
         (OSError(5, "Input/output error"), 5, "OSError: [Errno 5]"),
         (KeyError("w"), 5, "KeyError: 'w'"),
     ],

@@ -11,6 +11,7 @@ import pytest
 from program import refused
 
 import reshard
+from golden.cases import run_reshard
 from hub_model import qwen3, write_hub
 from making import array, dtype_named, write_file
 from reshard.errors import CheckpointError, PlanError
@@ -192,6 +193,47 @@ def test_a_configuration_goes_along_with_names_that_stay(tmp_path: Path, name: s
     convert(hub, tmp_path / "out", Options(to="parts", naming=Naming(files=True)))
     assert (tmp_path / "out/config.json").exists()
     assert set(reshard.open(tmp_path / "out")) == set(reshard.open(hub))
+
+
+OTHERS: dict[str, tuple[dict[str, Any], str]] = {
+    "another size": ({"head_dim": 8}, "k_proj.weight: 8 in dim 0, expected 16: num_key_value_heads 2 of config.json"),
+    "fewer layers": ({"num_hidden_layers": 1}, "it counts further than num_hidden_layers 1"),
+    "more layers": ({"num_hidden_layers": 3}, "model.layers.2.input_layernorm.weight: not there"),
+    "another model": (
+        {"architectures": ["MixtralForCausalLM"]},
+        "MixtralForCausalLM, as config.json says, has no such",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_a_configuration_of_another_model_does_not_go_along(tmp_path: Path, what: str) -> None:
+    config, words = OTHERS[what]
+    hub = write_hub(tmp_path / "hub", qwen3())
+    other = write_hub(tmp_path / "other", qwen3(), **config)
+    said = refused(3, "convert", hub, tmp_path / "out", "--with-files", "--model", other)
+    assert words in said
+    assert "is that the model of these weights?" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_configuration_of_more_than_was_asked_for_goes_along(tmp_path: Path) -> None:
+    rules = NameRules(include=(r"layers\.0\.",))
+    convert(write_hub(tmp_path / "hub", qwen3()), tmp_path / "out", Options(names=rules, naming=Naming(files=True)))
+    assert (tmp_path / "out/config.json").exists()
+
+
+def test_what_names_lack_is_told_with_what_helps(tmp_path: Path) -> None:
+    """A configuration, another convention, or a prefix that a trainer put before all of them."""
+    hub = write_hub(tmp_path / "hub", qwen3(), num_key_value_heads=None, num_attention_heads=None)
+    target = tmp_path / "out.safetensors"
+    assert "--model config.json" in refused(3, "convert", hub, target, "--dst-names", "mcore")
+    assert "--dst-names mcore has them all" in refused(3, "convert", hub, target, "--dst-names", "mindformers")
+    behind = {f"model.{name}": value for name, value in qwen3().items()}
+    hub = write_hub(tmp_path / "saved", behind)
+    assert r"--rename '^model\.=>'" in refused(3, "convert", hub, target, "--dst-names", "mcore")
+    rename = ["--rename", r"^model\.=>", "--dst-names", "mcore"]
+    assert run_reshard(["convert", str(hub), str(target), *rename, "--quiet"]) == 0
 
 
 def test_names_that_no_recipe_knows(tmp_path: Path) -> None:

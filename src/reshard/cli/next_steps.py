@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterator
 from itertools import chain, count
 
-from reshard.names.wishes import HUB, MEGATRON
+from reshard.names.wishes import HUB, MEGATRON, MINDFORMERS
 from reshard.planning.catalog import Catalog
 from reshard.planning.names import is_adapter, is_state
 
@@ -74,6 +74,21 @@ def _weights(source: Catalog) -> str:
     return " --weights-only" if 0 < states < len(source.tensors) else ""
 
 
+def _names_of_job(source: Catalog, names: str) -> str | None:
+    """What gives weights the names of a strategy; None where no convention of MindFormers' has such weights."""
+    if names != HUB:
+        return ""
+    known = _known_to(MINDFORMERS, source)
+    return f" --dst-names {known}" if known else None
+
+
+def _known_to(conventions: tuple[str, ...], source: Catalog) -> str:
+    """The first of these conventions that has all of a checkpoint's names of Hugging Face's; "" for none."""
+    from reshard.names.naming import knows_all  # with all recipes
+
+    return next((convention for convention in conventions if knows_all(convention, source.tensors)), "")
+
+
 def _of_whole(source: Catalog, given: str, named: tuple[str, str], *, told: bool) -> Iterator[tuple[str, str]]:
     """``named``: the convention of its names, and what takes its files along."""
     weights, (names, along) = _weights(source), named
@@ -81,11 +96,12 @@ def _of_whole(source: Catalog, given: str, named: tuple[str, str], *, told: bool
     if not one:
         yield f"convert {given} {_unused('full.safetensors')}{weights}", "one file"
     yield f"convert {given} {_unused('parts')} --to parts{weights}{along}", "parts with an index, as on Hugging Face"
-    of_job = " --dst-names mindformers" if names == HUB else ""  # which a strategy's names are
-    yield f"convert {given} {_unused('ranks')} --dst-strategy STRATEGY{of_job}", "the ranks of a MindSpore job"
+    job = _names_of_job(source, names)
+    if job is not None:
+        yield f"convert {given} {_unused('ranks')} --dst-strategy STRATEGY{job}", "the ranks of a MindSpore job"
     if source.kind != "dcp":
         yield f"convert {given} {_unused('step-0')} --to dcp", "a DCP folder, for any mesh"
-    if along:
+    if along and _known_to((MEGATRON,), source):
         yield f"convert {given} {_unused('release')} --to megatron --tp 1 --pp 1", "Megatron-Core's rank folders"
     if source.kind == "deepspeed":
         yield f"convert {given} {_unused('universal')} --to universal", "DeepSpeed on another number of ranks"

@@ -166,7 +166,7 @@ def _existing(there: Listing, numbers: dict[str, int], iteration: int, why: str)
     name = iteration_name(iteration)
     if numbers.get(name) != iteration:
         raise CheckpointError(
-            f"{why}, and there is no {name}; there are: {_shown(numbers)}", there.path, "give --iteration"
+            f"{why}, and there is no {name}; there are: {_shown(numbers)}", there.path, "give another --iteration"
         )
     return name
 

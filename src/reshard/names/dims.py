@@ -24,6 +24,8 @@ NUMBERED = re.compile(r"\{([a-z]+\+)?([a-z])\}")
 """A number in a name: ``{n}``, or ``{layers+j}`` for one behind others."""
 AXIS_OF = {"n": "layers", "j": "mtp", "e": "experts"}
 """What the numbers in names count."""
+GIVE_MODEL = "give the model: --model config.json, or the YAML of its run"
+"""The hint of what its files tell and names and shapes do not."""
 _TOKEN = re.compile(r"\s*([()]|[^\s()]+)")
 _NAME = re.compile(r"[a-z_][a-z_0-9]*")
 
@@ -194,5 +196,5 @@ def _section(item: Item, number: int, axes: Axes, section: str) -> Iterator[Axis
 def _known(axes: Axes, atom: str) -> int:
     size = axes.sizes.get(atom)
     if size is None:
-        raise StrategyError(f"the size of {atom} is not known")
+        raise StrategyError(f"the size of {atom} is not known", hint=GIVE_MODEL)
     return size

@@ -6,10 +6,11 @@ import re
 from collections.abc import Iterable, Sequence
 
 from reshard.errors import CheckpointError, UsageError, listed
+from reshard.names.dims import GIVE_MODEL
 from reshard.names.matching import counterparts, fits, lora_of
 from reshard.names.model import ModelFile
 from reshard.names.recipe import Recipe, built_in
-from reshard.names.wishes import CONVENTIONS, HUB, MEGATRON
+from reshard.names.wishes import CONVENTIONS, HUB, MEGATRON, MINDFORMERS
 from reshard.planning.names import is_state, layer_pattern
 
 
@@ -44,7 +45,7 @@ def recipe_of_source(names: Sequence[str], convention: str, files: Sequence[Mode
     if len(meant) > 1 and not _alike(meant, weights):
         raise CheckpointError(
             f"its names are those of {', '.join(r.name for r in meant)}, which differ on Hugging Face's side",
-            hint="give the model: --model config.json, or the YAML of its run",
+            hint=GIVE_MODEL,
         )
     return meant[0].convention, meant[0]
 
@@ -85,11 +86,22 @@ def _nearest(tried: Sequence[tuple[bool, Recipe, int, list[str]]], convention: s
         raise UsageError(f"no recipe is of {convention}")
     hub, recipe, count, unknown = max(tried, key=lambda each: each[2] - len(each[3]))
     if 2 * count < len(unknown):
+        before = _prefix_of_known(unknown)
         raise CheckpointError(
             "no recipe knows its names:\n" + listed(unknown[:8]),
-            hint="docs/how-to/add-a-model-family.md says how one is written; --rename changes single names",
+            hint=f"--rename '^{re.escape(before)}=>', for without it they are known"
+            if before
+            else "docs/how-to/add-a-model-family.md says how one is written; --rename changes single names",
         )
     return (HUB, None) if hub else (recipe.convention, recipe)
+
+
+def _prefix_of_known(names: Sequence[str]) -> str:
+    """What all names begin with that would be known without it, as trainers save {"model": ...}; "" where none is."""
+    first = names[0].split(".")
+    prefixes = (".".join(first[:count]) + "." for count in (1, 2))
+    shared = (prefix for prefix in prefixes if all(name.startswith(prefix) for name in names))
+    return next((p for p in shared if convention_of([name.removeprefix(p) for name in names])), "")
 
 
 def recipe_of_target(names: Sequence[str], convention: str, files: Sequence[ModelFile]) -> Recipe:
@@ -99,6 +111,7 @@ def recipe_of_target(names: Sequence[str], convention: str, files: Sequence[Mode
     best = [recipe for recipe, _, unknown in tried if not unknown]
     if not best:
         most = max(tried, key=lambda each: each[1])
+        _refuse_for_others(most, convention, weights)
         if not most[1]:
             raise CheckpointError(
                 f"no recipe of {convention} knows its names:\n" + listed(weights[:8]),
@@ -109,9 +122,26 @@ def recipe_of_target(names: Sequence[str], convention: str, files: Sequence[Mode
     if len(meant) > 1 and not _share(meant, weights):
         raise CheckpointError(
             f"its names are those of {', '.join(r.name for r in meant)}, which {convention} keeps differently",
-            hint="give the model: --model config.json, or the YAML of its run",
+            hint=GIVE_MODEL,
         )
     return meant[0]
+
+
+def _refuse_for_others(most: tuple[Recipe, int, list[str]], convention: str, weights: Sequence[str]) -> None:
+    """Raises CheckpointError where another convention of MindFormers' knows all names of the hub."""
+    others = [c for c in MINDFORMERS if c != convention and convention in MINDFORMERS and knows_all(c, weights)]
+    if others:
+        recipe, _, unknown = most
+        raise CheckpointError(
+            f"names that {convention}'s {recipe.name} does not have:\n" + listed(unknown),
+            hint=f"--dst-names {others[0]} has them all",
+        )
+
+
+def knows_all(convention: str, names: Iterable[str]) -> bool:
+    """Whether a convention has all of these names of the hub."""
+    weights = _one_a_layer(names)
+    return any(not fits(r, weights, hub=True)[1] for r in built_in() if r.convention == convention)
 
 
 def _of_model(recipes: Sequence[Recipe], files: Iterable[ModelFile]) -> list[Recipe]:

@@ -19,7 +19,7 @@ from reshard.names.model import ModelFile
 from reshard.names.naming import recipe_of_source, recipe_of_target
 from reshard.names.recipe import Recipe, built_in
 from reshard.names.settings import Known, known
-from reshard.names.stage import Given, NameFate, staged
+from reshard.names.stage import IS_IT, Given, NameFate, refuse_other_model, staged
 from reshard.names.wishes import HUB, MEGATRON, Excluded, Naming
 from reshard.planning.catalog import Catalog, Tensor
 from reshard.planning.identity import hash_of
@@ -152,11 +152,25 @@ class _Regrouping:
             self._stage(replace(given, asked=asked, shards=_rows_of(self._source)), self._src)
         dst = naming.dst or self._src
         target = recipe_of_target([*self._tensors], dst, self._models.dst) if dst != HUB else None
+        if naming.files and recipe is None and target is None:
+            self._refuse_other_model()
         self._at_the_hub(recipe or target)
         if target is not None:
             given = self._given(target, self._models.dst, to_hub=False)
             self._sizes = given.known.values
             self._stage(replace(given, asked=naming.asked, shards=shards), dst)
+
+    def _refuse_other_model(self) -> None:
+        """Raises PlanError where the configuration that goes along with the hub's own names is of another model."""
+        config = next((file for file in self._files_of("dst") if file.hub), None)
+        own = [recipe for recipe in built_in() if config and not {*config.models}.isdisjoint(recipe.models)]
+        if config is None or not own or self._suiting() is None:
+            return  # of a model that nobody knows
+        tried = [(recipe, fits(recipe, self._tensors, hub=True)[1]) for recipe in own]
+        recipe, unknown = min(tried, key=lambda each: len(each[1]))
+        if unknown:
+            raise PlanError(f"{unknown[0]}: {config.models[0]}, as config.json says, has no such tensor", hint=IS_IT)
+        refuse_other_model(self._tensors, Given(known(recipe, (config,), None), to_hub=False, missing=self._excluded))
 
     def _within_megatron(self) -> None:
         """No other names: rows of the vocabulary, and the form in which a target needs its tensors."""

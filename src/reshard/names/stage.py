@@ -11,7 +11,7 @@ from reshard.dtypes import ALIASES, FLOATING
 from reshard.errors import PlanError, StrategyError, listed
 from reshard.index import TensorSpec
 from reshard.names.choosing import Choosing
-from reshard.names.dims import AXIS_OF, Axes, Dims, shown
+from reshard.names.dims import AXIS_OF, GIVE_MODEL, Axes, Dims, shown
 from reshard.names.lacking import Lacking
 from reshard.names.linking import SharedDims, at_index, link_of
 from reshard.names.links import Link
@@ -70,6 +70,14 @@ def staged(tensors: Mapping[str, Tensor], given: Given) -> Staged:
     return _Stage(tensors, given).made()
 
 
+def refuse_other_model(tensors: Mapping[str, Tensor], given: Given) -> None:
+    """Raises PlanError where sizes and layers that a model's file tells are not those of the tensors.
+
+    What the tensors lack besides is no fault: many leave out multi-token layers, of which their configuration tells.
+    """
+    _Stage(tensors, given).check_sizes()
+
+
 class _Stage:
     def __init__(self, tensors: Mapping[str, Tensor], given: Given) -> None:
         self._tensors = tensors
@@ -78,6 +86,7 @@ class _Stage:
         self._recipe = given.known.recipe
         self._hub = not given.to_hub  # whether the hub is what is read
         self._faults: list[str] = []
+        self._hints: dict[str, None] = {}
         self._warnings: list[str] = []
         self._dropped: dict[str, list[str]] = {}
         self._copies: dict[str, str] = {}
@@ -110,12 +119,30 @@ class _Stage:
         dropped = {why: tuple(names) for why, names in self._dropped.items()}
         return Staged(made, dropped, self._copies, fates, tuple(self._warnings))
 
+    def check_sizes(self) -> None:
+        groups = self._grouped()
+        self._check_layers(groups)
+        self._check_shapes(groups, self._axes(groups))
+        self._refuse()
+
+    def _check_layers(self, groups: Mapping[tuple[object, ...], list[tuple[NameMatch, str]]]) -> None:
+        layered = [found for (found, _), *_ in groups.values() if "n" in found.numbers]
+        absent = set(range(self._sizes["layers"])) - {found.numbers["n"] for found in layered}
+        for number in sorted(absent) if layered else ():
+            example = layered[0]
+            side = example.rule.sides(hub=self._hub)[example.section]
+            name = side.called({**example.numbers, "n": number}, self._sizes)
+            if name not in self._given.missing:
+                told = self._known.told.get("layers", "of further layers there are")
+                self._faults.append(f"{name}: not there, and {told}")
+                self._hints[IS_IT] = None
+
     def _refuse(self) -> None:
         if self._faults:
             names = "Hugging Face's" if self._hub else f"{self._recipe.convention}'s"
             raise PlanError(
                 f"names of {self._recipe.name}, read as {names}:\n" + listed(self._faults),
-                hint="--exclude leaves tensors out; reshard names says what becomes of each",
+                hint=next(iter(self._hints), "--exclude leaves tensors out; reshard names says what becomes of each"),
             )
 
     def _as_required(self, rule: Rule) -> Rule:
@@ -157,6 +184,7 @@ class _Stage:
             counted = sorted({AXIS_OF[of] for of, _ in side.numbers})
             told = ", ".join(self._known.told[axis] for axis in counted if axis in self._known.told)
             if any(rule.number == live.number for live in self._rules):
+                self._hints.update({IS_IT: None} if told else {})
                 return f"it counts further than {told or 'the others'}"
             styles = ", ".join(f"{s} {v}" for s, v in rule.styles.items() if self._styles.get(s, v) != v)
             return f"it is for {styles}, which this is not"
@@ -206,6 +234,7 @@ class _Stage:
                 size = axes.size_of(dim)
                 if size is not None and size != n:
                     told = axes.saying(dim)
+                    self._hints.update({IS_IT: None} if any(said in told for said in self._known.told.values()) else {})
                     self._faults.append(f"{name}: {n} in dim {number}, expected {size}" + (f": {told}" if told else ""))
 
     def _check_whole(self, groups: Mapping[tuple[object, ...], list[tuple[NameMatch, str]]]) -> None:
@@ -243,6 +272,7 @@ class _Stage:
                         self._fates.setdefault(source, []).append(name)
             except (StrategyError, PlanError) as error:
                 self._faults.append(f"{members[0][1]}: {error.message}")
+                self._hints.update({error.hint: None} if error.hint else {})
         return made
 
     def _repeat(self, made: dict[str, Tensor]) -> None:
@@ -270,7 +300,7 @@ class _Stage:
         for section, side in targets.items():
             per_expert = first.rule.stacked and any(of == "e" for of, _ in side.numbers)
             if per_expert and "experts" not in self._sizes:
-                raise StrategyError("the number of experts is not known")
+                raise StrategyError("the number of experts is not known", hint=GIVE_MODEL)
             for e in range(self._sizes["experts"]) if per_expert else (None,):
                 numbers = dict(first.numbers) if e is None else {**first.numbers, "e": e}
                 name = self._called(side, numbers, first)
@@ -330,6 +360,7 @@ def in_words(rule: Rule, section: str) -> str:
 
 
 _PER_SHARD = "per_shard"
+IS_IT = "is that the model of these weights? --model says whose they are"
 _RANK = (("lora_rank",),)
 """The dim of a LoRA factor that no weight has."""
 

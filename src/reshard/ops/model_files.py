@@ -42,7 +42,8 @@ def along(made: Regrouped, naming: Naming, dtype: str) -> tuple[SmallFile, ...]:
     if whose and HUB not in whose:  # of a model that nobody knows they stay as they are
         raise UsageError("--with-files is for a target of Hugging Face's names", hint="--dst-names hf")
     if config is None:
-        raise UsageError("--with-files, and no config.json is known", hint="--model FOLDER/config.json")
+        option = "--dst-model" if naming.model else "--model"  # which describes SRC, where it is the YAML of its run
+        raise UsageError("--with-files, and no config.json is known", hint=f"{option} FOLDER/config.json")
     folder = config.where.rpartition("/")[0] or "."
     names = sorted(e.name for e in listing(folder).entries if not e.folder and any(fnmatch(e.name, p) for p in _ALONG))
     others = tuple(SmallFile(name, content_of(join(folder, name))) for name in names)

@@ -120,8 +120,13 @@ def _run_beside(path: str) -> list[ModelFile]:
 
 
 def _read(path: str) -> ModelFile:
-    if storage_of(path).entry(path) is None:
-        raise UsageError("no such model file", path)
+    """Of a folder of Hugging Face's the configuration in it."""
+    there = storage_of(path).entry(path)
+    if there is not None and there.folder:
+        path = join(path, CONFIG)
+        there = storage_of(path).entry(path)
+    if there is None:
+        raise UsageError("no such model file", path, "give a config.json, or the YAML of a MindFormers run")
     return read_model(content_of(path), path)
 
 
