@@ -10,6 +10,7 @@ from typing import TextIO
 
 _HANDLER = "reshard.shown"
 _FRAIL = ("strict", "surrogateescape", "backslashreplace")
+_STEERING = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069]")
 _PLAIN = {
     "×": "x", "→": "->", "←": "<-", "↔": "<->", "▮": "#", "…": "...", "·": ".", "–": "-", "—": "-",
     "−": "-", "≤": "<=", "≥": ">=", "✓": "ok", "─": "-", "│": "|", "├": "+", "└": "+",
@@ -33,6 +34,15 @@ def _replaced(error: UnicodeError) -> tuple[str, int]:
     signs = error.object[error.start : error.end]
     plain = (_PLAIN.get(sign) or sign.encode("ascii", "backslashreplace").decode() for sign in signs)
     return "".join(plain), error.end
+
+
+def shown(text: str) -> str:
+    r"""Text for people, names of files and tensors in it, that steers no terminal and turns no direction of reading.
+
+    >>> print(shown("layers.0\x1b[2J"))
+    layers.0\u001b[2J
+    """
+    return _STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def is_utf8(stream: TextIO) -> bool:

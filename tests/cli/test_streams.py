@@ -145,3 +145,19 @@ def test_a_panic_is_a_bug_and_no_difference(
     said = capsys.readouterr().err
     assert said.count("error: Panic: called unwrap") == 2
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    "command", ["inspect m.safetensors", "inspect m.safetensors --json", "explain N m.safetensors"]
+)
+def test_names_do_not_steer_the_terminal(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "w\x1b[2J\x9b\u202e"
+    write_file(tmp_path / "m.safetensors", {name: counted(2)})
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        main([name if word == "N" else word for word in command.split()])
+    said = capsys.readouterr()
+    assert not {"\x1b", "\x9b", "\u202e"} & set(said.out + said.err)
+    assert "--json" not in command or json.loads(said.out)["tensors"][0]["name"] == name

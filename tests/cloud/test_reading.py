@@ -146,8 +146,9 @@ def test_an_index_in_a_bucket_says_which_files_count(s3: S3, tmp_path: Path) -> 
         found = reshard.open(url)
         assert same(found["a"].read(), array((2,), seed=1))
         assert same(found["b"].read(), array((2,), seed=3))
-    (warning,) = open_source(Source(f"{s3.url}/m")).warnings
-    assert "does not name model.safetensors: left out" in warning
+    unnamed, copies = open_source(Source(f"{s3.url}/m")).warnings
+    assert "does not name model.safetensors: left out" in unnamed
+    assert "names other files for b in sub/p-1.safetensors: left out" in copies
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,14 @@ from typing import Any
 
 from reshard.closest import closest, did_you_mean
 from reshard.errors import InputError, ReshardError
-from reshard.streams import json_for
+from reshard.streams import json_for, shown
 
 _RED, _YELLOW = "31", "33"
 _SOME = 6
 
 
 def say(text: str) -> None:
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(shown(text) + "\n")
 
 
 def say_json(value: Any) -> None:
@@ -42,12 +42,12 @@ def _coloured(word: str, colour: str) -> str:
 
 def warn(warnings: Iterable[str]) -> None:
     for warning in warnings:
-        sys.stderr.write(f"{_coloured('warning:', _YELLOW)} {warning}\n")
+        sys.stderr.write(f"{_coloured('warning:', _YELLOW)} {shown(warning)}\n")
 
 
 def complain(message: str, hints: Iterable[str], docs: str) -> None:
     """An error: what is wrong, what to do about it, and where to read on."""
-    lines = [f"{_coloured('error:', _RED)} {message}", *(f"  hint: {hint}" for hint in hints if hint)]
+    lines = [f"{_coloured('error:', _RED)} {shown(message)}", *(f"  hint: {shown(hint)}" for hint in hints if hint)]
     sys.stderr.write("\n".join([*lines, *([f"  docs: {docs}"] if docs else [])]) + "\n")
 
 

@@ -82,15 +82,20 @@ def _by_index(found: Found, files: Sequence[IndexedFile]) -> tuple[list[IndexedF
         for name in file.contents.tensors:
             holding.setdefault(name, []).append(file.path)
     _refuse_unheld(found, holding)
-    kept, unnamed = [], []
+    kept, unnamed, copies = [], [], []
     for file in files:
         tensors = {n: s for n, s in file.contents.tensors.items() if found.holders.get(n, file.path) == file.path}
         kept.append(replace(file, contents=replace(file.contents, tensors=tensors)))
+        copies += sorted(f"{name} in {file.name}" for name in file.contents.tensors.keys() - tensors.keys())
         if file.name != EXTRAS_NAME:
             unnamed += [name for name in tensors if name not in found.holders]
-    shown = ", ".join(unnamed[:_SHOWN]) + (" …" if unnamed[_SHOWN:] else "")
-    told = (f"{found.index} does not name {shown}, which its files hold: taken too",) if unnamed else ()
-    return kept, (*told, *_told_otherwise(found, kept))
+    told = [f"does not name {_some(unnamed)}, which its files hold: taken too"] if unnamed else []
+    told += [f"names other files for {_some(copies)}: left out"] if copies else []
+    return kept, (*(f"{found.index} {each}" for each in told), *_told_otherwise(found, kept))
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (" …" if names[_SHOWN:] else "")
 
 
 def _told_otherwise(found: Found, files: Sequence[IndexedFile]) -> tuple[str, ...]:
