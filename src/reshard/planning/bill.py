@@ -18,6 +18,8 @@ from reshard.planning.steps import Piece
 from reshard.planning.tasks import MAX_FILES, groups, needed, seen, tasks
 
 _BASE_MEMORY_NBYTES = 96 << 20
+Places = tuple[tuple[int, tuple[int, ...]], ...]
+"""Layouts, by number, with the ranks of which files hold a tensor so."""
 BUFFERS_A_WORKER = 3
 """A block being put together, a read that is wider or strided, and a write that is strided or cast."""
 
@@ -132,19 +134,21 @@ class ReadCount:
         self._front_to_back = front_to_back
         self._block_nbytes = block_nbytes
         self._known: dict[object, int] = {}
-        self._lie = [_lies(tensor) for tensor in plan.tensors]
+        numbers: dict[object, int] = {}
+        self._kinds = [numbers.setdefault(_lies(tensor), len(numbers)) for tensor in plan.tensors]
+        self._examples = dict(zip(self._kinds, plan.tensors, strict=True))
 
     def of(self, files: Iterable[PlannedFile]) -> int:
         """Bytes that a task of these files reads."""
-        return sum(self._of_tensor(tensor, tuple(at)) for tensor, at in self._places(files).items())
+        return sum(count * self._read(kind, places) for kind, places, count in self._alike(files))
 
     def needed(self) -> int:
         """Bytes of source tensors that all files of the plan depend on, each counted once."""
         total = 0
-        for number, places in self._places(self._plan.files).items():
-            tensor = self._plan.tensors[number]
+        for kind, places, count in self._alike(self._plan.files):
+            tensor = self._examples[kind]
             elements = min(prod(tensor.spec.shape), sum(self._covered(*place) for place in places))
-            total += elements * ITEMSIZE[tensor.step.base.dtype]
+            total += count * elements * ITEMSIZE[tensor.step.base.dtype]
         return total
 
     def _covered(self, layout: int, ranks: tuple[int, ...]) -> int:
@@ -156,35 +160,42 @@ class ReadCount:
             self._known[key] = len({cells[rank] for rank in ranks}) * prod(cut.shard_shape)
         return self._known[key]
 
-    def _places(self, files: Iterable[PlannedFile]) -> dict[int, list[tuple[int, tuple[int, ...]]]]:
-        """For each tensor the layouts and ranks by which files hold it."""
-        places: dict[int, list[tuple[int, tuple[int, ...]]]] = {}
+    def _alike(self, files: Iterable[PlannedFile]) -> Iterator[tuple[int, Places, int]]:
+        """The kinds of tensors that files hold, by which layouts and ranks, and how many are alike in both."""
         ranks: dict[int, list[int]] = {}
         for file in files:
             ranks.setdefault(file.form, []).append(file.local_rank)
+        places: list[Places] = [()]
+        numbers: dict[tuple[int, int, int], int] = {}
+        held: dict[int, int] = {}
         for form, local_ranks in ranks.items():
             together = tuple(local_ranks)
             for slot in self._plan.forms[form].slots:
-                places.setdefault(slot.tensor, []).append((slot.layout, together))
-        return places
+                key = (held.get(slot.tensor, 0), form, slot.layout)
+                if key not in numbers:
+                    numbers[key] = len(places)
+                    places.append((*places[key[0]], (slot.layout, together)))
+                held[slot.tensor] = numbers[key]
+        alike = Counter(zip(map(self._kinds.__getitem__, held), held.values(), strict=True))
+        return ((kind, places[number], count) for (kind, number), count in alike.items())
 
-    def _of_tensor(self, number: int, places: tuple[tuple[int, tuple[int, ...]], ...]) -> int:
-        tensor = self._plan.tensors[number]
-        key = (self._lie[number], places)
-        if key not in self._known:
+    def _read(self, kind: int, places: Places) -> int:
+        """Bytes that are read of one tensor."""
+        if (kind, places) not in self._known:
+            tensor = self._examples[kind]
             boxes = [self._plan.layouts[layout].box(rank) for layout, ranks in places for rank in ranks]
             targets = tuple(piece for box in dict.fromkeys(boxes) for piece in seen(Piece(0, box, ()), tensor))
             move = Move("", tensor.step, tensor.spec.dtype, targets)
             whole = replace(move, step=needed(move))
-            self._known[key] = sum(reads(whole, self._block_nbytes, front_to_back=self._front_to_back))
-        return self._known[key]
+            self._known[kind, places] = sum(reads(whole, self._block_nbytes, front_to_back=self._front_to_back))
+        return self._known[kind, places]
 
 
 def _lies(tensor: PlannedTensor) -> tuple[object, ...]:
     """What decides how much is read of a tensor, besides where it goes."""
     base = tensor.step.base
-    pieces = tuple((piece.box, piece.outer, piece.order, piece.file == ZEROS) for piece in base.pieces)
-    return pieces, base.shape, base.dtype, tensor.spec.dtype, len(tensor.step.beside)
+    pieces = [(piece.box, piece.outer, piece.order, piece.file == ZEROS) for piece in base.pieces]
+    return *pieces, base.shape, base.dtype, tensor.spec.shape, tensor.spec.dtype, len(tensor.step.beside)
 
 
 def reads(move: Move, block_nbytes: int, *, front_to_back: bool = False) -> Iterator[int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from itertools import starmap
 from operator import is_
 
 from msgspec import Struct
@@ -17,10 +16,18 @@ from reshard.planning.steps import Assembly, Piece
 
 _TOGETHER_NBYTES = 4 << 20
 _SMALL_NBYTES = 1 << 20
-Targeted = tuple[PlannedTensor, Sequence[Piece]]
-"""A tensor, and the target pieces that are made of it."""
 Lies = tuple[int, Box, Box | None]
 """A file, what it holds of a tensor, and what its extents hold."""
+
+
+class Targeted(Struct, frozen=True, gc=False):
+    """A tensor, and the target pieces that are made of it. What has the same ``cut`` has pieces of the same boxes, in
+    the same files, where its shape is the same.
+    """
+
+    tensor: PlannedTensor
+    pieces: Sequence[Piece]
+    cut: tuple[int, ...]
 
 
 class Likeness(Struct, frozen=True):
@@ -47,6 +54,37 @@ def _in_a_row(whole: Box, lies: Lies) -> Lies | None:
     return None if outer or at is None else (file, Box((at,), (at + box.size,)), None)
 
 
+class _Kinds:
+    """Numbers of the likenesses of tensors: layers repeat, and to compare them takes longer than all else."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[object, ...], int] = {}
+        self._numbers: dict[Likeness, int] = {}
+        self.likenesses: list[Likeness] = []
+
+    def of(self, each: Targeted) -> int | None:
+        """None for that of which elements change, which moves by itself."""
+        tensor, step = each.tensor, each.tensor.step
+        if not isinstance(step, Assembly) or step.dtype != tensor.spec.dtype:
+            return None
+        key: list[object] = [step.dtype, tensor.spec.shape, step.shape, each.cut]
+        for piece in step.pieces:
+            if piece.order or (piece.extents and piece.extents[0].coded):
+                return None
+            key += (piece.file, piece.box, piece.outer)
+        number = self._known.get(found := tuple(key))
+        if number is None:
+            likeness = Likeness(step.dtype, step.shape, _lie(step.pieces), _lie(each.pieces)).flat()
+            number = self._known[found] = self._numbers.setdefault(likeness, len(self._numbers))
+            if number == len(self.likenesses):
+                self.likenesses.append(likeness)
+        return number
+
+
+def _lie(pieces: Iterable[Piece]) -> tuple[Lies, ...]:
+    return tuple([(piece.file, piece.box, piece.outer) for piece in pieces])
+
+
 def moves(tensors: Iterable[Targeted], *, front_to_back: bool, shared: bool) -> Iterator[Move]:
     """The moves of tensors that come in the order of their file: one for all small ones of a kind that are near.
 
@@ -55,37 +93,26 @@ def moves(tensors: Iterable[Targeted], *, front_to_back: bool, shared: bool) -> 
         shared: files may share the bytes of what is not quite small.
     """
     small_nbytes = LEAST_NBYTES if shared else _SMALL_NBYTES
-    near: dict[Likeness, list[Targeted]] = {}
-    flat: dict[Likeness, Likeness] = {}  # layers repeat
+    kinds = _Kinds()
+    near: dict[int, list[Targeted]] = {}
     room = _TOGETHER_NBYTES
-    for tensor, targets in tensors:
-        likeness = _likeness(tensor, targets) if 0 < tensor.spec.nbytes < small_nbytes else None
-        if likeness is not None:
-            likeness = flat[likeness] if likeness in flat else flat.setdefault(likeness, likeness.flat())
-        room -= tensor.spec.nbytes
-        apart = front_to_back and near and not (likeness in near and _follows(targets, near[likeness][-1][1]))
-        if likeness is None or room < 0 or apart:
-            yield from starmap(_move, near.items())
-            near, room = {}, _TOGETHER_NBYTES - tensor.spec.nbytes
-        if likeness is None:
-            yield Move(tensor.name, tensor.step, tensor.spec.dtype, tuple(targets))
+    for each in tensors:
+        nbytes = each.tensor.spec.nbytes
+        kind = kinds.of(each) if 0 < nbytes < small_nbytes else None
+        room -= nbytes
+        apart = front_to_back and near and not (kind in near and _follows(each.pieces, near[kind][-1].pieces))
+        if kind is None or room < 0 or apart:
+            yield from (_move(kinds.likenesses[number], alike) for number, alike in near.items())
+            near, room = {}, _TOGETHER_NBYTES - nbytes
+        if kind is None:
+            yield alone(each)
         else:
-            near.setdefault(likeness, []).append((tensor, targets))
-    yield from starmap(_move, near.items())
+            near.setdefault(kind, []).append(each)
+    yield from (_move(kinds.likenesses[number], alike) for number, alike in near.items())
 
 
-def _likeness(tensor: PlannedTensor, targets: Sequence[Piece]) -> Likeness | None:
-    """None for that of which elements change, which moves by itself."""
-    step, spec = tensor.step, tensor.spec
-    if not isinstance(step, Assembly) or step.dtype != spec.dtype:
-        return None
-    if any(p.order or (p.extents and p.extents[0].coded) for p in step.pieces) or any(t.outer for t in targets):
-        return None
-    return Likeness(step.dtype, step.shape, _lie(step.pieces), _lie(targets))
-
-
-def _lie(pieces: Iterable[Piece]) -> tuple[Lies, ...]:
-    return tuple([(piece.file, piece.box, piece.outer) for piece in pieces])
+def alone(each: Targeted) -> Move:
+    return Move(each.tensor.name, each.tensor.step, each.tensor.spec.dtype, tuple(each.pieces))
 
 
 def _follows(targets: Sequence[Piece], last: Sequence[Piece]) -> bool:
@@ -95,11 +122,11 @@ def _follows(targets: Sequence[Piece], last: Sequence[Piece]) -> bool:
     )
 
 
-def _move(likeness: Likeness, tensors: Sequence[Targeted]) -> Move:
+def _move(likeness: Likeness, alike: Sequence[Targeted]) -> Move:
     """All as one tensor, with one more dim in front; where they lie apart, in as many extents."""
-    (first, targets), count = tensors[0], len(tensors)
+    first, count = alike[0], len(alike)
     if count == 1:
-        return Move(first.name, first.step, likeness.dtype, tuple(targets))
+        return alone(first)
 
     def stacked(lies: Sequence[Lies], of: Sequence[Sequence[Piece]]) -> Iterator[Piece]:
         before: list[tuple[Extent, ...]] = []
@@ -110,9 +137,9 @@ def _move(likeness: Likeness, tensors: Sequence[Targeted]) -> Move:
                 held, before = _joined(parts), parts
             yield Piece(file, _stacked(box, count), held, outer and _stacked(outer, count))
 
-    pieces = tuple(stacked(likeness.pieces, [tensor.step.base.pieces for tensor, _ in tensors]))
-    made = tuple(stacked(likeness.targets, [targets for _, targets in tensors]))
-    return Move(first.name, Assembly(likeness.dtype, (count, *likeness.shape), pieces), likeness.dtype, made)
+    pieces = tuple(stacked(likeness.pieces, [each.tensor.step.base.pieces for each in alike]))
+    made = tuple(stacked(likeness.targets, [each.pieces for each in alike]))
+    return Move(first.tensor.name, Assembly(likeness.dtype, (count, *likeness.shape), pieces), likeness.dtype, made)
 
 
 def _stacked(box: Box, count: int) -> Box:

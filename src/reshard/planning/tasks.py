@@ -14,6 +14,7 @@ from reshard.layout.box import Box
 from reshard.layout.tensor import Cell
 from reshard.layout.view import in_view
 from reshard.planning import neighbours
+from reshard.planning.neighbours import Targeted
 from reshard.planning.plan import FileForm, Move, Plan, PlannedFile, PlannedTensor, Task, TaskFile
 from reshard.planning.steps import Assembly, Joint, LoraAdd, Piece, Rows, Scaled, Step
 
@@ -95,25 +96,24 @@ def _task(plan: Plan, number: int, twins: list[Twins], *, together: Together) ->
     def counted(piece: Piece) -> Piece:
         return piece if piece.file <= ZEROS else replace(piece, file=used.setdefault(piece.file, len(used)))
 
-    tensors = [(plan.tensors[number], pieces) for number, pieces in targets.items()]
     if together:
-        tensors.sort(key=lambda found: _place(found[1][0]))
+        targets.sort(key=lambda each: _place(each.pieces[0]))
         found = neighbours.moves(
-            tensors, front_to_back=together == "front to back", shared=plan.shared_block_nbytes > 0
+            targets, front_to_back=together == "front to back", shared=plan.shared_block_nbytes > 0
         )
     else:
-        found = (Move(tensor.name, tensor.step, tensor.spec.dtype, tuple(pieces)) for tensor, pieces in tensors)
+        found = map(neighbours.alone, targets)
     moves = [replace(move, step=with_pieces(needed(move), renumbered)) for move in found]
     made = tuple(_task_file(plan, *same) for same in twins)
     return Task(number, tuple(plan.sources[i] for i in used), made, tuple(moves))
 
 
-def _targets(plan: Plan, files: Sequence[PlannedFile]) -> dict[int, list[Piece]]:
-    """By tensor what the files hold of it. Those of one form hold all at the same places."""
+def _targets(plan: Plan, files: Sequence[PlannedFile]) -> list[Targeted]:
+    """Of each tensor what the files hold of it. Those of one form hold all at the same places."""
     by_form: dict[int, list[int]] = {}
     for number, file in enumerate(files):
         by_form.setdefault(file.form, []).append(number)
-    targets: dict[int, list[Piece]] = {}
+    targets: dict[int, Targeted] = {}
     for form, numbers in by_form.items():
         ranks = [files[number].local_rank for number in numbers]
         boxes: dict[int, list[tuple[int, Box]]] = {}
@@ -125,8 +125,10 @@ def _targets(plan: Plan, files: Sequence[PlannedFile]) -> dict[int, list[Piece]]
             pieces = [Piece(number, box, extents) for number, box in boxes[slot.layout]]
             if tensor.spec.shape != tensor.step.base.shape:
                 pieces = [part for piece in pieces for part in seen(piece, tensor)]
-            targets.setdefault(slot.tensor, []).extend(pieces)
-    return targets
+            of = targets.get(slot.tensor)
+            before, known = (of.pieces, of.cut) if of else ((), ())
+            targets[slot.tensor] = Targeted(tensor, [*before, *pieces], (*known, form, slot.layout))
+    return list(targets.values())
 
 
 def _place(piece: Piece) -> tuple[int, int]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from contextlib import closing
 from itertools import chain
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import msgspec
 import xxhash
@@ -97,6 +97,19 @@ class ManifestFile(Struct, frozen=True, omit_defaults=True):
         if held != nbytes or any(extent.end > self.nbytes for extent in extents):
             raise ValueError(f"{nbytes} in {held} bytes, at {places} of {self.nbytes}")
         return extents
+
+
+class _Known(Struct, frozen=True):
+    """The little of it that is asked of thousands of files."""
+
+    path: str
+    rank: _Natural
+    nbytes: _Natural
+    runs: tuple[Run, ...]
+    misfits: tuple[ShardMisfits, ...] = ()
+
+
+_Noted = TypeVar("_Noted", ManifestFile, _Known)
 
 
 class Manifest(Struct, frozen=True):
@@ -209,14 +222,14 @@ def decode_published(content: bytes, where: str) -> Published:
 
 
 def whole(raw: bytes | msgspec.Raw) -> Whole:
-    """What was noted of a file. Raises InputError where it is damaged."""
-    file = _file(raw)
+    """What was noted of a file, its tensors not looked into. Raises InputError where it is damaged."""
+    file = _checked(raw, _Known)
     return Whole(file.path, file.rank, file.nbytes, msgspec.Raw(raw), file.misfits)
 
 
-def _file(raw: bytes | msgspec.Raw) -> ManifestFile:
+def _checked(raw: bytes | msgspec.Raw, kind: type[_Noted]) -> _Noted:
     try:
-        file = msgspec.json.decode(raw, type=ManifestFile)
+        file = msgspec.json.decode(raw, type=kind)
     except _UNREADABLE as error:
         raise InputError(f"not a manifest: {error}") from None
     try:
@@ -240,7 +253,7 @@ def read_manifest(place: Place) -> Manifest:
         )
     found = decode_published(content, path)
     with located(path):
-        files = tuple(map(_file, found.files))
+        files = tuple(_checked(raw, ManifestFile) for raw in found.files)
     return Manifest(
         found.plan,
         found.world,
