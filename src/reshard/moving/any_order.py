@@ -88,13 +88,14 @@ class AnyOrder:
         """Whether the file states CRC-32 sums of what is written."""
         return file in self._sums
 
-    def head(self, file: int, offset: int) -> tuple[int, bytes]:
-        """The header piece before bytes that are written now, and where it begins; once, and none of a file that states
-        sums of single tensors.
+    def heads(self, file: int, offsets: Iterable[int]) -> list[tuple[int, bytes]]:
+        """The header pieces before bytes that are written at these offsets now, with where they begin; each once, and
+        none of a file that states sums of single tensors.
         """
-        if offset not in self._heads[file] or file in self._sums:
-            return offset, b""
-        return self._heads[file].pop(offset)
+        waiting = self._heads[file]
+        if file in self._sums or not waiting:
+            return []
+        return [waiting.pop(offset) for offset in offsets if offset in waiting]
 
     def record(self, file: int, run: Run, crc: int) -> None:
         """Note what was written; its CRC-32 counts where the file states any."""
@@ -151,9 +152,10 @@ class _Sink:
     def _add(self, file: int, offset: int, data: memoryview) -> None:
         run = self._open.pop((file, offset), None)
         if run is None:
-            start, head = self._writer.head(file, offset)
+            heads = self._writer.heads(file, (offset,))
+            start = heads[0][0] if heads else offset
             run = _Open(file, start, start, xxhash.xxh3_128())
-            if head:
+            for _, head in heads:
                 self._write(run, memoryview(head))
         self._write(run, data)
         self._open[file, run.end] = run
@@ -167,19 +169,24 @@ class _Sink:
         run.end += len(data)
 
     def _write_small(self) -> None:
-        by_file: dict[int, list[tuple[int, memoryview]]] = {}
+        by_file: dict[int, list[tuple[int, _Content]]] = {}
         for file, ranges, data in self._small:
-            by_file.setdefault(file, []).extend(parts_of(ranges, memoryview(data)))
+            held, at = memoryview(data), 0
+            parts = by_file.setdefault(file, [])
+            for extent in ranges:  # hundreds of thousands: no call for each
+                nbytes = extent.nbytes
+                parts.append((extent.offset, held[at : at + nbytes]))
+                at += nbytes
         for file, parts in by_file.items():
+            parts += self._writer.heads(file, [offset for offset, _ in parts])
             parts.sort(key=itemgetter(0))
             run: list[_Content] = []
             start = end = -1
             for offset, part in parts:
-                begin, head = self._writer.head(file, offset)
-                if begin != end:
+                if offset != end:
                     self._write_run(file, start, run)
-                    start, run = begin, []
-                run += (head, part) if head else (part,)
+                    start, run = offset, []
+                run.append(part)
                 end = offset + len(part)
             self._write_run(file, start, run)
         self._small, self._small_nbytes = [], 0
