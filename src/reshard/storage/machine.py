@@ -76,13 +76,17 @@ def auto_workers(paths: Iterable[str]) -> int:
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Plans are hundreds of thousands of small values and no circles; looking for circles takes a third of the time."""
+    """Plans are hundreds of thousands of small values and no circles; looking for circles takes a third of the time.
+    Nor is what was made meanwhile looked through as soon as that is over: it counts as old.
+    """
     enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         if enabled:
+            gc.freeze()
+            gc.unfreeze()
             gc.enable()
 
 
