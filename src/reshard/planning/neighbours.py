@@ -54,13 +54,13 @@ def _in_a_row(whole: Box, lies: Lies) -> Lies | None:
     return None if outer or at is None else (file, Box((at,), (at + box.size,)), None)
 
 
-class _Kinds:
+class _Likenesses:
     """Numbers of the likenesses of tensors: layers repeat, and to compare them takes longer than all else."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[object, ...], int] = {}
         self._numbers: dict[Likeness, int] = {}
-        self.likenesses: list[Likeness] = []
+        self.all: list[Likeness] = []
 
     def of(self, each: Targeted) -> int | None:
         """None for that of which elements change, which moves by itself."""
@@ -76,8 +76,8 @@ class _Kinds:
         if number is None:
             likeness = Likeness(step.dtype, step.shape, _lie(step.pieces), _lie(each.pieces)).flat()
             number = self._known[found] = self._numbers.setdefault(likeness, len(self._numbers))
-            if number == len(self.likenesses):
-                self.likenesses.append(likeness)
+            if number == len(self.all):
+                self.all.append(likeness)
         return number
 
 
@@ -93,7 +93,7 @@ def moves(tensors: Iterable[Targeted], *, front_to_back: bool, shared: bool) -> 
         shared: files may share the bytes of what is not quite small.
     """
     small_nbytes = LEAST_NBYTES if shared else _SMALL_NBYTES
-    kinds = _Kinds()
+    kinds = _Likenesses()
     near: dict[int, list[Targeted]] = {}
     room = _TOGETHER_NBYTES
     for each in tensors:
@@ -102,13 +102,13 @@ def moves(tensors: Iterable[Targeted], *, front_to_back: bool, shared: bool) -> 
         room -= nbytes
         apart = front_to_back and near and not (kind in near and _follows(each.pieces, near[kind][-1].pieces))
         if kind is None or room < 0 or apart:
-            yield from (_move(kinds.likenesses[number], alike) for number, alike in near.items())
+            yield from (_move(kinds.all[number], alike) for number, alike in near.items())
             near, room = {}, _TOGETHER_NBYTES - nbytes
         if kind is None:
             yield alone(each)
         else:
             near.setdefault(kind, []).append(each)
-    yield from (_move(kinds.likenesses[number], alike) for number, alike in near.items())
+    yield from (_move(kinds.all[number], alike) for number, alike in near.items())
 
 
 def alone(each: Targeted) -> Move:

@@ -99,7 +99,7 @@ class ManifestFile(Struct, frozen=True, omit_defaults=True):
         return extents
 
 
-class _Known(Struct, frozen=True):
+class _KnownOfFile(Struct, frozen=True):
     """The little of it that is asked of thousands of files."""
 
     path: str
@@ -109,7 +109,7 @@ class _Known(Struct, frozen=True):
     misfits: tuple[ShardMisfits, ...] = ()
 
 
-_Noted = TypeVar("_Noted", ManifestFile, _Known)
+_Noted = TypeVar("_Noted", ManifestFile, _KnownOfFile)
 
 
 class Manifest(Struct, frozen=True):
@@ -223,7 +223,7 @@ def decode_published(content: bytes, where: str) -> Published:
 
 def whole(raw: bytes | msgspec.Raw) -> Whole:
     """What was noted of a file, its tensors not looked into. Raises InputError where it is damaged."""
-    file = _checked(raw, _Known)
+    file = _checked(raw, _KnownOfFile)
     return Whole(file.path, file.rank, file.nbytes, msgspec.Raw(raw), file.misfits)
 
 
