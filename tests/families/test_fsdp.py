@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import reshard
+from golden.cases import run_reshard
 from golden_families.test_recorded import unpacked
 from making import array, read_file, same, write_file
 from reshard import NameRules, Options
@@ -262,6 +263,16 @@ def test_moments_that_may_be_of_several_weights_are_refused(tmp_path: Path) -> N
     assert "exp_avg.a.w" not in found
     other = reshard.plan(source, tmp_path / "m.safetensors", Options(frozen=r"^b\."))
     assert other.identity != reshard.plan(source, tmp_path / "m.safetensors", told).identity
+
+
+def test_what_was_frozen_is_told_to_every_command_that_reads(tmp_path: Path) -> None:
+    source, made = write_ranks(tmp_path / "actor", FULL, ["embed", "b.w", "head"]), tmp_path / "m.safetensors"
+    reshard.convert(source, made, Options(frozen=r"^a\.", fsync=False))
+    assert run_reshard(["verify", str(source), str(made)]) == 1
+    moments = "exp_avg.b.w"
+    for words in (["verify", source, made], ["fingerprint", source], ["explain", moments, source],
+                  ["inspect", source, "--tensor", moments]):  # fmt: skip
+        assert run_reshard([*map(str, words), "--frozen", r"^a\."]) == 0
 
 
 LAYERS = {f"layers.{n}.{name}": FULL[name] * (n + 2) for n in range(3) for name in ("a.w", "b.w")}

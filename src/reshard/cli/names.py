@@ -8,7 +8,7 @@ from reshard.cli.output import say, say_json, warn
 from reshard.cli.params import NAMES, Json, Src, conversion_options, takes
 
 
-@takes("src_strategy", "include", "exclude", "rename", "family", "iteration", *NAMES)
+@takes("src_strategy", "include", "exclude", "rename", "family", "iteration", "frozen", *NAMES)
 def names(
     src: Src,
     json: Json = False,

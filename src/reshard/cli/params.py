@@ -152,7 +152,7 @@ _RUNNING = dict(
 _SHARED = {**_CONVERSION, **_RUNNING}
 
 NAMES = tuple(_OF_NAMES)
-READING = ("family", "iteration", "select", "suffix")
+READING = ("family", "iteration", "frozen", "select", "suffix")
 CHOOSING = ("include", "exclude", "rename", "weights_only")
 
 
@@ -207,7 +207,8 @@ def source_given(path: str, strategy: str, given: dict[str, Any]) -> Source:
     from reshard.families.source import Source
 
     select, suffix = as_select(given["select"]), given["suffix"]
-    return Source(path, strategy, select, suffix, given.get("family", ""), given.get("iteration"))
+    told = given.get("family", ""), given.get("iteration"), given.get("frozen", "")
+    return Source(path, strategy, select, suffix, *told)
 
 
 def conversion_options(given: dict[str, Any]) -> Options:
