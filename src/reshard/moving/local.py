@@ -73,13 +73,15 @@ class LocalExecutor(Struct, frozen=True):
         under_way: deque[_UnderWay] = deque()
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="reshard")
         try:
-            for task in tasks:
-                run = TaskRun(task, self.storage, self.settings, self.on_bytes)
-                under_way.append(_UnderWay(run, pool, stopped))
-                some = -(-self.workers // TASKS_AT_ONCE)
-                under_way[-1].engage(some if len(task.files) < self.workers else self.workers)
-                if len(under_way) == TASKS_AT_ONCE:
-                    yield self._finish(under_way)
+            for task in tasks:  # each made while those before it are under way
+                done = [self._finish(under_way)] if len(under_way) == TASKS_AT_ONCE else []
+                try:
+                    run = TaskRun(task, self.storage, self.settings, self.on_bytes)
+                    under_way.append(_UnderWay(run, pool, stopped))
+                    some = -(-self.workers // TASKS_AT_ONCE)
+                    under_way[-1].engage(some if len(task.files) < self.workers else self.workers)
+                finally:
+                    yield from done
             while under_way:
                 yield self._finish(under_way)
         finally:

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import pytest
 from msgspec.structs import replace
 
-from reshard.errors import RunError
+from reshard.errors import RunError, StorageError
 from reshard.index import Extent
 from reshard.layout.box import Box
 from reshard.moving.local import LocalExecutor
@@ -55,6 +56,51 @@ def test_threads_do_not_wait_for_one_file_while_there_is_another(tmp_path: Path)
     done = [r.path for results in executor.run(of_one_file(work.task(n)) for n in range(2)) for r in results]
     assert done == [work.name(0, 0), work.name(1, 0)]
     assert [(work.out / name).read_bytes() for name in done] == [work.wanted(n, 0) for n in range(2)]
+
+
+class Halting(Disk):
+    """Files of some name are not created; nothing is written before ``go``."""
+
+    def __init__(self, refused: str = "none") -> None:
+        self.go = threading.Event()
+        self._refused = refused
+
+    def create(
+        self, path: str, nbytes: int, *, fsync: bool, buffer_nbytes: int = 0, share: Sequence[SharedBytes] = ()
+    ) -> NewFile:
+        if self._refused in path:
+            raise StorageError("no space", path)
+        file = super().create(path, nbytes, fsync=fsync)
+        write = file.write
+
+        def when_told(offset: int, data: memoryview) -> None:
+            if not self.go.wait(10):
+                raise RunError("nobody asked for more", path)
+            write(offset, data)
+
+        file.write = when_told  # type: ignore[method-assign]
+        return file
+
+
+def test_a_task_is_made_while_others_are_under_way(tmp_path: Path) -> None:
+    work, storage = Work(tmp_path), Halting()
+
+    def made() -> Iterator[Task]:
+        yield from (of_one_file(work.task(n)) for n in range(2))
+        storage.go.set()
+        yield of_one_file(work.task(2))
+
+    assert len(list(LocalExecutor(work.settings(), workers=2, storage=storage).run(made()))) == 3
+
+
+def test_what_is_whole_is_told_though_the_next_cannot_begin(tmp_path: Path) -> None:
+    """Else it would be made again when the job is resumed."""
+    work, storage = Work(tmp_path), Halting("rank_2")
+    storage.go.set()
+    told = LocalExecutor(work.settings(), storage=storage).run(of_one_file(work.task(n)) for n in range(3))
+    assert [result.path for result in next(told)] == [work.name(0, 0)]
+    with pytest.raises(StorageError, match="no space"):
+        next(told)
 
 
 class InOrderDisk(Disk):
