@@ -86,6 +86,22 @@ def test_a_target_named_as_a_file_of_another_kind_is_refused(run: Callable[[str]
     assert (code, "hint: end it in .bin or .ckpt or .pt or .pth or .safetensors" in said) == (2, True)
 
 
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        ("convert a b --adapter c", "hint: it is an option of reshard lora merge\n"),
+        ("inspect a --dst-strategy c", "did you mean '--strategy'?\n  hint: it is an option of reshard convert\n"),
+        (
+            "inspect ~/llama",
+            f"hint: ~ is the shell's, where no quotes and no --option= stand before it: {Path.home()}/",
+        ),
+    ],
+)
+def test_what_is_right_elsewhere_is_told_so(run: Callable[[str], tuple[int, str]], words: str, hint: str) -> None:
+    _, said = run(words)
+    assert hint in said, said
+
+
 def test_where_nothing_is_near_it_says_what_is_there(run: Callable[[str], tuple[int, str]]) -> None:
     code, said = run("inspect zzzz")
     assert (code, "holds llama.safetensors, strategy\n" in said) == (3, True), said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -107,6 +108,43 @@ def test_errors_are_told(command: str, want: int, encoding: str, name: str, run:
     code, _, err = run(encoding, words_of(command, name))
     assert (code, err.count("error: ")) == (want, 1), err
     assert "UnicodeEncodeError" not in err
+
+
+@pytest.mark.parametrize("words", ["inspect nowhere --json", "inspect --jsn --json", "verify a.ckpt b.ckpt --json"])
+def test_errors_are_json_where_results_are(words: str, tmp_path: Path, run: Narrow) -> None:
+    write_file(tmp_path / "a.ckpt", {"w": counted(4)})
+    write_file(tmp_path / "b.ckpt", {"w": counted(8)})
+    code, out, err = run("utf-8", [str(tmp_path / word) if "ckpt" in word else word for word in words.split()])
+    told = json.loads(out)
+    assert told["exit_code"] == code > 0
+    assert f"error: {told['error']}\n" in err
+    assert all(f"hint: {hint}\n" in err for hint in told["hints"])
+
+
+class Full(io.StringIO):
+    """A log on a full disk."""
+
+    def write(self, text: str, /) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_closed_streams_are_no_bug(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    with pytest.raises(SystemExit) as stopped:
+        main(["inspect", str(write_file(tmp_path / "a.ckpt", {"w": counted(4)}))])
+    for stream in (sys.stdout, sys.stderr):
+        stream.close()
+    assert not stopped.value.code
+
+
+def test_a_full_disk_under_what_is_said_is_no_bug(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdout", Full())
+    with pytest.raises(SystemExit) as stopped:
+        main(["inspect", str(write_file(tmp_path / "a.ckpt", {"w": counted(4)}))])
+    assert (stopped.value.code, "standard output: no space" in capsys.readouterr().err) == (4, True)
 
 
 def test_what_cannot_be_shown_is_spelled(name: str, run: Narrow) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from typing import Any
 
@@ -10,8 +11,8 @@ import typer
 
 from reshard.cli.commands import called, program_for
 from reshard.cli.environment import allow_many_files, suit_workers
-from reshard.cli.output import on_terminal, say_error
-from reshard.cli.usage import CommandLineError, in_words_of, refuse_dashes, say_wrong_words
+from reshard.cli.output import Complaint, complain, complaint_of, on_terminal
+from reshard.cli.usage import CommandLineError, in_words_of, leave_with_help, refuse_dashes, wrong_words
 from reshard.errors import ReshardError, as_ours
 from reshard.interruption import interrupted, interruptible, leave
 from reshard.streams import make_safe
@@ -23,6 +24,7 @@ _COLLECT_AFTER = 50_000  # new objects: most that a command makes live as long a
 def main(argv: list[str] | None = None) -> None:
     """Run the program and leave with its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
     make_safe(sys.stdout, sys.stderr)
     stderr = sys.stderr  # a bar that is drawn puts itself in its place
     gc.set_threshold(_COLLECT_AFTER)
@@ -52,31 +54,32 @@ def _main(args: list[str]) -> None:
     if called(args) != "doctor":  # which tells of the limits that it was given
         allow_many_files()
     ours = args.index("--") if "--" in args else len(args)  # what comes after is another program's
-    debug = "--debug" in args[:ours]
+    debug, json = "--debug" in args[:ours], "--json" in args[:ours]
     args = [a for i, a in enumerate(args) if i >= ours or a != "--debug"]
     try:
         refuse_dashes(args[:ours])
         code = _carried_out(args)
-    except ReshardError as error:
-        if debug:
-            raise
-        say_error(in_words_of(args[:ours], error))
-        sys.exit(error.exit_code)
-    except CommandLineError as error:
-        sys.exit(say_wrong_words(error))
     except typer.Abort:  # what typer makes of an interruption, in some releases
         raise KeyboardInterrupt from None
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a panic of a library in Rust is no Exception
-        if debug:
-            raise
-        told = as_ours(error)
-        say_error(told)
+        told = _complaint(error, args[:ours], debug=debug)
+        complain(told, json=json)
         sys.exit(told.exit_code)
     if code == _INTERRUPTED:  # what it makes of one in others
         raise KeyboardInterrupt
     sys.exit(code)
+
+
+def _complaint(error: BaseException, words: list[str], *, debug: bool) -> Complaint:
+    """What is told of an error; with ``debug`` the error itself, unless it is in the words of the command."""
+    if isinstance(error, CommandLineError):
+        leave_with_help(error)
+        return wrong_words(error)
+    if debug:
+        raise error
+    return complaint_of(in_words_of(words, error) if isinstance(error, ReshardError) else as_ours(error))
 
 
 def _carried_out(args: list[str]) -> Any:

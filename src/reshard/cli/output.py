@@ -6,11 +6,14 @@ import json
 import os
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from msgspec import Struct
+
 from reshard.closest import closest, did_you_mean
-from reshard.errors import InputError, ReshardError
+from reshard.errors import InputError, ReshardError, translated
 from reshard.streams import json_for, shown
 
 _RED, _YELLOW = "31", "33"
@@ -18,7 +21,13 @@ _SOME = 6
 
 
 def say(text: str) -> None:
-    sys.stdout.write(shown(text) + "\n")
+    """Raises StorageError where a full disk takes no more of it."""
+    try:
+        sys.stdout.write(shown(text) + "\n")
+    except BrokenPipeError:  # whoever reads has read enough
+        raise
+    except OSError as error:
+        raise translated(error, "standard output") from error
 
 
 def say_json(value: Any) -> None:
@@ -45,22 +54,37 @@ def warn(warnings: Iterable[str]) -> None:
         sys.stderr.write(f"{_coloured('warning:', _YELLOW)} {shown(warning)}\n")
 
 
-def complain(message: str, hints: Iterable[str], docs: str) -> None:
+class Complaint(Struct, frozen=True):
     """An error: what is wrong, what to do about it, and where to read on."""
-    lines = [f"{_coloured('error:', _RED)} {shown(message)}", *(f"  hint: {shown(hint)}" for hint in hints if hint)]
-    sys.stderr.write("\n".join([*lines, *([f"  docs: {docs}"] if docs else [])]) + "\n")
+
+    error: str
+    hints: tuple[str, ...]
+    docs: str
+    exit_code: int
 
 
-def say_error(error: ReshardError) -> None:
+def complain(told: Complaint, *, json: bool) -> None:
+    """For people; with ``json`` for programs, too, which read standard output."""
+    lines = [f"{_coloured('error:', _RED)} {shown(told.error)}", *(f"  hint: {shown(hint)}" for hint in told.hints)]
+    sys.stderr.write("\n".join([*lines, *([f"  docs: {told.docs}"] if told.docs else [])]) + "\n")
+    if json:
+        with suppress(BrokenPipeError):
+            say_json(told)
+
+
+def complaint_of(error: ReshardError) -> Complaint:
     where = f"{error.where}: " if error.where else ""
     meant = _meant_path(error.where) if isinstance(error, InputError) else ""
-    complain(f"{where}{error.message}", (error.hint, meant), error.docs)
+    hints = tuple(hint for hint in (error.hint, meant) if hint)
+    return Complaint(f"{where}{error.message}", hints, error.docs, error.exit_code)
 
 
 def _meant_path(where: str) -> str:
     """What a path that leads nowhere may have meant: the nearest names in the deepest folder that is there, or else
     some of what it holds.
     """
+    if where.startswith("~"):
+        return f"~ is the shell's, where no quotes and no --option= stand before it: {os.path.expanduser(where)}"
     path = Path(where)
     try:
         if not where or "\n" in where or "://" in where or path.exists():

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import typer
 
-from reshard.cli.commands import app_for
-from reshard.cli.output import complain
+from reshard.cli.commands import app_for, every_command
+from reshard.cli.output import Complaint
 from reshard.closest import closest, did_you_mean
 from reshard.errors import DOCS, ReshardError, UsageError
 from reshard.hints import suited
@@ -17,6 +18,7 @@ from reshard.hints import suited
 # typer before 0.26 takes click's classes, later releases carry their own: so by what they are, not by name
 CommandLineError: type[Exception] = next(c for c in reversed(typer.BadParameter.__mro__) if hasattr(c, "show"))
 _DOCS = DOCS.format(page="reference/cli")
+_FEW = 3
 _DASHES = "‐‑‒–—―−－"
 
 
@@ -30,17 +32,20 @@ def refuse_dashes(words: list[str]) -> None:
             raise UsageError(f"{word!r} begins with a dash that is no hyphen", hint=f"--{meant}; a path: ./{word}")
 
 
-def say_wrong_words(error: Any) -> int:
-    """Tell of an error in the words of a command. Gives the exit code."""
-    context = getattr(error, "ctx", None)
-    message = re.split(r" \(?(?:Did you mean|Possible options)", error.format_message())[0].rstrip(".")
+def leave_with_help(error: Any) -> None:
+    """Where a group was called alone: no error is told then."""
     if type(error).__name__ == "NoArgsIsHelpError":
         error.show()
-    elif context is None:
-        complain(_lowered(message), ["--help after the command lists all"], _DOCS)
-    else:
-        complain(_lowered(message), _hints(error, context, message), _docs(context))
-    return int(error.exit_code)
+        sys.exit(error.exit_code)
+
+
+def wrong_words(error: Any) -> Complaint:
+    """An error in the words of a command."""
+    context = getattr(error, "ctx", None)
+    message = re.split(r" \(?(?:Did you mean|Possible options)", error.format_message())[0].rstrip(".")
+    hints = _hints(error, context, message) if context else ["--help after the command lists all"]
+    docs = _docs(context) if context else _DOCS
+    return Complaint(_lowered(message), tuple(hint for hint in hints if hint), docs, int(error.exit_code))
 
 
 def in_words_of(words: list[str], error: ReshardError) -> ReshardError:
@@ -89,11 +94,24 @@ def _hints(error: Any, context: Any, message: str) -> Iterator[str]:
         asked = f"--{unknown[1]}"
         yield did_you_mean([asked] if asked in ("--help", "--version") else _commands_like(unknown[1], context))
     elif hasattr(error, "possibilities"):
+        others = _commands_with(error.option_name)
         options = [word for p in context.command.params for word in (*p.opts, *p.secondary_opts)]
-        yield did_you_mean(closest(error.option_name, options))
+        yield did_you_mean(closest(error.option_name, options, likeness=0.8 if others else 0.6))
+        yield f"it is an option of {' and '.join(others)}" if others else ""
     else:
         yield _usage(context)
     yield f"{context.command_path} --help lists all"
+
+
+def _commands_with(option: str) -> list[str]:
+    """Commands that have an option which the one that was called has not; of many the first."""
+    whole: Any = typer.main.get_command(app_for())
+    found = [
+        f"reshard {' '.join(path)}"
+        for path, command in every_command(whole)
+        if any(option in (*p.opts, *p.secondary_opts) for p in command.params)
+    ]
+    return found if len(found) <= _FEW else found[:1]
 
 
 def _commands_like(word: str, context: Any) -> list[str]:
