@@ -17,6 +17,10 @@ MADE = -2
 """In place of a file's number: no file holds the elements, they are made. ``MADE - n`` is the n-th of what is."""
 
 
+MAX_DIMS = 64
+"""As many as NumPy and torch take."""
+
+
 class TensorSpec(Struct, frozen=True):
     """Element type and shape of a tensor or of one shard of it; ``()`` is a 0-d tensor of one element."""
 
@@ -26,6 +30,8 @@ class TensorSpec(Struct, frozen=True):
     def __post_init__(self) -> None:
         if self.dtype not in ITEMSIZE:
             raise FormatError(f"unknown dtype {self.dtype!r}")
+        if len(self.shape) > MAX_DIMS:
+            raise FormatError(f"a tensor of {len(self.shape):,} dims, {MAX_DIMS} at most are read, here and elsewhere")
         if any(n < 0 for n in self.shape):
             raise FormatError(f"negative size in shape {list(self.shape)}")
 

@@ -17,6 +17,8 @@ def test_values_that_cannot_be() -> None:
         TensorSpec("float31", ())
     with pytest.raises(FormatError, match="negative"):
         TensorSpec("float32", (2, -1))
+    with pytest.raises(FormatError, match="65 dims, 64 at most"):
+        TensorSpec("float32", (1,) * 65)
     with pytest.raises(FormatError, match="extent"):
         Extent(-1, 5)
 

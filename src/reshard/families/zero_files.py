@@ -12,9 +12,9 @@ from reshard.families.torch_parts import TorchPart
 from reshard.formats.pickle_paths import paths
 from reshard.formats.pickled import Record
 from reshard.formats.torch_values import TensorRef
+from reshard.index import MAX_DIMS
 
 Shapes = Mapping[str, tuple[int, ...]]
-_MAX_DIMS = 64
 _OWN = frozenset(
     {
         "module", "buffer_names", "optimizer", "param_shapes", "frozen_param_shapes", "shared_params",
@@ -195,7 +195,7 @@ def _shapes(value: Any, what: str, part: TorchPart) -> dict[str, tuple[int, ...]
 
 def _counts(value: Any, what: str, part: TorchPart) -> tuple[int, ...]:
     values = _list(value, what, part)
-    if not all(map(_is_count, values)) or (len(values) > _MAX_DIMS and what != "param_alignment_paddings"):
+    if not all(map(_is_count, values)) or (len(values) > MAX_DIMS and what != "param_alignment_paddings"):
         raise _unexpected(what, value, part)
     return tuple(values)
 

@@ -20,7 +20,7 @@ from reshard.dtypes import ITEMSIZE
 from reshard.errors import FormatError
 from reshard.formats.base import ByteRanges
 from reshard.formats.header_cache import Kinds
-from reshard.index import Checksum, Contents, Extent, Frame, StatedCrc, Stored, TensorSpec
+from reshard.index import MAX_DIMS, Checksum, Contents, Extent, Frame, StatedCrc, Stored, TensorSpec
 from reshard.wire import BYTES, VARINT, bytes_field, bytes_head, read_varint, signed, varint_field
 
 _TYPES = {
@@ -32,7 +32,6 @@ _NAMES = {dtype: name for name, dtype in _TYPES.items()}
 _ENCRYPTED = {0x7F3A5ED8: "AES-GCM", 0x7F3A5ED9: "AES-CBC", 0x7F3A5EDA: "SM4-CBC"}
 _CRC_MARK = b"crc_num"
 _CRC_NBYTES = 10
-_MAX_DIMS = 64
 _MAX_NAME_NBYTES = 65536
 _WINDOW_NBYTES = 16384
 _WIDEST_WINDOW_NBYTES = 1 << 20
@@ -280,8 +279,8 @@ def _read_tensor(cursor: _Cursor, end: int) -> tuple[tuple[int, ...], str, Exten
             cursor.at += length
         else:
             raise FormatError(f"unknown field {key >> 3} in the tensor at byte {at}")
-        if len(dims) > _MAX_DIMS:
-            raise FormatError(f"more than {_MAX_DIMS} dims in the tensor at byte {at}")
+        if len(dims) > MAX_DIMS:
+            raise FormatError(f"more than {MAX_DIMS} dims in the tensor at byte {at}")
     if cursor.at != end or content is None or not dtype:
         raise FormatError(f"the tensor at byte {at} lacks a type or content", hint="copy the file again")
     return tuple(dims), dtype, content

@@ -15,7 +15,7 @@ from reshard.dtypes import ITEMSIZE
 from reshard.errors import FormatError
 from reshard.formats.pickle_names import code, may_take
 from reshard.formats.pickled import GETATTR, Global, Meaning, More, Pickled, Record, nothing_more, read_pickle
-from reshard.index import TensorSpec
+from reshard.index import MAX_DIMS, TensorSpec
 
 _STORAGES = {
     "Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16", "Long": "int64",
@@ -34,7 +34,6 @@ RAW_DTYPES = frozenset(
 _UNTYPED = "uint8"
 _QUANTISED = {"QInt8Storage": 1, "QInt32Storage": 4, "QUInt8Storage": 1, "QUInt4x2Storage": 1, "QUInt2x4Storage": 1}
 """Bytes of an element, by class; their tensors are not read, and other storages may follow them in a file."""
-_MAX_DIMS = 64
 _MAX = 1 << 63
 
 
@@ -199,7 +198,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _are_counts(value: Any) -> bool:
-    return isinstance(value, tuple) and len(value) <= _MAX_DIMS and all(map(_is_count, value))
+    return isinstance(value, tuple) and len(value) <= MAX_DIMS and all(map(_is_count, value))
 
 
 def _expect(what: str, args: tuple[Any, ...], least: int, most: int) -> None:
