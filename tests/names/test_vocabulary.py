@@ -9,7 +9,7 @@ import pytest
 
 from making import counted, read_file, write_file
 from reshard import convert
-from reshard.errors import CheckpointError, UsageError
+from reshard.errors import CheckpointError, PlanError, UsageError
 from reshard.names.wishes import Naming
 from reshard.ops.options import Options
 
@@ -56,6 +56,31 @@ def test_another_number_of_rows(tmp_path: Path, names: dict[str, str], rows: int
     wanted[: min(rows, 6)] = counted(6, 4)[:rows]
     assert np.array_equal(found[names["embedding"]], wanted)
     assert np.array_equal(found[names["head"]], wanted)
+
+
+@pytest.mark.parametrize("rows", [4, 9])
+@pytest.mark.parametrize("dst", ["", "mcore", "mindformers"])
+def test_what_the_optimizer_keeps_of_each_row_goes_with_it(tmp_path: Path, dst: str, rows: int) -> None:
+    moments = {f"adam_m.{name}": counted(6, 4) + 7 for name in (HF["embedding"], HF["head"])}
+    source = read_file(written(tmp_path, HF, head=counted(6, 4) + 1))
+    found = made(write_file(tmp_path / "full.ckpt", {**source, **moments}), Naming(dst=dst, vocab_rows=rows))
+    kept = [found[name] for name in found if name.startswith("adam_m.")]
+    assert len(kept) == 2
+    wanted = np.zeros((rows, 4), np.float32)
+    wanted[: min(rows, 6)] = (counted(6, 4) + 7)[:rows]
+    assert all(np.array_equal(each, wanted) for each in kept)
+
+
+def test_of_what_the_optimizer_keeps_otherwise_nobody_knows_the_rows(tmp_path: Path) -> None:
+    states = {f"exp_avg_sq_row.{HF['embedding']}": counted(6)}
+    with pytest.raises(PlanError, match=r"exp_avg_sq_row\.model\.embed_tokens\.weight: keeps its rows"):
+        made(write_file(tmp_path / "full.ckpt", {**read_file(written(tmp_path, HF)), **states}), Naming(vocab_rows=9))
+
+
+def test_what_the_optimizer_keeps_of_an_output_layer_is_left_out_with_it(tmp_path: Path) -> None:
+    states = {f"adam_m.{name}": counted(6, 4) for name in (HF["embedding"], HF["head"])}
+    source = write_file(tmp_path / "full.ckpt", {**read_file(written(tmp_path, HF)), **states})
+    assert "adam_m.lm_head.weight" not in made(source, Naming(tied="drop"))
 
 
 def test_names_of_which_nobody_knows_what_is_the_embedding(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import prod
 from typing import Any
 
 from msgspec import Struct
@@ -182,9 +183,6 @@ class _Regrouping:
         rows = self._naming.vocab_rows
         for name in (EMBEDDING, HEAD) if rows else ():
             if name in self._tensors and rows != self._tensors[name].spec.shape[0]:
-                states = [n for n in self._tensors if is_state(n) and n.endswith(name)]
-                if states:
-                    raise PlanError(f"{states[0]}: keeps its rows, which {name} does not", hint="add --weights-only")
                 self._set_rows(self._tensors[name], rows or 0)
 
     def _args(self) -> Mapping[str, Any]:
@@ -275,8 +273,9 @@ class _Regrouping:
             self._tensors = {**self._tensors, head: replace(self._tensors[embedding], name=head)}
         elif wanted == "drop" and head in self._tensors:
             self._same.append((self._tensors[head], self._tensors[embedding]))
-            self._tensors = {name: t for name, t in self._tensors.items() if name != head}
-            self._drop("output layer that is the embedding's", (head,))
+            states = self._states_of(head)
+            self._tensors = {name: t for name, t in self._tensors.items() if name not in (head, *states)}
+            self._drop("output layer that is the embedding's", (head, *states))
         if tied is False and head not in self._tensors and wanted == "keep" and head not in self._excluded:
             told = next(
                 side.told.get("tied") or side.told["untied"] for side in reversed(sides) if _tied(side) is False
@@ -301,10 +300,21 @@ class _Regrouping:
         if wanted != rows:
             self._set_rows(tensor, wanted)
 
+    def _states_of(self, weight: str) -> list[str]:
+        return [n for n in self._tensors if is_state(n) and (n.endswith(f".{weight}") or weight_of_state(n) == weight)]
+
     def _set_rows(self, tensor: Tensor, wanted: int) -> None:
-        """With so many rows: the last ones left out, or zeros added."""
+        """With so many rows: the last ones left out, or zeros added; of what the optimizer keeps of each, too."""
+        states = [self._tensors[name] for name in self._states_of(tensor.name)]
+        other = next((s.name for s in states if s.spec.shape != tensor.spec.shape and prod(s.spec.shape) > 1), "")
+        if other:
+            raise PlanError(f"{other}: keeps its rows, which {tensor.name} does not", hint="add --weights-only")
+        for each in (tensor, *(s for s in states if s.spec.shape == tensor.spec.shape)):
+            self._set_own_rows(each, wanted)
+        self._vocabulary = {"vocab_size": min(tensor.spec.shape[0], wanted)}
+
+    def _set_own_rows(self, tensor: Tensor, wanted: int) -> None:
         rows, *rest = tensor.spec.shape
-        self._vocabulary = {"vocab_size": min(rows, wanted)}
         kept = min(rows, wanted)
         axes = [Axis(kept, AxisPlace(0, rows, 0), AxisPlace(0, wanted, 0))]
         axes += [Axis(n, AxisPlace(dim, n, 0), AxisPlace(dim, n, 0)) for dim, n in enumerate(rest, 1)]

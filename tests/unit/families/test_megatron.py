@@ -249,9 +249,11 @@ def test_split_gates_and_numbered_experts_are_one_to_others(tmp_path: Path) -> N
         converted(write_file(tmp_path / "less.safetensors", tensors), tmp_path / "x", naming=Naming(dst="megatron"))
 
 
-def test_rows_of_states_do_not_follow_the_vocabulary_s(tmp_path: Path) -> None:
-    state = {"optimizer.state.exp_avg.output_layer.weight": array((8, 4))}
-    source = write_file(tmp_path / "full.safetensors", {**FULL, **state})
+def test_rows_of_states_follow_the_vocabulary_s(tmp_path: Path) -> None:
+    name = "optimizer.state.exp_avg.output_layer.weight"
+    source = write_file(tmp_path / "full.safetensors", {**FULL, name: array((8, 4))})
+    assert same(converted(source, tmp_path, naming=Naming(vocab_rows=7))[name], array((8, 4))[:7])
+    write_file(source, {**FULL, name: array((32,))})
     with pytest.raises(InputError, match="keeps its rows"):
         converted(source, tmp_path / "x", naming=Naming(vocab_rows=7))
 
