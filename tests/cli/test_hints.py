@@ -23,6 +23,9 @@ def folder(tmp_path: Path) -> Path:
         write_file(tmp_path / f"ckpt/rank_{rank}/a_{rank}.ckpt", rows)
         write_file(tmp_path / f"safe/rank_{rank}/a_{rank}.safetensors", rows)
     write_strategy(tmp_path / "out/strategy", [dict.fromkeys(WEIGHTS, Sharding((2,), ((0,), ())))])
+    (tmp_path / "begun/.reshard").mkdir(parents=True)
+    (tmp_path / "begun/.reshard/begun.json").touch()
+    (tmp_path / "begun/config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
     write_strategy(tmp_path / "more", [dict.fromkeys((*WEIGHTS, "u"), Sharding((2,), ((0,), ())))])
     return tmp_path
 
@@ -33,6 +36,8 @@ def folder(tmp_path: Path) -> Path:
         ("convert ckpt x", {}, "that the job saved: --src-strategy"),
         ("split ckpt x --dst-strategy more", {}, "reshard convert has the option: give its strategy"),
         ("inspect ckpt --tensor w", {}, ""),
+        ("inspect begun", {}, "give the same command again, as: reshard convert SRC DST --resume"),
+        ("strategy show begun/config.json", {}, "is this a strategy file?"),
         ("fingerprint ckpt", {}, "that the job saved: --strategy"),
         ("diff ckpt ckpt", {}, "that the job saved: --a-strategy or --b-strategy"),
         ("convert ckpt x --src-strategy out/strategy --dst-strategy more", {}, "check both strategies; --missing drop"),

@@ -68,6 +68,16 @@ def test_the_commands_for_a_folder_of_hugging_face_run(
     assert ["convert", "hub", "ranks", "--dst-strategy", UNKNOWN, "--dst-names", "mcore"] in commands  # Qwen3 is there
 
 
+def test_names_of_mindformers_core_are_known_for_what_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_hub(tmp_path / "hub", qwen3())
+    assert run_reshard(["convert", "hub", "core.safetensors", "--dst-names", "mcore", "--quiet"]) == 0
+    commands = told(capsys, "core.safetensors")
+    assert ["convert", "core.safetensors", "model", "--dst-names", "hf", "--model", "CONFIG"] in commands
+
+
 def test_what_is_narrowed_ends_with_what_was_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_file(tmp_path / "m.safetensors", {"w": array((4,))})
     run_reshard(["inspect", str(path), "--tensor", "w"])

@@ -53,5 +53,7 @@ def diff(
             say(f"and {len(lines) - _SHOWN} more; --json shows all")
         compared = f"{counted(result.tensors, 'tensor')} compared, {shown_nbytes(result.nbytes)}"
         say(f"{compared}; {len(lines)} differ" if lines else f"{compared}; all equal")
+        if result.hint:
+            say(f"  hint: {result.hint}")
     if not result.equal:
         raise typer.Exit(1)

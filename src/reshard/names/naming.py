@@ -10,7 +10,7 @@ from reshard.names.dims import GIVE_MODEL
 from reshard.names.matching import counterparts, fits, lora_of
 from reshard.names.model import ModelFile
 from reshard.names.recipe import Recipe, built_in
-from reshard.names.wishes import CONVENTIONS, HUB, MEGATRON, MINDFORMERS
+from reshard.names.wishes import HUB, MEGATRON, MINDFORMERS, TOLD_BY_NAMES
 from reshard.planning.names import is_state, layer_pattern
 
 
@@ -68,7 +68,7 @@ def _one_a_layer(names: Iterable[str]) -> list[str]:
     return list({layer_pattern(name): name for name in reversed(weights)}.values())[::-1]
 
 
-def convention_of(names: Iterable[str], among: Sequence[str] = CONVENTIONS) -> str:
+def convention_of(names: Iterable[str], among: Sequence[str] = TOLD_BY_NAMES) -> str:
     """Whose names these are, where the names tell; "" where they do not. ``among`` says whose they may be."""
     weights = _one_a_layer(names)
     found = {

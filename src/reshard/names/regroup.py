@@ -17,7 +17,7 @@ from reshard.names.maker import Maker
 from reshard.names.matching import fits
 from reshard.names.megatron import EMBEDDING, HEAD, args_of, distributed, is_ours, layer_by_layer, of_ranks
 from reshard.names.model import ModelFile
-from reshard.names.naming import recipe_of_source, recipe_of_target
+from reshard.names.naming import convention_of, recipe_of_source, recipe_of_target
 from reshard.names.recipe import Recipe, built_in
 from reshard.names.settings import Known, known
 from reshard.names.stage import IS_IT, Given, NameFate, refuse_other_model, staged
@@ -80,6 +80,15 @@ def _refuse_other_values(args: Mapping[str, Any]) -> None:
         raise PlanError("args.attention_output_gate: queries with gates beside them are not converted")
 
 
+def whose_names(catalog: Catalog) -> str:
+    """The convention that a checkpoint's names are read as, where nobody says it; "" where they do not tell."""
+    return MEGATRON if _is_megatrons(catalog) else convention_of(catalog.tensors)
+
+
+def _is_megatrons(catalog: Catalog) -> bool:
+    return catalog.kind == MEGATRON or is_ours(catalog.tensors)
+
+
 class _Regrouping:
     def __init__(self, source: Catalog, naming: Naming, models: Models, excluded: Excluded) -> None:
         self._source = source
@@ -102,9 +111,7 @@ class _Regrouping:
         self._refuse_absent()
         if not (naming.dst or naming.fits_vocabulary):
             return Regrouped(self._catalog(self._source.args), "", files=(*self._models.dst, *self._models.src))
-        megatron = naming.src == MEGATRON or (
-            not naming.src and (self._source.kind == MEGATRON or is_ours(self._tensors))
-        )
+        megatron = naming.src == MEGATRON or (not naming.src and _is_megatrons(self._source))
         if megatron and naming.dst in ("", MEGATRON):
             self._within_megatron()
         else:

@@ -15,6 +15,8 @@ MEGATRON = "megatron"
 MINDFORMERS = ("mindformers", "mcore")
 """Those of a job of MindFormers."""
 CONVENTIONS = (HUB, *MINDFORMERS, MEGATRON, "torchtitan")
+TOLD_BY_NAMES = (HUB, *MINDFORMERS, "torchtitan")
+"""Megatron's are those of MindFormers' core: folders tell them, or stacks."""
 Tied = Literal["", "keep", "copy", "drop"]
 
 

@@ -57,12 +57,17 @@ class Difference(Struct, frozen=True):
 
 
 class Comparison(Struct, frozen=True):
-    """``tensors`` and ``nbytes`` are what was compared by value; bytes count every shard of B that was read."""
+    """``tensors`` and ``nbytes`` are what was compared by value; bytes count every shard of B that was read.
+
+    Attributes:
+        hint: what makes two comparable whose names are of different conventions.
+    """
 
     tensors: int
     nbytes: int
     differences: tuple[Difference, ...]
     warnings: tuple[str, ...] = ()
+    hint: str = ""
 
     @property
     def equal(self) -> bool:
@@ -107,6 +112,7 @@ def verify_content(
         raise DifferenceError(
             f"{counted(len(faults), 'tensor')} that differ (A is {src.path}, B is {dst.path}):\n" + listed(faults),
             dst.path,
+            found.hint,
         )
     said = (
         (f"{len(excused)} optimizer states are not in {dst.path}, whose strategy does not have them",)
@@ -161,7 +167,18 @@ def _compare(
             differences += [d for d in compared if d is not None]
     finally:
         observer.end()
-    return Comparison(len(moves), nbytes, tuple(differences), (*a.warnings, *b.warnings, *idle))
+    apart = any(each.kind == "only in A" for each in differences) and any(d.kind == "only in B" for d in differences)
+    told = _told_of_names(a, b) if apart else ""
+    return Comparison(len(moves), nbytes, tuple(differences), (*a.warnings, *b.warnings, *idle), told)
+
+
+def _told_of_names(a: Catalog, b: Catalog) -> str:
+    from reshard.names.regroup import whose_names  # with all recipes
+
+    ours, theirs = whose_names(a), whose_names(b)
+    if not (ours and theirs) or ours == theirs:
+        return ""
+    return f"A has names of {ours}, B of {theirs}: reshard verify A B --dst-names {theirs} compares what they hold"
 
 
 def _move(planned: PlannedTensor, targets: Sequence[Piece]) -> Move:

@@ -19,6 +19,7 @@ from reshard.families.ours import ByManifest, by_manifest
 from reshard.families.registry import FALLBACK, listing, recognised
 from reshard.families.source import Source, source_at
 from reshard.names.naming import convention_of
+from reshard.names.wishes import MEGATRON
 from reshard.planning.catalog import Catalog, IndexedFile
 from reshard.planning.names import is_adapter, is_lora, no_match
 
@@ -147,7 +148,7 @@ def inspection(source: Catalog) -> Inspection:
         {name: next(iter(by_rank.values())) for name, by_rank in source.texts.items()},
         source.warnings,
         args=source.args,
-        names="" if is_adapter(source.tensors) else convention_of(source.tensors),
+        names="" if is_adapter(source.tensors) or source.kind == MEGATRON else convention_of(source.tensors),
     )
 
 

@@ -64,7 +64,8 @@ def lora_config(
         listing(adapter)  # one that is not there has no configuration either
     raise UsageError(
         "no scaling was given, and a wrong one makes a wrong model",
-        hint="--scaling alpha/rank, as 16/8; or --lora-alpha and --lora-rank; or --config adapter_config.json",
+        hint="--adapter with a folder that has its adapter_config.json; or --scaling alpha/rank, as 16/8; or "
+        "--lora-alpha and --lora-rank; or --config adapter_config.json",
     )
 
 

@@ -186,7 +186,7 @@ def _decode(data: bytes, path: AnyPath) -> StrategyFile:
         return (read_json if path.suffix == ".json" else read_protobuf)(data, str(path))
     except StrategyError as error:
         other = foreign(data[:HEAD_NBYTES])
-        if other is None:
+        if other is None or (path.suffix == ".json" and error.hint):  # JSON that is no strategy, whole as it is
             raise
         weights = other.hint.startswith("rename it")  # under whatever name, it would be none
         hint = error.hint if weights else other.hint

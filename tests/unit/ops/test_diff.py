@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import reshard
+from hub_model import qwen3, write_hub
 from making import array, counted, write_file, write_ranks, write_strategy
 from reshard.cli.environment import original
 from reshard.cli.main import main
@@ -17,7 +18,10 @@ from reshard.families.discover import Found
 from reshard.families.source import Source
 from reshard.layout.tensor import Sharding
 from reshard.moving.mover import Mover
-from reshard.ops.diff import Comparison
+from reshard.names.wishes import Naming
+from reshard.ops.convert import convert
+from reshard.ops.diff import Comparison, verify_content
+from reshard.ops.options import Options
 from reshard.planning.names import NameRules
 
 FULL = {"a": array((4, 6), seed=1), "b": counted(8, 2)}
@@ -69,6 +73,21 @@ def test_names_shapes_and_types(a: Source, tmp_path: Path) -> None:
         "b: only in A",
         "c: only in B",
     ]
+
+
+def test_names_of_other_conventions_are_told_with_what_compares_them(tmp_path: Path) -> None:
+    hub = write_hub(tmp_path / "hub", qwen3())
+    convert(hub, tmp_path / "core.safetensors", Options(naming=Naming(dst="mcore")))
+    convert(hub, tmp_path / "megatron", Options(to="megatron"))
+    core, ranks = Source(str(tmp_path / "core.safetensors")), Source(str(tmp_path / "megatron"))
+    assert reshard.diff(Source(str(hub)), core).hint.endswith(
+        "reshard verify A B --dst-names mcore compares what they hold"
+    )
+    assert reshard.diff(ranks, Source(str(hub))).hint.startswith("A has names of megatron, B of hf: ")
+    with pytest.raises(DifferenceError) as told:
+        verify_content(Source(str(hub)), ranks)
+    assert "--dst-names megatron" in told.value.hint
+    verify_content(Source(str(hub)), ranks, naming=Naming(dst="megatron"))
 
 
 def test_only_the_names_that_are_asked_for(a: Source, tmp_path: Path) -> None:
