@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 from msgspec import Struct
 
@@ -53,6 +54,13 @@ def foreign(head: bytes, own: str = "") -> Foreign | None:
     if packed is not None:
         return packed if own != "torch" else None  # what is wrong with one, its reader knows
     return _text(head) or _ours(head, own) or _other(head)
+
+
+def hint_of_yaml(path: str) -> str:
+    """What to do with the YAML of a job, given as weights or as a strategy; "" for a file of another name."""
+    if not path.endswith((".yaml", ".yml")):
+        return ""
+    return f"the YAML of a job? reshard strategy make --config {shlex.quote(path)} -o strategy makes its strategy"
 
 
 def _archive(head: bytes) -> Foreign | None:

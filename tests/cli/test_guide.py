@@ -30,7 +30,7 @@ def test_what_it_names_exists(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(said.splitlines()) <= 24  # one look at a terminal
 
 
-@pytest.mark.parametrize("name", ["out.zip", "out.tar.gz", "out.gguf"])
+@pytest.mark.parametrize("name", ["out.zip", "out.tar.gz", "out.gguf", "model.safetensors.index.json", "out.CKPT"])
 def test_a_target_named_as_an_archive_is_no_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:

@@ -37,6 +37,7 @@ def folder(tmp_path: Path) -> Path:
         ("split ckpt x --dst-strategy more", {}, "reshard convert has the option: give its strategy"),
         ("inspect ckpt --tensor w", {}, ""),
         ("inspect begun", {}, "give the same command again, as: reshard convert SRC DST --resume"),
+        ("convert safe x --src-strategy out/strategy --dst-strategy run.yaml", {}, "strategy make --config run.yaml"),
         ("strategy show begun/config.json", {}, "is this a strategy file?"),
         ("fingerprint ckpt", {}, "that the job saved: --strategy"),
         ("diff ckpt ckpt", {}, "that the job saved: --a-strategy or --b-strategy"),

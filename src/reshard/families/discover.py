@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -28,7 +27,7 @@ from reshard.families.strange_folders import (
     refuse_unfinished,
     unfinished,
 )
-from reshard.foreign import HEAD_NBYTES, Foreign, foreign
+from reshard.foreign import HEAD_NBYTES, Foreign, foreign, hint_of_yaml
 from reshard.formats.registry import format_of, suffixes
 from reshard.storage.storage import Entry, join
 from reshard.storage.storages import opened, storage_of
@@ -118,9 +117,7 @@ def _check_name(path: str) -> None:
 
 def _hint(path: str, found: Foreign) -> str:
     """What to do with a file of another kind: text that is not called as weights are was never one of them."""
-    if path.endswith((".yaml", ".yml")):
-        return f"the YAML of a job? reshard strategy make --config {shlex.quote(path)} -o strategy makes its strategy"
-    return "give a weight file, or the folder of the checkpoint" if found.text else found.hint
+    return hint_of_yaml(path) or ("give a weight file, or the folder of the checkpoint" if found.text else found.hint)
 
 
 def _named(path: str) -> Found:

@@ -44,7 +44,10 @@ from reshard.target.overwrite import Replacement
 from reshard.target.preflight import refuse_occupied, refuse_source, refuse_within
 from reshard.target.target_paths import Place
 
-_OTHERS_FILES = (".npz", ".gguf", ".onnx", ".safetensor", ".zip", ".tar", ".gz", ".tgz", ".zst")
+_OTHERS_FILES = (
+    ".npz", ".npy", ".gguf", ".ggml", ".onnx", ".h5", ".hdf5", ".pkl", ".pickle", ".msgpack", ".safetensor",
+    ".json", ".yaml", ".yml", ".zip", ".tar", ".gz", ".tgz", ".zst",
+)  # fmt: skip
 
 
 class Conversion(Struct, frozen=True):
@@ -248,7 +251,8 @@ def names_file(dst: str | Path) -> bool:
     """Whether a target is one weight file rather than a folder, by its name and by what is there. Raises UsageError for
     the name of a weight file of a kind that is not written, and for one that a manifest cannot hold.
     """
-    if str(dst).endswith(_OTHERS_FILES) and not Path(dst).is_dir():
+    others = str(dst).lower().endswith((*_OTHERS_FILES, *suffixes())) and format_of(str(dst)) is None
+    if others and not Path(dst).is_dir():
         raise UsageError(
             f"{str(dst)!r} is named as a file that we do not write", hint=f"end it in {' or '.join(sorted(suffixes()))}"
         )

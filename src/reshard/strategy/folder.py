@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from reshard.errors import CheckpointError, StrategyError, counted, listed, reported
-from reshard.foreign import HEAD_NBYTES, foreign
+from reshard.foreign import HEAD_NBYTES, foreign, hint_of_yaml
 from reshard.layout.stages import AnySharding, Strategy
 from reshard.layout.tensor import Sharding
 from reshard.strategy.file import STAGE_PREFIX, LayoutItem, Operator, StrategyFile
@@ -189,7 +189,7 @@ def _decode(data: bytes, path: AnyPath) -> StrategyFile:
         if other is None or (path.suffix == ".json" and error.hint):  # JSON that is no strategy, whole as it is
             raise
         weights = other.hint.startswith("rename it")  # under whatever name, it would be none
-        hint = error.hint if weights else other.hint
+        hint = hint_of_yaml(str(path)) or (error.hint if weights else other.hint)
         raise StrategyError(f"it is {other.what}, not a strategy file", error.where, hint) from error
 
 
