@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
-from reshard.errors import InputError
+from reshard.errors import InputError, reported
 
 _MAX_DEPTH = 64
 """Of lists and maps in brackets: the time that PyYAML takes for them grows with the square of their depth."""
 _MAX_LINE = 500
 _MAX_VALUES = 1_000_000
 """With those that aliases stand for: some lines of aliases to aliases stand for more than any memory holds."""
+
+
+def text_of(path: str | Path) -> str:
+    """What a YAML file says. Raises InputError."""
+    with reported(path):
+        content = Path(path).read_bytes()
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError:
+        raise InputError("not a text file", str(path), "give a YAML file") from None
 
 
 def read_yaml(text: str) -> Any:

@@ -9,8 +9,8 @@ from typing import Any
 from msgspec import Struct
 
 from reshard.closest import closest
-from reshard.errors import InputError, UsageError, reported
-from reshard.yaml_text import read_yaml
+from reshard.errors import InputError, UsageError
+from reshard.yaml_text import read_yaml, text_of
 
 SRC_STRATEGY = ("src_strategy_path_or_dir", "src_strategy")
 KEYS = (
@@ -51,7 +51,7 @@ def read_config(config: str | Path | Mapping[str, Any], changes: Mapping[str, An
     if isinstance(config, Mapping):
         where, text, content = "config", "", _plain(config)
     else:
-        where, text = str(config), _text(Path(config))
+        where, text = str(config), text_of(config)
         try:
             content = read_yaml(text)
         except InputError as error:
@@ -86,15 +86,6 @@ def parse_changes(words: Sequence[str]) -> dict[str, Any]:
         except InputError as error:
             raise UsageError(f"--{key} {value!r}: {error.message}") from None
     return changes
-
-
-def _text(path: Path) -> str:
-    with reported(path):
-        content = path.read_bytes()
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError:
-        raise InputError("not a text file", str(path), "give a YAML file") from None
 
 
 def _plain(value: Any) -> Any:

@@ -25,7 +25,7 @@ from reshard.strategy.optimizer_shard import OptimizerParallel
 from reshard.strategy.optimizer_states import NONE, check_optimizer, optimizer_of
 from reshard.strategy.placing import Stages, place
 from reshard.strategy.rules import RuleFamily, read_family
-from reshard.yaml_text import whole_numbers
+from reshard.yaml_text import text_of, whole_numbers
 
 
 class StrategyWish(Struct, frozen=True):
@@ -80,7 +80,7 @@ def made_stages(making: StrategyWish) -> tuple[RuleFamily, Job, Stages]:
     """The layouts alone, nothing written."""
     job = _job(making)
     stored = _stored(making.checkpoint) if making.checkpoint else None
-    own = read_family(_text(making.rules), making.rules) if making.rules else None
+    own = read_family(text_of(making.rules), making.rules) if making.rules else None
     try:
         family = own or family_of(job)
         optimizer = making.optimizer or job.optimizer or optimizer_of(stored or ()) or "AdamW"
@@ -114,7 +114,7 @@ def _job(making: StrategyWish) -> Job:
     if making.content is not None:
         job = job_of(making.content, making.config, release=making.mindformers_version)
     else:
-        job = read_job(_text(making.config), making.config, release=making.mindformers_version)
+        job = read_job(text_of(making.config), making.config, release=making.mindformers_version)
     base = _hugging_face(job.pretrained)
     return replace(job, models=(*job.models, *model_names(base)), config={**base, **job.config})
 
@@ -125,7 +125,7 @@ def _hugging_face(folder: str) -> Mapping[str, Any]:
     if not folder or not path.is_file():
         return {}
     try:
-        content = whole_numbers(json.loads(_text(str(path))))
+        content = whole_numbers(json.loads(text_of(str(path))))
     except ValueError as error:
         raise StrategyError(f"not JSON: {error}", str(path)) from None
     if not isinstance(content, dict):
@@ -141,12 +141,3 @@ def _stored(checkpoint: str) -> dict[str, TensorSpec]:
 def _weights(stored: Mapping[str, TensorSpec], job: Job) -> dict[str, TensorSpec]:
     """Without the states, which the job's optimizer names, and without the LoRA pairs that the job makes itself."""
     return {n: spec for n, spec in stored.items() if not is_state(n) and not (job.lora and is_lora(n))}
-
-
-def _text(path: str) -> str:
-    with reported(path):
-        content = Path(path).read_bytes()
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError:
-        raise StrategyError("not a text file", path, "give a YAML file") from None
