@@ -68,6 +68,11 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    """What there is, whether it has been used or not."""
+    return [*__all__, "auto"]
+
+
 def __getattr__(name: str) -> Any:
     if name == "auto":  # a package of its own names
         return import_module("reshard.auto")

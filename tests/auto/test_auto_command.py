@@ -164,7 +164,13 @@ def test_half_a_launch_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [("a: [", "not YAML"), ("- a", "not a MindFormers configuration"), (None, "no such file")]
+    ("content", "said"),
+    [
+        ("a: [", "not YAML"),
+        ("- a", "not a MindFormers configuration"),
+        ('{"architectures": ["Llama"]}', "none of its keys"),
+        (None, "no such file"),
+    ],
 )
 def test_what_is_no_yaml(tmp_path: Path, ranks: Ranks, content: str | None, said: str) -> None:
     if content is not None:

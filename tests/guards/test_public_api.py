@@ -22,6 +22,7 @@ def test_every_public_name_is_what_it_says_whatever_was_imported_before(name: st
 
 def test_all_names_are_said_to_be_public() -> None:
     assert set(reshard._PLACES) | {"__version__"} == set(reshard.__all__)
+    assert set(reshard.__all__) <= set(dir(reshard))  # before any is used: a shell completes them
 
 
 def test_unknown_names_are_refused_as_python_does() -> None:

@@ -61,6 +61,9 @@ def read_config(config: str | Path | Mapping[str, Any], changes: Mapping[str, An
     for key, value in (changes or {}).items():
         _check_known(key, content)
         content = _with(content, key.split("."), value)
+    if text and content.keys().isdisjoint((*KEYS, *_OTHER_KEYS)):
+        told = ", ".join((*_OTHER_KEYS[1:4], KEYS[0]))
+        raise InputError(f"not a MindFormers configuration: none of its keys, as {told}", where)
     return Config(where, text, content, dict(changes or {}))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -17,7 +18,7 @@ from reshard.errors import DifferenceError, UsageError, counted, listed
 from reshard.families.open_checkpoint import open_source
 from reshard.families.probe import agreements
 from reshard.families.replicas import shown_values
-from reshard.families.source import Source
+from reshard.families.source import Source, source_at
 from reshard.families.strategies import read_strategy
 from reshard.index import ZEROS
 from reshard.moving.mover import Mover
@@ -77,14 +78,17 @@ class Comparison(Struct, frozen=True):
         return [str(d) for d in self.differences]
 
 
-def diff(a: Source, b: Source, rules: NameRules | None = None, observer: Observer | None = None) -> Comparison:
+def diff(
+    a: str | Path | Source, b: str | Path | Source, rules: NameRules | None = None, observer: Observer | None = None
+) -> Comparison:
     """Compare two checkpoints; ``rules`` say which names, and rename those of A. Raises InputError for broken ones."""
-    return _compare(open_source(a), open_source(b), rules or NameRules(), "", observer or Observer(), every_copy=False)
+    ours, theirs = (open_source(source_at(side)) for side in (a, b))
+    return _compare(ours, theirs, rules or NameRules(), "", observer or Observer(), every_copy=False)
 
 
 def verify_content(
-    src: Source,
-    dst: Source,
+    src: str | Path | Source,
+    dst: str | Path | Source,
     rules: NameRules | None = None,
     dtype: str = "",
     observer: Observer | None = None,
@@ -97,6 +101,7 @@ def verify_content(
 
     Raises DifferenceError listing what differs.
     """
+    src, dst = source_at(src), source_at(dst)
     source, target = (open_source(replace(side, trust_manifest=False)) for side in (src, dst))
     rules = rules or NameRules()
     if naming and naming.changes:

@@ -83,9 +83,9 @@ def test_names_of_other_conventions_are_told_with_what_compares_them(tmp_path: P
     assert reshard.diff(Source(str(hub)), core).hint.endswith(
         "reshard verify A B --dst-names mcore compares what they hold"
     )
-    assert reshard.diff(ranks, Source(str(hub))).hint.startswith("A has names of megatron, B of hf: ")
+    assert reshard.diff(ranks, hub).hint.startswith("A has names of megatron, B of hf: ")
     with pytest.raises(DifferenceError) as told:
-        verify_content(Source(str(hub)), ranks)
+        verify_content(hub, tmp_path / "megatron")
     assert "--dst-names megatron" in told.value.hint
     verify_content(Source(str(hub)), ranks, naming=Naming(dst="megatron"))
 
