@@ -99,6 +99,6 @@ def test_the_strictest_memory_limit_counts(tmp_path: Path, monkeypatch: pytest.M
     files = [tmp_path / "own", tmp_path / "parent", tmp_path / "absent"]
     files[0].write_text("max\n")
     files[1].write_text("268435456\n")
-    monkeypatch.setattr(machine, "_control_files", lambda name, old: files)
+    monkeypatch.setattr(machine, "_control_files", lambda: files)
     assert machine.memory_limit_nbytes() == 1 << 28
     assert "the memory limit of 268,435,456 bytes is below" in doctor.examine([]).problems[0]

@@ -46,7 +46,7 @@ class Fsdp(Struct, frozen=True):
         folder = _chosen(there, source)
         files = _files(folder)
         world, told_by = _world(folder, files)
-        models = _ranked(folder, files["model"].get(world, {}), world, "model")
+        models = _ranked(folder, files["model"].get(world, {}), world)
         ranked = [(rank, folder.at(name)) for rank, name in enumerate(models)]
         opened = made_of_parts(folder.path, ranked, partial(model_file, world=world))
         tensors = _tensors(opened)
@@ -154,9 +154,9 @@ def _world(folder: Listing, files: _FilesByKind) -> tuple[int, dict[str, str]]:
     return world, {_CONFIG: hash_of_file(content)}
 
 
-def _ranked(folder: Listing, names: Mapping[int, str], world: int, kind: str) -> list[str]:
-    """The file of every rank. Raises CheckpointError naming those that are missing."""
-    if absent := _absent(names, world, kind):
+def _ranked(folder: Listing, names: Mapping[int, str], world: int) -> list[str]:
+    """The model file of every rank. Raises CheckpointError naming those that are missing."""
+    if absent := _absent(names, world, "model"):
         there = ", ".join(names[rank] for rank in sorted(names)[:4])
         raise CheckpointError(
             "files of ranks are missing:\n" + listed(absent),

@@ -89,9 +89,9 @@ class Link(Struct, frozen=True):
                 return replace(self, axes=axes, target=tuple(left)).merged()
         return self
 
-    def bounds(self, *, target: bool) -> set[tuple[int, int]]:
-        """For each dim of one side, how many elements lie together below each axis."""
-        return {(place.dim, below) for place, _, below in self._below(target=target)}
+    def bounds(self) -> set[tuple[int, int]]:
+        """For each dim of the target, how many elements lie together below each axis."""
+        return {(place.dim, below) for place, _, below in self._below(target=True)}
 
     def _below(self, *, target: bool) -> Iterator[tuple[AxisPlace, int, int]]:
         sizes: dict[int, int] = {}

@@ -255,7 +255,7 @@ class Maker:
         """Links whose axes begin and end alike in the target, and with those of their sources' views."""
         made = list(links)
         while True:
-            each = [link.bounds(target=True) for link in made]
+            each = [link.bounds() for link in made]
             bounds = sorted(set().union(*each))
             if all(len(own) == len(bounds) for own in each) and not any(self._sources[k.source].view for k in made):
                 return made
@@ -299,6 +299,6 @@ def _factors(shape: Shape, links: Sequence[Link]) -> list[Shape]:
     """Each dim of a target as all its links count it."""
     found: list[Shape] = []
     for dim, n in enumerate(shape):
-        bounds = sorted({below for link in links for d, below in link.bounds(target=True) if d == dim} | {1, n})
+        bounds = sorted({below for link in links for d, below in link.bounds() if d == dim} | {1, n})
         found.append(tuple(b // a for a, b in pairwise(bounds))[::-1] if n > 1 else (n,))
     return found

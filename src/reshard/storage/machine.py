@@ -37,12 +37,12 @@ def has_server_copies(path: str | Path) -> bool:
 
 def memory_limit_nbytes() -> int | None:
     """What the control groups of this process let it take, the strictest of them; None without a limit."""
-    limits = [_number(file) for file in _control_files("memory.max", "memory/memory.limit_in_bytes")]
+    limits = [_number(file) for file in _control_files()]
     return min((limit for limit in limits if limit is not None and limit < 1 << 60), default=None)
 
 
-def _control_files(name: str, old_name: str) -> list[Path]:
-    """A file of this process's control group and of all groups around it."""
+def _control_files() -> list[Path]:
+    """The memory limit of this process's control group and of all groups around it."""
     root = Path("/sys/fs/cgroup")
     try:
         groups = Path("/proc/self/cgroup").read_text().splitlines()
@@ -50,7 +50,8 @@ def _control_files(name: str, old_name: str) -> list[Path]:
         return []
     own = next((line.split(":", 2)[2] for line in groups if line.startswith("0::")), "/").lstrip("/")
     folder = root / own
-    return [root / old_name, *(parent / name for parent in (folder, *folder.parents) if parent.is_relative_to(root))]
+    limits = (parent / "memory.max" for parent in (folder, *folder.parents) if parent.is_relative_to(root))
+    return [root / "memory/memory.limit_in_bytes", *limits]
 
 
 def _number(file: Path) -> int | None:

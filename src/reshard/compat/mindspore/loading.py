@@ -30,6 +30,7 @@ from reshard.strategy.folder import of_file
 from reshard.strategy.protobuf import encode_layout, sharding_of
 
 _FORMATS = ("safetensors", "ckpt")
+_PREDICTED = "predict_strategy"
 
 
 def load_distributed_checkpoint(
@@ -66,7 +67,7 @@ def load_distributed_checkpoint(
         RuntimeError: a network is given and MindSpore is not installed.
     """
     _check_arguments(dec_key, format, output_format)
-    target = given_strategy(predict_strategy, "predict_strategy")
+    target = _predicted(predict_strategy)
     if format == "ckpt":
         source = _of_ranks(checkpoint_filenames, train_strategy_filename)
         return _given_back(source, target, network, rank_id, strict=strict_load, parameters=return_param_dict)
@@ -177,7 +178,7 @@ def load_into(network: Any, parameters: Mapping[str, Any], *, strict: bool) -> A
     return ms.load_param_into_net(network, dict(parameters), strict_load=strict)
 
 
-def given_strategy(given: object, argument: str) -> str | Strategy:
+def _predicted(given: object) -> str | Strategy:
     """The path of a strategy, or what a dict says; "" for None.
 
     Its values are those of ``build_searched_strategy``, or lists as ``infer_predict_layout`` gives them: device matrix,
@@ -188,12 +189,12 @@ def given_strategy(given: object, argument: str) -> str | Strategy:
         ValueError: a path that is not there, a value of another kind.
     """
     if not isinstance(given, Mapping):
-        check_strategy_path(given, argument)
+        check_strategy_path(given, _PREDICTED)
         return str(given or "")
     if not given or not all(isinstance(name, str) for name in given):
-        raise TypeError(f"{argument} should be a dict of parameters by name")
+        raise TypeError(f"{_PREDICTED} should be a dict of parameters by name")
     with reference_errors():
-        return of_file(StrategyFile(argument, "ckpt", (), {name: _item(name, v) for name, v in given.items()}))
+        return of_file(StrategyFile(_PREDICTED, "ckpt", (), {name: _item(name, v) for name, v in given.items()}))
 
 
 def _item(name: str, value: Any) -> LayoutItem:
