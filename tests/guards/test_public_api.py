@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import inspect
+import re
 import subprocess
 import sys
 from importlib import import_module
 from importlib.resources import files
+from pathlib import Path
+from typing import Any
 
 import pytest
 from source import MODULES, dotted
@@ -23,6 +27,21 @@ def test_every_public_name_is_what_it_says_whatever_was_imported_before(name: st
 def test_all_names_are_said_to_be_public() -> None:
     assert set(reshard._PLACES) | {"__version__"} == set(reshard.__all__)
     assert set(reshard.__all__) <= set(dir(reshard))  # before any is used: a shell completes them
+
+
+def told_arguments(of: Any) -> str:
+    bare = [p.replace(annotation=p.empty) for p in inspect.signature(of).parameters.values()]
+    return str(inspect.Signature(bare)).replace("'", '"')
+
+
+@pytest.mark.parametrize("page", ["docs/reference/python.md", "docs/zh/reference/python.md"])
+def test_the_reference_has_every_argument_and_field(page: str) -> None:
+    text = (Path(__file__).parents[2] / page).read_text(encoding="utf-8")
+    for path, given in re.findall(r"^(?:\| `reshard\.|`)([\w.]+)(\([^`]*\))`", text, re.MULTILINE):
+        place, _, name = f"reshard.{path}".rpartition(".")
+        assert given == told_arguments(getattr(import_module(place), name)), path
+    fields = {*reshard.Options.__struct_fields__}
+    assert sorted(fields - {*re.findall(r"`(\w+)`", text.partition("## Options")[2])}) == []
 
 
 def test_unknown_names_are_refused_as_python_does() -> None:
