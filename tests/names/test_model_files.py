@@ -73,6 +73,22 @@ def test_one_beside_that_contradicts_is_refused(core: Path, tmp_path: Path, caps
     assert "32" in said
 
 
+@pytest.mark.parametrize("to", ["megatron", "torch_dist"])
+def test_how_a_source_is_fused_is_told_of_megatrons_targets_too(
+    core: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], to: str
+) -> None:
+    """Their names are their own, so --dst-names need not be said."""
+    words = ["convert", core, tmp_path / "out", "--to", to, "--model", tmp_path / "hub"]
+    said = refused(capsys, 3, *words, "--src-qkv", "grouped")
+    assert "say it: --src-gate-up interleaved|concat, or" in said
+    told = ["--src-qkv", "grouped", "--src-gate-up", "interleaved", "--quiet"]
+    assert run_reshard([*map(str, words), *told]) == 0
+    naming = Naming(dst="hf", model=str(tmp_path / "hub"))
+    convert(tmp_path / "out", tmp_path / "back.safetensors", Options(naming=naming))
+    back = read_file(tmp_path / "back.safetensors")
+    assert all(same(back[name], value) for name, value in qwen3().items())
+
+
 @pytest.mark.parametrize(("one", "other"), [("--qkv grouped", "--gate-up"), ("--gate-up interleaved", "--qkv")])
 def test_what_is_fused_together_is_not_fused_by_half(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], one: str, other: str

@@ -235,11 +235,13 @@ def conversion_options(given: dict[str, Any]) -> Options:
 
 def naming_of(given: dict[str, Any]) -> Naming:
     """What was said of names. Raises UsageError."""
-    from reshard.names.wishes import Asked, Naming
+    from reshard.names.wishes import MEGATRON, Asked, Naming
 
+    sided = ("src_model", "dst_model", "qkv", "gate_up", "src_qkv", "src_gate_up")
+    implied = MEGATRON if given.get("to") in (MEGATRON, "torch_dist") and any(map(given.get, sided)) else ""
     return Naming(
         src=given.get("src_names", ""),
-        dst=given.get("dst_names", ""),
+        dst=given.get("dst_names", "") or implied,
         model=given.get("model", ""),
         src_model=given.get("src_model", ""),
         dst_model=given.get("dst_model", ""),

@@ -155,7 +155,7 @@ class _Regrouping:
         if naming.dst == HUB:
             self._drop_states()
         if recipe is not None:
-            asked = naming.asked if naming.dst in (HUB, "") else naming.src_asked
+            asked = naming.asked if naming.dst in (HUB, "") else replace(naming.src_asked, of_source=True)
             given = self._given(recipe, self._models.src, to_hub=True)
             self._stage(replace(given, asked=asked, shards=_rows_of(self._source)), self._src)
         dst = naming.dst or self._src

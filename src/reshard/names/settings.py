@@ -175,16 +175,16 @@ def style_of(known: Known, style: str, possible: Sequence[str], asked: Asked, *,
     kind = known.recipe.styles[style]
     told = known.evaluated(kind.told)
     where = known.files[0].where.rsplit("/", 1)[-1] if known.files else ""
-    said = asked.of(style)
+    said, option = asked.of(style), asked.option(style)
     if said:
         if said not in possible:
             raise UsageError(
-                f"{OPTIONS[style]} {said}: {known.recipe.convention} names of {known.recipe.name} are "
+                f"{option} {said}: {known.recipe.convention} names of {known.recipe.name} are "
                 f"{' or '.join(possible)} here"
             )
         if told is not None and told != said and told in possible:
-            raise UsageError(f"{OPTIONS[style]} {said}, and {where} says {told}", hint="drop one of them")
-        return said, OPTIONS[style]
+            raise UsageError(f"{option} {said}, and {where} says {told}", hint="drop one of them")
+        return said, option
     if len(possible) == 1:
         return possible[0], ""
     if told in possible:
@@ -193,5 +193,5 @@ def style_of(known: Known, style: str, possible: Sequence[str], asked: Asked, *,
         return (kind.default if kind.default in possible else possible[0]), "default"
     raise PlanError(
         f"{reading}: it may be {' or '.join(possible)}, names and shapes are the same, and nothing tells which",
-        hint=f"say it: {kind.ask}",
+        hint=f"say it: {kind.ask}".replace(OPTIONS.get(style, option), f"{option} {'|'.join(possible)}"),
     )

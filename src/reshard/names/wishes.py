@@ -31,12 +31,21 @@ class Excluded(Struct, frozen=True):
 
 
 class Asked(Struct, frozen=True):
-    """What the user says of one side: values of styles by option."""
+    """What the user says of one side: values of styles by option.
+
+    Attributes:
+        of_source: whether options say it that are of the source alone, where both sides fuse.
+    """
 
     options: Mapping[str, str] = {}
+    of_source: bool = False
 
     def of(self, style: str) -> str:
         return self.options.get(style, "")
+
+    def option(self, style: str) -> str:
+        """What says it on the command line."""
+        return f"--{'src-' if self.of_source else ''}{style.replace('_', '-')}"
 
 
 class Naming(Struct, frozen=True):
