@@ -61,6 +61,12 @@ def same(a: np.ndarray, b: np.ndarray) -> bool:
     return (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
 
 
+def differing(found: Arrays, wanted: Arrays) -> list[str]:
+    """Names that one of them lacks, and those whose values are not the same."""
+    both = found.keys() & wanted.keys()
+    return sorted((found.keys() ^ wanted.keys()) | {name for name in both if not same(found[name], wanted[name])})
+
+
 # --- MindSpore's convention, once more and by hand
 
 

@@ -11,7 +11,7 @@ from ranks import Ranks
 
 from cloud.servers import S3, Files, ObjectServer
 from golden.cases import Case
-from making import read_file, read_rank, same
+from making import differing, read_file, read_rank, same
 
 pytest.importorskip("obstore", reason="object storage needs the extra 'cloud', which this environment leaves out")
 WORLD = 8
@@ -27,8 +27,7 @@ def bucket() -> Iterator[S3]:
 def assert_ranks(case: Case, folder: Path, ranks: range) -> None:
     for rank in ranks:
         ours, wanted = read_rank(folder, rank), read_rank(case.expected, rank)
-        assert ours.keys() == wanted.keys()
-        assert all(same(ours[name], wanted[name]) for name in ours)
+        assert differing(ours, wanted) == []
     assert len([*folder.glob("rank_*")]) == len(ranks)
 
 
@@ -89,8 +88,7 @@ def test_loading_from_urls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, buck
             config = write_yaml(tmp_path / "run.yaml", "dp2mp4", load_checkpoint=url)
             wanted = read_rank(case.expected, 5)
             ours = load(config, rank=5, world_size=WORLD)
-            assert ours.keys() == wanted.keys()
-            assert all(same(ours[name], wanted[name]) for name in ours)
+            assert differing(ours, wanted) == []
     finally:
         files.close()
 

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 import reshard
 from golden.cases import run_reshard
 from golden_families.test_recorded import unpacked
-from making import array, read_file, same, write_file
+from making import array, differing, read_file, same, write_file
 from reshard import Options
 from reshard.errors import CheckpointError, FormatError, PlanError, UsageError
 from reshard.families.open_checkpoint import open_source
@@ -338,8 +338,7 @@ def test_what_is_written_is_read(tmp_path: Path, files: int) -> None:
     source = write_file(tmp_path / "full.safetensors", FULL)
     reshard.convert(source, tmp_path / "dcp", Options(to="dcp", files=files, fsync=False))
     found = values(tmp_path / "dcp", crc=True)
-    assert found.keys() == FULL.keys()
-    assert [name for name in FULL if not same(found[name], FULL[name])] == []
+    assert differing(found, FULL) == []
     count = len(list((tmp_path / "dcp").glob("__*_0.distcp")))
     assert 1 <= count <= max(files, 1)
 

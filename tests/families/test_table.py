@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 import reshard
 from families.rows import CARRIED_OUT, FAMILIES, Kept, Made
-from making import read_file, same, tree
+from making import differing, read_file, tree
 from reshard import Options
 from reshard.errors import RunError
 from reshard.families.open_checkpoint import open_source
@@ -53,8 +53,7 @@ def rank_file(folder: Path, rank: int) -> dict[str, np.ndarray]:
 
 
 def equal(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> None:
-    assert found.keys() == wanted.keys()
-    assert [name for name in wanted if not same(found[name], wanted[name])] == []
+    assert differing(found, wanted) == []
 
 
 def weights(folder: Path) -> dict[str, bytes]:

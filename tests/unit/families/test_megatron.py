@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import reshard
-from making import array, read_file, same, write_file
+from making import array, differing, read_file, same, write_file
 from megatron_ranks import ARGS, FULL, chunk_of, saved, told, write_megatron, write_torch
 from reshard import Options
 from reshard.errors import InputError
@@ -35,14 +35,10 @@ def refused(source: Path) -> str:
     return f"{caught.value.message} {caught.value.hint}"
 
 
-def gives_all(found: dict[str, np.ndarray], full: dict[str, np.ndarray] = FULL) -> bool:
-    return found.keys() == full.keys() and all(same(found[name], value) for name, value in full.items())
-
-
 @pytest.mark.parametrize("chunks", [1, 2])
 def test_layers_count_anew_on_every_stage_and_chunk(tmp_path: Path, chunks: int) -> None:
     write_megatron(tmp_path / "m", chunks=chunks)
-    assert gives_all(converted(tmp_path / "m", tmp_path))
+    assert differing(converted(tmp_path / "m", tmp_path), FULL) == []
 
 
 def test_arguments_are_shown(tmp_path: Path) -> None:
@@ -76,7 +72,7 @@ def test_files_in_each_other_s_folders_are_told(tmp_path: Path, swapped: tuple[i
         places.append(tmp_path / IT / f"mp_rank_{tensor:02d}_{stage:03d}" / "model_optim_rng.pt")
         args = {**ARGS, "rank": tensor + 4 * stage, "world_size": 8}
         saved(places[-1], told(args), {"model": chunk_of(stage, 0, tensor, (2, 2, 1))})
-    assert gives_all(converted(tmp_path / IT, tmp_path))
+    assert differing(converted(tmp_path / IT, tmp_path), FULL) == []
     one, other = (places[number] for number in swapped)
     kept = one.read_bytes()
     one.write_bytes(other.read_bytes())
@@ -198,13 +194,13 @@ def test_saves_of_a_folder(tmp_path: Path) -> None:
         in refused(saves)
     )
     (saves / "latest_checkpointed_iteration.txt").write_text("release")
-    assert gives_all(converted(saves, tmp_path))
+    assert differing(converted(saves, tmp_path), FULL) == []
     (saves / "latest_checkpointed_iteration.txt").unlink()
     assert any("no latest_checkpointed" in warning for warning in inspect(str(saves)).warnings)
     write_megatron(saves)
     (saves / "latest_checkpointed_iteration.txt").unlink()
     assert "2 saves and no latest_checkpointed_iteration.txt: iter_0000007, release" in refused(saves)
-    assert gives_all(converted(saves, tmp_path / "x", iteration=7))
+    assert differing(converted(saves, tmp_path / "x", iteration=7), FULL) == []
 
 
 def test_the_common_state_may_be_an_entry(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 import reshard
 from golden_families.test_recorded import unpacked
-from making import array, read_file, same, write_file
+from making import array, differing, read_file, write_file
 from megatron_ranks import FULL, write_megatron
 from reshard import Options
 from reshard.errors import ReshardError
@@ -37,8 +37,7 @@ def test_layers_of_ranks_stand_in_stacks(tmp_path: Path, files: int) -> None:
     assert json.loads((folder / "metadata.json").read_text())["sharded_backend"] == "torch_dist"
     reshard.convert(target, tmp_path / "back.safetensors", Options(fsync=False))
     found = read_file(tmp_path / "back.safetensors")
-    assert found.keys() == FULL.keys()
-    assert all(same(found[name], value) for name, value in FULL.items())
+    assert differing(found, FULL) == []
     assert inspect(str(target)).args["num_layers"] == 8
 
 
@@ -68,8 +67,7 @@ def test_the_common_state_stays_as_it_is(tmp_path: Path) -> None:
     reshard.convert(target, tmp_path / "back.safetensors", Options(fsync=False))
     reshard.convert(source, tmp_path / "whole.safetensors", Options(fsync=False))
     back, whole = read_file(tmp_path / "back.safetensors"), read_file(tmp_path / "whole.safetensors")
-    assert back.keys() == whole.keys()
-    assert all(same(back[name], value) for name, value in whole.items())
+    assert differing(back, whole) == []
 
 
 def test_rows_of_the_vocabulary_are_other_arguments(tmp_path: Path) -> None:
