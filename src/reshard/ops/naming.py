@@ -19,7 +19,7 @@ from reshard.names.model import ModelFile, model_of_args, read_model
 from reshard.names.regroup import Models, Regrouped, regrouped
 from reshard.names.wishes import HUB, Excluded, Naming
 from reshard.planning.catalog import Catalog, Loose, Shard, Tensor
-from reshard.planning.names import NameRules, is_state
+from reshard.planning.names import NameRules, is_of_optimizer
 from reshard.planning.scales import refuse_parted_by
 from reshard.storage.storage import join
 from reshard.storage.storages import content_of, storage_of
@@ -59,7 +59,7 @@ def _by_rules(source: Catalog, rules: NameRules) -> tuple[Catalog, Excluded]:
     out: dict[str, list[str]] = {}
     for name, tensor in source.tensors.items():
         if not rules.takes(name):
-            states = rules.weights_only and is_state(name)
+            states = rules.weights_only and is_of_optimizer(name)
             why = "optimizer states, by --weights-only" if states else "by --include / --exclude"
             out.setdefault(why, []).append(name)
         else:
