@@ -229,6 +229,18 @@ def test_a_file_of_another_length_than_was_written(tmp_path: Path) -> None:
     assert (what, where) == (f"{before + 8:,} bytes, and {before:,} were written", "__1_0.distcp")
 
 
+@pytest.mark.parametrize("text", ["", '{"model_type": "lla', "[]", "[" * 9_999])
+def test_a_configuration_that_cannot_be_read(tmp_path: Path, text: str) -> None:
+    file = write_file(tmp_path / "model.safetensors", {"w": array((4,))})
+    (tmp_path / "config.json").write_text("{}")
+    found = checkup(str(tmp_path))
+    assert found is not None
+    assert not found.faults
+    (tmp_path / "config.json").write_text(text)
+    assert one_fault(tmp_path)[1] == "config.json"
+    assert one_fault(file)[1] == str(tmp_path / "config.json")
+
+
 def test_a_description_of_megatron_s_that_cannot_be_read(tmp_path: Path) -> None:
     source = FAMILIES["Megatron, flattened ranges"](tmp_path).path
     (source / "metadata.json").chmod(0o644)

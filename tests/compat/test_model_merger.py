@@ -77,6 +77,9 @@ def test_lora_weights_become_an_adapter_beside_their_base(tmp_path: Path) -> Non
     assert (config["r"], config["lora_alpha"], config["target_modules"]) == (2, 16, ["q_proj"])
     found = read_file(adapter / "adapter_model.safetensors")
     assert same(found[f"{before}.lora_A.weight"], a.astype("bfloat16"))
+    (source / "lora_train_meta.json").write_text("[" * 9_999)
+    assert merge(source, tmp_path / "none") == 3
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from reshard.compat.arguments import Parser
 from reshard.compat.console import Progress, log, program, warn
 from reshard.compat.placing import placed
-from reshard.errors import UsageError, reported
+from reshard.errors import CheckpointError, UsageError, reported
 from reshard.families.open_checkpoint import open_source
 from reshard.families.source import Source
 from reshard.ops.convert import execute, plan_from
@@ -50,6 +50,7 @@ def _run(argv: Sequence[str]) -> None:
     )  # verl's users put the model among the ranks' files, which are told by their names
     log(f"Merging {source.family}")
     lora = [name for name in source.tensors if _LORA in name]
+    config = _adapter_config(source, lora, given.local_dir) if lora else ""
     base = NameRules((), (_LORA,), _OF_LORA, weights_only=True) if lora else NameRules(weights_only=True)
     with placed(given.target_dir, (file.path for file in source.files)) as folder:
         _write(source, folder, base)
@@ -61,7 +62,7 @@ def _run(argv: Sequence[str]) -> None:
                 adapter / "adapter_model.safetensors",
                 NameRules((_LORA,), (), _ADAPTER_NAMES, weights_only=True),
             )
-            (adapter / "adapter_config.json").write_text(_adapter_config(source, lora, given.local_dir))
+            (adapter / "adapter_config.json").write_text(config)
             described.append("the LoRA adapter")
     log(f"Saved the model, {', '.join(described) or 'and no config: none was found'} to {given.target_dir}")
 
@@ -113,7 +114,10 @@ def _compare(local_dir: str, test_hf_dir: str) -> None:
 def _adapter_config(source: Catalog, names: Sequence[str], local_dir: str) -> str:
     """What PEFT needs to load the adapter: rank and alpha as the trainer noted them, else as its shapes have them."""
     noted = Path(local_dir, _TOLD)
-    told: dict[str, Any] = json.loads(noted.read_text()) if noted.is_file() else {}
+    try:
+        told: dict[str, Any] = {**json.loads(noted.read_bytes())} if noted.is_file() else {}
+    except (ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"not what a trainer notes: {error}", str(noted)) from None
     rank = min(source.tensors[names[0]].spec.shape)
     if "lora_alpha" not in told:
         warn([f"no {_TOLD}: lora_alpha is 0 in adapter_config.json; set it"])

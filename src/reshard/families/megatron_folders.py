@@ -131,7 +131,7 @@ def _described(folder: Listing, told_by: dict[str, str], warnings: tuple[str, ..
 def _description(there: Listing) -> dict[str, Any]:
     try:
         told = json.loads(content_of(there.at(DESCRIPTION)))
-    except ValueError:
+    except (ValueError, RecursionError):
         told = None
     return told if isinstance(told, dict) else {}
 

@@ -55,7 +55,7 @@ def read_model(content: bytes, where: str) -> ModelFile:
 def _of_config(content: bytes, where: str) -> ModelFile:
     try:
         values = msgspec.json.decode(content)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise CheckpointError(f"not JSON: {error}", where) from None
     if not isinstance(values, dict):
         raise CheckpointError("expected a configuration of Hugging Face", where)

@@ -19,10 +19,12 @@ from reshard.families.rank_listing import MIXED_STEPS, is_rank, step_of
 from reshard.families.registry import FALLBACK, listing, listing_below, recognised
 from reshard.families.strange_folders import UNFINISHED, held, tells_of_weights
 from reshard.formats.registry import format_of
+from reshard.names.model import read_model
 from reshard.ops.inspect import opened
+from reshard.ops.naming import beside_of
 from reshard.planning.catalog import Catalog
 from reshard.storage.storage import join
-from reshard.storage.storages import storage_of
+from reshard.storage.storages import content_of, storage_of
 from reshard.target.filling import BEGUN, DONE, LOCK
 from reshard.target.manifest import MANIFEST, read_manifest
 from reshard.target.target_paths import Place
@@ -78,7 +80,7 @@ def checkup(path: str) -> Checkup | None:
     except ReshardError as error:
         return _unread(there, error)
     ranks = () if found.kind else tuple(_of_ranks(there, found))  # where nobody said how they are cut
-    faults = (*_lacking(found, path), *ranks, *_of_manifest(path, found))
+    faults = (*_lacking(found, path), *ranks, *_of_manifest(path, found), *_of_config(path))
     told = (*_FAULTS, *found.lacking, UNTOLD)
     notes = (*(warning for warning in found.warnings if not warning.startswith(told)), *_left_over(there))
     untold = tuple(warning for warning in found.warnings if warning.startswith(UNTOLD))
@@ -218,6 +220,16 @@ def _of_manifest(path: str, found: Catalog) -> Iterator[Fault]:
         if now is not None and now != nbytes:
             said = f"{counted(now, 'byte')}, and {nbytes:,} were written"
             yield Fault(said, file, "make the target again, where nobody changed it on purpose")
+
+
+def _of_config(path: str) -> Iterator[Fault]:
+    """A configuration of the model beside it that cannot be read."""
+    beside = beside_of(path)
+    try:
+        if beside:
+            read_model(content_of(beside), beside)
+    except InputError as error:
+        yield Fault(error.message, beside, "bring it again: who loads the weights, or changes their names, reads it")
 
 
 def _nbytes(path: str) -> int | None:

@@ -126,7 +126,7 @@ def _hugging_face(folder: str) -> Mapping[str, Any]:
         return {}
     try:
         content = whole_numbers(json.loads(text_of(str(path))))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StrategyError(f"not JSON: {error}", str(path)) from None
     if not isinstance(content, dict):
         return {}

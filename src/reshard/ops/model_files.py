@@ -73,7 +73,7 @@ def _told(content: bytes, made: Regrouped, naming: Naming, dtype: str) -> bytes:
     """The configuration, true of what is written: dtype, ties, rows of the vocabulary, quantisation."""
     try:
         config: dict[str, Any] = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"config.json is not JSON: {error}") from None
     tensors = made.catalog.tensors
     nbytes: Counter[str] = Counter()
