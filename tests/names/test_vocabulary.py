@@ -77,6 +77,17 @@ def test_of_what_the_optimizer_keeps_otherwise_nobody_knows_the_rows(tmp_path: P
         made(write_file(tmp_path / "full.ckpt", {**read_file(written(tmp_path, HF)), **states}), Naming(vocab_rows=9))
 
 
+@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("dst", ["", "mindformers"])
+def test_factors_of_an_adapter_keep_their_rows(tmp_path: Path, dst: str, alone: bool) -> None:
+    factors = {"lm_head.lora_A.weight": counted(2, 4), "lm_head.lora_B.weight": counted(6, 2)}
+    base = {} if alone else read_file(written(tmp_path, HF))
+    source = write_file(tmp_path / "full.ckpt", {**base, **factors})
+    with pytest.raises(PlanError, match=r"lm_head\.lora_B\.weight: it is of the rows that lm_head\.weight has"):
+        made(source, Naming(dst=dst, vocab_rows=9))
+    assert len(made(source, Naming(dst=dst, vocab_rows=6))) == len(base) + 2
+
+
 def test_what_the_optimizer_keeps_of_an_output_layer_is_left_out_with_it(tmp_path: Path) -> None:
     states = {f"adam_m.{name}": counted(6, 4) for name in (HF["embedding"], HF["head"])}
     source = write_file(tmp_path / "full.ckpt", {**read_file(written(tmp_path, HF)), **states})

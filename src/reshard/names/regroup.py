@@ -24,6 +24,7 @@ from reshard.names.stage import IS_IT, Given, NameFate, refuse_other_model, stag
 from reshard.names.wishes import HUB, MEGATRON, Excluded, Naming
 from reshard.planning.catalog import Catalog, Tensor
 from reshard.planning.identity import hash_of
+from reshard.planning.lora_names import lora_name
 from reshard.planning.names import is_lora, is_state, weight_of_state
 
 
@@ -261,6 +262,8 @@ class _Regrouping:
         for side in rows:
             if side.name in self._tensors:
                 self._fit_rows(self._tensors[side.name], sides)
+            elif self._naming.vocab_rows:
+                self._refuse_factors(side.name, self._naming.vocab_rows)
 
     def _suiting(self) -> Recipe | None:
         """A recipe that knows all names of the hub; rather one that knows the output layer, too."""
@@ -316,9 +319,19 @@ class _Regrouping:
         other = next((s.name for s in states if s.spec.shape != tensor.spec.shape and prod(s.spec.shape) > 1), "")
         if other:
             raise PlanError(f"{other}: keeps its rows, which {tensor.name} does not", hint="add --weights-only")
+        self._refuse_factors(tensor.name)
         for each in (tensor, *(s for s in states if s.spec.shape == tensor.spec.shape)):
             self._set_own_rows(each, wanted)
         self._vocabulary = {"vocab_size": min(tensor.spec.shape[0], wanted)}
+
+    def _refuse_factors(self, weight: str, rows: int = 0) -> None:
+        """Raises PlanError for LoRA factors of a weight that gets other rows; of one elsewhere, where not so many."""
+        factors = [n for n in self._tensors if (of := lora_name(n)) is not None and f"{of.layer}.weight" == weight]
+        if factors and all(rows not in self._tensors[name].spec.shape for name in factors):
+            raise PlanError(
+                f"{factors[-1]}: it is of the rows that {weight} has",
+                hint="merge first: reshard lora merge --vocab-rows",
+            )
 
     def _set_own_rows(self, tensor: Tensor, wanted: int) -> None:
         rows, *rest = tensor.spec.shape
