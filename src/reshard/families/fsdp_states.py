@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from reshard.errors import CheckpointError
 from reshard.families.fsdp_files import FsdpFile, Mine, OptimizerFile
+from reshard.families.torch_parts import refuse_mixed_steps
 from reshard.index import TensorSpec, cut_extents
 from reshard.layout.cover import boxes_of_range
 from reshard.planning.catalog import Held, Shard, Tensor, tensor_of_shards
@@ -45,7 +46,7 @@ def states_of(
     Args:
         frozen: matches the names of weights that are known to have none.
     """
-    _check_steps(optimizers)
+    refuse_mixed_steps((one.step, one.file.name) for one in optimizers)
     groups = optimizers[0].groups
     for other in optimizers:
         if other.groups != groups:
@@ -68,16 +69,6 @@ def states_of(
     why = f"which of {len(weights)} weights the optimizer's {len(numbers)} parameters are, nothing in the files says"
     why += "; --frozen says which were not trained" if cut else " (flat parameters, use_orig_params=False)"
     return States({}, {f"{kind}.<{len(numbers)} parameters of the optimizer>": why for kind in kinds})
-
-
-def _check_steps(optimizers: Sequence[OptimizerFile]) -> None:
-    steps: dict[float, str] = {}
-    for one in optimizers:
-        if one.step is not None:
-            steps.setdefault(one.step, one.file.name)
-    if len(steps) > 1:
-        shown = ", ".join(f"step {step:g} in {name}" for step, name in list(steps.items())[:4])
-        raise CheckpointError(f"the files are of different steps: {shown}", hint="bring the files of one save")
 
 
 def _trained(held: Mapping[str, Mine]) -> dict[str, tuple[int, ...]]:

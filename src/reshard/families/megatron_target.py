@@ -18,7 +18,7 @@ from reshard.families.megatron_cut import RankCounts, dim_cut
 from reshard.families.megatron_folders import MODEL_FILES, TRACKER, iteration_name, rank_name
 from reshard.families.targets import AskedTarget
 from reshard.formats.pickled import Global, Record
-from reshard.formats.torch_file import FOLDER, torch_frame
+from reshard.formats.torch_file import torch_frame
 from reshard.formats.torch_values import TensorRef, whole
 from reshard.index import Frame, TensorSpec
 from reshard.layout.stages import layout_of_full
@@ -167,8 +167,7 @@ class MegatronFile(Struct, frozen=True):
             "model": model,
         }
         laid = torch_frame(value, {keys[name]: spec.nbytes for name, spec in tensors.items()})
-        holes = {name: laid.holes[f"{FOLDER}/data/{key}"] for name, key in keys.items()}
-        return Frame(laid.nbytes, laid.pieces, holes, laid.checksums)
+        return replace(laid, holes={name: laid.holes[key] for name, key in keys.items()})
 
     def _on_rank(self, name: str, tensor: TensorRef) -> Iterator[tuple[str, TensorRef]]:
         found = _LAYER.fullmatch(name)

@@ -122,6 +122,17 @@ def refuse_renamed(parts: Iterable[TorchPart]) -> None:
         )
 
 
+def refuse_mixed_steps(told: Iterable[tuple[float | None, str]]) -> None:
+    """Raises CheckpointError where files, by name, tell of different steps; None for one that tells of none."""
+    steps: dict[float, str] = {}
+    for step, name in told:
+        if step is not None:
+            steps.setdefault(step, name)
+    if len(steps) > 1:
+        shown = ", ".join(f"step {step:g} in {name}" for step, name in list(steps.items())[:4])
+        raise CheckpointError(f"the files are of different steps: {shown}", hint="bring the files of one save")
+
+
 def _is_renamed(records: TorchRecords, path: str) -> bool:
     """Whether a file's name has other numbers now."""
     name, before = path.rpartition("/")[2].rpartition(".")[0], records.saved_as

@@ -17,6 +17,7 @@ from math import prod
 from typing import ClassVar
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from reshard.errors import CheckpointError, UsageError, counted, listed
 from reshard.families.deepspeed import Saved, opened
@@ -29,7 +30,7 @@ from reshard.families.universal_state import optimizer_state, steps_of
 from reshard.families.zero_layers import EXPERT
 from reshard.families.zero_moments import MOMENTS_OF_ADAM, named_state, state_of
 from reshard.families.zero_told import SaveFiles
-from reshard.formats.torch_file import FOLDER, TorchFile, torch_frame
+from reshard.formats.torch_file import TorchFile, torch_frame
 from reshard.formats.torch_values import whole
 from reshard.index import ZEROS, Extent, Frame, TensorSpec
 from reshard.layout.box import Box
@@ -101,7 +102,7 @@ class _ParameterFile(TorchFile, frozen=True, kw_only=True):
         flat = marks.pop("flat", False)
         tensor = whole("0", TensorSpec(spec.dtype, (prod(spec.shape),)) if flat else spec)
         laid = torch_frame(tensor if flat else {**marks, "param": tensor}, {"0": spec.nbytes})
-        return Frame(laid.nbytes, laid.pieces, {name: laid.holes[f"{FOLDER}/data/0"]}, laid.checksums)
+        return replace(laid, holes={name: laid.holes["0"]})
 
 
 class _Copied(TorchFile, frozen=True):

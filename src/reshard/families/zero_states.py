@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from reshard.errors import CheckpointError, ReshardError
 from reshard.families.tensor_parallel import RankSlice, Slices, merged
-from reshard.families.torch_parts import Flat
+from reshard.families.torch_parts import Flat, refuse_mixed_steps
 from reshard.families.zero_files import ModelStates, OptimizerStates, Shapes, fp32_groups, groups_of_states
 from reshard.families.zero_layers import EXPERT, check_experts, of_experts, of_layers, tensor_of, whole_slice
 from reshard.families.zero_moments import named_state, of_group
@@ -25,7 +25,8 @@ def tensors_of(told: SaveFiles, warnings: list[str]) -> dict[str, Tensor]:
     """All weights and moments; what cannot be named goes to ``warnings``. Raises CheckpointError with what is missing
     or contradictory.
     """
-    _check_steps(told)
+    optimizers = told.optimizers.values()
+    refuse_mixed_steps((s.part.scalar(group.get("step")), s.part.file.name) for s in optimizers for group in s.groups)
     tp = told.tensor_parallel
     info = told.model(told.model_parallel[0]).info
     found: dict[str, Tensor] = {}
@@ -37,19 +38,6 @@ def tensors_of(told: SaveFiles, warnings: list[str]) -> dict[str, Tensor]:
     found |= of_experts(told, {*found})
     check_experts(found)
     return found
-
-
-def _check_steps(told: SaveFiles) -> None:
-    """Raises CheckpointError where ranks are of different steps."""
-    steps: dict[float, str] = {}
-    for states in told.optimizers.values():
-        for group in states.groups:
-            value = states.part.scalar(group.get("step"))
-            if value is not None:
-                steps.setdefault(value, states.part.file.name)
-    if len(steps) > 1:
-        shown = ", ".join(f"step {step:g} in {name}" for step, name in list(steps.items())[:4])
-        raise CheckpointError(f"the files are of different steps: {shown}", hint="bring the files of one save")
 
 
 def _of_rank(told: SaveFiles, mp: int, warnings: list[str]) -> Slices:

@@ -12,12 +12,11 @@ from functools import cache, lru_cache
 from msgspec import Struct
 
 from reshard.errors import FormatError
-from reshard.formats.torch_file import FOLDER, torch_frame
+from reshard.formats.torch_file import torch_frame
 from reshard.formats.torch_values import whole
 from reshard.index import Checksum, Extent, Frame, TensorSpec
 
 _KEY = "0"
-_HOLE = f"{FOLDER}/data/{_KEY}"
 
 
 class Distcp(Struct, frozen=True):
@@ -37,7 +36,7 @@ class Distcp(Struct, frozen=True):
         for name, spec in tensors.items():
             item = _named_item(name, spec)
             pieces += ((at + start, piece) for start, piece in item.pieces)
-            holes[name] = tuple(Extent(at + hole.offset, hole.nbytes) for hole in item.holes[_HOLE])
+            holes[name] = tuple(Extent(at + hole.offset, hole.nbytes) for hole in item.holes[_KEY])
             checksums += (
                 Checksum(Extent(at + sum_.of.offset, sum_.of.nbytes), tuple(at + place for place in sum_.places))
                 for sum_ in item.checksums

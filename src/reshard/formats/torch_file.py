@@ -24,7 +24,7 @@ from reshard.formats.zip_frame import zip_frame
 from reshard.formats.zip_records import STORED, ZIP_MARK, zip_records
 from reshard.index import Coding, Contents, Extent, Frame, StatedCrc, Stored, TensorSpec
 
-FOLDER = "archive"
+_FOLDER = "archive"
 _MAX_RUNS = 1 << 16
 _MAX_RUNS_OF_FILE = 1 << 20
 _KINDS_TOLD = 6
@@ -59,8 +59,7 @@ class TorchFile(Struct, frozen=True):
             {**{name: _whole(name, keys[name], spec) for name, spec in tensors.items()}, **texts},
             {keys[name]: spec.nbytes for name, spec in tensors.items()},
         )
-        holes = {name: laid.holes[f"{FOLDER}/data/{key}"] for name, key in keys.items()}
-        return Frame(laid.nbytes, laid.pieces, holes, laid.checksums)
+        return replace(laid, holes={name: laid.holes[key] for name, key in keys.items()})
 
     def crcs(self, source: ByteRanges) -> tuple[StatedCrc, ...]:
         """Those of a zip file's records; 0 is what writers give that compute none."""
@@ -74,8 +73,8 @@ class TorchFile(Struct, frozen=True):
 
 
 def torch_frame(value: Any, storages: Mapping[str, int]) -> Frame:
-    """Lay out a file of a value whose TensorRefs lie in these storages, by key with their lengths in bytes. Its holes
-    go by the names of their records, ``archive/data/<key>``.
+    """Lay out a file of a value whose TensorRefs lie in these storages, by key with their lengths in bytes; by
+    key are its holes, too.
 
     Equal input gives equal files, whatever the numbers are.
     """
@@ -86,13 +85,13 @@ def torch_frame(value: Any, storages: Mapping[str, int]) -> Frame:
         *((f"data/{key}", nbytes) for key, nbytes in storages.items()),
         ("version", b"3\n"), (".data/serialization_id", f"{number:040d}".encode()),
     ]  # fmt: skip
-    return zip_frame([(f"{FOLDER}/{name}", content) for name, content in records])
+    laid = zip_frame([(f"{_FOLDER}/{name}", content) for name, content in records])
+    return replace(laid, holes={key: laid.holes[f"{_FOLDER}/data/{key}"] for key in storages})
 
 
 def torch_bytes(value: Any, storages: Mapping[str, bytes]) -> bytes:
     """A whole small file of a value whose TensorRefs lie in these storages."""
-    laid = torch_frame(value, {key: len(content) for key, content in storages.items()})
-    return laid.filled({f"{FOLDER}/data/{key}": content for key, content in storages.items()})
+    return torch_frame(value, {key: len(content) for key, content in storages.items()}).filled(storages)
 
 
 def _whole(name: str, key: str, spec: TensorSpec) -> TensorRef:
