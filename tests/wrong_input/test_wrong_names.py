@@ -168,6 +168,9 @@ FLAGS = [
     (["--dst-names", "mindformer"], "one of: hf, mindformers"),
     (["--dst-names", "mcore", "--tied", "maybe"], "keep, copy, drop"),
     (["--dst-names", "mcore", "--qkv", "halves"], "grouped"),
+    (["--dst-names", "hf", "--qkv", "grouped"], "names of hf have one way"),
+    (["--dst-names", "megatron", "--gate-up", "interleaved"], "names of megatron have one way"),
+    (["--dst-names", "mcore", "--src-qkv", "grouped"], "leave --src-qkv out"),
     (["--dst-names", "mcore", "--release", "soon"], "soon"),
     (["--dst-names", "mcore", "--with-files"], "--dst-names hf"),
 ]

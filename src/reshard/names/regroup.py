@@ -21,7 +21,7 @@ from reshard.names.naming import convention_of, recipe_of_source, recipe_of_targ
 from reshard.names.recipe import Recipe, built_in
 from reshard.names.settings import Known, known
 from reshard.names.stage import IS_IT, Given, NameFate, refuse_other_model, staged
-from reshard.names.wishes import HUB, MEGATRON, Excluded, Naming
+from reshard.names.wishes import HUB, MEGATRON, Asked, Excluded, Naming
 from reshard.planning.catalog import Catalog, Tensor
 from reshard.planning.identity import hash_of
 from reshard.planning.lora_names import lora_name
@@ -79,6 +79,16 @@ def _refuse_other_values(args: Mapping[str, Any]) -> None:
         raise PlanError("args.apply_layernorm_1p: norms are kept less one, which is not converted")
     if args.get("attention_output_gate"):
         raise PlanError("args.attention_output_gate: queries with gates beside them are not converted")
+
+
+def _refuse_idle(asked: Asked, recipe: Recipe | None, convention: str) -> None:
+    """Raises UsageError for what is told of tensors that are kept in one way alone: another was perhaps wished for."""
+    for style, value in asked.options.items():
+        if recipe is None or style not in recipe.styles:
+            raise UsageError(
+                f"{asked.option(style)} {value}: names of {convention} have one way for these tensors",
+                hint=f"leave {asked.option(style)} out",
+            )
 
 
 def whose_names(catalog: Catalog) -> str:
@@ -153,10 +163,11 @@ class _Regrouping:
             self._tensors = layer_by_layer(self._tensors)
             _refuse_other_values(self._source.args)
         self._src, recipe = recipe_of_source([*self._tensors], src, self._models.src)
+        asked = naming.asked_of_source
+        _refuse_idle(asked, recipe, self._src)
         if naming.dst == HUB:
             self._drop_states()
         if recipe is not None:
-            asked = naming.asked if naming.dst in (HUB, "") else replace(naming.src_asked, of_source=True)
             given = self._given(recipe, self._models.src, to_hub=True)
             self._stage(replace(given, asked=asked, shards=_rows_of(self._source)), self._src)
         dst = naming.dst or self._src
@@ -164,6 +175,8 @@ class _Regrouping:
         if naming.files and recipe is None and target is None:
             self._refuse_other_model()
         self._at_the_hub(recipe or target)
+        if naming.dst not in (HUB, ""):
+            _refuse_idle(naming.asked, target, dst)
         if target is not None:
             given = self._given(target, self._models.dst, to_hub=False)
             self._sizes = given.known.values
@@ -184,6 +197,8 @@ class _Regrouping:
     def _within_megatron(self) -> None:
         """No other names: rows of the vocabulary, and the form in which a target needs its tensors."""
         self._src = MEGATRON
+        for asked in (self._naming.asked_of_source, self._naming.asked):
+            _refuse_idle(asked, None, MEGATRON)
         if self._naming.dst:
             self._tensors = layer_by_layer(self._tensors)
         if self._naming.tied:

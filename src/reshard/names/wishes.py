@@ -95,6 +95,13 @@ class Naming(Struct, frozen=True):
         return bool(self.dst) or self.dequantize or self.fits_vocabulary or self.files
 
     @property
+    def asked_of_source(self) -> Asked:
+        """How the source fuses: of both sides where the hub's is the other."""
+        if self.dst in (HUB, ""):
+            return Asked({**self.src_asked.options, **self.asked.options})
+        return Asked(self.src_asked.options, of_source=True)
+
+    @property
     def fits_vocabulary(self) -> bool:
         """Whether embedding and output layer change, whatever they are called."""
         return bool(self.tied or self.vocab_rows)
