@@ -13,7 +13,7 @@ from msgspec import Struct
 from reshard.errors import RunError
 from reshard.index import Extent
 from reshard.moving.checksums import CrcSums
-from reshard.moving.mover import Span, parts_of
+from reshard.moving.mover import Span, hold_together, parts_of
 from reshard.planning.blocks import Access, siblings
 from reshard.planning.plan import Move, Run, TaskFile
 from reshard.storage.storage import NewFile
@@ -53,6 +53,7 @@ class AnyOrder:
     def carry_out(self, lot: list[Span], stopped: threading.Event) -> None:
         sink = _Sink(self)
         for span in lot:
+            hold_together(span.movers)
             for number in range(span.start, span.stop):
                 for mover in span.movers:
                     if stopped.is_set():

@@ -16,7 +16,7 @@ from reshard.moving.task import Settings, TaskRun
 from reshard.planning.blocks import Access
 from reshard.planning.plan import Move, SourceFile, Task, TaskFile
 from reshard.planning.steps import Assembly, Piece
-from reshard.storage.disk import Disk, DiskNewFile
+from reshard.storage.disk import Disk, DiskFile, DiskNewFile
 
 COUNT = 48
 
@@ -65,24 +65,31 @@ def large_and_small(tmp_path: Path) -> tuple[Task, bytes]:
     return Task(0, sources, (TaskFile("out", len(content), ()),), (moved(0, 300), moved(300, 100))), content
 
 
-@pytest.mark.parametrize("block_nbytes", [1 << 20, 300 * COUNT, 200 * COUNT])
-def test_kinds_that_take_turns_in_a_file_are_written_at_once(
-    block_nbytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """However lots end; where blocks are smaller than what is moved each kind writes its own."""
-    task, content = large_and_small(tmp_path)
-    writes: list[int] = []
-    plain = DiskNewFile.write
+def counted(monkeypatch: pytest.MonkeyPatch, kind: type, name: str, sizes: list[int]) -> None:
+    """Note how many bytes each call of a method moves."""
+    plain = getattr(kind, name)
 
-    def counting(self: DiskNewFile, offset: int, data: memoryview) -> None:
-        writes.append(len(data))
+    def counting(self: object, offset: int, data: memoryview) -> None:
+        sizes.append(len(data))
         plain(self, offset, data)
 
-    monkeypatch.setattr(DiskNewFile, "write", counting)
+    monkeypatch.setattr(kind, name, counting)
+
+
+@pytest.mark.parametrize("block_nbytes", [1 << 20, 300 * COUNT, 200 * COUNT])
+def test_kinds_that_take_turns_in_a_file_are_read_and_written_at_once(
+    block_nbytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However lots end; where blocks are smaller than what is moved each kind reads and writes its own."""
+    task, content = large_and_small(tmp_path)
+    reads: list[int] = []
+    writes: list[int] = []
+    counted(monkeypatch, DiskFile, "read_into", reads)
+    counted(monkeypatch, DiskNewFile, "write", writes)
     monkeypatch.setattr("reshard.moving.any_order._LOT_NBYTES", 1)
     run = TaskRun(task, Disk(), Settings(str(tmp_path), block_nbytes), lambda _: None)
     for lot in chain(*run.lots()):
         run.carry_out(lot, threading.Event())
     run.commit()
     assert (tmp_path / "out").read_bytes() == content
-    assert (len(writes) == 1) == (block_nbytes >= 300 * COUNT)
+    assert (len(reads) == 1) == (len(writes) == 1) == (block_nbytes >= 300 * COUNT)
