@@ -150,17 +150,17 @@ class _Decider:
                 return
             if not tensor.compared and self._drops_unknown(name):
                 return
-        if tensor.compared and not self.agreed[tensor.name]:
-            if prod(tensor.spec.shape) != 1:
-                self.refuse("dropped", self._disagreeing, name)
-                return
-            self.warnings.append(f"{name}: ranks hold different values; each target rank takes its source rank's")
-            self.kept.append(Kept(tensor, name, self._layouts(tensor, name), varied=True))
+        varied = tensor.compared and not self.agreed[tensor.name]
+        if varied and prod(tensor.spec.shape) != 1:
+            self.refuse("dropped", self._disagreeing, name)
             return
         try:
-            self.kept.append(Kept(tensor, name, self._layouts(tensor, name)))
+            self.kept.append(Kept(tensor, name, self._layouts(tensor, name), varied))
         except ReshardError as error:
             self.faults.append(f"{name}: {error.message}")
+            return
+        if varied:
+            self.warnings.append(f"{name}: ranks hold different values; each target rank takes its source rank's")
 
     def _drops_unknown(self, name: str) -> bool:
         """Whether a tensor of a full source, unknown to the target, stays behind."""

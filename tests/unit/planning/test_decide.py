@@ -164,6 +164,13 @@ def test_one_value_on_which_ranks_disagree_is_taken_rank_by_rank_with_a_warning(
     assert len(found.warnings) == 1
 
 
+@pytest.mark.parametrize("agreed", [True, False])
+def test_one_value_that_the_target_cuts_is_refused_by_name(agreed: bool) -> None:
+    source = ranks(strategy({"w": ROWS}), *[{"w": (2,), "step": (1,)}] * 2)
+    with pytest.raises(PlanError, match="step: dim 0"):
+        decided(source, strategy({"w": ROWS, "step": ROWS}), agreed={"step": agreed})
+
+
 def test_a_larger_tensor_on_which_ranks_disagree_is_an_error() -> None:
     source = ranks(strategy({"w": ROWS}), *[{"w": (2,), "base": (2,)}] * 2)
     with pytest.raises(PlanError, match="base: no strategy knows it and its ranks disagree"):
