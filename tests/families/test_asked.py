@@ -120,6 +120,13 @@ def test_what_a_family_does_not_take(tmp_path: Path, asked: dict[str, object], t
         open_source(replace(source, **asked))
 
 
+@pytest.mark.parametrize("family", ["dcp", "deepspeed", "fsdp"])
+def test_a_folder_of_another_family_than_is_said(tmp_path: Path, family: str) -> None:
+    write_file(tmp_path / "m.safetensors", {"w": counted(2)})
+    with pytest.raises(UsageError, match=f"--from {family}, and there is no"):
+        open_source(Source(str(tmp_path), family=family))
+
+
 def test_one_rank_is_of_rank_folders(tmp_path: Path) -> None:
     made = FAMILIES["DeepSpeed, stage 1"](tmp_path)
     with pytest.raises(UsageError, match="--on-rank is of rank folders"):
