@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,20 @@ def test_every_broken_file_is_told(tmp_path: Path) -> None:
     found = checkup(str(tmp_path))
     assert found is not None
     assert sorted(fault.where for fault in found.faults) == [str(tmp_path / f"rank_{r}/m-1_10.ckpt") for r in (1, 3)]
+
+
+def test_a_folder_that_may_not_be_looked_into_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, listed = ranks(tmp_path, 0, 1), os.listdir
+
+    def refusing(folder: str) -> list[str]:
+        if str(folder).endswith("rank_1"):
+            raise PermissionError(13, "Permission denied", folder)
+        return listed(folder)
+
+    monkeypatch.setattr(os, "listdir", refusing)
+    what, where, hint = one_fault(path)
+    assert (what, where) == ("not allowed: Permission denied", "rank_1")
+    assert hint.startswith("check owner and mode")
 
 
 def test_ranks_at_different_steps_and_a_gap(tmp_path: Path) -> None:

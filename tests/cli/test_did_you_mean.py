@@ -90,6 +90,7 @@ def test_a_target_named_as_a_file_of_another_kind_is_refused(run: Callable[[str]
     ("words", "hint"),
     [
         ("convert a b --adapter c", "hint: it is an option of reshard lora merge\n"),
+        ("explain llama.safetensors w", "hint: the tensor goes first: reshard explain w llama.safetensors\n"),
         ("inspect a --dst-strategy c", "did you mean '--strategy'?\n  hint: it is an option of reshard convert\n"),
         (
             "inspect ~/llama",

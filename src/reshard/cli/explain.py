@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from math import prod
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -44,6 +46,10 @@ def explain(
 
     if on_rank is not None and not dst_strategy:
         raise UsageError("--on-rank names a target rank and there is no --dst-strategy")
+    if Path(tensor).exists() and not ("://" in src or Path(src).exists()):
+        raise UsageError(
+            f"{tensor} is no tensor", hint=f"the tensor goes first: reshard explain {src} {shlex.quote(tensor)}"
+        )
     given = conversion_options({**options, "dst_strategy": dst_strategy})
     found = told(tensor, src, given, rank=on_rank)
     warn(found.warnings)

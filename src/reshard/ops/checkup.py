@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from msgspec import Struct
 
-from reshard.errors import InputError, ReshardError, UsageError, counted, named_ranks
+from reshard.errors import InputError, ReshardError, StorageError, UsageError, counted, named_ranks
 from reshard.families.discover import files_of
 from reshard.families.family import Listing
 from reshard.families.found import name_below, weights
@@ -67,6 +67,13 @@ class Checkup(Struct, frozen=True):
 
 def checkup(path: str) -> Checkup | None:
     """None where nothing lies. Values are not read."""
+    try:
+        return _checked(path)
+    except StorageError as error:  # a folder that may not be looked into
+        return Checkup(path, faults=(Fault(error.message, error.where or path, error.hint),))
+
+
+def _checked(path: str) -> Checkup | None:
     begun = _begun(path)
     if begun is not None:
         return Checkup(path, faults=(begun,))
