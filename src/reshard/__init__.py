@@ -1,4 +1,4 @@
-"""Cut, merge and re-cut the weight files of large models between parallel layouts.
+"""The weight files of large models from any family of checkpoint to any other.
 
 The names below are the whole of the public interface; they are imported when first used.
 """

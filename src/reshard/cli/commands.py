@@ -12,7 +12,7 @@ import typer
 from reshard.cli.output import say
 
 _COMMANDS = {
-    "convert": "Re-cut a checkpoint: any N ranks to any M, either format.",
+    "convert": "Any checkpoint to any other: cut, merged, renamed.",
     "merge": "Merge the slices of all ranks into one full checkpoint.",
     "split": "Cut one full checkpoint into the slices of N ranks.",
     "plan": "What a conversion would read, write and need.",
@@ -48,7 +48,7 @@ def _reshard(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Cut, merge and re-cut the weight files of large models between parallel layouts."""
+    """The weight files of large models from any family of checkpoint to any other."""
     if context.invoked_subcommand is None:
         from reshard.cli.guide import GUIDE
 

@@ -24,11 +24,12 @@ def convert(
     dst: Dst,
     **options: Any,
 ) -> None:
-    """Cut, merge or re-cut a checkpoint: N ranks to M, either format.
+    """Make any checkpoint into any other: cut, merged, re-cut and renamed in one pass.
 
     \b
-    reshard convert llama.ckpt out --dst-strategy strategy/              1 → N
-    reshard convert ckpt out --src-strategy old/ --dst-strategy new/     N → M
+    reshard convert ckpt out --src-strategy old/ --dst-strategy new/     N ranks to M
+    reshard convert Qwen3-8B release --to megatron --tp 2 --pp 2
+    reshard convert megatron served --dst-names hf --model config.json --with-files
     """
     run(src, dst, options)
 

@@ -14,7 +14,7 @@ from reshard.errors import counted
 
 @takes(*CHOOSING, *READING, *NAMES)
 def fingerprint(
-    path: Annotated[str, typer.Argument(metavar="PATH", help="Weight file, folder of files, or folder of rank_x/.")],
+    path: Annotated[str, typer.Argument(metavar="PATH", help="Checkpoint of any family: its file, folder or URL.")],
     strategy: Annotated[str, typer.Option(metavar="P", help="The strategy that it was saved with.")] = "",
     tensors: Annotated[bool, typer.Option("--tensors", help="Also the number of every tensor.")] = False,
     json: Json = False,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @takes(*READING)
 def inspect(
-    path: Annotated[str, typer.Argument(metavar="PATH", help="Weight file, folder of files, or folder of rank_x/.")],
+    path: Annotated[str, typer.Argument(metavar="PATH", help="Checkpoint of any family: its file, folder or URL.")],
     strategy: Annotated[str, typer.Option(metavar="P", help="The strategy that it was saved with.")] = "",
     on_rank: Annotated[int | None, typer.Option(metavar="R", min=0, help="Only what this rank holds.")] = None,
     tensor: Annotated[str, typer.Option(metavar="RE", help="Only tensors whose name matches.")] = "",

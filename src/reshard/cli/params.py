@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from reshard.ops.options import Means, Options
     from reshard.planning.names import NameRules
 
-Src = Annotated[str, typer.Argument(metavar="SRC", help="Weight file, folder of files, or folder of rank_x/.")]
+Src = Annotated[str, typer.Argument(metavar="SRC", help="Checkpoint of any family: its file, folder or URL.")]
 Dst = Annotated[str, typer.Argument(metavar="DST", help="New folder; or a file name, for one full checkpoint.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no summary.")]
