@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 _RANKS_NAMED = 8
+_NAMED = 4
 DOCS = "docs/{page}.md"  # the pages lie beside the code; the address of the site goes here once it has one
 
 
@@ -153,6 +154,15 @@ def listed(faults: list[str], limit: int = 8) -> str:
     if len(faults) > limit:
         shown = [*shown, f"and {len(faults) - limit:,} more"]
     return "\n".join(shown)
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few names, and a mark of more.
+
+    >>> some(["a", "b"]), some("abcdef")
+    ('a, b', 'a, b, c, d …')
+    """
+    return ", ".join(names[:_NAMED]) + (" …" if names[_NAMED:] else "")
 
 
 def counted(count: int, noun: str) -> str:

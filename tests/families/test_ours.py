@@ -160,7 +160,7 @@ def test_a_replica_stands_in_for_a_rank_without_file(made: Made, tmp_path: Path)
     assert "no file of rank_3" in warning
     assert diff(Source(str(made.full)), Source(str(made.path))).equal
     next(made.path.glob("rank_2/*")).unlink()
-    with pytest.raises(PlanError, match=r"layers.0.w: 50% missing.*rank 2, 3 should hold it"):
+    with pytest.raises(PlanError, match=r"layers.0.w: 50% missing.*ranks 2, 3 should hold it"):
         reshard.plan(made.path, "out.safetensors")
 
 

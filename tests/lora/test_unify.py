@@ -121,7 +121,7 @@ def test_a_thinned_target_reads_every_byte_once(full: Path, thinned: Path, strat
 
 def test_a_thinned_source_without_a_rank_is_refused_by_name(thinned: Path, strategy: str, tmp_path: Path) -> None:
     (thinned / "rank_3" / "checkpoint_3.safetensors").unlink()
-    with pytest.raises(PlanError, match=r"b: 50% missing.*rank 1, 3 should hold it"):
+    with pytest.raises(PlanError, match=r"b: 50% missing.*ranks 1, 3 should hold it"):
         plan(thinned, tmp_path / "out", Options(src_strategy=strategy))
 
 

@@ -186,7 +186,7 @@ def test_replicas_are_read_once_and_one_may_be_absent(tmp_path: Path) -> None:
     assert (found.number, found.nbytes) == (number(tmp_path, full), 96)
     assert "rank_1" in found.warnings[0]
     (src / "rank_3" / "model_3.ckpt").unlink()
-    with pytest.raises(CheckpointError, match="w: 1 shards missing; rank 1, 3 should hold them"):
+    with pytest.raises(CheckpointError, match="w: 1 shard missing; ranks 1, 3 should hold them"):
         reshard.fingerprint(src, strategy)
 
 

@@ -13,7 +13,7 @@ from itertools import chain
 from msgspec import Struct
 from msgspec.structs import replace
 
-from reshard.errors import CheckpointError, UsageError, counted, listed, located
+from reshard.errors import CheckpointError, UsageError, counted, listed, located, some
 from reshard.families.dcp_chunks import ReadChunks, WantedChunk, rank_of, read_chunks
 from reshard.families.dcp_objects import tensors_of_objects
 from reshard.families.family import Listing
@@ -34,7 +34,6 @@ _OF_RANK = re.compile(r"__(\d+)\.metadata|\.rank(\d+)_metadata")
 _DATA = re.compile(r".+\.distcp")
 _STEP = re.compile(r"step-(\d+)")
 _MODEL, _OPTIMIZER = re.compile(r"pytorch_model_fsdp_\d+"), re.compile(r"optimizer_\d+")
-_SHOWN = 3
 
 
 class Dcp(Struct, frozen=True):
@@ -257,8 +256,8 @@ def _tensors(shapes: Mapping[str, DcpTensor], read: Sequence[ReadChunks]) -> dic
 
 def _left_out(others: Sequence[str]) -> Iterator[str]:
     if others:
-        shown = ", ".join(others[:_SHOWN]) + (" …" if others[_SHOWN:] else "")
-        yield f"what is no tensor is left out: {counted(len(others), 'entry')} ({shown})".replace("entrys", "entries")
+        count = counted(len(others), "entry").replace("entrys", "entries")
+        yield f"what is no tensor is left out: {count} ({some(others)})"
 
 
 def _unknown(told: Mapping[str, DcpMetadata]) -> Iterator[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from reshard.errors import CheckpointError, FormatError, UsageError, counted, listed
+from reshard.errors import CheckpointError, FormatError, UsageError, counted, listed, some
 from reshard.families.family import Listing
 from reshard.families.found import Found as Found
 from reshard.families.found import Select as Select
@@ -145,7 +145,7 @@ def _indexed(index: Index, entries: Sequence[Entry], beside: Sequence[WeightFile
     _refuse_absent(index.path, absent, [f.path for f in beside if f.path not in there])
     refuse_unfinished(index.folder, entries, (file.removeprefix(index.folder).lstrip("/") for file in there))
     others = [f.name for f in beside if f.path not in there]
-    warnings = (f"{index.path} does not name {', '.join(others[:4])}{' …' if others[4:] else ''}: left out",)
+    warnings = (f"{index.path} does not name {some(others)}: left out",)
     return Found(
         index.folder,
         tuple((0, file) for file in sorted(there)),

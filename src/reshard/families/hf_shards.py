@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from reshard.errors import CheckpointError, listed
+from reshard.errors import CheckpointError, listed, some
 from reshard.families.family import Listing
 from reshard.families.found import Found
 from reshard.families.headers import index_files
@@ -18,7 +18,6 @@ from reshard.index import TensorSpec
 from reshard.planning.catalog import Catalog, Held, IndexedFile, Ranks, Shard, Tensor, tensor_of_shards
 
 UNTOLD = "nothing says how many shards"
-_SHOWN = 4
 _SHARD = re.compile(r"shard-(\d+)-model-(\d+)-of-(\d+)\.safetensors")
 
 
@@ -99,7 +98,7 @@ def _untold(world: int, names: Sequence[str]) -> str:
     """What may be missing unseen: shards after the last, and parts of shards, for one without data has no file."""
     parts = sorted({name.partition("-model-")[2] for name in names})
     absent = [n for r in range(1, world + 1) for p in parts if (n := f"shard-{r:05d}-model-{p}") not in names]
-    more = f", as would {', '.join(absent[:_SHOWN])}{' …' * (len(absent) > _SHOWN)}, which may have had nothing to hold"
+    more = f", as would {some(absent)}, which may have had nothing to hold"
     return (
         f"{UNTOLD} there were: a last one that is missing, after shard-{world:05d}, would shorten "
         f"tensors unseen{more * bool(absent)}; compare their shapes with the model's"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from msgspec.structs import replace
 
-from reshard.errors import UsageError
+from reshard.errors import UsageError, some
 from reshard.families.family import Family
 from reshard.families.registry import listing, recognised
 from reshard.families.source import NO_ITERATIONS, Source
@@ -40,7 +40,7 @@ def _withheld(found: Catalog) -> Iterator[str]:
     """What is there and cannot be given: of what is compared or counted it is no part."""
     for why in dict.fromkeys(found.withheld.values()):
         names = [name for name, of_name in found.withheld.items() if of_name == why]
-        yield f"{', '.join(names[:4])}{' …' if names[4:] else ''}: {why}"
+        yield f"{some(names)}: {why}"
 
 
 def _check_taken(source: Source, family: Family, path: str) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from msgspec import Struct
 from msgspec.structs import replace
 
-from reshard.errors import CheckpointError, UsageError, counted, listed, located
+from reshard.errors import CheckpointError, UsageError, counted, listed, located, some
 from reshard.families.discover import files_of
 from reshard.families.family import Listing
 from reshard.families.found import Found
@@ -25,8 +25,6 @@ from reshard.families.strategies import read_strategy
 from reshard.layout.stages import Strategy
 from reshard.planning.catalog import Catalog, IndexedFile
 from reshard.target.target_paths import META
-
-_SHOWN = 4
 
 
 class RankFolders(Struct, frozen=True):
@@ -89,13 +87,9 @@ def _by_index(found: Found, files: Sequence[IndexedFile]) -> tuple[list[IndexedF
         copies += sorted(f"{name} in {file.name}" for name in file.contents.tensors.keys() - tensors.keys())
         if file.name != EXTRAS_NAME:
             unnamed += [name for name in tensors if name not in found.holders]
-    told = [f"does not name {_some(unnamed)}, which its files hold: taken too"] if unnamed else []
-    told += [f"names other files for {_some(copies)}: left out"] if copies else []
+    told = [f"does not name {some(unnamed)}, which its files hold: taken too"] if unnamed else []
+    told += [f"names other files for {some(copies)}: left out"] if copies else []
     return kept, (*(f"{found.index} {each}" for each in told), *_told_otherwise(found, kept))
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (" …" if names[_SHOWN:] else "")
 
 
 def _told_otherwise(found: Found, files: Sequence[IndexedFile]) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from msgspec import Struct
 
-from reshard.errors import InputError, ReshardError, StorageError, UsageError, counted, named_ranks
+from reshard.errors import InputError, ReshardError, StorageError, UsageError, counted, named_ranks, some
 from reshard.families.discover import files_of
 from reshard.families.family import Listing
 from reshard.families.found import name_below, weights
@@ -179,8 +179,7 @@ def _weight_files(there: Listing) -> Iterator[str]:
 def _left_over(there: Listing) -> tuple[str, ...]:
     """Files that a write or a download began: no reader takes them."""
     names = [entry.name for entry in there.entries if not entry.folder and entry.name.endswith(UNFINISHED)]
-    shown = f"{', '.join(names[:_SHOWN])}{' …' if names[_SHOWN:] else ''}"
-    return (f"left over from a write or a download that did not end, and not read: {shown}",) if names else ()
+    return (f"left over from a write or a download that did not end, and not read: {some(names)}",) if names else ()
 
 
 def _lacking(found: Catalog, path: str) -> Iterator[Fault]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from reshard.errors import CheckpointError, UsageError, listed
+from reshard.errors import CheckpointError, UsageError, counted, listed, named_ranks
 from reshard.families.discover import Select
 from reshard.families.open_checkpoint import open_source
 from reshard.families.probe import agreements, probe
@@ -127,8 +127,8 @@ def _check_whole(tensors: Iterable[Tensor], lacking: tuple[str, ...]) -> None:
         missing = tensor.shards.missing()
         if missing:
             ranks = sorted({rank for shard in missing for rank in shard.expected})
-            shown = ", ".join(map(str, ranks[:8])) + (" …" if len(ranks) > 8 else "")
-            faults.append(f"{tensor.name}: {len(missing)} shards missing; rank {shown} should hold them")
+            whose = f"; {named_ranks(ranks)} should hold them" if ranks else ""
+            faults.append(f"{tensor.name}: {counted(len(missing), 'shard')} missing{whose}")
     if faults:
         raise CheckpointError(
             "slices that no file holds:\n" + listed(faults),

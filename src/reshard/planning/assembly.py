@@ -10,7 +10,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from reshard.dtypes import FLOATING
-from reshard.errors import PlanError, listed
+from reshard.errors import PlanError, listed, named_ranks
 from reshard.index import MADE, Extent, TensorSpec
 from reshard.layout.box import Box
 from reshard.layout.view import in_view
@@ -243,10 +243,9 @@ def _uncovered(tensor: Tensor, missing: Sequence[Shard], boxes: Iterable[Box]) -
     needed = [shard for shard in missing if any(shard.box.meets(box) for box in wanted)]
     if needed:
         ranks = sorted({rank for shard in needed for rank in shard.expected})
-        shown = ", ".join(map(str, ranks[:8])) + (" …" if len(ranks) > 8 else "")
         share = sum(shard.box.size for shard in needed) / Box.whole(tensor.spec.shape).size
         box = needed[0].box
-        whose = f"; rank {shown} should hold it" if ranks else ""
+        whose = f"; {named_ranks(ranks)} should hold it" if ranks else ""
         yield (
             f"{tensor.name}: {share:.0%} missing, from {list(box.start)} to {list(box.stop)}"
             f" of {list(tensor.view or tensor.spec.shape)}{whose}"

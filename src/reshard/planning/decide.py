@@ -8,7 +8,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from reshard.errors import PlanError, ReshardError, UsageError, listed
+from reshard.errors import PlanError, ReshardError, UsageError, listed, named_ranks
 from reshard.layout.stages import Strategy, layout_of_full
 from reshard.layout.tensor import Layout, Sharding
 from reshard.planning.catalog import Catalog, Tensor
@@ -200,8 +200,7 @@ class _Decider:
     def _held_by_none(self) -> str:
         present = {f.rank for f in self.source.files}
         absent = [r for r in range(self.source.ranks.world) if r not in present]
-        ranks = ", ".join(map(str, absent[:8])) + (" …" if len(absent) > 8 else "")
-        return "no source file holds it" + (f", and rank {ranks} has no file" if absent else "")
+        return "no source file holds it" + (f", and there is none of {named_ranks(absent)}" if absent else "")
 
     def _expected(self, rules: NameRules) -> Iterator[str]:
         if self.target is not None:

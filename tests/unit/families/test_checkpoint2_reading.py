@@ -130,7 +130,7 @@ def test_a_missing_file_without_replicas_is_refused(folder: Path, tmp_path: Path
     with pytest.raises(PlanError) as caught:
         reshard.convert(folder, tmp_path / "m.safetensors")
     assert "adam_m.l.0.w: 50% missing" in str(caught.value)
-    assert "rank 1, 3" in str(caught.value)
+    assert "ranks 1, 3" in str(caught.value)
     assert "CKP-opt-0000001-0000004.safetensors is missing" in str(caught.value)
 
 
