@@ -78,6 +78,32 @@ def test_names_of_mindformers_core_are_known_for_what_they_are(
     assert ["convert", "core.safetensors", "model", "--dst-names", "hf", "--model", "CONFIG"] in commands
 
 
+def test_names_behind_a_prefix_lead_to_hugging_faces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_hub(tmp_path / "hub", qwen3())
+    saved = {f"model.{name}": value for name, value in qwen3().items()}
+    write_file(tmp_path / "saved.safetensors", saved | {"optim.state.model.norm.weight.exp_avg": array((8,))})
+    words = [
+        "convert",
+        "saved.safetensors",
+        "model",
+        "--rename",
+        r"^model\.=>",
+        "--dst-names",
+        "hf",
+        "--model",
+        "CONFIG",
+    ]
+    assert [*words, "--weights-only"] in told(capsys, "saved.safetensors")
+    assert run_reshard(["hub" if word == "CONFIG" else word for word in words]) == 0
+    assert run_reshard(["diff", "hub", "model"]) == 0
+    words[2], words[6] = "core", "mcore"
+    assert run_reshard(["hub" if word == "CONFIG" else word for word in words]) == 3
+    assert "hint: --weights-only leaves the optimizer's states out" in capsys.readouterr().err
+
+
 def test_what_is_narrowed_ends_with_what_was_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_file(tmp_path / "m.safetensors", {"w": array((4,))})
     run_reshard(["inspect", str(path), "--tensor", "w"])

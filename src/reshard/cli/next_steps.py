@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Iterator
 from itertools import chain, count
@@ -32,8 +33,9 @@ def next_steps(source: Catalog, path: str, strategy: str, names: str = "") -> li
         along = " --with-files" if names == HUB and beside_of(path) else ""
         missing = _of_incomplete(source, given)
         steps = missing or list(_of_whole(source, given, (names, along), told=bool(strategy)))
-        if names not in ("", HUB) or source.kind == MEGATRON:
-            renamed = f"convert {given} {_unused('model')} --dst-names hf --model CONFIG{_weights(source)}"
+        rename = _renaming(source, names)
+        if rename is not None:
+            renamed = f"convert {given} {_unused('model')}{rename} --dst-names hf --model CONFIG{_weights(source)}"
             steps.append((renamed, "Hugging Face's names"))
         if not missing:
             whole = f"{place} --strategy {shlex.quote(strategy)}" if strategy else place
@@ -72,6 +74,16 @@ def _weights(source: Catalog) -> str:
     """What leaves out the optimizer's states, where there are any beside weights."""
     states = sum(map(is_state, source.tensors))
     return " --weights-only" if 0 < states < len(source.tensors) else ""
+
+
+def _renaming(source: Catalog, names: str) -> str | None:
+    """What has to be said for Hugging Face's names, besides these; None where it has them, or nobody knows its own."""
+    from reshard.names.naming import prefix_of_known  # with all recipes
+
+    if names or source.kind == MEGATRON:
+        return None if names == HUB else ""
+    before = prefix_of_known(source.tensors)
+    return " --rename " + shlex.quote(f"^{re.escape(before)}=>") if before else None
 
 
 def _names_of_job(source: Catalog, names: str) -> str | None:

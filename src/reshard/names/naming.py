@@ -86,7 +86,7 @@ def _nearest(tried: Sequence[tuple[bool, Recipe, int, list[str]]], convention: s
         raise UsageError(f"no recipe is of {convention}")
     hub, recipe, count, unknown = max(tried, key=lambda each: each[2] - len(each[3]))
     if 2 * count < len(unknown):
-        before = _prefix_of_known(unknown)
+        before = prefix_of_known(unknown)
         raise CheckpointError(
             "no recipe knows its names:\n" + listed(unknown[:8]),
             hint=f"--rename '^{re.escape(before)}=>', for without it they are known"
@@ -96,12 +96,13 @@ def _nearest(tried: Sequence[tuple[bool, Recipe, int, list[str]]], convention: s
     return (HUB, None) if hub else (recipe.convention, recipe)
 
 
-def _prefix_of_known(names: Sequence[str]) -> str:
-    """What all names begin with that would be known without it, as trainers save {"model": ...}; "" where none is."""
-    first = names[0].split(".")
+def prefix_of_known(names: Iterable[str]) -> str:
+    """What all names of weights begin with that would be known without it, as trainers save {"model": ...}; or ""."""
+    weights = _one_a_layer(names)
+    first = weights[0].split(".")
     prefixes = (".".join(first[:count]) + "." for count in (1, 2))
-    shared = (prefix for prefix in prefixes if all(name.startswith(prefix) for name in names))
-    return next((p for p in shared if convention_of([name.removeprefix(p) for name in names])), "")
+    shared = (prefix for prefix in prefixes if all(name.startswith(prefix) for name in weights))
+    return next((p for p in shared if convention_of([name.removeprefix(p) for name in weights])), "")
 
 
 def recipe_of_target(names: Sequence[str], convention: str, files: Sequence[ModelFile]) -> Recipe:

@@ -21,7 +21,7 @@ from reshard.names.recipe import RecipeTensor, Rule
 from reshard.names.settings import Known, axes_of, derived, solved, surprising, with_defaults
 from reshard.names.wishes import Asked
 from reshard.planning.catalog import Tensor
-from reshard.planning.names import layer_pattern
+from reshard.planning.names import is_state, layer_pattern
 
 
 class NameFate(Struct, frozen=True):
@@ -159,6 +159,7 @@ class _Stage:
         names = Names(self._recipe, self._rules, hub=self._hub)
         anyone = names_of(self._recipe, hub=self._hub)
         groups: dict[tuple[object, ...], list[tuple[NameMatch, str]]] = {}
+        unknown = []
         for name in self._tensors:
             found = names.found(name, self._sizes)
             if found is None:
@@ -166,6 +167,7 @@ class _Stage:
                 if dropped is not None:
                     self._dropped.setdefault(dropped.why, []).append(name)
                 else:
+                    unknown.append(name)
                     self._faults.append(f"{name}: {self._unknown(name, anyone)}")
             elif found.rule.copy_of:
                 origin = self._origin(found.rule.copy_of, self._tensors)
@@ -175,6 +177,8 @@ class _Stage:
                     self._copies[name] = origin
             else:
                 groups.setdefault(found.group, []).append((found, name))
+        if unknown and all(map(is_state, unknown)):
+            self._hints["--weights-only leaves the optimizer's states out"] = None
         return groups
 
     def _unknown(self, name: str, anyone: Names) -> str:
