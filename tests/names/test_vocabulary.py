@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from making import counted, read_file, write_file
+from making import array, counted, read_file, write_file
 from reshard import convert
 from reshard.errors import CheckpointError, PlanError, UsageError
 from reshard.names.wishes import Naming
@@ -86,6 +86,23 @@ def test_factors_of_an_adapter_keep_their_rows(tmp_path: Path, dst: str, alone: 
     with pytest.raises(PlanError, match=r"lm_head\.lora_B\.weight: it is of the rows that lm_head\.weight has"):
         made(source, Naming(dst=dst, vocab_rows=9))
     assert len(made(source, Naming(dst=dst, vocab_rows=6))) == len(base) + 2
+
+
+@pytest.mark.parametrize("scale", [2.0, 3.0])
+def test_equal_codes_by_other_scales_are_not_one(tmp_path: Path, scale: float) -> None:
+    codes = array((6, 4), "float8_e4m3fn", seed=1)
+    tensors = {"model.norm.weight": counted(4)}
+    for name, factor in ((HF["embedding"], 2.0), (HF["head"], scale)):
+        tensors |= {name: codes, f"{name}_scale_inv": np.full((1, 1), factor, np.float32)}
+    written(tmp_path, HF)
+    source = write_file(tmp_path / "full.safetensors", tensors)
+    if scale == 2:
+        assert HF["head"] not in made(source, Naming(tied="drop", dequantize=True))
+    else:
+        with pytest.raises(
+            CheckpointError, match=r"lm_head\.weight_scale_inv and model\.embed_tokens\.weight_scale_inv"
+        ):
+            made(source, Naming(tied="drop", dequantize=True))
 
 
 def test_what_the_optimizer_keeps_of_an_output_layer_is_left_out_with_it(tmp_path: Path) -> None:

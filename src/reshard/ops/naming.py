@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from types import MappingProxyType
 from typing import Any
@@ -144,7 +144,7 @@ def _rows_of(strategy: Strategy | None) -> dict[str, int]:
 
 def _refuse_different(made: Regrouped) -> None:
     """Raises CheckpointError for tensors that were taken for one and hold different bytes."""
-    pairs = [(one, other) for one, other in made.same if one.shards != other.shards]
+    pairs = [pair for same in made.same for pair in _with_scales(*same) if pair[0].shards != pair[1].shards]
     together = [_together(one, other) for one, other in pairs]
     agreed = agreements(made.catalog, together)
     differ = [
@@ -159,13 +159,21 @@ def _refuse_different(made: Regrouped) -> None:
         )
 
 
+def _with_scales(one: Tensor, other: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """The two, and what their codes are multiplied by: equal codes are other numbers by other scales."""
+    yield one, other
+    if one.scales and other.scales:
+        yield one.scales.of, other.scales.of
+
+
 def _together(one: Tensor, other: Tensor) -> Tensor:
     """A tensor that both hold, for comparison. Raises CheckpointError where they are not cut alike."""
     shards = {shard.box: shard for shard in one.shards}
+    blocks = {each.scales.block if each.scales else None for each in (one, other)}
     both = []
     for shard in other.shards:
         same = shards.get(shard.box)
-        if same is None or one.spec != other.spec:
+        if same is None or one.spec != other.spec or len(blocks) > 1:
             raise CheckpointError(
                 f"{one.name} {one.spec} and {other.name} {other.spec} should be one, and are cut or kept differently"
             )
