@@ -120,7 +120,7 @@ def _by_stage(kept: Sequence[Kept], stages: int) -> list[tuple[int, list[Kept]]]
         )
     layers = 1 + max((int(found[1]) for one in kept if (found := _LAYER.fullmatch(one.name))), default=-1)
     if layers % stages or not layers:
-        raise UsageError(f"{layers} layers do not divide among --pp {stages}")
+        raise UsageError(f"{layers} layers do not divide among --pp {stages}", hint=_fitting(layers) if layers else "")
     each = layers // stages
     held: list[list[Kept]] = [[] for _ in range(stages)]
     names = {one.name for one in kept}
@@ -224,13 +224,19 @@ def arguments(source: Catalog) -> _Args:
     return tuple({**told, **source.args}.items())
 
 
+def _fitting(number: int) -> str:
+    """A hint of what divides a number."""
+    return f"one of: {', '.join(str(n) for n in range(1, number + 1) if number % n == 0)}"
+
+
 def megatron_asked(asked: AskedTarget, source: Catalog) -> MegatronRanks:
     """Raises UsageError for numbers of ranks that are none."""
     sizes = RankCounts(asked.tp or 1, asked.pp or 1, asked.ep or 1)
     heads, groups = (source.args.get(name) for name in ("num_attention_heads", "num_query_groups"))
     if type(heads) is int and heads % sizes.tensor:
-        fitting = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
-        raise UsageError(f"--tp {sizes.tensor}: {heads} attention heads do not divide", hint=f"one of: {fitting}")
+        raise UsageError(f"--tp {sizes.tensor}: {heads} attention heads do not divide", hint=_fitting(heads))
+    if sizes.experts > 1 and not any(map(_EXPERTS.fullmatch, source.tensors)):
+        raise UsageError(f"--ep {sizes.experts}: the model has no experts", hint="leave --ep out")
     if type(groups) is int and groups and groups % sizes.tensor and sizes.tensor % groups:
         raise UsageError(f"--tp {sizes.tensor}: {groups} query groups are no multiple or divisor of it")
     iteration = source.iteration if asked.iteration is None else asked.iteration

@@ -92,7 +92,8 @@ def test_the_specs_of_transformer_engine(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"pp": 3}, "8 layers do not divide among --pp 3"),
+        ({"pp": 3}, "8 layers do not divide among --pp 3 one of: 1, 2, 4, 8"),
+        ({"ep": 2}, "--ep 2: the model has no experts leave --ep out"),  # Megatron itself refuses it
         ({"tp": 3}, "embedding.word_embeddings.weight: 8 of [8, 4] among --tp 3"),
         ({"tp": 3}, "--vocab-rows N pads the vocabulary"),
         ({"dst_strategy": "s"}, "--to megatron"),
