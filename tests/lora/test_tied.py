@@ -5,19 +5,29 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 import reshard
 from making import read_file, write_file
 from reshard.errors import PlanError, UsageError
+from reshard.names.wishes import Naming
+from reshard.ops.options import Options
 from reshard.planning.shares import Share
 
 OLD, NEW = np.zeros((8, 4), np.float32), np.ones((8, 4), np.float32)
 Arrays = dict[str, np.ndarray]
 
 
-def merged(tmp_path: Path, base: Arrays, adapter: Arrays, said: dict[str, object] | None, **config: object) -> Arrays:
+def merged(
+    tmp_path: Path,
+    base: Arrays,
+    adapter: Arrays,
+    said: dict[str, object] | None,
+    options: Options | None = None,
+    **config: object,
+) -> Arrays:
     write_file(tmp_path / "base" / "m.safetensors", {"q.weight": np.zeros((3, 4), np.float32), **base})
     if said is not None:
         (tmp_path / "base" / "config.json").write_text(json.dumps(said))
@@ -27,7 +37,9 @@ def merged(tmp_path: Path, base: Arrays, adapter: Arrays, said: dict[str, object
     content = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, **config}
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(content))
     how = reshard.lora_config(adapter=str(tmp_path / "adapter"))
-    done = reshard.merge_lora(tmp_path / "base", tmp_path / "out.safetensors", how, adapter=tmp_path / "adapter")
+    done = reshard.merge_lora(
+        tmp_path / "base", tmp_path / "out.safetensors", how, options, adapter=tmp_path / "adapter"
+    )
     (tmp_path / "said").write_text("\n".join(done.bill.warnings))
     return read_file(tmp_path / "out.safetensors")
 
@@ -99,6 +111,20 @@ def test_a_head_that_the_base_has_twice(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="nothing tells whether what is added to one changes both"):
         merged(tmp_path / "unknown", base, factors, {})
     assert merged(tmp_path / "others", base, {}, {}).keys() == {"q.weight", *base}
+
+
+def test_equal_codes_by_other_scales_are_no_head_that_the_base_has_twice(tmp_path: Path) -> None:
+    codes = np.ones((8, 4), ml_dtypes.float8_e4m3fn)
+    base = {"embed_tokens.weight": codes, "lm_head.weight": codes}
+    base |= {f"{name}_scale_inv": np.full((1, 1), 2, np.float32) for name in base}
+    factors = {"lm_head.lora_A.weight": NEW[:1], "lm_head.lora_B.weight": NEW[:, :1]}
+    options = Options(naming=Naming(dequantize=True), dtype="float32")
+    with pytest.raises(PlanError, match="nothing tells whether what is added to one changes both"):
+        merged(tmp_path / "one", base, factors, {}, options)
+    base["lm_head.weight_scale_inv"] = np.full((1, 1), 3, np.float32)
+    found = merged(tmp_path / "two", base, factors, {}, options)
+    np.testing.assert_array_equal(found["lm_head.weight"], NEW * 4)
+    np.testing.assert_array_equal(found["embed_tokens.weight"], NEW * 2)
 
 
 GROWN = np.ones((9, 4), np.float32)

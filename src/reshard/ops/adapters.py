@@ -217,7 +217,7 @@ class _Joining:
 
     def _are_tied(self, tensors: Mapping[str, Tensor]) -> bool:
         both = both_ends(tensors)
-        return both is not None and agreements(replace(self._base, files=tuple(self.files)), (both,))[both.name]
+        return bool(both) and all(agreements(replace(self._base, files=tuple(self.files)), both).values())
 
     def used(self, merge: LoraMerge) -> dict[str, Tensor]:
         """The tensors of adapters that do not reach the target as they are."""

@@ -167,9 +167,10 @@ class Replacing:
         return ""
 
 
-def both_ends(tensors: Mapping[str, Tensor]) -> Tensor | None:
-    """An embedding, or rows of it, as held by its head, too, where both are of one shape: bytes tell whether they are
-    one. The embedding may be a copy beside factors, which are the head's, too, where it is tied.
+def both_ends(tensors: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    """An embedding, or rows of it, as held by its head, too, where both are of one shape, and so what their codes are
+    multiplied by: bytes tell whether they are one. The embedding may be a copy beside factors, which are the head's,
+    too, where it is tied. Nothing where they cannot be one.
     """
     aside = [name for name in tensors if is_original(name) or is_repeated(name, tensors) or lora_name(name) is not None]
     whole = {name: model_name(name) for name in tensors.keys() - set(aside)}
@@ -177,14 +178,25 @@ def both_ends(tensors: Mapping[str, Tensor]) -> Tensor | None:
     whole |= {name: f"{part.layer}.weight" for name, part in parts if part is not None and part.kind == "tokens"}
     heads = [tensors[name] for name, model in whole.items() if model in _HEADS and not is_copy(name)]
     embeddings = [tensors[name] for name, model in whole.items() if model.endswith(_EMBEDDINGS)]
-    if len(heads) != 1 or len(embeddings) != 1 or heads[0].spec != embeddings[0].spec:
-        return None
-    ones, twos = (list(tensor.shards) for tensor in (heads[0], embeddings[0]))
+    if len(heads) != 1 or len(embeddings) != 1:
+        return ()
+    (head,), (embedding,) = heads, embeddings
+    both = [_held_by_both(head, embedding)]
+    if head.scales and embedding.scales:
+        both.append(_held_by_both(head.scales.of, embedding.scales.of))
+    blocks = {each.scales.block if each.scales else None for each in (head, embedding)}
+    return tuple(each for each in both if each) if all(both) and len(blocks) == 1 else ()
+
+
+def _held_by_both(one: Tensor, two: Tensor) -> Tensor | None:
+    ones, twos = list(one.shards), list(two.shards)
     pairs = list(zip(ones, twos, strict=False))
-    if len(ones) != len(twos) or not all(one.box == two.box and one.held and two.held for one, two in pairs):
+    if one.spec != two.spec or len(ones) != len(twos):
         return None
-    shards = tuple(Shard(one.box, (one.held[0], two.held[0])) for one, two in pairs)
-    return replace(embeddings[0], shards=Loose(shards))
+    if not all(a.box == b.box and a.held and b.held for a, b in pairs):
+        return None
+    shards = tuple(Shard(a.box, (a.held[0], b.held[0])) for a, b in pairs)
+    return replace(two, shards=Loose(shards))
 
 
 def head_of(tensors: Iterable[str]) -> str:
