@@ -9,10 +9,12 @@ import pytest
 from golden.cases import run_reshard
 from hub_model import llama, qwen3, write_hub
 from making import array, differing, read_file, same, write_file
+from reshard.errors import UsageError
 from reshard.names.wishes import Naming
 from reshard.ops.convert import convert
 from reshard.ops.explain import explain
 from reshard.ops.options import Options
+from reshard.planning.names import NameRules
 
 
 def refused(capsys: pytest.CaptureFixture[str], code: int, *words: object) -> str:
@@ -127,3 +129,11 @@ def test_how_many_experts_there_are_shapes_tell(tmp_path: Path) -> None:
     convert(tmp_path / "stray.safetensors", tmp_path / "back.safetensors", Options(naming=naming))
     back = read_file(tmp_path / "back.safetensors")
     assert differing(back, tensors) == []
+
+
+def test_two_tensors_that_a_rename_makes_one_are_refused(tmp_path: Path) -> None:
+    source = write_hub(tmp_path / "hub", qwen3()) / "model.safetensors"
+    rules = NameRules(rename=(("layers.1.", "layers.0."),))
+    (tmp_path / "hub" / "config.json").unlink()
+    with pytest.raises(UsageError, match="would both be called model"):
+        convert(source, tmp_path / "out", Options(naming=Naming(dst="megatron"), names=rules, to="dcp"))

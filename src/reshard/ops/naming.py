@@ -19,7 +19,7 @@ from reshard.names.model import ModelFile, model_of_args, read_model
 from reshard.names.regroup import Models, Regrouped, regrouped
 from reshard.names.wishes import HUB, Excluded, Naming
 from reshard.planning.catalog import Catalog, Loose, Shard, Tensor
-from reshard.planning.names import NameRules, is_of_optimizer
+from reshard.planning.names import NameRules, call, is_of_optimizer
 from reshard.planning.scales import refuse_parted_by
 from reshard.storage.storage import join
 from reshard.storage.storages import content_of, storage_of
@@ -56,6 +56,7 @@ def renamed(
 def _by_rules(source: Catalog, rules: NameRules) -> tuple[Catalog, Excluded]:
     """The catalog with those tensors alone that the rules take, under the names that they give."""
     kept: dict[str, Tensor] = {}
+    called: dict[str, str] = {}
     out: dict[str, list[str]] = {}
     for name, tensor in source.tensors.items():
         if not rules.takes(name):
@@ -63,11 +64,14 @@ def _by_rules(source: Catalog, rules: NameRules) -> tuple[Catalog, Excluded]:
             why = "optimizer states, by --weights-only" if states else "by --include / --exclude"
             out.setdefault(why, []).append(name)
         else:
+            call(called, rules.renamed(name), name)
             kept[rules.renamed(name)] = replace(tensor, name=rules.renamed(name))
     dropped = {**source.dropped, **{why: (*source.dropped.get(why, ()), *names) for why, names in out.items()}}
     if not kept:
         raise PlanError("no tensor is left to write", hint="check --include and --exclude; or leave --weights-only out")
     excluded = frozenset(rules.renamed(name) for names in out.values() for name in names)
+    for name in filter(rules.takes, source.texts):
+        call(called, rules.renamed(name), name)
     texts = {rules.renamed(name): by_rank for name, by_rank in source.texts.items() if rules.takes(name)}
     withheld = {name: why for name, why in source.withheld.items() if rules.takes(name)}
     return replace(source, tensors=kept, dropped=dropped, texts=texts, withheld=withheld), Excluded(excluded, rules)

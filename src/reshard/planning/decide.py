@@ -8,12 +8,12 @@ from typing import Literal
 
 from msgspec import Struct
 
-from reshard.errors import PlanError, ReshardError, UsageError, listed, named_ranks
+from reshard.errors import PlanError, ReshardError, listed, named_ranks
 from reshard.layout.stages import Strategy, layout_of_full
 from reshard.layout.tensor import Layout, Sharding
 from reshard.planning.catalog import Catalog, Tensor
 from reshard.planning.lora_values import LoraMerge
-from reshard.planning.names import NameRules, is_lora, is_of_optimizer, is_state, layer_pattern, weight_of_state
+from reshard.planning.names import NameRules, call, is_lora, is_of_optimizer, is_state, layer_pattern, weight_of_state
 from reshard.planning.other_names import refuse_other_names
 from reshard.planning.plan import LeftOut
 
@@ -75,10 +75,11 @@ def decide(
             maker.leave_out("dropped", lora.used.get(name, "optimizer states of the training"), name)
             taken[renamed] = name
             continue
-        if renamed in taken:
-            raise UsageError(f"{taken[renamed]} and {name} would both be called {renamed}", hint="check --rename")
-        taken[renamed] = name
+        call(taken, renamed, name)
         maker.place(tensor, renamed)
+    called = {kept.name: kept.tensor.name for kept in maker.kept}
+    for name in filter(rules.takes, source.texts):
+        call(called, rules.renamed(name), name)
     maker.account_for_absent(taken, rules)
     refuse_other_names(taken, dict.fromkeys(filter(rules.takes, maker.target_names)))
     if maker.faults:

@@ -78,6 +78,13 @@ def compiled(pattern: str) -> re.Pattern[str]:
         ) from None
 
 
+def call(taken: dict[str, str], renamed: str, name: str) -> None:
+    """Note what a name becomes. Raises UsageError where another becomes the same."""
+    if renamed in taken:
+        raise UsageError(f"{taken[renamed]} and {name} would both be called {renamed}", hint="check --rename")
+    taken[renamed] = name
+
+
 def no_match(pattern: str, names: Collection[str]) -> str:
     """What to say of a regular expression that matches no name; "" where it matches one.
 

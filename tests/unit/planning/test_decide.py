@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import pytest
 from catalogs import ROWS, WHOLE, full, ranks, strategy
+from msgspec.structs import replace
 
 from reshard.errors import PlanError, UsageError
 from reshard.layout.stages import Strategy
@@ -245,3 +246,11 @@ def test_two_tensors_of_one_new_name_are_refused() -> None:
     rules = NameRules(rename=((r"\d", "n"),))
     with pytest.raises(UsageError, match="w1 and w2 would both be called wn"):
         decided(full({"w1": (4,), "w2": (4,)}), None, rules=rules)
+
+
+@pytest.mark.parametrize(("old", "new"), [("w", "note"), ("note", "w"), ("x", "note")])
+def test_a_string_is_not_called_as_a_tensor_or_another(old: str, new: str) -> None:
+    source = replace(full({"w": (4,)}), texts={"note": {0: "a"}, "x": {0: "b"}})
+    with pytest.raises(UsageError, match=f"would both be called {new}"):
+        decided(source, None, rules=NameRules(rename=((f"^{old}$", new),)))
+    assert decided(source, None, rules=NameRules(rename=((f"^{old}$", new),), exclude=(f"^{new}$",)))
