@@ -142,7 +142,7 @@ def _compare(
     a: Catalog, b: Catalog, rules: NameRules, dtype: str, observer: Observer, *, every_copy: bool
 ) -> Comparison:
     idle = rules.idle({*a.tensors, *a.texts, *b.tensors, *b.texts})
-    ours = {rules.renamed(t.name): t for t in a.tensors.values() if rules.takes(t.name)}
+    ours = {name: a.tensors[old] for name, old in rules.called(a.tensors).items()}
     if a.tensors and not ours:
         raise UsageError("\n".join(("no tensor is left to compare", *idle)), hint="check --include and --exclude")
     theirs = {n: t for n, t in b.tensors.items() if not rules.narrow or n in ours}
@@ -209,7 +209,7 @@ def _nbytes(move: Move) -> int:
 
 
 def _texts(a: Catalog, b: Catalog, rules: NameRules) -> list[Difference]:
-    ours = {rules.renamed(n): set(t.values()) for n, t in a.texts.items() if rules.takes(n)}
+    ours = {name: set(a.texts[old].values()) for name, old in rules.called(a.texts).items()}
     theirs = {n: set(t.values()) for n, t in b.texts.items() if not rules.narrow or n in ours}
     return [
         Difference(n, "type or shape", str(sorted(ours.get(n, ()))), str(sorted(theirs.get(n, ()))))

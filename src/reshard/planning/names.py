@@ -161,6 +161,13 @@ class NameRules(Struct, frozen=True):
         given += [("--rename", p) for p, _ in self.rename]
         return tuple(f"{option}: {no_match(p, names)}" for option, p in given if no_match(p, names))
 
+    def called(self, names: Iterable[str]) -> dict[str, str]:
+        """Those of the names that are taken, by what they become. Raises UsageError for two that become one."""
+        taken: dict[str, str] = {}
+        for name in filter(self.takes, names):
+            call(taken, self.renamed(name), name)
+        return taken
+
     def renamed(self, name: str) -> str:
         for pattern, replacement in self.rename:
             try:

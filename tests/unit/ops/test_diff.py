@@ -13,7 +13,7 @@ from hub_model import qwen3, write_hub
 from making import array, counted, write_file, write_ranks, write_strategy
 from reshard.cli.environment import original
 from reshard.cli.main import main
-from reshard.errors import CheckpointError, DifferenceError, StorageError
+from reshard.errors import CheckpointError, DifferenceError, StorageError, UsageError
 from reshard.families.discover import Found
 from reshard.families.source import Source
 from reshard.layout.tensor import Sharding
@@ -183,3 +183,10 @@ def test_a_cast_is_checked_as_a_cast(a: Source, tmp_path: Path) -> None:
     assert reshard.verify_content(a, Source(str(target)), dtype="float16").tensors == 2
     with pytest.raises(DifferenceError, match="float32"):
         reshard.verify_content(a, Source(str(target)))
+
+
+def test_two_tensors_that_a_rename_makes_one_are_not_compared_as_one(tmp_path: Path) -> None:
+    one = write_file(tmp_path / "a.safetensors", {"w1": counted(2), "w2": counted(2) + 1})
+    two = write_file(tmp_path / "b.safetensors", {"w": counted(2) + 1})
+    with pytest.raises(UsageError, match="w1 and w2 would both be called w"):
+        verify_content(Source(str(one)), Source(str(two)), NameRules(rename=((r"\d", ""),)))

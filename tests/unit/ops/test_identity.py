@@ -144,7 +144,9 @@ def test_what_a_checkpoint2_says_of_itself_counts(work: Work, name: str) -> None
 @pytest.mark.parametrize("name", OF_FOLDERS_FOR_TORCH)
 def test_of_how_many_files_and_ranks_a_folder_consists_counts(work: Work, name: str) -> None:
     to, value = OF_FOLDERS_FOR_TORCH[name]
-    full = write_file(work.folder / "full.safetensors", MEGATRON)
+    shapes = {"linear_fc1": (2, 16, 8), "linear_fc2": (2, 8, 8)}
+    experts = {f"decoder.layers.0.mlp.experts.experts.{n}.weight": array(s) for n, s in shapes.items()}
+    full = write_file(work.folder / "full.safetensors", {**MEGATRON, **(experts if name == "ep" else {})})
     plain = Options(to=to)
     assert work.plan(replace(plain, **{name: value}), src=full).identity != work.plan(plain, src=full).identity
 
