@@ -109,6 +109,14 @@ def test_a_target_that_is_half_written(tmp_path: Path, single: bool) -> None:
     assert "--resume" in hint
 
 
+def test_ranks_that_were_made_alone_count(tmp_path: Path) -> None:
+    source = write_file(tmp_path / "m.safetensors", {"w": array((4,))})
+    strategy = write_strategy(tmp_path / "s", [{"w": Sharding((2,), ((0,),))}])
+    options = Options(dst_strategy=str(strategy), ranks=frozenset({1}), fsync=False)
+    reshard.convert(source, tmp_path / "out", options)
+    assert "1 file of it whole so far" in one_fault(tmp_path / "out")[0]
+
+
 def test_an_index_that_names_what_is_not_there(tmp_path: Path) -> None:
     write_file(tmp_path / "model-00001-of-00002.safetensors", {"w": array((4,))})
     names = {"w": "model-00001-of-00002.safetensors", "v": "model-00002-of-00002.safetensors"}

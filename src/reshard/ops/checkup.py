@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 from msgspec import Struct
 
@@ -103,6 +104,9 @@ def _begun(path: str) -> Fault | None:
     for place in places:
         if place.storage.entry(join(place.meta, BEGUN)) is not None:
             whole = len(place.storage.entries(join(place.meta, DONE)))
+            if place.storage.entry(join(place.meta, MANIFEST)) is not None:  # of the ranks that --ranks made
+                with suppress(InputError):
+                    whole = max(whole, len(read_manifest(place).files))
             return Fault(
                 f"a conversion into it has not ended: {counted(whole, 'file')} of it whole so far",
                 path,
