@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,9 +14,11 @@ from msgspec.structs import replace
 
 from reshard.dtypes import ALIASES
 from reshard.errors import CheckpointError, DifferenceError, UsageError, listed
+from reshard.families.discover import lone_rank
 from reshard.families.open_checkpoint import open_source
 from reshard.families.part_names import lone_parts
 from reshard.families.planner import planned
+from reshard.families.registry import FALLBACK
 from reshard.families.strategies import read_strategy
 from reshard.families.targets import kind_asked
 from reshard.formats.registry import format_of, suffixes
@@ -82,7 +85,28 @@ def plan(src: str | Path, dst: str | Path | None, options: Options | None = None
     """
     options = options or Options()
     source, options = opened(src, options)
+    refuse_lone_rank(source, "" if dst is None else str(dst), options)
     return plan_from(source, None if dst is None else str(dst), options)
+
+
+def refuse_lone_rank(source: Catalog, dst: str, options: Options) -> None:
+    """Raises CheckpointError for what one rank of several holds, taken for the whole; not where the target is named as
+    that rank's, or ``--from full`` says that it is all.
+    """
+    places = {file.path.rpartition("/")[0] for file in source.files}
+    if options.family or source.kind != FALLBACK or len(places) > 1:
+        return
+    place = places.pop()
+    folder, _, rank = place.rpartition("/")
+    alone = lone_rank(place, place)
+    named = "/".join(dst.rstrip("/").split("/")[-2:])
+    if alone and not re.search(rf"(?<![a-z\d]){rank}(?!\d)", named):
+        raise CheckpointError(
+            f"what {alone}, holds may be slices of the tensors",
+            place,
+            f"give {folder or '.'}, with --src-strategy where ranks hold slices, or --from full where each holds all; "
+            f"to convert this rank alone, name the target as it (…/{rank}/…)",
+        )
 
 
 def opened(src: str | Path, options: Options) -> tuple[Catalog, Options]:

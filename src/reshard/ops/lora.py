@@ -15,7 +15,7 @@ from reshard.families.probe import agreements
 from reshard.families.registry import listing
 from reshard.names.wishes import HUB, MEGATRON, Asked, Naming
 from reshard.ops.adapters import AdapterAt, Joined, fitting, joined, layers_of, model_of, own_config
-from reshard.ops.convert import Conversion, execute, named, plan_from
+from reshard.ops.convert import Conversion, execute, named, plan_from, refuse_lone_rank
 from reshard.ops.observer import Observer
 from reshard.ops.options import OF_MEGATRON, Options
 from reshard.ops.scaling import AlphaRank, LoraConfig, Scaling, parse_scaling, read_config
@@ -83,8 +83,9 @@ def _with_own(config: LoraConfig, own: LoraConfig) -> LoraConfig:
 
 
 class Opened(Struct, frozen=True):
-    """A merge of which all headers are read, and the options that are left to do."""
+    """A merge of which all headers are read: its base as it was given, and the options that are left to do."""
 
+    base: Catalog
     joined: Joined
     options: Options
 
@@ -112,7 +113,7 @@ def open_merge(
         from reshard.ops.model_files import corrected
 
         left = replace(left, along=corrected(left.along, made.merge.config))
-    return Opened(made, left)
+    return Opened(source, made, left)
 
 
 def _under_their_names(source: Catalog, src: str, options: Options, layers: Collection[str]) -> tuple[Catalog, Options]:
@@ -173,6 +174,7 @@ def _named_after(made: Joined, src: str, options: Options, fused: Mapping[str, F
 
 def plan_merge(merge: Opened, dst: str | Path) -> Plan:
     """Make the plan of a merge of what is open. Raises PlanError."""
+    refuse_lone_rank(merge.base, str(dst), merge.options)
     return plan_from(merge.joined.source, str(dst), merge.options, merge.joined.merge)
 
 

@@ -1,0 +1,44 @@
+"""What one rank of several holds is not taken for the whole unless somebody says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import reshard
+from making import array, read_file, write_file
+from reshard.errors import CheckpointError
+from reshard.ops.lora import AdapterAt, lora_config, plan_lora
+
+
+@pytest.fixture
+def ranks(tmp_path: Path) -> Path:
+    for rank in range(2):
+        write_file(tmp_path / "ckpt" / f"rank_{rank}" / "net.safetensors", {"w": array((2, 4), seed=rank)})
+    return tmp_path / "ckpt"
+
+
+@pytest.mark.parametrize("src", ["rank_0", "rank_0/net.safetensors"])
+@pytest.mark.parametrize(
+    "dst", ["full.ckpt", "parts", "rank_01/net.ckpt", "rank_1/net.ckpt", "xrank_0.ckpt", "rank_0/a/b.ckpt"]
+)
+def test_it_is_refused(src: str, dst: str, ranks: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="rank_0, beside 1 other rank, holds may be slices") as caught:
+        reshard.convert(ranks / src, tmp_path / "out" / dst)
+    assert f"give {ranks}, with --src-strategy" in caught.value.hint
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("dst", "family"), [("rank_0/net.ckpt", ""), ("net_rank_0.ckpt", ""), ("full.ckpt", "full")])
+def test_it_is_converted_where_that_is_meant(dst: str, family: str, ranks: Path, tmp_path: Path) -> None:
+    reshard.convert(ranks / "rank_0", tmp_path / dst, reshard.Options(family=family))
+    assert np.array_equal(read_file(tmp_path / dst)["w"], array((2, 4), seed=0))
+
+
+def test_nothing_is_added_to_it(ranks: Path, tmp_path: Path) -> None:
+    factors = {"w.lora_A.weight": array((1, 4)), "w.lora_B.weight": array((2, 1))}
+    adapter = write_file(tmp_path / "adapter.safetensors", factors)
+    with pytest.raises(CheckpointError, match="may be slices"):
+        plan_lora(ranks / "rank_0", tmp_path / "full.ckpt", [AdapterAt(str(adapter), lora_config(scaling="2"))])
