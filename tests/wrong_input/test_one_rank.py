@@ -9,7 +9,10 @@ import pytest
 
 import reshard
 from making import array, read_file, write_file
+from reshard.cli.next_steps import next_steps
 from reshard.errors import CheckpointError
+from reshard.families.open_checkpoint import open_source
+from reshard.families.source import Source
 from reshard.ops.lora import AdapterAt, lora_config, plan_lora
 
 
@@ -42,3 +45,9 @@ def test_nothing_is_added_to_it(ranks: Path, tmp_path: Path) -> None:
     adapter = write_file(tmp_path / "adapter.safetensors", factors)
     with pytest.raises(CheckpointError, match="may be slices"):
         plan_lora(ranks / "rank_0", tmp_path / "full.ckpt", [AdapterAt(str(adapter), lora_config(scaling="2"))])
+
+
+def test_the_next_step_is_with_all_of_them(ranks: Path) -> None:
+    source = open_source(Source(str(ranks / "rank_0")))
+    steps = next_steps(source, str(ranks / "rank_0"), "")
+    assert [str(ranks / "rank_0") in step or str(ranks) not in step for step in steps[1:]] == [False] * 3

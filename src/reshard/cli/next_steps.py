@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Iterator
 from itertools import chain, count
 
+from reshard.families.rank_listing import lone_rank_of
 from reshard.names.wishes import HUB, MEGATRON, MINDFORMERS
 from reshard.planning.catalog import Catalog
 from reshard.planning.names import is_adapter, is_state
@@ -25,8 +26,9 @@ def next_steps(source: Catalog, path: str, strategy: str, names: str = "") -> li
         return []
     place = shlex.quote(path)
     given = f"{place} --src-strategy {shlex.quote(strategy)}" if strategy else place
-    if not source.kind:
-        steps = list(_of_slices(place))
+    folder, alone = lone_rank_of(source)
+    if alone or not source.kind:
+        steps = list(_of_slices(shlex.quote(os.path.dirname(folder) or ".") if alone else place))
     elif is_adapter(source.tensors):
         steps = [(f"lora merge BASE {_unused('merged')} --adapter {place}", "the model BASE with this adapter in it")]
     else:

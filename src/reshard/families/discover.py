@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 
 from msgspec.structs import replace
 
-from reshard.errors import CheckpointError, FormatError, UsageError, counted, listed, some
+from reshard.errors import CheckpointError, FormatError, listed, some
 from reshard.families.family import Listing
 from reshard.families.found import Found as Found
 from reshard.families.found import Select as Select
@@ -17,7 +16,7 @@ from reshard.families.found import WeightFile, refuse_dangling, weights, with_su
 from reshard.families.index_files import EXTRAS_NAME, Index, index_in, manifest_at, read_index
 from reshard.families.part_names import WholeByNames, part_of, wholes
 from reshard.families.rank_listing import as_select as as_select
-from reshard.families.rank_listing import find_ranks, is_rank, rank_entries
+from reshard.families.rank_listing import find_ranks, lone_rank, rank_entries
 from reshard.families.registry import listing
 from reshard.families.strange_folders import (
     UNFINISHED,
@@ -91,19 +90,8 @@ def _one_file(path: str, there: Entry) -> Found:
 
 def _warned_of_ranks(path: str, place: str) -> tuple[str, ...]:
     """A warning for one rank's file or folder, beside which others lie: only a strategy tells whether it is whole."""
-    alone = lone_rank(path, place)
+    alone = lone_rank(place)
     return (f"{path} is of {alone}: its tensors may be slices",) if alone else ()
-
-
-def lone_rank(path: str, place: str) -> str:
-    """Of which rank a folder is, where those of others lie beside it, in words; "" where it is no such folder."""
-    folder, _, name = place.rpartition("/")
-    if not is_rank(name):
-        return ""
-    others = 0
-    with suppress(UsageError):  # over http(s) nothing is listed
-        others = len(rank_entries(storage_of(path).entries(folder or "."))) - 1
-    return f"{name}, beside {counted(others, 'other rank')}" if others > 0 else ""
 
 
 def _check_name(path: str) -> None:

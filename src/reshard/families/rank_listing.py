@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 from reshard.errors import CheckpointError, UsageError, counted, listed
 from reshard.families.found import SELECTS, Found, Select, WeightFile, refuse_dangling, weights, with_suffix
 from reshard.families.part_names import part_of
 from reshard.families.strange_folders import held
 from reshard.formats.registry import suffixes
+from reshard.planning.catalog import Catalog
 from reshard.storage.storage import Entry, join
 from reshard.storage.storages import storage_of
 
@@ -30,6 +32,24 @@ def is_rank(name: str) -> bool:
 def rank_entries(entries: Iterable[Entry]) -> list[Entry]:
     """What is called as the folder of a rank, be it one or not."""
     return [e for e in entries if _RANK.fullmatch(e.name)]
+
+
+def lone_rank(place: str) -> str:
+    """Of which rank a folder is, where those of others lie beside it, in words; "" where it is no such folder."""
+    folder, _, name = place.rpartition("/")
+    if not is_rank(name):
+        return ""
+    others = 0
+    with suppress(UsageError):  # over http(s) nothing is listed
+        others = len(rank_entries(storage_of(place).entries(folder or "."))) - 1
+    return f"{name}, beside {counted(others, 'other rank')}" if others > 0 else ""
+
+
+def lone_rank_of(source: Catalog) -> tuple[str, str]:
+    """The folder that files taken for a full checkpoint lie in, and ``lone_rank`` of it."""
+    places = {file.path.rpartition("/")[0] for file in source.files}
+    place = places.pop()
+    return place, "" if places or source.kind != "full" else lone_rank(place)
 
 
 def find_ranks(path: str, places: list[Entry], select: Select, suffix: str, warnings: tuple[str, ...]) -> Found:

@@ -14,11 +14,10 @@ from msgspec.structs import replace
 
 from reshard.dtypes import ALIASES
 from reshard.errors import CheckpointError, DifferenceError, UsageError, listed
-from reshard.families.discover import lone_rank
 from reshard.families.open_checkpoint import open_source
 from reshard.families.part_names import lone_parts
 from reshard.families.planner import planned
-from reshard.families.registry import FALLBACK
+from reshard.families.rank_listing import lone_rank_of
 from reshard.families.strategies import read_strategy
 from reshard.families.targets import kind_asked
 from reshard.formats.registry import format_of, suffixes
@@ -93,14 +92,10 @@ def refuse_lone_rank(source: Catalog, dst: str, options: Options) -> None:
     """Raises CheckpointError for what one rank of several holds, taken for the whole; not where the target is named as
     that rank's, or ``--from full`` says that it is all.
     """
-    places = {file.path.rpartition("/")[0] for file in source.files}
-    if options.family or source.kind != FALLBACK or len(places) > 1:
-        return
-    place = places.pop()
+    place, alone = lone_rank_of(source)
     folder, _, rank = place.rpartition("/")
-    alone = lone_rank(place, place)
     named = "/".join(dst.rstrip("/").split("/")[-2:])
-    if alone and not re.search(rf"(?<![a-z\d]){rank}(?!\d)", named):
+    if alone and not options.family and not re.search(rf"(?<![a-z\d]){rank}(?!\d)", named):
         raise CheckpointError(
             f"what {alone}, holds may be slices of the tensors",
             place,
