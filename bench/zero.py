@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from checkpoints import Model, random_values
 from reshard.formats.pickle_objects import Global, Record
-from reshard.formats.torch_file import FOLDER, torch_frame
+from reshard.formats.torch_file import torch_frame
 from reshard.formats.torch_values import TensorRef, whole
 from reshard.index import TensorSpec
 
@@ -89,6 +89,6 @@ def _write(path: Path, value: Any, storages: Mapping[str, int], numbers: Numbers
         for offset, piece in frame.pieces:
             file.seek(offset)
             file.write(piece)
-        (hole,) = frame.holes[f"{FOLDER}/data/0"]
+        (hole,) = frame.holes["0"]
         file.seek(hole.offset)
         file.write(numbers.tobytes())
