@@ -19,7 +19,7 @@ from reshard.planning.plan import Move, Run, TaskFile
 from reshard.storage.storage import NewFile
 
 _LOT_NBYTES = 64 << 20
-_SMALL_NBYTES = 16 << 10
+_SMALL_NBYTES = 64 << 10
 _KEPT_NBYTES = 8 << 20
 _PARTS = 256  # looked at together
 _PART_NBYTES = 512  # what Python takes for each, when they are put together
