@@ -8,7 +8,6 @@ import shlex
 from collections.abc import Iterator
 from itertools import chain, count
 
-from reshard.families.rank_listing import lone_rank_of
 from reshard.names.wishes import HUB, MEGATRON, MINDFORMERS
 from reshard.planning.catalog import Catalog
 from reshard.planning.names import is_adapter, is_state
@@ -20,6 +19,7 @@ def next_steps(source: Catalog, path: str, strategy: str, names: str = "") -> li
     Args:
         names: the convention of its names, "" where they do not tell.
     """
+    from reshard.families.rank_listing import lone_rank_of
     from reshard.ops.naming import beside_of  # with all that reads models
 
     if not source.tensors:
