@@ -12,8 +12,10 @@ from making import array, read_file, write_file
 from reshard.cli.next_steps import next_steps
 from reshard.errors import CheckpointError
 from reshard.families.open_checkpoint import open_source
+from reshard.families.rank_listing import lone_rank_of
 from reshard.families.source import Source
 from reshard.ops.lora import AdapterAt, lora_config, plan_lora
+from reshard.planning.catalog import Catalog
 
 
 @pytest.fixture
@@ -51,3 +53,7 @@ def test_the_next_step_is_with_all_of_them(ranks: Path) -> None:
     source = open_source(Source(str(ranks / "rank_0")))
     steps = next_steps(source, str(ranks / "rank_0"), "")
     assert [str(ranks / "rank_0") in step or str(ranks) not in step for step in steps[1:]] == [False] * 3
+
+
+def test_what_has_no_files_is_of_no_rank() -> None:
+    assert lone_rank_of(Catalog((), {}, {}, {}, kind="full")) == ("", "")

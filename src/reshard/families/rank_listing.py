@@ -10,6 +10,7 @@ from contextlib import suppress
 from reshard.errors import CheckpointError, UsageError, counted, listed
 from reshard.families.found import SELECTS, Found, Select, WeightFile, refuse_dangling, weights, with_suffix
 from reshard.families.part_names import part_of
+from reshard.families.registry import FALLBACK
 from reshard.families.strange_folders import held
 from reshard.formats.registry import suffixes
 from reshard.planning.catalog import Catalog
@@ -46,10 +47,12 @@ def lone_rank(place: str) -> str:
 
 
 def lone_rank_of(source: Catalog) -> tuple[str, str]:
-    """The folder that files taken for a full checkpoint lie in, and ``lone_rank`` of it."""
+    """The one folder that files taken for a full checkpoint lie in, and ``lone_rank`` of it; "" without one."""
     places = {file.path.rpartition("/")[0] for file in source.files}
-    place = places.pop()
-    return place, "" if places or source.kind != "full" else lone_rank(place)
+    if source.kind != FALLBACK or len(places) != 1:
+        return "", ""
+    (place,) = places
+    return place, lone_rank(place)
 
 
 def find_ranks(path: str, places: list[Entry], select: Select, suffix: str, warnings: tuple[str, ...]) -> Found:
