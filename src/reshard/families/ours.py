@@ -15,7 +15,7 @@ from reshard.index import TensorSpec
 from reshard.layout.box import Box
 from reshard.planning.catalog import Catalog, Held, IndexedFile, Ranks, Shard, Tensor, tensor_of_shards
 from reshard.storage.storage import join
-from reshard.target.filling import BEGUN
+from reshard.target.filling import is_being_filled
 from reshard.target.manifest import MANIFEST, Manifest, ToldShard, read_manifest
 from reshard.target.target_paths import Place
 
@@ -137,8 +137,7 @@ def _tensor(name: str, spec: TensorSpec, shards: Sequence[Shard], devices: int) 
 
 def refuse_unfinished_target(path: str) -> None:
     """Raises CheckpointError for a target of ours that is being filled: what lacks of it, nobody can see."""
-    place = Place.of(path, single=False)
-    if place.storage.entry(join(place.meta, BEGUN)) is not None:
+    if is_being_filled(Place.of(path, single=False)):
         raise CheckpointError(
             "a conversion into it has not ended: it is not whole",
             path,

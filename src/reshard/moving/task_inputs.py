@@ -88,7 +88,7 @@ class Sources:
         """Fill the buffer with what this thread holds; False where that is not all of it."""
         file, start, held = getattr(self._held, "part", None) or (ZEROS, 0, buffer)
         ranges, stop = access.ranges, start + len(held)
-        if file != access.file or access.rows or any(r.offset < start or r.end > stop for r in ranges):
+        if file != access.file or access.rows or any(r.coded or r.offset < start or r.end > stop for r in ranges):
             return False
         at = 0
         for extent in ranges:

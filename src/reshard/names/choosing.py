@@ -8,7 +8,7 @@ from reshard.errors import UsageError
 from reshard.names.dims import AXIS_OF
 from reshard.names.matching import lora_of, names_of
 from reshard.names.recipe import Rule
-from reshard.names.settings import OPTIONS, Known, axes_of, style_of
+from reshard.names.settings import Known, axes_of, style_of
 from reshard.names.wishes import Asked
 from reshard.planning.catalog import Tensor
 from reshard.planning.names import layer_pattern, weight_of_state
@@ -47,10 +47,10 @@ class Choosing:
             if why and len(values) > 1:
                 told = "the convention's own" if why == "default" else f"by {why}"
                 warnings.append(f"{style}: {chosen[style]}, {told}")
-        self._refuse_half(chosen)
+        self._refuse_half(chosen, asked)
         return chosen, warnings
 
-    def _refuse_half(self, chosen: Mapping[str, str]) -> None:
+    def _refuse_half(self, chosen: Mapping[str, str], asked: Asked) -> None:
         """Raises UsageError where one of two styles is fused that a model fuses together."""
         for style, kind in self._recipe.styles.items():
             if not (self._hub and kind.fused_with and {style, kind.fused_with} <= chosen.keys()):
@@ -58,9 +58,9 @@ class Choosing:
             own, other = sorted((style, kind.fused_with), key=lambda s: chosen[s] != self._recipe.styles[s].default)
             if chosen[own] == self._recipe.styles[own].default and chosen[other] != self._recipe.styles[other].default:
                 raise UsageError(
-                    f"{OPTIONS[other]} {chosen[other]} alone: {self._recipe.convention} models of {self._recipe.name} "
-                    f"that fuse one fuse the other, too",
-                    hint=f"add {OPTIONS[own]}, or leave {OPTIONS[other]} out",
+                    f"{asked.option(other)} {chosen[other]} alone: {self._recipe.convention} models of "
+                    f"{self._recipe.name} that fuse one fuse the other, too",
+                    hint=f"add {asked.option(own)}, or leave {asked.option(other)} out",
                 )
 
     def _possible(self, style: str, seen: _SeenRules, chosen: Mapping[str, str]) -> tuple[list[str], str]:

@@ -160,9 +160,6 @@ def surprising(known: Known, axes: Axes) -> list[str]:
     return found
 
 
-OPTIONS = {"qkv": "--qkv", "gate_up": "--gate-up"}
-
-
 def style_of(known: Known, style: str, possible: Sequence[str], asked: Asked, *, reading: str = "") -> tuple[str, str]:
     """Which of the values that names leave possible a style has, and what tells, "" for names.
 
@@ -193,5 +190,5 @@ def style_of(known: Known, style: str, possible: Sequence[str], asked: Asked, *,
         return (kind.default if kind.default in possible else possible[0]), "default"
     raise PlanError(
         f"{reading}: it may be {' or '.join(possible)}, names and shapes are the same, and nothing tells which",
-        hint=f"say it: {kind.ask}".replace(OPTIONS.get(style, option), f"{option} {'|'.join(possible)}"),
+        hint=f"say it: {kind.ask}".replace(Asked().option(style), f"{option} {'|'.join(possible)}"),
     )

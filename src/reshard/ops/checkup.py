@@ -26,7 +26,7 @@ from reshard.ops.naming import beside_of
 from reshard.planning.catalog import Catalog
 from reshard.storage.storage import join
 from reshard.storage.storages import content_of, storage_of
-from reshard.target.filling import BEGUN, DONE, LOCK
+from reshard.target.filling import DONE, LOCK, is_being_filled
 from reshard.target.manifest import MANIFEST, read_manifest
 from reshard.target.target_paths import Place
 
@@ -102,7 +102,7 @@ def _begun(path: str) -> Fault | None:
     folder = Place.of(path, single=False)
     places = (Place.of(path, single=True), folder) if format_of(path) else (folder,)
     for place in places:
-        if place.storage.entry(join(place.meta, BEGUN)) is not None:
+        if is_being_filled(place):
             whole = len(place.storage.entries(join(place.meta, DONE)))
             if place.storage.entry(join(place.meta, MANIFEST)) is not None:  # of the ranks that --ranks made
                 with suppress(InputError):

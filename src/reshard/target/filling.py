@@ -47,6 +47,11 @@ LOCK = "lock"
 _SHORT = 24  # hashes are longer
 
 
+def is_being_filled(place: Place) -> bool:
+    """Whether a conversion into it has begun, and has not ended."""
+    return place.storage.entry(join(place.meta, BEGUN)) is not None
+
+
 class Begun(Struct, frozen=True):
     """The identity of the plan that a target is filled by, and what it stands for."""
 
