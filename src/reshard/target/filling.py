@@ -128,7 +128,7 @@ class Filling:
     def _begin(self, *, join: bool) -> None:
         content = msgspec.json.encode(self._begun)
         if not join and self._locks:  # whoever began before is gone, for we hold all locks
-            self._forget_records()
+            self._forget_all()
             self._storage.write_whole(self._path(BEGUN), content, fsync=True)
             return
         earlier = self._earlier()
@@ -177,24 +177,29 @@ class Filling:
         content = read_whole(self._storage, self._path(MANIFEST))
         return None if content is None else decode_published(content, self._path(MANIFEST))
 
-    def _files(self) -> list[Whole]:
-        """Files that are whole, in order of their ranks, as a manifest of this plan and the records tell."""
+    def _records(self) -> list[str]:
+        """The names of the records that are there."""
+        names = [entry.name for entry in self._storage.entries(self._path(DONE))]
+        numbered = (name for name in names if name.removesuffix(".json").isdigit())
+        return sorted(numbered, key=lambda name: int(name.removesuffix(".json")))
+
+    def _files(self, records: Iterable[str]) -> list[Whole]:
+        """Files that are whole, in order of their ranks, as a manifest of this plan and these records tell."""
         manifest = self._manifest()
         told = list(map(whole, manifest.files)) if manifest and manifest.plan == self._begun.plan else []
-        files = {file.path: file for file in (*told, *self._records())}
+        files = {file.path: file for file in (*told, *self._recorded_in(records))}
         return sorted(files.values(), key=lambda file: file.rank)
 
-    def _records(self) -> Iterator[Whole]:
+    def _recorded_in(self, records: Iterable[str]) -> Iterator[Whole]:
         """One that a power cut spoilt counts for none."""
-        names = [e.name for e in self._storage.entries(self._path(DONE)) if e.name.removesuffix(".json").isdigit()]
-        paths = [self._path(DONE, name) for name in sorted(names, key=lambda name: int(name.removesuffix(".json")))]
+        paths = [self._path(DONE, name) for name in records]
         for content in self._each(lambda path: read_whole(self._storage, path), paths):
             with suppress(InputError):
                 yield whole(content or b"")
 
     def _whole_files(self) -> Iterator[str]:
         """Files of the plan that are noted and still as long."""
-        for file in self._files():
+        for file in self._files(self._records()):
             if file.path in self._numbers:
                 there = self._storage.entry(join(self._place.folder, file.path))
                 if there is not None and not there.folder and there.nbytes == file.nbytes:
@@ -226,7 +231,8 @@ class Filling:
                 such writers apart: there it is the complete one or none.
         """
         with self._locks.publishing() if self._locks else nullcontext():
-            files = [file for file in self._files() if file.path not in self._closing]
+            records = self._records()
+            files = [file for file in self._files(records) if file.path not in self._closing]
             missing = self._plan.total - len(files)
             self.misfits = _misfits(files)
             if missing and not (partial and self._locks):
@@ -243,8 +249,10 @@ class Filling:
             manifest = encode_manifest(self._plan, files, complete=not missing)
             self._storage.write_whole(self._path(MANIFEST), manifest, fsync=fsync)
             self._recorded = True
-            self._forget_records()
-            if not missing:
+            if missing:
+                self._forget(records)  # not those that others wrote meanwhile, or are writing
+            else:
+                self._forget_all()
                 self._storage.remove(self._path(BEGUN))
             return missing
 
@@ -265,10 +273,13 @@ class Filling:
                 place.chmod(small if path in self._closing else weights)
                 place.parent.chmod(folders)
 
-    def _forget_records(self) -> None:
-        names = [entry.name for entry in self._storage.entries(self._path(DONE))]
-        for _ in self._each(lambda name: self._storage.remove(self._path(DONE, name)), names):
+    def _forget(self, records: Iterable[str]) -> None:
+        for _ in self._each(lambda name: self._storage.remove(self._path(DONE, name)), records):
             pass
+
+    def _forget_all(self) -> None:
+        """With what a note that was not ended left."""
+        self._forget(entry.name for entry in self._storage.entries(self._path(DONE)))
 
     def _sync_folders(self) -> None:
         """Files are durable in their folders; so must the folders be in theirs, those too that an earlier run made."""
@@ -285,7 +296,7 @@ class Filling:
             return
         if not self._recorded and self._locks.alone():
             _remove_empty(self._made_folders)
-            if not self._place.occupied_by_others() and not self._files():
+            if not self._place.occupied_by_others() and not self._files(self._records()):
                 self._remove_meta()
         self._locks.close()
 

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -23,7 +24,7 @@ from reshard.ops.options import Options
 from reshard.planning.plan import FileResult, Plan, Task
 from reshard.planning.tasks import tasks
 from reshard.target.filling import BEGUN, DONE, Filling
-from reshard.target.manifest import MANIFEST, read_manifest
+from reshard.target.manifest import MANIFEST, encode_manifest, read_manifest
 from reshard.target.preflight import check_room
 from reshard.target.target_paths import META, Place
 
@@ -253,6 +254,30 @@ def test_of_two_that_end_at_once_one_writes_the_whole_manifest(job: Job) -> None
         assert job.notes() == ["lock", MANIFEST]
         job.assert_whole()
         shutil.rmtree(job.out)
+
+
+def test_what_another_notes_while_a_part_is_published_is_kept(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once the records are read, and before those that were read are removed; also the beginning of a note."""
+    first, second = job.filling(0, 1), job.filling(2, 3)
+    made = [
+        [r for each in LocalExecutor(Settings(str(job.out), fsync=False)).run(tasks(_part(job, n))) for r in each]
+        for n in (0, 2)
+    ]
+    first.record(made[0])
+    encode = encode_manifest
+
+    def meanwhile(*args: Any, **more: Any) -> bytes:
+        second.record(made[1])
+        (job.out / META / DONE / "3.json.0.part").write_bytes(b"")
+        return encode(*args, **more)
+
+    with monkeypatch.context() as during:
+        during.setattr("reshard.target.filling.encode_manifest", meanwhile)
+        assert first.publish(partial=True, fsync=False) == 2
+    assert job.notes() == [BEGUN, f"{DONE}/2.json", f"{DONE}/3.json", f"{DONE}/3.json.0.part", "lock", MANIFEST]
+    assert second.publish(partial=True, fsync=False) == 0
+    assert job.notes() == ["lock", MANIFEST]
+    job.assert_whole()
 
 
 def _part(job: Job, first: int) -> Plan:
