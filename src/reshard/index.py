@@ -41,7 +41,7 @@ class TensorSpec(Struct, frozen=True):
 
     @property
     def nbytes(self) -> int:
-        return prod(self.shape) * self.itemsize
+        return prod(self.shape) * ITEMSIZE[self.dtype]
 
     def of_shape(self, shape: tuple[int, ...]) -> TensorSpec:
         """That of a shard of it."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TypeVar
+from unittest.mock import patch
 
 import numpy as np
 from hypothesis import given
@@ -30,6 +33,7 @@ from reshard.strategy.folder import read_strategy
 from thorough import examples
 
 EXAMPLES = examples(30)
+T = TypeVar("T")
 
 
 class Disk:
@@ -123,6 +127,29 @@ def test_load_equals_slicing_the_full_tensor(case: Case, data: st.DataObject) ->
         for name, full in disk.full.items():
             assert checkpoint[name].shape == full.shape
             assert same(np.asarray(checkpoint[name].read()), full)
+
+
+def repeated(case: Case, layers: int) -> Case:
+    """Every tensor in so many layers, one after the other."""
+
+    def each(of: Mapping[str, T]) -> dict[str, T]:
+        return {f"{layer:02}.{name}": value for layer in range(layers) for name, value in of.items()}
+
+    source, target = (
+        replace(job, stages=job.stages and [each(stage) for stage in job.stages]) for job in (case.source, case.target)
+    )
+    return Case(source, target, each(case.shapes), each(case.dtypes))
+
+
+@EXAMPLES
+@given(cases(), st.integers(2, 9))
+def test_tensors_that_take_turns_equal_slices_of_the_full_ones(case: Case, layers: int) -> None:
+    """However few they are."""
+    with patch("reshard.moving.any_order._MANY_PARTS", 2), on_disk(repeated(case, layers)) as disk:
+        done = reshard.convert(disk.src, disk.folder / "out", disk.options())
+        disk.assert_holds(disk.folder / "out", disk.case.target)
+        assert done.read_nbytes == done.bill.read_nbytes
+        assert reshard.verify(disk.folder / "out").files == case.target.world
 
 
 class TinyBlocks(Options):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 from reshard.errors import CheckpointError, listed
 from reshard.index import Stored, TensorSpec
 from reshard.layout.stages import layout_of_full
-from reshard.layout.tensor import Sharding
+from reshard.layout.tensor import Cell, Layout, Sharding
 from reshard.planning.catalog import Catalog, Grid, Held, IndexedFile, Ranks, Tensor
 
 
@@ -34,16 +35,24 @@ def catalog_of_full(files: Sequence[IndexedFile]) -> Catalog:
 def whole(name: str, by_rank: Mapping[int, tuple[int, Stored]], *, compared: bool = False) -> Tensor:
     """A tensor that each of some ranks holds whole: the number of its file, and what that holds."""
     spec = agreed_spec(by_rank)
-    layout = layout_of_full(Sharding.whole(1, len(spec.shape)), spec.shape)
-    held = tuple(Held(file, stored.extents, order=stored.order) for _, (file, stored) in sorted(by_rank.items()))
-    cell = layout.sharding.cells()[0]  # one object for all: there may be very many tensors
+    layout, cell = _uncut(spec.shape)
+    holders = [by_rank[rank] for rank in sorted(by_rank)]
+    held = tuple([Held(file, stored.extents, order=stored.order) for file, stored in holders])
     return Tensor(name, spec, Grid(layout, {cell: held}), compared=compared)
+
+
+@lru_cache(maxsize=4096)
+def _uncut(shape: tuple[int, ...]) -> tuple[Layout, Cell]:
+    """One object for all tensors of a shape: there may be very many."""
+    layout = layout_of_full(Sharding.whole(1, len(shape)), shape)
+    return layout, layout.sharding.cells()[0]
 
 
 def agreed_spec(by_rank: Mapping[int, tuple[int, Stored]]) -> TensorSpec:
     """The dtype and shape that all ranks have. Raises CheckpointError where they differ."""
-    if len(by_rank) == 1:
-        return next(iter(by_rank.values()))[1].spec
+    first = next(iter(by_rank.values()))[1].spec
+    if all(stored.spec is first for _, stored in by_rank.values()):
+        return first
     specs: dict[TensorSpec, int] = {}
     for rank in sorted(by_rank):
         specs.setdefault(by_rank[rank][1].spec, rank)

@@ -76,5 +76,5 @@ def _told_by_manifest(found: Found) -> Mapping[str, _KnownFile]:
 
 
 def _contents(file: ManifestFile) -> Contents:
-    tensors = {name: Stored(shard.spec, shard.extents) for name, shard in file.shards().items()}
+    tensors = {name: Stored(shard.cut.spec, shard.extents) for name, shard in file.shards().items()}
     return Contents(tensors, file.texts or {}, file.notes or {})

@@ -11,14 +11,25 @@ from msgspec.structs import replace
 from reshard.errors import CheckpointError, InputError, counted
 from reshard.families.discover import Found
 from reshard.families.full import stand_ins, texts_and_notes
-from reshard.index import TensorSpec
 from reshard.layout.box import Box
-from reshard.planning.catalog import Catalog, Held, IndexedFile, Ranks, Shard, Tensor, tensor_of_shards
+from reshard.planning.catalog import (
+    Catalog,
+    Grid,
+    Held,
+    IndexedFile,
+    Loose,
+    Ranks,
+    Shard,
+    Tensor,
+    tensor_of_shards,
+)
 from reshard.storage.storage import join
 from reshard.target.filling import is_being_filled
 from reshard.target.manifest import MANIFEST, Manifest, ToldShard, read_manifest
 from reshard.target.target_paths import Place
 
+_OnRank = tuple[int, int | None, ToldShard]
+"""A rank, the number of its file, which may be missing, and what that holds of a tensor."""
 NOT_TRUSTED = "its manifest is not trusted"
 
 
@@ -80,23 +91,18 @@ def _catalog(files: Sequence[IndexedFile], manifest: Manifest) -> Catalog:
     CheckpointError for boxes that overlap.
     """
     numbers = {file.name: number for number, file in enumerate(files)}
-    shards: dict[str, list[Shard]] = {}
-    specs: dict[str, TensorSpec] = {}
-    for told in manifest.files:
-        held_by_file = told.shards()
-        if told.path in numbers:
-            _check_holds(files[numbers[told.path]], held_by_file)
-        for name, shard in held_by_file.items():
-            full = shard.spec.of_shape(shard.full_shape)
-            spec = specs.setdefault(name, full)
-            if spec != full:
-                raise CheckpointError(f"{name}: its manifest says {spec} and {full}")
-            held = (Held(numbers[told.path], shard.extents),) if told.path in numbers else ()
-            shards.setdefault(name, []).append(Shard(shard.box, held, (told.rank,)))
+    told: dict[str, list[_OnRank]] = {}
+    for file in manifest.files:
+        number, shards = numbers.get(file.path), file.shards()
+        if number is not None:
+            _check_holds(files[number], shards)
+        for name, shard in shards.items():
+            told.setdefault(name, []).append((file.rank, number, shard))
     ranks = Ranks(manifest.stages, manifest.world // manifest.stages)
-    tensors = {name: _tensor(name, specs[name], found, ranks.devices) for name, found in shards.items()}
+    cast = _Cast(ranks.devices)
+    tensors = {name: cast.tensor(name, shards) for name, shards in told.items()}
     texts, notes, withheld = texts_and_notes(files)
-    absent = (told.path for told in manifest.files if told.tensors and told.path not in numbers)
+    absent = (file.path for file in manifest.files if file.tensors and file.path not in numbers)
     return Catalog(
         tuple(files),
         tensors,
@@ -115,16 +121,48 @@ def _check_holds(file: IndexedFile, told: Mapping[str, ToldShard]) -> None:
     """Raises InputError for a file that holds other tensors than its manifest says, or elsewhere."""
     held = file.contents.tensors
     if told.keys() != held.keys() or any(
-        shard.spec != held[name].spec or shard.extents != held[name].extents for name, shard in told.items()
+        shard.cut.spec != held[name].spec or shard.extents != held[name].extents for name, shard in told.items()
     ):
         raise InputError(f"{file.name} holds other tensors than it says")
 
 
-def _tensor(name: str, spec: TensorSpec, shards: Sequence[Shard], devices: int) -> Tensor:
+class _Cast:
+    """Makes tensors of what files hold of them; those that are cut alike, as in other layers, by the first of them."""
+
+    def __init__(self, devices: int) -> None:
+        self._devices = devices
+        self._molds: dict[tuple[int, ...], Tensor] = {}
+
+    def tensor(self, name: str, told: Sequence[_OnRank]) -> Tensor:
+        """Raises CheckpointError for boxes that overlap, or files that say different things of it."""
+        cuts = tuple([id(shard.cut) for _, _, shard in told])
+        if cuts not in self._molds:
+            self._molds[cuts] = _tensor(name, told, self._devices)
+        mold, extents = self._molds[cuts], {number: shard.extents for _, number, shard in told}
+
+        def held(by: tuple[Held, ...]) -> tuple[Held, ...]:
+            return tuple([Held(each.file, extents[each.file]) for each in by])
+
+        shards: Grid | Loose
+        if isinstance(mold.shards, Grid):
+            shards = replace(mold.shards, cells={cell: held(by) for cell, by in mold.shards.cells.items()})
+        else:
+            shards = Loose(tuple([Shard(shard.box, held(shard.held), shard.expected) for shard in mold.shards]))
+        return replace(mold, name=name, shards=shards)
+
+
+def _tensor(name: str, told: Sequence[_OnRank], devices: int) -> Tensor:
     """What is whole everywhere may be of no strategy, as in a full checkpoint; a single value may vary by rank.
 
     A tied tensor may lie in several stages, cut differently: the first stage that holds it whole is taken.
     """
+    spec, *others = dict.fromkeys(shard.cut.spec.of_shape(shard.cut.full_shape) for _, _, shard in told)
+    if others:
+        raise CheckpointError(f"{name}: its manifest says {spec} and {others[0]}")
+    shards = [
+        Shard(shard.cut.box, () if number is None else (Held(number, shard.extents),), (rank,))
+        for rank, number, shard in told
+    ]
     if len({shard.box for shard in shards}) == 1:
         varies = len(shards) > 1 and prod(spec.shape) == 1
         return replace(tensor_of_shards(name, spec, shards), known=False, compared=varies)
@@ -146,13 +184,16 @@ def refuse_unfinished_target(path: str) -> None:
 
 
 def strategy_fault(by_strategy: Catalog, by_manifest: Catalog) -> str:
-    """The first tensor that a strategy cuts otherwise than the manifest says, in words; "" where they agree."""
+    """The first tensor that a strategy cuts otherwise than the manifest of the same files says, in words; "" where they
+    agree.
+    """
     for name in by_strategy.tensors:
-        ours, theirs = (_places(catalog, catalog.tensors[name]) for catalog in (by_strategy, by_manifest))
-        rank = next((rank for rank in ours if ours[rank] != theirs.get(rank, ours[rank])), None)
-        if rank is not None:
+        ours, theirs = (_in_files(catalog.tensors[name]) for catalog in (by_strategy, by_manifest))
+        file = next((file for file, box in ours.items() if box != theirs.get(file, box)), None)
+        if file is not None:
+            rank = by_strategy.files[file].rank
             return (
-                f"{name} on rank {rank}: {_shown(ours[rank])} by the strategy, {_shown(theirs[rank])} by the manifest"
+                f"{name} on rank {rank}: {_shown(ours[file])} by the strategy, {_shown(theirs[file])} by the manifest"
             )
     return ""
 
@@ -161,5 +202,5 @@ def _shown(box: Box) -> str:
     return f"{list(box.start)} to {list(box.stop)}"
 
 
-def _places(catalog: Catalog, tensor: Tensor) -> dict[int, Box]:
-    return {catalog.rank_of(held): shard.box for shard in tensor.shards for held in shard.held}
+def _in_files(tensor: Tensor) -> dict[int, Box]:
+    return {one.file: box for box, held in tensor.shards.held() for one in held}

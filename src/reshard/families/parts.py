@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
+import msgspec
 from msgspec import Struct
 
 from reshard.errors import UsageError
@@ -58,7 +58,7 @@ class Parts(Struct, frozen=True):
         name = (
             "param_name_map.json" if self.names == "mindspore" else f"{''.join(_HUGGING_FACE[self.names])}.index.json"
         )
-        return (SmallFile(name, json.dumps(content, indent=2).encode()),)
+        return (SmallFile(name, msgspec.json.format(msgspec.json.encode(content), indent=2)),)
 
     def files(self, draft: Draft) -> Files:
         apart = self.names == "mindspore"

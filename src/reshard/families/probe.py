@@ -89,9 +89,10 @@ def _told_of_replicas(source: Catalog) -> tuple[str, ...]:
 def _replicated(source: Catalog) -> Iterator[Tensor]:
     """Tensors that are cut and of whose slices several files hold the same: two of each file, the largest."""
     taken: Counter[int] = Counter()
-    for tensor in sorted(source.tensors.values(), key=lambda t: -t.spec.nbytes):
-        cells = tensor.shards.cells if tensor.known and isinstance(tensor.shards, Grid) else {}
-        held = next((held for held in cells.values() if len(held) > 1), ()) if len(cells) > 1 else ()
+    known = [(t, t.shards.cells) for t in source.tensors.values() if t.known and isinstance(t.shards, Grid)]
+    cut = [(tensor, cells) for tensor, cells in known if len(cells) > 1]
+    for tensor, cells in sorted(cut, key=lambda each: -each[0].spec.nbytes):
+        held = next((held for held in cells.values() if len(held) > 1), ())
         if held and taken[held[0].file] < _ENOUGH and len(taken) <= _TENSORS:
             taken[held[0].file] += 1
             yield tensor

@@ -8,12 +8,12 @@ Source: github.com/huggingface/safetensors README ("Format"). MindSpore's additi
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from reshard.errors import FormatError
 from reshard.formats.base import SHARDING, ByteRanges, Phases
@@ -35,6 +35,7 @@ _WINDOW_NBYTES = 65536
 _COMMON_HEADER_NBYTES = 1 << 20
 _METADATA = "__metadata__"
 _INT4 = "Int4"
+_Size = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 NOTES = frozenset({"format", "remove_redundancy", "crc_num", SHARDING, "DCP_VERSION"})
 """Keys of ``__metadata__`` that speak of the file; all others are texts of its owner."""
 
@@ -45,7 +46,7 @@ class Safetensors(Struct, frozen=True):
 
     def read_index(self, source: ByteRanges) -> Contents:
         header = _read_header(source)
-        read = _read_again if len(header) <= _COMMON_HEADER_NBYTES else _contents
+        read = _read_again if len(header) <= _COMMON_HEADER_NBYTES else _read_last
         return read(header, source.nbytes)
 
     def frame(self, tensors: Mapping[str, TensorSpec], texts: Mapping[str, str], notes: Mapping[str, str]) -> Frame:
@@ -81,10 +82,11 @@ def _framed(
     at = 0
     places = {}
     for name, spec in tensors.items():
-        places[name] = Extent(at, spec.nbytes)
+        nbytes = spec.nbytes
+        places[name] = at, nbytes
         code, shape = _written(name, spec)
-        header[name] = {"dtype": code, "shape": shape, "data_offsets": (at, at + spec.nbytes)}
-        at += spec.nbytes
+        header[name] = {"dtype": code, "shape": shape, "data_offsets": (at, at + nbytes)}
+        at += nbytes
     text = msgspec.json.encode(header)
     block_nbytes, place = begin
     text += b" " * ((place - 8 - len(text)) % block_nbytes)
@@ -94,7 +96,7 @@ def _framed(
             hint="write several files: --max-shard-size 5GiB",
         )
     head = len(text).to_bytes(8, "little") + text
-    holes = {name: (Extent(e.offset + len(head), e.nbytes),) for name, e in places.items()}
+    holes = {name: (Extent(len(head) + first, nbytes),) for name, (first, nbytes) in places.items()}
     return Frame(len(head) + at, ((0, head),), holes)
 
 
@@ -113,15 +115,23 @@ def _written(name: str, spec: TensorSpec) -> tuple[str, tuple[int, ...]]:
     return code, (*spec.shape[:-1], spec.shape[-1] * values)
 
 
+class _HeaderEntry(Struct):
+    dtype: Any
+    shape: tuple[_Size, ...]
+    data_offsets: tuple[_Size, _Size]
+
+
+_KEYS = [f'"{key}"'.encode() for key in _HeaderEntry.__struct_fields__]
+_HEADER = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_ENTRY = msgspec.json.Decoder(_HeaderEntry)
+_TEXTS = msgspec.json.Decoder(dict[str, str] | None)
+
+
 def _contents(content: bytes, nbytes: int) -> Contents:
     """What a header says of a file of so many bytes."""
-    header, start = _entries(content), 8 + len(content)
-    metadata = header.pop(_METADATA, None)
-    metadata = {} if metadata is None else metadata
-    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise FormatError("__metadata__ is not a map of strings")
-    _check_unicode((*header, *metadata, *metadata.values()))
-    tensors = {name: _stored(name, entry, start, metadata) for name, entry in header.items()}
+    entries, start = _entries(content), 8 + len(content)
+    metadata = _metadata(entries.pop(_METADATA, None))
+    tensors = {name: _stored(name, entry, start, metadata) for name, entry in entries.items()}
     _check_tiling(tensors, start, nbytes)
     texts = {k: v for k, v in metadata.items() if k not in NOTES and k not in tensors}
     return Contents(tensors, texts, {k: v for k, v in metadata.items() if k in NOTES})
@@ -129,6 +139,8 @@ def _contents(content: bytes, nbytes: int) -> Contents:
 
 _read_again = lru_cache(maxsize=32)(_contents)
 """The ranks of a pipeline stage have the same header: it is understood once."""
+_read_last = lru_cache(maxsize=1)(_contents)
+"""What a header of many tensors says takes room: one alone is kept."""
 
 
 def _read_header(source: ByteRanges) -> bytes:
@@ -150,17 +162,16 @@ def _read_header(source: ByteRanges) -> bytes:
     return start[8 : 8 + length] + (source.read(len(start), rest) if rest > 0 else b"")
 
 
-def _entries(content: bytes) -> dict[str, Any]:
+def _entries(content: bytes) -> dict[str, msgspec.Raw]:
     try:
-        text = content.decode()
-        header = json.loads(text, object_pairs_hook=_unique)
-        if "\\u" in text:  # an escape may name half a character, which no file can hold
-            json.dumps(header, ensure_ascii=False).encode()
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"the header is not JSON: {error}", hint="copy the file again") from None
-    if not isinstance(header, dict):
-        raise FormatError("the header is not a JSON object")
-    return header
+        content.decode()
+        entries = _HEADER.decode(content)
+        tensors = len(entries) - (_METADATA in entries)
+        if b"\\" in content or any(content.count(key) != tensors for key in _KEYS):
+            json.loads(content, object_pairs_hook=_unique)  # whatever stands there twice
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise FormatError(f"the header is not JSON of tensors: {error}", hint="copy the file again") from None
+    return entries
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -171,30 +182,28 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-def _check_unicode(texts: Iterable[str]) -> None:
-    """JSON can spell half of a surrogate pair, which no file could hold again. Raises FormatError."""
+def _metadata(entry: msgspec.Raw | None) -> dict[str, str]:
+    if entry is None:
+        return {}
     try:
-        "".join(texts).encode()
-    except UnicodeEncodeError as error:
-        odd = error.object[max(error.start - 32, 0) : error.start + 32]
-        raise FormatError(f"{odd!r} is not Unicode") from None
+        texts = _TEXTS.decode(entry)
+    except msgspec.MsgspecError as error:
+        raise FormatError(f"__metadata__ is not a map of strings: {error}") from None
+    json.loads(bytes(entry), object_pairs_hook=_unique)
+    return texts or {}
 
 
-def _is_sizes(value: Any) -> bool:
-    return isinstance(value, list) and all(type(n) is int and 0 <= n < 1 << 63 for n in value)
-
-
-def _stored(name: str, entry: Any, start: int, metadata: Mapping[str, str]) -> Stored:
-    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= set(entry):
-        raise FormatError(f"the entry of tensor {name!r} is not dtype, shape and data_offsets")
-    code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not _is_sizes(shape) or not _is_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise FormatError(f"tensor {name!r} has shape {shape} and data_offsets {offsets}")
+def _stored(name: str, raw: msgspec.Raw, start: int, metadata: Mapping[str, str]) -> Stored:
+    try:
+        entry = _ENTRY.decode(raw)
+    except msgspec.MsgspecError as error:
+        raise FormatError(f"the entry of tensor {name!r} is not dtype, shape and data_offsets: {error}") from None
+    code, shape, (begin, end) = entry.dtype, entry.shape, entry.data_offsets
     int4 = code == "I8" and metadata.get(name) == _INT4
-    spec = TensorSpec("int4x2", tuple(shape)) if int4 else _spec(name, code, tuple(shape))
-    if spec.nbytes != offsets[1] - offsets[0]:
-        raise FormatError(f"tensor {name!r} is {code}{shape} and has {offsets[1] - offsets[0]} bytes")
-    return Stored(spec, (Extent(start + offsets[0], offsets[1] - offsets[0]),))
+    spec = TensorSpec("int4x2", shape) if int4 else _spec(name, code, shape)
+    if spec.nbytes != end - begin:
+        raise FormatError(f"tensor {name!r} is {code}{list(shape)} and has {end - begin} bytes")
+    return Stored(spec, (Extent(start + begin, end - begin),))
 
 
 @lru_cache(maxsize=1024)
@@ -218,10 +227,11 @@ def _spec(name: str, code: object, shape: tuple[int, ...]) -> TensorSpec:
 def _check_tiling(tensors: Mapping[str, Stored], start: int, end: int) -> None:
     """Every byte after the header belongs to exactly one tensor. Raises FormatError."""
     at, before = start, "the header"
-    for extent, name in sorted((stored.extents[0], name) for name, stored in tensors.items()):
-        if extent.offset != at:
-            fault = "overlap" if extent.offset < at else "leave a hole"
-            raise FormatError(f"{before!r} and {name!r} {fault} at byte {min(at, extent.offset)}")
-        at, before = extent.end, name
+    places = [(stored.extents[0].offset, stored.extents[0].nbytes, name) for name, stored in tensors.items()]
+    for offset, nbytes, name in sorted(places):
+        if offset != at:
+            fault = "overlap" if offset < at else "leave a hole"
+            raise FormatError(f"{before!r} and {name!r} {fault} at byte {min(at, offset)}")
+        at, before = offset + nbytes, name
     if at != end:
         raise FormatError(f"file has {end} bytes, header describes {at}", hint="copy the file again")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Sequence
+from itertools import product
 from operator import itemgetter
+from typing import TYPE_CHECKING
 
 import xxhash
 from msgspec import Struct
@@ -13,15 +15,19 @@ from msgspec import Struct
 from reshard.errors import RunError
 from reshard.index import Extent
 from reshard.moving.checksums import CrcSums
-from reshard.moving.mover import Span, hold_together, parts_of
+from reshard.moving.mover import Span, parts_of
 from reshard.planning.blocks import Access, siblings
 from reshard.planning.plan import Move, Run, TaskFile
 from reshard.storage.storage import NewFile
+
+if TYPE_CHECKING:
+    from reshard.moving.interleaved import Gaps
 
 _LOT_NBYTES = 64 << 20
 _SMALL_NBYTES = 64 << 10
 _KEPT_NBYTES = 8 << 20
 _PARTS = 256  # looked at together
+_MANY_PARTS = 64  # of one block: fewer go as fast one by one, and without NumPy
 _PART_NBYTES = 512  # what Python takes for each, when they are put together
 _Content = bytes | memoryview
 
@@ -53,9 +59,10 @@ class AnyOrder:
     def carry_out(self, lot: list[Span], stopped: threading.Event) -> None:
         sink = _Sink(self)
         for span in lot:
-            hold_together(span.movers)
-            for number in range(span.start, span.stop):
-                for mover in span.movers:
+            if stopped.is_set():
+                return
+            if not sink.takes_together(span):
+                for number, mover in product(range(span.start, span.stop), span.movers):
                     if stopped.is_set():
                         return
                     mover.run((number,), sink)
@@ -97,6 +104,11 @@ class AnyOrder:
         if file in self._sums or not waiting:
             return []
         return [waiting.pop(offset) for offset in offsets if offset in waiting]
+
+    def fills_gaps(self, file: int, offset: int, gaps: Gaps) -> bool:
+        """Whether a header piece waits for each gap of a stretch, and the file states no sums."""
+        waiting, none = self._heads[file], (-1, b"")
+        return not self.sums(file) and all(waiting.get(offset + b, none)[0] == offset + a for a, b in gaps)
 
     def record(self, file: int, run: Run, crc: int) -> None:
         """Note what was written; its CRC-32 counts where the file states any."""
@@ -143,6 +155,29 @@ class _Sink:
         if at != len(data):
             raise RunError(f"{len(data)} bytes for a place of {at}")
         self._writer.on_bytes(len(data))
+
+    def takes_together(self, span: Span) -> bool:
+        """Whether all of a span's bytes went at once, where moves take turns in their files."""
+        moves = [mover.blocks.move for mover in span.movers]
+        parts = sum([len(piece.extents) for move in moves for piece in move.targets])
+        if parts < _MANY_PARTS or any(len(mover.blocks) > 1 for mover in span.movers):
+            return False
+        from reshard.moving.interleaved import interleaved
+
+        found = interleaved(moves)
+        if found is None or not all(self._writer.fills_gaps(file, *gaps) for file, gaps in found.gaps.items()):
+            return False
+        span.movers[0].run_interleaved(found, self._put_around)
+        return True
+
+    def _put_around(self, file: int, offset: int, data: memoryview, gaps: Gaps) -> None:
+        """Write a stretch that has gaps for the header pieces of its file."""
+        between = 0
+        for at, head in self._writer.heads(file, [offset + end for _, end in gaps]):
+            data[at - offset : at - offset + len(head)] = head
+            between += len(head)
+        self._add(file, offset, data)
+        self._writer.on_bytes(len(data) - between)
 
     def _keep(self, file: int, ranges: tuple[Extent, ...], data: memoryview) -> None:
         self._small.append((file, ranges, bytes(data)))

@@ -19,7 +19,12 @@ BoxInMemory = tuple[Buffer, Box]
 _TILE_ROWS, _TILE_COLUMNS = 64, 256  # words: half the nearest cache but one of most processors
 _WORD_NBYTES = 8
 _FEW = 16
-_PLAIN = {1: "uint8", 2: "uint16", 3: "V3", 4: "uint32", 8: "uint64", 16: "complex128"}
+_PLAIN = {1: "uint8", 2: "uint16", 4: "uint32", 8: "uint64", 16: "complex128"}
+
+
+def plain_dtype(nbytes: int) -> str:
+    """One of which items of so many bytes are copied as they are, and fast where there is such."""
+    return _PLAIN.get(nbytes) or f"V{nbytes}"
 
 
 def shaped(buffer: Buffer, dtype: str, box: Box) -> Array:
@@ -34,7 +39,7 @@ def copy_between(to: BoxInMemory, of: BoxInMemory, counts: Box, dtype: str, orde
         order: which dim of the boxes each dim of the source's buffer is.
     """
     (out, out_box), (data, box) = to, of
-    plain = _PLAIN[ITEMSIZE[dtype]]
+    plain = plain_dtype(ITEMSIZE[dtype])
     both = counts & out_box
     target = shaped(out, plain, out_box)[both.within(out_box)]
     if not order:

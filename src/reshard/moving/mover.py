@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ from reshard.planning.steps import Assembly, Joint, Piece
 
 if TYPE_CHECKING:
     from reshard.moving.elements import Array
+    from reshard.moving.interleaved import Interleaved, PutAround
     from reshard.moving.joint import JointParts
     from reshard.moving.steps import Making
 
@@ -76,9 +77,8 @@ class Mover:
         self._sources = sources
         self._scratch = scratch
 
-    def hold(self, file: int, start: int, stop: int) -> None:
-        """Read bytes of a file that this mover and others take parts of next."""
-        self._sources.hold(file, start, self._scratch.take("held", stop - start))
+    def run_interleaved(self, found: Interleaved, put: PutAround) -> None:
+        found.run(self._sources, self._scratch, put)
 
     def run(self, numbers: Iterable[int], sink: OnAccess) -> None:
         """Give ``sink`` the bytes of these blocks. In rising order they reach each target piece from front to back."""
@@ -163,7 +163,7 @@ class Mover:
         return slab, kinds
 
     def _put_made(self, read: Access, to: tuple[memoryview, Box], kinds: Array | None) -> Array | None:
-        """Put what a part makes into the block; gives ``kinds`` with what of it did not fit."""
+        """PutAround what a part makes into the block; gives ``kinds`` with what of it did not fit."""
         import numpy as np
 
         from reshard.moving.elements import copy_between
@@ -205,20 +205,6 @@ class Mover:
         else:
             self._tell(write, cast_out((out, write.box), target, (slab, box), dtype))
         return out
-
-
-def hold_together(movers: Sequence[Mover]) -> None:
-    """Read at once what movers of one block each would read by turns, part for part."""
-    if len(movers) == 1 or any(len(mover.blocks) > 1 for mover in movers):
-        return
-    pieces = [piece for mover in movers for piece in mover.blocks.base.pieces]
-    extents = [extent for piece in pieces for extent in piece.extents]
-    files = {piece.file for piece in pieces}
-    if not extents or len(files) > 1 or pieces[0].file <= ZEROS:
-        return
-    start, stop = min(extent.offset for extent in extents), max(extent.end for extent in extents)
-    if stop - start == sum(extent.nbytes for extent in extents):
-        movers[0].hold(pieces[0].file, start, stop)
 
 
 class Span(Struct, frozen=True):

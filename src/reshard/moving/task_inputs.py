@@ -69,7 +69,6 @@ class Sources:
         self._files = files
         self.alone = alone
         self._open: dict[int, ReadFile] = {}
-        self._held = threading.local()
         self._lock = threading.Lock()
         self._one_by_one = threading.Lock()
         self.read_nbytes = 0
@@ -78,33 +77,12 @@ class Sources:
         """Fill the buffer, with zeros where no file holds them."""
         self.read([(access, buffer)])
 
-    def hold(self, file: int, start: int, buffer: memoryview) -> None:
-        """Read bytes of which this thread wants many parts next: it takes them from ``buffer`` until it holds more."""
-        self._held.part = None
-        self.opened(file).read_into(start, buffer)
-        self._held.part = file, start, buffer
-
-    def _from_held(self, access: Access, buffer: memoryview) -> bool:
-        """Fill the buffer with what this thread holds; False where that is not all of it."""
-        file, start, held = getattr(self._held, "part", None) or (ZEROS, 0, buffer)
-        ranges, stop = access.ranges, start + len(held)
-        if file != access.file or access.rows or any(r.coded or r.offset < start or r.end > stop for r in ranges):
-            return False
-        at = 0
-        for extent in ranges:
-            nbytes, first = extent.nbytes, extent.offset - start
-            buffer[at : at + nbytes] = held[first : first + nbytes]
-            at += nbytes
-        return True
-
     def read(self, wanted: Iterable[tuple[Access, memoryview]]) -> None:
         """Fill the buffers, with zeros where no file holds them. What lies close together in a file is read at once."""
         by_file: dict[int, list[_FilePart]] = {}
         for access, buffer in wanted:
             if access.file == ZEROS:
                 buffer[:] = bytes(len(buffer))
-                continue
-            if self._from_held(access, buffer):
                 continue
             parts, at = by_file.setdefault(access.file, []), 0
             for extent in access.ranges:

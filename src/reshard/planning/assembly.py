@@ -179,9 +179,11 @@ class Assembler:
         itemsize, read = tensor.spec.itemsize, self._read
 
         def choose(box: Box, held: tuple[Held, ...]) -> Held:
-            chosen = held[0] if len(held) == 1 else min(held, key=lambda h: read[h.file])
-            if source_rank != ANY_RANK:
-                chosen = next((h for h in held if self._source.rank_of(h) == source_rank), chosen)
+            chosen = held[0]
+            if len(held) > 1:
+                chosen = min(held, key=lambda h: read[h.file])
+                if source_rank != ANY_RANK:
+                    chosen = next((h for h in held if self._source.rank_of(h) == source_rank), chosen)
             read[chosen.file] += box.size * itemsize
             return chosen
 

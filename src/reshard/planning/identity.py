@@ -8,7 +8,7 @@ strategies and configurations, by what is in them. Neither the ranks that a run 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
 import xxhash
@@ -22,6 +22,7 @@ from reshard.planning.plan import SCHEMA
 from reshard.planning.shared import COPIED
 from reshard.planning.target import Choices, Kind, Target
 
+_AT_ONCE = 256
 KIND_OF_TARGET = "kind of target"
 NOTES = "schema of the notes"
 """The part that says by which release's rules the others were made."""
@@ -52,12 +53,13 @@ def parts_of_identity(source: Catalog, target: Target, choices: Choices, kept: S
     }
 
 
-def _hash_of_taken(rules: NameRules, kept: Iterable[Kept]) -> str:
+def _hash_of_taken(rules: NameRules, kept: Sequence[Kept]) -> str:
     """As ``hash_of`` of rules and what is told of each tensor, of which there are many: never of all at once."""
     digest = xxhash.xxh3_128(b"[" + msgspec.json.encode(rules))
     before = b",["
-    for each in kept:
-        digest.update(before + msgspec.json.encode(_told(each)))
+    for first in range(0, len(kept), _AT_ONCE):
+        told = msgspec.json.encode(list(map(_told, kept[first : first + _AT_ONCE])))
+        digest.update(before + told[1:-1])
         before = b","
     digest.update(b"]]")
     return digest.hexdigest()

@@ -20,14 +20,31 @@ Lies = tuple[int, Box, Box | None]
 """A file, what it holds of a tensor, and what its extents hold."""
 
 
+class Spot(Struct, frozen=True, gc=False):
+    """Where files hold a tensor: all at the same place, each its own box. Very many tensors share ``boxes``."""
+
+    boxes: Sequence[tuple[int, Box]]
+    extents: tuple[Extent, ...]
+
+
 class Targeted(Struct, frozen=True, gc=False):
-    """A tensor, and the target pieces that are made of it. What has the same ``cut`` has pieces of the same boxes, in
-    the same files, where its shape is the same.
+    """A tensor, and where target files hold it. What has the same ``cut`` has the same boxes in the same files, where
+    its shape is the same.
     """
 
     tensor: PlannedTensor
-    pieces: Sequence[Piece]
+    spots: tuple[Spot, ...]
     cut: tuple[int, ...]
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        return tuple([Piece(file, box, spot.extents) for spot in self.spots for file, box in spot.boxes])
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """The first file, and where in it the tensor is."""
+        first = self.spots[0]
+        return first.boxes[0][0], first.extents[0].offset if first.extents else 0
 
 
 class Likeness(Struct, frozen=True):
@@ -100,7 +117,7 @@ def moves(tensors: Iterable[Targeted], *, front_to_back: bool, shared: bool) -> 
         nbytes = each.tensor.spec.nbytes
         kind = kinds.of(each) if 0 < nbytes < small_nbytes else None
         room -= nbytes
-        apart = front_to_back and near and not (kind in near and _follows(each.pieces, near[kind][-1].pieces))
+        apart = front_to_back and near and not (kind in near and _follows(each.spots, near[kind][-1].spots))
         if kind is None or room < 0 or apart:
             yield from (_move(kinds.all[number], alike) for number, alike in near.items())
             near, room = {}, _TOGETHER_NBYTES - nbytes
@@ -112,14 +129,12 @@ def moves(tensors: Iterable[Targeted], *, front_to_back: bool, shared: bool) -> 
 
 
 def alone(each: Targeted) -> Move:
-    return Move(each.tensor.name, each.tensor.step, each.tensor.spec.dtype, tuple(each.pieces))
+    return Move(each.tensor.name, each.tensor.step, each.tensor.spec.dtype, each.pieces)
 
 
-def _follows(targets: Sequence[Piece], last: Sequence[Piece]) -> bool:
-    """Whether the pieces are next in every file."""
-    return len(targets) == len(last) and all(
-        a.file == b.file and a.extents[-1].end == b.extents[0].offset for a, b in zip(last, targets, strict=True)
-    )
+def _follows(spots: Sequence[Spot], last: Sequence[Spot]) -> bool:
+    """Whether a tensor is next in every file to the last of its kind."""
+    return all(a.extents[-1].end == b.extents[0].offset for a, b in zip(last, spots, strict=True))
 
 
 def _move(likeness: Likeness, alike: Sequence[Targeted]) -> Move:
@@ -128,18 +143,27 @@ def _move(likeness: Likeness, alike: Sequence[Targeted]) -> Move:
     if count == 1:
         return alone(first)
 
-    def stacked(lies: Sequence[Lies], of: Sequence[Sequence[Piece]]) -> Iterator[Piece]:
-        before: list[tuple[Extent, ...]] = []
-        held: tuple[Extent, ...] = ()
-        for i, (file, box, outer) in enumerate(lies):
-            parts = [pieces[i].extents for pieces in of]
-            if not before or not all(map(is_, parts, before)):  # files of one form hold all at the same places
-                held, before = _joined(parts), parts
-            yield Piece(file, _stacked(box, count), held, outer and _stacked(outer, count))
+    def stacked(lies: Iterable[Lies], held: Iterable[tuple[Extent, ...]]) -> Iterator[Piece]:
+        for (file, box, outer), extents in zip(lies, held, strict=True):
+            yield Piece(file, _stacked(box, count), extents, outer and _stacked(outer, count))
 
-    pieces = tuple(stacked(likeness.pieces, [each.tensor.step.base.pieces for each in alike]))
-    made = tuple(stacked(likeness.targets, [each.pieces for each in alike]))
+    spots = [_joined(each.spots[i].extents for each in alike) for i in range(len(first.spots))]
+    held = [extents for extents, spot in zip(spots, first.spots, strict=True) for _ in spot.boxes]
+    pieces = tuple(stacked(likeness.pieces, _read(alike)))
+    made = tuple(stacked(likeness.targets, held))
     return Move(first.tensor.name, Assembly(likeness.dtype, (count, *likeness.shape), pieces), likeness.dtype, made)
+
+
+def _read(alike: Sequence[Targeted]) -> Iterator[tuple[Extent, ...]]:
+    """The extents of all, piece by piece. Files of one form hold all at the same places."""
+    of = [each.tensor.step.base.pieces for each in alike]
+    before: list[tuple[Extent, ...]] = []
+    held: tuple[Extent, ...] = ()
+    for i in range(len(of[0])):
+        parts = [pieces[i].extents for pieces in of]
+        if not before or not all(map(is_, parts, before)):
+            held, before = _joined(parts), parts
+        yield held
 
 
 def _stacked(box: Box, count: int) -> Box:

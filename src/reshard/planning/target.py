@@ -183,10 +183,10 @@ class Draft:
     def cut(self, kept: Kept, layout: Layout, source_rank: int) -> SlotNumbers:
         """What files hold of a tensor; ``source_rank`` counts where the tensor's value varies."""
         number = self.assembler.number(kept, source_rank if kept.varied else ANY_RANK)
-        if layout not in self.layouts:
-            self.layouts[layout] = len(self.layouts)
+        cut = self.layouts.setdefault(layout, len(self.layouts))
+        if cut == len(self._shapes):
             self._shapes.append(layout.shard_shape)
-        return number, self.layouts[layout]
+        return number, cut
 
     def form(self, cuts: tuple[SlotNumbers, ...], texts: Texts, format: Framed, notes: Texts) -> int:
         """The number of the form of files that hold these: each kind of file is laid out once, however many ranks have

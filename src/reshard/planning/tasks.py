@@ -14,7 +14,7 @@ from reshard.layout.box import Box
 from reshard.layout.tensor import Cell
 from reshard.layout.view import in_view
 from reshard.planning import neighbours
-from reshard.planning.neighbours import Targeted
+from reshard.planning.neighbours import Spot, Targeted
 from reshard.planning.plan import FileForm, Move, Plan, PlannedFile, PlannedTensor, Task, TaskFile
 from reshard.planning.steps import Assembly, Joint, LoraAdd, Piece, Rows, Scaled, Step
 
@@ -97,7 +97,7 @@ def _task(plan: Plan, number: int, twins: list[Twins], *, together: Together) ->
         return piece if piece.file <= ZEROS else replace(piece, file=used.setdefault(piece.file, len(used)))
 
     if together:
-        targets.sort(key=lambda each: _place(each.pieces[0]))
+        targets.sort(key=lambda each: each.place)
         found = neighbours.moves(
             targets, front_to_back=together == "front to back", shared=plan.shared_block_nbytes > 0
         )
@@ -121,18 +121,22 @@ def _targets(plan: Plan, files: Sequence[PlannedFile]) -> list[Targeted]:
             if slot.layout not in boxes:
                 cut = plan.layouts[slot.layout].box
                 boxes[slot.layout] = list(zip(numbers, map(cut, ranks), strict=True))
-            tensor, extents = plan.tensors[slot.tensor], slot.extents
-            pieces = [Piece(number, box, extents) for number, box in boxes[slot.layout]]
+            tensor = plan.tensors[slot.tensor]
+            spots: tuple[Spot, ...] = (Spot(boxes[slot.layout], slot.extents),)
             if tensor.spec.shape != tensor.step.base.shape:
-                pieces = [part for piece in pieces for part in seen(piece, tensor)]
-            of = targets.get(slot.tensor)
-            before, known = (of.pieces, of.cut) if of else ((), ())
-            targets[slot.tensor] = Targeted(tensor, [*before, *pieces], (*known, form, slot.layout))
+                spots = tuple(_seen(spots[0], tensor))
+            cuts: tuple[int, ...] = (form, slot.layout)
+            if (of := targets.get(slot.tensor)) is not None:
+                spots, cuts = (*of.spots, *spots), (*of.cut, *cuts)
+            targets[slot.tensor] = Targeted(tensor, spots, cuts)
     return list(targets.values())
 
 
-def _place(piece: Piece) -> tuple[int, int]:
-    return piece.file, piece.extents[0].offset if piece.extents else 0
+def _seen(spot: Spot, tensor: PlannedTensor) -> Iterator[Spot]:
+    """The pieces of a spot in the view in which the tensor is put together."""
+    for file, box in spot.boxes:
+        for piece in seen(Piece(file, box, spot.extents), tensor):
+            yield Spot(((file, piece.box),), piece.extents)
 
 
 def with_pieces(step: Step, change: Callable[[Assembly], Assembly]) -> Step:

@@ -47,12 +47,18 @@ class ShardForm(Struct, frozen=True, omit_defaults=True):
         return Box(self.start, tuple(a + n for a, n in zip(self.start, self.shape, strict=True)))
 
 
-class ToldShard(Struct, frozen=True):
-    """What a file holds of a tensor, and where."""
+class ToldCut(Struct, frozen=True):
+    """What a file holds of some tensors: ``box`` of ``full_shape``. Of one kind of shard the same object."""
 
     spec: TensorSpec
     full_shape: tuple[int, ...]
     box: Box
+
+
+class ToldShard(Struct, frozen=True, gc=False):
+    """What a file holds of a tensor, and where."""
+
+    cut: ToldCut
     extents: tuple[Extent, ...]
 
 
@@ -81,18 +87,19 @@ class ManifestFile(Struct, frozen=True, omit_defaults=True):
     def shards(self) -> dict[str, ToldShard]:
         """By name. Raises InputError where it is damaged."""
         try:
-            forms = [(TensorSpec(form.dtype, form.box.shape), form.full_shape, form.box) for form in self.forms]
-            sizes = [spec.nbytes for spec, _, _ in forms]
+            cuts = [ToldCut(TensorSpec(form.dtype, form.box.shape), form.full_shape, form.box) for form in self.forms]
+            sizes = [cut.spec.nbytes for cut in cuts]
             return {
-                name: ToldShard(*forms[number], self._extents(sizes[number], places))
+                name: ToldShard(cuts[number], self._extents(sizes[number], places))
                 for name, (number, *places) in self.tensors.items()
             }
         except (IndexError, ValueError, FormatError) as error:
             raise InputError(f"the manifest is damaged: of {self.path}, {error}") from None
 
     def _extents(self, nbytes: int, places: Sequence[int]) -> tuple[Extent, ...]:
-        pairs = zip(places[::2], places[1::2], strict=True) if len(places) != 1 else ((places[0], nbytes),)
-        extents = tuple([Extent(*pair) for pair in pairs])
+        if len(places) == 1 and places[0] + nbytes <= self.nbytes:
+            return (Extent(places[0], nbytes),)
+        extents = tuple([Extent(*pair) for pair in zip(places[::2], places[1::2], strict=True)])
         held = sum([extent.nbytes for extent in extents])
         if held != nbytes or any(extent.end > self.nbytes for extent in extents):
             raise ValueError(f"{nbytes} in {held} bytes, at {places} of {self.nbytes}")

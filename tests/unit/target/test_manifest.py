@@ -30,8 +30,8 @@ def test_it_says_where_each_shard_lies(out: Path) -> None:
     assert (manifest.world, manifest.complete) == (2, True)
     for file in manifest.files:
         w, b = file.shards()["w"], file.shards()["b"]
-        assert (w.spec, w.full_shape, w.box.start) == (TensorSpec("float32", (4,)), (8,), (4 * file.rank,))
-        assert (b.full_shape, b.box) == ((4,), Box((0,), (4,)))
+        assert (w.cut.spec, w.cut.full_shape, w.cut.box.start) == (TensorSpec("float32", (4,)), (8,), (4 * file.rank,))
+        assert (b.cut.full_shape, b.cut.box) == ((4,), Box((0,), (4,)))
         held = b"".join((out / file.path).read_bytes()[e.offset : e.end] for e in w.extents)
         assert held == array((8,))[4 * file.rank : 4 * file.rank + 4].tobytes()
 

@@ -1,0 +1,301 @@
+"""Small tensors that take turns in their files: a stretch of each file is read or written at once, and what lies
+equally far apart goes from one to the other by one copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache, reduce
+from math import prod
+from operator import mul, sub
+from typing import Any
+
+import numpy as np
+from msgspec import Struct
+
+from reshard.dtypes import ITEMSIZE
+from reshard.index import MAX_DIMS, ZEROS, Extent
+from reshard.layout.box import Box
+from reshard.moving.elements import Array, plain_dtype
+from reshard.moving.scratch import Scratch
+from reshard.moving.task_inputs import Sources
+from reshard.planning.plan import Move
+from reshard.planning.steps import Assembly, Piece
+
+_MUCH_MORE = 1.25
+_MOST_TURNS = 4
+
+Gaps = Sequence[tuple[int, int]]
+"""What nothing is written to, from where to where in a stretch of a file."""
+PutAround = Callable[[int, int, memoryview, Gaps], None]
+"""Takes a file, an offset in it and the bytes that belong there, around gaps. They are valid during the call only."""
+
+
+class _Laid(Struct, frozen=True):
+    """A piece, and where in the stretch of its file each of its rows begins, in numbers of eight bytes: a row has one
+    index in the first dim.
+    """
+
+    file: int
+    box: Box
+    itemsize: int
+    rows: bytes
+
+    @property
+    def row_nbytes(self) -> int:
+        return prod(self.box.shape[1:]) * self.itemsize
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """How many bytes apart elements are, in each dim of a row."""
+        shape = self.box.shape
+        return tuple(prod(shape[dim:]) * self.itemsize for dim in range(2, len(shape) + 1))
+
+    def skipped(self, part: Box) -> int:
+        """How many bytes after the beginning of a row its first element of a part is."""
+        return sum(map(mul, self.steps, map(sub, part.start[1:], self.box.start[1:])))
+
+    def rows_of(self, part: Box) -> bytes:
+        if not part.start:
+            return self.rows
+        first, stop = part.start[0] - self.box.start[0], part.stop[0] - self.box.start[0]
+        return self.rows[8 * first : 8 * stop]
+
+
+class _Carried(Struct, frozen=True):
+    """A move of elements as they are."""
+
+    sources: tuple[_Laid, ...]
+    targets: tuple[_Laid, ...]
+
+
+class _Items(Struct, frozen=True):
+    """Where items lie in the stretch of a file: the first, and how many bytes apart they are in each dim."""
+
+    file: int
+    offset: int
+    steps: tuple[int, ...]
+
+
+class _Copy(Struct, frozen=True):
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    of: _Items
+    to: _Items
+
+
+class _Pattern(Struct, frozen=True):
+    """How moves carry stretches of some files to stretches of others, wherever these begin.
+
+    Attributes:
+        read, written: how many bytes of each file.
+        needed: how many of those that are read count.
+    """
+
+    copies: tuple[_Copy, ...]
+    read: Mapping[int, int]
+    needed: Mapping[int, int]
+    written: Mapping[int, int]
+    gaps: Mapping[int, Gaps]
+
+
+class Interleaved(Struct, frozen=True):
+    """Moves that write to a stretch of each of their files; and where in its file each stretch begins."""
+
+    pattern: _Pattern
+    of: dict[int, int]
+    to: dict[int, int]
+
+    @property
+    def gaps(self) -> dict[int, tuple[int, Gaps]]:
+        """Of each file that is written to where its stretch begins, and the gaps in it."""
+        return {file: (start, self.pattern.gaps[file]) for file, start in self.to.items()}
+
+    def run(self, sources: Sources, scratch: Scratch, put: PutAround) -> None:
+        pattern = self.pattern
+        held, made = _buffers(pattern.read, scratch.take, "read"), _buffers(pattern.written, scratch.take, "written")
+        for file, start in self.of.items():
+            sources.opened(file).read_into(start, held[file])
+            sources.count(file, pattern.needed[file])
+        for copy in pattern.copies:
+            of, to = copy.of, copy.to
+            there = np.ndarray(copy.shape, copy.dtype, made[to.file], to.offset, to.steps)
+            there[...] = np.ndarray(copy.shape, copy.dtype, held[of.file], of.offset, of.steps)
+        for file, start in self.to.items():
+            put(file, start, made[file], pattern.gaps[file])
+
+
+def _buffers(sizes: Mapping[int, int], take: Callable[[str, int], memoryview], use: str) -> dict[int, memoryview]:
+    buffer, buffers, at = take(use, sum(sizes.values())), {}, 0
+    for file, nbytes in sizes.items():
+        buffers[file] = buffer[at : at + nbytes]
+        at += nbytes
+    return buffers
+
+
+def interleaved(moves: Sequence[Move]) -> Interleaved | None:
+    """None where elements change or lie in another order, or the moves need little of what lies between the first and
+    the last byte that they read.
+    """
+    of, to = _Stretches(), _Stretches()
+    for move in moves:
+        step = move.step
+        if not isinstance(step, Assembly) or step.dtype != move.dtype or len(step.shape) > MAX_DIMS:
+            return None
+        if not of.finds(step.pieces, move.dtype) or not to.finds(move.targets, move.dtype):
+            return None
+    kinds = [_Carried(of.laid(m.step.base.pieces, m.dtype), to.laid(m.targets, m.dtype)) for m in moves]
+    pattern = _pattern(tuple(kinds))
+    return Interleaved(pattern, of.starts, to.starts) if pattern else None
+
+
+class _Stretches:
+    """The pieces that moves read, or those that they write. ``starts``: where the stretch of each file begins.
+
+    Files of one form hold all at the same places: these are looked at once.
+    """
+
+    def __init__(self) -> None:
+        self.starts: dict[int, int] = {}
+        self._rows: dict[int, Array] = {}
+        self._laid: dict[tuple[int, int], bytes] = {}
+
+    def finds(self, pieces: Iterable[Piece], dtype: str) -> bool:
+        """False where a row is parted, coded or made, or lies otherwise than in the tensor."""
+        for piece in pieces:
+            if piece.file <= ZEROS or piece.outer or piece.order or not piece.box.size:
+                return False
+            rows = self._rows.get(id(piece.extents))
+            if rows is None:
+                rows = _rows(piece.extents, prod(piece.box.shape[1:]) * ITEMSIZE[dtype])
+                if rows is None:
+                    return False
+                self._rows[id(piece.extents)] = rows
+            first = int(rows.min())
+            self.starts[piece.file] = min(first, self.starts.get(piece.file, first))
+        return True
+
+    def laid(self, pieces: Iterable[Piece], dtype: str) -> tuple[_Laid, ...]:
+        """Of pieces that were found."""
+        return tuple([_Laid(piece.file, piece.box, ITEMSIZE[dtype], self._in_stretch(piece)) for piece in pieces])
+
+    def _in_stretch(self, piece: Piece) -> bytes:
+        start = self.starts[piece.file]
+        key = id(piece.extents), start
+        if key not in self._laid:
+            self._laid[key] = (self._rows[id(piece.extents)] - start).tobytes()
+        return self._laid[key]
+
+
+def _rows(extents: Sequence[Extent], row_nbytes: int) -> Array | None:
+    """Where rows begin that lie in extents one after the other."""
+    starts, sizes = (np.array(each, np.int64) for each in zip(*((e.offset, e.nbytes) for e in extents), strict=True))
+    counts, parted = np.divmod(sizes, row_nbytes)
+    if parted.any() or any(extent.coded for extent in extents):
+        return None
+    before = np.cumsum(counts) - counts
+    rows: Array = np.repeat(starts - before * row_nbytes, counts) + np.arange(counts.sum()) * row_nbytes
+    return rows
+
+
+@lru_cache(maxsize=256)
+def _pattern(kinds: tuple[_Carried, ...]) -> _Pattern | None:
+    """Layers repeat: of most moves it is known."""
+    evenly = lru_cache(_evenly)  # files of one form hold rows at the same places
+    copies: list[_Copy] = []
+    needed: dict[int, int] = {}
+    for kind in kinds:
+        hull = reduce(Box.hull, [target.box for target in kind.targets])
+        for source in kind.sources:
+            part_nbytes = (source.box & hull).size * source.itemsize
+            needed[source.file] = needed.get(source.file, 0) + part_nbytes
+            for target in kind.targets:
+                copies += _copies(source, target, evenly)
+    read = _by_file([source for kind in kinds for source in kind.sources])
+    read_nbytes = {file: max(_end(laid) for laid in some) for file, some in read.items()}
+    if any(nbytes > _MUCH_MORE * needed[file] for file, nbytes in read_nbytes.items()):
+        return None
+    written = _by_file([target for kind in kinds for target in kind.targets])
+    written_nbytes = {file: max(_end(laid) for laid in some) for file, some in written.items()}
+    between = lru_cache(_between)
+    gaps = {file: between(tuple([(laid.rows, laid.row_nbytes) for laid in some])) for file, some in written.items()}
+    return _Pattern(tuple(copies), read_nbytes, needed, written_nbytes, gaps)
+
+
+def _by_file(some: Iterable[_Laid]) -> dict[int, list[_Laid]]:
+    found: dict[int, list[_Laid]] = {}
+    for laid in some:
+        found.setdefault(laid.file, []).append(laid)
+    return found
+
+
+def _end(laid: _Laid) -> int:
+    return int(_numbers(laid.rows).max()) + laid.row_nbytes
+
+
+def _between(parts: Sequence[tuple[bytes, int]]) -> Gaps:
+    """The gaps between rows of so many bytes each; where some overlap one that ends before it begins."""
+    starts = np.concatenate([_numbers(rows) for rows, _ in parts])
+    stops = np.concatenate([_numbers(rows) + nbytes for rows, nbytes in parts])
+    order = np.argsort(starts, kind="stable")
+    starts, stops = starts[order], stops[order]
+    found = np.flatnonzero(starts[1:] != stops[:-1])
+    return list(zip(stops[found].tolist(), starts[found + 1].tolist(), strict=True))
+
+
+class _Even(Struct, frozen=True):
+    """Rows at equal distances in source and target: where the first is, and the step."""
+
+    count: int
+    of: tuple[int, int]
+    to: tuple[int, int]
+
+
+def _copies(source: _Laid, target: _Laid, evenly: Callable[[bytes, bytes], Sequence[_Even]]) -> Iterator[_Copy]:
+    """Of the elements that both hold."""
+    both = source.box & target.box
+    if not both.size:
+        return
+    nbytes, dims = _together(source.itemsize, both.shape[1:], source.steps, target.steps)
+    shape, of_steps, to_steps = zip(*dims, strict=True) if dims else ((), (), ())
+    dtype, of_skipped, to_skipped = np.dtype(plain_dtype(nbytes)), source.skipped(both), target.skipped(both)
+    for even in evenly(source.rows_of(both), target.rows_of(both)):
+        of = _Items(source.file, even.of[0] + of_skipped, (even.of[1], *of_steps))
+        to = _Items(target.file, even.to[0] + to_skipped, (even.to[1], *to_steps))
+        yield _Copy(dtype, (even.count, *shape), of, to)
+
+
+def _together(itemsize: int, shape: Sequence[int], *steps: Sequence[int]) -> tuple[int, list[tuple[int, ...]]]:
+    """How many bytes lie together on both sides; and the dims that are left: how many, and how far apart on each."""
+    nbytes, dims = itemsize, list(zip(shape, *steps, strict=True))
+    while dims and (dims[-1][0] == 1 or dims[-1][1:] == (nbytes, nbytes)):
+        nbytes *= dims.pop()[0]
+    return nbytes, dims
+
+
+def _evenly(of: bytes, to: bytes) -> list[_Even]:
+    """As many rows at once as can be, where several kinds may take turns."""
+    sides, found = (_numbers(of), _numbers(to)), []
+    while len(sides[0]):
+        turns = max(range(1, _MOST_TURNS + 1), key=lambda turns: _count(sides, turns) / turns)
+        count = _count(sides, turns)
+        for n in range(min(turns, count)):
+            rows = [side[n:count:turns] for side in sides]
+            found.append(_Even(len(rows[0]), *map(_first_and_step, rows)))
+        sides = sides[0][count:], sides[1][count:]
+    return found
+
+
+def _first_and_step(rows: Array) -> tuple[int, int]:
+    return int(rows[0]), int(rows[1] - rows[0]) if len(rows) > 1 else 0
+
+
+def _count(sides: tuple[Array, Array], turns: int) -> int:
+    """How many rows are as far from the one that is ``turns`` before them as the first of these is."""
+    apart = [side[turns:] - side[:-turns] for side in sides]
+    same = np.logical_and(*(each == each[:1] for each in apart))
+    return min(len(sides[0]), turns) + (len(same) if same.all() else int(same.argmin()))
+
+
+def _numbers(rows: bytes) -> Array:
+    return np.frombuffer(rows, np.int64)

@@ -1,0 +1,201 @@
+"""Tensors that take turns in their files: what goes at once, and what goes another way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reshard.index import ZEROS, Coding, Extent
+from reshard.layout.box import Box
+from reshard.moving.interleaved import _evenly, _pattern, _together, interleaved
+from reshard.moving.scratch import Scratch
+from reshard.moving.task_inputs import Sources
+from reshard.planning.plan import Move, SourceFile
+from reshard.planning.steps import Assembly, Piece, Scaled
+
+COUNT, ROWS, COLUMNS = 5, 4, 6
+WIDE = ROWS * COLUMNS * 2
+"""Bytes of one matrix."""
+CUTS = {
+    "whole": [Box((0, 0), (ROWS, COLUMNS))],
+    "rows": [Box((0, 0), (2, COLUMNS)), Box((2, 0), (ROWS, COLUMNS))],
+    "columns": [Box((0, 0), (ROWS, 2)), Box((0, 2), (ROWS, 4)), Box((0, 4), (ROWS, COLUMNS))],
+    "both": [Box((r, c), (r + 2, c + 3)) for r, c in product((0, 2), (0, 3))],
+}
+
+
+def stacked(box: Box) -> Box:
+    return Box((0, *box.start), (COUNT, *box.stop))
+
+
+def laid(cuts: Sequence[Sequence[Box]], begin: int) -> tuple[list[list[Piece]], list[int]]:
+    """Pieces of kinds that take turns in as many files as each has boxes, and where the files end."""
+    ends = [begin] * len(cuts[0])
+    extents: list[list[list[Extent]]] = [[[] for _ in boxes] for boxes in cuts]
+    for _, (kind, boxes) in product(range(COUNT), enumerate(cuts)):
+        for file, box in enumerate(boxes):
+            extents[kind][file].append(Extent(ends[file], 2 * box.size))
+            ends[file] += 2 * box.size
+    return [
+        [Piece(file, stacked(box), tuple(extents[kind][file])) for file, box in enumerate(boxes)]
+        for kind, boxes in enumerate(cuts)
+    ], ends
+
+
+def move(sources: Sequence[Piece], targets: Sequence[Piece], dtype: str = "int16") -> Move:
+    shape = (COUNT, ROWS, COLUMNS)
+    return Move("w", Assembly("int16", shape, tuple(sources)), dtype, tuple(targets))
+
+
+def part(values: np.ndarray, box: Box) -> bytes:
+    return values[:, box.start[0] : box.stop[0], box.start[1] : box.stop[1]].tobytes()
+
+
+def files_of(values: Sequence[np.ndarray], cuts: Sequence[Sequence[Box]]) -> list[bytes]:
+    """What the files hold, from where their stretch begins."""
+    return [
+        b"".join(
+            part(values[kind][i : i + 1], cuts[kind][file]) for i, kind in product(range(COUNT), range(len(values)))
+        )
+        for file in range(len(cuts[0]))
+    ]
+
+
+@pytest.mark.parametrize(("of", "to"), list(product(CUTS, CUTS)))
+@pytest.mark.parametrize("kinds", [1, 2, 3])
+def test_every_cut_becomes_every_other(of: str, to: str, kinds: int, tmp_path: Path) -> None:
+    values = [
+        np.arange(k, k + COUNT * ROWS * COLUMNS, dtype=np.int16).reshape(COUNT, ROWS, COLUMNS) * 7 for k in range(kinds)
+    ]
+    cuts = [CUTS[of]] * kinds, [CUTS[to]] * kinds
+    (sources, _), (targets, ends) = laid(cuts[0], 3), laid(cuts[1], 40)
+    contents = [bytes(3) + held + b"rest" for held in files_of(values, cuts[0])]
+    planned = []
+    for number, content in enumerate(contents):
+        (tmp_path / str(number)).write_bytes(content)
+        there = (tmp_path / str(number)).stat()
+        planned.append(SourceFile(str(tmp_path / str(number)), there.st_size, there.st_mtime_ns))
+    read, written = Sources(tuple(planned)), {}
+    moves = [move(s, t) for s, t in zip(sources, targets, strict=True)]
+    found = interleaved(moves[::-1])
+    assert found is not None
+    assert interleaved(moves) is not None
+
+    def put(file: int, offset: int, data: memoryview, gaps: Sequence[tuple[int, int]]) -> None:
+        assert not gaps
+        written[file] = offset, bytes(data)
+
+    found.run(read, Scratch(), put)
+    wanted = files_of(values, cuts[1])
+    assert written == {file: (40, wanted[file]) for file in range(len(wanted))}
+    assert [40 + len(each) for each in wanted] == ends
+    assert read.read_nbytes == kinds * COUNT * WIDE
+    read.close()
+
+
+def test_what_lies_alike_elsewhere_is_looked_at_once() -> None:
+    patterns = []
+    for begin in (8, 1000, 5000):
+        (sources, _), (targets, _) = laid([CUTS["whole"]] * 2, begin), laid([CUTS["rows"]] * 2, 2 * begin)
+        found = interleaved([move(s, t) for s, t in zip(sources, targets, strict=True)])
+        assert found is not None
+        assert (found.of, found.to) == ({0: begin}, {0: 2 * begin, 1: 2 * begin})
+        patterns.append(found.pattern)
+    assert patterns[0] is patterns[1] is patterns[2]
+    _pattern.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("kinds", "copies"), [(1, 1), (2, 2), (3, 3)], ids=["one after the other", "in turns of two", "in turns of three"]
+)
+def test_kinds_of_one_move_that_take_turns_go_by_few_copies(kinds: int, copies: int) -> None:
+    """Gate and up are of one shape and cut: one move, whose rows are not all equally far apart."""
+    rows = [1000 * layer + 10 * kind for layer in range(6) for kind in range(kinds)]
+    found = _evenly(np.array(rows).tobytes(), np.array(rows).tobytes())
+    assert len(found) == copies
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=20),
+    st.integers(1, 5),
+)
+def test_every_row_goes_once(rows: list[tuple[int, int]], period: int) -> None:
+    repeated = [(100 * n + of, 50 * n + to) for n in range(period) for of, to in rows]
+    of, to = (np.array([each[side] for each in repeated], np.int64) for side in (0, 1))
+    found = [
+        (even.of[0] + n * even.of[1], even.to[0] + n * even.to[1])
+        for even in _evenly(of.tobytes(), to.tobytes())
+        for n in range(even.count)
+    ]
+    assert sorted(found) == sorted(repeated)
+
+
+def test_how_much_lies_together() -> None:
+    assert _together(2, (4, 8), (16, 2), (16, 2)) == (64, [])
+    assert _together(2, (4, 8), (16, 2), (32, 2)) == (16, [(4, 16, 32)])
+    assert _together(2, (4, 8), (32, 2), (16, 2)) == (16, [(4, 32, 16)])
+    assert _together(2, (4, 1), (16, 2), (2, 2)) == (2, [(4, 16, 2)])
+
+
+def test_gaps_in_what_is_written_are_told() -> None:
+    """Of which a file's header pieces may fill some."""
+    (sources, _), _ = laid([CUTS["whole"]], 0), 0
+    extents = tuple(Extent(100 + n * (WIDE + 10), WIDE) for n in range(COUNT))
+    found = interleaved([move(sources[0], [Piece(0, stacked(CUTS["whole"][0]), extents)])])
+    assert found is not None
+    assert found.gaps == {0: (100, [(n * (WIDE + 10) + WIDE, (n + 1) * (WIDE + 10)) for n in range(COUNT - 1)])}
+
+
+def test_what_is_written_twice_is_a_gap_that_nothing_fills() -> None:
+    (sources, _), _ = laid([CUTS["whole"]], 0), 0
+    extents = tuple(Extent(100 + n * (WIDE - 2), WIDE) for n in range(COUNT))
+    found = interleaved([move(sources[0], [Piece(0, stacked(CUTS["whole"][0]), extents)])])
+    assert found is not None
+    assert all(stop > start for stop, start in found.gaps[0][1])
+    assert len(found.gaps[0][1]) == COUNT - 1
+
+
+def odd(**changes: object) -> Piece:
+    (pieces, _) = laid([CUTS["whole"]], 0)
+    return Piece(**{"file": 0, "box": pieces[0][0].box, "extents": pieces[0][0].extents, **changes})  # type: ignore[arg-type]
+
+
+BOX = stacked(CUTS["whole"][0])
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        odd(outer=Box(BOX.start, (COUNT, ROWS, COLUMNS + 1))),
+        odd(order=(0, 2, 1)),
+        odd(file=ZEROS, extents=()),
+        odd(extents=(Extent(0, WIDE - 2), Extent(500, COUNT * WIDE - WIDE + 2))),
+        odd(extents=(Extent(0, COUNT * WIDE, Coding(2)),)),
+        odd(extents=tuple(Extent(n * WIDE * 2, WIDE) for n in range(COUNT))),
+    ],
+    ids=["a part", "turned", "zeros", "a row in two", "coded", "little of what lies between"],
+)
+def test_sources_that_go_another_way(piece: Piece) -> None:
+    (targets, _) = laid([CUTS["rows"]], 0)
+    assert interleaved([move([odd()], targets[0])]) is not None
+    assert interleaved([move([piece], targets[0])]) is None
+
+
+def test_a_part_that_needs_little_of_what_it_would_read() -> None:
+    """As a share of ranks does: its rows alone are read, not those of all."""
+    (sources, _), (targets, _) = laid([CUTS["whole"]], 0), laid([CUTS["rows"]], 0)
+    assert interleaved([move(sources[0], targets[0][:1])]) is None
+
+
+def test_elements_that_change_go_another_way() -> None:
+    (sources, _), (targets, _) = laid([CUTS["whole"]], 0), laid([CUTS["rows"]], 0)
+    assert interleaved([move(sources[0], targets[0], "int32")]) is None
+    of = Assembly("int16", (COUNT, ROWS, COLUMNS), tuple(sources[0]))
+    scaled = Move("w", Scaled(of, of, (1, 1, 1)), "int16", tuple(targets[0]))
+    assert interleaved([scaled]) is None
