@@ -145,7 +145,8 @@ def repeated(case: Case, layers: int) -> Case:
 @given(cases(), st.integers(2, 9))
 def test_tensors_that_take_turns_equal_slices_of_the_full_ones(case: Case, layers: int) -> None:
     """However few they are."""
-    with patch("reshard.moving.any_order._MANY_PARTS", 2), on_disk(repeated(case, layers)) as disk:
+    of_few = patch.multiple("reshard.moving.any_order", _MANY_PARTS=2, _SOME_PARTS=2)
+    with of_few, on_disk(repeated(case, layers)) as disk:
         done = reshard.convert(disk.src, disk.folder / "out", disk.options())
         disk.assert_holds(disk.folder / "out", disk.case.target)
         assert done.read_nbytes == done.bill.read_nbytes

@@ -27,7 +27,8 @@ _LOT_NBYTES = 64 << 20
 _SMALL_NBYTES = 64 << 10
 _KEPT_NBYTES = 8 << 20
 _PARTS = 256  # looked at together
-_MANY_PARTS = 64  # of one block: fewer go as fast one by one, and without NumPy
+_MANY_PARTS = 4096  # of a task: fewer go one by one in the time that NumPy takes to come
+_SOME_PARTS = 64  # of a block
 _PART_NBYTES = 512  # what Python takes for each, when they are put together
 _Content = bytes | memoryview
 
@@ -49,8 +50,10 @@ class AnyOrder:
         self._sums = {number: CrcSums(file.checksums) for number, file in enumerate(files) if file.checksums}
         self._heads = [{offset + len(piece): (offset, piece) for offset, piece in file.header} for file in files]
         self._lock = threading.Lock()
+        self.of_many_parts = False
 
     def ordered(self, moves: tuple[Move, ...], block_nbytes: int) -> Iterable[tuple[Move, ...]]:
+        self.of_many_parts = _parts_of(moves) >= _MANY_PARTS
         return siblings(moves, block_nbytes)
 
     def lot_nbytes(self, fair_nbytes: int, block_nbytes: int) -> int:
@@ -118,6 +121,11 @@ class AnyOrder:
                 self._sums[file].add(run.offset, run.nbytes, crc)
 
 
+def _parts_of(moves: Iterable[Move]) -> int:
+    """In how many places their targets lie."""
+    return sum([len(piece.extents) for move in moves for piece in move.targets])
+
+
 class _Open(Struct):
     """A run under way."""
 
@@ -159,8 +167,9 @@ class _Sink:
     def takes_together(self, span: Span) -> bool:
         """Whether all of a span's bytes went at once, where moves take turns in their files."""
         moves = [mover.blocks.move for mover in span.movers]
-        parts = sum([len(piece.extents) for move in moves for piece in move.targets])
-        if parts < _MANY_PARTS or any(len(mover.blocks) > 1 for mover in span.movers):
+        if not self._writer.of_many_parts or _parts_of(moves) < _SOME_PARTS:
+            return False
+        if any(len(mover.blocks) > 1 for mover in span.movers):
             return False
         from reshard.moving.interleaved import interleaved
 

@@ -14,7 +14,7 @@ from reshard.planning.plan import Move, PlannedTensor
 from reshard.planning.shared import LEAST_NBYTES
 from reshard.planning.steps import Assembly, Piece
 
-_TOGETHER_NBYTES = 4 << 20
+_TOGETHER_NBYTES = 8 << 20
 _SMALL_NBYTES = 1 << 20
 Lies = tuple[int, Box, Box | None]
 """A file, what it holds of a tensor, and what its extents hold."""

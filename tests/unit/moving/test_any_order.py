@@ -76,11 +76,25 @@ def counted(monkeypatch: pytest.MonkeyPatch, kind: type, name: str, sizes: list[
     monkeypatch.setattr(kind, name, counting)
 
 
-@pytest.mark.parametrize("block_nbytes", [1 << 20, 300 * COUNT, 200 * COUNT])
-def test_kinds_that_take_turns_in_a_file_are_read_and_written_at_once(
-    block_nbytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("block_nbytes", "many", "reads_and_writes"),
+    [
+        (1 << 20, 2 * COUNT, (1, 1)),
+        (300 * COUNT, 2 * COUNT, (1, 1)),
+        (200 * COUNT, 2 * COUNT, (3, 2 * COUNT)),
+        (1 << 20, 2 * COUNT + 1, (2, 1)),
+    ],
+    ids=["large blocks", "blocks of the larger kind", "smaller blocks", "few parts"],
+)
+def test_many_kinds_that_take_turns_in_a_file_are_read_and_written_at_once(
+    block_nbytes: int,
+    many: int,
+    reads_and_writes: tuple[int, int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """However lots end; where blocks are smaller than what is moved each kind reads and writes its own."""
+    monkeypatch.setattr("reshard.moving.any_order._MANY_PARTS", many)
     task, content = large_and_small(tmp_path)
     reads: list[int] = []
     writes: list[int] = []
@@ -92,4 +106,4 @@ def test_kinds_that_take_turns_in_a_file_are_read_and_written_at_once(
         run.carry_out(lot, threading.Event())
     run.commit()
     assert (tmp_path / "out").read_bytes() == content
-    assert (len(reads) == 1) == (len(writes) == 1) == (block_nbytes >= 300 * COUNT)
+    assert (len(reads), len(writes)) == reads_and_writes
