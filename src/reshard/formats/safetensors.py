@@ -121,7 +121,6 @@ class _HeaderEntry(Struct):
     data_offsets: tuple[_Size, _Size]
 
 
-_KEYS = [f'"{key}"'.encode() for key in _HeaderEntry.__struct_fields__]
 _HEADER = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _ENTRY = msgspec.json.Decoder(_HeaderEntry)
 _TEXTS = msgspec.json.Decoder(dict[str, str] | None)
@@ -163,15 +162,25 @@ def _read_header(source: ByteRanges) -> bytes:
 
 
 def _entries(content: bytes) -> dict[str, msgspec.Raw]:
+    """As they stand, by name. Raises FormatError for a key that stands twice."""
     try:
-        content.decode()
+        content.decode()  # what is decoded later is not looked at before
         entries = _HEADER.decode(content)
-        tensors = len(entries) - (_METADATA in entries)
-        if b"\\" in content or any(content.count(key) != tensors for key in _KEYS):
-            json.loads(content, object_pairs_hook=_unique)  # whatever stands there twice
+        if b"\\" in content or _colons(content, entries) != _colons_of(entries):
+            json.loads(content, object_pairs_hook=_unique)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise FormatError(f"the header is not JSON of tensors: {error}", hint="copy the file again") from None
     return entries
+
+
+def _colons(content: bytes, entries: Mapping[str, msgspec.Raw]) -> int:
+    """How many there are besides those in names and metadata: one for each key, also one that stands twice."""
+    return content.count(b":") - "".join(entries).count(":") - bytes(entries.get(_METADATA, b"")).count(b":")
+
+
+def _colons_of(entries: Mapping[str, msgspec.Raw]) -> int:
+    """How many there are where each key stands once."""
+    return len(entries) + len(_HeaderEntry.__struct_fields__) * (len(entries) - (_METADATA in entries))
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -216,10 +216,21 @@ def test_headers_that_are_not_json(header: bytes) -> None:
         read(made(header))
 
 
-def test_a_name_that_stands_twice() -> None:
-    text = json.dumps(W)
-    with pytest.raises(FormatError, match="'w' appears twice"):
-        read(made(f'{{"w": {text}, "w": {text}}}'.encode(), 8))
+@pytest.mark.parametrize(
+    ("header", "twice"),
+    [
+        ('{"w": W, "w": W}', "w"),
+        ('{"w": null, "w": W}', "w"),
+        ('{"w": {}, "w": W}', "w"),
+        ('{"w:0": 1, "w:0": W}', "w:0"),
+        ('{"__metadata__": {"a": ":"}, "w": W, "__metadata__": {"a": ":"}}', "__metadata__"),
+        ('{"__metadata__": {"a": "1", "a": "1"}, "w": W}', "a"),
+        ('{"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8], "dtype": "F32"}}', "dtype"),
+    ],
+)
+def test_a_key_that_stands_twice(header: str, twice: str) -> None:
+    with pytest.raises(FormatError, match=f"'{twice}' appears twice"):
+        read(made(header.replace("W", json.dumps(W)).encode(), 8))
 
 
 @pytest.mark.parametrize("length", [1 << 63, (1 << 64) - 1, 100_000_001, 200_000])
