@@ -124,7 +124,7 @@ def _targets(plan: Plan, files: Sequence[PlannedFile]) -> list[Targeted]:
             tensor = plan.tensors[slot.tensor]
             spots: tuple[Spot, ...] = (Spot(boxes[slot.layout], slot.extents),)
             if tensor.spec.shape != tensor.step.base.shape:
-                spots = tuple(_seen(spots[0], tensor))
+                spots = _seen(spots[0], tensor)
             cuts: tuple[int, ...] = (form, slot.layout)
             if (of := targets.get(slot.tensor)) is not None:
                 spots, cuts = (*of.spots, *spots), (*of.cut, *cuts)
@@ -132,11 +132,14 @@ def _targets(plan: Plan, files: Sequence[PlannedFile]) -> list[Targeted]:
     return list(targets.values())
 
 
-def _seen(spot: Spot, tensor: PlannedTensor) -> Iterator[Spot]:
-    """The pieces of a spot in the view in which the tensor is put together."""
-    for file, box in spot.boxes:
-        for piece in seen(Piece(file, box, spot.extents), tensor):
-            yield Spot(((file, piece.box),), piece.extents)
+def _seen(spot: Spot, tensor: PlannedTensor) -> tuple[Spot, ...]:
+    """A spot in the view in which the tensor is put together: one, as of a tensor without a view, unless the cut parts
+    what the view joins.
+    """
+    found = [(file, seen(Piece(file, box, spot.extents), tensor)) for file, box in spot.boxes]
+    if all(len(pieces) == 1 for _, pieces in found):
+        return (Spot([(file, pieces[0].box) for file, pieces in found], spot.extents),)
+    return tuple([Spot(((file, piece.box),), piece.extents) for file, pieces in found for piece in pieces])
 
 
 def with_pieces(step: Step, change: Callable[[Assembly], Assembly]) -> Step:

@@ -12,13 +12,14 @@ from reshard.families.planner import make_plan
 from reshard.families.rank_folders import catalog
 from reshard.families.rank_targets import ranks_or_full
 from reshard.formats.registry import format_named
-from reshard.index import Extent
+from reshard.index import Extent, TensorSpec
 from reshard.layout.box import Box
-from reshard.layout.stages import Strategy
+from reshard.layout.stages import Strategy, layout_of_full
 from reshard.layout.tensor import Sharding
 from reshard.ops.options import Options
 from reshard.planning.catalog import Catalog
-from reshard.planning.plan import Task
+from reshard.planning.plan import FileForm, Plan, PlannedFile, PlannedTensor, Slot, SourceFile, Task
+from reshard.planning.steps import Assembly, Piece
 from reshard.planning.target import Choices, Target
 from reshard.planning.tasks import Together, tasks
 
@@ -94,7 +95,7 @@ def test_what_is_large_or_cast_moves_by_itself() -> None:
 def test_no_move_is_large() -> None:
     source = full({f"t{n:03}": (1 << 13,) for n in range(640)})
     moves = task_of(source, safetensors()).moves
-    assert [m.targets[0].box.size for m in moves] == [1 << 20] * 5
+    assert [m.targets[0].box.size for m in moves] == [2 << 20, 2 << 20, 1 << 20]
 
 
 def test_each_tensor_keeps_its_name_where_it_is_asked_for() -> None:
@@ -106,6 +107,28 @@ def test_rows_of_several_files_become_one_write() -> None:
     source = ranks(strategy({"a": ROWS, "b": ROWS}), {"a": (2,), "b": (2,)}, {"a": (2,), "b": (2,)})
     (move,) = task_of(source, safetensors()).moves
     assert [(p.file, p.extents) for p in move.step.base.pieces] == [(0, (Extent(0, 16),)), (1, (Extent(0, 16),))]
+
+
+@pytest.mark.parametrize("together", ["in any order", "front to back"])
+@pytest.mark.parametrize("names", ["ab", "ba"])
+def test_one_that_is_seen_in_a_view_goes_with_one_that_is_not(names: str, together: Together) -> None:
+    forms = {"a": ((8,), (8,)), "b": ((4, 2), (2, 2, 2))}
+    tensors = [
+        PlannedTensor(
+            name, TensorSpec("uint8", shape), Assembly("uint8", view, (Piece(0, Box.whole(view), (Extent(8 * n, 8),)),))
+        )
+        for n, name in enumerate(names)
+        for shape, view in (forms[name],)
+    ]
+    layouts = [layout_of_full(Sharding((2,), ((0,), *((),) * (len(t.spec.shape) - 1))), t.spec.shape) for t in tensors]
+    form = FileForm(8, (), tuple(Slot(n, n, (Extent(4 * n, 4),)) for n in range(2)))
+    files = tuple(PlannedFile(rank, f"f{rank}", rank, rank, 0, 0) for rank in range(2))
+    (task,) = tasks(Plan((SourceFile("in", 16, 0),), tuple(layouts), tuple(tensors), (form,), files), together=together)
+    (move,) = task.moves
+    assert [(p.file, p.box, p.extents) for p in move.targets] == [
+        (0, Box((0, 0), (2, 4)), (Extent(0, 8),)),
+        (1, Box((0, 4), (2, 8)), (Extent(0, 8),)),
+    ]
 
 
 def test_bytes_between_stay_apart() -> None:
