@@ -173,7 +173,7 @@ class _Sink:
             return False
         from reshard.moving.interleaved import interleaved
 
-        found = interleaved(moves)
+        found = interleaved(moves, span.movers[0].block_nbytes)
         if found is None or not all(self._writer.fills_gaps(file, *gaps) for file, gaps in found.gaps.items()):
             return False
         span.movers[0].run_interleaved(found, self._put_around)

@@ -88,15 +88,23 @@ class _Pattern(Struct, frozen=True):
     """How moves carry stretches of some files to stretches of others, wherever these begin.
 
     Attributes:
-        read, written: how many bytes of each file.
-        needed: how many of those that are read count.
+        read: how many bytes of each file.
+        needed: how many of these count.
+        same: of each file that is written to the first that gets the same bytes.
+        written, gaps: how many bytes, and what is not among them; of the first alone.
     """
 
     copies: tuple[_Copy, ...]
     read: Mapping[int, int]
     needed: Mapping[int, int]
+    same: Mapping[int, int]
     written: Mapping[int, int]
     gaps: Mapping[int, Gaps]
+
+    @property
+    def nbytes(self) -> int:
+        """The larger of its two buffers."""
+        return max(sum(self.read.values()), sum(self.written.values()))
 
 
 class Interleaved(Struct, frozen=True):
@@ -109,11 +117,11 @@ class Interleaved(Struct, frozen=True):
     @property
     def gaps(self) -> dict[int, tuple[int, Gaps]]:
         """Of each file that is written to where its stretch begins, and the gaps in it."""
-        return {file: (start, self.pattern.gaps[file]) for file, start in self.to.items()}
+        return {file: (start, self.pattern.gaps[self.pattern.same[file]]) for file, start in self.to.items()}
 
     def run(self, sources: Sources, scratch: Scratch, put: PutAround) -> None:
         pattern = self.pattern
-        held, made = _buffers(pattern.read, scratch.take, "read"), _buffers(pattern.written, scratch.take, "written")
+        held, made = _buffers(pattern.read, scratch.take, "slab"), _buffers(pattern.written, scratch.take, "write")
         for file, start in self.of.items():
             sources.opened(file).read_into(start, held[file])
             sources.count(file, pattern.needed[file])
@@ -121,8 +129,8 @@ class Interleaved(Struct, frozen=True):
             of, to = copy.of, copy.to
             there = np.ndarray(copy.shape, copy.dtype, made[to.file], to.offset, to.steps)
             there[...] = np.ndarray(copy.shape, copy.dtype, held[of.file], of.offset, of.steps)
-        for file, start in self.to.items():
-            put(file, start, made[file], pattern.gaps[file])
+        for file, (start, gaps) in self.gaps.items():
+            put(file, start, made[pattern.same[file]], gaps)
 
 
 def _buffers(sizes: Mapping[int, int], take: Callable[[str, int], memoryview], use: str) -> dict[int, memoryview]:
@@ -133,9 +141,9 @@ def _buffers(sizes: Mapping[int, int], take: Callable[[str, int], memoryview], u
     return buffers
 
 
-def interleaved(moves: Sequence[Move]) -> Interleaved | None:
-    """None where elements change or lie in another order, or the moves need little of what lies between the first and
-    the last byte that they read.
+def interleaved(moves: Sequence[Move], block_nbytes: int) -> Interleaved | None:
+    """None where elements change or lie in another order, the moves need little of what lies between the first and the
+    last byte that they read, or all that they read or write is much more than a block.
     """
     of, to = _Stretches(), _Stretches()
     for move in moves:
@@ -146,7 +154,9 @@ def interleaved(moves: Sequence[Move]) -> Interleaved | None:
             return None
     kinds = [_Carried(of.laid(m.step.base.pieces, m.dtype), to.laid(m.targets, m.dtype)) for m in moves]
     pattern = _pattern(tuple(kinds))
-    return Interleaved(pattern, of.starts, to.starts) if pattern else None
+    if pattern is None or pattern.nbytes > _MUCH_MORE * block_nbytes:
+        return None
+    return Interleaved(pattern, of.starts, to.starts)
 
 
 class _Stretches:
@@ -202,6 +212,7 @@ def _rows(extents: Sequence[Extent], row_nbytes: int) -> Array | None:
 def _pattern(kinds: tuple[_Carried, ...]) -> _Pattern | None:
     """Layers repeat: of most moves it is known."""
     evenly = lru_cache(_evenly)  # files of one form hold rows at the same places
+    same = _same(kinds)
     copies: list[_Copy] = []
     needed: dict[int, int] = {}
     for kind in kinds:
@@ -210,16 +221,27 @@ def _pattern(kinds: tuple[_Carried, ...]) -> _Pattern | None:
             part_nbytes = (source.box & hull).size * source.itemsize
             needed[source.file] = needed.get(source.file, 0) + part_nbytes
             for target in kind.targets:
-                copies += _copies(source, target, evenly)
+                if same[target.file] == target.file:
+                    copies += _copies(source, target, evenly)
     read = _by_file([source for kind in kinds for source in kind.sources])
     read_nbytes = {file: max(_end(laid) for laid in some) for file, some in read.items()}
     if any(nbytes > _MUCH_MORE * needed[file] for file, nbytes in read_nbytes.items()):
         return None
-    written = _by_file([target for kind in kinds for target in kind.targets])
+    written = _by_file([target for kind in kinds for target in kind.targets if same[target.file] == target.file])
     written_nbytes = {file: max(_end(laid) for laid in some) for file, some in written.items()}
     between = lru_cache(_between)
     gaps = {file: between(tuple([(laid.rows, laid.row_nbytes) for laid in some])) for file, some in written.items()}
-    return _Pattern(tuple(copies), read_nbytes, needed, written_nbytes, gaps)
+    return _Pattern(tuple(copies), read_nbytes, needed, same, written_nbytes, gaps)
+
+
+def _same(kinds: Sequence[_Carried]) -> dict[int, int]:
+    """Of each file that is written to the first that gets the same bytes, as replicas do."""
+    held: dict[int, list[object]] = {}
+    for number, kind in enumerate(kinds):
+        for target in kind.targets:
+            held.setdefault(target.file, []).append((number, target.box, target.rows))
+    first: dict[object, int] = {}
+    return {file: first.setdefault(tuple(parts), file) for file, parts in held.items()}
 
 
 def _by_file(some: Iterable[_Laid]) -> dict[int, list[_Laid]]:

@@ -72,7 +72,7 @@ class Mover:
         self, move: Move, sources: Sources, scratch: Scratch, block_nbytes: int, note: Note | None = None
     ) -> None:
         self.blocks = Blocks(move, block_nbytes)
-        self._block_nbytes = block_nbytes
+        self.block_nbytes = block_nbytes
         self._note = note
         self._sources = sources
         self._scratch = scratch
@@ -152,7 +152,7 @@ class Mover:
                 continue
             from reshard.moving.elements import copy_between
 
-            wide, known = self._wide(read, read.box.size * itemsize, self._block_nbytes if piece.outer else 0)
+            wide, known = self._wide(read, read.box.size * itemsize, self.block_nbytes if piece.outer else 0)
             copy_between((slab, block.box), (wide, read.box), counts, base.dtype, piece.order)
             alone = piece.outer and self._sources.alone
             elements = counts.size if not alone else 0 if known else read.box.size
@@ -163,7 +163,7 @@ class Mover:
         return slab, kinds
 
     def _put_made(self, read: Access, to: tuple[memoryview, Box], kinds: Array | None) -> Array | None:
-        """PutAround what a part makes into the block; gives ``kinds`` with what of it did not fit."""
+        """Put what a part makes into the block; gives ``kinds`` with what of it did not fit."""
         import numpy as np
 
         from reshard.moving.elements import copy_between

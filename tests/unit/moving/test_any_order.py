@@ -80,11 +80,12 @@ def counted(monkeypatch: pytest.MonkeyPatch, kind: type, name: str, sizes: list[
     ("block_nbytes", "many", "reads_and_writes"),
     [
         (1 << 20, 2 * COUNT, (1, 1)),
-        (300 * COUNT, 2 * COUNT, (1, 1)),
+        (400 * COUNT, 2 * COUNT, (1, 1)),
+        (300 * COUNT, 2 * COUNT, (2, 1)),
         (200 * COUNT, 2 * COUNT, (3, 2 * COUNT)),
         (1 << 20, 2 * COUNT + 1, (2, 1)),
     ],
-    ids=["large blocks", "blocks of the larger kind", "smaller blocks", "few parts"],
+    ids=["large blocks", "blocks of both", "blocks of the larger kind", "smaller blocks", "few parts"],
 )
 def test_many_kinds_that_take_turns_in_a_file_are_read_and_written_at_once(
     block_nbytes: int,

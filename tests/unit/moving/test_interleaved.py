@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from reshard.index import ZEROS, Coding, Extent
 from reshard.layout.box import Box
-from reshard.moving.interleaved import _evenly, _pattern, _together, interleaved
+from reshard.moving.interleaved import Interleaved, _evenly, _pattern, _together, interleaved
 from reshard.moving.scratch import Scratch
 from reshard.moving.task_inputs import Sources
 from reshard.planning.plan import Move, SourceFile
@@ -53,6 +53,10 @@ def move(sources: Sequence[Piece], targets: Sequence[Piece], dtype: str = "int16
     return Move("w", Assembly("int16", shape, tuple(sources)), dtype, tuple(targets))
 
 
+def together(moves: Sequence[Move]) -> Interleaved | None:
+    return interleaved(moves, 1 << 20)
+
+
 def part(values: np.ndarray, box: Box) -> bytes:
     return values[:, box.start[0] : box.stop[0], box.start[1] : box.stop[1]].tobytes()
 
@@ -83,9 +87,9 @@ def test_every_cut_becomes_every_other(of: str, to: str, kinds: int, tmp_path: P
         planned.append(SourceFile(str(tmp_path / str(number)), there.st_size, there.st_mtime_ns))
     read, written = Sources(tuple(planned)), {}
     moves = [move(s, t) for s, t in zip(sources, targets, strict=True)]
-    found = interleaved(moves[::-1])
+    found = together(moves[::-1])
     assert found is not None
-    assert interleaved(moves) is not None
+    assert together(moves) is not None
 
     def put(file: int, offset: int, data: memoryview, gaps: Sequence[tuple[int, int]]) -> None:
         assert not gaps
@@ -99,11 +103,42 @@ def test_every_cut_becomes_every_other(of: str, to: str, kinds: int, tmp_path: P
     read.close()
 
 
+def test_replicas_are_made_once(tmp_path: Path) -> None:
+    """However many they are, buffers are as large as those of one."""
+    content = bytes(range(2 * WIDE)) * COUNT
+    (tmp_path / "in").write_bytes(content)
+    there = (tmp_path / "in").stat()
+    read = Sources((SourceFile(str(tmp_path / "in"), there.st_size, there.st_mtime_ns),))
+    cuts = [box for box in CUTS["rows"] for _ in range(3)]
+    (sources, _), (targets, _) = laid([CUTS["whole"]] * 2, 0), laid([cuts] * 2, 0)
+    moves = [move(s, t) for s, t in zip(sources, targets, strict=True)]
+    found = interleaved(moves, len(content))
+    assert found is not None
+    assert found.pattern.nbytes == len(content)
+    written: dict[int, bytes] = {}
+    found.run(read, Scratch(), lambda file, _, data, gaps: written.update({file: bytes(data)}))
+    read.close()
+    wide = np.frombuffer(content, np.int16).reshape(2 * COUNT, ROWS, COLUMNS)
+    assert written == {file: part(wide, box) for file, box in enumerate(cuts)}
+
+
+def test_no_more_is_held_than_of_a_block() -> None:
+    (sources, _), (targets, _) = laid([CUTS["whole"]] * 2, 0), laid([CUTS["rows"] * 2] * 2, 0)
+    moves = [move(s, t) for s, t in zip(sources, targets, strict=True)]
+    assert interleaved(moves, 2 * COUNT * WIDE) is not None
+    assert interleaved(moves, COUNT * WIDE) is None
+    overlapping = [Box((0, 0), (ROWS - each, COLUMNS)) for each in range(ROWS)]
+    (targets, _) = laid([overlapping] * 2, 0)
+    moves = [move(s, t) for s, t in zip(sources, targets, strict=True)]
+    assert interleaved(moves, 4 * COUNT * WIDE) is not None
+    assert interleaved(moves, 2 * COUNT * WIDE) is None
+
+
 def test_what_lies_alike_elsewhere_is_looked_at_once() -> None:
     patterns = []
     for begin in (8, 1000, 5000):
         (sources, _), (targets, _) = laid([CUTS["whole"]] * 2, begin), laid([CUTS["rows"]] * 2, 2 * begin)
-        found = interleaved([move(s, t) for s, t in zip(sources, targets, strict=True)])
+        found = together([move(s, t) for s, t in zip(sources, targets, strict=True)])
         assert found is not None
         assert (found.of, found.to) == ({0: begin}, {0: 2 * begin, 1: 2 * begin})
         patterns.append(found.pattern)
@@ -147,7 +182,7 @@ def test_gaps_in_what_is_written_are_told() -> None:
     """Of which a file's header pieces may fill some."""
     (sources, _), _ = laid([CUTS["whole"]], 0), 0
     extents = tuple(Extent(100 + n * (WIDE + 10), WIDE) for n in range(COUNT))
-    found = interleaved([move(sources[0], [Piece(0, stacked(CUTS["whole"][0]), extents)])])
+    found = together([move(sources[0], [Piece(0, stacked(CUTS["whole"][0]), extents)])])
     assert found is not None
     assert found.gaps == {0: (100, [(n * (WIDE + 10) + WIDE, (n + 1) * (WIDE + 10)) for n in range(COUNT - 1)])}
 
@@ -155,7 +190,7 @@ def test_gaps_in_what_is_written_are_told() -> None:
 def test_what_is_written_twice_is_a_gap_that_nothing_fills() -> None:
     (sources, _), _ = laid([CUTS["whole"]], 0), 0
     extents = tuple(Extent(100 + n * (WIDE - 2), WIDE) for n in range(COUNT))
-    found = interleaved([move(sources[0], [Piece(0, stacked(CUTS["whole"][0]), extents)])])
+    found = together([move(sources[0], [Piece(0, stacked(CUTS["whole"][0]), extents)])])
     assert found is not None
     assert all(stop > start for stop, start in found.gaps[0][1])
     assert len(found.gaps[0][1]) == COUNT - 1
@@ -183,19 +218,19 @@ BOX = stacked(CUTS["whole"][0])
 )
 def test_sources_that_go_another_way(piece: Piece) -> None:
     (targets, _) = laid([CUTS["rows"]], 0)
-    assert interleaved([move([odd()], targets[0])]) is not None
-    assert interleaved([move([piece], targets[0])]) is None
+    assert together([move([odd()], targets[0])]) is not None
+    assert together([move([piece], targets[0])]) is None
 
 
 def test_a_part_that_needs_little_of_what_it_would_read() -> None:
     """As a share of ranks does: its rows alone are read, not those of all."""
     (sources, _), (targets, _) = laid([CUTS["whole"]], 0), laid([CUTS["rows"]], 0)
-    assert interleaved([move(sources[0], targets[0][:1])]) is None
+    assert together([move(sources[0], targets[0][:1])]) is None
 
 
 def test_elements_that_change_go_another_way() -> None:
     (sources, _), (targets, _) = laid([CUTS["whole"]], 0), laid([CUTS["rows"]], 0)
-    assert interleaved([move(sources[0], targets[0], "int32")]) is None
+    assert together([move(sources[0], targets[0], "int32")]) is None
     of = Assembly("int16", (COUNT, ROWS, COLUMNS), tuple(sources[0]))
     scaled = Move("w", Scaled(of, of, (1, 1, 1)), "int16", tuple(targets[0]))
-    assert interleaved([scaled]) is None
+    assert together([scaled]) is None
