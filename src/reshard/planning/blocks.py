@@ -251,14 +251,17 @@ def siblings(moves: Sequence[Move], block_nbytes: int) -> Iterator[tuple[Move, .
     """
     found: dict[object, list[Move]] = {}
     near: list[Move] = []
+    near_fit = False
     for number, move in enumerate(moves):
         alone = all(piece.outer is None for piece in move.step.base.pieces)
         if not alone:
             found.setdefault(_reading(move, block_nbytes), []).append(move)
-        elif near and _among(move, near) and all(len(Blocks(each, block_nbytes)) == 1 for each in (near[0], move)):
+            continue
+        fits = len(Blocks(move, block_nbytes)) == 1
+        if near_fit and fits and _among(move, near):
             near.append(move)
         else:
-            near = found.setdefault(number, [])
+            near, near_fit = found.setdefault(number, []), fits
             near.append(move)
     return map(tuple, found.values())
 
