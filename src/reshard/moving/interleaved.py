@@ -4,6 +4,7 @@ equally far apart goes from one to the other by one copy.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, reduce
 from math import prod
@@ -297,26 +298,32 @@ def _together(itemsize: int, shape: Sequence[int], *steps: Sequence[int]) -> tup
 
 def _evenly(of: bytes, to: bytes) -> list[_Even]:
     """As many rows at once as can be, where several kinds may take turns."""
-    sides, found = (_numbers(of), _numbers(to)), []
-    while len(sides[0]):
-        turns = max(range(1, _MOST_TURNS + 1), key=lambda turns: _count(sides, turns) / turns)
-        count = _count(sides, turns)
-        for n in range(min(turns, count)):
-            rows = [side[n:count:turns] for side in sides]
-            found.append(_Even(len(rows[0]), *map(_first_and_step, rows)))
-        sides = sides[0][count:], sides[1][count:]
+    sides = np.stack([_numbers(of), _numbers(to)])
+    rows, found, at = len(of) // 8, [], 0
+    changes = {turns: _changes(sides, turns) for turns in range(1, _MOST_TURNS + 1)}
+
+    def count(turns: int) -> int:
+        """How many rows from here on are as far from the one that is ``turns`` before them as the first of these is."""
+        ends = changes[turns]
+        return min(turns, rows - at) + max(ends[min(bisect_right(ends, at), len(ends) - 1)] - at, 0)
+
+    while at < rows:
+        turns = max(changes, key=lambda turns: count(turns) / turns)
+        stop = at + count(turns)
+        for n in range(at, min(at + turns, stop)):
+            found.append(_Even(len(range(n, stop, turns)), *map(_first_and_step, sides[:, n:stop:turns])))
+        at = stop
     return found
+
+
+def _changes(sides: Array, turns: int) -> list[int]:
+    """The rows from which on others that are ``turns`` later are at another distance, and where there are none."""
+    apart = sides[:, turns:] - sides[:, :-turns]
+    return [*(np.flatnonzero((apart[:, 1:] != apart[:, :-1]).any(0)) + 1).tolist(), apart.shape[1]]
 
 
 def _first_and_step(rows: Array) -> tuple[int, int]:
     return int(rows[0]), int(rows[1] - rows[0]) if len(rows) > 1 else 0
-
-
-def _count(sides: tuple[Array, Array], turns: int) -> int:
-    """How many rows are as far from the one that is ``turns`` before them as the first of these is."""
-    apart = [side[turns:] - side[:-turns] for side in sides]
-    same = np.logical_and(*(each == each[:1] for each in apart))
-    return min(len(sides[0]), turns) + (len(same) if same.all() else int(same.argmin()))
 
 
 def _numbers(rows: bytes) -> Array:

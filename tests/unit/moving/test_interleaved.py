@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +133,29 @@ def test_no_more_is_held_than_of_a_block() -> None:
     moves = [move(s, t) for s, t in zip(sources, targets, strict=True)]
     assert interleaved(moves, 4 * COUNT * WIDE) is not None
     assert interleaved(moves, 2 * COUNT * WIDE) is None
+
+
+@pytest.mark.parametrize(
+    ("shape", "cuts"),
+    [
+        ((), [Box((), ())]),
+        ((6,), [Box((0,), (2,)), Box((2,), (6,))]),
+        ((6, 4), [Box((0, 0), (4, 4)), Box((4, 0), (6, 4))]),
+        ((6, 4), [Box((3, 2), (6, 4)), Box((0, 0), (3, 4)), Box((3, 0), (6, 2))]),
+    ],
+)
+def test_tensors_of_which_there_is_one(shape: tuple[int, ...], cuts: list[Box], tmp_path: Path) -> None:
+    values = np.arange(prod(shape), dtype=np.int16).reshape(shape)
+    (tmp_path / "in").write_bytes(b"head" + values.tobytes())
+    there = (tmp_path / "in").stat()
+    read, written = Sources((SourceFile(str(tmp_path / "in"), there.st_size, there.st_mtime_ns),)), {}
+    of = Piece(0, Box.whole(shape), (Extent(4, values.nbytes),))
+    targets = tuple(Piece(file, box, (Extent(10, 2 * box.size),)) for file, box in enumerate(cuts))
+    found = interleaved([Move("w", Assembly("int16", shape, (of,)), "int16", targets)], 1 << 20)
+    assert found is not None
+    found.run(read, Scratch(), lambda file, offset, data, gaps: written.update({file: (offset, bytes(data))}))
+    assert written == {file: (10, values[box.within(of.box)].tobytes()) for file, box in enumerate(cuts)}
+    read.close()
 
 
 def test_what_lies_alike_elsewhere_is_looked_at_once() -> None:
