@@ -212,7 +212,7 @@ class Filling:
 
     def _note(self, result: FileResult) -> None:
         file = self._plan.files[self._numbers[result.path]]
-        content = msgspec.json.encode(self._noting.file(file, result))
+        content = self._noting.note(file, result)
         self._storage.write_whole(self._path(DONE, f"{file.number}.json"), content, fsync=False)
 
     def _each(self, do: Callable[[T], U], of: Iterable[T]) -> Iterator[U]:

@@ -163,9 +163,10 @@ class Noting:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._last: tuple[int, dict[tuple[str, int], int], dict[str, tuple[int, ...]]] = (-1, {}, {})
+        self._last: tuple[int, dict[tuple[str, int], int], bytes] = (-1, {}, b"")
 
-    def file(self, file: PlannedFile, result: FileResult) -> ManifestFile:
+    def note(self, file: PlannedFile, result: FileResult) -> bytes:
+        """A ManifestFile, encoded."""
         numbers, tensors = self._places(file.form)
         forms = []
         for dtype, number in numbers:
@@ -174,24 +175,24 @@ class Noting:
             where = (layout.box(file.local_rank).start, layout.shard_shape) if cut else ()
             forms.append(ShardForm(dtype, layout.shape, *where))
         form = self._plan.forms[file.form]
-        return ManifestFile(
+        all_else = ManifestFile(
             file.path,
             file.rank,
             result.nbytes,
             result.runs,
             tuple(forms),
-            tensors,
-            form.texts,
-            form.notes,
-            result.misfits,
-            result.shared_nbytes,
+            texts=form.texts,
+            notes=form.notes,
+            misfits=result.misfits,
+            shared_nbytes=result.shared_nbytes,
         )
+        return msgspec.json.encode(all_else)[:-1] + b',"tensors":' + tensors + b"}"
 
-    def _places(self, form: int) -> tuple[dict[tuple[str, int], int], dict[str, tuple[int, ...]]]:
-        """The number of each kind of shard, by dtype and layout, and where each tensor lies: the same in all files of
-        a form, which become whole one after the other.
+    def _places(self, form: int) -> tuple[dict[tuple[str, int], int], bytes]:
+        """The number of each kind of shard, by dtype and layout; and where each tensor lies, encoded: the same in all
+        files of a form, which become whole one after the other.
         """
-        known, numbers, tensors = self._last
+        known, numbers, encoded = self._last
         if known != form:
             numbers, tensors = {}, {}
             for slot in self._plan.forms[form].slots:
@@ -201,8 +202,9 @@ class Noting:
                 one = len(extents) == 1
                 places = (extents[0].offset,) if one else chain(*((e.offset, e.nbytes) for e in extents))
                 tensors[tensor.name] = (number, *places)
-            self._last = form, numbers, tensors
-        return numbers, tensors
+            encoded = msgspec.json.encode(tensors)
+            self._last = form, numbers, encoded
+        return numbers, encoded
 
 
 def small_file(small: SmallFile) -> Whole:
