@@ -99,7 +99,8 @@ class ManifestFile(Struct, frozen=True, omit_defaults=True):
     def _extents(self, nbytes: int, places: Sequence[int]) -> tuple[Extent, ...]:
         if len(places) == 1 and places[0] + nbytes <= self.nbytes:
             return (Extent(places[0], nbytes),)
-        extents = tuple([Extent(*pair) for pair in zip(places[::2], places[1::2], strict=True)])
+        pairs = zip(places[::2], places[1::2], strict=True) if len(places) != 1 else ((places[0], nbytes),)
+        extents = tuple([Extent(*pair) for pair in pairs])
         held = sum([extent.nbytes for extent in extents])
         if held != nbytes or any(extent.end > self.nbytes for extent in extents):
             raise ValueError(f"{nbytes} in {held} bytes, at {places} of {self.nbytes}")
