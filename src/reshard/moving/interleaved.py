@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 
 from reshard.dtypes import ITEMSIZE
 from reshard.index import MAX_DIMS, ZEROS, Extent
@@ -57,8 +58,6 @@ class _Laid(Struct, frozen=True):
         return sum(map(mul, self.steps, map(sub, part.start[1:], self.box.start[1:])))
 
     def rows_of(self, part: Box) -> bytes:
-        if not part.start:
-            return self.rows
         first, stop = part.start[0] - self.box.start[0], part.stop[0] - self.box.start[0]
         return self.rows[8 * first : 8 * stop]
 
@@ -147,17 +146,35 @@ def interleaved(moves: Sequence[Move], block_nbytes: int) -> Interleaved | None:
     last byte that they read, or all that they read or write is much more than a block.
     """
     of, to = _Stretches(), _Stretches()
+    kinds: list[tuple[_Sides, str]] = []
     for move in moves:
         step = move.step
-        if not isinstance(step, Assembly) or step.dtype != move.dtype or len(step.shape) > MAX_DIMS:
+        if not isinstance(step, Assembly) or step.dtype != move.dtype or len(step.shape) >= MAX_DIMS:
             return None
-        if not of.finds(step.pieces, move.dtype) or not to.finds(move.targets, move.dtype):
+        sides = _sides(step.pieces, move.targets)
+        if not of.finds(sides[0], move.dtype) or not to.finds(sides[1], move.dtype):
             return None
-    kinds = [_Carried(of.laid(m.step.base.pieces, m.dtype), to.laid(m.targets, m.dtype)) for m in moves]
-    pattern = _pattern(tuple(kinds))
+        kinds.append((sides, move.dtype))
+    pattern = _pattern(tuple([_Carried(of.laid(a, dtype), to.laid(b, dtype)) for (a, b), dtype in kinds]))
     if pattern is None or pattern.nbytes > _MUCH_MORE * block_nbytes:
         return None
     return Interleaved(pattern, of.starts, to.starts)
+
+
+_Sides = tuple[Sequence[Piece], Sequence[Piece]]
+
+
+def _sides(sources: Sequence[Piece], targets: Sequence[Piece]) -> _Sides:
+    """What is read, and what is written. Where each piece lies together it is one row: else there would be as many as a
+    vector has elements.
+    """
+    if any(len(piece.extents) != 1 for piece in (*sources, *targets)):
+        return sources, targets
+    return tuple(map(_one_row, sources)), tuple(map(_one_row, targets))
+
+
+def _one_row(piece: Piece) -> Piece:
+    return replace(piece, box=Box((0, *piece.box.start), (1, *piece.box.stop)))
 
 
 class _Stretches:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from reshard.index import ZEROS, Coding, Extent
 from reshard.layout.box import Box
-from reshard.moving.interleaved import Interleaved, _evenly, _pattern, _together, interleaved
+from reshard.moving.interleaved import Interleaved, _evenly, _pattern, _sides, _Stretches, _together, interleaved
 from reshard.moving.scratch import Scratch
 from reshard.moving.task_inputs import Sources
 from reshard.planning.plan import Move, SourceFile
@@ -218,6 +218,19 @@ def test_what_is_written_twice_is_a_gap_that_nothing_fills() -> None:
     assert found is not None
     assert all(stop > start for stop, start in found.gaps[0][1])
     assert len(found.gaps[0][1]) == COUNT - 1
+
+
+def test_what_lies_together_is_one_row_however_long() -> None:
+    """Of a vector each element would be one, of which eight bytes are kept."""
+    sources = [Piece(0, Box((0,), (9,)), (Extent(8, 18),))]
+    targets = [Piece(file, Box((a,), (b,)), (Extent(40, 2 * (b - a)),)) for file, (a, b) in enumerate([(0, 4), (4, 9)])]
+    sides = _sides(sources, targets)
+    stretches = _Stretches()
+    assert all(stretches.finds(side, "int16") for side in sides)
+    assert [[len(laid.rows) for laid in stretches.laid(side, "int16")] for side in sides] == [[8], [8, 8]]
+    found = interleaved([Move("w", Assembly("int16", (9,), tuple(sources)), "int16", tuple(targets))], 1 << 20)
+    assert found is not None
+    assert [copy.shape for copy in found.pattern.copies] == [(1,), (1,)]
 
 
 def odd(**changes: object) -> Piece:
