@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+import zlib
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
 import pytest
 
-from reshard.index import Extent
+from reshard.index import Checksum, Extent
 from reshard.layout.box import Box
 from reshard.moving.any_order import AnyOrder, _Sink
 from reshard.moving.task import Settings, TaskRun
@@ -77,25 +78,35 @@ def counted(monkeypatch: pytest.MonkeyPatch, kind: type, name: str, sizes: list[
 
 
 @pytest.mark.parametrize(
-    ("block_nbytes", "many", "reads_and_writes"),
+    ("block_nbytes", "many", "some", "reads_and_writes"),
     [
-        (1 << 20, 2 * COUNT, (1, 1)),
-        (400 * COUNT, 2 * COUNT, (1, 1)),
-        (300 * COUNT, 2 * COUNT, (2, 1)),
-        (200 * COUNT, 2 * COUNT, (3, 2 * COUNT)),
-        (1 << 20, 2 * COUNT + 1, (2, 1)),
+        (1 << 20, 2 * COUNT, 2 * COUNT, (1, 1)),
+        (400 * COUNT, 2 * COUNT, 0, (1, 1)),
+        (300 * COUNT, 2 * COUNT, 0, (2, 1)),
+        (200 * COUNT, 2 * COUNT, 0, (3, 2 * COUNT)),
+        (1 << 20, 2 * COUNT + 1, 0, (2, 1)),
+        (1 << 20, 2 * COUNT, 2 * COUNT + 1, (2, 1)),
     ],
-    ids=["large blocks", "blocks of both", "blocks of the larger kind", "smaller blocks", "few parts"],
+    ids=[
+        "large blocks",
+        "blocks of both",
+        "blocks of the larger kind",
+        "smaller blocks",
+        "few parts",
+        "few of a block",
+    ],
 )
 def test_many_kinds_that_take_turns_in_a_file_are_read_and_written_at_once(
     block_nbytes: int,
     many: int,
+    some: int,
     reads_and_writes: tuple[int, int],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """However lots end; where blocks are smaller than what is moved each kind reads and writes its own."""
     monkeypatch.setattr("reshard.moving.any_order._MANY_PARTS", many)
+    monkeypatch.setattr("reshard.moving.any_order._SOME_PARTS", some)
     task, content = large_and_small(tmp_path)
     reads: list[int] = []
     writes: list[int] = []
@@ -108,3 +119,58 @@ def test_many_kinds_that_take_turns_in_a_file_are_read_and_written_at_once(
     run.commit()
     assert (tmp_path / "out").read_bytes() == content
     assert (len(reads), len(writes)) == reads_and_writes
+
+
+@pytest.mark.parametrize("block_nbytes", [1 << 20, 100 * COUNT, 100 * COUNT - 1])
+@pytest.mark.parametrize("stated", [False, True], ids=["heads", "heads that state sums"])
+def test_header_pieces_between_parts(
+    block_nbytes: int, stated: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are written with what lies around them, where they state no sums; also of a move of several blocks."""
+    monkeypatch.setattr("reshard.moving.any_order._MANY_PARTS", COUNT)
+    monkeypatch.setattr("reshard.moving.any_order._SOME_PARTS", 0)
+    parts = [bytes([number]) * 100 for number in range(COUNT)]
+    (tmp_path / "in").write_bytes(b"".join(b"%10d" % n + held for n, held in enumerate(parts)))
+    heads = [(110 * number, b"head%6d" % number) for number in range(COUNT)]
+    box, extents = Box((0, 0), (COUNT, 100)), tuple(Extent(110 * number + 10, 100) for number in range(COUNT))
+    move = Move("w", Assembly("uint8", box.shape, (Piece(0, box, extents),)), "uint8", (Piece(0, box, extents),))
+    sums = tuple(Checksum(each, (each.offset - 4,)) for each in extents) if stated else ()
+    there = (tmp_path / "in").stat()
+    source = SourceFile(str(tmp_path / "in"), there.st_size, there.st_mtime_ns)
+    task = Task(0, (source,), (TaskFile("out", 110 * COUNT, tuple(heads), sums),), (move,))
+    told: list[int] = []
+    writes: list[int] = []
+    counted(monkeypatch, DiskNewFile, "write", writes)
+    run = TaskRun(task, Disk(), Settings(str(tmp_path), block_nbytes), told.append)
+    for lot in chain(*run.lots()):
+        run.carry_out(lot, threading.Event())
+    run.commit()
+    written = [
+        (head[:6] + zlib.crc32(held).to_bytes(4, "little") if stated else head) + held
+        for (_, head), held in zip(heads, parts, strict=True)
+    ]
+    assert (tmp_path / "out").read_bytes() == b"".join(written)
+    assert sum(told) == 100 * COUNT
+    if not stated and block_nbytes >= 100 * COUNT:
+        assert writes == [10, 110 * COUNT - 10]
+
+
+def test_a_gap_that_a_header_piece_does_not_fill() -> None:
+    writer = AnyOrder([TaskFile("a", 100, ((10, b"12345"),))], [Counted()], lambda _: None, checksum=True)
+    assert writer.fills_gaps(0, 2, [(8, 13)])
+    assert not writer.fills_gaps(0, 2, [(7, 13)])
+    assert not writer.fills_gaps(0, 2, [(8, 12)])
+    assert not writer.fills_gaps(0, 2, [(8, 13), (20, 25)])
+
+
+def test_what_is_stopped_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reshard.moving.any_order._MANY_PARTS", 0)
+    writes: list[int] = []
+    counted(monkeypatch, DiskNewFile, "write", writes)
+    run = TaskRun(large_and_small(tmp_path)[0], Disk(), Settings(str(tmp_path)), lambda _: None)
+    stopped = threading.Event()
+    stopped.set()
+    for lot in chain(*run.lots()):
+        run.carry_out(lot, stopped)
+    run.abandon()
+    assert writes == []

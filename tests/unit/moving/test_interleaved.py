@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reshard.index import ZEROS, Coding, Extent
+from reshard.index import MAX_DIMS, ZEROS, Coding, Extent
 from reshard.layout.box import Box
 from reshard.moving.interleaved import Interleaved, _evenly, _pattern, _sides, _Stretches, _together, interleaved
 from reshard.moving.scratch import Scratch
@@ -33,6 +33,9 @@ CUTS = {
 
 def stacked(box: Box) -> Box:
     return Box((0, *box.start), (COUNT, *box.stop))
+
+
+BOX = stacked(CUTS["whole"][0])
 
 
 def laid(cuts: Sequence[Sequence[Box]], begin: int) -> tuple[list[list[Piece]], list[int]]:
@@ -104,23 +107,72 @@ def test_every_cut_becomes_every_other(of: str, to: str, kinds: int, tmp_path: P
     read.close()
 
 
-def test_replicas_are_made_once(tmp_path: Path) -> None:
-    """However many they are, buffers are as large as those of one."""
-    content = bytes(range(2 * WIDE)) * COUNT
+def carried(tmp_path: Path, moves: Sequence[Move], content: bytes) -> tuple[Interleaved, dict[int, tuple[int, bytes]]]:
+    """What goes to each file, and where its stretch begins."""
     (tmp_path / "in").write_bytes(content)
     there = (tmp_path / "in").stat()
     read = Sources((SourceFile(str(tmp_path / "in"), there.st_size, there.st_mtime_ns),))
+    found = interleaved(moves, 2 * len(content))
+    assert found is not None
+    written: dict[int, tuple[int, bytes]] = {}
+    found.run(read, Scratch(), lambda file, offset, data, _: written.update({file: (offset, bytes(data))}))
+    read.close()
+    return found, written
+
+
+def test_replicas_are_made_once(tmp_path: Path) -> None:
+    """However many they are, buffers are as large as those of one."""
+    content = bytes(range(2 * WIDE)) * COUNT
     cuts = [box for box in CUTS["rows"] for _ in range(3)]
     (sources, _), (targets, _) = laid([CUTS["whole"]] * 2, 0), laid([cuts] * 2, 0)
-    moves = [move(s, t) for s, t in zip(sources, targets, strict=True)]
-    found = interleaved(moves, len(content))
-    assert found is not None
+    found, written = carried(tmp_path, [move(s, t) for s, t in zip(sources, targets, strict=True)], content)
     assert found.pattern.nbytes == len(content)
-    written: dict[int, bytes] = {}
-    found.run(read, Scratch(), lambda file, _, data, gaps: written.update({file: bytes(data)}))
-    read.close()
     wide = np.frombuffer(content, np.int16).reshape(2 * COUNT, ROWS, COLUMNS)
-    assert written == {file: part(wide, box) for file, box in enumerate(cuts)}
+    assert written == {file: (0, part(wide, box)) for file, box in enumerate(cuts)}
+
+
+@pytest.mark.parametrize("files", [(0, 1), (0, 0)], ids=["in two files", "in one"])
+@pytest.mark.parametrize("falling", [False, True])
+def test_what_looks_alike_is_not_the_same(files: tuple[int, int], falling: bool, tmp_path: Path) -> None:
+    """Two kinds at the same places of two files, or one in whichever order its rows lie."""
+    content = bytes(range(2 * WIDE)) * COUNT
+    (sources, _) = laid([CUTS["whole"]] * 2, 0)
+    step = WIDE * (2 if files == (0, 0) else 1)
+    extents = [
+        tuple(Extent(7 + n * step + (k * WIDE if files[k] == 0 else 0), WIDE) for n in range(COUNT)) for k in (0, 1)
+    ]
+    if falling:
+        extents = [each[::-1] for each in extents]
+    moves = [move(sources[k], [Piece(files[k], BOX, extents[k])]) for k in (0, 1)]
+    _, written = carried(tmp_path, moves, content)
+    wanted = {file: bytearray(7 + step * COUNT) for file in files}
+    wide = np.frombuffer(content, np.int16).reshape(COUNT, 2, ROWS, COLUMNS)
+    for k, n in product((0, 1), range(COUNT)):
+        at = extents[k][n]
+        wanted[files[k]][at.offset : at.end] = wide[n, k].tobytes()
+    assert written == {file: (7, bytes(each[7:])) for file, each in wanted.items()}
+
+
+def test_files_that_hold_the_same_kind_alike_and_others_before_it(tmp_path: Path) -> None:
+    """Then it is elsewhere in the stretch of each."""
+    content = bytes(range(2 * WIDE)) * COUNT
+    (sources, _) = laid([CUTS["whole"]] * 2, 0)
+    before = Extent(0, COUNT * WIDE), Extent(COUNT * WIDE, COUNT * WIDE)
+    both = before[1:]
+    targets = [Piece(0, BOX, before[:1])], [Piece(0, BOX, both), Piece(1, BOX, both)]
+    _, written = carried(tmp_path, [move(s, t) for s, t in zip(sources, targets, strict=True)], content)
+    wide = np.frombuffer(content, np.int16).reshape(COUNT, 2, ROWS * COLUMNS)
+    first, second = wide[:, 0].tobytes(), wide[:, 1].tobytes()
+    assert written == {0: (0, first + second), 1: (len(first), second)}
+
+
+def test_rows_in_another_order_are_not_the_same(tmp_path: Path) -> None:
+    (sources, _), extents = laid([CUTS["whole"]], 0), [Extent(n * WIDE, WIDE) for n in range(COUNT)]
+    content = bytes(range(COUNT * WIDE))
+    rows = [content[each.offset : each.end] for each in extents]
+    targets = [Piece(0, BOX, tuple(extents)), Piece(1, BOX, tuple(extents[::-1]))]
+    _, written = carried(tmp_path, [move(sources[0], targets)], content)
+    assert written == {0: (0, content), 1: (0, b"".join(rows[::-1]))}
 
 
 def test_no_more_is_held_than_of_a_block() -> None:
@@ -200,6 +252,7 @@ def test_how_much_lies_together() -> None:
     assert _together(2, (4, 8), (16, 2), (32, 2)) == (16, [(4, 16, 32)])
     assert _together(2, (4, 8), (32, 2), (16, 2)) == (16, [(4, 32, 16)])
     assert _together(2, (4, 1), (16, 2), (2, 2)) == (2, [(4, 16, 2)])
+    assert _together(2, (1, 8), (16, 2), (32, 2)) == (16, [])
 
 
 def test_gaps_in_what_is_written_are_told() -> None:
@@ -238,9 +291,6 @@ def odd(**changes: object) -> Piece:
     return Piece(**{"file": 0, "box": pieces[0][0].box, "extents": pieces[0][0].extents, **changes})  # type: ignore[arg-type]
 
 
-BOX = stacked(CUTS["whole"][0])
-
-
 @pytest.mark.parametrize(
     "piece",
     [
@@ -257,6 +307,23 @@ def test_sources_that_go_another_way(piece: Piece) -> None:
     (targets, _) = laid([CUTS["rows"]], 0)
     assert together([move([odd()], targets[0])]) is not None
     assert together([move([piece], targets[0])]) is None
+
+
+def test_files_that_get_nothing_go_another_way() -> None:
+    (sources, _), (targets, _) = laid([CUTS["whole"]], 0), laid([CUTS["rows"]], 0)
+    none = Piece(2, Box((0, ROWS, 0), (COUNT, ROWS, COLUMNS)), ())
+    assert together([move(sources[0], [*targets[0], none])]) is None
+
+
+@pytest.mark.parametrize("dims", [MAX_DIMS - 1, MAX_DIMS])
+def test_as_many_dims_as_numpy_takes(dims: int, tmp_path: Path) -> None:
+    box = Box((0,) * dims, (2,) * 4 + (1,) * (dims - 4))
+    whole = Assembly("int16", box.shape, (Piece(0, box, (Extent(0, 32),)),))
+    moves = [Move("w", whole, "int16", (Piece(0, box, (Extent(0, 32),)),))]
+    if dims == MAX_DIMS:
+        assert together(moves) is None
+    else:
+        assert carried(tmp_path, moves, bytes(range(32)))[1] == {0: (0, bytes(range(32)))}
 
 
 def test_a_part_that_needs_little_of_what_it_would_read() -> None:
