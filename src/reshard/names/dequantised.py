@@ -40,11 +40,14 @@ def dequantised(
     dtype = _dtype(files)
     strange = list(_strange(files))
     groups = quantised({name: tensor.spec.dtype for name, tensor in tensors.items()})
-    wanted = [group for group in groups.values() if any(map(takes, group.codes))]
-    for name in (name for group in groups.values() if group not in wanted for name in group.beside):
-        dropped.setdefault("scales of what is left out", []).append(name)
-        del made[name]
-    for group in wanted:
+    some_wanted = False
+    for group in groups.values():
+        if not any(map(takes, group.codes)):
+            dropped.setdefault("scales of what is left out", []).extend(group.beside)
+            for name in group.beside:
+                del made[name]
+            continue
+        some_wanted = True
         try:
             codes, scale, others = _members(group)
             made[codes] = _scaled(tensors[codes], tensors[scale], dtype, files)
@@ -60,7 +63,7 @@ def dequantised(
         for name, tensor in made.items()
         if tensor.spec.dtype.startswith("float8") and tensor.scales is None and takes(name)
     ]
-    if wanted and strange:
+    if some_wanted and strange:
         faults = strange
     elif not groups:
         faults += [
