@@ -185,39 +185,47 @@ class _Stretches:
 
     def __init__(self) -> None:
         self.starts: dict[int, int] = {}
-        self._rows: dict[int, Array] = {}
-        self._laid: dict[tuple[int, int], bytes] = {}
+        self._rows: dict[tuple[int, int], tuple[int, Array]] = {}
+        self._laid: dict[tuple[int, int, int], bytes] = {}
 
     def finds(self, pieces: Iterable[Piece], dtype: str) -> bool:
         """False where a row is parted, coded or made, or lies otherwise than in the tensor."""
         for piece in pieces:
             if piece.file <= ZEROS or piece.outer or piece.order or not piece.box.size:
                 return False
-            rows = self._rows.get(id(piece.extents))
-            if rows is None:
-                rows = _rows(piece.extents, prod(piece.box.shape[1:]) * ITEMSIZE[dtype])
+            key = _place(piece, dtype)
+            if key not in self._rows:
+                rows = _rows(piece.extents, key[1])
                 if rows is None:
                     return False
-                self._rows[id(piece.extents)] = rows
-            first = int(rows.min())
+                self._rows[key] = int(rows.min()), rows
+            first, _ = self._rows[key]
             self.starts[piece.file] = min(first, self.starts.get(piece.file, first))
         return True
 
     def laid(self, pieces: Iterable[Piece], dtype: str) -> tuple[_Laid, ...]:
         """Of pieces that were found."""
-        return tuple([_Laid(piece.file, piece.box, ITEMSIZE[dtype], self._in_stretch(piece)) for piece in pieces])
+        return tuple(
+            [_Laid(piece.file, piece.box, ITEMSIZE[dtype], self._in_stretch(piece, dtype)) for piece in pieces]
+        )
 
-    def _in_stretch(self, piece: Piece) -> bytes:
-        start = self.starts[piece.file]
-        key = id(piece.extents), start
+    def _in_stretch(self, piece: Piece, dtype: str) -> bytes:
+        place, start = _place(piece, dtype), self.starts[piece.file]
+        key = *place, start
         if key not in self._laid:
-            self._laid[key] = (self._rows[id(piece.extents)] - start).tobytes()
+            self._laid[key] = (self._rows[place][1] - start).tobytes()
         return self._laid[key]
+
+
+def _place(piece: Piece, dtype: str) -> tuple[int, int]:
+    """The extents, which are one object for all files of a form, and the bytes of a row in them."""
+    return id(piece.extents), prod(piece.box.shape[1:]) * ITEMSIZE[dtype]
 
 
 def _rows(extents: Sequence[Extent], row_nbytes: int) -> Array | None:
     """Where rows begin that lie in extents one after the other."""
-    starts, sizes = (np.array(each, np.int64) for each in zip(*((e.offset, e.nbytes) for e in extents), strict=True))
+    starts = np.array([extent.offset for extent in extents], np.int64)
+    sizes = np.array([extent.nbytes for extent in extents], np.int64)
     counts, parted = np.divmod(sizes, row_nbytes)
     if parted.any() or any(extent.coded for extent in extents):
         return None
