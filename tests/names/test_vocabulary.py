@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from making import array, counted, read_file, write_file
-from reshard import convert
+from reshard import convert, plan
 from reshard.errors import CheckpointError, PlanError, UsageError
 from reshard.names.wishes import Naming
 from reshard.ops.options import Options
@@ -109,6 +109,15 @@ def test_what_the_optimizer_keeps_of_an_output_layer_is_left_out_with_it(tmp_pat
     states = {f"adam_m.{name}": counted(6, 4) for name in (HF["embedding"], HF["head"])}
     source = write_file(tmp_path / "full.ckpt", {**read_file(written(tmp_path, HF)), **states})
     assert "adam_m.lm_head.weight" not in made(source, Naming(tied="drop"))
+
+
+@pytest.mark.parametrize("states", [True, False])
+def test_an_output_layer_that_is_made_has_no_states_and_that_is_told(tmp_path: Path, states: bool) -> None:
+    kept = {f"adam_m.{HF['embedding']}": counted(6, 4)} if states else {}
+    source = write_file(tmp_path / "full.ckpt", {**read_file(written(tmp_path, HF, head=None)), **kept})
+    planned = plan(source, None, Options(naming=Naming(tied="copy")))
+    told = [warning for warning in planned.warnings if "without what the optimizer keeps" in warning]
+    assert len(told) == states
 
 
 def test_names_of_which_nobody_knows_what_is_the_embedding(tmp_path: Path) -> None:

@@ -295,6 +295,8 @@ class _Regrouping:
         tied = next((_tied(side) for side in reversed(sides) if _tied(side) is not None), None)
         wanted = naming.tied or ("drop" if naming.dst in (HUB, MEGATRON) and tied else "keep")
         if wanted == "copy" and head not in self._tensors:
+            if self._states_of(embedding):
+                self._warnings.append(f"{head}: made of {embedding}, without what the optimizer keeps of that")
             self._tensors = {**self._tensors, head: replace(self._tensors[embedding], name=head)}
         elif wanted == "drop" and head in self._tensors:
             self._same.append((self._tensors[head], self._tensors[embedding]))
