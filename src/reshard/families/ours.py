@@ -99,8 +99,8 @@ def _catalog(files: Sequence[IndexedFile], manifest: Manifest) -> Catalog:
         for name, shard in shards.items():
             told.setdefault(name, []).append((file.rank, number, shard))
     ranks = Ranks(manifest.stages, manifest.world // manifest.stages)
-    cast = _Cast(ranks.devices)
-    tensors = {name: cast.tensor(name, shards) for name, shards in told.items()}
+    of_files = _ToldTensors(ranks.devices)
+    tensors = {name: of_files.made(name, shards) for name, shards in told.items()}
     texts, notes, withheld = texts_and_notes(files)
     absent = (file.path for file in manifest.files if file.tensors and file.path not in numbers)
     return Catalog(
@@ -126,29 +126,29 @@ def _check_holds(file: IndexedFile, told: Mapping[str, ToldShard]) -> None:
         raise InputError(f"{file.name} holds other tensors than it says")
 
 
-class _Cast:
-    """Makes tensors of what files hold of them; those that are cut alike, as in other layers, by the first of them."""
+class _ToldTensors:
+    """Makes tensors of what files hold of them; of those that are cut as another was, extents alone are new."""
 
     def __init__(self, devices: int) -> None:
         self._devices = devices
-        self._molds: dict[tuple[int, ...], Tensor] = {}
+        self._known: dict[tuple[int, ...], Tensor] = {}
 
-    def tensor(self, name: str, told: Sequence[_OnRank]) -> Tensor:
+    def made(self, name: str, told: Sequence[_OnRank]) -> Tensor:
         """Raises CheckpointError for boxes that overlap, or files that say different things of it."""
-        cuts = tuple([id(shard.cut) for _, _, shard in told])
-        if cuts not in self._molds:
-            self._molds[cuts] = _tensor(name, told, self._devices)
-        mold, extents = self._molds[cuts], {number: shard.extents for _, number, shard in told}
+        cuts = tuple([id(shard.cut) for _, _, shard in told])  # each file has its own: they name the files, too
+        if cuts not in self._known:
+            self._known[cuts] = _tensor(name, told, self._devices)
+        like, extents = self._known[cuts], {number: shard.extents for _, number, shard in told}
 
         def held(by: tuple[Held, ...]) -> tuple[Held, ...]:
             return tuple([Held(each.file, extents[each.file]) for each in by])
 
         shards: Grid | Loose
-        if isinstance(mold.shards, Grid):
-            shards = replace(mold.shards, cells={cell: held(by) for cell, by in mold.shards.cells.items()})
+        if isinstance(like.shards, Grid):
+            shards = replace(like.shards, cells={cell: held(by) for cell, by in like.shards.cells.items()})
         else:
-            shards = Loose(tuple([Shard(shard.box, held(shard.held), shard.expected) for shard in mold.shards]))
-        return replace(mold, name=name, shards=shards)
+            shards = Loose(tuple([Shard(shard.box, held(shard.held), shard.expected) for shard in like.shards]))
+        return replace(like, name=name, shards=shards)
 
 
 def _tensor(name: str, told: Sequence[_OnRank], devices: int) -> Tensor:
@@ -184,9 +184,7 @@ def refuse_unfinished_target(path: str) -> None:
 
 
 def strategy_fault(by_strategy: Catalog, by_manifest: Catalog) -> str:
-    """The first tensor that a strategy cuts otherwise than the manifest of the same files says, in words; "" where they
-    agree.
-    """
+    """The first tensor that a strategy cuts otherwise than the manifest of the same files, in words; "" for none."""
     for name in by_strategy.tensors:
         ours, theirs = (_in_files(catalog.tensors[name]) for catalog in (by_strategy, by_manifest))
         file = next((file for file, box in ours.items() if box != theirs.get(file, box)), None)
