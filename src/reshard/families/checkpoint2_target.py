@@ -143,7 +143,8 @@ class _Distribution:
         self._slices = {part: self._placed(kept) for part, kept in self._saved.items()}
         self._held = {part: self._held_by(part) for part in self._saved}
         filed = {k.name for part in self._saved.values() for k in part if _described(k) or not target.drop_redundancy}
-        if lost := [kept.name for kept in draft.kept if kept.name not in filed | PROGRESS | {"global_step"}]:
+        told = filed | PROGRESS | {"global_step"}
+        if lost := [kept.name for kept in draft.kept if kept.name not in told]:
             draft.warnings[f"in no file of such a target, as its trainer leaves them out: {', '.join(lost)}"] = None
         self._names: dict[tuple[_ModelOrOpt, int], str] = {}
         self._forms: dict[tuple[object, ...], int] = {}

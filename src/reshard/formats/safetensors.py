@@ -8,6 +8,7 @@ Source: github.com/huggingface/safetensors README ("Format"). MindSpore's additi
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Annotated, Any
@@ -186,8 +187,8 @@ def _colons_of(entries: Mapping[str, msgspec.Raw]) -> int:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise FormatError(f"{next(n for n in names if names.count(n) > 1)!r} appears twice in the header")
+        times = Counter(name for name, _ in pairs)
+        raise FormatError(f"{next(name for name in times if times[name] > 1)!r} appears twice in the header")
     return made
 
 
