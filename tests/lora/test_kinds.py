@@ -16,7 +16,8 @@ from reshard.errors import InputError, PlanError, UsageError
 from reshard.ops.adapters import AdapterAt
 from reshard.ops.lora import lora_config, merge_lora
 from reshard.ops.peft import UNMERGEABLE
-from reshard.ops.scaling import LoraConfig, Unscaled, read_config
+from reshard.ops.scaling import LoraConfig, Unscaled, _end_of, read_config
+from reshard.planning import lora_hints
 from reshard.planning.lora_names import model_name
 
 OUT, IN, RANK = 6, 4, 2
@@ -140,6 +141,17 @@ def test_a_square_weight_beside_ones_stored_in_out_is_asked_for(adapter_folder: 
         of_kind(adapter_folder, "IA3", base, **{"q.ia3_l": ones(3, 1), "k.ia3_l": ones(4, 1)})
 
 
+def test_a_base_is_looked_through_once_for_all_square_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = []
+    monkeypatch.setattr(lora_hints, "stored_in_out", lambda tensors: looked.append(len(tensors)))
+    layers = {f"layers.{n}.q": (3, 3) for n in range(5)}
+    save_file({f"{name}.weight": ones(*shape) for name, shape in layers.items()}, tmp_path / "base.safetensors")
+    folder = adapter(tmp_path / "a", layers)
+    config = lora_config(adapter=str(folder))
+    merge_lora(tmp_path / "base.safetensors", tmp_path / "o.safetensors", config, adapter=folder)
+    assert looked == [5]
+
+
 def test_ia3_has_no_scaling(adapter_folder: Path) -> None:
     configuration(adapter_folder, peft_type="IA3")
     for more in ({"scaling": "2"}, {"alpha": 2.0, "rank": 1}):
@@ -261,6 +273,15 @@ def test_patterns_match_as_in_peft(tmp_path: Path, pattern: str) -> None:
     folder = adapter(tmp_path / "a", {"layers.0.q": (OUT, IN)}, alpha_pattern={pattern: 16 * RANK})
     found = merged({"layers.0.q.weight": ones(OUT, IN)}, folder)["layers.0.q.weight"]
     assert found[0, 0] == 1 + RANK * (16 if PATTERNS[pattern] else 1)
+
+
+def test_patterns_of_many_layers_are_compiled_once(tmp_path: Path) -> None:
+    """``re`` itself forgets all beyond 512."""
+    patterns = {f"layers.{n}.q": 8 for n in range(600)}
+    scaling = read_config(configuration(tmp_path, alpha_pattern=patterns)).scaling
+    _end_of.cache_clear()
+    assert [scaling.of(f"layers.{n}.q", RANK) for n in (599, 598)] == [4, 4]
+    assert _end_of.cache_info().misses == 600
 
 
 def test_the_first_pattern_that_matches_counts(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from fractions import Fraction
+from functools import lru_cache
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -107,13 +108,18 @@ class LoraConfig(Struct, frozen=True):
         )
 
 
+@lru_cache(maxsize=1 << 16)  # more than the 512 that ``re`` keeps: a pattern for each layer is met in each layer
+def _end_of(pattern: str) -> re.Pattern[str]:
+    return re.compile(rf"(.*\.)?({pattern})$")
+
+
 def _matching(patterns: Mapping[str, Any], layer: str, default: Any) -> Any:
     """PEFT's rule (its ``get_pattern_key``): a key matches a layer's whole name, or its end from a dot on; the first
     that does counts.
     """
     for pattern, value in patterns.items():
         try:
-            if re.match(rf"(.*\.)?({pattern})$", layer):
+            if _end_of(pattern).match(layer):
                 return value
         except re.error as error:
             raise InputError(f"pattern {pattern!r} is not a regular expression: {error}") from None

@@ -33,10 +33,9 @@ class Hints:
 
     def undecided(self) -> Iterator[str]:
         """Square weights of which nothing tells how they are stored: other layers say that this model has both ways."""
+        by_bias = None if all(self._square.values()) else stored_in_out(self._tensors)
         for name, in_out in self._square.items():
-            told = self._told.get(not in_out)
-            if told is None and not in_out:
-                told = stored_in_out(self._tensors)
+            told = self._told.get(not in_out) or (None if in_out else by_bias)
             if told is not None:
                 self.say_how_stored()
                 way = "[out, in]" if in_out else "[in, out]"
@@ -56,13 +55,22 @@ class Hints:
 
     def near(self, wanted: str) -> str:
         """The nearest name of the base, to go on with; "" where there is none, or one was said before."""
-        near = "" if self.way_on else nearest(wanted, self._tensors)
+        near = "" if self.way_on else nearest(wanted, self._weights.get(tuple(layer_numbers(wanted)), ()))
         if not near:
             if not self.way_on and of_hugging_face([wanted]) and not of_hugging_face(self._tensors):
                 self.way_on = "--dst-names hf puts the base under the names that the adapter has, in the same pass"
             return ""
         self.way_on = f"reshard lora merge --adapter-rename '{renaming(wanted, near)}', if these are the same layers"
         return f"; the base has {near}"
+
+    @cached_property
+    def _weights(self) -> dict[tuple[str, ...], list[str]]:
+        """The model's own by the numbers of their layers."""
+        found: dict[tuple[str, ...], list[str]] = {}
+        for name in self._tensors:
+            if lora_name(name) is None and not is_state(name):
+                found.setdefault(tuple(layer_numbers(name)), []).append(name)
+        return found
 
     @cached_property
     def _codes(self) -> dict[str, Quantised]:
@@ -80,13 +88,12 @@ def stored_in_out(tensors: Mapping[str, Tensor]) -> str | None:
     return None
 
 
-def nearest(wanted: str, tensors: Iterable[str]) -> str:
-    """The weight of the same layer numbers whose name has the longest end in common with ``wanted``; "" without one."""
-    numbers = layer_numbers(wanted)
+def nearest(wanted: str, weights: Iterable[str]) -> str:
+    """The weight whose name has the longest end in common with ``wanted``; "" without one."""
     best, length = "", 1 + wanted.endswith(".weight")
-    for name in tensors:
+    for name in weights:
         same = len(_common(wanted.split(".")[::-1], name.split(".")[::-1]))
-        if same > length and layer_numbers(name) == numbers and lora_name(name) is None and not is_state(name):
+        if same > length:
             best, length = name, same
     return best
 

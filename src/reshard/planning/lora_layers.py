@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 
 from msgspec import Struct
 
@@ -61,7 +62,7 @@ class Layers:
         pair = self._pair(module, parts)
         found = self._weight(layer, pair, embedding=_EMBEDDING[0] in parts, module=module)
         weight, fit = found.weight, found.fit
-        if sums.has(weight.name) and weight.name != self._base.embedding():  # which a head may be, too
+        if sums.has(weight.name) and weight.name != self._base.embedding:  # which a head may be, too
             raise PlanError(f"{pair[0].name}: a second adapter of {weight.name}")
         scaling = self._rules.scaling(found.called, fit.rank) * self._adapter.weight
         sums.add(weight.name, Term(viewed(fit, weight, *pair), scaling, fit.form))
@@ -105,7 +106,7 @@ class Layers:
                 raise PlanError(f"{module}: {shapes} do not make {name} {list(base[name].spec.shape)}")
             called = f"{layer}.weight" if self._is_parameter(f"{layer}.weight") else layer
             return _FittedWeight(base[name], fitting[0] if embedding else self._one_fit(base[name], fitting), called)
-        inside = [n for n in base if n.startswith(f"{renamed}.") and "." not in n[len(renamed) + 1 :]]
+        inside = self._inside.get(renamed, [])
         if self._rules.parameters:
             inside = [n for n in inside if self._is_parameter(n)]
         inside = [n for n in inside if base[n].scales or base[n].spec.dtype in FLOATING]
@@ -119,6 +120,16 @@ class Layers:
             raise PlanError(f"{pair[0].name}: nothing tells of which parameter it is, {' or '.join(found)}")
         ((name, fitting),) = found.items()
         return _FittedWeight(base[name], self._one_fit(base[name], fitting), f"{layer}.{name.rpartition('.')[2]}")
+
+    @cached_property
+    def _inside(self) -> dict[str, list[str]]:
+        """The base's tensors by what they lie in."""
+        found: dict[str, list[str]] = {}
+        for name in self._base.tensors:
+            within, dot, _ = name.rpartition(".")
+            if dot:
+                found.setdefault(within, []).append(name)
+        return found
 
     def _called(self, renamed: str) -> str | None:
         """The weight of a layer."""
@@ -190,7 +201,7 @@ class Layers:
         """The embedding that a head without a weight of its own is tied to."""
         if not self._base.is_tied(f"{layer}.weight"):
             return None
-        embedding = self._base.embedding()
+        embedding = self._base.embedding
         self.warnings.append(f"{layer} is tied to {embedding}: what is added to one changes both sides, as in PEFT")
         return embedding
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
 
 from msgspec.structs import replace
 
@@ -37,7 +38,7 @@ class Replacing:
 
     def __init__(self, base: Mapping[str, Tensor], how: How) -> None:
         self.tensors = {name: replace(t, name=name) for t in base.values() if (name := model_name(t.name))}
-        self.replaced: list[str] = []
+        self.replaced: dict[str, None] = {}
         self._copies: dict[str, Tensor] = {}
         self._copied: set[str] = set()
         self.warnings: list[str] = []
@@ -52,13 +53,13 @@ class Replacing:
         """Put the adapter's ``tensor`` in place of ``wanted``; gives what does not fit, or ""."""
         copied = is_copy(name)
         if copied and self.is_tied(wanted):
-            wanted = self.embedding()  # what a tied head is added to
+            wanted = self.embedding  # what a tied head is added to
         base = self._base.get(wanted)
         if base is None:
             if not self.is_tied(wanted):
                 return f"{name}: the base has no {wanted} that it would replace"
             self.warnings.append(
-                f"{wanted} is written, and the base has none: its head is tied to {self.embedding()}, which stays "
+                f"{wanted} is written, and the base has none: its head is tied to {self.embedding}, which stays "
                 "as it is; config.json must say tie_word_embeddings: false"
             )
             self.config["tie_word_embeddings"] = False
@@ -78,9 +79,9 @@ class Replacing:
         elif copied:
             self._compare(wanted, tensor)
         made = base.made or base.spec.dtype
-        self.replaced.append(wanted)
+        self.replaced[wanted] = None
         self._copied |= {wanted} if copied else set()
-        self._untied |= not copied and wanted == self.embedding()
+        self._untied |= not copied and wanted == self.embedding
         self.tensors[wanted] = replace(tensor, name=wanted, known=base.known, compared=False, made=made)
         return ""
 
@@ -112,8 +113,9 @@ class Replacing:
 
     def is_tied(self, name: str) -> bool:
         """Whether it is a head's weight that the base does not have, as it is its embedding."""
-        return name in _HEADS and bool(self.embedding())
+        return name in _HEADS and bool(self.embedding)
 
+    @cached_property
     def embedding(self) -> str:
         """The base's one embedding that a head may be tied to; "" where it has a head, or no such embedding."""
         if any(head in self._base for head in _HEADS):
@@ -141,7 +143,7 @@ class Replacing:
 
         Gives why that cannot be, or "".
         """
-        embedding = self.embedding()
+        embedding = self.embedding
         has_head = self.stays_tied or any(head in self.tensors for head in _HEADS)
         if not self._untied or has_head or not self._model.has_tied_head:
             return ""
