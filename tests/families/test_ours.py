@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,19 @@ import pytest
 import reshard
 from making import array, differing, read_file, same, write_file, write_ranks, write_strategy
 from reshard.errors import CheckpointError, PlanError, UsageError
+from reshard.families.ours import _ToldTensors
 from reshard.families.source import Source
+from reshard.index import Extent, TensorSpec
+from reshard.layout.box import Box
 from reshard.layout.tensor import Sharding
 from reshard.ops.diff import diff, verify_content
 from reshard.ops.explain import explain
 from reshard.ops.fingerprint import fingerprint
 from reshard.ops.inspect import inspect
 from reshard.ops.options import Options
+from reshard.planning.catalog import Held
 from reshard.planning.shares import Share
+from reshard.target.manifest import ToldCut, ToldShard
 
 ROWS, WHOLE = Sharding((2, 2), ((1,), ())), Sharding((2, 2), ((), ()))
 COLUMNS = Sharding((2, 2), ((), (0,)))
@@ -132,6 +138,7 @@ def test_a_value_of_each_rank_s_own_varies(tmp_path: Path) -> None:
         (lambda made: made.change(lambda m: form_of("layers.0.w", m).update(dtype="int32")), "holds other tensors"),
         (lambda made: made.change(lambda m: form_of("layers.0.w", m).update(dtype="int33")), "unknown dtype"),
         (lambda made: made.change(lambda m: form_of("layers.0.w", m).update(start=[1, 0])), "overlap"),
+        (lambda made: made.change(lambda m: form_of("layers.0.w", m).update(full_shape=[9, 6])), "its manifest says"),
         (lambda made: made.change(lambda m: m["files"][0].update(forms=[])), "damaged"),
         (lambda made: made.change(lambda m: place_of("layers.0.w", m).__setitem__(0, -1)), "not a manifest"),
         (lambda made: made.change(lambda m: place_of("layers.0.w", m).append(4)), "damaged"),
@@ -152,6 +159,21 @@ def test_a_manifest_that_does_not_fit_is_not_trusted(tmp_path: Path, spoil: Call
     damaged = told != "a part of the target only"
     assert [told in warning and "not trusted" in warning for warning in warnings] == [True] * damaged
     assert told in inspect(made.path).warnings[0]
+
+
+@pytest.mark.parametrize("ends", [(0, 4, 8), (0, 3, 8)], ids=["evenly", "unevenly"])
+def test_layers_that_are_cut_alike_lie_each_at_its_place(ends: tuple[int, ...]) -> None:
+    boxes = [Box((start,), (stop,)) for start, stop in pairwise(ends)]
+    cuts = [ToldCut(TensorSpec("int8", box.shape), (8,), box) for box in boxes]
+    tensors = _ToldTensors(2)
+    for layer in range(3):
+        extents = [(Extent(100 * layer + rank, box.size),) for rank, box in enumerate(boxes)]
+        told = [(rank, rank, ToldShard(cuts[rank], extents[rank])) for rank in range(2)]
+        tensor = tensors.made(f"layers.{layer}", told)
+        assert (tensor.name, list(tensor.shards.held())) == (
+            f"layers.{layer}",
+            [(box, (Held(rank, extents[rank]),)) for rank, box in enumerate(boxes)],
+        )
 
 
 def test_a_replica_stands_in_for_a_rank_without_file(made: Made, tmp_path: Path) -> None:

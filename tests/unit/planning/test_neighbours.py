@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -109,26 +110,73 @@ def test_rows_of_several_files_become_one_write() -> None:
     assert [(p.file, p.extents) for p in move.step.base.pieces] == [(0, (Extent(0, 16),)), (1, (Extent(0, 16),))]
 
 
+def planned(name: str, piece: Piece, shape: tuple[int, ...] = (8,), view: tuple[int, ...] = (8,)) -> PlannedTensor:
+    return PlannedTensor(name, TensorSpec("uint8", shape), Assembly("uint8", view, (piece,)))
+
+
+def one_task(
+    tensors: Sequence[PlannedTensor], forms: Sequence[str], ranks: int, together: Together
+) -> dict[str, tuple[Piece, ...]]:
+    """The targets of each move: files of each form hold the tensors of these names, one after the other, by rows."""
+    numbers = {tensor.name: number for number, tensor in enumerate(tensors)}
+    cut = [Sharding((ranks,), ((0,), *((),) * (len(tensor.spec.shape) - 1))) for tensor in tensors]
+    layouts = tuple(layout_of_full(each, tensor.spec.shape) for each, tensor in zip(cut, tensors, strict=True))
+    kinds = tuple(dict.fromkeys(layouts))
+    made, files = [], []
+    for form, names in enumerate(forms):
+        slots, at = [], 0
+        for number in map(numbers.__getitem__, names):
+            nbytes = tensors[number].spec.nbytes // ranks
+            slots.append(Slot(number, kinds.index(layouts[number]), (Extent(at, nbytes),)))
+            at += nbytes
+        made.append(FileForm(at, (), tuple(slots)))
+        files += [PlannedFile(len(files) + rank, f"{form}.{rank}", rank, rank, form, 0) for rank in range(ranks)]
+    plan = Plan((SourceFile("in", 1 << 10, 0),), kinds, tuple(tensors), tuple(made), tuple(files))
+    (task,) = tasks(plan, together=together)
+    return {move.name: move.targets for move in task.moves}
+
+
+def lies(offset: int, nbytes: int = 8, shape: tuple[int, ...] = (8,)) -> Piece:
+    return Piece(0, Box.whole(shape), (Extent(offset, nbytes),))
+
+
 @pytest.mark.parametrize("together", ["in any order", "front to back"])
 @pytest.mark.parametrize("names", ["ab", "ba"])
 def test_one_that_is_seen_in_a_view_goes_with_one_that_is_not(names: str, together: Together) -> None:
-    forms = {"a": ((8,), (8,)), "b": ((4, 2), (2, 2, 2))}
-    tensors = [
-        PlannedTensor(
-            name, TensorSpec("uint8", shape), Assembly("uint8", view, (Piece(0, Box.whole(view), (Extent(8 * n, 8),)),))
-        )
-        for n, name in enumerate(names)
-        for shape, view in (forms[name],)
-    ]
-    layouts = [layout_of_full(Sharding((2,), ((0,), *((),) * (len(t.spec.shape) - 1))), t.spec.shape) for t in tensors]
-    form = FileForm(8, (), tuple(Slot(n, n, (Extent(4 * n, 4),)) for n in range(2)))
-    files = tuple(PlannedFile(rank, f"f{rank}", rank, rank, 0, 0) for rank in range(2))
-    (task,) = tasks(Plan((SourceFile("in", 16, 0),), tuple(layouts), tuple(tensors), (form,), files), together=together)
-    (move,) = task.moves
-    assert [(p.file, p.box, p.extents) for p in move.targets] == [
+    tensors = [planned("a", lies(0)), planned("b", lies(8, shape=(2, 2, 2)), (4, 2), (2, 2, 2))]
+    (targets,) = one_task(tensors, [names], 2, together).values()
+    assert [(p.file, p.box, p.extents) for p in targets] == [
         (0, Box((0, 0), (2, 4)), (Extent(0, 8),)),
         (1, Box((0, 4), (2, 8)), (Extent(0, 8),)),
     ]
+
+
+def test_those_in_other_files_are_of_another_kind() -> None:
+    tensors = [planned(name, lies(8 * n)) for n, name in enumerate("abc")]
+    found = one_task(tensors, ["ab", "ac", "bc"], 1, "in any order")
+    assert {name: [piece.file for piece in pieces] for name, pieces in found.items()} == {
+        "a": [0, 1],
+        "b": [0, 2],
+        "c": [1, 2],
+    }
+
+
+def test_a_part_of_what_is_stored_is_of_another_kind() -> None:
+    part = Piece(0, Box((0,), (8,)), (Extent(8, 16),), Box((0,), (16,)))
+    assert len(one_task([planned("a", lies(0)), planned("b", part)], ["ab"], 1, "in any order")) == 2
+
+
+def test_front_to_back_they_are_next_to_each_other_in_every_file() -> None:
+    tensors = [planned("a", lies(0)), planned("b", lies(8)), planned("c", lies(16, 16, (16,)), (16,), (16,))]
+    assert len(one_task(tensors, ["ab", "ab"], 1, "front to back")) == 1
+    assert len(one_task(tensors, ["ab", "acb"], 1, "front to back")) == 3
+    assert len(one_task(tensors, ["ab", "acb"], 1, "in any order")) == 2
+
+
+def test_each_source_file_has_them_where_it_has_them() -> None:
+    source = ranks(strategy({"a": ROWS, "b": ROWS}), {"a": (2,), "b": (2,)}, {"b": (2,), "a": (2,)})
+    (move,) = task_of(source, safetensors()).moves
+    assert [p.extents for p in move.step.base.pieces] == [(Extent(0, 16),), (Extent(8, 8), Extent(0, 8))]
 
 
 def test_bytes_between_stay_apart() -> None:
