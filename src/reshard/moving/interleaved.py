@@ -282,7 +282,7 @@ def _end(laid: _Laid) -> int:
 
 
 def _between(parts: Sequence[tuple[bytes, int]]) -> Gaps:
-    """The gaps between rows of so many bytes each; where some overlap one that ends before it begins."""
+    """The gaps between rows of so many bytes each. Where rows overlap it is one that ends before it begins."""
     starts = np.concatenate([_numbers(rows) for rows, _ in parts])
     stops = np.concatenate([_numbers(rows) + nbytes for rows, nbytes in parts])
     order = np.argsort(starts, kind="stable")
