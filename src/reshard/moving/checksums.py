@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from itertools import islice, takewhile
 
 from reshard.errors import RunError
 from reshard.index import Checksum, Extent
@@ -69,7 +68,7 @@ class CrcSums:
 
     def awaited(self, offset: int, nbytes: int) -> bool:
         """Whether a header piece states sums, and so is whole only when all before it is written."""
-        return next(iter(self._within(offset, nbytes)), None) is not None
+        return bool(self._within(offset, nbytes))
 
     def stated(self, offset: int, piece: bytes) -> bytes:
         """A header piece with the sums that it states."""
@@ -79,6 +78,6 @@ class CrcSums:
             out[at : at + checksum.nbytes] = checksum.bytes_for(self.of(checksum.of))
         return bytes(out)
 
-    def _within(self, offset: int, nbytes: int) -> Iterator[tuple[int, Checksum]]:
-        start = bisect_left(self._places, offset, key=lambda entry: entry[0])
-        return takewhile(lambda entry: entry[0] < offset + nbytes, islice(self._places, start, None))
+    def _within(self, offset: int, nbytes: int) -> Sequence[tuple[int, Checksum]]:
+        start, stop = (bisect_left(self._places, at, key=lambda entry: entry[0]) for at in (offset, offset + nbytes))
+        return self._places[start:stop]

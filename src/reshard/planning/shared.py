@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice, takewhile
 from operator import itemgetter
 
 from msgspec import Struct
@@ -166,7 +165,8 @@ def without_shared(moves: Iterable[SharedMove], shared: Mapping[int, Sequence[tu
 
 def _within(shared: Sequence[tuple[int, int]], run: Shared) -> Iterator[tuple[int, int]]:
     first = bisect_right(shared, run.offset, key=itemgetter(1))
-    for start, stop in takewhile(lambda part: part[0] < run.end, islice(shared, first, None)):
+    last = bisect_left(shared, run.end, key=itemgetter(0))
+    for start, stop in shared[first:last]:
         yield max(start, run.offset), min(stop, run.end)
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import cache
-from itertools import islice
 from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -121,9 +120,8 @@ class DiskNewFile:
     def _own(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """What of some bytes is not shared."""
         first = bisect_right(self.shared, start, key=itemgetter(1))
-        for shared_start, shared_stop in islice(self.shared, first, None):
-            if shared_start >= stop:
-                break
+        last = bisect_left(self.shared, stop, key=itemgetter(0))
+        for shared_start, shared_stop in self.shared[first:last]:
             if start < shared_start:
                 yield start, shared_start
             start = shared_stop

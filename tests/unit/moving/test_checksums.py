@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -37,6 +38,19 @@ def test_parts_may_come_in_any_order() -> None:
     assert [sums.awaited(*piece) for piece in ((0, 10), (710, 10), (720, 1), (725, 5), (730, 1))] == [
         False, False, True, False, True,
     ]  # fmt: skip
+
+
+class Places(list[tuple[int, Checksum]]):
+    def __iter__(self) -> Iterator[tuple[int, Checksum]]:
+        raise AssertionError("all places are looked through for each piece")
+
+
+def test_places_are_found_without_looking_through_all() -> None:
+    sums = CrcSums([Checksum(Extent(start, 10), (start + 10,)) for start in range(0, 100, 20)])
+    sums._places = Places(sums._places)
+    sums.add(60, 10, 7)
+    assert sums.awaited(70, 10)
+    assert sums.stated(70, bytes(10)) == (7).to_bytes(4, "little") + bytes(6)
 
 
 def test_a_sum_of_bytes_that_were_not_written_is_refused() -> None:
