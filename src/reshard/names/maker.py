@@ -23,23 +23,26 @@ from reshard.planning.catalog import Held, Loose, Shard, Tensor
 
 
 class _Shards:
-    """A source's shards in a view, found by their first row."""
+    """A source's shards in a view, found by where they begin: in the first dim in which any is longer than 1."""
 
     def __init__(self, tensor: Tensor, groups: Sequence[Shape]) -> None:
         self.tensor, self.groups = tensor, tuple(groups)
         made = (part for shard in tensor.shards for part in _divided(shard, groups))
         self._shards = sorted(made, key=lambda s: s.box.start)
-        self._starts = [shard.box.start[:1] for shard in self._shards]
-        self._height = max((shard.box.shape[0] for shard in self._shards if shard.box.shape), default=1)
+        self._starts = [shard.box.start for shard in self._shards]
+        self._longest = [max(sizes) for sizes in zip(*(shard.box.shape for shard in self._shards), strict=True)]
         self.sizes = tuple(chain.from_iterable(groups))
         outer = [h.outer for shard in self._shards for h in shard.held if h.outer]
         self.reaches = [n > 1 or any(o.stop[d] - o.start[d] > 1 for o in outer) for d, n in enumerate(self.sizes)]
 
     def near(self, box: Box) -> Iterator[Shard]:
         first, last = 0, len(self._shards)
-        if box.start:
-            first = bisect_left(self._starts, (box.start[0] - self._height + 1,))
-            last = bisect_left(self._starts, (box.stop[0],))
+        if self._longest:
+            sizes = enumerate(zip(self._longest, box.shape, strict=True))
+            dim = next((d for d, most in sizes if max(most) > 1), 0)
+            at = box.start[:dim]  # what meets the box begins there, too
+            first = bisect_left(self._starts, (*at, box.start[dim] - self._longest[dim] + 1))
+            last = bisect_left(self._starts, (*at, box.stop[dim]))
         for shard in self._shards[first:last]:
             if shard.box.meets(box):
                 yield shard
