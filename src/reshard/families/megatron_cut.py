@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from math import prod
 from typing import Literal
 
@@ -83,7 +84,7 @@ def parts(name: str, shapes: Mapping[str, Shape], sizes: RankCounts, at: RankCou
         if expert is None:
             yield part
             continue
-        here = _local_experts(expert[1], shapes)
+        here = _local_experts(expert[1], tuple(shapes))
         number = at.experts * here + int(expert[2] or expert[5])
         whole = replace(part, name=f"{expert[1]}experts.{expert[3] or expert[4]}")
         yield _leading(whole, number, here * sizes.experts)
@@ -217,9 +218,10 @@ def _leading(part: HeldBox, number: int, size: int) -> HeldBox:
     return replace(part, shape=(size, *part.shape), box=before(part.box), outer=before(part.outer), order=order)
 
 
-def _local_experts(before: str, shapes: Mapping[str, Shape]) -> int:
+@lru_cache(maxsize=64)  # each of a layer's experts asks
+def _local_experts(before: str, names: tuple[str, ...]) -> int:
     """How many experts a rank holds of a layer."""
-    found = {int(match[2] or match[5]) for name in shapes if (match := _EXPERT.fullmatch(name)) and match[1] == before}
+    found = {int(match[2] or match[5]) for name in names if (match := _EXPERT.fullmatch(name)) and match[1] == before}
     if found != set(range(len(found))):
         raise CheckpointError(f"{before}: its experts are numbered {sorted(found)}, not from 0")
     return len(found)
