@@ -48,7 +48,9 @@ class ShardForm(Struct, frozen=True, omit_defaults=True):
 
 
 class ToldCut(Struct, frozen=True):
-    """What a file holds of some tensors: ``box`` of ``full_shape``. Of one kind of shard the same object."""
+    """What a file holds of some tensors: ``box`` of ``full_shape``. One object for all of a file that are cut alike, and
+    another in each file.
+    """
 
     spec: TensorSpec
     full_shape: tuple[int, ...]
