@@ -23,6 +23,7 @@ from reshard.moving.scratch import Scratch
 from reshard.moving.task_inputs import Sources
 from reshard.planning.plan import Move
 from reshard.planning.steps import Assembly, Piece
+from reshard.planning.tasks import hull_of
 
 _MUCH_MORE = 1.25
 _MOST_TURNS = 4
@@ -152,7 +153,7 @@ def interleaved(moves: Sequence[Move], block_nbytes: int) -> Interleaved | None:
         if not isinstance(step, Assembly) or step.dtype != move.dtype or len(step.shape) >= MAX_DIMS:
             return None
         sides = _sides(step.pieces, move.targets)
-        if not of.finds(sides[0], move.dtype) or not to.finds(sides[1], move.dtype):
+        if sides is None or not of.finds(sides[0], move.dtype) or not to.finds(sides[1], move.dtype):
             return None
         kinds.append((sides, move.dtype))
     pattern = _pattern(tuple([_Carried(of.laid(a, dtype), to.laid(b, dtype)) for (a, b), dtype in kinds]))
@@ -164,13 +165,14 @@ def interleaved(moves: Sequence[Move], block_nbytes: int) -> Interleaved | None:
 _Sides = tuple[Sequence[Piece], Sequence[Piece]]
 
 
-def _sides(sources: Sequence[Piece], targets: Sequence[Piece]) -> _Sides:
+def _sides(sources: Sequence[Piece], targets: Sequence[Piece]) -> _Sides | None:
     """What is read, and what is written. Where each piece lies together it is one row: else there would be as many as a
-    vector has elements.
+    vector has elements. None where rows lie together nearly all.
     """
-    if any(len(piece.extents) != 1 for piece in (*sources, *targets)):
-        return sources, targets
-    return tuple(map(_one_row, sources)), tuple(map(_one_row, targets))
+    places = [len(piece.extents) for piece in (*sources, *targets)]
+    if max(places) == 1:
+        return tuple(map(_one_row, sources)), tuple(map(_one_row, targets))
+    return (sources, targets) if hull_of(targets).shape[0] <= sum(places) else None
 
 
 def _one_row(piece: Piece) -> Piece:

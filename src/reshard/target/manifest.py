@@ -48,7 +48,7 @@ class ShardForm(Struct, frozen=True, omit_defaults=True):
 
 
 class ToldCut(Struct, frozen=True):
-    """What a file holds of some tensors: ``box`` of ``full_shape``. One object for all of a file that are cut alike, and
+    """What a file holds of some tensors: ``box`` of ``full_shape``. One object for all of a file that are cut alike,
     another in each file.
     """
 

@@ -20,6 +20,8 @@ from reshard.planning.steps import Assembly, Piece
 from reshard.storage.disk import Disk, DiskFile, DiskNewFile
 
 COUNT = 48
+PLACES = 2 * (COUNT - 1)
+"""Of two kinds, besides one for each."""
 
 
 class Counted:
@@ -80,12 +82,12 @@ def counted(monkeypatch: pytest.MonkeyPatch, kind: type, name: str, sizes: list[
 @pytest.mark.parametrize(
     ("block_nbytes", "many", "some", "reads_and_writes"),
     [
-        (1 << 20, 2 * COUNT, 2 * COUNT, (1, 1)),
-        (400 * COUNT, 2 * COUNT, 0, (1, 1)),
-        (300 * COUNT, 2 * COUNT, 0, (2, 1)),
-        (200 * COUNT, 2 * COUNT, 0, (3, 2 * COUNT)),
-        (1 << 20, 2 * COUNT + 1, 0, (2, 1)),
-        (1 << 20, 2 * COUNT, 2 * COUNT + 1, (2, 1)),
+        (1 << 20, PLACES, PLACES, (1, 1)),
+        (400 * COUNT, PLACES, 0, (1, 1)),
+        (300 * COUNT, PLACES, 0, (2, 1)),
+        (200 * COUNT, PLACES, 0, (3, 2 * COUNT)),
+        (1 << 20, PLACES + 1, 0, (2, 1)),
+        (1 << 20, PLACES, PLACES + 1, (2, 1)),
     ],
     ids=[
         "large blocks",
@@ -121,13 +123,35 @@ def test_many_kinds_that_take_turns_in_a_file_are_read_and_written_at_once(
     assert (len(reads), len(writes)) == reads_and_writes
 
 
+@pytest.mark.parametrize("together", [False, True], ids=["moves of one place", "one move of many"])
+def test_bytes_of_many_places_go_one_by_one(together: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the ends of what files share do, by the thousand: there is nothing that one copy could take together."""
+    monkeypatch.setattr("reshard.moving.any_order._MANY_PARTS", 1)
+    monkeypatch.setattr("reshard.moving.any_order._SOME_PARTS", 1)
+    monkeypatch.setattr("reshard.moving.interleaved.interleaved", None)
+    (tmp_path / "in").write_bytes(bytes(range(COUNT)))
+    there = (tmp_path / "in").stat()
+    pieces = [Piece(0, Box((0,), (1,)), (Extent(number, 1),)) for number in range(COUNT)]
+    moves = tuple(Move("w", Assembly("uint8", (1,), (piece,)), "uint8", (piece,)) for piece in pieces)
+    sources = tuple(Piece(0, Box((2 * n,), (2 * n + 2,)), (Extent(2 * n, 2),)) for n in range(COUNT // 2))
+    targets = Piece(0, Box((0,), (COUNT,)), tuple(piece.extents[0] for piece in sources))
+    if together:
+        moves = (Move("w", Assembly("uint8", (COUNT,), sources), "uint8", (targets,)),)
+    source = SourceFile(str(tmp_path / "in"), there.st_size, there.st_mtime_ns)
+    run = TaskRun(Task(0, (source,), (TaskFile("out", COUNT, ()),), moves), Disk(), Settings(str(tmp_path)), int)
+    for lot in chain(*run.lots()):
+        run.carry_out(lot, threading.Event())
+    run.commit()
+    assert (tmp_path / "out").read_bytes() == bytes(range(COUNT))
+
+
 @pytest.mark.parametrize("block_nbytes", [1 << 20, 100 * COUNT, 100 * COUNT - 1])
 @pytest.mark.parametrize("stated", [False, True], ids=["heads", "heads that state sums"])
 def test_header_pieces_between_parts(
     block_nbytes: int, stated: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are written with what lies around them, where they state no sums; also of a move of several blocks."""
-    monkeypatch.setattr("reshard.moving.any_order._MANY_PARTS", COUNT)
+    monkeypatch.setattr("reshard.moving.any_order._MANY_PARTS", COUNT - 1)
     monkeypatch.setattr("reshard.moving.any_order._SOME_PARTS", 0)
     parts = [bytes([number]) * 100 for number in range(COUNT)]
     (tmp_path / "in").write_bytes(b"".join(b"%10d" % n + held for n, held in enumerate(parts)))

@@ -338,3 +338,10 @@ def test_elements_that_change_go_another_way() -> None:
     of = Assembly("int16", (COUNT, ROWS, COLUMNS), tuple(sources[0]))
     scaled = Move("w", Scaled(of, of, (1, 1, 1)), "int16", tuple(targets[0]))
     assert together([scaled]) is None
+
+
+def test_rows_that_lie_together_nearly_all_go_another_way() -> None:
+    """There may be millions of them, as of bytes."""
+    of = tuple(Piece(0, Box((4 * n,), (4 * n + 4,)), (Extent(4 * n, 4),)) for n in range(4))
+    to = Piece(0, Box((0,), (16,)), tuple(Extent(8 * n, 4) for n in range(4)))
+    assert interleaved([Move("w", Assembly("uint8", (16,), of), "uint8", (to,))], 1 << 20) is None
