@@ -251,15 +251,13 @@ def _pattern(kinds: tuple[_Carried, ...]) -> _Pattern | None:
             for target in kind.targets:
                 if same[target.file] == target.file:
                     copies += _copies(source, target, evenly)
-    read = _by_file([source for kind in kinds for source in kind.sources])
-    read_nbytes = {file: max(_end(laid) for laid in some) for file, some in read.items()}
-    if any(nbytes > _MUCH_MORE * needed[file] for file, nbytes in read_nbytes.items()):
+    read = _sizes(_by_file([source for kind in kinds for source in kind.sources]))
+    if any(nbytes > _MUCH_MORE * needed[file] for file, nbytes in read.items()):
         return None
     written = _by_file([target for kind in kinds for target in kind.targets if same[target.file] == target.file])
-    written_nbytes = {file: max(_end(laid) for laid in some) for file, some in written.items()}
     between = lru_cache(_between)
     gaps = {file: between(tuple([(laid.rows, laid.row_nbytes) for laid in some])) for file, some in written.items()}
-    return _Pattern(tuple(copies), read_nbytes, needed, same, written_nbytes, gaps)
+    return _Pattern(tuple(copies), read, needed, same, _sizes(written), gaps)
 
 
 def _same(kinds: Sequence[_Carried]) -> dict[int, int]:
@@ -277,6 +275,11 @@ def _by_file(some: Iterable[_Laid]) -> dict[int, list[_Laid]]:
     for laid in some:
         found.setdefault(laid.file, []).append(laid)
     return found
+
+
+def _sizes(by_file: Mapping[int, Sequence[_Laid]]) -> dict[int, int]:
+    """How many bytes the stretch of each file has."""
+    return {file: max(map(_end, some)) for file, some in by_file.items()}
 
 
 def _end(laid: _Laid) -> int:

@@ -193,12 +193,9 @@ class ReadCount:
 
 def _lies(tensor: PlannedTensor) -> tuple[object, ...]:
     """What decides how much is read of a tensor, besides where it goes."""
-    step, spec = tensor.step, tensor.spec
-    base = step.base
-    told: list[object] = [base.shape, base.dtype, spec.shape, spec.dtype, len(step.beside)]
-    for piece in base.pieces:
-        told += (piece.box, piece.outer, piece.order, piece.file == ZEROS)
-    return tuple(told)
+    base = tensor.step.base
+    pieces = [(piece.box, piece.outer, piece.order, piece.file == ZEROS) for piece in base.pieces]
+    return *pieces, base.shape, base.dtype, tensor.spec.shape, tensor.spec.dtype, len(tensor.step.beside)
 
 
 def reads(move: Move, block_nbytes: int, *, front_to_back: bool = False) -> Iterator[int]:
