@@ -53,7 +53,7 @@ $(DOCS_VENV)/ready: pyproject.toml
 $(JUDGES:%=.venv-%/ready): .venv-%/ready: Makefile
 	$(PYTHON) -m venv .venv-$*
 	.venv-$*/bin/python -m pip install -q --upgrade pip
-	DS_BUILD_OPS=0 .venv-$*/bin/python -m pip install -q $(JUDGE_$*) 'pytest>=8.3' -e .
+	DS_BUILD_OPS=0 .venv-$*/bin/python -m pip install -q $(JUDGE_$*) 'pytest>=8.3' safetensors -e .
 	touch $@
 
 setup: $(VENV)/ready ## make .venv with reshard and its development tools
