@@ -176,7 +176,7 @@ def round_to(out: Array, values: Array, *, computed: bool = False) -> Array | No
         kinds[np.isinf(out) & (computed | np.isfinite(values))] = INFINITE
         kinds[is_nan if computed else too_large] = NAN
     if out.dtype.name == "float8_e4m3fn":
-        with np.errstate(invalid="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             largest = np.copysign(np.float32(448), values.astype(np.float32)).astype(out.dtype)
         np.copyto(out, largest, where=too_large)
         kinds[too_large] = LARGEST

@@ -13,6 +13,7 @@ from reshard.dtypes import ITEMSIZE
 from reshard.errors import RunError
 from reshard.index import ZEROS, Extent
 from reshard.layout.box import Box
+from reshard.layout.cover import boxes_of_range
 from reshard.moving.scratch import Scratch
 from reshard.moving.task_inputs import Sources
 from reshard.planning.blocks import Access, Block, Blocks
@@ -98,8 +99,9 @@ class Mover:
         from reshard.moving.elements import counted_kinds
 
         move = self.blocks.move
-        counts = counted_kinds(move.name, move.dtype, kinds)
-        self._note(write.file, ShardMisfits(move.targets[write.piece].box, counts))
+        for name, box, odd in _by_tensor(move, write, kinds):
+            if odd.any():
+                self._note(write.file, ShardMisfits(box, counted_kinds(name, move.dtype, odd)))
 
     def _made(self, block: Block) -> tuple[memoryview, str, Array | None]:
         """The block as its step makes it, row-major, the dtype that it has by now, and what of it did not fit."""
@@ -205,6 +207,19 @@ class Mover:
         else:
             self._tell(write, cast_out((out, write.box), target, (slab, box), dtype))
         return out
+
+
+def _by_tensor(move: Move, write: Access, kinds: Array) -> Iterator[tuple[str, Box, Array]]:
+    """The tensors of a target access, each with its box in the file and the kinds of its own elements."""
+    box = move.targets[write.piece].box
+    if not move.stacked:
+        yield move.name, box, kinds
+        return
+    shape, start, stop = move.step.base.shape[1:], box.start[1:], box.stop[1:]
+    for each, odd in zip(move.stacked[write.box.start[0] : write.box.stop[0]], kinds, strict=True):
+        in_a_row = each.shape != shape
+        held = boxes_of_range(each.shape, *start, *stop) if in_a_row else (Box(start, stop),)
+        yield each.name, held[0], odd
 
 
 class Span(Struct, frozen=True):

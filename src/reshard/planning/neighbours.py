@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from math import prod
 from operator import is_
 
 from msgspec import Struct
 
+from reshard.dtypes import ITEMSIZE
 from reshard.index import Extent
 from reshard.layout.box import Box
-from reshard.planning.plan import Move, PlannedTensor
+from reshard.planning.plan import Move, PlannedTensor, Stacked
 from reshard.planning.shared import LEAST_NBYTES
 from reshard.planning.steps import Assembly, Piece
 
@@ -41,6 +43,15 @@ class Targeted(Struct, frozen=True, gc=False):
         return tuple([Piece(file, box, spot.extents) for spot in self.spots for file, box in spot.boxes])
 
     @property
+    def cast(self) -> bool:
+        return self.tensor.step.base.dtype != self.tensor.spec.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """As it is before a cast or after it, whichever is more."""
+        return max(self.tensor.spec.nbytes, prod(self.tensor.spec.shape) * ITEMSIZE[self.tensor.step.base.dtype])
+
+    @property
     def place(self) -> tuple[int, int]:
         """The first file, and where in it the tensor is."""
         first = self.spots[0]
@@ -48,9 +59,13 @@ class Targeted(Struct, frozen=True, gc=False):
 
 
 class Likeness(Struct, frozen=True):
-    """What tensors have in common that may be moved together: how source and target pieces lie in them."""
+    """What tensors have in common that may be moved together: how source and target pieces lie in them.
+
+    ``dtype``: what they are before, ``made``: what they become.
+    """
 
     dtype: str
+    made: str
     shape: tuple[int, ...]
     pieces: tuple[Lies, ...]
     targets: tuple[Lies, ...]
@@ -62,7 +77,7 @@ class Likeness(Struct, frozen=True):
         pieces, targets = (tuple(filter(None, lies)) for lies in found)
         if len(pieces) < len(self.pieces) or len(targets) < len(self.targets):
             return self
-        return Likeness(self.dtype, (whole.size,), pieces, targets)
+        return Likeness(self.dtype, self.made, (whole.size,), pieces, targets)
 
 
 def _in_a_row(whole: Box, lies: Lies) -> Lies | None:
@@ -80,18 +95,18 @@ class _Likenesses:
         self.all: list[Likeness] = []
 
     def of(self, each: Targeted) -> int | None:
-        """None for that of which elements change, which moves by itself."""
+        """None for what is computed or turned, which moves by itself."""
         tensor, step = each.tensor, each.tensor.step
-        if not isinstance(step, Assembly) or step.dtype != tensor.spec.dtype:
+        if not isinstance(step, Assembly):
             return None
-        key: list[object] = [step.dtype, tensor.spec.shape, step.shape, each.cut]
+        key: list[object] = [step.dtype, tensor.spec.dtype, tensor.spec.shape, step.shape, each.cut]
         for piece in step.pieces:
             if piece.order or (piece.extents and piece.extents[0].coded):
                 return None
             key += (piece.file, piece.box, piece.outer)
         number = self._known.get(found := tuple(key))
         if number is None:
-            likeness = Likeness(step.dtype, step.shape, _lie(step.pieces), _lie(each.pieces)).flat()
+            likeness = Likeness(step.dtype, tensor.spec.dtype, step.shape, _lie(step.pieces), _lie(each.pieces)).flat()
             number = self._known[found] = self._numbers.setdefault(likeness, len(self._numbers))
             if number == len(self.all):
                 self.all.append(likeness)
@@ -107,14 +122,14 @@ def moves(tensors: Iterable[Targeted], *, front_to_back: bool, shared: bool) -> 
 
     Args:
         front_to_back: files take their bytes in this order only, so that nothing may lie between them.
-        shared: files may share the bytes of what is not quite small.
+        shared: files may share the bytes of what is not quite small, where they stay what they are.
     """
-    small_nbytes = LEAST_NBYTES if shared else _SMALL_NBYTES
     kinds = _Likenesses()
     near: dict[int, list[Targeted]] = {}
     room = _TOGETHER_NBYTES
     for each in tensors:
-        nbytes = each.tensor.spec.nbytes
+        nbytes = each.nbytes
+        small_nbytes = LEAST_NBYTES if shared and not each.cast else _SMALL_NBYTES
         kind = kinds.of(each) if 0 < nbytes < small_nbytes else None
         room -= nbytes
         apart = front_to_back and near and not (kind in near and _follows(each.spots, near[kind][-1].spots))
@@ -151,7 +166,9 @@ def _move(likeness: Likeness, alike: Sequence[Targeted]) -> Move:
     held = [extents for extents, spot in zip(spots, first.spots, strict=True) for _ in spot.boxes]
     pieces = tuple(stacked(likeness.pieces, _read(alike)))
     made = tuple(stacked(likeness.targets, held))
-    return Move(first.tensor.name, Assembly(likeness.dtype, (count, *likeness.shape), pieces), likeness.dtype, made)
+    step = Assembly(likeness.dtype, (count, *likeness.shape), pieces)
+    named = [Stacked(each.tensor.name, each.tensor.step.base.shape) for each in alike if each.cast]
+    return Move(first.tensor.name, step, likeness.made, made, tuple(named))
 
 
 def _read(alike: Sequence[Targeted]) -> Iterator[tuple[Extent, ...]]:

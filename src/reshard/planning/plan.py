@@ -204,13 +204,24 @@ class Plan(Struct, frozen=True):
             raise InputError(f"{error.object!r} is not Unicode: JSON cannot hold it", hint="rename it") from None
 
 
+class Stacked(Struct, frozen=True, gc=False):
+    """A tensor that moves with others, and the shape in which it is put together."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
 class Move(Struct, frozen=True):
-    """The making of one tensor's target pieces, in ``dtype``, by a step."""
+    """The making of one tensor's target pieces, in ``dtype``, by a step.
+
+    ``stacked``: of several that are cast as one, an index of the first dim each; ``name`` is that of the first.
+    """
 
     name: str
     step: Step
     dtype: str
     targets: tuple[Piece, ...]
+    stacked: tuple[Stacked, ...] = ()
 
 
 class TaskFile(Struct, frozen=True):

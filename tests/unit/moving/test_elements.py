@@ -37,6 +37,12 @@ def test_what_is_too_large(dtype: str, of: str) -> None:
     assert kinds.tolist() == [kind if i in places else 0 for i in range(len(VALUES))]
 
 
+def test_what_is_too_large_for_float32_too_becomes_the_largest() -> None:
+    out, kinds = rounded(np.array([1e300, -1e300, 1]), "float8_e4m3fn")
+    assert out.astype(np.float32).tolist() == [448, -448, 1]
+    assert kinds.tolist() == [LARGEST, LARGEST, 0]
+
+
 def test_bfloat16_has_an_end_too() -> None:
     out, kinds = rounded(np.array([3.4e38, 3.3e38, INF, np.nan], np.float32), "bfloat16")
     assert kinds.tolist() == [INFINITE, 0, 0, 0]

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec import convert
 
 import reshard
 from making import array, read_file, write_file, write_strategy
-from reshard.layout.tensor import Sharding
+from reshard.layout.box import Box
+from reshard.layout.tensor import Layout, Sharding
 from reshard.ops.lora import lora_config, merge_lora
 from reshard.ops.options import Options
 from reshard.planning.misfits import Misfits
@@ -52,6 +54,35 @@ def test_a_copy_is_not_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     source = write_file(tmp_path / "in.safetensors", {"w": array((8, 6))})
     assert reshard.convert(source, tmp_path / "out.safetensors", Options(fsync=False)).misfits == ()
     assert reshard.convert(source, tmp_path / "same.safetensors", Options(dtype="float32")).misfits == ()
+
+
+MANY = {f"t{n:02}": ((4, 8), (8, 4), (32,), (), (4, 2, 4))[n % 5] for n in range(40)}
+
+
+@pytest.mark.parametrize("dim", [0, -1], ids=["rows", "columns"])
+@pytest.mark.parametrize("block_nbytes", [1 << 20, 48])
+def test_of_many_that_are_cast_together_each_is_told(
+    tmp_path: Path, dim: int, block_nbytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By name and by the box that a file holds, whatever they are cast with."""
+    monkeypatch.setattr("reshard.ops.options._MAX_BLOCK_NBYTES", block_nbytes)
+    tensors = {name: np.ones(shape, np.float32) for name, shape in MANY.items()}
+    for number, name in enumerate(sorted(MANY)[3::4]):
+        tensors[name].reshape(-1)[-1 - number :] = 1e6
+    cut = {}
+    for name, shape in MANY.items():
+        which = range(len(shape))[dim:][:1]
+        cut[name] = Sharding((2,), tuple([(0,) if d in which else () for d in range(len(shape))]))
+    source = write_file(tmp_path / "in.safetensors", tensors)
+    done = reshard.convert(source, tmp_path / "out", with_cut(str(write_strategy(tmp_path / "cut", [cut]))))
+    wanted = {name: int((array > 1).sum()) for name, array in tensors.items() if (array > 1).any()}
+    assert {found.tensor: found.infinite for found in done.misfits} == wanted
+    files = json.loads((tmp_path / "out/.reshard/manifest.json").read_text())["files"]
+    for rank, file in enumerate(files):
+        for found in file["misfits"]:
+            name, box = found["counts"]["tensor"], convert(found["box"], Box)
+            assert box == Layout(MANY[name], cut[name]).box(rank)
+            assert found["counts"]["infinite"] == (tensors[name][tuple(map(slice, box.start, box.stop))] > 1).sum()
 
 
 @pytest.mark.parametrize("replicas", [False, True], ids=["copied", "linked"])

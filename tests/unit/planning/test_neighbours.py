@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from catalogs import ROWS, file, full, ranks, strategy
+from msgspec.structs import replace
 
 import reshard
 from making import array, read_file, same, write_file, write_strategy
@@ -20,7 +21,7 @@ from reshard.layout.tensor import Sharding
 from reshard.ops.options import Options
 from reshard.planning.catalog import Catalog
 from reshard.planning.plan import FileForm, Plan, PlannedFile, PlannedTensor, Slot, SourceFile, Task
-from reshard.planning.steps import Assembly, Piece
+from reshard.planning.steps import Assembly, Piece, Scaled
 from reshard.planning.target import Choices, Target
 from reshard.planning.tasks import Together, tasks
 
@@ -87,16 +88,54 @@ def test_the_parts_of_all_files_are_read_once() -> None:
     assert [p.box for p in move.targets] == [Box((0, 0, 0), (50, 4, 2)), Box((0, 0, 2), (50, 4, 4))]
 
 
-def test_what_is_large_or_cast_moves_by_itself() -> None:
+def test_what_is_large_moves_by_itself() -> None:
     source = full({"large": (1 << 20,), "small": (2, 2), "tiny": (2, 2)})
     assert {m.name for m in task_of(source, safetensors()).moves} == {"large", "small"}
-    assert len(task_of(source, safetensors(dtype="float16")).moves) == 3
 
 
-def test_no_move_is_large() -> None:
+def test_what_is_computed_moves_by_itself() -> None:
+    """Beside what is cast as it is."""
+    piece = lies(0)
+    of = Assembly("uint8", (8,), (piece,))
+    made = [PlannedTensor(name, TensorSpec("uint8", (8,)), Scaled(of, of, (1,))) for name in "ab"]
+    assert len(one_task(made, ["ab"], 1, "in any order")) == 2
+
+
+def test_what_is_cast_alike_moves_together_and_keeps_names_and_shapes() -> None:
+    source = full({"a": (4, 2), "b": (2, 4), "c": (8,), "d": (2, 3)})
+    moves = task_of(source, safetensors(dtype="float16")).moves
+    assert [(m.step.base.dtype, m.dtype) for m in moves] == [("float32", "float16")] * 2
+    assert [(each.name, each.shape) for each in moves[0].stacked] == [("a", (4, 2)), ("b", (2, 4)), ("c", (8,))]
+    assert [len(p.extents) for p in (*moves[0].step.base.pieces, *moves[0].targets)] == [1, 1]
+    assert not any(move.stacked for move in task_of(source, safetensors()).moves)
+
+
+def test_what_becomes_another_dtype_is_of_another_kind() -> None:
+    tensors = {
+        name: TensorSpec(dtype, (4,)) for name, dtype in zip("abc", ("float16", "float32", "float32"), strict=True)
+    }
+    of = Assembly("float32", (4,), (Piece(0, Box((0,), (4,)), (Extent(0, 16),)),))
+    found = one_task([PlannedTensor(name, spec, of) for name, spec in tensors.items()], ["abc"], 1, "in any order")
+    assert [len(pieces[0].extents) for pieces in found.values()] == [1, 1]
+    assert found.keys() == {"a", "b"}
+
+
+def test_what_is_cast_shares_no_bytes_with_its_source() -> None:
+    """And so is small like any other: of what is copied files may share more than 64 KiB."""
+    source = full({f"t{n}": (1 << 15,) for n in range(4)})
+    plans = [make_plan(source, safetensors(dtype=dtype), Choices()) for dtype in ("", "float16")]
+    copied, cast = (list(tasks(replace(plan, shared_block_nbytes=4096), together="in any order")) for plan in plans)
+    assert [len(task.moves) for task in (*copied, *cast)] == [4, 1]
+
+
+@pytest.mark.parametrize(("dtype", "elements"), [("", 2 << 20), ("float16", 2 << 20), ("float64", 1 << 20)])
+def test_no_move_is_large(dtype: str, elements: int) -> None:
+    """Neither before a cast nor after it."""
     source = full({f"t{n:03}": (1 << 13,) for n in range(640)})
-    moves = task_of(source, safetensors()).moves
-    assert [m.targets[0].box.size for m in moves] == [2 << 20, 2 << 20, 1 << 20]
+    moves = task_of(source, safetensors(dtype=dtype)).moves
+    assert [m.targets[0].box.size for m in moves] == [elements] * (5 * 2**20 // elements) + [1 << 20] * (
+        elements > 1 << 20
+    )
 
 
 def test_each_tensor_keeps_its_name_where_it_is_asked_for() -> None:
