@@ -63,7 +63,7 @@ def fill(plan: Plan, place: Place, means: Means, budget: Budget, observer: Obser
         on_bytes = paced(on_bytes, means.max_rate_nbytes)
     done = Filled()
     try:
-        todo = replace(plan, files=tuple(f for f in plan.files if f.path not in filling.done))
+        todo = replace(plan, files=tuple(f for f in plan.files if f.path not in filling.done)) if filling.done else plan
         try:
             observer.start("writing", todo.tensor_nbytes)
             observer.start_files(len(todo.files))

@@ -135,8 +135,9 @@ class ReadCount:
         self._block_nbytes = block_nbytes
         self._known: dict[object, int] = {}
         numbers: dict[object, int] = {}
-        self._kinds = [numbers.setdefault(_lies(tensor), len(numbers)) for tensor in plan.tensors]
-        self._examples = dict(zip(self._kinds, plan.tensors, strict=True))
+        found = [numbers.setdefault(_lies(tensor), len(numbers)) for tensor in plan.examples]
+        self._examples = dict(zip(found, plan.examples, strict=True))
+        self._kinds = list(map(found.__getitem__, plan.alike.kinds))
 
     def of(self, files: Iterable[PlannedFile]) -> int:
         """Bytes that a task of these files reads."""

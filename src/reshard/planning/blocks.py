@@ -156,7 +156,7 @@ def _turned(of: Assembly) -> bool:
 
 def turns(plan: Plan) -> bool:
     """Whether some tensor lies otherwise in the source than in the target: larger blocks hold longer runs of it."""
-    return any(_turned(tensor.step.base) for tensor in plan.tensors)
+    return any(_turned(tensor.step.base) for tensor in plan.examples)
 
 
 def _strips(box: Box, order: tuple[int, ...], itemsize: int) -> Iterator[Box]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from itertools import chain, groupby, repeat
 from math import prod
-from operator import is_
+from operator import is_, itemgetter
 
 from msgspec import Struct
 
@@ -17,7 +18,10 @@ from reshard.planning.shared import LEAST_NBYTES
 from reshard.planning.steps import Assembly, Piece
 
 _TOGETHER_NBYTES = 8 << 20
+_ENOUGH_NBYTES = 2 << 20
+"""What is together when tensors of another kind come goes without them: then those of all layers go alike."""
 _SMALL_NBYTES = 1 << 20
+_first, _second = itemgetter(0), itemgetter(1)
 Lies = tuple[int, Box, Box | None]
 """A file, what it holds of a tensor, and what its extents hold."""
 
@@ -30,11 +34,12 @@ class Spot(Struct, frozen=True, gc=False):
 
 
 class Targeted(Struct, frozen=True, gc=False):
-    """A tensor, and where target files hold it. What has the same ``cut`` has the same boxes in the same files, where
-    its shape is the same.
+    """A tensor, its kind in the plan, and where target files hold it. What has the same ``cut`` has the same boxes in
+    the same files, where its shape is the same.
     """
 
     tensor: PlannedTensor
+    kind: int
     spots: tuple[Spot, ...]
     cut: tuple[int, ...]
 
@@ -45,11 +50,6 @@ class Targeted(Struct, frozen=True, gc=False):
     @property
     def cast(self) -> bool:
         return self.tensor.step.base.dtype != self.tensor.spec.dtype
-
-    @property
-    def nbytes(self) -> int:
-        """As it is before a cast or after it, whichever is more."""
-        return max(self.tensor.spec.nbytes, prod(self.tensor.spec.shape) * ITEMSIZE[self.tensor.step.base.dtype])
 
     @property
     def place(self) -> tuple[int, int]:
@@ -70,6 +70,21 @@ class Likeness(Struct, frozen=True):
     pieces: tuple[Lies, ...]
     targets: tuple[Lies, ...]
 
+    @property
+    def nbytes(self) -> int:
+        """Before a cast or after it, whichever is more."""
+        return prod(self.shape) * max(ITEMSIZE[self.dtype], ITEMSIZE[self.made])
+
+    @property
+    def files(self) -> tuple[int, ...]:
+        return tuple([file for file, _, _ in (*self.pieces, *self.targets)])
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether one piece is all of the tensor, and all of it goes to each target as it is."""
+        whole, one = Box.whole(self.shape), self.dtype == self.made and len(self.pieces) == 1
+        return one and all(lies[1:] == (whole, None) for lies in (*self.pieces, *self.targets))
+
     def flat(self) -> Likeness:
         """The same of elements in a row, where all lie together: then those of other shapes are of one kind, too."""
         whole = Box.whole(self.shape)
@@ -87,29 +102,44 @@ def _in_a_row(whole: Box, lies: Lies) -> Lies | None:
 
 
 class _Likenesses:
-    """Numbers of the likenesses of tensors: layers repeat, and to compare them takes longer than all else."""
+    """Numbers of the likenesses of small tensors: layers repeat, and to compare them takes longer than all else."""
 
-    def __init__(self) -> None:
-        self._known: dict[tuple[object, ...], int] = {}
+    def __init__(self, *, shared: bool) -> None:
+        self._shared = shared
+        self._known: dict[tuple[int, tuple[int, ...]], int | None] = {}
         self._numbers: dict[Likeness, int] = {}
         self.all: list[Likeness] = []
+        self.nbytes: list[int] = []
 
     def of(self, each: Targeted) -> int | None:
-        """None for what is computed or turned, which moves by itself."""
-        tensor, step = each.tensor, each.tensor.step
+        """None for one that moves by itself: it is large, computed or turned."""
+        key = (each.kind, each.cut)
+        if key not in self._known:
+            self._known[key] = self._new(each)
+        return self._known[key]
+
+    def go_on(self, last: tuple[int, Targeted], each: tuple[int, Targeted]) -> bool:
+        """Whether a tensor is written right after the last one by the move of both."""
+        (before, a), (kind, b) = last, each
+        if kind == before:
+            return _follows(b.spots, a.spots)
+        same = self.all[kind].is_whole and self.all[before].is_whole and self.all[kind].files == self.all[before].files
+        return same and _follows(b.spots, a.spots) and _follows(b.tensor.step.base.pieces, a.tensor.step.base.pieces)
+
+    def _new(self, each: Targeted) -> int | None:
+        step, made = each.tensor.step, each.tensor.spec.dtype
         if not isinstance(step, Assembly):
             return None
-        key: list[object] = [step.dtype, tensor.spec.dtype, tensor.spec.shape, step.shape, each.cut]
-        for piece in step.pieces:
-            if piece.order or (piece.extents and piece.extents[0].coded):
-                return None
-            key += (piece.file, piece.box, piece.outer)
-        number = self._known.get(found := tuple(key))
-        if number is None:
-            likeness = Likeness(step.dtype, tensor.spec.dtype, step.shape, _lie(step.pieces), _lie(each.pieces)).flat()
-            number = self._known[found] = self._numbers.setdefault(likeness, len(self._numbers))
-            if number == len(self.all):
-                self.all.append(likeness)
+        if any(piece.order or (piece.extents and piece.extents[0].coded) for piece in step.pieces):
+            return None
+        likeness = Likeness(step.dtype, made, step.shape, _lie(step.pieces), _lie(each.pieces)).flat()
+        small_nbytes = LEAST_NBYTES if self._shared and made == step.dtype else _SMALL_NBYTES
+        if not 0 < likeness.nbytes < small_nbytes:
+            return None
+        number = self._numbers.setdefault(likeness, len(self._numbers))
+        if number == len(self.all):
+            self.all.append(likeness)
+            self.nbytes.append(likeness.nbytes)
         return number
 
 
@@ -118,38 +148,65 @@ def _lie(pieces: Iterable[Piece]) -> tuple[Lies, ...]:
 
 
 def moves(tensors: Iterable[Targeted], *, front_to_back: bool, shared: bool) -> Iterator[Move]:
-    """The moves of tensors that come in the order of their file: one for all small ones of a kind that are near.
+    """The moves of tensors that come in the order of their file: one for all small ones of a kind that are near; one
+    for all kinds where whole tensors lie as they come.
 
     Args:
         front_to_back: files take their bytes in this order only, so that nothing may lie between them.
         shared: files may share the bytes of what is not quite small, where they stay what they are.
     """
-    kinds = _Likenesses()
-    near: dict[int, list[Targeted]] = {}
+    kinds = _Likenesses(shared=shared)
+    near: list[tuple[int, Targeted]] = []
+    met: set[int] = set()
     room = _TOGETHER_NBYTES
     for each in tensors:
-        nbytes = each.nbytes
-        small_nbytes = LEAST_NBYTES if shared and not each.cast else _SMALL_NBYTES
-        kind = kinds.of(each) if 0 < nbytes < small_nbytes else None
+        kind = kinds.of(each)
+        nbytes = 0 if kind is None else kinds.nbytes[kind]
         room -= nbytes
-        apart = front_to_back and near and not (kind in near and _follows(each.spots, near[kind][-1].spots))
-        if kind is None or room < 0 or apart:
-            yield from (_move(kinds.all[number], alike) for number, alike in near.items())
-            near, room = {}, _TOGETHER_NBYTES - nbytes
+        new = kind not in met and _TOGETHER_NBYTES - room > _ENOUGH_NBYTES + nbytes
+        apart = front_to_back and kind is not None and near and not kinds.go_on(near[-1], (kind, each))
+        if kind is None or room < 0 or new or apart:
+            yield from _moves(kinds, near, front_to_back=front_to_back)
+            near, met, room = [], set(), _TOGETHER_NBYTES - nbytes
         if kind is None:
             yield alone(each)
         else:
-            near.setdefault(kind, []).append(each)
-    yield from (_move(kinds.all[number], alike) for number, alike in near.items())
+            near.append((kind, each))
+            met.add(kind)
+    yield from _moves(kinds, near, front_to_back=front_to_back)
+
+
+def _moves(kinds: _Likenesses, near: Sequence[tuple[int, Targeted]], *, front_to_back: bool) -> Iterator[Move]:
+    likenesses = [kinds.all[kind] for kind in dict.fromkeys(map(_first, near))]
+    run = _run(likenesses, list(map(_second, near))) if len(likenesses) > 1 else None
+    if run:
+        yield run
+        return
+    for kind, some in groupby(near if front_to_back else sorted(near, key=_first), _first):
+        yield _move(kinds.all[kind], list(map(_second, some)))
+
+
+def _run(likenesses: Sequence[Likeness], near: Sequence[Targeted]) -> Move | None:
+    """Whole tensors as bytes, where they follow one another in source and target."""
+    first, files = near[0], likenesses[0].files
+    if len(first.spots) > 1 or not all(each.is_whole and each.files == files for each in likenesses):
+        return None
+    of = _joined([each.tensor.step.base.pieces[0].extents for each in near])
+    to = _joined([each.spots[0].extents for each in near])
+    if len(of) != 1 or len(to) != 1:
+        return None
+    whole = Box((0,), (to[0].nbytes,))
+    source, *targets = map(Piece, files, repeat(whole), chain((of,), repeat(to)))
+    return Move(first.tensor.name, Assembly("uint8", whole.shape, (source,)), "uint8", tuple(targets))
 
 
 def alone(each: Targeted) -> Move:
     return Move(each.tensor.name, each.tensor.step, each.tensor.spec.dtype, each.pieces)
 
 
-def _follows(spots: Sequence[Spot], last: Sequence[Spot]) -> bool:
-    """Whether a tensor is next in every file to the last of its kind."""
-    return all(a.extents[-1].end == b.extents[0].offset for a, b in zip(last, spots, strict=True))
+def _follows(places: Iterable[Spot | Piece], last: Iterable[Spot | Piece]) -> bool:
+    """Whether a tensor is next to the last one, wherever both lie."""
+    return all(a.extents[-1].end == b.extents[0].offset for a, b in zip(last, places, strict=True))
 
 
 def _move(likeness: Likeness, alike: Sequence[Targeted]) -> Move:
@@ -162,7 +219,7 @@ def _move(likeness: Likeness, alike: Sequence[Targeted]) -> Move:
         for (file, box, outer), extents in zip(lies, held, strict=True):
             yield Piece(file, _stacked(box, count), extents, outer and _stacked(outer, count))
 
-    spots = [_joined(each.spots[i].extents for each in alike) for i in range(len(first.spots))]
+    spots = [_joined([each.spots[i].extents for each in alike]) for i in range(len(first.spots))]
     held = [extents for extents, spot in zip(spots, first.spots, strict=True) for _ in spot.boxes]
     pieces = tuple(stacked(likeness.pieces, _read(alike)))
     made = tuple(stacked(likeness.targets, held))
@@ -190,13 +247,15 @@ def _stacked(box: Box, count: int) -> Box:
 def _joined(parts: Iterable[tuple[Extent, ...]]) -> tuple[Extent, ...]:
     """The extents one after the other, as one where they lie side by side."""
     joined: list[Extent] = []
-    start = stop = -1
-    for extents in parts:
-        for extent in extents:
-            offset = extent.offset
-            if offset != stop:
-                if stop >= 0:
-                    joined.append(Extent(start, stop - start))
-                start = offset
-            stop = offset + extent.nbytes
-    return (*joined, Extent(start, stop - start)) if stop >= 0 else ()
+    first: Extent | None = None
+    start = stop = 0
+    for extent in chain.from_iterable(parts):
+        offset = extent.offset
+        if first is None or offset != stop:
+            if first is not None:
+                joined.append(first if first.nbytes == stop - start else Extent(start, stop - start))
+            first, start = extent, offset
+        stop = offset + extent.nbytes
+    if first is not None:
+        joined.append(first if first.nbytes == stop - start else Extent(start, stop - start))
+    return tuple(joined)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -12,6 +13,7 @@ from reshard.errors import InputError, RunError, counted
 from reshard.index import Checksum, Extent, TensorSpec
 from reshard.layout.box import Box
 from reshard.layout.tensor import Cell, Layout
+from reshard.planning.alike import Alike, told_apart
 from reshard.planning.misfits import ShardMisfits
 from reshard.planning.names import layer_pattern
 from reshard.planning.steps import Piece, Step
@@ -99,7 +101,7 @@ class LeftOut(Struct, frozen=True):
     names: tuple[str, ...]
 
 
-class Plan(Struct, frozen=True):
+class Plan(Struct, frozen=True, dict=True):
     """What to write and from where.
 
     Attributes:
@@ -170,6 +172,16 @@ class Plan(Struct, frozen=True):
         for file in files:
             held.setdefault(layout.sharding.cells()[file.local_rank], []).append(file.rank)
         return tuple(tuple(held.get(cell, ())) for cell in layout.boxes())
+
+    @cached_property
+    def alike(self) -> Alike:
+        """Which of its tensors are alike."""
+        return told_apart((tensor.spec, tensor.step) for tensor in self.tensors)
+
+    @property
+    def examples(self) -> list[PlannedTensor]:
+        """A tensor of each kind."""
+        return [self.tensors[number] for number in self.alike.first]
 
     @property
     def stages(self) -> int:

@@ -114,6 +114,7 @@ def _targets(plan: Plan, files: Sequence[PlannedFile]) -> list[Targeted]:
     for number, file in enumerate(files):
         by_form.setdefault(file.form, []).append(number)
     targets: dict[int, Targeted] = {}
+    kinds = plan.alike.kinds
     for form, numbers in by_form.items():
         ranks = [files[number].local_rank for number in numbers]
         boxes: dict[int, list[tuple[int, Box]]] = {}
@@ -128,7 +129,7 @@ def _targets(plan: Plan, files: Sequence[PlannedFile]) -> list[Targeted]:
             cuts: tuple[int, ...] = (form, slot.layout)
             if (of := targets.get(slot.tensor)) is not None:
                 spots, cuts = (*of.spots, *spots), (*of.cut, *cuts)
-            targets[slot.tensor] = Targeted(tensor, spots, cuts)
+            targets[slot.tensor] = Targeted(tensor, kinds[slot.tensor], spots, cuts)
     return list(targets.values())
 
 

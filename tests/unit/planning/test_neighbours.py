@@ -63,11 +63,51 @@ def test_those_of_several_kinds_are_moves_of_their_kinds() -> None:
 
 
 def test_files_that_are_written_front_to_back_get_nothing_between() -> None:
-    source = full({f"t{n:02}": ((2, 4), (4, 4))[n // 25] for n in range(50)})
-    first, second = task_of(source, safetensors(), "front to back").moves
-    assert [len(p.extents) for p in (*first.targets, *second.targets)] == [1, 1]
-    other = full({f"t{n:02}": ((2, 4), (4, 4))[n % 2] for n in range(50)})
-    assert len(task_of(other, safetensors(), "front to back").moves) == 50
+    names = [f"t{n:02}" for n in range(50)]
+    cut = safetensors(strategy(dict.fromkeys(names, COLUMNS)))
+    source = full({name: ((2, 4), (4, 4))[n // 25] for n, name in enumerate(names)})
+    first, second = task_of(source, cut, "front to back").moves
+    assert [len(p.extents) for p in (*first.targets, *second.targets)] == [1, 1, 1, 1]
+    other = full({name: ((2, 4), (4, 4))[n % 2] for n, name in enumerate(names)})
+    assert len(task_of(other, cut, "front to back").moves) == 50
+
+
+def test_whole_ones_of_several_kinds_that_follow_one_another_are_one_move_of_bytes() -> None:
+    source = full({f"t{n:02}": (n % 3 + 1, 4) for n in range(50)})
+    for together in ("in any order", "front to back"):
+        (move,) = task_of(source, safetensors(), together).moves
+        assert (move.dtype, [len(p.extents) for p in (*move.step.base.pieces, *move.targets)]) == ("uint8", [1, 1])
+        assert move.targets[0].box.shape == (sum(t.spec.nbytes for t in source.tensors.values()),)
+
+
+def test_replicas_of_them_are_written_by_the_same_move() -> None:
+    names = {f"t{n:02}": (n % 3 + 1, 4) for n in range(50)}
+    whole = strategy(dict.fromkeys(names, Sharding((2,), ((), ()))))
+    (move,) = task_of(full(names), safetensors(whole)).moves
+    assert [(p.file, len(p.extents)) for p in move.targets] == [(0, 1), (1, 1)]
+
+
+def test_what_lies_between_them_parts_them() -> None:
+    a, b = [planned(name, lies(offset, n, (n,)), (n,), (n,)) for name, offset, n in (("a", 0, 8), ("b", 12, 4))]
+    for together in ("in any order", "front to back"):
+        assert list(one_task([a, b], ["ab"], 1, together)) == ["a", "b"]
+        assert list(one_task([planned("a", lies(4)), b], ["ab"], 1, together)) == ["a"]
+        assert list(one_task([planned("a", lies(4)), b], ["ba"], 1, together)) == ["b", "a"]
+
+
+def test_files_written_front_to_back_get_them_in_order_where_the_source_has_a_gap() -> None:
+    made = [
+        planned(name, lies(offset, n, (n,)), (n,), (n,))
+        for name, offset, n in zip("abc", (0, 9, 17), (8, 8, 4), strict=True)
+    ]
+    assert list(one_task(made, ["abc"], 1, "front to back")) == ["a", "c"]
+    assert list(one_task(made, ["cba"], 1, "front to back")) == ["c", "b"]
+
+
+def test_those_of_a_new_kind_begin_anew_so_that_layers_go_alike() -> None:
+    shapes = {f"t{n:04}": (64, 64) if n % 1000 else (32, 64) for n in range(3000)}
+    moves = task_of(full(shapes), safetensors(strategy(dict.fromkeys(shapes, COLUMNS)))).moves
+    assert [m.targets[0].box.shape[0] for m in moves] == [32, 511, 488] * 3
 
 
 def test_in_another_order_they_are_written_once() -> None:

@@ -1,0 +1,39 @@
+"""Tensors that are alike but for their names and for where in its files each lies: layers repeat, and what is worked
+out of one holds of all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from msgspec import Struct
+
+from reshard.index import TensorSpec
+from reshard.planning.steps import Step
+
+
+class Alike(Struct, frozen=True):
+    """The number of each tensor's kind, and of each kind the number of its first tensor."""
+
+    kinds: Sequence[int]
+    first: Sequence[int]
+
+
+def told_apart(tensors: Iterable[tuple[TensorSpec, Step]]) -> Alike:
+    numbers: dict[object, int] = {}
+    kinds = [numbers.setdefault(_likeness(spec, step), len(numbers)) for spec, step in tensors]
+    first: list[int] = []
+    for number, kind in enumerate(kinds):
+        if kind == len(first):
+            first.append(number)
+    return Alike(kinds, first)
+
+
+def _likeness(spec: TensorSpec, step: Step) -> tuple[object, ...]:
+    base = step.base
+    found: list[object] = [step.__class__, len(step.beside), base.dtype, base.shape, spec.dtype, spec.shape]
+    for piece in base.pieces:
+        extents = piece.extents
+        coded = bool(extents) and extents[0].coded is not None
+        found += (piece.file, piece.box, piece.outer, piece.order, coded)
+    return tuple(found)
