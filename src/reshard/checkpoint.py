@@ -15,7 +15,7 @@ from reshard.families.probe import agreements, probe
 from reshard.families.rank_targets import ranks_or_full
 from reshard.families.source import Source, source_at
 from reshard.families.strategies import read_strategy
-from reshard.formats.registry import format_named
+from reshard.formats.in_memory import InMemory
 from reshard.planning.catalog import Catalog, Tensor
 from reshard.planning.decide import Missing
 from reshard.planning.show import catalog_html, tensor_html
@@ -141,6 +141,6 @@ class Checkpoint(Mapping[str, TensorView]):
 def _arrays(source: Catalog, strategy: Strategy | None, rank: int, dtype: str, missing: Missing) -> LazyArrays:
     from reshard.moving.memory import LazyArrays
 
-    target = Target(ranks_or_full(strategy, format_named("safetensors")), dtype, frozenset({rank}))
+    target = Target(ranks_or_full(strategy, InMemory()), dtype, frozenset({rank}))
     choices = Choices(missing=missing, agreed=agreements(source, source.compared()))
     return LazyArrays(make_plan(source, target, choices))

@@ -21,7 +21,7 @@ from reshard.families.discover import Found
 from reshard.families.planner import planned
 from reshard.families.rank_targets import ranks_or_full
 from reshard.families.source import Source
-from reshard.formats.registry import format_named
+from reshard.formats.in_memory import InMemory
 from reshard.frameworks import Framework, given_as
 from reshard.planning.catalog import Catalog
 from reshard.planning.target import Choices, Target
@@ -81,5 +81,5 @@ def _own_file(found: Found, rank: int) -> JobSource:
 def _arrays(source: Catalog, strategy: JobStrategy, rank: int) -> LazyArrays:
     from reshard.moving.memory import LazyArrays
 
-    target = Target(ranks_or_full(strategy.strategy, format_named("safetensors")), ranks=frozenset({rank}))
+    target = Target(ranks_or_full(strategy.strategy, InMemory()), ranks=frozenset({rank}))
     return LazyArrays(planned(source, target, Choices()))

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from reshard.errors import UsageError
 from reshard.families.targets import PREFIX, AskedTarget, format_asked
-from reshard.formats.base import Format
+from reshard.formats.base import Framed
 from reshard.layout.stages import Strategy
 from reshard.layout.tensor import Sharding
 from reshard.planning.assembly import ANY_RANK
@@ -29,7 +29,7 @@ class RankTarget(Struct, frozen=True):
     """
 
     strategy: Strategy
-    format: Format
+    format: Framed
     prefix: str = PREFIX
     drop_redundancy: bool = False
 
@@ -53,7 +53,7 @@ class RankTarget(Struct, frozen=True):
 class FullTarget(Struct, frozen=True):
     """One file, called ``path`` or as a rank's alone."""
 
-    format: Format
+    format: Framed
     path: str = ""
     prefix: str = PREFIX
 
@@ -69,7 +69,7 @@ class FullTarget(Struct, frozen=True):
         return Files(draft.asked_for((PlannedFile(0, path, 0, 0, form, 0),)), 1)
 
 
-def ranks_or_full(strategy: Strategy | None, format: Format, *, drop_redundancy: bool = False) -> Kind:
+def ranks_or_full(strategy: Strategy | None, format: Framed, *, drop_redundancy: bool = False) -> Kind:
     """The target of a job that has a strategy, or of one without."""
     if strategy is None:
         return FullTarget(format)
@@ -86,7 +86,7 @@ def full_asked(asked: AskedTarget, source: Catalog) -> FullTarget:
     return FullTarget(format_asked(asked, source), asked.single, asked.prefix)
 
 
-def _path(rank: int, prefix: str, format: Format) -> str:
+def _path(rank: int, prefix: str, format: Framed) -> str:
     return f"rank_{rank}/{prefix}{rank}{format.suffix}"
 
 
@@ -100,7 +100,7 @@ def _check_prefix(prefix: str) -> None:
 class ByRank:
     """What each rank of the target's strategy holds, in files of one format; without a strategy there is one rank."""
 
-    def __init__(self, draft: Draft, format: Format, *, drop_redundancy: bool = False) -> None:
+    def __init__(self, draft: Draft, format: Framed, *, drop_redundancy: bool = False) -> None:
         self._draft = draft
         self._target = draft.target
         self._format = format

@@ -30,6 +30,11 @@ class Framed(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def suffix(self) -> str:
+        """With the dot, as in ``.ckpt``."""
+        ...
+
     def frame(self, tensors: Mapping[str, TensorSpec], texts: Mapping[str, str], notes: Mapping[str, str]) -> Frame:
         """Lay out a file, tensors in the order that suits the format. Pure. Raises FormatError for what it cannot
         hold.
@@ -39,11 +44,6 @@ class Framed(Protocol):
 
 class Format(Framed, Protocol):
     """A checkpoint file format: files of it are read without being told of by others."""
-
-    @property
-    def suffix(self) -> str:
-        """With the dot, as in ``.ckpt``."""
-        ...
 
     def read_index(self, source: ByteRanges) -> Contents:
         """Say where each tensor lies, reading headers only. Raises FormatError."""

@@ -24,6 +24,7 @@ class Distcp(Struct, frozen=True):
 
     empty: tuple[str, ...] = ()
     name: str = "distcp"
+    suffix: str = ".distcp"
 
     def frame(self, tensors: Mapping[str, TensorSpec], texts: Mapping[str, str], notes: Mapping[str, str]) -> Frame:
         at = 0

@@ -9,7 +9,7 @@ from msgspec import Struct, field
 
 from reshard.dtypes import FLOATING
 from reshard.errors import UsageError, counted
-from reshard.formats.base import Format, Framed, Phased, Phases
+from reshard.formats.base import Framed, Phased, Phases
 from reshard.index import Extent
 from reshard.layout.stages import Strategy
 from reshard.layout.tensor import Layout
@@ -169,7 +169,7 @@ class Draft:
         source_rank = self.source_rank(rank)
         return tuple((name, by_rank.get(source_rank, fallback)) for name, by_rank, fallback in self._texts)
 
-    def notes(self, format: Format, *, hugging_face: bool = False, drop_redundancy: bool = False) -> Texts:
+    def notes(self, format: Framed, *, hugging_face: bool = False, drop_redundancy: bool = False) -> Texts:
         """What a safetensors file says of itself: whether every rank's shards are all there."""
         if format.name != "safetensors":
             return ()

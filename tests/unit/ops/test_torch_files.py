@@ -7,6 +7,7 @@ import json
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from msgspec.structs import replace
 
@@ -14,6 +15,7 @@ import reshard
 from making import array, read_file, same, write_file, write_strategy
 from reshard.errors import CheckpointError
 from reshard.formats.torch_file import TorchFile
+from reshard.index import TensorSpec
 from reshard.layout.tensor import Sharding
 from reshard.ops.options import Options
 from reshard.planning.names import NameRules
@@ -109,3 +111,17 @@ def test_numbers_that_lie_otherwise_come_out_as_torch_has_them(tmp_path: Path, n
     told = {tensor: hashlib.sha256(data).hexdigest() for tensor, data in values.items()}
     answers = json.loads((GOLDEN / "answers.json").read_text())[name]
     assert told == {tensor: answer["sha256"] for tensor, answer in answers.items()}
+
+
+def test_what_no_safetensors_file_would_hold_is_loaded(tmp_path: Path) -> None:
+    """What is loaded is put into no file."""
+    values = np.array([1 + 2j, 3 - 4j], np.complex128)
+    names = ("w", "__metadata__")
+    frame = TorchFile().frame(dict.fromkeys(names, TensorSpec("complex128", (2,))), {"format": "odd"}, {})
+    (tmp_path / "a.pt").write_bytes(frame.filled(dict.fromkeys(names, values.tobytes())))
+    opened = reshard.open(tmp_path / "a.pt")
+    loaded = opened.load()
+    for name in names:
+        assert same(opened[name].read(), values)
+        assert same(loaded[name], values)
+    assert opened.texts == {"format": "odd"}
