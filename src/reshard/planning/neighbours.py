@@ -48,10 +48,6 @@ class Targeted(Struct, frozen=True, gc=False):
         return tuple([Piece(file, box, spot.extents) for spot in self.spots for file, box in spot.boxes])
 
     @property
-    def cast(self) -> bool:
-        return self.tensor.step.base.dtype != self.tensor.spec.dtype
-
-    @property
     def place(self) -> tuple[int, int]:
         """The first file, and where in it the tensor is."""
         first = self.spots[0]
@@ -224,7 +220,8 @@ def _move(likeness: Likeness, alike: Sequence[Targeted]) -> Move:
     pieces = tuple(stacked(likeness.pieces, _read(alike)))
     made = tuple(stacked(likeness.targets, held))
     step = Assembly(likeness.dtype, (count, *likeness.shape), pieces)
-    named = [Stacked(each.tensor.name, each.tensor.step.base.shape) for each in alike if each.cast]
+    cast = alike if likeness.made != likeness.dtype else ()
+    named = [Stacked(each.tensor.name, each.tensor.step.base.shape) for each in cast]
     return Move(first.tensor.name, step, likeness.made, made, tuple(named))
 
 
