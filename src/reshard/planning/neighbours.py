@@ -21,7 +21,6 @@ _TOGETHER_NBYTES = 8 << 20
 _ENOUGH_NBYTES = 2 << 20
 """What is together when tensors of another kind come goes without them: then those of all layers go alike."""
 _SMALL_NBYTES = 1 << 20
-_first, _second = itemgetter(0), itemgetter(1)
 Lies = tuple[int, Box, Box | None]
 """A file, what it holds of a tensor, and what its extents hold."""
 
@@ -173,13 +172,16 @@ def moves(tensors: Iterable[Targeted], *, front_to_back: bool, shared: bool) -> 
 
 
 def _moves(kinds: _Likenesses, near: Sequence[tuple[int, Targeted]], *, front_to_back: bool) -> Iterator[Move]:
-    likenesses = [kinds.all[kind] for kind in dict.fromkeys(map(_first, near))]
-    run = _run(likenesses, list(map(_second, near))) if len(likenesses) > 1 else None
+    by_kind: dict[int, list[Targeted]] = {}
+    for kind, each in near:
+        by_kind.setdefault(kind, []).append(each)
+    run = _run([kinds.all[kind] for kind in by_kind], [each for _, each in near]) if len(by_kind) > 1 else None
     if run:
         yield run
-        return
-    for kind, some in groupby(near if front_to_back else sorted(near, key=_first), _first):
-        yield _move(kinds.all[kind], list(map(_second, some)))
+    elif front_to_back:
+        yield from (_move(kinds.all[kind], [each for _, each in some]) for kind, some in groupby(near, itemgetter(0)))
+    else:
+        yield from (_move(kinds.all[kind], alike) for kind, alike in by_kind.items())
 
 
 def _run(likenesses: Sequence[Likeness], near: Sequence[Targeted]) -> Move | None:
