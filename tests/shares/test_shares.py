@@ -107,6 +107,20 @@ def test_a_share_that_is_done_has_nothing_to_do(work: Work) -> None:
     assert (again.written_nbytes, again.skipped_files, again.missing_files) == (0, 8, 8)
 
 
+def test_what_another_share_made_and_is_gone_completes_nothing(work: Work) -> None:
+    def run(index: int) -> int:
+        return reshard.convert(work.src, work.out, replace(work.options, share=Share(index, 2))).missing_files
+
+    assert run(0) == 8
+    made = next(iter(work.out.glob("rank_*/*")))
+    for before in ("of a part", "of a whole target"):
+        made.unlink()
+        assert run(1) == 1, before
+        assert run(0) == 0, before
+        assert tree(work.out) == work.wanted
+        reshard.verify(work.out)
+
+
 def test_a_share_under_way_is_not_begun_twice(work: Work) -> None:
     slow = work.start("1/4", "--max-rate", "300B/s")
     wait_until(lambda: list(work.out.rglob("*.part")))

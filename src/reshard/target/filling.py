@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
+from itertools import compress
 from pathlib import Path
 from typing import TypeVar
 
@@ -198,12 +199,20 @@ class Filling:
                 yield whole(content or b"")
 
     def _whole_files(self) -> Iterator[str]:
-        """Files of the plan that are noted and still as long."""
+        """Files of the plan that are noted and still there."""
         for file in self._files(self._records()):
-            if file.path in self._numbers:
-                there = self._storage.entry(join(self._place.folder, file.path))
-                if there is not None and not there.folder and there.nbytes == file.nbytes:
-                    yield file.path
+            if file.path in self._numbers and self._is_there(file):
+                yield file.path
+
+    def _is_there(self, file: Whole) -> bool:
+        """Whether a file is still as long as was noted."""
+        there = self._storage.entry(join(self._place.folder, file.path))
+        return there is not None and not there.folder and there.nbytes == file.nbytes
+
+    def _still_whole(self, files: Sequence[Whole]) -> list[Whole]:
+        """Those that are still there: of other runs' files that is not known."""
+        there = self._each(lambda file: file.path in self._numbers or self._is_there(file), files)
+        return list(compress(files, there))
 
     def record(self, results: Iterable[FileResult]) -> None:
         """Note files that are whole and named. A note lost in a power cut costs making its file again, no more."""
@@ -232,12 +241,13 @@ class Filling:
         """
         with self._locks.publishing() if self._locks else nullcontext():
             records = self._records()
-            files = [file for file in self._files(records) if file.path not in self._closing]
+            noted = [file for file in self._files(records) if file.path not in self._closing]
+            files = self._still_whole(noted)
             missing = self._plan.total - len(files)
             self.misfits = _misfits(files)
             if missing and not (partial and self._locks):
                 ended = self._manifest()  # on object storage by another, that removed the records while we read
-                if not (ended and ended.complete and ended.plan == self._begun.plan):
+                if files != noted or not (ended and ended.complete and ended.plan == self._begun.plan):
                     return missing
                 self.misfits = _misfits(map(whole, ended.files))
                 return 0

@@ -229,6 +229,17 @@ def test_runs_of_other_ranks_fill_one_target_and_the_last_completes_it(job: Job)
     job.assert_whole()
 
 
+@pytest.mark.parametrize("spoilt", ["gone", "cut short"])
+def test_what_another_run_made_and_is_no_more_completes_nothing(job: Job, spoilt: str) -> None:
+    job.run(ranks=frozenset({0, 1, 2}))
+    made = job.out / "rank_1" / "checkpoint_1.ckpt"
+    made.write_bytes(made.read_bytes()[:-1]) if spoilt == "cut short" else made.unlink()
+    assert job.run(ranks=frozenset({3})).missing_files == 1
+    assert not read_manifest(Place.of(job.out, single=False)).complete
+    assert job.run(ranks=frozenset({1, 2})).missing_files == 0
+    job.assert_whole()
+
+
 def test_runs_that_fill_one_target_at_once_know_of_each_other(job: Job) -> None:
     first, second = job.filling(0, 1), job.filling(2, 3)
     with pytest.raises(UsageError, match=r"another conversion is writing here: rank_1/checkpoint_1\.ckpt"):
