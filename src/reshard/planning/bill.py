@@ -15,7 +15,7 @@ from reshard.planning.blocks import Blocks
 from reshard.planning.plan import Move, Plan, PlannedFile, PlannedTensor, Task
 from reshard.planning.shared import COPIED, shared_of, with_same_bytes, without_shared
 from reshard.planning.steps import Piece
-from reshard.planning.tasks import MAX_FILES, groups, needed, seen, tasks
+from reshard.planning.tasks import MAX_FILES, Near, groups, needed, seen, tasks
 
 _BASE_MEMORY_NBYTES = 96 << 20
 Places = tuple[tuple[int, tuple[int, ...]], ...]
@@ -134,6 +134,7 @@ class ReadCount:
         self._front_to_back = front_to_back
         self._block_nbytes = block_nbytes
         self._known: dict[object, int] = {}
+        self._near = Near()
         numbers: dict[object, int] = {}
         found = [numbers.setdefault(_lies(tensor), len(numbers)) for tensor in plan.examples]
         self._examples = dict(zip(found, plan.examples, strict=True))
@@ -186,7 +187,7 @@ class ReadCount:
             tensor = self._examples[kind]
             boxes = [self._plan.layouts[layout].box(rank) for layout, ranks in places for rank in ranks]
             targets = tuple(piece for box in dict.fromkeys(boxes) for piece in seen(Piece(0, box, ()), tensor))
-            move = Move("", tensor.step, tensor.spec.dtype, targets)
+            move = Move("", self._near.step(kind, tensor.step, targets), tensor.spec.dtype, targets)
             whole = replace(move, step=needed(move))
             self._known[kind, places] = sum(reads(whole, self._block_nbytes, front_to_back=self._front_to_back))
         return self._known[kind, places]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
+from operator import gt
 from typing import Literal
 
 from msgspec.structs import replace
@@ -20,6 +22,8 @@ from reshard.planning.steps import Assembly, Joint, LoraAdd, Piece, Rows, Scaled
 
 MAX_FILES = 128
 """Files of one task: all are open at once."""
+
+_MANY_PIECES = 64
 
 Together = Literal["", "in any order", "front to back"]
 """Whether small tensors are moved together, and in which order files take their bytes."""
@@ -44,8 +48,9 @@ def tasks(
     made = groups(plan, link_replicas=link_replicas, max_files=max_files)
     if largest_first:
         made.sort(key=lambda group: -sum(plan.forms[same[0].form].nbytes for same in group))
+    near = Near()
     for number, files in enumerate(made):
-        yield _task(plan, number, files, together=together)
+        yield _task(plan, number, files, near, together=together)
 
 
 def groups(plan: Plan, *, link_replicas: bool = False, max_files: int = MAX_FILES) -> list[list[Twins]]:
@@ -84,9 +89,9 @@ def _twins(plan: Plan, *, link_replicas: bool) -> Iterable[Twins]:
     return map(tuple, by_content.values())
 
 
-def _task(plan: Plan, number: int, twins: list[Twins], *, together: Together) -> Task:
+def _task(plan: Plan, number: int, twins: list[Twins], near: Near, *, together: Together) -> Task:
     files = [same[0] for same in twins]
-    targets = _targets(plan, files)
+    targets = [_narrowed(each, near) for each in _targets(plan, files)]
     used: dict[int, int] = {}
 
     def renumbered(assembly: Assembly) -> Assembly:
@@ -131,6 +136,14 @@ def _targets(plan: Plan, files: Sequence[PlannedFile]) -> list[Targeted]:
                 spots, cuts = (*of.spots, *spots), (*of.cut, *cuts)
             targets[slot.tensor] = Targeted(tensor, kinds[slot.tensor], spots, cuts)
     return list(targets.values())
+
+
+def _narrowed(each: Targeted, near: Near) -> Targeted:
+    """Without most of the pieces that are not needed, where there are many."""
+    if len(each.tensor.step.base.pieces) < _MANY_PIECES:
+        return each
+    step = near.step(each.kind, each.tensor.step, each.pieces)
+    return replace(each, tensor=replace(each.tensor, step=step))
 
 
 def _seen(spot: Spot, tensor: PlannedTensor) -> tuple[Spot, ...]:
@@ -192,12 +205,52 @@ def needed(move: Move) -> Step:
     """The move's step with those pieces of its base alone that meet the hull of the targets; with all where the lengths
     of whole rows count.
     """
-    base = move.step.base
-    if isinstance(move.step, LoraAdd) and move.step.magnitude:
-        return move.step
     hull = hull_of(move.targets)
-    pieces = tuple(p for p in base.pieces if p.box.meets(hull) or p.box == hull)
-    return with_pieces(move.step, lambda assembly: replace(base, pieces=pieces) if assembly is base else assembly)
+    pieces = [piece for piece in move.step.base.pieces if piece.box.meets(hull) or piece.box == hull]
+    return _with_base(move.step, pieces)
+
+
+def _with_base(step: Step, pieces: Sequence[Piece]) -> Step:
+    """The step with some pieces of its base alone; as it is where the lengths of whole rows count."""
+    base = step.base
+    if len(pieces) == len(base.pieces) or (isinstance(step, LoraAdd) and step.magnitude):
+        return step
+    part = replace(base, pieces=tuple(pieces))
+    return with_pieces(step, lambda assembly: part if assembly is base else assembly)
+
+
+class Near:
+    """Finds the pieces of tensors near what is made of them, for one part after the other: those that are in order are
+    looked through but once.
+    """
+
+    def __init__(self) -> None:
+        self._order: dict[int, tuple[int, int]] = {}
+
+    def step(self, kind: int, step: Step, targets: Sequence[Piece]) -> Step:
+        """The step of a tensor without most of the pieces that the targets do not need. Those of one ``kind`` have
+        pieces of the same boxes.
+        """
+        pieces, hull = step.base.pieces, hull_of(targets)
+        if kind not in self._order:
+            self._order[kind] = _order(pieces)
+        dim, longest = self._order[kind]
+        if dim < 0 or not hull.size:
+            return step
+        first = bisect_right(pieces, hull.start[dim] - longest, key=lambda piece: piece.box.start[dim])
+        stop = bisect_left(pieces, hull.stop[dim], key=lambda piece: piece.box.start[dim])
+        return _with_base(step, pieces[first:stop])
+
+
+def _order(pieces: Sequence[Piece]) -> tuple[int, int]:
+    """The dim along which pieces begin one after the other, -1 for none; and how long the longest is in it."""
+    boxes = [piece.box for piece in pieces]
+    dims = range(len(boxes[0].start)) if boxes else range(0)
+    dim = next((dim for dim in dims if boxes[0].start[dim] != boxes[-1].start[dim]), -1)
+    starts = [box.start[dim] for box in boxes] if dim >= 0 else []
+    if dim < 0 or any(map(gt, starts, starts[1:])):
+        return -1, 0
+    return dim, max([box.stop[dim] - box.start[dim] for box in boxes])
 
 
 def only_needed(plan: Plan) -> tuple[Plan, tuple[int, ...]]:
