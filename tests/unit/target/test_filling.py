@@ -373,6 +373,16 @@ def test_overwrite_of_what_holds_the_source_is_refused(job: Job) -> None:
     assert job.src.exists()
 
 
+@pytest.mark.parametrize("below", ["", "rank_0"])
+def test_overwrite_of_the_current_folder_is_refused(job: Job, below: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be gone, for all that comes after."""
+    job.run()
+    monkeypatch.chdir(job.out / below)
+    with pytest.raises(UsageError, match="the current folder lies in the target"):
+        reshard.convert(job.src, Path(os.path.relpath(job.out)), replace(job.options, overwrite=True))
+    job.assert_whole()
+
+
 @pytest.mark.parametrize("way", ["full.ckpt", "not-yet/../full.ckpt"])
 def test_overwrite_of_the_source_file_is_refused(job: Job, way: str) -> None:
     before = job.src.read_bytes()
