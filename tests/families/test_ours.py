@@ -240,3 +240,16 @@ def test_foreign_ranks_still_need_their_strategy(tmp_path: Path) -> None:
     write_ranks(tmp_path / "ranks", {"w": FULL["tied"]}, [{"w": ROWS}])
     with pytest.raises(CheckpointError, match="nobody can know how the tensors were cut"):
         reshard.plan(tmp_path / "ranks", "out.ckpt")
+
+
+def test_ranks_that_keep_nothing_of_their_own_are_ours_too(tmp_path: Path) -> None:
+    """Without redundancy a rank may have a file that holds no tensor."""
+    full = write_file(tmp_path / "full.safetensors", {"w": array((2, 2))})
+    strategy = str(write_strategy(tmp_path / "s", [{"w": WHOLE}]))
+    made = tmp_path / "made"
+    reshard.convert(full, made, Options(dst_strategy=strategy, drop_redundancy=True, fsync=False))
+    assert [len(read_file(path)) for path in sorted(made.glob("rank_*/*"))] == [1, 0, 0, 0]
+    for by in ("", strategy):
+        opened = reshard.open(made, by)
+        assert not opened.warnings
+        assert same(opened["w"].read(), array((2, 2)))

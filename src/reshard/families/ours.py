@@ -69,7 +69,7 @@ def by_manifest(found: Found, files: Sequence[IndexedFile]) -> ByManifest:
 
 def _contradiction(manifest: Manifest, files: Sequence[IndexedFile]) -> str:
     """How the files are not those that the manifest tells of; "" where they are. One of a part tells of some."""
-    told = {file.path: file for file in manifest.files if file.tensors}
+    told = {file.path: file for file in manifest.files}
     for file in files:
         if file.name not in told:
             if manifest.complete:
