@@ -5,11 +5,19 @@ out of one holds of all.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 from msgspec import Struct
 
 from reshard.index import TensorSpec
 from reshard.planning.steps import Step
+
+
+class _Made(Protocol):
+    @property
+    def spec(self) -> TensorSpec: ...
+    @property
+    def step(self) -> Step: ...
 
 
 class Alike(Struct, frozen=True):
@@ -19,9 +27,9 @@ class Alike(Struct, frozen=True):
     first: Sequence[int]
 
 
-def told_apart(tensors: Iterable[tuple[TensorSpec, Step]]) -> Alike:
+def told_apart(tensors: Iterable[_Made]) -> Alike:
     numbers: dict[object, int] = {}
-    kinds = [numbers.setdefault(_likeness(spec, step), len(numbers)) for spec, step in tensors]
+    kinds = [numbers.setdefault(_likeness(tensor), len(numbers)) for tensor in tensors]
     first: list[int] = []
     for number, kind in enumerate(kinds):
         if kind == len(first):
@@ -29,7 +37,8 @@ def told_apart(tensors: Iterable[tuple[TensorSpec, Step]]) -> Alike:
     return Alike(kinds, first)
 
 
-def _likeness(spec: TensorSpec, step: Step) -> tuple[object, ...]:
+def _likeness(tensor: _Made) -> tuple[object, ...]:
+    spec, step = tensor.spec, tensor.step
     base = step.base
     found: list[object] = [step.__class__, len(step.beside), base.dtype, base.shape, spec.dtype, spec.shape]
     for piece in base.pieces:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import chain
 from math import prod
 from operator import sub
@@ -71,8 +72,6 @@ class Blocks:
         self.source_itemsize = ITEMSIZE[self.base.dtype]
         self.target_itemsize = ITEMSIZE[move.dtype]
         self.hull = hull_of(move.targets)
-        self._sources = _Shelf(self.base.pieces)
-        self._targets = _Shelf(move.targets)
         if not _turned(self.base):
             block_nbytes = min(block_nbytes, _PLAIN_NBYTES)
         wide = self.hull
@@ -87,6 +86,14 @@ class Blocks:
 
     def __len__(self) -> int:
         return self._count
+
+    @cached_property
+    def _sources(self) -> _Shelf:
+        return _Shelf(self.base.pieces)
+
+    @cached_property
+    def _targets(self) -> _Shelf:
+        return _Shelf(self.move.targets)
 
     def __getitem__(self, i: int) -> Block:
         box = self._box(i)

@@ -176,7 +176,7 @@ class Plan(Struct, frozen=True, dict=True):
     @cached_property
     def alike(self) -> Alike:
         """Which of its tensors are alike."""
-        return told_apart((tensor.spec, tensor.step) for tensor in self.tensors)
+        return told_apart(self.tensors)
 
     @property
     def examples(self) -> list[PlannedTensor]:
