@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 
 from reshard.errors import CheckpointError, listed
@@ -22,7 +22,7 @@ def catalog_of_full(files: Sequence[IndexedFile]) -> Catalog:
             if name in places:
                 faults.append(f"{name}: in {files[places[name]].path} and again in {file.path}")
             places[name] = i
-            tensors[name] = whole(name, {0: (i, stored)})
+            tensors[name] = _held_whole(name, stored.spec, ((i, stored),))
     if faults:
         raise CheckpointError(
             "tensors stand in two files of one checkpoint:\n" + listed(faults),
@@ -34,9 +34,14 @@ def catalog_of_full(files: Sequence[IndexedFile]) -> Catalog:
 
 def whole(name: str, by_rank: Mapping[int, tuple[int, Stored]], *, compared: bool = False) -> Tensor:
     """A tensor that each of some ranks holds whole: the number of its file, and what that holds."""
-    spec = agreed_spec(by_rank)
-    layout, cell = _uncut(spec.shape)
     holders = [by_rank[rank] for rank in sorted(by_rank)]
+    return _held_whole(name, agreed_spec(by_rank), holders, compared=compared)
+
+
+def _held_whole(
+    name: str, spec: TensorSpec, holders: Iterable[tuple[int, Stored]], *, compared: bool = False
+) -> Tensor:
+    layout, cell = _uncut(spec.shape)
     held = tuple([Held(file, stored.extents, order=stored.order) for file, stored in holders])
     return Tensor(name, spec, Grid(layout, {cell: held}), compared=compared)
 

@@ -13,7 +13,7 @@ from reshard.index import TensorSpec
 from reshard.planning.steps import Step
 
 
-class _Made(Protocol):
+class _OneTensor(Protocol):
     @property
     def spec(self) -> TensorSpec: ...
     @property
@@ -27,7 +27,7 @@ class Alike(Struct, frozen=True):
     first: Sequence[int]
 
 
-def told_apart(tensors: Iterable[_Made]) -> Alike:
+def told_apart(tensors: Iterable[_OneTensor]) -> Alike:
     numbers: dict[object, int] = {}
     kinds = [numbers.setdefault(_likeness(tensor), len(numbers)) for tensor in tensors]
     first: list[int] = []
@@ -37,7 +37,7 @@ def told_apart(tensors: Iterable[_Made]) -> Alike:
     return Alike(kinds, first)
 
 
-def _likeness(tensor: _Made) -> tuple[object, ...]:
+def _likeness(tensor: _OneTensor) -> tuple[object, ...]:
     spec, step = tensor.spec, tensor.step
     base = step.base
     found: list[object] = [step.__class__, len(step.beside), base.dtype, base.shape, spec.dtype, spec.shape]

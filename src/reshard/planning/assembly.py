@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import reduce
 
 from msgspec import Struct
@@ -24,12 +24,14 @@ from reshard.planning.tasks import hulls, needed, only_needed
 
 ANY_RANK = -1
 _SHOWN = 4
-Choose = Callable[[Box, tuple[Held, ...]], Held]
 
 
-def assembled(tensor: Tensor, choose: Choose = lambda box, held: held[0], within: Box | None = None) -> Assembly:
-    """A tensor of one holder of each shard; without those that no file holds, or that are not ``within`` a box."""
-    pieces = [_piece(box, choose(box, held)) for box, held in tensor.shards.held(within)]
+def assembled(tensor: Tensor) -> Assembly:
+    """A tensor of the first holder of each shard; without those that no file holds."""
+    return _of_pieces(tensor, [_piece(box, held[0]) for box, held in tensor.shards.held()])
+
+
+def _of_pieces(tensor: Tensor, pieces: Iterable[Piece]) -> Assembly:
     return Assembly(tensor.spec.dtype, tensor.view or tensor.spec.shape, tuple(pieces))
 
 
@@ -176,18 +178,19 @@ class Assembler:
         return LoraAdd(base, products, magnitude, self._lora.allow_nan, self._lora.inside and plain)
 
     def _assembled(self, tensor: Tensor, source_rank: int, within: Box | None = None) -> Assembly:
-        itemsize, read = tensor.spec.itemsize, self._read
+        """Without shards that no file holds, or that are not ``within`` a box."""
+        itemsize, pieces = tensor.spec.itemsize, []
+        for box, held in tensor.shards.held(within):
+            chosen = held[0] if len(held) == 1 else self._chosen(held, source_rank)
+            self._read[chosen.file] += box.size * itemsize
+            pieces.append(_piece(box, chosen))
+        return _of_pieces(tensor, pieces)
 
-        def choose(box: Box, held: tuple[Held, ...]) -> Held:
-            chosen = held[0]
-            if len(held) > 1:
-                chosen = min(held, key=lambda h: read[h.file])
-                if source_rank != ANY_RANK:
-                    chosen = next((h for h in held if self._source.rank_of(h) == source_rank), chosen)
-            read[chosen.file] += box.size * itemsize
-            return chosen
-
-        return assembled(tensor, choose, within)
+    def _chosen(self, held: Sequence[Held], source_rank: int) -> Held:
+        least_read = min(held, key=lambda h: self._read[h.file])
+        if source_rank == ANY_RANK:
+            return least_read
+        return next((h for h in held if self._source.rank_of(h) == source_rank), least_read)
 
     def prove_covered(self, plan: Plan) -> None:
         """Shards tile their tensor: a box of it is covered once where no shard that it meets is missing.

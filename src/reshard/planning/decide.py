@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from math import prod
 from typing import Literal
 
@@ -102,7 +103,6 @@ class _Decider:
             for name in entries:
                 self.target_stages.setdefault(name, []).append(stage)
         self.target_names = self.target_stages.keys()
-        self.target_patterns = {layer_pattern(n) for n in self.target_names}
         self.kept: list[Kept] = []
         self.faults: list[str] = []
         self.warnings: list[str] = []
@@ -116,6 +116,10 @@ class _Decider:
         self.faults += [f"{name}: {self._disagreeing}" for name in disagree]
         for name in lora.replaced:
             self.leave_out("dropped", "weights of the base, in whose place the adapter's stand", name)
+
+    @cached_property
+    def target_patterns(self) -> set[str]:
+        return set(map(layer_pattern, self.target_names))
 
     @property
     def advice(self) -> str:
