@@ -145,6 +145,18 @@ def test_classes_that_nobody_knows_are_not_handed_on(tmp_path: Path) -> None:
     assert b"mine" in state
 
 
+def test_small_files_are_written_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There are three of each parameter, and no more than a header is written apart from its tensor."""
+    source = folder("z2_bf16_r2_groups", tmp_path)
+    plan = reshard.plan(source, tmp_path / "out", UNIVERSAL)
+    assert {file.group for file in plan.files} == {0}
+    assert max(len(plan.forms[file.form].header) for file in plan.files) == 2
+    monkeypatch.setattr("reshard.families.universal._TOGETHER_NBYTES", 1 << 10)
+    groups = [file.group for file in reshard.plan(source, tmp_path / "out", UNIVERSAL).files]
+    assert groups == sorted(groups)
+    assert len(set(groups)) > 1
+
+
 def test_shares_and_resume(tmp_path: Path) -> None:
     source, out = made("z2_bf16_r2_groups", tmp_path)
     for index in (1, 2, 0):

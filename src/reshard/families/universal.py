@@ -43,6 +43,8 @@ from reshard.planning.target import Draft, Files
 
 _NAMED_BY = "latest_universal"
 _FLAT_STAGE = 3
+_TOGETHER_NBYTES = 64 << 20
+"""Of small files that are written at once: there are several for each parameter."""
 
 
 class Universal(Struct, frozen=True):
@@ -58,11 +60,13 @@ class Universal(Struct, frozen=True):
         _refuse(draft, self.save, trained)
         told = self.save.told
         planned: list[PlannedFile] = []
+        nbytes = 0
 
         def plan(path: str, kept: Kept, form: TorchFile) -> None:
-            number = len(planned)
+            nonlocal nbytes
             made = draft.form((draft.cut(kept, kept.layouts[0], 0),), (), form, ())
-            planned.append(PlannedFile(number, path, 0, 0, made, number))
+            planned.append(PlannedFile(len(planned), path, 0, 0, made, nbytes // _TOGETHER_NBYTES))
+            nbytes += kept.tensor.spec.nbytes
 
         for kept in [*draft.kept, *_untouched(draft, told, trained)]:
             kind, name = state_of(kept.name)

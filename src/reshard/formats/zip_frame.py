@@ -31,20 +31,23 @@ def zip_frame(records: Sequence[tuple[str, bytes | int]]) -> Frame:
     """Lay out a zip file of records, each its bytes or the length of what comes later: these are its holes, by name."""
     pieces: list[tuple[int, bytes]] = []
     laid: list[_LaidRecord] = []
-    pending = b""  # what follows the record before
-    at = 0
+    piece, at = bytearray(), 0  # all from the hole before on
     for name, content in records:
         nbytes = content if isinstance(content, int) else len(content)
         crc = 0 if isinstance(content, int) else zlib.crc32(content)
-        header = at + len(pending)
-        piece = pending + _local_header(name.encode(), nbytes, header)
+        header = at + len(piece)
+        piece += _local_header(name.encode(), nbytes, header)
         laid.append(_LaidRecord(name.encode(), nbytes, crc, header, at + len(piece)))
-        pieces.append((at, piece if isinstance(content, int) else piece + content))
-        at += len(piece) + nbytes
-        pending = _descriptor(laid[-1])
+        if isinstance(content, int):
+            pieces.append((at, bytes(piece)))
+            at += len(piece) + nbytes
+            piece.clear()
+        else:
+            piece += content
+        piece += _descriptor(laid[-1])
     central = b"".join(map(_central, laid))
-    directory = at + len(pending)
-    pieces.append((at, pending + central + _end(len(laid), directory, len(central))))
+    directory = at + len(piece)
+    pieces.append((at, bytes(piece) + central + _end(len(laid), directory, len(central))))
     holes: dict[str, tuple[Extent, ...]] = {}
     checksums: list[Checksum] = []
     entry = directory

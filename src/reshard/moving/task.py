@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -26,6 +27,7 @@ _LOTS = 128  # of a task, at least, where it is as large
 _REMOTE_MOVES = 4  # of a lot: each waits for an answer or more
 _MANY = 1 << 62
 OnBytes = Callable[[int], None]
+T = TypeVar("T")
 
 
 class Settings(Struct, frozen=True):
@@ -49,6 +51,16 @@ def _computes(move: Move) -> bool:
     return not isinstance(move.step, Assembly) or move.step.dtype != move.dtype
 
 
+def _several_at_once(do: Callable[[T], None], some: Collection[T]) -> None:
+    """To start threads for one alone takes longer than a small file."""
+    if len(some) == 1:
+        do(*some)
+        return
+    with ThreadPoolExecutor(_CREATORS) as pool:
+        for done in [pool.submit(do, each) for each in some]:
+            done.result()
+
+
 class TaskRun:
     """A task under way. ``carry_out`` may be called from any thread; then ``commit`` or ``abandon`` from one."""
 
@@ -66,7 +78,8 @@ class TaskRun:
         lying = with_same_bytes(task.moves) if block_nbytes else []
         self._shared = shared_of(lying, block_nbytes)
         try:
-            self._create_files()
+            # to take the space of a file costs time on some file systems, and a round trip on others
+            _several_at_once(self._create, range(len(task.files)))
             new = [self._files[number] for number in range(len(task.files))]
             kind = InOrder if storage.front_to_back else AnyOrder
             self._writer = kind(task.files, new, on_bytes, checksum=settings.checksum)
@@ -84,12 +97,6 @@ class TaskRun:
         for file, start, stop in rest.held:
             self._writer.held(file, start, stop)
         return rest.moves
-
-    def _create_files(self) -> None:
-        """Several at once: to take the space of a file costs time on some file systems, and a round trip on others."""
-        with ThreadPoolExecutor(_CREATORS) as pool:
-            for made in [pool.submit(self._create, number) for number in range(len(self._task.files))]:
-                made.result()
 
     def _create(self, number: int) -> None:
         file = self._task.files[number]
@@ -159,9 +166,8 @@ class TaskRun:
             check_runs(results[-1])
         self._sources.check_unchanged()
         self._sources.close()
-        with ThreadPoolExecutor(_CREATORS) as pool:  # each waits for a disk, which takes several at once, or a store
-            for done in [pool.submit(new.commit) for new in self._files.values()]:
-                done.result()
+        # each waits for a disk, which takes several at once, or a store
+        _several_at_once(lambda new: new.commit(), self._files.values())
         return [*results, *self._link_twins(results)]
 
     def _link_twins(self, results: list[FileResult]) -> Iterator[FileResult]:

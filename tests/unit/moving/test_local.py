@@ -49,6 +49,14 @@ def of_one_file(task: Task) -> Task:
     return replace(task, files=task.files[:1], moves=(replace(move, targets=move.targets[:1]),))
 
 
+def test_one_file_is_begun_and_named_without_more_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files that are a task each may be thousands: to start threads took longer than to write them."""
+    work = Work(tmp_path)
+    monkeypatch.setattr("reshard.moving.task.ThreadPoolExecutor", None)
+    (results,) = LocalExecutor(work.settings()).run([of_one_file(work.task(0))])
+    assert [(work.out / each.path).read_bytes() for each in results] == [work.wanted(0, 0)]
+
+
 def test_threads_do_not_wait_for_one_file_while_there_is_another(tmp_path: Path) -> None:
     work = Work(tmp_path)
     meeting = Meeting(("rank_0", "rank_1"), lambda path, _: Path(path).parent.name)
