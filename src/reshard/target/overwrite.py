@@ -44,10 +44,11 @@ class Replacement:
         if Path(place.path).is_file():
             raise UsageError("a file stands where a folder should go", place.path, "choose another target")
         self._old = Path(place.path).resolve()  # a link to the target stays, what it leads to is replaced
-        if Path.cwd().is_relative_to(self._old):
-            raise UsageError(
-                "the current folder lies in the target, which is to be replaced", place.path, "leave it: cd .."
-            )
+        with suppress(FileNotFoundError):  # the current folder may be gone itself
+            if Path.cwd().is_relative_to(self._old):
+                raise UsageError(
+                    "the current folder lies in the target, which is to be replaced", place.path, "leave it: cd .."
+                )
         self._meta = Path(Place.of(self._old, single=False).meta)
         self._made_meta = not self._meta.exists()
         self._locks = Locks(str(self._meta / "lock"))

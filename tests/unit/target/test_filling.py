@@ -383,6 +383,18 @@ def test_overwrite_of_the_current_folder_is_refused(job: Job, below: str, monkey
     job.assert_whole()
 
 
+def test_overwrite_from_a_current_folder_that_is_gone(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job.run()
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    reshard.convert(job.src, job.out, replace(job.options, overwrite=True))
+    job.assert_whole()
+
+
 @pytest.mark.parametrize("way", ["full.ckpt", "not-yet/../full.ckpt"])
 def test_overwrite_of_the_source_file_is_refused(job: Job, way: str) -> None:
     before = job.src.read_bytes()
