@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
+from functools import partial, reduce
 from itertools import chain, groupby, repeat
 from math import prod
 from operator import is_, itemgetter
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from reshard.dtypes import ITEMSIZE
-from reshard.index import Extent
+from reshard.index import Extent, cut_extents
 from reshard.layout.box import Box
 from reshard.planning.plan import Move, PlannedTensor, Stacked
 from reshard.planning.shared import LEAST_NBYTES
@@ -103,6 +104,7 @@ class _Likenesses:
         self._shared = shared
         self._known: dict[tuple[int, tuple[int, ...]], int | None] = {}
         self._numbers: dict[Likeness, int] = {}
+        self._narrow: dict[tuple[int, tuple[int, ...]], Box] = {}
         self.all: list[Likeness] = []
         self.nbytes: list[int] = []
 
@@ -110,8 +112,17 @@ class _Likenesses:
         """None for one that moves by itself: it is large, computed or turned."""
         key = (each.kind, each.cut)
         if key not in self._known:
-            self._known[key] = self._new(each)
+            hull = reduce(Box.hull, [piece.box for piece in each.pieces])
+            narrow = _narrowed(each, hull)
+            if narrow is not each:
+                self._narrow[key] = hull
+            self._known[key] = self._new(narrow)
         return self._known[key]
+
+    def narrowed(self, each: Targeted) -> Targeted:
+        """Without what no target needs: of several that move together all of each piece is read."""
+        hull = self._narrow.get((each.kind, each.cut))
+        return each if hull is None else _narrowed(each, hull)
 
     def go_on(self, last: tuple[int, Targeted], each: tuple[int, Targeted]) -> bool:
         """Whether a tensor is written right after the last one by the move of both."""
@@ -136,6 +147,28 @@ class _Likenesses:
             self.all.append(likeness)
             self.nbytes.append(likeness.nbytes)
         return number
+
+
+def _narrowed(each: Targeted, hull: Box) -> Targeted:
+    """With those rows of its pieces alone that meet the hull of its targets."""
+    step = each.tensor.step
+    if not isinstance(step, Assembly) or not hull.size:
+        return each
+    pieces = tuple([_rows(piece, hull, ITEMSIZE[step.dtype]) for piece in step.pieces])
+    if all(map(is_, pieces, step.pieces)):
+        return each
+    return replace(each, tensor=replace(each.tensor, step=replace(step, pieces=pieces)))
+
+
+def _rows(piece: Piece, hull: Box, itemsize: int) -> Piece:
+    box, part = piece.box, piece.box & hull
+    if not part.size or not part.start or piece.outer or piece.order or not piece.extents:
+        return piece
+    rows = Box((part.start[0], *box.start[1:]), (part.stop[0], *box.stop[1:]))
+    if rows == box:
+        return piece
+    at = rows.place_in(box) or 0
+    return replace(piece, box=rows, extents=cut_extents(piece.extents, at * itemsize, rows.size * itemsize))
 
 
 def _lie(pieces: Iterable[Piece]) -> tuple[Lies, ...]:
@@ -166,7 +199,7 @@ def moves(tensors: Iterable[Targeted], *, front_to_back: bool, shared: bool) -> 
         if kind is None:
             yield alone(each)
         else:
-            near.append((kind, each))
+            near.append((kind, kinds.narrowed(each)))
             met.add(kind)
     yield from _moves(kinds, near, front_to_back=front_to_back)
 

@@ -9,7 +9,7 @@ from catalogs import ROWS, file, full, ranks, strategy
 from msgspec.structs import replace
 
 import reshard
-from making import array, read_file, same, write_file, write_strategy
+from making import array, differing, read_file, same, shard_of, write_file, write_strategy
 from reshard.families.planner import make_plan
 from reshard.families.rank_folders import catalog
 from reshard.families.rank_targets import ranks_or_full
@@ -263,6 +263,21 @@ def test_bytes_between_stay_apart() -> None:
     target = Target(ranks_or_full(None, format_named("ckpt")))
     moves = task_of(catalog([file(0, TENSORS)], None), target).moves
     assert sum(len(move.targets[0].extents) for move in moves) == len(TENSORS)
+
+
+@pytest.mark.parametrize("dtype", ["", "float16"])
+@pytest.mark.parametrize("axes", [((0,), ()), ((0,), (1,))], ids=["rows", "blocks"])
+def test_of_rows_that_others_hold_none_are_read(tmp_path: Path, axes: tuple[tuple[int, ...], ...], dtype: str) -> None:
+    """Several that moved together were read whole, whatever part of them a rank holds."""
+    tensors = {f"t{n}": np.full((8, 4 + n % 3 // 2 * 4), n, np.float32) for n in range(30)}
+    cut = dict.fromkeys(tensors, Sharding((2, 4), axes))
+    options = Options(dst_strategy=str(write_strategy(tmp_path / "cut", [cut])), dtype=dtype, fsync=False)
+    src = write_file(tmp_path / "full.safetensors", tensors)
+    done = reshard.convert(src, tmp_path / "out", replace(options, ranks=frozenset({1})))
+    assert done.read_nbytes == done.bill.read_nbytes == sum(a.nbytes for a in tensors.values()) // 4
+    made = read_file(tmp_path / "out/rank_1/checkpoint_1.safetensors")
+    wanted = {n: shard_of(a, cut[n], 1).astype(dtype or a.dtype) for n, a in tensors.items()}
+    assert not differing(made, wanted)
 
 
 @pytest.mark.parametrize("source_form", ["ckpt", "safetensors"])
