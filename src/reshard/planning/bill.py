@@ -121,8 +121,9 @@ def _with_shared(plan: Plan, made: Iterable[Task], block_nbytes: int) -> tuple[i
         if block_nbytes:
             shared = {n: runs for n, runs in found.items() if not task.files[n].checksums}
             held = {n: [(run.offset, run.end) for run in runs] for n, runs in shared.items()}
-            rest = without_shared(moves, held)
-            read_nbytes += rest.runs_nbytes + sum(sum(reads(move, block_nbytes)) for move in rest.whole)
+            rest = without_shared(moves if held else (), held)
+            whole = rest.whole if held else task.moves  # a task that shares nothing moves all as it is
+            read_nbytes += rest.runs_nbytes + sum(sum(reads(move, block_nbytes)) for move in whole)
     return read_nbytes, 0 if plan.shared_block_nbytes == COPIED else shared_nbytes
 
 

@@ -227,6 +227,11 @@ def test_bill() -> None:
     assert bill.smallest_file_nbytes <= bill.largest_file_nbytes
 
 
+def test_replicas_are_read_once_where_blocks_could_be_shared_and_none_is_alike() -> None:
+    plan = planned(full({"a": (6,)}), strategy({"a": WHOLE}))
+    assert make_bill(replace(plan, shared_block_nbytes=4096), 1, 1 << 20, checksum=False).read_nbytes == 24
+
+
 # --- the last guard
 
 
