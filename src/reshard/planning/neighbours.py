@@ -12,7 +12,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from reshard.dtypes import ITEMSIZE
-from reshard.index import Extent, cut_extents
+from reshard.index import ZEROS, Extent, cut_extents
 from reshard.layout.box import Box
 from reshard.planning.plan import Move, PlannedTensor, Stacked
 from reshard.planning.shared import LEAST_NBYTES
@@ -77,9 +77,11 @@ class Likeness(Struct, frozen=True):
 
     @property
     def is_whole(self) -> bool:
-        """Whether one piece is all of the tensor, and all of it goes to each target as it is."""
+        """Whether one piece of a file is all of the tensor, and all of it goes to each target as it is."""
         whole, one = Box.whole(self.shape), self.dtype == self.made and len(self.pieces) == 1
-        return one and all(lies[1:] == (whole, None) for lies in (*self.pieces, *self.targets))
+        return (
+            one and self.files[0] > ZEROS and all(lies[1:] == (whole, None) for lies in (*self.pieces, *self.targets))
+        )
 
     def flat(self) -> Likeness:
         """The same of elements in a row, where all lie together: then those of other shapes are of one kind, too."""

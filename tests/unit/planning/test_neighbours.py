@@ -14,7 +14,7 @@ from reshard.families.planner import make_plan
 from reshard.families.rank_folders import catalog
 from reshard.families.rank_targets import ranks_or_full
 from reshard.formats.registry import format_named
-from reshard.index import Extent, TensorSpec
+from reshard.index import ZEROS, Extent, TensorSpec
 from reshard.layout.box import Box
 from reshard.layout.stages import Strategy, layout_of_full
 from reshard.layout.tensor import Sharding
@@ -102,6 +102,12 @@ def test_files_written_front_to_back_get_them_in_order_where_the_source_has_a_ga
     ]
     assert list(one_task(made, ["abc"], 1, "front to back")) == ["a", "c"]
     assert list(one_task(made, ["cba"], 1, "front to back")) == ["c", "b"]
+
+
+@pytest.mark.parametrize("together", ["in any order", "front to back"])
+def test_zeros_that_no_file_holds_follow_nothing(together: Together) -> None:
+    made = [planned(name, Piece(ZEROS, Box((0,), (n,)), ()), (n,), (n,)) for name, n in (("a", 8), ("b", 4))]
+    assert list(one_task(made, ["ab"], 1, together)) == ["a", "b"]
 
 
 def test_those_of_a_new_kind_begin_anew_so_that_layers_go_alike() -> None:
