@@ -22,7 +22,7 @@ from reshard.planning.names import NameRules
 from reshard.planning.plan import SmallFile
 from reshard.planning.shares import Share
 
-_MAX_BLOCK_NBYTES = 8 << 20
+_MAX_BLOCK_NBYTES = 16 << 20
 _MAX_TURNED_BLOCK_NBYTES = 64 << 20
 _MIN_BLOCK_NBYTES = 64 << 10
 _RESERVED_NBYTES = 96 << 20

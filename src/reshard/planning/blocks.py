@@ -25,10 +25,9 @@ from reshard.planning.steps import Assembly, Piece
 from reshard.planning.tasks import hull_of
 
 _MUCH_MORE = 4
-_PLAIN_NBYTES = 8 << 20
-"""Blocks of what is copied as it lies are no larger: it takes no less time."""
-
-
+_COPIED_NBYTES = 16 << 20
+"""Blocks of what stays as it is are no larger: with smaller ones Python's lock is held longer for a GB."""
+_COMPUTED_NBYTES = 8 << 20
 _STRIP_NBYTES = 8 << 20  # of what is turned: it waits in a buffer of its own
 
 
@@ -73,7 +72,8 @@ class Blocks:
         self.target_itemsize = ITEMSIZE[move.dtype]
         self.hull = hull_of(move.targets)
         if not _turned(self.base):
-            block_nbytes = min(block_nbytes, _PLAIN_NBYTES)
+            copied = move.step is self.base and self.base.dtype == move.dtype
+            block_nbytes = min(block_nbytes, _COPIED_NBYTES if copied else _COMPUTED_NBYTES)
         wide = self.hull
         for piece in self.base.pieces:
             wide = wide if piece.order else wide.hull(piece.stored)
