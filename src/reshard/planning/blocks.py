@@ -1,9 +1,8 @@
 """A move → blocks: the byte ranges to read, and those to write from them.
 
 A block is a box of the full tensor: one index in each dim before the split dim, a range in it, everything after. So
-the part of
-any piece that lies in a block is consecutive in that piece, and going through blocks in order writes every piece
-from its first byte to its last.
+the part of any piece that lies in a block is consecutive in that piece, and going through blocks in order writes every
+piece from its first byte to its last.
 """
 
 from __future__ import annotations
