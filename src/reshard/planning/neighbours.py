@@ -286,10 +286,14 @@ def _joined(parts: Iterable[tuple[Extent, ...]]) -> tuple[Extent, ...]:
     for extent in chain.from_iterable(parts):
         offset = extent.offset
         if first is None or offset != stop:
-            if first is not None:
-                joined.append(first if first.nbytes == stop - start else Extent(start, stop - start))
+            joined += _until(first, start, stop)
             first, start = extent, offset
         stop = offset + extent.nbytes
-    if first is not None:
-        joined.append(first if first.nbytes == stop - start else Extent(start, stop - start))
-    return tuple(joined)
+    return (*joined, *_until(first, start, stop))
+
+
+def _until(first: Extent | None, start: int, stop: int) -> tuple[Extent, ...]:
+    """An extent with what follows it: very many are alone."""
+    if first is None:
+        return ()
+    return (first,) if first.nbytes == stop - start else (Extent(start, stop - start),)

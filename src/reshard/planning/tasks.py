@@ -91,7 +91,7 @@ def _twins(plan: Plan, *, link_replicas: bool) -> Iterable[Twins]:
 
 def _task(plan: Plan, number: int, twins: list[Twins], near: Near, *, together: Together) -> Task:
     files = [same[0] for same in twins]
-    targets = [_narrowed(each, near) for each in _targets(plan, files)]
+    targets = [_of_near_pieces(each, near) for each in _targets(plan, files)]
     used: dict[int, int] = {}
 
     def renumbered(assembly: Assembly) -> Assembly:
@@ -138,7 +138,7 @@ def _targets(plan: Plan, files: Sequence[PlannedFile]) -> list[Targeted]:
     return list(targets.values())
 
 
-def _narrowed(each: Targeted, near: Near) -> Targeted:
+def _of_near_pieces(each: Targeted, near: Near) -> Targeted:
     """Without most of the pieces that are not needed, where there are many."""
     if len(each.tensor.step.base.pieces) < _MANY_PIECES:
         return each
