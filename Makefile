@@ -18,7 +18,7 @@ JUDGE_torch := $(TORCH) safetensors==0.5.3
 JUDGE_hf := $(TORCH) transformers==5.24.0
 JUDGE_peft := $(TORCH) peft==0.21.2 scikit-learn
 JUDGE_deepspeed := $(TORCH) deepspeed==0.19.8
-JUDGE_megatron := $(TORCH) megatron-core==0.16.1
+JUDGE_megatron := $(TORCH) megatron-core==0.16.1 psutil
 
 .PHONY: help setup demo tutorial test test-oracle test-browser test-numpy1 test-package test-answers docs bench lint format clean $(JUDGES:%=test-%)
 
