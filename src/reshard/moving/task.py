@@ -18,7 +18,6 @@ from reshard.moving.task_inputs import Sources
 from reshard.planning.misfits import ShardMisfits
 from reshard.planning.plan import FileResult, Move, Task, check_runs
 from reshard.planning.shared import COPIED, SharedMove, shared_of, with_same_bytes, without_shared
-from reshard.planning.steps import Assembly
 from reshard.storage.storage import NewFile, SharedBytes, Storage, join
 from reshard.storage.storages import storage_of
 
@@ -45,10 +44,6 @@ class Settings(Struct, frozen=True):
     checksum: bool = True
     upload_nbytes: int = 0
     shared_block_nbytes: int = 0
-
-
-def _computes(move: Move) -> bool:
-    return not isinstance(move.step, Assembly) or move.step.dtype != move.dtype
 
 
 def _several_at_once(do: Callable[[T], None], some: Collection[T]) -> None:
@@ -119,7 +114,7 @@ class TaskRun:
             return (self._lots_of(groups),)
         kinds: tuple[list[tuple[Move, ...]], ...] = ([], [])
         for moves in groups:
-            kinds[not any(map(_computes, moves))].append(moves)
+            kinds[not any(move.computes for move in moves)].append(moves)
         return tuple(map(self._lots_of, kinds))
 
     def _lots_of(self, groups: Iterable[tuple[Move, ...]]) -> Iterator[list[Span]]:

@@ -137,8 +137,9 @@ class ReadCount:
         self._known: dict[object, int] = {}
         self._near = Near()
         numbers: dict[object, int] = {}
-        found = [numbers.setdefault(_lies(tensor), len(numbers)) for tensor in plan.examples]
-        self._examples = dict(zip(found, plan.examples, strict=True))
+        examples = plan.examples
+        found = [numbers.setdefault(_lies(tensor), len(numbers)) for tensor in examples]
+        self._examples = dict(zip(found, examples, strict=True))
         self._kinds = list(map(found.__getitem__, plan.alike.kinds))
 
     def of(self, files: Iterable[PlannedFile]) -> int:

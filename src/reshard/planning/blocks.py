@@ -71,8 +71,7 @@ class Blocks:
         self.target_itemsize = ITEMSIZE[move.dtype]
         self.hull = hull_of(move.targets)
         if not _turned(self.base):
-            copied = move.step is self.base and self.base.dtype == move.dtype
-            block_nbytes = min(block_nbytes, _COPIED_NBYTES if copied else _COMPUTED_NBYTES)
+            block_nbytes = min(block_nbytes, _COMPUTED_NBYTES if move.computes else _COPIED_NBYTES)
         wide = self.hull
         for piece in self.base.pieces:
             wide = wide if piece.order else wide.hull(piece.stored)

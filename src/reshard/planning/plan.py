@@ -16,7 +16,7 @@ from reshard.layout.tensor import Cell, Layout
 from reshard.planning.alike import Alike, told_apart
 from reshard.planning.misfits import ShardMisfits
 from reshard.planning.names import layer_pattern
-from reshard.planning.steps import Piece, Step
+from reshard.planning.steps import Assembly, Piece, Step
 
 if TYPE_CHECKING:
     from reshard.drawing import Holders
@@ -234,6 +234,11 @@ class Move(Struct, frozen=True):
     dtype: str
     targets: tuple[Piece, ...]
     stacked: tuple[Stacked, ...] = ()
+
+    @property
+    def computes(self) -> bool:
+        """Whether elements are made or cast: else they are copied as they are."""
+        return not isinstance(self.step, Assembly) or self.step.dtype != self.dtype
 
 
 class TaskFile(Struct, frozen=True):

@@ -137,11 +137,9 @@ class DiskNewFile:
 
     def _write(self, offset: int, data: memoryview) -> None:
         done = 0
-        try:  # no context, as where it reads: Python's lock is short
+        with reported(self._part):
             while done < len(data):
                 done += os.pwrite(self._fd, data[done : done + _WRITE_NBYTES], offset + done)
-        except OSError as error:
-            raise translated(error, self._part) from error
         self._unsynced_nbytes += done
         if self._fsync and self._unsynced_nbytes >= _SYNCED_NBYTES:
             self._unsynced_nbytes = 0
