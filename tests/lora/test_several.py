@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 import reshard
 from making import read_file, write_file
@@ -120,3 +121,81 @@ def test_patterns_know_a_parameter_by_its_name(tmp_path: Path) -> None:
         (tmp_path / str(number)).mkdir()
         found = merged(tmp_path / str(number), [AdapterAt(adapter, reshard.lora_config(adapter=adapter))])
         np.testing.assert_array_equal(found["q.weight"], np.full((4, 6), wanted))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "config"),
+    [
+        ({"norm.modules_to_save.bias": np.ones(6, np.float32)}, {}),
+        (
+            {"q.token_adapter.trainable_tokens_delta": np.ones((1, 6), np.float32)},
+            {"trainable_token_indices": {"q": [2]}},
+        ),
+    ],
+)
+def test_what_was_trained_whole_has_no_weight(tmp_path: Path, tensors: Arrays, config: Arrays) -> None:
+    """PEFT's sum of several would be without it, and no word."""
+    paths = [save_adapter(tmp_path / "a", ones(1)), save_adapter(tmp_path / "b", tensors, **config)]
+    adapters = [AdapterAt(path, reshard.lora_config(adapter=path)) for path in paths]
+    with pytest.raises(PlanError, match=r"(bias|delta) counts whole: leave the weight of its adapter at 1"):
+        merged(tmp_path, [adapters[0], AdapterAt(paths[1], adapters[1].config, 0.5)])
+
+
+def test_both_ends_of_a_tied_model_are_put_together_each_by_itself(tmp_path: Path) -> None:
+    write_file(tmp_path / "base.safetensors", {"embed_tokens.weight": np.zeros((4, 6), np.float32)})
+    rng = np.random.default_rng(1)
+    (a, b), (c, d), (e, f) = [
+        (rng.standard_normal(one, np.float32), rng.standard_normal(two, np.float32))
+        for one, two in (((2, 4), (6, 2)), ((2, 4), (6, 2)), ((2, 6), (4, 2)))
+    ]
+    paths = [
+        save_adapter(tmp_path / "a", {"embed_tokens.lora_embedding_A": a, "embed_tokens.lora_embedding_B": b}),
+        save_adapter(
+            tmp_path / "b",
+            {
+                "embed_tokens.lora_embedding_A": c,
+                "embed_tokens.lora_embedding_B": d,
+                "lm_head.lora_A.weight": e,
+                "lm_head.lora_B.weight": f,
+            },
+        ),
+    ]
+    adapters = [AdapterAt(path, reshard.lora_config(adapter=path)) for path in paths]
+    out = tmp_path / "out.safetensors"
+    reshard.merge_lora(tmp_path / "base.safetensors", out, adapters, combination="linear")
+    np.testing.assert_allclose(read_file(out)["embed_tokens.weight"], ((b + d) @ (a + c)).T + f @ e, rtol=1e-5)
+
+
+SQUARE = {"h.c_proj.weight": np.zeros((4, 4), np.float32), "lm_head.weight": np.zeros((9, 4), np.float32)}
+
+
+def of_square(scale: float) -> Arrays:
+    return {
+        "h.c_proj.lora_A.weight": np.full((2, 4), scale, np.float32),
+        "h.c_proj.lora_B.weight": np.eye(4, 2, dtype="f4"),
+    }
+
+
+def test_adapters_that_disagree_on_how_a_square_weight_is_stored_are_refused(tmp_path: Path) -> None:
+    """PEFT saves what the last layer was: of a Conv1D and a head it says that of the head."""
+    write_file(tmp_path / "base.safetensors", SQUARE)
+    paths = [save_adapter(tmp_path / str(n), of_square(n), fan_in_fan_out=bool(n)) for n in range(2)]
+    for order in (paths, paths[::-1]):
+        adapters = [AdapterAt(path, reshard.lora_config(adapter=path)) for path in order]
+        with pytest.raises(PlanError, match=r"c_proj.weight: nothing tells .*; another adapter says it is \[in, out\]"):
+            reshard.merge_lora(tmp_path / "base.safetensors", tmp_path / "out.safetensors", adapters)
+
+
+def test_heads_and_embeddings_are_stored_alike_whatever_layers_are(tmp_path: Path) -> None:
+    write_file(tmp_path / "base.safetensors", SQUARE)
+    head = {"lm_head.lora_A.weight": np.ones((2, 4), np.float32), "lm_head.lora_B.weight": np.ones((9, 2), np.float32)}
+    path = save_adapter(tmp_path / "a", {**of_square(3), **head}, fan_in_fan_out=True)
+    config = reshard.lora_config(adapter=path)
+    for stated in (False, True):
+        (tmp_path / "out.safetensors").unlink(missing_ok=True)
+        reshard.merge_lora(
+            tmp_path / "base.safetensors", tmp_path / "out.safetensors", replace(config, stated=stated), adapter=path
+        )
+        found = read_file(tmp_path / "out.safetensors")
+        np.testing.assert_array_equal(found["h.c_proj.weight"], np.tile([3, 3, 0, 0], (4, 1)))
+        np.testing.assert_array_equal(found["lm_head.weight"], np.full((9, 4), 2))

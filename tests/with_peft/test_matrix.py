@@ -157,6 +157,7 @@ SEVERAL: dict[str, tuple[Config, Config]] = {
     "of other layers": (LINEAR, {"target_modules": ["k_proj", "lm_head"]}),
     "embeddings": (EMBEDDING, EMBEDDING),
     "one below 0": (LINEAR, {**LINEAR, "lora_alpha": -4}),
+    "tied ends": (EMBEDDING, {"target_modules": ["lm_head", "embed_tokens"]}),
 }
 WEIGHTS = [(1.0, 1.0), (0.7, 0.3), (0.5, -2.0)]
 
@@ -166,7 +167,7 @@ WEIGHTS = [(1.0, 1.0), (0.7, 0.3), (0.5, -2.0)]
 @pytest.mark.parametrize("how", ["cat", "linear"])
 @pytest.mark.parametrize("name", SEVERAL)
 def test_several_adapters(name: str, how: Any, weights: tuple[float, float], tmp_path: Path) -> None:
-    model = Tiny()
+    model = Tiny(tied="tied" in name)
     save(model, tmp_path / "base" / "m.safetensors")
     first, second = ({"r": 2, "lora_alpha": 5, **config} for config in SEVERAL[name])
     made = peft.get_peft_model(model, peft.LoraConfig(**first), adapter_name="one")

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 import reshard
 from making import read_file, write_strategy
@@ -97,6 +98,24 @@ def test_a_merge_is_that_of_peft(name: str, tmp_path: Path) -> None:
     kind, config = CASES[name]
     wanted = trained(kind, tmp_path, **config)
     close(read_file(merged(tmp_path / "base", tmp_path, "out.safetensors", Options())), wanted)
+
+
+def test_gpt2_with_its_head(tmp_path: Path) -> None:
+    """Of its layers alone shapes and the user tell how they are stored: its head is a Linear."""
+    import transformers
+
+    torch.manual_seed(0)
+    sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 50, "n_positions": 32}
+    base = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes))
+    base.save_pretrained(tmp_path / "base")
+    adapted = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["c_attn", "c_proj", "lm_head"]))
+    shaken(adapted)
+    adapted.save_pretrained(tmp_path / "adapter")
+    adapted.merge_and_unload().save_pretrained(tmp_path / "wanted")
+    config = reshard.lora_config(adapter=str(tmp_path / "adapter"))
+    told = replace(config, stated=True, transposed=True)
+    reshard.merge_lora(tmp_path / "base", tmp_path / "out.safetensors", told, adapter=tmp_path / "adapter")
+    close(read_file(tmp_path / "out.safetensors"), read(tmp_path / "wanted"))
 
 
 ADAPTERS: dict[str, dict[str, Any]] = {

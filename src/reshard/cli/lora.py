@@ -32,7 +32,7 @@ AdapterRename = Annotated[
 ]
 FanInFanOut = Annotated[
     Optional[bool],  # noqa: UP045
-    typer.Option("--fan-in-fan-out/--no-fan-in-fan-out", help="All weights are stored [in, out], or [out, in]."),
+    typer.Option("--fan-in-fan-out/--no-fan-in-fan-out", help="Weights of layers are stored [in, out], or [out, in]."),
 ]
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Merge LoRA adapters into their base weights.")

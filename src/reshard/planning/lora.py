@@ -20,7 +20,7 @@ from reshard.planning.lora_names import (
 )
 from reshard.planning.lora_replaced import Replacing, is_copy
 from reshard.planning.lora_sums import LoraSums
-from reshard.planning.lora_values import Adapter, How, LoraMerge, NewRows
+from reshard.planning.lora_values import COUNTS_WHOLE, Adapter, How, LoraMerge, NewRows
 
 _NO_LORA = "an adapter elsewhere: reshard lora merge --adapter; where there is none: reshard merge, reshard convert"
 _FOREIGN = "save it as PEFT does (lora_A, lora_B): diffusers and the tools of its trainer convert it"
@@ -68,6 +68,8 @@ class _Merging:
                 self._used[tensor.name] = _REPEATED
             elif adapter.initial and is_copy(name) and not name.endswith(".bias"):
                 self._used[tensor.name] = _RESIDUES
+            elif adapter.weight != 1 and is_whole(name):
+                self._faults.append(f"{name} {COUNTS_WHOLE}")
             elif style := foreign_style(name):
                 self._faults.append(f"{name}: an adapter tensor {style}")
                 self._hints.way_on = _FOREIGN

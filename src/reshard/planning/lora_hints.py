@@ -19,13 +19,13 @@ class Hints:
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self._tensors = tensors
-        self._square: dict[str, bool] = {}
+        self._square: dict[tuple[str, bool], None] = {}
         self._told: dict[bool, str] = {}
         self.way_on = ""
 
     def square(self, weight: str, *, in_out: bool) -> None:
         """Shapes leave open how it is stored, and it is taken as stored so."""
-        self._square[weight] = in_out
+        self._square[weight, in_out] = None
 
     def told(self, weight: str, *, in_out: bool) -> None:
         """Shapes tell how it is stored."""
@@ -33,9 +33,11 @@ class Hints:
 
     def undecided(self) -> Iterator[str]:
         """Square weights of which nothing tells how they are stored: other layers say that this model has both ways."""
-        by_bias = None if all(self._square.values()) else stored_in_out(self._tensors)
-        for name, in_out in self._square.items():
+        by_bias = None if all(in_out for _, in_out in self._square) else stored_in_out(self._tensors)
+        for name, in_out in self._square:
             told = self._told.get(not in_out) or (None if in_out else by_bias)
+            if (name, not in_out) in self._square:
+                told = None if in_out else "another adapter says it"
             if told is not None:
                 self.say_how_stored()
                 way = "[out, in]" if in_out else "[in, out]"

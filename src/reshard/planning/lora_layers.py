@@ -14,9 +14,10 @@ from reshard.planning.lora_experts import saved_as
 from reshard.planning.lora_forms import Fit, fits_of, flat, multiplied, viewed
 from reshard.planning.lora_hints import Hints
 from reshard.planning.lora_names import LoraPart, model_name
-from reshard.planning.lora_replaced import Replacing
+from reshard.planning.lora_replaced import Replacing, is_head
 from reshard.planning.lora_sums import LoraSums
-from reshard.planning.lora_values import Adapter, NewRows, Term
+from reshard.planning.lora_values import COUNTS_WHOLE, Adapter, NewRows, Term
+from reshard.planning.steps import Form
 
 LayerParts = Mapping[LoraPart, Tensor]
 Pair = tuple[Tensor, Tensor]
@@ -100,17 +101,18 @@ class Layers:
         renamed = self._rules.rename(layer)
         name = self._called(renamed)
         if name is not None:
-            fitting = self._fitting(base[name], pair, embedding=embedding)
+            form: Form | None = "in_out" if embedding else "out_in" if is_head(f"{renamed}.weight") else None
+            fitting = self._fitting(base[name], pair, form)
             if not fitting:
                 shapes = f"A {list(pair[0].spec.shape)} and B {list(pair[1].spec.shape)}"
                 raise PlanError(f"{module}: {shapes} do not make {name} {list(base[name].spec.shape)}")
             called = f"{layer}.weight" if self._is_parameter(f"{layer}.weight") else layer
-            return _FittedWeight(base[name], fitting[0] if embedding else self._one_fit(base[name], fitting), called)
+            return _FittedWeight(base[name], fitting[0] if form else self._one_fit(base[name], fitting), called)
         inside = self._inside.get(renamed, [])
         if self._rules.parameters:
             inside = [n for n in inside if self._is_parameter(n)]
         inside = [n for n in inside if base[n].scales or base[n].spec.dtype in FLOATING]
-        found = {n: fits for n in inside if (fits := self._fitting(base[n], pair, embedding=False))}
+        found = {n: fits for n in inside if (fits := self._fitting(base[n], pair))}
         if not found:
             of = f" (target_parameters: {', '.join(self._rules.parameters)})" if self._rules.parameters else ""
             raise PlanError(f"{pair[0].name}: {self._hints.no_base(f'{renamed}.weight')}{of}")
@@ -171,15 +173,19 @@ class Layers:
         """Whether it has factors as a parameter, by whose name patterns know it."""
         return f".{name}".endswith(tuple(f".{end}" for end in self._rules.parameters))
 
-    def _fitting(self, weight: Tensor, pair: Pair, *, embedding: bool) -> list[Fit]:
-        """Ways in which factors make a weight, and that the rules do not rule out."""
+    def _fitting(self, weight: Tensor, pair: Pair, form: Form | None = None) -> list[Fit]:
+        """Ways in which factors make a weight, and that the rules do not rule out.
+
+        Args:
+            form: the one that all models have for it: embeddings and heads are stored alike, whatever layers are.
+        """
         if weight.scales is None and weight.spec.dtype not in FLOATING:
             raise PlanError(f"{weight.name} is {weight.spec.dtype}")
         if weight.scales and is_viewed(weight):
             raise PlanError(f"{weight.name}: its codes are put together on the way; convert the base first")
         fitting = list(fits_of(weight.spec.shape, *(t.spec.shape for t in pair)))
-        if embedding:
-            return [fit for fit in fitting if fit.form == "in_out"]
+        if form:
+            return [fit for fit in fitting if fit.form == form]
         if self._rules.stored != "by shape":
             return [f for f in fitting if f.form == "convolution" or f.in_out == (self._rules.stored == "in_out")]
         return fitting
@@ -226,6 +232,8 @@ class Layers:
         return lengths
 
     def _add_rows(self, layer: str, rows: Tensor) -> None:
+        if self._adapter.weight != 1:
+            raise PlanError(f"{rows.name} {COUNTS_WHOLE}")
         renamed = self._rules.rename(layer)
         wanted = renamed if renamed in self._base.tensors else f"{renamed}.weight"
         weight = self._base.tensors.get(wanted)

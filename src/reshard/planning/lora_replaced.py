@@ -201,6 +201,10 @@ def _held_by_both(one: Tensor, two: Tensor) -> Tensor | None:
     return replace(two, shards=Loose(shards))
 
 
+def is_head(name: str) -> bool:
+    return name in _HEADS
+
+
 def head_of(tensors: Iterable[str]) -> str:
     """The name of a head's weight; "" without one."""
     return next((name for name in tensors if name in _HEADS), "")

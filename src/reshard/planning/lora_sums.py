@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from math import copysign, sqrt
 
 from msgspec import Struct
@@ -44,31 +43,40 @@ class LoraSums:
         """The sum of each weight, and what cannot be put together."""
         sums, faults = {}, []
         for weight, terms in self._terms.items():
-            several = len({each.adapter for each in terms}) > 1
             magnitude = self._magnitudes.get(weight)
             if magnitude is not None and len(terms) > 1:
                 faults.append(f"{magnitude.name}: DoRA scales {weight} by its length, which other factors change")
-            if combination == "linear" and (fault := _fault(terms)):
-                faults.append(f"{weight}: {fault}")
-            elif combination == "linear" and several:
-                sums[weight] = Sum(tuple(_crossed(terms)), magnitude)
-            else:
-                sums[weight] = Sum(tuple(each.term for each in terms), magnitude)
+            if combination == "linear" and self._adapter > 1:
+                if fault := _fault(terms):
+                    faults.append(f"{weight}: {fault}")
+                terms = _crossed(terms)
+            sums[weight] = Sum(tuple(each.term for each in terms), magnitude)
         return sums, faults
 
 
 def _fault(terms: list[_Of]) -> str:
     if any(each.term.form == "vector" for each in terms):
         return "a bias of the product: adapters with such are put together by cat alone"
-    if len({(each.term.form, each.term.factors[1].spec.shape) for each in terms}) > 1:
+    if any(len({each.term.factors[1].spec.shape for each in layer}) > 1 for layer in _layers(terms)):
         return "its factors have several ranks: adapters with such are put together by cat alone"
     return ""
 
 
-def _crossed(terms: list[_Of]) -> Iterator[Term]:
-    """``(Σ √|s| B) @ (Σ ±√|s| A)``, as PEFT's ``linear`` has it, product by product."""
-    for one in terms:
-        for two in terms:
-            b, a = one.term, two.term
-            scaling = sqrt(abs(b.scaling)) * copysign(sqrt(abs(a.scaling)), a.scaling)
-            yield Term((b.factors[0], a.factors[1]), scaling, b.form)
+def _layers(terms: list[_Of]) -> list[list[_Of]]:
+    """The terms of each layer: an embedding and the head that is tied to it have one weight, each in its own form."""
+    forms = dict.fromkeys(each.term.form for each in terms)
+    return [[each for each in terms if each.term.form == form] for form in forms]
+
+
+def _crossed(terms: list[_Of]) -> list[_Of]:
+    """``(Σ √|s| B) @ (Σ ±√|s| A)`` of each layer, as PEFT's ``linear`` has it, product by product."""
+    made = []
+    for layer in _layers(terms):
+        pairs = [(b, a) for b in layer for a in layer]
+        made += layer if len(layer) == 1 else [_Of(a.adapter, _product(b.term, a.term)) for b, a in pairs]
+    return made
+
+
+def _product(b: Term, a: Term) -> Term:
+    scaling = sqrt(abs(b.scaling)) * copysign(sqrt(abs(a.scaling)), a.scaling)
+    return Term((b.factors[0], a.factors[1]), scaling, b.form)

@@ -15,6 +15,8 @@ StoredOrder = Literal["by shape", "in_out", "out_in"]
 """How layers store their weights: [in, out], [out, in], or as the shapes of weight and factors tell."""
 Combination = Literal["cat", "linear"]
 """How several adapters are put together, in PEFT's words: their products are added, or their factors before that."""
+COUNTS_WHOLE = "counts whole: leave the weight of its adapter at 1"
+"""Of what stands in place of the base's own: no part of it can be added."""
 
 
 _HEADLESS = ("Classification", "QuestionAnswering", "MultipleChoice", "Model")  # so architectures without a head end
