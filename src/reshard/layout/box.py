@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import reduce
 from itertools import product, repeat
 from math import prod
 from operator import lt, sub
@@ -109,3 +110,8 @@ def ordered(box: Box, order: tuple[int, ...]) -> Box:
     Box(start=(1, 2, 3), stop=(4, 5, 6))
     """
     return Box(tuple(box.start[d] for d in order), tuple(box.stop[d] for d in order))
+
+
+def hull_of(boxes: Iterable[Box]) -> Box:
+    """The smallest box that holds all of these, of which there is one at least."""
+    return reduce(Box.hull, boxes)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache, reduce
+from functools import lru_cache
 from math import prod
 from operator import mul, sub
 from typing import Any
@@ -17,13 +17,12 @@ from msgspec.structs import replace
 
 from reshard.dtypes import ITEMSIZE
 from reshard.index import MAX_DIMS, ZEROS, Extent
-from reshard.layout.box import Box
+from reshard.layout.box import Box, hull_of
 from reshard.moving.elements import Array, plain_dtype
 from reshard.moving.scratch import Scratch
 from reshard.moving.task_inputs import Sources
 from reshard.planning.plan import Move
 from reshard.planning.steps import Assembly, Piece
-from reshard.planning.tasks import hull_of
 
 _MUCH_MORE = 1.25
 _MOST_TURNS = 4
@@ -172,7 +171,7 @@ def _sides(sources: Sequence[Piece], targets: Sequence[Piece]) -> _Sides | None:
     places = [len(piece.extents) for piece in (*sources, *targets)]
     if max(places) == 1:
         return tuple(map(_one_row, sources)), tuple(map(_one_row, targets))
-    return (sources, targets) if hull_of(targets).shape[0] <= sum(places) else None
+    return (sources, targets) if hull_of(piece.box for piece in targets).shape[0] <= sum(places) else None
 
 
 def _one_row(piece: Piece) -> Piece:
@@ -244,7 +243,7 @@ def _pattern(kinds: tuple[_Carried, ...]) -> _Pattern | None:
     copies: list[_Copy] = []
     needed: dict[int, int] = {}
     for kind in kinds:
-        hull = reduce(Box.hull, [target.box for target in kind.targets])
+        hull = hull_of(target.box for target in kind.targets)
         for source in kind.sources:
             part_nbytes = (source.box & hull).size * source.itemsize
             needed[source.file] = needed.get(source.file, 0) + part_nbytes

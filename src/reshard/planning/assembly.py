@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import reduce
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -12,7 +11,7 @@ from msgspec.structs import replace
 from reshard.dtypes import FLOATING
 from reshard.errors import PlanError, listed, named_ranks
 from reshard.index import MADE, Extent, TensorSpec
-from reshard.layout.box import Box
+from reshard.layout.box import Box, hull_of
 from reshard.layout.view import in_view
 from reshard.planning.catalog import Catalog, Held, Shard, Tensor
 from reshard.planning.decide import Kept
@@ -122,7 +121,7 @@ class Assembler:
 
     def _part(self, number: int, box: Box) -> PlannedTensor:
         drafted = self.tensors[number]
-        within = reduce(Box.hull, drafted.in_view(box))
+        within = hull_of(drafted.in_view(box))
         step = self._whole[number].step if number in self._whole else self._step(drafted, within)
         return drafted.made_by(needed(Move("", step, drafted.spec.dtype, (Piece(0, within, ()),))))
 

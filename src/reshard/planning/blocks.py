@@ -18,10 +18,9 @@ from msgspec import Struct
 
 from reshard.dtypes import ITEMSIZE
 from reshard.index import ZEROS, Extent, cut_extents
-from reshard.layout.box import Box, ordered
+from reshard.layout.box import Box, hull_of, ordered
 from reshard.planning.plan import Move, Plan
 from reshard.planning.steps import Assembly, Piece
-from reshard.planning.tasks import hull_of
 
 _MUCH_MORE = 4
 _COPIED_NBYTES = 16 << 20
@@ -69,7 +68,7 @@ class Blocks:
         self.base = move.step.base
         self.source_itemsize = ITEMSIZE[self.base.dtype]
         self.target_itemsize = ITEMSIZE[move.dtype]
-        self.hull = hull_of(move.targets)
+        self.hull = hull_of(piece.box for piece in move.targets)
         if not _turned(self.base):
             block_nbytes = min(block_nbytes, _COMPUTED_NBYTES if move.computes else _COPIED_NBYTES)
         wide = self.hull

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from functools import partial, reduce
-from itertools import chain, groupby, repeat
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import chain, compress, groupby, repeat
 from math import prod
-from operator import is_, itemgetter
+from operator import add, attrgetter, is_, ne
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from reshard.dtypes import ITEMSIZE
 from reshard.index import ZEROS, Extent, cut_extents
-from reshard.layout.box import Box
+from reshard.layout.box import Box, hull_of
 from reshard.planning.plan import Move, PlannedTensor, Stacked
 from reshard.planning.shared import LEAST_NBYTES
 from reshard.planning.steps import Assembly, Piece
@@ -22,6 +22,7 @@ _TOGETHER_NBYTES = 8 << 20
 _ENOUGH_NBYTES = 2 << 20
 """What is together when tensors of another kind come goes without them: then those of all layers go alike."""
 _SMALL_NBYTES = 1 << 20
+_OFFSET, _NBYTES = attrgetter("offset"), attrgetter("nbytes")
 Lies = tuple[int, Box, Box | None]
 """A file, what it holds of a tensor, and what its extents hold."""
 
@@ -99,56 +100,55 @@ def _in_a_row(whole: Box, lies: Lies) -> Lies | None:
     return None if outer or at is None else (file, Box((at,), (at + box.size,)), None)
 
 
+class _Small(Struct, frozen=True, gc=False):
+    """Small tensors of one likeness that are cut alike.
+
+    Attributes:
+        number: of the likeness.
+        files: of whole tensors, the source's and the targets'; () for others.
+        hull: what targets need, where more than that would be read of several that move together.
+    """
+
+    number: int
+    likeness: Likeness
+    nbytes: int
+    files: tuple[int, ...]
+    hull: Box | None
+
+
+_Neighbour = tuple[_Small, Targeted]
+
+
 class _Likenesses:
-    """Numbers of the likenesses of small tensors: layers repeat, and to compare them takes longer than all else."""
+    """What is known of small tensors: layers repeat, and to compare them takes longer than all else."""
 
     def __init__(self, *, shared: bool) -> None:
         self._shared = shared
-        self._known: dict[tuple[int, tuple[int, ...]], int | None] = {}
+        self._known: dict[tuple[int, tuple[int, ...]], _Small | None] = {}
         self._numbers: dict[Likeness, int] = {}
-        self._narrow: dict[tuple[int, tuple[int, ...]], Box] = {}
-        self.all: list[Likeness] = []
-        self.nbytes: list[int] = []
 
-    def of(self, each: Targeted) -> int | None:
+    def of(self, each: Targeted) -> _Small | None:
         """None for one that moves by itself: it is large, computed or turned."""
         key = (each.kind, each.cut)
         if key not in self._known:
-            hull = reduce(Box.hull, [piece.box for piece in each.pieces])
-            narrow = _narrowed(each, hull)
-            if narrow is not each:
-                self._narrow[key] = hull
-            self._known[key] = self._new(narrow)
+            self._known[key] = self._new(each)
         return self._known[key]
 
-    def narrowed(self, each: Targeted) -> Targeted:
-        """Without what no target needs: of several that move together all of each piece is read."""
-        hull = self._narrow.get((each.kind, each.cut))
-        return each if hull is None else _narrowed(each, hull)
-
-    def go_on(self, last: tuple[int, Targeted], each: tuple[int, Targeted]) -> bool:
-        """Whether a tensor is written right after the last one by the move of both."""
-        (before, a), (kind, b) = last, each
-        if kind == before:
-            return _follows(b.spots, a.spots)
-        same = self.all[kind].is_whole and self.all[before].is_whole and self.all[kind].files == self.all[before].files
-        return same and _follows(b.spots, a.spots) and _follows(b.tensor.step.base.pieces, a.tensor.step.base.pieces)
-
-    def _new(self, each: Targeted) -> int | None:
-        step, made = each.tensor.step, each.tensor.spec.dtype
+    def _new(self, each: Targeted) -> _Small | None:
+        hull = hull_of(piece.box for piece in each.pieces)
+        narrow = _narrowed(each, hull)
+        step, made = narrow.tensor.step, narrow.tensor.spec.dtype
         if not isinstance(step, Assembly):
             return None
         if any(piece.order or (piece.extents and piece.extents[0].coded) for piece in step.pieces):
             return None
-        likeness = Likeness(step.dtype, made, step.shape, _lie(step.pieces), _lie(each.pieces)).flat()
+        likeness = Likeness(step.dtype, made, step.shape, _lie(step.pieces), _lie(narrow.pieces)).flat()
         small_nbytes = LEAST_NBYTES if self._shared and made == step.dtype else _SMALL_NBYTES
         if not 0 < likeness.nbytes < small_nbytes:
             return None
         number = self._numbers.setdefault(likeness, len(self._numbers))
-        if number == len(self.all):
-            self.all.append(likeness)
-            self.nbytes.append(likeness.nbytes)
-        return number
+        files = likeness.files if likeness.is_whole else ()
+        return _Small(number, likeness, likeness.nbytes, files, None if narrow is each else hull)
 
 
 def _narrowed(each: Targeted, hull: Box) -> Targeted:
@@ -186,50 +186,60 @@ def moves(tensors: Iterable[Targeted], *, front_to_back: bool, shared: bool) -> 
         shared: files may share the bytes of what is not quite small, where they stay what they are.
     """
     kinds = _Likenesses(shared=shared)
-    near: list[tuple[int, Targeted]] = []
+    near: list[_Neighbour] = []
     met: set[int] = set()
     room = _TOGETHER_NBYTES
     for each in tensors:
         kind = kinds.of(each)
-        nbytes = 0 if kind is None else kinds.nbytes[kind]
-        room -= nbytes
-        new = kind not in met and _TOGETHER_NBYTES - room > _ENOUGH_NBYTES + nbytes
-        apart = front_to_back and kind is not None and near and not kinds.go_on(near[-1], (kind, each))
-        if kind is None or room < 0 or new or apart:
-            yield from _moves(kinds, near, front_to_back=front_to_back)
-            near, met, room = [], set(), _TOGETHER_NBYTES - nbytes
         if kind is None:
+            yield from _moves(near, front_to_back=front_to_back)
+            near, met, room = [], set(), _TOGETHER_NBYTES
             yield alone(each)
-        else:
-            near.append((kind, kinds.narrowed(each)))
-            met.add(kind)
-    yield from _moves(kinds, near, front_to_back=front_to_back)
+            continue
+        nbytes = kind.nbytes
+        room -= nbytes
+        new = kind.number not in met and _TOGETHER_NBYTES - room > _ENOUGH_NBYTES + nbytes
+        if room < 0 or new or (front_to_back and near and not _goes_on(near[-1], (kind, each))):
+            yield from _moves(near, front_to_back=front_to_back)
+            near, met, room = [], set(), _TOGETHER_NBYTES - nbytes
+        near.append((kind, each if kind.hull is None else _narrowed(each, kind.hull)))
+        met.add(kind.number)
+    yield from _moves(near, front_to_back=front_to_back)
 
 
-def _moves(kinds: _Likenesses, near: Sequence[tuple[int, Targeted]], *, front_to_back: bool) -> Iterator[Move]:
-    by_kind: dict[int, list[Targeted]] = {}
-    for kind, each in near:
-        by_kind.setdefault(kind, []).append(each)
-    run = _run([kinds.all[kind] for kind in by_kind], [each for _, each in near]) if len(by_kind) > 1 else None
+def _goes_on(last: _Neighbour, each: _Neighbour) -> bool:
+    """Whether a tensor is written right after the last one by the move of both."""
+    (before, a), (kind, b) = last, each
+    if kind.number == before.number:
+        return _follows(b.spots, a.spots)
+    same = kind.files and kind.files == before.files
+    return bool(same) and _follows(b.spots, a.spots) and _follows(b.tensor.step.base.pieces, a.tensor.step.base.pieces)
+
+
+def _moves(near: Sequence[_Neighbour], *, front_to_back: bool) -> Iterator[Move]:
+    by_kind: dict[int, list[_Neighbour]] = {}
+    for known in near:
+        by_kind.setdefault(known[0].number, []).append(known)
+    run = _run(near, {known[0][0].files for known in by_kind.values()}) if len(by_kind) > 1 else None
     if run:
         yield run
     elif front_to_back:
-        yield from (_move(kinds.all[kind], [each for _, each in some]) for kind, some in groupby(near, itemgetter(0)))
+        yield from (_move(list(some)) for _, some in groupby(near, lambda known: known[0].number))
     else:
-        yield from (_move(kinds.all[kind], alike) for kind, alike in by_kind.items())
+        yield from map(_move, by_kind.values())
 
 
-def _run(likenesses: Sequence[Likeness], near: Sequence[Targeted]) -> Move | None:
+def _run(near: Sequence[_Neighbour], files: Collection[tuple[int, ...]]) -> Move | None:
     """Whole tensors as bytes, where they follow one another in source and target."""
-    first, files = near[0], likenesses[0].files
-    if len(first.spots) > 1 or not all(each.is_whole and each.files == files for each in likenesses):
+    first = near[0][1]
+    if len(first.spots) > 1 or len(files) > 1 or not all(files):
         return None
-    of = _joined([each.tensor.step.base.pieces[0].extents for each in near])
-    to = _joined([each.spots[0].extents for each in near])
+    of = _joined([each.tensor.step.base.pieces[0].extents for _, each in near])
+    to = _joined([each.spots[0].extents for _, each in near])
     if len(of) != 1 or len(to) != 1:
         return None
     whole = Box((0,), (to[0].nbytes,))
-    source, *targets = map(Piece, files, repeat(whole), chain((of,), repeat(to)))
+    source, *targets = map(Piece, near[0][0].files, repeat(whole), chain((of,), repeat(to)))
     return Move(first.tensor.name, Assembly("uint8", whole.shape, (source,)), "uint8", tuple(targets))
 
 
@@ -242,9 +252,10 @@ def _follows(places: Iterable[Spot | Piece], last: Iterable[Spot | Piece]) -> bo
     return all(a.extents[-1].end == b.extents[0].offset for a, b in zip(last, places, strict=True))
 
 
-def _move(likeness: Likeness, alike: Sequence[Targeted]) -> Move:
+def _move(some: Sequence[_Neighbour]) -> Move:
     """All as one tensor, with one more dim in front; where they lie apart, in as many extents."""
-    first, count = alike[0], len(alike)
+    likeness, alike, count = some[0][0].likeness, [each for _, each in some], len(some)
+    first = alike[0]
     if count == 1:
         return alone(first)
 
@@ -279,21 +290,12 @@ def _stacked(box: Box, count: int) -> Box:
 
 
 def _joined(parts: Iterable[tuple[Extent, ...]]) -> tuple[Extent, ...]:
-    """The extents one after the other, as one where they lie side by side."""
-    joined: list[Extent] = []
-    first: Extent | None = None
-    start = stop = 0
-    for extent in chain.from_iterable(parts):
-        offset = extent.offset
-        if first is None or offset != stop:
-            joined += _until(first, start, stop)
-            first, start = extent, offset
-        stop = offset + extent.nbytes
-    return (*joined, *_until(first, start, stop))
-
-
-def _until(first: Extent | None, start: int, stop: int) -> tuple[Extent, ...]:
-    """An extent with what follows it: very many are alone."""
-    if first is None:
-        return ()
-    return (first,) if first.nbytes == stop - start else (Extent(start, stop - start),)
+    """The extents one after the other, as one where they lie side by side. Very many are alone."""
+    extents = tuple(chain.from_iterable(parts))
+    offsets = list(map(_OFFSET, extents))
+    stops = list(map(add, offsets, map(_NBYTES, extents)))
+    apart = list(map(ne, stops, offsets[1:]))
+    if all(apart):
+        return extents
+    firsts, lasts = compress(offsets, chain((True,), apart)), compress(stops, chain(apart, (True,)))
+    return tuple([Extent(start, stop - start) for start, stop in zip(firsts, lasts, strict=True)])

@@ -12,7 +12,7 @@ from typing import Literal
 from msgspec.structs import replace
 
 from reshard.index import ZEROS, Extent, cut_extents
-from reshard.layout.box import Box
+from reshard.layout.box import Box, hull_of
 from reshard.layout.tensor import Cell
 from reshard.layout.view import in_view
 from reshard.planning import neighbours
@@ -205,7 +205,7 @@ def needed(move: Move) -> Step:
     """The move's step with those pieces of its base alone that meet the hull of the targets; with all where the lengths
     of whole rows count.
     """
-    hull = hull_of(move.targets)
+    hull = hull_of(piece.box for piece in move.targets)
     pieces = [piece for piece in move.step.base.pieces if piece.box.meets(hull) or piece.box == hull]
     return _with_base(move.step, pieces)
 
@@ -231,7 +231,7 @@ class Near:
         """The step of a tensor without most of the pieces that the targets do not need. Those of one ``kind`` have
         pieces of the same boxes.
         """
-        pieces, hull = step.base.pieces, hull_of(targets)
+        pieces, hull = step.base.pieces, hull_of(piece.box for piece in targets)
         if kind not in self._order:
             self._order[kind] = _order(pieces)
         dim, longest = self._order[kind]
@@ -281,13 +281,5 @@ def hulls(plan: Plan) -> dict[int, Box]:
     known: dict[object, Box] = {}
     for places in map(frozenset, held.values()):
         if places not in known:
-            boxes = [Piece(0, plan.layouts[layout].box(rank), ()) for layout, some in places for rank in some]
-            known[places] = hull_of(boxes)
+            known[places] = hull_of(plan.layouts[layout].box(rank) for layout, some in places for rank in some)
     return {number: known[frozenset(places)] for number, places in held.items()}
-
-
-def hull_of(pieces: Sequence[Piece]) -> Box:
-    hull = pieces[0].box
-    for piece in pieces[1:]:
-        hull = hull.hull(piece.box)
-    return hull
