@@ -127,6 +127,7 @@ def test_patterns_know_a_parameter_by_its_name(tmp_path: Path) -> None:
     ("tensors", "config"),
     [
         ({"norm.modules_to_save.bias": np.ones(6, np.float32)}, {}),
+        ({"norm.bias": np.ones(6, np.float32)}, {"modules_to_save": ["norm"]}),
         (
             {"q.token_adapter.trainable_tokens_delta": np.ones((1, 6), np.float32)},
             {"trainable_token_indices": {"q": [2]}},

@@ -68,7 +68,7 @@ class _Merging:
                 self._used[tensor.name] = _REPEATED
             elif adapter.initial and is_copy(name) and not name.endswith(".bias"):
                 self._used[tensor.name] = _RESIDUES
-            elif adapter.weight != 1 and is_whole(name):
+            elif adapter.weight != 1 and _counts_whole(name, adapter):
                 self._faults.append(f"{name} {COUNTS_WHOLE}")
             elif style := foreign_style(name):
                 self._faults.append(f"{name}: an adapter tensor {style}")
@@ -140,6 +140,11 @@ class _Merging:
             (*self._replacing.warnings, *self._warnings),
             self._how.allow_nan,
         )
+
+
+def _counts_whole(name: str, adapter: Adapter) -> bool:
+    """Whether it is of a layer that was trained whole, which files of PEFT's call as the model does."""
+    return is_whole(name) or any(f"{module}." in name for module in adapter.rules.saved)
 
 
 def by_module(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[LoraPart, Tensor]], list[str]]:
