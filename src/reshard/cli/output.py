@@ -91,6 +91,8 @@ def _meant_path(where: str) -> str:
             return ""
         while not path.parent.exists():
             path = path.parent
+        if path.is_symlink():
+            return f"{path} is a link to {os.readlink(path)}, which is not there"
         names = sorted(found.name for found in path.parent.iterdir() if not found.name.startswith("."))
     except (OSError, ValueError):  # not a path, or one that we may not look at
         return ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 
 from msgspec import Struct
 
@@ -28,6 +29,7 @@ from reshard.storage.storage import join
 from reshard.storage.storages import content_of, storage_of
 from reshard.target.filling import DONE, LOCK, is_being_filled
 from reshard.target.manifest import MANIFEST, read_manifest
+from reshard.target.overwrite import left_of_replacements
 from reshard.target.target_paths import Place
 
 _SHOWN = 4
@@ -180,10 +182,13 @@ def _weight_files(there: Listing) -> Iterator[str]:
                 yield file.path
 
 
-def _left_over(there: Listing) -> tuple[str, ...]:
-    """Files that a write or a download began: no reader takes them."""
+def _left_over(there: Listing) -> Iterator[str]:
+    """What a write or a download began: no reader takes it."""
     names = [entry.name for entry in there.entries if not entry.folder and entry.name.endswith(UNFINISHED)]
-    return (f"left over from a write or a download that did not end, and not read: {some(names)}",) if names else ()
+    if names:
+        yield f"left over from a write or a download that did not end, and not read: {some(names)}"
+    for path in () if storage_of(there.path).remote else left_of_replacements(Path(there.path)):
+        yield f"beside it lies {path}, which an --overwrite left that was killed; the next conversion removes it"
 
 
 def _lacking(found: Catalog, path: str) -> Iterator[Fault]:

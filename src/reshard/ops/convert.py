@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -43,7 +44,7 @@ from reshard.storage.machine import set_aside
 from reshard.storage.storage import join
 from reshard.storage.storages import storage_of
 from reshard.target.overwrite import Replacement
-from reshard.target.preflight import refuse_occupied, refuse_source, refuse_within
+from reshard.target.preflight import refuse_occupied, refuse_replacing, refuse_within
 from reshard.target.target_paths import Place
 
 _OTHERS_FILES = (
@@ -212,7 +213,7 @@ def execute(plan: Plan, dst: str | Path, means: Means, observer: Observer) -> Co
     if not means.nodes_local and place.occupied() and (means.overwrite or not joins(plan, means)):
         if not means.overwrite:
             refuse_occupied(place)
-        refuse_source(place, (s.path for s in plan.sources))
+        refuse_replacing(place, (s.path for s in plan.sources), means.read_besides)
         if not place.single:
             replacement = Replacement(place)
             place = replacement.place
@@ -268,8 +269,11 @@ def _warnings(hard_links: int, misfits: tuple[Misfits, ...]) -> Iterator[str]:
 
 def names_file(dst: str | Path) -> bool:
     """Whether a target is one weight file rather than a folder, by its name and by what is there. Raises UsageError for
-    the name of a weight file of a kind that is not written, and for one that a manifest cannot hold.
+    the name of a weight file of a kind that is not written, for one that a manifest cannot hold, and for a link that
+    leads nowhere: who put it there wants neither it replaced nor something made where nobody looks.
     """
+    if os.path.islink(dst) and not os.path.exists(dst):
+        raise UsageError("a link that leads nowhere", str(dst), "remove the link, or make what it leads to")
     others = str(dst).lower().endswith((*_OTHERS_FILES, *suffixes())) and format_of(str(dst)) is None
     if others and not Path(dst).is_dir():
         raise UsageError(

@@ -75,6 +75,11 @@ class Means(Struct, frozen=True, kw_only=True):
             raise UsageError("--nodes-local needs --engine ray and a target that is not there yet")
 
     @property
+    def read_besides(self) -> tuple[str, ...]:
+        """Paths of what is read beside the source."""
+        return ()
+
+    @property
     def spare_nbytes(self) -> int:
         """What ``max_memory_nbytes`` leaves beside the program itself; without it, no bound that matters."""
         return (self.max_memory_nbytes or 1 << 62) - _RESERVED_NBYTES
@@ -168,6 +173,12 @@ class Options(Means, frozen=True):
             raise UsageError(f"--tp {self.tp} --pp {self.pp} --ep {self.ep}", hint="numbers from 1")
         if self.missing not in ("error", "drop"):
             raise UsageError(f"--missing {self.missing!r}", hint="one of: error, drop")
+
+    @property
+    def read_besides(self) -> tuple[str, ...]:
+        naming = self.naming
+        said = (self.src_strategy, self.dst_strategy, naming.model, naming.src_model, naming.dst_model)
+        return tuple(path for path in said if isinstance(path, str) and path)
 
     def naming_of(self, source: Catalog) -> Naming:
         """What is to be done with names: Megatron's targets have their own, which its own saves have, too; what goes

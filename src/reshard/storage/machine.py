@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +18,7 @@ _NETWORK_WORKERS = 16
 _REMOTE_WORKERS = 32
 _MOST_LOCAL_WORKERS = 8
 _ASK_S = 0.2
+_ESCAPED = re.compile(r"\\([0-7]{3})")  # as a space in a path is told
 
 
 def filesystem(path: str | Path) -> str:
@@ -33,6 +35,11 @@ def has_server_copies(path: str | Path) -> bool:
     """Whether a server lets its files be copied without sending them: NFS from 4.2 on."""
     kind, options = _of_mount(Path(path), _mounts())
     return kind in ("nfs", "nfs4") and "vers=4.2" in options.split(",")
+
+
+def is_mount_point(path: str | Path) -> bool:
+    """Whether something is mounted at a path, be it a folder of the same disk."""
+    return os.path.realpath(path) in _mounts()
 
 
 def memory_limit_nbytes() -> int | None:
@@ -104,10 +111,11 @@ def set_aside() -> Iterator[None]:
 def _mounts() -> dict[str, tuple[str, str]]:
     """Mount point → file system type and options, as Linux tells; empty elsewhere."""
     try:
-        lines = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = os.fsdecode(Path("/proc/self/mounts").read_bytes()).splitlines()
     except OSError:
         return {}
-    return {words[1]: (words[2], words[3]) for words in map(str.split, lines) if len(words) > 3}
+    found = (words for words in map(str.split, lines) if len(words) > 3)
+    return {_ESCAPED.sub(lambda m: chr(int(m[1], 8)), words[1]): (words[2], words[3]) for words in found}
 
 
 def _of_mount(path: Path, mounts: dict[str, tuple[str, str]]) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,9 +44,21 @@ def text_of(path: str) -> str:
 
 
 def is_inside(path: str | Path, folder: str | Path) -> bool:
-    """Whether a path lies in a folder or is the folder, links followed."""
+    """Whether a path lies in a folder or is the folder: links followed, and one that is mounted twice is one."""
     if is_url(str(path)) or is_url(str(folder)):
         return f"{str(path).rstrip('/')}/".startswith(f"{str(folder).rstrip('/')}/")
     with reported(path):
-        resolved, outer = Path(path).resolve(), Path(folder).resolve()
-    return resolved == outer or outer in resolved.parents
+        resolved, outer = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
+    return any(_are_one(place, outer) for place in (resolved, *resolved.parents))
+
+
+def _are_one(place: Path, other: Path) -> bool:
+    """Whether two paths without links are of one place. Hard links of a file are two."""
+    if place == other:
+        return True
+    try:
+        if other.is_dir():
+            return place.samefile(other)
+        return place.name == other.name and place.parent.samefile(other.parent)
+    except OSError:  # one of them is not there, or nobody may ask
+        return False

@@ -37,6 +37,7 @@ from reshard.target.manifest import (
     small_file,
     whole,
 )
+from reshard.target.overwrite import forget_replacements
 from reshard.target.target_paths import Place
 
 T = TypeVar("T")
@@ -101,6 +102,8 @@ class Filling:
         self.misfits: tuple[ShardMisfits, ...] = ()
         try:
             self._take_files(join=join)
+            if self._locks and self._locks.real and not place.single:
+                forget_replacements(Path(place.folder))
             self._begin(join=join)
             if join:
                 self.done = frozenset(self._whole_files())

@@ -12,6 +12,8 @@ from reshard.storage.disk import exchange, sync_folder
 from reshard.target.locks import Locks
 from reshard.target.target_paths import Place
 
+_NEW, _OLD = "new", "old"
+
 
 def beside(folder: Path, what: str) -> Path:
     """A hidden place on the disk where a folder is, links followed."""
@@ -24,12 +26,31 @@ def new_beside(folder: Path, what: str) -> Path:
     return beside(folder, f"{what}-{os.urandom(4).hex()}")
 
 
+def left_beside(folder: Path, what: str) -> list[Path]:
+    """What runs made beside a folder, and did not remove yet; nothing where nobody may look."""
+    first = beside(folder, f"{what}-")
+    try:
+        return sorted(path for path in first.parent.iterdir() if path.name.startswith(first.name))
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return []
+
+
 def forget(folder: Path, what: str, kept: Path | None = None) -> None:
     """Remove what earlier runs left beside a folder, but for one."""
-    first = beside(folder, f"{what}-")
-    for old in first.parent.iterdir() if first.parent.is_dir() else ():
-        if old.name.startswith(first.name) and old != kept:
+    for old in left_beside(folder, what):
+        if old != kept:
             shutil.rmtree(old, ignore_errors=True)
+
+
+def forget_replacements(folder: Path) -> None:
+    """Remove what runs that were killed left of ``Replacement``; for one who has locked the target."""
+    forget(folder, _NEW)
+    forget(folder, _OLD)
+
+
+def left_of_replacements(folder: Path) -> list[Path]:
+    """What ``forget_replacements`` would remove."""
+    return [*left_beside(folder, _NEW), *left_beside(folder, _OLD)]
 
 
 class Replacement:
@@ -41,8 +62,6 @@ class Replacement:
     def __init__(self, place: Place) -> None:
         if not place.local:
             raise UsageError("object storage has no rename", place.path, "remove it first, or choose another target")
-        if Path(place.path).is_file():
-            raise UsageError("a file stands where a folder should go", place.path, "choose another target")
         self._old = Path(place.path).resolve()  # a link to the target stays, what it leads to is replaced
         with suppress(FileNotFoundError):  # the current folder may be gone itself
             if Path.cwd().is_relative_to(self._old):
@@ -58,15 +77,14 @@ class Replacement:
                 "another conversion is writing here", place.path, "wait for it to end, or choose another target"
             )
         if self._locks.real:
-            forget(self._old, "new")
-            forget(self._old, "old")
-        self._new = new_beside(self._old, "new")
+            forget_replacements(self._old)
+        self._new = new_beside(self._old, _NEW)
         self.place = Place.of(self._new, single=False)
 
     def swap(self) -> None:
         """The old one is removed once the new one has its name; where the system can, names change in one step."""
         with reported(self._old):
-            aside = new_beside(self._old, "old")
+            aside = new_beside(self._old, _OLD)
             if exchange(str(self._new), str(self._old)):
                 os.rename(self._new, aside)
             else:
@@ -80,6 +98,8 @@ class Replacement:
             sync_folder(str(self._old.parent))
         try:
             shutil.rmtree(aside)
+        except FileNotFoundError:
+            return  # the next run has begun to remove it, too
         except OSError as error:
             raise StorageError(
                 f"the new target is in its place; the old one could not be removed: {error.strerror}",

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from reshard.errors import StorageError, UsageError, reported
+from reshard.storage.machine import is_mount_point
 from reshard.storage.storages import is_inside
 from reshard.target.target_paths import Place
 
@@ -48,11 +49,24 @@ def check_room(place: Place, nbytes: int) -> None:
         raise StorageError("not allowed to write here", str(folder), "check owner and mode of the folder")
 
 
-def refuse_source(place: Place, sources: Iterable[str]) -> None:
-    """Raises UsageError where writing the target would replace a source."""
+def refuse_replacing(place: Place, sources: Iterable[str], besides: Iterable[str]) -> None:
+    """Raises UsageError for a target whose place nothing new can take, or where a source, or what is read besides,
+    would be lost with it.
+    """
+    _refuse_file(place)
+    if place.local and is_mount_point(place.path):
+        raise UsageError(
+            "a file system is mounted here, which cannot be replaced",
+            place.path,
+            "choose a target in it; or remove what it holds, and leave --overwrite out",
+        )
     for source in sources:
         if is_inside(source, place.path):
             raise UsageError("the source lies inside the target", place.path, "choose another target")
+    for path in besides:
+        if is_inside(path, place.path):
+            said = f"{path} lies inside the target, which is to be replaced"
+            raise UsageError(said, place.path, "move it away first")
 
 
 def refuse_within(place: Place, sources: Iterable[str]) -> None:
@@ -62,6 +76,13 @@ def refuse_within(place: Place, sources: Iterable[str]) -> None:
             raise UsageError(f"the target lies inside the source {source}", place.path, "choose one beside it")
 
 
+def _refuse_file(place: Place) -> None:
+    there = place.storage.entry(place.path)
+    if there is not None and not (place.single or there.folder):
+        raise UsageError("a file stands where a folder should go", place.path, "choose another target")
+
+
 def refuse_occupied(place: Place) -> None:
+    _refuse_file(place)
     if place.occupied():
         raise UsageError("the target is not empty", place.path, "choose another, or give --overwrite or --resume")

@@ -101,7 +101,7 @@ def test_an_empty_folder_is_no_obstacle(job: Job) -> None:
 
 def test_a_file_where_the_folder_goes(job: Job) -> None:
     job.out.write_text("x")
-    with pytest.raises(UsageError, match="not empty"):
+    with pytest.raises(UsageError, match="a file stands where a folder should go"):
         job.run()
 
 
