@@ -132,16 +132,25 @@ def translated(error: OSError, path: str) -> ReshardError:
         return CheckpointError("a socket or a device, not a file", path)
     if error.errno == errno.ENAMETOOLONG:
         return StorageError(f"not allowed: {said}", path, "choose a shorter name")
+    if error.errno == errno.EFBIG:
+        return StorageError(said, path, "allow this process larger files (ulimit -f), or choose another file system")
     if error.errno == errno.EMFILE:
         return StorageError(said, path, "allow this process more open files (ulimit -n, RLIMIT_NOFILE)")
     return StorageError(said, path, "check the disk; run again with --resume")
 
 
 def as_ours(error: BaseException) -> ReshardError:
-    """What a program says of an error that is none of ours: of a file the system's word, else a bug."""
+    """What a program says of an error that is none of ours: of a file and of what runs out the system's word, else a
+    bug.
+    """
     if isinstance(error, OSError) and error.filename:
         return translated(error, str(error.filename))
-    return RunError(f"{type(error).__name__}: {error}", hint="a bug in reshard; --debug shows where")
+    if isinstance(error, FileNotFoundError):  # only the current folder is asked for without a name
+        return UsageError("the current folder is gone", hint="go to one that is there: cd")
+    hint = "a bug in reshard; --debug shows where"
+    if isinstance(error, MemoryError) or str(error) == "can't start new thread":
+        hint = "allow this process more memory and threads (ulimit -v, ulimit -u), or give it fewer --workers"
+    return RunError(f"{type(error).__name__}: {error}", hint=hint)
 
 
 def listed(faults: list[str], limit: int = 8) -> str:

@@ -12,6 +12,14 @@ from reshard.errors import as_ours
     [
         (PermissionError(13, "Permission denied", "strategy"), 4, "strategy: not allowed: Permission denied"),
         (IsADirectoryError(21, "Is a directory", "model"), 3, "model: a folder, expected a file"),
+        (FileNotFoundError(2, "No such file or directory"), 2, "the current folder is gone"),
+        (
+            RuntimeError("can't start new thread"),
+            5,
+            "RuntimeError: can't start new thread\n  hint: allow this process more",
+        ),
+        (MemoryError(), 5, "MemoryError: \n  hint: allow this process more memory"),
+        (OSError(27, "File too large", "m"), 4, "m: File too large\n  hint: allow this process larger files"),
         (OSError(5, "Input/output error"), 5, "OSError: [Errno 5]"),
         (KeyError("w"), 5, "KeyError: 'w'"),
     ],

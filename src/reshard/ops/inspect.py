@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -79,6 +79,7 @@ def opened(
         raise UsageError(f"--on-rank is of rank folders, and this is {family}", there.path, "leave --on-rank out")
     if family != "ranks" or (source.strategy and rank is None):
         made = open_source(source)
+        _refuse_absent(rank, made.files, source.path)
         if not is_adapter(made.tensors):
             return made
         return replace(made, family=f"an adapter ({'LoRA' if any(map(is_lora, made.tensors)) else 'PEFT'})")
@@ -101,12 +102,17 @@ def _of_rank(files: list[IndexedFile], rank: int | None, path: str) -> Catalog:
         if len(files) > 1:
             warnings = (f"no --strategy: shapes are those of the shards of rank {rank}",)
             family = "rank folders without their strategy, as rank {} holds them"
+    _refuse_absent(rank, files, path)
     mine = [f for f in files if f.rank == rank]
-    if not mine:
-        there = ", ".join(str(f.rank) for f in files[:16]) + (" …" if len(files) > 16 else "")
-        raise CheckpointError(f"no file of rank {rank}", path, f"ranks {there} are there")
     others = (f for f in files if f.rank != rank)
     return replace(catalog_of_full(mine), files=(*mine, *others), warnings=warnings, family=family.format(rank))
+
+
+def _refuse_absent(rank: int | None, files: Sequence[IndexedFile], path: str) -> None:
+    ranks = sorted({file.rank for file in files})
+    if rank is not None and rank not in ranks:
+        there = ", ".join(map(str, ranks[:16])) + (" …" if len(ranks) > 16 else "")
+        raise CheckpointError(f"no file of rank {rank}", path, f"ranks {there} are there")
 
 
 def inspect(
