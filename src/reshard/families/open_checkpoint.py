@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 from msgspec.structs import replace
 
-from reshard.errors import UsageError, some
+from reshard.errors import CheckpointError, UsageError, some
 from reshard.families.family import Family
+from reshard.families.ours import refuse_unfinished_target
 from reshard.families.registry import listing, recognised
 from reshard.families.source import NO_ITERATIONS, Source
 from reshard.planning.catalog import Catalog
@@ -29,9 +30,13 @@ def open_source(source: Source) -> Catalog:
     source's family does not take.
     """
     there = listing(source.path)
-    family = recognised(there, source.family)
-    _check_taken(source, family, there.path)
-    found = family.read(there, source)
+    try:
+        family = recognised(there, source.family)
+        _check_taken(source, family, there.path)
+        found = family.read(there, source)
+    except CheckpointError:
+        refuse_unfinished_target(there.path)  # which is why it lacks what it lacks
+        raise
     warnings = (*found.warnings, *_withheld(found))
     return replace(found, kind=family.name, warnings=warnings, places=(there.path,))
 

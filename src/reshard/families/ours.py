@@ -31,6 +31,7 @@ from reshard.target.target_paths import Place
 _OnRank = tuple[int, int | None, ToldShard]
 """A rank, the number of its file, which may be missing, and what that holds of a tensor."""
 NOT_TRUSTED = "its manifest is not trusted"
+_UNFINISHED = "a conversion into it has not ended: it is not whole"
 
 
 class ByManifest(Struct, frozen=True):
@@ -173,11 +174,16 @@ def _tensor(name: str, told: Sequence[_OnRank], devices: int) -> Tensor:
     return next((tensor for tensor in found if not tensor.shards.missing()), found[0])
 
 
+def unfinished_target(path: str) -> str:
+    """What is said of a target of ours that is being filled; "" for none."""
+    return _UNFINISHED if is_being_filled(Place.of(path, single=False)) else ""
+
+
 def refuse_unfinished_target(path: str) -> None:
     """Raises CheckpointError for a target of ours that is being filled: what lacks of it, nobody can see."""
-    if is_being_filled(Place.of(path, single=False)):
+    if told := unfinished_target(path):
         raise CheckpointError(
-            "a conversion into it has not ended: it is not whole",
+            told,
             path,
             "give the same command with --resume; rank folders are read as far as they go with --src-strategy",
         )

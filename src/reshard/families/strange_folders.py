@@ -13,8 +13,6 @@ from reshard.families.registry import FALLBACK, FAMILIES, FamilyEntry
 from reshard.formats.registry import format_of, suffixes
 from reshard.storage.storage import Entry, join
 from reshard.storage.storages import storage_of
-from reshard.target.filling import is_being_filled
-from reshard.target.target_paths import Place
 
 UNFINISHED = (".incomplete", ".aria2", ".crdownload", ".part", ".partial", ".download", ".!qB", ".tmp")
 _NOT_YET = "not read yet by this release"
@@ -74,9 +72,6 @@ def no_weights(path: str, entries: Sequence[Entry]) -> CheckpointError:
     below = checkpoints_below(path, entries)
     hint = f"give one of what lies below: {' or '.join(below[:_SHOWN])}" if below else _hint(entries)
     told = tells_of_weights(entries)
-    if told and is_being_filled(Place.of(path, single=False)):
-        said = f"a conversion into it has not ended: it holds {held(entries)}"
-        return CheckpointError(said, path, "give the same command again, as: reshard convert SRC DST --resume")
     if told and told not in unfinished(entries):
         said = f"{told} is there, and the weights that it goes with ({endings}) are not: it holds {held(entries)}"
         return CheckpointError(said, path, f"bring them; or {hint}")

@@ -15,7 +15,7 @@ from reshard.families.discover import Select, files_of
 from reshard.families.full import catalog_of_full
 from reshard.families.headers import index_files
 from reshard.families.open_checkpoint import open_source
-from reshard.families.ours import ByManifest, by_manifest
+from reshard.families.ours import ByManifest, by_manifest, unfinished_target
 from reshard.families.registry import FALLBACK, listing, recognised
 from reshard.families.source import Source, source_at
 from reshard.names.naming import convention_of
@@ -90,7 +90,7 @@ def opened(
         return open_source(source)
     made = _of_rank(files, rank, source.path)
     empty = tuple(f"rank_{rank} holds no weight file" for rank in found.empty[:4])
-    doubts = filter(None, [ours.untrusted])
+    doubts = filter(None, [ours.untrusted, unfinished_target(source.path)])
     return replace(made, warnings=(*found.warnings, *doubts, *made.warnings, *empty))
 
 
