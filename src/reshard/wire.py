@@ -66,25 +66,27 @@ def signed(value: int) -> int:
 
 def fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
     """The (field number, value) pairs of a message held in memory, in order. Raises FormatError."""
-    at = 0
-    while at < len(data):
+    at, end = 0, len(data)
+    while at < end:
         tag, at = (data[at], at + 1) if data[at] < 128 else read_varint(data, at)
+        number, kind = tag >> 3, tag & 7
         value: int | bytes
-        if tag & 7 == VARINT:
+        if kind == VARINT:
             value, at = read_varint(data, at)
         else:
-            if tag & 7 == BYTES:
-                nbytes, at = read_varint(data, at)
-            elif tag & 7 in (FIXED64, FIXED32):
-                nbytes = 8 if tag & 7 == FIXED64 else 4
+            if kind == BYTES:
+                nbytes, at = (data[at], at + 1) if at < end and data[at] < 128 else read_varint(data, at)
+            elif kind in (FIXED64, FIXED32):
+                nbytes = 8 if kind == FIXED64 else 4
             else:
-                raise FormatError(f"wire type {tag & 7} at byte {at}")
-            if nbytes > len(data) - at:
-                raise FormatError(f"field {tag >> 3} of {nbytes} bytes at byte {at}, {len(data) - at} are left")
-            value, at = data[at : at + nbytes], at + nbytes
-        if tag >> 3 == 0:
+                raise FormatError(f"wire type {kind} at byte {at}")
+            stop = at + nbytes
+            if stop > end:
+                raise FormatError(f"field {number} of {nbytes} bytes at byte {at}, {end - at} are left")
+            value, at = data[at:stop], stop
+        if number == 0:
             raise FormatError(f"field number 0 at byte {at}")
-        yield tag >> 3, value
+        yield number, value
 
 
 def packed_or_single(value: int | bytes) -> list[int]:

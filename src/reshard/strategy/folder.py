@@ -100,7 +100,7 @@ def stage_files(folder: AnyPath) -> Mapping[int, StrategyFile]:
     stages: dict[int, StrategyFile] = {}
     for file in single:
         known = stages.setdefault(file.stage, file)
-        if known.entries() != file.entries():
+        if known is not file and known.entries() != file.entries():
             raise _mixed(folder, [known.path, file.path])
     _check_ranks(folder, paths, single, stages)
     return dict(sorted(stages.items()))
@@ -227,8 +227,11 @@ def _from_stages(stages: Mapping[int, StrategyFile], where: str) -> Strategy:
 
 def _devices(file: StrategyFile) -> int:
     """Ranks of the stage that a file describes: what every device matrix in it multiplies to."""
+    distinct: dict[int, tuple[str, AnySharding]] = {}  # thousands of tensors share a few
+    for name, item in file.layouts.items():
+        distinct.setdefault(id(item.entry), (name, item.entry))
     counts: dict[int, str] = {}
-    for name, entry in file.entries().items():
+    for name, entry in distinct.values():
         counts.setdefault(_sharding_of(entry).devices, name)
     if len(counts) > 1:
         (a, first), (b, second) = list(counts.items())[:2]
