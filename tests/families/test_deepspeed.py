@@ -243,12 +243,12 @@ def test_replicas_of_tensor_parallel_ranks_are_compared_where_that_is_asked(tmp_
     checked = Options(check_replicas=True, fsync=False)
     reshard.convert(source, tmp_path / "a.safetensors", checked)
 
-    def change(value: Any) -> None:
-        norm = value["module"]["norm__weight"]
-        other = next(v for k, v in value["module"].items() if k != "norm__weight" and v.shape == norm.shape)
-        value["module"]["norm__weight"] = other
-
-    rewritten(source / "mp_rank_01_model_states.pt", change)
+    path = source / "mp_rank_01_model_states.pt"
+    records = read_torch_records(DiskFile(str(path)))
+    norm = records.pickled.value["module"]["norm__weight"]
+    content = bytearray(path.read_bytes())
+    content[records.place(norm.storage).offset + norm.offset * 2] ^= 1
+    path.write_bytes(content)
     with pytest.raises(ReshardError, match="norm__weight"):
         reshard.convert(source, tmp_path / "b.safetensors", checked)
 
@@ -304,6 +304,34 @@ def test_masters_that_are_not_the_model_s_weights_are_refused(case: str, tmp_pat
     rewritten(model, _reversed)
     with pytest.raises(CheckpointError, match=r"not those of mp_rank_00_model_states\.pt, rounded"):
         reshard.plan(source, "out.safetensors")
+
+
+def _turned(value: Any) -> None:
+    """As where the optimizer was given layers from the last to the first: of what has one shape, each is another's."""
+    (masters,) = value["optimizer"]["fp32_groups"]
+    by_shape: dict[tuple[int, ...], list[Any]] = {}
+    for master in masters:
+        by_shape.setdefault(master.shape, []).append(master)
+    masters[:] = [by_shape[master.shape].pop() for master in masters]
+
+
+def test_without_zero_masters_of_others_are_left_out(tmp_path: Path) -> None:
+    source = folder("z0_fp16_r2", tmp_path)
+    assert sum(name.startswith("fp32.") for name in reshard.open(source)) == 23
+    (model,) = source.glob("mp_rank_00_model_states.pt")
+    rewritten(model, _turned)
+    plan = reshard.plan(source, "out.safetensors")
+    assert len(plan.tensors) == 23
+    assert any("nothing says which parameter has which" in warning for warning in plan.warnings)
+
+
+def test_without_zero_a_tied_weight_is_one_parameter(tmp_path: Path) -> None:
+    """No list of second names is saved then."""
+    source = folder("z0_fp16_r2", tmp_path)
+    names = {*reshard.open(source)}
+    (model,) = source.glob("mp_rank_00_model_states.pt")
+    rewritten(model, lambda value: value["module"].update(second=value["module"]["model.embed_tokens.weight"]))
+    assert {*reshard.open(source)} == {*names, "second"}
 
 
 def test_one_weight_that_differs_is_told(tmp_path: Path) -> None:

@@ -31,10 +31,7 @@ def check_copies(
     An element may be off by one in its last bit: some optimizers round at random.
     """
     chosen = [name for name in _chosen(model) if name in found and found[name].spec.dtype == "float32"]
-    parts = {states.part.number: states.part for states in ranks}
-    with ThreadPoolExecutor(storage_of(model.part.path).at_once) as pool:
-        told = list(pool.map(lambda name: _differs(model, parts, found[name]), chosen))
-    wrong = [name for name, differs in zip(chosen, told, strict=True) if differs]
+    wrong = differing(model, [states.part for states in ranks], [found[name] for name in chosen])
     if not wrong:
         return
     what = f"the optimizer's weights are not those of {model.part.file.name}, rounded: {', '.join(wrong)}"
@@ -45,6 +42,23 @@ def check_copies(
             "files of two saves lie together, or parameters in another order than param_shapes say: bring those of one",
         )
     warnings.append(f"{ranks[0].part.path}: {what}")
+
+
+def differing(model: ModelStates, holders: Sequence[TorchPart], masters: Sequence[RankSlice]) -> list[str]:
+    """Those of the parameters whose masters, in fp32, are not the model's own weights, rounded.
+
+    ``holders``: the files that may hold masters.
+    """
+    parts = {part.number: part for part in holders}
+    module = model.module or {}
+    told = [
+        one
+        for one in masters
+        if one.spec.dtype == "float32" and one.name in module and module[one.name].dtype in _UNSIGNED
+    ]
+    with ThreadPoolExecutor(storage_of(model.part.path).at_once) as pool:
+        wrong = list(pool.map(lambda master: _differs(model, parts, master), told))
+    return [master.name for master, differs in zip(told, wrong, strict=True) if differs]
 
 
 def _chosen(model: ModelStates) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import repeat
 
 from msgspec.structs import replace
 
@@ -14,7 +15,7 @@ from reshard.families.zero_files import ModelStates, OptimizerStates, Shapes, fp
 from reshard.families.zero_layers import EXPERT, check_experts, of_experts, of_layers, tensor_of, whole_slice
 from reshard.families.zero_moments import named_state, of_group
 from reshard.families.zero_partitions import consecutive, interleaved
-from reshard.families.zero_proof import check_copies
+from reshard.families.zero_proof import check_copies, differing
 from reshard.families.zero_told import SaveFiles
 from reshard.formats.torch_values import TensorRef
 from reshard.index import TensorSpec
@@ -184,17 +185,21 @@ def _as_stored(model: ModelStates, known: set[str], stage: int) -> Slices:
 
 
 def _of_stage_0(model: ModelStates, weights: Slices) -> Slices:
-    """Masters and moments of an optimizer that was not cut: the n-th is that of the n-th parameter."""
+    """Masters and moments of an optimizer that was not cut: the n-th is that of the n-th parameter. None where shapes,
+    or masters that are other numbers than the weights, say that it is not.
+    """
     inner = model.optimizer.get("optimizer_state_dict", model.optimizer)
     masters = fp32_groups(model)
     states = groups_of_states({"base_optimizer_state": inner}, model.part)
-    names = [name for name in weights if name not in model.buffers and name not in model.shared]
+    names = _parameters(model, weights)
     found: Slices = {}
     shapes = [value.shape for value in masters]
     if not shapes:
         shapes = [next((v.shape for v in s.values() if isinstance(v, TensorRef) and v.shape), ()) for s in states]
     twice = len(set(shapes)) < len(shapes) and len(inner.get("param_groups") or ()) > 1
     if twice or shapes != [weights[name].spec.shape for name in names]:
+        return {}
+    if differing(model, [model.part], [whole_slice(*one) for one in zip(names, repeat(model.part), masters)]):
         return {}
     for number, name in enumerate(names):
         state = states[number] if number < len(states) else {}
@@ -204,6 +209,19 @@ def _of_stage_0(model: ModelStates, weights: Slices) -> Slices:
         if number < len(masters):
             found[named_state("fp32", name)] = whole_slice(name, model.part, masters[number])
     return found
+
+
+def _parameters(model: ModelStates, weights: Slices) -> list[str]:
+    """Names of what the optimizer may have been given, in order: of tied weights the first. Without ZeRO no list of
+    these is saved; they are one storage.
+    """
+    found: dict[object, str] = {}
+    for name in weights:
+        if name not in model.buffers and name not in model.shared:
+            value = (model.module or {}).get(name)
+            place = (value.storage.key, value.offset, value.shape) if value is not None and value.size else name
+            found.setdefault(place, name)
+    return list(found.values())
 
 
 def _held_states(model: ModelStates) -> int:
