@@ -13,6 +13,8 @@ import reshard
 from making import read_file, write_file
 from reshard.errors import PlanError, UsageError
 from reshard.ops.adapters import AdapterAt
+from reshard.ops.lora import open_merge
+from reshard.ops.options import Options
 
 FRONT = "base_model.model."
 BASE = {
@@ -200,3 +202,38 @@ def test_heads_and_embeddings_are_stored_alike_whatever_layers_are(tmp_path: Pat
         found = read_file(tmp_path / "out.safetensors")
         np.testing.assert_array_equal(found["h.c_proj.weight"], np.tile([3, 3, 0, 0], (4, 1)))
         np.testing.assert_array_equal(found["lm_head.weight"], np.full((9, 4), 2))
+
+
+CLASSES = {"modules_to_save": ["classifier", "score"]}  # PEFT says both of any model
+
+
+def test_a_classifier_that_the_base_has_not_is_written(tmp_path: Path) -> None:
+    score = np.ones((3, 6), np.float32)
+    path = save_adapter(tmp_path / "a", {**ones(1), "score.weight": score}, **CLASSES)
+    adapter = AdapterAt(path, reshard.lora_config(adapter=path))
+    found = merged(tmp_path, [adapter])
+    assert found.keys() == {*BASE, "score.weight"}
+    np.testing.assert_array_equal(found["score.weight"], score)
+    warnings = open_merge(tmp_path / "base.safetensors", Options(), [adapter]).joined.source.warnings
+    assert warnings == (
+        "score.weight is written, and the base has none: config.json must name the class that it was trained in",
+    )
+    other = save_adapter(tmp_path / "b", {"score.weight": score}, **CLASSES)
+    with pytest.raises(PlanError, match=r"a second replacement of score\.weight"):
+        merged(tmp_path, [adapter, AdapterAt(other, reshard.lora_config(adapter=other))])
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("score.weight", {}),
+        ("a.norm.bias", {"modules_to_save": ["norm"]}),
+        ("lm_head.weight", {"modules_to_save": ["lm_head"]}),
+    ],
+)
+def test_what_may_be_the_base_s_under_another_name_is_none_of_its_own(
+    tmp_path: Path, name: str, config: Arrays
+) -> None:
+    path = save_adapter(tmp_path / "a", {**ones(1), name: np.ones(6, np.float32)}, **config)
+    with pytest.raises(PlanError, match=f"the base has no {name} that it would replace"):
+        merged(tmp_path, [AdapterAt(path, reshard.lora_config(adapter=path))])

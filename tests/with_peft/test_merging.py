@@ -118,6 +118,20 @@ def test_gpt2_with_its_head(tmp_path: Path) -> None:
     close(read_file(tmp_path / "out.safetensors"), read(tmp_path / "wanted"))
 
 
+def test_a_classifier_on_a_model_of_language(tmp_path: Path) -> None:
+    import transformers
+
+    model("Llama").save_pretrained(tmp_path / "base")
+    base = transformers.LlamaForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=3)
+    adapted = peft.get_peft_model(base, peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["q_proj", "v_proj"]))
+    shaken(adapted)
+    adapted.save_pretrained(tmp_path / "adapter")
+    adapted.merge_and_unload().save_pretrained(tmp_path / "wanted")
+    found = read_file(merged(tmp_path / "base", tmp_path, "out.safetensors", Options()))
+    found.pop("lm_head.weight")  # the base's, which a classifier does without
+    close(found, read(tmp_path / "wanted"))
+
+
 ADAPTERS: dict[str, dict[str, Any]] = {
     "all linear": {"target_modules": ALL},
     "DoRA": {"target_modules": ["q_proj", "v_proj", "up_proj", "down_proj"], "use_dora": True, "use_rslora": True},

@@ -17,6 +17,7 @@ from reshard.planning.lora_names import (
     is_whole,
     lora_name,
     model_name,
+    whole_module,
 )
 from reshard.planning.lora_replaced import Replacing, is_copy
 from reshard.planning.lora_sums import LoraSums
@@ -68,7 +69,7 @@ class _Merging:
                 self._used[tensor.name] = _REPEATED
             elif adapter.initial and is_copy(name) and not name.endswith(".bias"):
                 self._used[tensor.name] = _RESIDUES
-            elif adapter.weight != 1 and _counts_whole(name, adapter):
+            elif adapter.weight != 1 and _saved_module(name, adapter):
                 self._faults.append(f"{name} {COUNTS_WHOLE}")
             elif style := foreign_style(name):
                 self._faults.append(f"{name}: an adapter tensor {style}")
@@ -78,7 +79,7 @@ class _Merging:
                 if adapter.keeps_tied and self._replacing.is_tied(wanted):
                     self._used[tensor.name] = _TIED
                     self._replacing.stays_tied = True
-                elif fault := self._replacing.replace(wanted, name, tensor):
+                elif fault := self._replacing.replace(wanted, name, tensor, _saved_module(name, adapter)):
                     self._faults.append(fault + self._hints.near(wanted))
 
     def add(self, adapter: Adapter) -> None:
@@ -106,16 +107,18 @@ class _Merging:
         """
         ends = tuple(f".{target}" for target in adapter.rules.targets)
         whole = (model_name(name).rpartition(".")[0] for name in adapter.tensors if is_whole(name))
-        there = {adapter.rules.rename(layer) for layer in (*map(model_name, modules), *whole)}
+        known = {adapter.rules.rename(layer) for layer in (*map(model_name, modules), *whole)}
         layers = (name.removesuffix(".weight") for name in self._replacing.tensors if name.endswith(".weight"))
-        lacking = [name for name in layers if name not in there and f".{name}".endswith(ends)] if ends else []
+        lacking = [name for name in layers if name not in known and f".{name}".endswith(ends)] if ends else []
         if lacking:
             more = f" and {len(lacking) - 1:,} more" if lacking[1:] else ""
             yield f"no factors of {lacking[0]}{more}, which target_modules names: is the adapter whole?"
-        tokens = ("trainable_tokens",) if adapter.rules.tokens else ()
-        for key, parts in (("modules_to_save", adapter.rules.saved), ("trainable_token_indices", tokens)):
-            if any(all(f".{part}" not in name for name in adapter.tensors) for part in parts):
-                yield f"the adapter lacks something of {key}: is it whole?"
+        there = [part for part in adapter.rules.saved if any(f".{part}" in name for name in adapter.tensors)]
+        of_base = [part for part in adapter.rules.saved if any(f"{part}." in name for name in self._replacing.tensors)]
+        if set(of_base) - set(there) or (adapter.rules.saved and not there):  # PEFT says more names than a model has
+            yield "the adapter lacks something of modules_to_save: is it whole?"
+        if adapter.rules.tokens and not any(".trainable_tokens" in name for name in adapter.tensors):
+            yield "the adapter lacks something of trainable_token_indices: is it whole?"
 
     def merge(self) -> LoraMerge:
         """Raises PlanError."""
@@ -134,7 +137,7 @@ class _Merging:
             sums,
             self._rows,
             self._used,
-            tuple(self._replacing.replaced),
+            self._replacing.instead,
             self._replacing.copies,
             self._replacing.config,
             (*self._replacing.warnings, *self._warnings),
@@ -142,9 +145,9 @@ class _Merging:
         )
 
 
-def _counts_whole(name: str, adapter: Adapter) -> bool:
-    """Whether it is of a layer that was trained whole, which files of PEFT's call as the model does."""
-    return is_whole(name) or any(f"{module}." in name for module in adapter.rules.saved)
+def _saved_module(name: str, adapter: Adapter) -> str:
+    """The layer trained whole that a tensor is of; files of PEFT's call it as the model does. "" for none."""
+    return whole_module(name) or next((module for module in adapter.rules.saved if f"{module}." in name), "")
 
 
 def by_module(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[LoraPart, Tensor]], list[str]]:

@@ -98,6 +98,15 @@ def is_whole(name: str) -> bool:
     return _WHOLE.search(name) is not None
 
 
+def whole_module(name: str) -> str:
+    """What a layer that was trained whole is called last; "" where the name tells of none.
+
+    >>> whole_module("base_model.model.score.modules_to_save.default.weight"), whole_module("score.weight")
+    ('score', '')
+    """
+    return _WHOLE.split(name)[0].rpartition(".")[2] if is_whole(name) else ""
+
+
 def is_repeated(name: str, names: Container[str]) -> bool:
     """Whether what was trained whole is among ``names`` under its plain name, too: biases are, with ``bias: all``."""
     return is_whole(name) and _WHOLE.sub("", name) in names

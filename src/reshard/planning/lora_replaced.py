@@ -49,20 +49,21 @@ class Replacing:
         self._untied = False
         self.stays_tied = False
 
-    def replace(self, wanted: str, name: str, tensor: Tensor) -> str:
-        """Put the adapter's ``tensor`` in place of ``wanted``; gives what does not fit, or ""."""
+    def replace(self, wanted: str, name: str, tensor: Tensor, module: str) -> str:
+        """Put the adapter's ``tensor`` in place of ``wanted``; gives what does not fit, or "".
+
+        Args:
+            module: that was trained whole and has it; "" for none. One that the base has not, under whatever name, is
+                written as it is: a classifier on a model of language.
+        """
         copied = is_copy(name)
         if copied and self.is_tied(wanted):
             wanted = self.embedding  # what a tied head is added to
         base = self._base.get(wanted)
         if base is None:
-            if not self.is_tied(wanted):
+            if not (said := self._anew(wanted, module)):
                 return f"{name}: the base has no {wanted} that it would replace"
-            self.warnings.append(
-                f"{wanted} is written, and the base has none: its head is tied to {self.embedding}, which stays "
-                "as it is; config.json must say tie_word_embeddings: false"
-            )
-            self.config["tie_word_embeddings"] = False
+            self.warnings.append(said)
             base = tensor
         shape, old = tensor.spec.shape, base.spec.shape
         if len(shape) != len(old) or shape[1:] != old[1:]:
@@ -84,6 +85,23 @@ class Replacing:
         self._untied |= not copied and wanted == self.embedding
         self.tensors[wanted] = replace(tensor, name=wanted, known=base.known, compared=False, made=made)
         return ""
+
+    @property
+    def instead(self) -> tuple[str, ...]:
+        """Names of the base's weights that others stand in place of."""
+        return tuple(name for name in self.replaced if name in self._base)
+
+    def _anew(self, wanted: str, module: str) -> str:
+        """What to say of a weight that the base does not have and that is written; "" for one that is not."""
+        if self.is_tied(wanted):
+            self.config["tie_word_embeddings"] = False
+            return (
+                f"{wanted} is written, and the base has none: its head is tied to {self.embedding}, which stays "
+                "as it is; config.json must say tie_word_embeddings: false"
+            )
+        if not module or is_head(wanted) or any(f"{module}." in name for name in self._base):
+            return ""
+        return f"{wanted} is written, and the base has none: config.json must name the class that it was trained in"
 
     def _grow(self, wanted: str, old: int, new: int) -> None:
         said = "vocab_size in config.json has to say so, where it is a vocabulary"
