@@ -17,14 +17,20 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import typer.main
 from folders import MAKERS, SMALL_SIZES, SMALL_WORDS, make_demo
 from pages import ROOT, Shown, Step, anchors, links, pages, sections, shown_steps, text_of
 from starts import stand_ins
 
+import reshard
+from making import write_file
 from reshard import errors
 from reshard.cli.commands import app_for, every_command
+from reshard.cli.text import shown_nbytes
+from reshard.ops.convert import bill_of
+from reshard.ops.options import Options
 
 NOT_RUN = {
     "make tutorial": "fetches a real model",
@@ -240,3 +246,12 @@ def test_links_lead_somewhere(page: str) -> None:
         if not target.exists() or (anchor and anchor not in anchors(target.read_text("utf-8"))):
             dead.append(link)
     assert dead == []
+
+
+def test_memory_of_a_plan_is_as_shown(tmp_path: Path) -> None:
+    """It goes by workers and blocks, not by the model, and sizes are masked above."""
+    model, means = write_file(tmp_path / "m.safetensors", {"w": np.zeros(4, np.float32)}), Options(workers=2)
+    wanted = shown_nbytes(bill_of(reshard.plan(model, None, means), tmp_path, means).memory_nbytes)
+    shown = {page: set(re.findall(r"^memory +(.*) at most", text_of(page), re.MULTILINE)) for page in PAGES}
+    assert {page: found for page, found in shown.items() if found - {wanted}} == {}
+    assert any(shown.values())
