@@ -17,7 +17,7 @@ import reshard
 from golden_families.test_recorded import unpacked
 from making import same
 from reshard.errors import CheckpointError, FormatError, ReshardError, UsageError
-from reshard.families import zero_proof
+from reshard.families import zero_proof, zero_states
 from reshard.formats.pickled import Global, Record
 from reshard.formats.torch_file import torch_bytes
 from reshard.formats.torch_records import read_torch_records
@@ -332,6 +332,14 @@ def test_without_zero_a_tied_weight_is_one_parameter(tmp_path: Path) -> None:
     (model,) = source.glob("mp_rank_00_model_states.pt")
     rewritten(model, lambda value: value["module"].update(second=value["module"]["model.embed_tokens.weight"]))
     assert {*reshard.open(source)} == {*names, "second"}
+
+
+def test_experts_are_numbered_layer_by_layer() -> None:
+    """Layers of one model may have 2 and 4 of them (PR-MoE), all in one group of parameters."""
+    group = {f"l.{layer}.deepspeed_experts.{n}.w": (6,) for layer, here in enumerate((1, 2)) for n in range(here)}
+    assert [*zero_states._among_all(group, 1)] == [
+        "l.0.deepspeed_experts.1.w", "l.1.deepspeed_experts.2.w", "l.1.deepspeed_experts.3.w"
+    ]  # fmt: skip
 
 
 def test_one_weight_that_differs_is_told(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import repeat
 
@@ -80,7 +81,7 @@ def _stages_1_and_2(ranks: Sequence[OptimizerStates], shapes: Sequence[Shapes], 
     found: Slices = {}
     for number, group in enumerate(shapes):
         for turn, of_turn in enumerate(_holders(ranks, number)):
-            named = {_of_expert(name, turn, group): shape for name, shape in group.items()} if turn else group
+            named = _among_all(group, turn) if turn else group
             pads = of_turn[0].paddings[number] if number < len(of_turn[0].paddings) else ()
             masters = _masters(of_turn, number)
             length = max(flat.count for flat in masters)  # where the first rank's is cut, all others are empty
@@ -115,10 +116,12 @@ def _holders(ranks: Sequence[OptimizerStates], group: int) -> list[list[Optimize
     return [list(ranks[turn::turns]) for turn in range(turns)]
 
 
-def _of_expert(name: str, turn: int, group: Shapes) -> str:
-    """A local expert's name with its number among all."""
-    local = len({found[0] for other in group if (found := EXPERT.search(other))})
-    return EXPERT.sub(lambda found: str(turn * local + int(found[0])), name)
+def _among_all(group: Shapes, turn: int) -> Shapes:
+    """Local experts with their numbers among all; layers may have more or fewer of them."""
+    places = {name: (name[: at.start()], int(at[0]), name[at.end() :]) for name in group if (at := EXPERT.search(name))}
+    local = Counter(layer for layer, _ in {(layer, number) for layer, number, _ in places.values()})
+    named = {name: f"{layer}{turn * local[layer] + number}{rest}" for name, (layer, number, rest) in places.items()}
+    return {named.get(name, name): shape for name, shape in group.items()}
 
 
 def _stage3(ranks: Sequence[OptimizerStates], shapes: Sequence[Shapes], warnings: list[str]) -> Slices:
