@@ -17,21 +17,32 @@ if TYPE_CHECKING:
     from reshard.planning.plan import Plan
     from reshard.report.values import Report, ToldRun
 
+_HEAD_NBYTES = 1024
+
 
 def page_path(name: str) -> Path:
     """Where a page goes, told before the work begins.
 
     Raises:
-        UsageError: no page by its name; a weight file named by mistake is not to be overwritten.
+        UsageError: no page by its name, or none of ours there; what was named by mistake is not to be overwritten.
         StorageError: it cannot be written there.
     """
     path = Path(name)
     if path.suffix.lower() not in (".html", ".htm") or path.is_dir():
         raise UsageError(f"{name!r} does not name a page", hint="a file name ending in .html")
+    if path.exists() and not _is_report(path):
+        raise UsageError("it is there, and no report of reshard's", name, "choose another name for the page")
     folder = next(up for up in path.absolute().parents if up.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise StorageError("no report can be written here", str(folder), "choose another folder for it")
     return path
+
+
+def _is_report(path: Path) -> bool:
+    if not path.is_file():  # a pipe would wait for a writer
+        return False
+    with reported(path), open(path, "rb") as file:
+        return b"<title>reshard: " in file.read(_HEAD_NBYTES)
 
 
 def write_page(path: Path, report: Report) -> None:

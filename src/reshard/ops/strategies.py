@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
@@ -68,7 +69,7 @@ def _row(name: str, stage: int, sharding: Sharding) -> LayoutRow:
 
 def merge(folder: str, out: str, *, overwrite: bool = False) -> str:
     """Write the merged file of a folder's stages; says what was merged. Raises StrategyError, UsageError."""
-    if Path(out).exists() and not overwrite:
+    if os.path.lexists(out) and not overwrite:
         raise UsageError("the file exists", out, "give --overwrite, or another name")
     merged = merge_stages(folder)
     if Path(out).suffix != "." + merged.kind:
