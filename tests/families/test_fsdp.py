@@ -179,21 +179,29 @@ class Kept:
         path.write_bytes(torch_bytes(value, {str(key): kept.tobytes() for key, kept in enumerate(self.arrays)}))
 
 
-def write_ranks(folder: Path, full: Mapping[str, np.ndarray], trained: Sequence[str], world: int = 2) -> Path:
-    """A model whose weights named in ``trained`` have moments: those of weight w are -w and w from its last row on."""
+def write_ranks(
+    folder: Path, full: Mapping[str, np.ndarray], trained: Sequence[str], world: int = 2, uncut: str = ""
+) -> Path:
+    """A model whose weights named in ``trained`` have moments: those of weight w are -w and w from its last row on.
+    Each rank has all of the one called ``uncut``.
+    """
+
+    def held(kept: Kept, of: str, value: np.ndarray, rank: int) -> Any:
+        return kept(value) if of == uncut else kept.rows(value, rank, world)
+
     folder.mkdir(parents=True, exist_ok=True)
     for rank in range(world):
         model = Kept()
         model.write(
             folder / f"model_world_size_{world}_rank_{rank}.pt",
-            {name: model.rows(value, rank, world) for name, value in full.items()},
+            {name: held(model, name, value, rank) for name, value in full.items()},
         )
         optimizer = Kept()
         state = {
             number: {
                 "step": optimizer(np.float32(3).reshape(())),
-                "exp_avg": optimizer.rows(-full[name], rank, world),
-                "exp_avg_sq": optimizer.rows(full[name][::-1], rank, world),
+                "exp_avg": held(optimizer, name, -full[name], rank),
+                "exp_avg_sq": held(optimizer, name, full[name][::-1], rank),
             }
             for number, name in enumerate(trained)
         }
@@ -263,6 +271,16 @@ def test_moments_that_may_be_of_several_weights_are_refused(tmp_path: Path) -> N
     assert "exp_avg.a.w" not in found
     other = reshard.plan(source, tmp_path / "m.safetensors", Options(frozen=r"^b\."))
     assert other.identity != reshard.plan(source, tmp_path / "m.safetensors", told).identity
+
+
+def test_moments_of_a_weight_that_fsdp_did_not_cut_are_not_those_of_one_that_it_cut(tmp_path: Path) -> None:
+    """It left out one weight (``ignored_params``), which was trained, and one of the same shape was not."""
+    full = {"embed": FULL["embed"], "a.w": FULL["a.w"], "own": FULL["a.w"] * 2, "b.w": FULL["b.w"]}
+    source = write_ranks(tmp_path / "actor", full, ["embed", "own", "b.w"], uncut="own")
+    with pytest.raises(PlanError, match="each rank holds 1 of them whole"):
+        reshard.plan(source, tmp_path / "m.safetensors")
+    reshard.convert(source, tmp_path / "m.safetensors", WEIGHTS)
+    assert read_file(tmp_path / "m.safetensors").keys() == full.keys()
 
 
 def test_what_was_frozen_is_told_to_every_command_that_reads(tmp_path: Path) -> None:

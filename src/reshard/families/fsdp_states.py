@@ -56,6 +56,10 @@ def states_of(
     held = {name: mine for name, mine in models[0].held.items() if frozen is None or not frozen.search(name)}
     weights = _trained(held)
     cut = any(not mine.plain for one in optimizers for held in one.held.values() for mine in held.values())
+    unnamed = f"<{len(numbers)} parameters of the optimizer>"
+    if cut and (whole := [number for number in numbers if _is_whole(number, optimizers)]):
+        why = f"each rank holds {len(whole)} of them whole, as FSDP leaves what it ignores: which these are is not told"
+        return States({}, {f"{kind}.{unnamed}": why for kind in kinds})
     for world in (len(optimizers),) if cut else _group_sizes(len(optimizers)):
         ranks = optimizers if cut else optimizers[:world]
         sizes = {number: _size(number, ranks, cut=cut) for number in numbers}
@@ -68,7 +72,7 @@ def states_of(
             return States({tensor.name: tensor for of_number in made for tensor in of_number}, warnings=warnings)
     why = f"which of {len(weights)} weights the optimizer's {len(numbers)} parameters are, nothing in the files says"
     why += "; --frozen says which were not trained" if cut else " (flat parameters, use_orig_params=False)"
-    return States({}, {f"{kind}.<{len(numbers)} parameters of the optimizer>": why for kind in kinds})
+    return States({}, {f"{kind}.{unnamed}": why for kind in kinds})
 
 
 def _trained(held: Mapping[str, Mine]) -> dict[str, tuple[int, ...]]:
@@ -96,6 +100,12 @@ def _size(number: _Number, ranks: Sequence[OptimizerFile], *, cut: bool) -> tupl
     kind = min(kinds)
     mine = [held[kind] for one in ranks if kind in (held := one.held.get(number, {}))]
     return mine[0].spec.shape if cut else sum(prod(one.spec.shape) for one in mine)
+
+
+def _is_whole(number: _Number, ranks: Sequence[OptimizerFile]) -> bool:
+    """Whether ranks hold all of a parameter's states, though others are cut."""
+    states = [mine for one in ranks for mine in one.held.get(number, {}).values() if mine.spec.shape]
+    return bool(states) and isinstance(number, int) and all(mine.plain for mine in states)
 
 
 def _named(
