@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -50,3 +51,19 @@ def test_the_hint_of_another_name_leads_on(folder: Path) -> None:
     assert r"--adapter-rename '^text\.=>'" in said.err
     assert run(*words(folder), "--adapter-rename", r"^text\.=>").code == 0
     assert load_file(folder / "out.safetensors")["l.q.weight"].tolist() == [[2, 2], [2, 2]]
+
+
+def test_the_hint_of_names_of_two_kinds_leads_on_at_once(tmp_path: Path) -> None:
+    """As of a model that sees: what turns the one kind leaves what the other was turned to."""
+    square = np.zeros((2, 2), np.float32)
+    save_file({"model.l.0.q.weight": square, "visual.l.0.q.weight": square}, tmp_path / "base.safetensors")
+    names = ("model.text.l.0.q", "model.visual.l.0.q")
+    factors = {f"{n}.lora_{ab}": np.full((2, 2), i + 1, np.float32) for i, n in enumerate(names) for ab in "AB"}
+    save_file(factors, tmp_path / "a.safetensors")
+    said = run(*words(tmp_path))
+    assert said.code == 3
+    options = re.findall(r"--adapter-rename '([^']*)'", said.err)
+    assert len(options) == 2
+    assert run(*words(tmp_path), *(word for each in options for word in ("--adapter-rename", each))).code == 0
+    found = load_file(tmp_path / "out.safetensors")
+    assert [found[name][0, 0] for name in ("model.l.0.q.weight", "visual.l.0.q.weight")] == [4, 16]

@@ -9,9 +9,11 @@ from itertools import takewhile
 
 from reshard.planning.catalog import Tensor
 from reshard.planning.lora_names import lora_name
-from reshard.planning.names import is_state, layer_numbers
+from reshard.planning.names import NameRules, is_state, layer_numbers
 from reshard.planning.other_names import of_hugging_face
 from reshard.planning.quantised import Quantised, quantised, quantiser
+
+_MOST_RENAMINGS = 4
 
 
 class Hints:
@@ -21,6 +23,7 @@ class Hints:
         self._tensors = tensors
         self._square: dict[tuple[str, bool], None] = {}
         self._told: dict[bool, str] = {}
+        self._renamings: dict[str, tuple[str, str]] = {}
         self.way_on = ""
 
     def square(self, weight: str, *, in_out: bool) -> None:
@@ -56,14 +59,33 @@ class Hints:
         return missing + self.near(wanted)
 
     def near(self, wanted: str) -> str:
-        """The nearest name of the base, to go on with; "" where there is none, or one was said before."""
-        near = "" if self.way_on else nearest(wanted, self._weights.get(tuple(layer_numbers(wanted)), ()))
-        if not near:
+        """The nearest name of the base, to go on with; "" where there is none, or what was said before leads to it."""
+        led = self._led_by(wanted)
+        near = "" if led else nearest(wanted, self._weights.get(tuple(layer_numbers(wanted)), ()))
+        if not (near and self._leads(wanted, near)):
             if not self.way_on and of_hugging_face([wanted]) and not of_hugging_face(self._tensors):
                 self.way_on = "--dst-names hf puts the base under the names that the adapter has, in the same pass"
             return ""
-        self.way_on = f"reshard lora merge --adapter-rename '{renaming(wanted, near)}', if these are the same layers"
+        options = " ".join(f"--adapter-rename '{old}=>{new}'" for old, new in self._renamings.values())
+        self.way_on = f"reshard lora merge {options}, if these are the same layers"
         return f"; the base has {near}"
+
+    def _led_by(self, wanted: str) -> bool:
+        """Whether a way on is known that is another, or renames it to what the base has, or is long enough."""
+        if not self._renamings:
+            return bool(self.way_on)
+        known = NameRules(rename=tuple(self._renamings.values())).renamed(wanted) in self._tensors
+        return known or len(self._renamings) == _MOST_RENAMINGS
+
+    def _leads(self, wanted: str, near: str) -> bool:
+        """Note what renames one to the other, and leaves where they lead those that other renamings are for."""
+        for common in range(3):
+            renamings = {**self._renamings, wanted: renaming(wanted, near, common)}
+            rules = NameRules(rename=tuple(renamings.values()))
+            if all(rules.renamed(each) in self._tensors for each in renamings):
+                self._renamings = renamings
+                return True
+        return False
 
     @cached_property
     def _weights(self) -> dict[tuple[str, ...], list[str]]:
@@ -105,22 +127,27 @@ def _common(a: Sequence[str], b: Sequence[str]) -> list[str]:
     return [x for x, _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False))]
 
 
-def renaming(wanted: str, near: str) -> str:
-    """What turns ``wanted`` into ``near``, for every layer, as ``--adapter-rename`` takes it.
+def renaming(wanted: str, near: str, common: int = 0) -> tuple[str, str]:
+    """What turns ``wanted`` into ``near``, for every layer: a regular expression, and what stands in its place.
+
+    Args:
+        common: how many of the parts behind that both have it shall name, too.
 
     >>> renaming("language_model.model.layers.0.q.weight", "model.layers.0.q.weight")
-    '^language_model\\\\.=>'
+    ('^language_model\\\\.', '')
     >>> renaming("model.layers.0.q.weight", "model.text.layers.0.q.weight")
-    '^model\\\\.=>model.text.'
+    ('^model\\\\.', 'model.text.')
     >>> renaming("model.layers.0.attn.q.weight", "model.layers.0.self_attn.q.weight")
-    '\\\\.attn\\\\.=>.self_attn.'
+    ('\\\\.attn\\\\.', '.self_attn.')
+    >>> renaming("model.visual.merger.weight", "visual.merger.weight", common=1)
+    ('^model\\\\.visual\\\\.', 'visual.')
     """
     old, new = wanted.split("."), near.split(".")
-    end = len(_common(old[::-1], new[::-1]))
+    end = max(len(_common(old[::-1], new[::-1])) - common, 0)
     old, new = old[: len(old) - end], new[: len(new) - end]
     front = len(_common(old, new))
     if front == len(old) and front:
         front -= 1  # what is put in needs a place: behind the last that both have
     lead = "." if front else ""
     pattern = "".join(re.escape(part) + r"\." for part in old[front:])
-    return ("\\." if front else "^") + f"{pattern}=>{lead}" + "".join(f"{part}." for part in new[front:])
+    return ("\\." if front else "^") + pattern, lead + "".join(f"{part}." for part in new[front:])
