@@ -27,7 +27,7 @@ _SHOWN = 4
 
 def assembled(tensor: Tensor) -> Assembly:
     """A tensor of the first holder of each shard; without those that no file holds."""
-    return _of_pieces(tensor, [_piece(box, held[0]) for box, held in tensor.shards.held()])
+    return _of_pieces(tensor, [held[0].piece(box) for box, held in tensor.shards.held()])
 
 
 def _of_pieces(tensor: Tensor, pieces: Iterable[Piece]) -> Assembly:
@@ -36,11 +36,7 @@ def _of_pieces(tensor: Tensor, pieces: Iterable[Piece]) -> Assembly:
 
 def every_copy(tensor: Tensor) -> tuple[Piece, ...]:
     """A piece for each shard and each that holds it."""
-    return tuple(_piece(box, one) for box, held in tensor.shards.held() for one in held)
-
-
-def _piece(box: Box, held: Held) -> Piece:
-    return Piece(held.file, box, held.extents, held.outer, held.order)
+    return tuple(one.piece(box) for box, held in tensor.shards.held() for one in held)
 
 
 def spec_of(name: str, tensor: Tensor, dtype: str = "") -> TensorSpec:
@@ -182,7 +178,7 @@ class Assembler:
         for box, held in tensor.shards.held(within):
             chosen = held[0] if len(held) == 1 else self._chosen(held, source_rank)
             self._read[chosen.file] += box.size * itemsize
-            pieces.append(_piece(box, chosen))
+            pieces.append(chosen.piece(box))
         return _of_pieces(tensor, pieces)
 
     def _chosen(self, held: Sequence[Held], source_rank: int) -> Held:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from itertools import chain
 from math import prod
 from operator import sub
 
@@ -232,9 +231,7 @@ def _scattered(number: int, piece: Piece, box: Box, itemsize: int) -> Iterator[A
     part = piece.box & box
     if not part.size:
         return
-    extents = (cut_extents(piece.extents, at * itemsize, length * itemsize) for at, length in piece.runs_of(part))
-    ranges = () if piece.file == ZEROS else tuple(chain.from_iterable(extents))
-    yield Access(number, piece.file, part, ranges)
+    yield Access(number, piece.file, part, () if piece.file == ZEROS else piece.extents_of(part, itemsize))
 
 
 def _apart(number: int, piece: Piece, box: Box, itemsize: int) -> Iterator[Access]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain
 from math import prod
 from typing import Any
 
@@ -11,12 +10,13 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from reshard.errors import CheckpointError, PlanError
-from reshard.index import ZEROS, Contents, Extent, TensorSpec, cut_extents
-from reshard.layout.box import Box, ordered
+from reshard.index import ZEROS, Contents, Extent, TensorSpec
+from reshard.layout.box import Box
 from reshard.layout.cover import gaps, overlap
 from reshard.layout.stages import Strategy, layout_of_full
 from reshard.layout.tensor import MAX_DEVICES, Cell, Layout, Sharding
 from reshard.layout.view import in_view
+from reshard.planning.steps import Piece
 
 NO_RANK = -1
 STRATEGY = "strategy"
@@ -57,13 +57,13 @@ class Held(Struct, frozen=True, omit_defaults=True):
     outer: Box | None = None
     order: tuple[int, ...] = ()
 
+    def piece(self, box: Box) -> Piece:
+        """The shard ``box`` as it is held."""
+        return Piece(self.file, box, self.extents, self.outer, self.order)
+
     def extents_of(self, box: Box, itemsize: int) -> tuple[Extent, ...]:
         """The bytes of the shard ``box`` alone, row-major in the order of dims in which they are stored."""
-        if self.outer is None:
-            return self.extents
-        part, outer = (ordered(b, self.order) if self.order else b for b in (box, self.outer))
-        runs = (cut_extents(self.extents, at * itemsize, n * itemsize) for at, n in part.runs_in(outer))
-        return tuple(chain.from_iterable(runs))
+        return self.piece(box).extents_of(box, itemsize)
 
 
 class Shard(Struct, frozen=True):
@@ -319,5 +319,4 @@ def seen_as(tensor: Tensor, view: tuple[int, ...]) -> Tensor:
 
 def part_of(held: Held, box: Box, part: Box, itemsize: int) -> Held:
     """What holds a part of the shard ``box``, and nothing besides."""
-    runs = (cut_extents(held.extents, at * itemsize, n * itemsize) for at, n in part.runs_in(held.outer or box))
-    return Held(held.file, tuple(extent for run in runs for extent in run))
+    return Held(held.file, held.piece(box).extents_of(part, itemsize))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from itertools import chain
 from typing import Literal
 
 from msgspec import Struct
 
-from reshard.index import MADE, ZEROS, Extent, TensorSpec
+from reshard.index import MADE, ZEROS, Extent, TensorSpec, cut_extents
 from reshard.layout.box import Box, ordered
 
 
@@ -32,11 +32,17 @@ class Piece(Struct, frozen=True, omit_defaults=True, gc=False):  # very many, an
         """What the extents hold; ``box`` lies in it."""
         return self.outer or self.box
 
-    def runs_of(self, part: Box) -> Iterator[tuple[int, int]]:
-        """Where in the extents the elements of a part lie: (first, how many), in the order in which they lie there."""
-        if not self.order:
-            return part.runs_in(self.stored)
-        return ordered(part, self.order).runs_in(ordered(self.stored, self.order))
+    def extents_of(self, part: Box, itemsize: int) -> tuple[Extent, ...]:
+        """The bytes of a box that lies in what the extents hold, in the order in which they lie there.
+
+        >>> Piece(0, Box((0, 0), (2, 4)), (Extent(100, 8),)).extents_of(Box((0, 1), (2, 3)), 1)
+        (Extent(offset=101, nbytes=2), Extent(offset=105, nbytes=2))
+        """
+        if part == self.stored:
+            return self.extents
+        part, stored = (ordered(box, self.order) if self.order else box for box in (part, self.stored))
+        runs = (cut_extents(self.extents, at * itemsize, n * itemsize) for at, n in part.runs_in(stored))
+        return tuple(chain.from_iterable(runs))
 
 
 class Assembly(Struct, frozen=True, omit_defaults=True, tag="copy"):

@@ -11,7 +11,7 @@ from typing import Literal
 
 from msgspec.structs import replace
 
-from reshard.index import ZEROS, Extent, cut_extents
+from reshard.index import ZEROS
 from reshard.layout.box import Box, hull_of
 from reshard.layout.tensor import Cell
 from reshard.layout.view import in_view
@@ -188,12 +188,8 @@ def seen(piece: Piece, tensor: PlannedTensor) -> Sequence[Piece]:
     found = list(in_view(piece.box, shape, view))
     if len(found) == 1:
         return (replace(piece, box=found[0][1]),)
-    return [replace(piece, box=box, extents=_part(piece, part, tensor.spec.itemsize)) for part, box in found]
-
-
-def _part(piece: Piece, part: Box, itemsize: int) -> tuple[Extent, ...]:
-    runs = (cut_extents(piece.extents, at * itemsize, n * itemsize) for at, n in part.runs_in(piece.box))
-    return tuple(chain.from_iterable(runs))
+    itemsize = tensor.spec.itemsize
+    return [replace(piece, box=box, extents=piece.extents_of(part, itemsize)) for part, box in found]
 
 
 def _task_file(plan: Plan, file: PlannedFile, *twins: PlannedFile) -> TaskFile:

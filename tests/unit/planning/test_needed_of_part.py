@@ -12,7 +12,6 @@ from reshard.formats.registry import format_named
 from reshard.index import Extent, TensorSpec
 from reshard.layout.box import Box
 from reshard.layout.tensor import Sharding
-from reshard.planning import assembly
 from reshard.planning.bill import make_bill
 from reshard.planning.catalog import Catalog, Held, Shard, tensor_of_shards
 from reshard.planning.plan import Piece
@@ -45,8 +44,8 @@ def test_shares_together_need_what_the_whole_does() -> None:
 
 def test_no_share_makes_more_pieces_than_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Piece] = []
-    real = assembly._piece
-    monkeypatch.setattr(assembly, "_piece", lambda *args: made.append(real(*args)) or made[-1])
+    real = Held.piece
+    monkeypatch.setattr(Held, "piece", lambda *args: made.append(real(*args)) or made[-1])
     share = make_plan(SOURCE, Target(KIND, share=Share(1, 4)), Choices())
     assert made == [p for t in share.tensors for p in t.step.base.pieces]
     assert len(made) == 6
