@@ -15,8 +15,7 @@ from reshard.index import Contents, Extent, TensorSpec
 from reshard.layout.box import Box
 from reshard.planning import tasks
 from reshard.planning.catalog import Catalog, Held, IndexedFile, Shard, tensor_of_shards
-from reshard.planning.plan import Move
-from reshard.planning.steps import Assembly, Piece
+from reshard.planning.steps import Assembly, Piece, Step
 from reshard.planning.target import Choices, Target
 from reshard.planning.tasks import Near, needed
 from thorough import examples
@@ -30,9 +29,7 @@ def test_all_that_is_needed_is_found(shape: tuple[int, ...], in_order: bool, ran
     pieces = tuple(Piece(n, box, ()) for n, box in enumerate(sorted(boxes) if in_order else boxes))
     step = Assembly("uint8", shape, pieces)
     for box in tiling(random, whole, 12):
-        targets = (Piece(0, box, ()),)
-        found = Move("w", near.step(0, step, targets), "uint8", targets)
-        assert needed(found) == needed(Move("w", step, "uint8", targets))
+        assert near.needed(0, step, box) == needed(step, box)
 
 
 COUNT, NAMES = 256, ("a", "b", "c")
@@ -43,9 +40,9 @@ def test_as_many_files_as_there_were_look_at_few_pieces_each(dim: int, monkeypat
     """Of each tensor, which has as many pieces: 1,024 files took a minute for 50 tensors."""
     looked: list[int] = []
 
-    def counting(move: Move) -> object:
-        looked.append(len(move.step.base.pieces))
-        return needed(move)
+    def counting(step: Step, hull: Box) -> Step:
+        looked.append(len(step.base.pieces))
+        return needed(step, hull)
 
     monkeypatch.setattr(tasks, "needed", counting)
     shape = (4 * COUNT, 2) if dim == 0 else (2, 4 * COUNT)

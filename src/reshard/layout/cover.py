@@ -1,7 +1,10 @@
-"""What boxes cover of a tensor: gaps, overlaps, and the boxes of elements that lie one after the other."""
+"""What boxes cover of a tensor: gaps, overlaps, the boxes of elements that lie one after the other; and which boxes are
+near one of them.
+"""
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from math import prod
 
@@ -82,3 +85,27 @@ def boxes_of_range(shape: tuple[int, ...], start: int, stop: int) -> tuple[Box, 
 
 def _in_row(shape: tuple[int, ...], row: int, start: int, stop: int) -> tuple[Box, ...]:
     return tuple(Box((row, *box.start), (row + 1, *box.stop)) for box in boxes_of_range(shape[1:], start, stop))
+
+
+class Shelf:
+    """Boxes sorted by where they begin, to find those near another without looking at all.
+
+    >>> Shelf([Box((4, 0), (8, 2)), Box((0, 0), (4, 2)), Box((8, 0), (9, 2))]).near(Box((3, 0), (5, 2)))
+    [1, 0]
+    """
+
+    def __init__(self, boxes: Sequence[Box]) -> None:
+        self._numbers = sorted(range(len(boxes)), key=lambda number: boxes[number].start)
+        starts = [boxes[number].start for number in self._numbers]
+        ends = zip(starts[0], starts[-1], strict=True) if starts else ()
+        self._dim = next((dim for dim, (first, last) in enumerate(ends) if first != last), -1)
+        if self._dim >= 0:
+            self._starts = [start[self._dim] for start in starts]
+            self._longest = max([box.stop[self._dim] - box.start[self._dim] for box in boxes])
+
+    def near(self, box: Box) -> Sequence[int]:
+        """The numbers of all that share elements with a box, and of others, in the order of where they begin."""
+        if self._dim < 0:
+            return self._numbers
+        first = bisect_left(self._starts, box.start[self._dim] - self._longest + 1)
+        return self._numbers[first : bisect_left(self._starts, box.stop[self._dim])]

@@ -17,7 +17,7 @@ from reshard.planning.catalog import Catalog, Held, Shard, Tensor
 from reshard.planning.decide import Kept
 from reshard.planning.lora_values import LoraMerge
 from reshard.planning.names import is_state
-from reshard.planning.plan import Move, Plan, PlannedTensor
+from reshard.planning.plan import Plan, PlannedTensor
 from reshard.planning.steps import Assembly, Joint, LoraAdd, MadeTensor, Piece, Product, Rows, Scaled, Step
 from reshard.planning.tasks import hulls, needed, only_needed
 
@@ -119,7 +119,7 @@ class Assembler:
         drafted = self.tensors[number]
         within = hull_of(drafted.in_view(box))
         step = self._whole[number].step if number in self._whole else self._step(drafted, within)
-        return drafted.made_by(needed(Move("", step, drafted.spec.dtype, (Piece(0, within, ()),))))
+        return drafted.made_by(needed(step, within))
 
     def _step(self, drafted: Drafted, within: Box | None = None) -> Step:
         tensor, added = drafted.tensor, self._lora.sums.get(drafted.tensor.name)
@@ -221,8 +221,7 @@ def _of_use(part: MadeTensor, of: Assembly, file: int) -> MadeTensor:
     extents = [extent for piece in of.pieces if piece.file == file for extent in piece.extents]
     row = max(part.spec.nbytes // max(shape[0], 1), 1)
     first, last = min(e.offset for e in extents) // row, -(-max(e.end for e in extents) // row)
-    rows = Piece(0, Box((first, *(0 for _ in shape[1:])), (last, *shape[1:])), ())
-    step = needed(Move(part.name, part.step, part.spec.dtype, (rows,)))
+    step = needed(part.step, Box((first, *(0 for _ in shape[1:])), (last, *shape[1:])))
     assert not isinstance(step, Joint)
     return replace(part, step=step)
 

@@ -7,15 +7,15 @@ from collections.abc import Iterable, Iterator
 from math import prod
 
 from msgspec import Struct
-from msgspec.structs import replace
 
 from reshard.dtypes import ITEMSIZE
 from reshard.index import ZEROS
+from reshard.layout.box import hull_of
 from reshard.planning.blocks import Blocks
 from reshard.planning.plan import Move, Plan, PlannedFile, PlannedTensor, Task
 from reshard.planning.shared import COPIED, shared_of, with_same_bytes, without_shared
 from reshard.planning.steps import Piece
-from reshard.planning.tasks import MAX_FILES, Near, groups, needed, seen, tasks
+from reshard.planning.tasks import MAX_FILES, Near, groups, seen, tasks
 
 _BASE_MEMORY_NBYTES = 96 << 20
 Places = tuple[tuple[int, tuple[int, ...]], ...]
@@ -189,9 +189,9 @@ class ReadCount:
             tensor = self._examples[kind]
             boxes = [self._plan.layouts[layout].box(rank) for layout, ranks in places for rank in ranks]
             targets = tuple(piece for box in dict.fromkeys(boxes) for piece in seen(Piece(0, box, ()), tensor))
-            move = Move("", self._near.step(kind, tensor.step, targets), tensor.spec.dtype, targets)
-            whole = replace(move, step=needed(move))
-            self._known[kind, places] = sum(reads(whole, self._block_nbytes, front_to_back=self._front_to_back))
+            step = self._near.needed(kind, tensor.step, hull_of(target.box for target in targets))
+            move = Move("", step, tensor.spec.dtype, targets)
+            self._known[kind, places] = sum(reads(move, self._block_nbytes, front_to_back=self._front_to_back))
         return self._known[kind, places]
 
 

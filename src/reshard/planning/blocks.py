@@ -7,7 +7,6 @@ piece from its first byte to its last.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from math import prod
@@ -18,6 +17,7 @@ from msgspec import Struct
 from reshard.dtypes import ITEMSIZE
 from reshard.index import ZEROS, Extent, cut_extents
 from reshard.layout.box import Box, hull_of, ordered
+from reshard.layout.cover import Shelf
 from reshard.planning.plan import Move, Plan
 from reshard.planning.steps import Assembly, Piece
 
@@ -84,29 +84,28 @@ class Blocks:
         return self._count
 
     @cached_property
-    def _sources(self) -> _Shelf:
-        return _Shelf(self.base.pieces)
+    def _sources(self) -> Shelf:
+        return Shelf([piece.box for piece in self.base.pieces])
 
     @cached_property
-    def _targets(self) -> _Shelf:
-        return _Shelf(self.move.targets)
+    def _targets(self) -> Shelf:
+        return Shelf([piece.box for piece in self.move.targets])
 
     def __getitem__(self, i: int) -> Block:
         box = self._box(i)
-        near = self._targets.near(box)
-        writes = tuple(
-            a
-            for n, p in near
-            for a in (
-                _scattered(n, p, box, self.target_itemsize)
-                if p.outer
-                else _together(n, p, box, self.target_itemsize, self.split)
-            )
-        )
-        return Block(box, tuple(self._reads(box)), writes)
+        return Block(box, tuple(self._reads(box)), tuple(self._writes(box)))
+
+    def _writes(self, box: Box) -> Iterator[Access]:
+        for number in self._targets.near(box):
+            piece = self.move.targets[number]
+            if piece.outer:
+                yield from _scattered(number, piece, box, self.target_itemsize)
+            else:
+                yield from _together(number, piece, box, self.target_itemsize, self.split)
 
     def _reads(self, box: Box) -> Iterator[Access]:
-        for number, piece in self._sources.near(box):
+        for number in self._sources.near(box):
+            piece = self.base.pieces[number]
             if not piece.order:
                 yield from _together(number, piece, box, self.source_itemsize, self.split)
             elif (wide := self._worth_reading(piece, box)) is not None:
@@ -171,23 +170,6 @@ def _strips(box: Box, order: tuple[int, ...], itemsize: int) -> Iterator[Box]:
         start, stop = list(box.start), list(box.stop)
         start[dim], stop[dim] = at, min(at + step, last)
         yield Box(tuple(start), tuple(stop))
-
-
-class _Shelf:
-    """Pieces sorted by their first row, to find those near a box without looking at all."""
-
-    def __init__(self, pieces: tuple[Piece, ...]) -> None:
-        self._pieces = sorted(enumerate(pieces), key=lambda np: np[1].box.start)
-        self._starts = [p.box.start[0] if p.box.start else 0 for _, p in self._pieces]
-        self._height = max((p.box.shape[0] for p in pieces if p.box.shape), default=1)
-
-    def near(self, box: Box) -> Iterator[tuple[int, Piece]]:
-        if not box.start:
-            yield from self._pieces
-            return
-        first = bisect_left(self._starts, box.start[0] - self._height + 1)
-        last = bisect_left(self._starts, box.stop[0])
-        yield from self._pieces[first:last]
 
 
 def _together(number: int, piece: Piece, box: Box, itemsize: int, split: int) -> Iterator[Access]:

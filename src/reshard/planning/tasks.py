@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
-from operator import gt
 from typing import Literal
 
 from msgspec.structs import replace
 
 from reshard.index import ZEROS
 from reshard.layout.box import Box, hull_of
+from reshard.layout.cover import Shelf
 from reshard.layout.tensor import Cell
 from reshard.layout.view import in_view
 from reshard.planning import neighbours
 from reshard.planning.neighbours import Spot, Targeted
-from reshard.planning.plan import FileForm, Move, Plan, PlannedFile, PlannedTensor, Task, TaskFile
+from reshard.planning.plan import FileForm, Plan, PlannedFile, PlannedTensor, Task, TaskFile
 from reshard.planning.steps import Assembly, Joint, LoraAdd, Piece, Rows, Scaled, Step
 
 MAX_FILES = 128
@@ -108,7 +107,7 @@ def _task(plan: Plan, number: int, twins: list[Twins], near: Near, *, together: 
         )
     else:
         found = map(neighbours.alone, targets)
-    moves = [replace(move, step=with_pieces(needed(move), renumbered)) for move in found]
+    moves = [replace(m, step=with_pieces(needed(m.step, hull_of(t.box for t in m.targets)), renumbered)) for m in found]
     made = tuple(_task_file(plan, *same) for same in twins)
     return Task(number, tuple(plan.sources[i] for i in used), made, tuple(moves))
 
@@ -139,10 +138,10 @@ def _targets(plan: Plan, files: Sequence[PlannedFile]) -> list[Targeted]:
 
 
 def _of_near_pieces(each: Targeted, near: Near) -> Targeted:
-    """Without most of the pieces that are not needed, where there are many."""
+    """Without the pieces that are not needed, where there are many."""
     if len(each.tensor.step.base.pieces) < _MANY_PIECES:
         return each
-    step = near.step(each.kind, each.tensor.step, each.pieces)
+    step = near.needed(each.kind, each.tensor.step, hull_of(piece.box for piece in each.pieces))
     return replace(each, tensor=replace(each.tensor, step=step))
 
 
@@ -197,56 +196,37 @@ def _task_file(plan: Plan, file: PlannedFile, *twins: PlannedFile) -> TaskFile:
     return TaskFile(file.path, form.nbytes, form.header, form.checksums, tuple(t.path for t in twins))
 
 
-def needed(move: Move) -> Step:
-    """The move's step with those pieces of its base alone that meet the hull of the targets; with all where the lengths
-    of whole rows count.
+def needed(step: Step, hull: Box) -> Step:
+    """The step with those pieces of its base alone that meet the hull of what is made; as it is where the lengths of
+    whole rows count.
     """
-    hull = hull_of(piece.box for piece in move.targets)
-    pieces = [piece for piece in move.step.base.pieces if piece.box.meets(hull) or piece.box == hull]
-    return _with_base(move.step, pieces)
+    return _with_base(step, step.base.pieces, hull)
 
 
-def _with_base(step: Step, pieces: Sequence[Piece]) -> Step:
-    """The step with some pieces of its base alone; as it is where the lengths of whole rows count."""
+def _with_base(step: Step, near: Iterable[Piece], hull: Box) -> Step:
+    """As ``needed``, where all that meet the hull are ``near``."""
     base = step.base
+    pieces = tuple([piece for piece in near if piece.box.meets(hull) or piece.box == hull])
     if len(pieces) == len(base.pieces) or (isinstance(step, LoraAdd) and step.magnitude):
         return step
-    part = replace(base, pieces=tuple(pieces))
+    part = replace(base, pieces=pieces)
     return with_pieces(step, lambda assembly: part if assembly is base else assembly)
 
 
 class Near:
-    """Finds the pieces of tensors near what is made of them, for one part after the other: those that are in order are
-    looked through but once.
-    """
+    """Finds what is needed of tensors for one part after the other: of each kind all pieces are looked at but once."""
 
     def __init__(self) -> None:
-        self._order: dict[int, tuple[int, int]] = {}
+        self._shelves: dict[int, Shelf] = {}
 
-    def step(self, kind: int, step: Step, targets: Sequence[Piece]) -> Step:
-        """The step of a tensor without most of the pieces that the targets do not need. Those of one ``kind`` have
-        pieces of the same boxes.
-        """
-        pieces, hull = step.base.pieces, hull_of(piece.box for piece in targets)
-        if kind not in self._order:
-            self._order[kind] = _order(pieces)
-        dim, longest = self._order[kind]
-        if dim < 0 or not hull.size:
-            return step
-        first = bisect_right(pieces, hull.start[dim] - longest, key=lambda piece: piece.box.start[dim])
-        stop = bisect_left(pieces, hull.stop[dim], key=lambda piece: piece.box.start[dim])
-        return _with_base(step, pieces[first:stop])
-
-
-def _order(pieces: Sequence[Piece]) -> tuple[int, int]:
-    """The dim along which pieces begin one after the other, -1 for none; and how long the longest is in it."""
-    boxes = [piece.box for piece in pieces]
-    dims = range(len(boxes[0].start)) if boxes else range(0)
-    dim = next((dim for dim in dims if boxes[0].start[dim] != boxes[-1].start[dim]), -1)
-    starts = [box.start[dim] for box in boxes] if dim >= 0 else []
-    if dim < 0 or any(map(gt, starts, starts[1:])):
-        return -1, 0
-    return dim, max([box.stop[dim] - box.start[dim] for box in boxes])
+    def needed(self, kind: int, step: Step, hull: Box) -> Step:
+        """As ``needed``, of a tensor of this kind: those of one kind have pieces of the same boxes."""
+        pieces = step.base.pieces
+        if not hull.size:
+            return needed(step, hull)
+        if kind not in self._shelves:
+            self._shelves[kind] = Shelf([piece.box for piece in pieces])
+        return _with_base(step, [pieces[number] for number in sorted(self._shelves[kind].near(hull))], hull)
 
 
 def only_needed(plan: Plan) -> tuple[Plan, tuple[int, ...]]:
