@@ -237,3 +237,12 @@ def test_what_may_be_the_base_s_under_another_name_is_none_of_its_own(
     path = save_adapter(tmp_path / "a", {**ones(1), name: np.ones(6, np.float32)}, **config)
     with pytest.raises(PlanError, match=f"the base has no {name} that it would replace"):
         merged(tmp_path, [AdapterAt(path, reshard.lora_config(adapter=path))])
+
+
+def test_biases_of_products_are_not_put_together_before_them(tmp_path: Path) -> None:
+    biased = {**ones(1), "q.lora_B.bias": np.ones(4, np.float32)}
+    paths = [save_adapter(tmp_path / name, biased, lora_bias=True) for name in "ab"]
+    adapters = [AdapterAt(path, reshard.lora_config(adapter=path)) for path in paths]
+    with pytest.raises(PlanError, match=r"q\.bias: a bias of the product: .* cat alone"):
+        merged(tmp_path, adapters, combination="linear")
+    np.testing.assert_array_equal(merged(tmp_path, adapters[:1], combination="linear")["q.bias"], np.ones(4))

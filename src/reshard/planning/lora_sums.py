@@ -49,6 +49,7 @@ class LoraSums:
             if combination == "linear" and self._adapter > 1:
                 if fault := _fault(terms):
                     faults.append(f"{weight}: {fault}")
+                    continue
                 terms = _crossed(terms)
             sums[weight] = Sum(tuple(each.term for each in terms), magnitude)
         return sums, faults
