@@ -342,6 +342,48 @@ def test_experts_are_numbered_layer_by_layer() -> None:
     ]  # fmt: skip
 
 
+def _mapped(rows: tuple[tuple[int, ...], ...], columns: int) -> dict[str, Any]:
+    """As AutoTP saves it: which rows of the whole each rank holds, one block each, in the order of its slice."""
+    here = [[{"shape": [1, columns], "source": [row * columns, [columns, 1]], "dest": [at * columns, [columns, 1]],
+              "locations": [rank]} for at, row in enumerate(mine)] for rank, mine in enumerate(rows)]  # fmt: skip
+    ranks = {n: {"shard_shape": [len(p), columns], "pieces": p} for n, p in enumerate(here)}
+    return {"logical_shape": [1 + max(map(max, rows)), columns], "ranks": ranks}
+
+
+@pytest.mark.parametrize("case", ["tp2_z0_bf16", "tp2dp2_z2_fp16"])
+def test_slices_lie_where_an_affine_map_says(case: str, tmp_path: Path) -> None:
+    """AutoTP cuts fused queries, keys and values of some models otherwise than from the first row to the last."""
+    source = folder(case, tmp_path)
+    opened = reshard.open(source)
+    name = next(n for n in opened if opened[n].shape[0] % 2 == 0 and len(opened[n].shape) == 2 and "." not in n)
+    before = np.array(opened[name].read())
+    half, columns = len(before) // 2, before.shape[1]
+    rows = (tuple(range(0, 2 * half, 2)), tuple(range(1, 2 * half, 2)))
+
+    def change(value: Any) -> None:
+        info = value["universal_checkpoint_info"]
+        info["affine_map"] = {"version": 1, "params": {f"^{re.escape(name)}$": _mapped(rows, columns)}}
+
+    for path in source.glob("mp_rank_*_model_states.pt"):
+        rewritten(path, change)
+    found = np.asarray(reshard.open(source)[name].read())
+    assert same(found[0::2], before[:half])
+    assert same(found[1::2], before[half:])
+
+
+def test_slices_of_which_nobody_knows_how_they_were_cut_are_refused(tmp_path: Path) -> None:
+    source = folder("tp2_z0_bf16", tmp_path)
+
+    def change(value: Any) -> None:
+        info = value["universal_checkpoint_info"]
+        info["autotp_unsupported_parameter_patterns"] = {"^norm__weight$": "heads are not contiguous"}
+
+    for path in source.glob("mp_rank_*_model_states.pt"):
+        rewritten(path, change)
+    with pytest.raises(CheckpointError, match="norm__weight: DeepSpeed itself does not know"):
+        reshard.plan(source, "out.safetensors")
+
+
 def test_one_weight_that_differs_is_told(tmp_path: Path) -> None:
     source = folder("z2_bf16_r2_groups", tmp_path)
 

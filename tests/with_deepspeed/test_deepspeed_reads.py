@@ -13,6 +13,8 @@ import reshard
 from golden_families.test_recorded import unpacked
 from reshard import Options
 from reshard.compat.zero_to_fp32 import main
+from reshard.families.affine_maps import mapped
+from reshard.layout.box import Box
 from with_deepspeed.test_deepspeed_environment import GOLDEN, ran
 
 pytest.importorskip("deepspeed", reason="no DeepSpeed here; make test-deepspeed has an environment with it")
@@ -64,3 +66,26 @@ def test_it_resumes_on_other_ranks(case: str, world: int, model: dict[str, Any] 
         str(info["zero_stage"]), case.split("_")[1], str(world), json.dumps(model),
     )  # fmt: skip
     assert "LOADS OK" in said, said
+
+
+@pytest.mark.parametrize("kind", ["queries with shared keys", "parts that are cut apart", "blocks", "columns, uneven"])
+def test_its_own_maps_of_slices(kind: str) -> None:
+    """Each rank's slice, cut as the map says it, is put together as DeepSpeed does it."""
+    import torch
+    from deepspeed.checkpoint import affine
+
+    shape = (12, 5)
+    made = {
+        "queries with shared keys": lambda: affine.segmented_map(shape, [(8, False), (4, True)], 0, 2, [[6, 2]]),
+        "parts that are cut apart": lambda: affine.sub_param_map(shape, [6, 4, 2], [[3, 3], [3, 1], [1, 1]], 0),
+        "blocks": lambda: affine.block_gather_map(shape, {0: [0, 3, 4], 1: [1, 2, 5]}, 2, 0),
+        "columns, uneven": lambda: affine.contiguous_split_map(shape, [3, 2], 1),
+    }[kind]()
+    whole = np.arange(60, dtype=np.float32).reshape(shape)
+    found = np.full(shape, -1, np.float32)
+    slices = [made.extract(torch.from_numpy(whole), rank).numpy() for rank in range(2)]
+    for slice_, mine in zip(slices, mapped("w", made.to_dict(), [one.shape for one in slices]), strict=True):
+        assert mine.shape == shape
+        for here, there in mine.parts:
+            found[there.within(Box.whole(shape))] = slice_[here.within(Box.whole(slice_.shape))]
+    assert found.tobytes() == whole.tobytes()

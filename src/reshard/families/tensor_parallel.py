@@ -14,12 +14,14 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from reshard.errors import CheckpointError
+from reshard.families.affine_maps import affine_maps, mapped
 from reshard.index import TensorSpec
 from reshard.layout.box import Box
 from reshard.planning.catalog import Shard
 
 _AVERAGED = "parameter_to_average_patterns"
 _SUB_PARAMS = "parameter_with_sub_params"
+_UNSUPPORTED = "autotp_unsupported_parameter_patterns"
 
 
 class RankSlice(Struct, frozen=True):
@@ -54,9 +56,13 @@ def cut_of(name: str, info: Mapping[str, Any]) -> TensorCut:
 
     def fits(kind: str) -> bool:
         patterns = info.get(kind)
-        listed = patterns if isinstance(patterns, list | tuple) else ()
+        listed = patterns if isinstance(patterns, list | tuple | dict) else ()
         return any(isinstance(p, str) and _pattern(p).match(name) for p in listed)
 
+    if fits(_UNSUPPORTED):
+        raise CheckpointError(
+            f"{name}: DeepSpeed itself does not know how its slices are put together ({_UNSUPPORTED})"
+        )
     whole = fits("tp_replicated_parameter_patterns")
     if not whole and (fits(_AVERAGED) or info.get(_SUB_PARAMS)):
         raise CheckpointError(f"{name}: slices that are to be averaged, or of several parts each, are not merged")
@@ -89,7 +95,41 @@ def merged(slices: Sequence[Mapping[str, RankSlice]], info: Mapping[str, Any]) -
     return {name: _merged(name, [held[name] for held in slices], info) for name in slices[0]}
 
 
+def map_of(name: str, info: Mapping[str, Any]) -> Any:
+    """Where its slices lie, if that was saved for each rank; it counts before all patterns. None if not."""
+    return next((one for pattern, one in affine_maps(info).items() if _pattern(pattern).match(name)), None)
+
+
+def _by_map(name: str, slices: Sequence[RankSlice], told: Any) -> RankSlice:
+    """The tensor whose slices lie as they are mapped; of what several ranks hold, parts that lie in files alike."""
+    found = mapped(name, told, [slice_.spec.shape for slice_ in slices])
+    if len({slice_.spec.dtype for slice_ in slices}) > 1:
+        raise CheckpointError(f"{name}: its slices are {', '.join(str(slice_.spec) for slice_ in slices)}")
+    placed: dict[Box, list[Shard]] = {}
+    for slice_, mine in zip(slices, found, strict=True):
+        for here, there in mine.parts:
+            shards = list(_shifted(slice_.shards, here, there))
+            first = placed.setdefault(there, [])
+            if not first or [shard.box for shard in first[: len(shards)]] == [shard.box for shard in shards]:
+                first += shards
+    spec = TensorSpec(slices[0].spec.dtype, found[0].shape)
+    return RankSlice(slices[0].name, spec, tuple(shard for shards in placed.values() for shard in shards))
+
+
+def _shifted(shards: Sequence[Shard], here: Box, there: Box) -> Iterator[Shard]:
+    """What of a slice's shards lies in the box ``here``, as it lies in the whole, where that box is ``there``."""
+    by = tuple(b - a for a, b in zip(here.start, there.start, strict=True))
+    for shard in shards:
+        box = Box(*(tuple(n + m for n, m in zip(end, by, strict=True)) for end in (shard.box.start, shard.box.stop)))
+        kept = box & there
+        if kept.size:
+            yield Shard(kept, tuple(replace(h, outer=None if kept == box else box) for h in shard.held), shard.expected)
+
+
 def _merged(name: str, slices: Sequence[RankSlice], info: Mapping[str, Any]) -> RankSlice:
+    told = map_of(slices[0].name, info)
+    if told is not None:
+        return _by_map(name, slices, told)
     cut = cut_of(slices[0].name, info)
     if cut.whole:
         return _replicas(slices)

@@ -24,7 +24,7 @@ from reshard.families.deepspeed import Saved, opened
 from reshard.families.registry import listing
 from reshard.families.source import Source
 from reshard.families.targets import AskedTarget
-from reshard.families.tensor_parallel import cut_of
+from reshard.families.tensor_parallel import cut_of, map_of
 from reshard.families.torch_parts import TorchPart
 from reshard.families.universal_state import optimizer_state, steps_of
 from reshard.families.zero_layers import EXPERT
@@ -121,7 +121,10 @@ def _marks(name: str, told: SaveFiles) -> tuple[tuple[str, int], ...]:
     """How DeepSpeed cuts the tensor among tensor-parallel ranks; at stage 3 without these it takes it flat."""
     if told.stage == _FLAT_STAGE and told.tensor_parallel == 1:
         return (("flat", True),)
-    cut = cut_of(name, told.model(told.model_parallel[0]).info)
+    info = told.model(told.model_parallel[0]).info
+    if map_of(name, info) is not None:
+        return ()  # whoever resumes knows the layers that were mapped
+    cut = cut_of(name, info)
     marks: list[tuple[str, int]] = []
     if not cut.whole:
         marks += [("cat_dim", cut.dim)]
