@@ -150,7 +150,9 @@ class DiskNewFile:
             if self._fsync:
                 os.fsync(self._fd)
             if not self._has_its_part():
-                raise StorageError("another process writes this file too", self.path, "run one of them alone")
+                raise StorageError(
+                    "it was removed, or another process writes it too", self.path, "run one of them alone"
+                )
             self._close()
             os.rename(self._part, self.path)
             self._named = True

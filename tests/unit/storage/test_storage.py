@@ -58,7 +58,7 @@ def test_of_two_that_write_one_file_the_first_never_names_the_other_s_bytes(tmp_
     path = tmp_path / "f"
     first = Disk().create(str(path), 2, fsync=False)
     second = Disk().create(str(path), 2, fsync=False)
-    with pytest.raises(StorageError, match="another process writes this file too"):
+    with pytest.raises(StorageError, match="another process writes it too"):
         first.commit()
     first.abandon()
     assert not path.exists()
