@@ -216,7 +216,7 @@ def test_a_classifier_that_the_base_has_not_is_written(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found["score.weight"], score)
     warnings = open_merge(tmp_path / "base.safetensors", Options(), [adapter]).joined.source.warnings
     assert warnings == (
-        "score.weight is written, and the base has none: config.json must name the class that it was trained in",
+        "score.weight is the adapter's, and the base has none: config.json must name the class that it was trained in",
     )
     other = save_adapter(tmp_path / "b", {"score.weight": score}, **CLASSES)
     with pytest.raises(PlanError, match=r"a second replacement of score\.weight"):

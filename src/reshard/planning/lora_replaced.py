@@ -101,7 +101,9 @@ class Replacing:
             )
         if not module or is_head(wanted) or any(f"{module}." in name for name in self._base):
             return ""
-        return f"{wanted} is written, and the base has none: config.json must name the class that it was trained in"
+        return (
+            f"{wanted} is the adapter's, and the base has none: config.json must name the class that it was trained in"
+        )
 
     def _grow(self, wanted: str, old: int, new: int) -> None:
         said = "vocab_size in config.json has to say so, where it is a vocabulary"
