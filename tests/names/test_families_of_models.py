@@ -259,7 +259,8 @@ def test_multi_token_layers_that_are_told_and_not_there_can_be_left_out(tmp_path
     """As transformers saves them: config.json tells of what it does not keep."""
     hub(tmp_path / "hub", SMALL, {**V2, "num_nextn_predict_layers": 1})
     naming, out = Naming(dst="mcore"), tmp_path / "out.safetensors"
-    with pytest.raises(PlanError, match=r"model.layers.2.enorm.weight: not there"):
+    with pytest.raises(PlanError, match=r"model.layers.2.enorm.weight: not there") as told:
         convert(tmp_path / "hub", out, Options(naming=naming))
+    assert r"--exclude 'model\.layers\.2\.', if transformers saved it" in told.value.hint
     convert(tmp_path / "hub", out, Options(naming=naming, names=NameRules(exclude=(r"^model\.layers\.2\.",))))
     assert "decoder.layers.1.mlp.router.weight" in read_file(out)

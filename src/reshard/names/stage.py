@@ -249,6 +249,15 @@ class _Stage:
         if not lora:
             self._faults += lacking.tensors(groups)
             self._faults += self._of_other_kinds(groups)
+            self._say_how_transformers_saves(groups)
+
+    def _say_how_transformers_saves(self, groups: Mapping[tuple[object, ...], list[tuple[NameMatch, str]]]) -> None:
+        """What leads on where no multi-token layer is there, of which the configuration tells all the same."""
+        layers, told = self._sizes.get("layers"), self._known.told.get("mtp")
+        numbers = range(self._sizes.get("mtp", 0))
+        if self._hub and layers and told and numbers and not any("j" in of[0][0].numbers for of in groups.values()):
+            names = " ".join(rf"--exclude 'model\.layers\.{layers + j}\.'" for j in numbers)
+            self._hints[f"{names}, if transformers saved it, without multi-token layers; {told}"] = None
 
     def _of_other_kinds(self, groups: Mapping[tuple[object, ...], list[tuple[NameMatch, str]]]) -> Iterator[str]:
         """A fault for each layer that has experts where the model's file says that it is dense, or the reverse."""
