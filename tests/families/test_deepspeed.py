@@ -384,6 +384,22 @@ def test_slices_of_which_nobody_knows_how_they_were_cut_are_refused(tmp_path: Pa
         reshard.plan(source, "out.safetensors")
 
 
+def test_experts_of_ranks_that_have_one_name_do_not_stand_in_for_one_another(tmp_path: Path) -> None:
+    """AutoEP calls what each expert-parallel rank holds the same: ``experts.w1``."""
+    source = folder("moe4_ep2_z2_r4", tmp_path)
+
+    def change(value: Any) -> None:
+        def called(name: str) -> str:
+            return re.sub(r"deepspeed_experts\.(\d+)", r"w\1", name).replace("gate.wg", "router")
+
+        value["param_shapes"] = [{called(n): shape for n, shape in group.items()} for group in value["param_shapes"]]
+        value["module"] = {called(n): tensor for n, tensor in value["module"].items()}
+
+    rewritten(source / "mp_rank_00_model_states.pt", change)
+    with pytest.raises(CheckpointError, match="2 expert-parallel ranks hold other experts"):
+        reshard.plan(source, "out.safetensors")
+
+
 def test_one_weight_that_differs_is_told(tmp_path: Path) -> None:
     source = folder("z2_bf16_r2_groups", tmp_path)
 

@@ -80,7 +80,9 @@ def _check_groups(ranks: Sequence[OptimizerStates], model: ModelStates) -> None:
 def _stages_1_and_2(ranks: Sequence[OptimizerStates], shapes: Sequence[Shapes], warnings: list[str]) -> Slices:
     found: Slices = {}
     for number, group in enumerate(shapes):
-        for turn, of_turn in enumerate(_holders(ranks, number)):
+        holders = _holders(ranks, number)
+        _refuse_stacked(group, holders)
+        for turn, of_turn in enumerate(holders):
             named = _among_all(group, turn) if turn else group
             pads = of_turn[0].paddings[number] if number < len(of_turn[0].paddings) else ()
             masters = _masters(of_turn, number)
@@ -94,6 +96,18 @@ def _stages_1_and_2(ranks: Sequence[OptimizerStates], shapes: Sequence[Shapes], 
                     ) from None
                 found |= _named(kind, named, cut, of_kind[0].dtype)
     return found
+
+
+def _refuse_stacked(group: Shapes, holders: Sequence[Sequence[OptimizerStates]]) -> None:
+    """Raises CheckpointError for experts that are not apart: each expert-parallel rank calls its own the same."""
+    stacked = [name for name in group if not EXPERT.search(name)]
+    if len(holders) > 1 and stacked:
+        raise CheckpointError(
+            f"{stacked[0]}: {len(holders)} expert-parallel ranks hold other experts each under this name, as AutoEP "
+            "keeps them, and these are not joined",
+            holders[0][0].part.path,
+            "gather them in the job, or save with an expert-parallel size of 1",
+        )
 
 
 def _masters(ranks: Sequence[OptimizerStates], group: int) -> list[Flat]:
