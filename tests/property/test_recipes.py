@@ -18,7 +18,6 @@ from reshard.planning.assembly import assembled
 from reshard.planning.catalog import Held, Loose, Scales, Shard, Tensor
 from reshard.planning.plan import Move, PlannedTensor
 from reshard.planning.steps import Piece, Scaled, Step
-from reshard.planning.tasks import seen
 from thorough import examples
 
 EXAMPLES = examples(30)
@@ -101,7 +100,7 @@ def check(tensor: Tensor, wanted: np.ndarray, place: Store, block: int, data: st
     assert_moved(Move("w", step, dtype, targets(boxes, wanted.itemsize)), viewed, place.files(), block)
     real = data.draw(tilings(Box.whole(wanted.shape)))[0]
     planned = PlannedTensor("w", TensorSpec(dtype, wanted.shape), step)
-    assert sum(p.box.size for p in seen(Piece(0, real, ()), planned)) == real.size
+    assert sum(p.box.size for p in planned.in_view(Piece(0, real, ()))) == real.size
 
 
 def of_parts(kind: str, dtype: str = "float32") -> dict[str, np.ndarray]:

@@ -18,7 +18,6 @@ from reshard.layout.box import Box, ordered
 from reshard.moving import elements, steps
 from reshard.planning.plan import Move, PlannedTensor
 from reshard.planning.steps import Assembly, Piece, Scaled
-from reshard.planning.tasks import seen
 from thorough import examples
 
 EXAMPLES = examples(38)
@@ -133,7 +132,7 @@ def test_put_together_in_a_view(shape: tuple[int, ...], block: int, data: st.Dat
         boxes = data.draw(tilings(Box.whole(shape)))
         files = place.files()
         for box in boxes:
-            pieces = seen(Piece(0, box, (Extent(0, box.size * 4),)), tensor)
+            pieces = tensor.in_view(Piece(0, box, (Extent(0, box.size * 4),)))
             out = bytearray(box.size * 4)
             parts = [replace(p, file=n, extents=(Extent(0, p.box.size * 4),)) for n, p in enumerate(pieces)]
             for made, piece in zip(moved(Move("w", base, "float32", tuple(parts)), files, block), pieces, strict=True):

@@ -33,7 +33,6 @@ from reshard.planning.catalog import Catalog, Tensor
 from reshard.planning.names import NameRules, is_state
 from reshard.planning.plan import Move, PlannedTensor
 from reshard.planning.steps import Piece
-from reshard.planning.tasks import seen
 from reshard.storage.machine import auto_workers
 from reshard.storage.storages import storage_of
 
@@ -194,7 +193,7 @@ def _move(planned: PlannedTensor, targets: Sequence[Piece]) -> Move:
                 f"{planned.name}: B holds it in another order than A, which is told under other names",
                 hint="compare the numbers of reshard fingerprint --dst-names",
             )
-        targets = [each for piece in targets for each in seen(piece, planned)]
+        targets = [each for piece in targets for each in planned.in_view(piece)]
     return Move(planned.name, planned.step, planned.spec.dtype, tuple(targets))
 
 

@@ -25,7 +25,6 @@ from reshard.planning.catalog import Catalog, Tensor
 from reshard.planning.names import NameRules, is_state
 from reshard.planning.plan import Move
 from reshard.planning.steps import Piece
-from reshard.planning.tasks import seen
 from reshard.storage.machine import auto_workers
 
 
@@ -163,4 +162,4 @@ def _move(name: str, tensor: Tensor) -> Move:
     """The reading of a whole tensor from one holder of each shard, as one run of bytes."""
     planned = alone(name, tensor)
     whole = Piece(0, Box.whole(planned.spec.shape), (Extent(0, planned.spec.nbytes),))
-    return Move(name, planned.step, planned.spec.dtype, tuple(seen(whole, planned)))
+    return Move(name, planned.step, planned.spec.dtype, tuple(planned.in_view(whole)))

@@ -15,11 +15,9 @@ from reshard.planning.blocks import Blocks
 from reshard.planning.plan import Move, Plan, PlannedFile, PlannedTensor, Task
 from reshard.planning.shared import COPIED, shared_of, with_same_bytes, without_shared
 from reshard.planning.steps import Piece
-from reshard.planning.tasks import MAX_FILES, Near, groups, seen, tasks
+from reshard.planning.tasks import MAX_FILES, Near, Places, groups, places_of, tasks
 
 _BASE_MEMORY_NBYTES = 96 << 20
-Places = tuple[tuple[int, tuple[int, ...]], ...]
-"""Layouts, by number, with the ranks of which files hold a tensor so."""
 BUFFERS_A_WORKER = 3
 """A block being put together, a read that is wider or strided, and a write that is strided or cast."""
 
@@ -166,20 +164,7 @@ class ReadCount:
 
     def _alike(self, files: Iterable[PlannedFile]) -> Iterator[tuple[int, Places, int]]:
         """The kinds of tensors that files hold, by which layouts and ranks, and how many are alike in both."""
-        ranks: dict[int, list[int]] = {}
-        for file in files:
-            ranks.setdefault(file.form, []).append(file.local_rank)
-        places: list[Places] = [()]
-        numbers: dict[tuple[int, int, int], int] = {}
-        held: dict[int, int] = {}
-        for form, local_ranks in ranks.items():
-            together = tuple(local_ranks)
-            for slot in self._plan.forms[form].slots:
-                key = (held.get(slot.tensor, 0), form, slot.layout)
-                if key not in numbers:
-                    numbers[key] = len(places)
-                    places.append((*places[key[0]], (slot.layout, together)))
-                held[slot.tensor] = numbers[key]
+        places, held = places_of(self._plan, files)
         alike = Counter(zip(map(self._kinds.__getitem__, held), held.values(), strict=True))
         return ((kind, places[number], count) for (kind, number), count in alike.items())
 
@@ -188,7 +173,7 @@ class ReadCount:
         if (kind, places) not in self._known:
             tensor = self._examples[kind]
             boxes = [self._plan.layouts[layout].box(rank) for layout, ranks in places for rank in ranks]
-            targets = tuple(piece for box in dict.fromkeys(boxes) for piece in seen(Piece(0, box, ()), tensor))
+            targets = tuple(piece for box in dict.fromkeys(boxes) for piece in tensor.in_view(Piece(0, box, ())))
             step = self._near.needed(kind, tensor.step, hull_of(target.box for target in targets))
             move = Move("", step, tensor.spec.dtype, targets)
             self._known[kind, places] = sum(reads(move, self._block_nbytes, front_to_back=self._front_to_back))

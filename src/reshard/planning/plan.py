@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from reshard.errors import InputError, RunError, counted
 from reshard.index import Checksum, Extent, TensorSpec
 from reshard.layout.box import Box
 from reshard.layout.tensor import Cell, Layout
+from reshard.layout.view import in_view
 from reshard.planning.alike import Alike, told_apart
 from reshard.planning.misfits import ShardMisfits
 from reshard.planning.names import layer_pattern
@@ -45,6 +47,14 @@ class PlannedTensor(Struct, frozen=True, omit_defaults=True):
     @property
     def source_name(self) -> str:
         return self.name if self.other_name is None else self.other_name
+
+    def in_view(self, piece: Piece) -> Sequence[Piece]:
+        """A target piece in the view in which it is put together: one, unless the cut parts what the view joins."""
+        shape, view = self.spec.shape, self.step.base.shape
+        if shape == view:
+            return (piece,)
+        found, itemsize = in_view(piece.box, shape, view), self.spec.itemsize
+        return [replace(piece, box=box, extents=piece.extents_of(part, itemsize)) for part, box in found]
 
 
 class Slot(Struct, frozen=True):

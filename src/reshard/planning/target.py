@@ -22,7 +22,6 @@ from reshard.planning.plan import FileForm, PlannedFile, Slot, SmallFile, Target
 from reshard.planning.shared import COPIED, LEAST_NBYTES, same_bytes
 from reshard.planning.shares import Group, Share, divided
 from reshard.planning.steps import Piece
-from reshard.planning.tasks import seen
 
 
 class Files(Struct, frozen=True):
@@ -214,7 +213,7 @@ class Draft:
             if spec.nbytes < LEAST_NBYTES:
                 continue
             tensor = self.assembler.whole(t)
-            pieces = seen(Piece(0, layouts[n].box(0), (Extent(0, spec.nbytes),)), tensor)
+            pieces = tensor.in_view(Piece(0, layouts[n].box(0), (Extent(0, spec.nbytes),)))
             runs = [run for piece in pieces for run in same_bytes(tensor.step, spec.dtype, piece)]
             if runs:
                 begins[tensor.name] = max(runs, key=lambda run: run.nbytes).shift % block_nbytes

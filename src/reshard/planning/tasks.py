@@ -13,7 +13,6 @@ from reshard.index import ZEROS
 from reshard.layout.box import Box, hull_of
 from reshard.layout.cover import Shelf
 from reshard.layout.tensor import Cell
-from reshard.layout.view import in_view
 from reshard.planning import neighbours
 from reshard.planning.neighbours import Spot, Targeted
 from reshard.planning.plan import FileForm, Plan, PlannedFile, PlannedTensor, Task, TaskFile
@@ -29,6 +28,9 @@ Together = Literal["", "in any order", "front to back"]
 
 Twins = tuple[PlannedFile, ...]
 """Files of the same content, one of them or more."""
+
+Places = tuple[tuple[int, tuple[int, ...]], ...]
+"""Layouts, by number, with the local ranks of files that hold a tensor so."""
 
 
 def tasks(
@@ -129,7 +131,7 @@ def _targets(plan: Plan, files: Sequence[PlannedFile]) -> list[Targeted]:
             tensor = plan.tensors[slot.tensor]
             spots: tuple[Spot, ...] = (Spot(boxes[slot.layout], slot.extents),)
             if tensor.spec.shape != tensor.step.base.shape:
-                spots = _seen(spots[0], tensor)
+                spots = _in_view(spots[0], tensor)
             cuts: tuple[int, ...] = (form, slot.layout)
             if (of := targets.get(slot.tensor)) is not None:
                 spots, cuts = (*of.spots, *spots), (*of.cut, *cuts)
@@ -145,11 +147,11 @@ def _of_near_pieces(each: Targeted, near: Near) -> Targeted:
     return replace(each, tensor=replace(each.tensor, step=step))
 
 
-def _seen(spot: Spot, tensor: PlannedTensor) -> tuple[Spot, ...]:
+def _in_view(spot: Spot, tensor: PlannedTensor) -> tuple[Spot, ...]:
     """A spot in the view in which the tensor is put together: one, as of a tensor without a view, unless the cut parts
     what the view joins.
     """
-    found = [(file, seen(Piece(file, box, spot.extents), tensor)) for file, box in spot.boxes]
+    found = [(file, tensor.in_view(Piece(file, box, spot.extents))) for file, box in spot.boxes]
     if all(len(pieces) == 1 for _, pieces in found):
         return (Spot([(file, pieces[0].box) for file, pieces in found], spot.extents),)
     return tuple([Spot(((file, piece.box),), piece.extents) for file, pieces in found for piece in pieces])
@@ -177,18 +179,6 @@ def with_pieces(step: Step, change: Callable[[Assembly], Assembly]) -> Step:
 
 def _scaled_with(step: Scaled, change: Callable[[Assembly], Assembly]) -> Scaled:
     return replace(step, of=change(step.of), scale=change(step.scale))
-
-
-def seen(piece: Piece, tensor: PlannedTensor) -> Sequence[Piece]:
-    """A target piece in the view in which the tensor is put together: one, unless the cut parts what the view joins."""
-    shape, view = tensor.spec.shape, tensor.step.base.shape
-    if shape == view:
-        return (piece,)
-    found = list(in_view(piece.box, shape, view))
-    if len(found) == 1:
-        return (replace(piece, box=found[0][1]),)
-    itemsize = tensor.spec.itemsize
-    return [replace(piece, box=box, extents=piece.extents_of(part, itemsize)) for part, box in found]
 
 
 def _task_file(plan: Plan, file: PlannedFile, *twins: PlannedFile) -> TaskFile:
@@ -244,18 +234,30 @@ def only_needed(plan: Plan) -> tuple[Plan, tuple[int, ...]]:
     return replace(plan, forms=tuple(of_part(plan.forms[form]) for form in forms), files=files), tensors
 
 
-def hulls(plan: Plan) -> dict[int, Box]:
-    """Of each tensor, by number, the hull of what the plan's files hold of it."""
+def places_of(plan: Plan, files: Iterable[PlannedFile]) -> tuple[list[Places], dict[int, int]]:
+    """How files hold their tensors; and of each of these, by number, which of that it is. Layers repeat."""
     ranks: dict[int, list[int]] = {}
-    for file in plan.files:
+    for file in files:
         ranks.setdefault(file.form, []).append(file.local_rank)
-    held: dict[int, set[tuple[int, tuple[int, ...]]]] = {}
+    places: list[Places] = [()]
+    numbers: dict[tuple[int, int, int], int] = {}
+    held: dict[int, int] = {}
     for form, local_ranks in ranks.items():
         together = tuple(local_ranks)
         for slot in plan.forms[form].slots:
-            held.setdefault(slot.tensor, set()).add((slot.layout, together))
-    known: dict[object, Box] = {}
-    for places in map(frozenset, held.values()):
-        if places not in known:
-            known[places] = hull_of(plan.layouts[layout].box(rank) for layout, some in places for rank in some)
-    return {number: known[frozenset(places)] for number, places in held.items()}
+            key = (held.get(slot.tensor, 0), form, slot.layout)
+            if key not in numbers:
+                numbers[key] = len(places)
+                places.append((*places[key[0]], (slot.layout, together)))
+            held[slot.tensor] = numbers[key]
+    return places, held
+
+
+def hulls(plan: Plan) -> dict[int, Box]:
+    """Of each tensor, by number, the hull of what the plan's files hold of it."""
+    places, held = places_of(plan, plan.files)
+    boxes = {
+        number: hull_of(plan.layouts[layout].box(rank) for layout, ranks in places[number] for rank in ranks)
+        for number in set(held.values())
+    }
+    return {tensor: boxes[number] for tensor, number in held.items()}
