@@ -27,9 +27,10 @@ class Alike(Struct, frozen=True):
     first: Sequence[int]
 
 
-def told_apart(tensors: Iterable[_OneTensor]) -> Alike:
+def kinds_of(tensors: Iterable[_OneTensor]) -> Alike:
+    """Kinds are numbered in the order of their first tensors."""
     numbers: dict[object, int] = {}
-    kinds = [numbers.setdefault(_likeness(tensor), len(numbers)) for tensor in tensors]
+    kinds = [numbers.setdefault(_in_common(tensor), len(numbers)) for tensor in tensors]
     first: list[int] = []
     for number, kind in enumerate(kinds):
         if kind == len(first):
@@ -37,7 +38,8 @@ def told_apart(tensors: Iterable[_OneTensor]) -> Alike:
     return Alike(kinds, first)
 
 
-def _likeness(tensor: _OneTensor) -> tuple[object, ...]:
+def _in_common(tensor: _OneTensor) -> tuple[object, ...]:
+    """What all tensors of a kind have."""
     spec, step = tensor.spec, tensor.step
     base = step.base
     found: list[object] = [step.__class__, len(step.beside), base.dtype, base.shape, spec.dtype, spec.shape]

@@ -136,7 +136,7 @@ class ReadCount:
         self._near = Near()
         numbers: dict[object, int] = {}
         examples = plan.examples
-        found = [numbers.setdefault(_lies(tensor), len(numbers)) for tensor in examples]
+        found = [numbers.setdefault(_deciding(tensor), len(numbers)) for tensor in examples]
         self._examples = dict(zip(found, examples, strict=True))
         self._kinds = list(map(found.__getitem__, plan.alike.kinds))
 
@@ -180,7 +180,7 @@ class ReadCount:
         return self._known[kind, places]
 
 
-def _lies(tensor: PlannedTensor) -> tuple[object, ...]:
+def _deciding(tensor: PlannedTensor) -> tuple[object, ...]:
     """What decides how much is read of a tensor, besides where it goes."""
     base = tensor.step.base
     pieces = [(piece.box, piece.outer, piece.order, piece.file == ZEROS) for piece in base.pieces]

@@ -247,6 +247,8 @@ class Catalog(Struct, frozen=True):
     """All of a checkpoint's tensors, in the order in which its files name them.
 
     Attributes:
+        texts: strings beside the tensors: by name, what each rank holds.
+        notes: flags of the files' format.
         ranks: of the job that wrote it; one for a full checkpoint.
         expected: names that it should hold, in order.
         family: what kind of checkpoint it is and what wrote it, in words.

@@ -20,7 +20,7 @@ from reshard.planning.steps import Assembly, Piece
 
 _TOGETHER_NBYTES = 8 << 20
 _ENOUGH_NBYTES = 2 << 20
-"""What is together when tensors of another kind come goes without them: then those of all layers go alike."""
+"""What is together when tensors of another likeness come goes without them: then those of all layers go alike."""
 _SMALL_NBYTES = 1 << 20
 _OFFSET, _NBYTES = attrgetter("offset"), attrgetter("nbytes")
 Lies = tuple[int, Box, Box | None]
@@ -28,7 +28,9 @@ Lies = tuple[int, Box, Box | None]
 
 
 class Spot(Struct, frozen=True, gc=False):
-    """Where files hold a tensor: all at the same place, each its own box. Very many tensors share ``boxes``."""
+    """Where files hold a tensor: all at the same place, each its own box. Very many tensors share ``boxes``: the file's
+    number in the task, and the box.
+    """
 
     boxes: Sequence[tuple[int, Box]]
     extents: tuple[Extent, ...]
@@ -85,7 +87,7 @@ class Likeness(Struct, frozen=True):
         )
 
     def flat(self) -> Likeness:
-        """The same of elements in a row, where all lie together: then those of other shapes are of one kind, too."""
+        """The same of elements in a row, where all lie together: then those of other shapes are like it, too."""
         whole = Box.whole(self.shape)
         found = [tuple(map(partial(_in_a_row, whole), lies)) for lies in (self.pieces, self.targets)]
         pieces, targets = (tuple(filter(None, lies)) for lies in found)
@@ -136,7 +138,7 @@ class _Likenesses:
 
     def _new(self, each: Targeted) -> _Small | None:
         hull = hull_of(piece.box for piece in each.pieces)
-        narrow = _narrowed(each, hull)
+        narrow = _of_needed_rows(each, hull)
         step, made = narrow.tensor.step, narrow.tensor.spec.dtype
         if not isinstance(step, Assembly):
             return None
@@ -151,8 +153,10 @@ class _Likenesses:
         return _Small(number, likeness, likeness.nbytes, files, None if narrow is each else hull)
 
 
-def _narrowed(each: Targeted, hull: Box) -> Targeted:
-    """With those rows of its pieces alone that meet the hull of its targets."""
+def _of_needed_rows(each: Targeted, hull: Box) -> Targeted:
+    """With those rows of its pieces alone that meet the hull of its targets: of several that are read as one no block
+    would leave the others out.
+    """
     step = each.tensor.step
     if not isinstance(step, Assembly) or not hull.size:
         return each
@@ -178,55 +182,55 @@ def _lie(pieces: Iterable[Piece]) -> tuple[Lies, ...]:
 
 
 def moves(tensors: Iterable[Targeted], *, front_to_back: bool, shared: bool) -> Iterator[Move]:
-    """The moves of tensors that come in the order of their file: one for all small ones of a kind that are near; one
-    for all kinds where whole tensors lie as they come.
+    """The moves of tensors that come in the order of their file: one for all small ones of a likeness that are near;
+    one for all of these where whole tensors lie as they come.
 
     Args:
         front_to_back: files take their bytes in this order only, so that nothing may lie between them.
         shared: files may share the bytes of what is not quite small, where they stay what they are.
     """
-    kinds = _Likenesses(shared=shared)
+    likenesses = _Likenesses(shared=shared)
     near: list[_Neighbour] = []
     met: set[int] = set()
     room = _TOGETHER_NBYTES
     for each in tensors:
-        kind = kinds.of(each)
-        if kind is None:
+        small = likenesses.of(each)
+        if small is None:
             yield from _moves(near, front_to_back=front_to_back)
             near, met, room = [], set(), _TOGETHER_NBYTES
             yield alone(each)
             continue
-        nbytes = kind.nbytes
+        nbytes = small.nbytes
         room -= nbytes
-        new = kind.number not in met and _TOGETHER_NBYTES - room > _ENOUGH_NBYTES + nbytes
-        if room < 0 or new or (front_to_back and near and not _goes_on(near[-1], (kind, each))):
+        new = small.number not in met and _TOGETHER_NBYTES - room > _ENOUGH_NBYTES + nbytes
+        if room < 0 or new or (front_to_back and near and not _goes_on(near[-1], (small, each))):
             yield from _moves(near, front_to_back=front_to_back)
             near, met, room = [], set(), _TOGETHER_NBYTES - nbytes
-        near.append((kind, each if kind.hull is None else _narrowed(each, kind.hull)))
-        met.add(kind.number)
+        near.append((small, each if small.hull is None else _of_needed_rows(each, small.hull)))
+        met.add(small.number)
     yield from _moves(near, front_to_back=front_to_back)
 
 
 def _goes_on(last: _Neighbour, each: _Neighbour) -> bool:
     """Whether a tensor is written right after the last one by the move of both."""
-    (before, a), (kind, b) = last, each
-    if kind.number == before.number:
+    (before, a), (small, b) = last, each
+    if small.number == before.number:
         return _follows(b.spots, a.spots)
-    same = kind.files and kind.files == before.files
+    same = small.files and small.files == before.files
     return bool(same) and _follows(b.spots, a.spots) and _follows(b.tensor.step.base.pieces, a.tensor.step.base.pieces)
 
 
 def _moves(near: Sequence[_Neighbour], *, front_to_back: bool) -> Iterator[Move]:
-    by_kind: dict[int, list[_Neighbour]] = {}
-    for known in near:
-        by_kind.setdefault(known[0].number, []).append(known)
-    run = _run(near, {known[0][0].files for known in by_kind.values()}) if len(by_kind) > 1 else None
+    by_likeness: dict[int, list[_Neighbour]] = {}
+    for each in near:
+        by_likeness.setdefault(each[0].number, []).append(each)
+    run = _run(near, {some[0][0].files for some in by_likeness.values()}) if len(by_likeness) > 1 else None
     if run:
         yield run
     elif front_to_back:
-        yield from (_move(list(some)) for _, some in groupby(near, lambda known: known[0].number))
+        yield from (_move(list(some)) for _, some in groupby(near, lambda each: each[0].number))
     else:
-        yield from map(_move, by_kind.values())
+        yield from map(_move, by_likeness.values())
 
 
 def _run(near: Sequence[_Neighbour], files: Collection[tuple[int, ...]]) -> Move | None:
@@ -254,8 +258,8 @@ def _follows(places: Iterable[Spot | Piece], last: Iterable[Spot | Piece]) -> bo
 
 def _move(some: Sequence[_Neighbour]) -> Move:
     """All as one tensor, with one more dim in front; where they lie apart, in as many extents."""
-    likeness, alike, count = some[0][0].likeness, [each for _, each in some], len(some)
-    first = alike[0]
+    likeness, tensors, count = some[0][0].likeness, [each for _, each in some], len(some)
+    first = tensors[0]
     if count == 1:
         return alone(first)
 
@@ -263,19 +267,19 @@ def _move(some: Sequence[_Neighbour]) -> Move:
         for (file, box, outer), extents in zip(lies, held, strict=True):
             yield Piece(file, _stacked(box, count), extents, outer and _stacked(outer, count))
 
-    spots = [_joined([each.spots[i].extents for each in alike]) for i in range(len(first.spots))]
+    spots = [_joined([each.spots[i].extents for each in tensors]) for i in range(len(first.spots))]
     held = [extents for extents, spot in zip(spots, first.spots, strict=True) for _ in spot.boxes]
-    pieces = tuple(stacked(likeness.pieces, _read(alike)))
+    pieces = tuple(stacked(likeness.pieces, _read(tensors)))
     made = tuple(stacked(likeness.targets, held))
     step = Assembly(likeness.dtype, (count, *likeness.shape), pieces)
-    cast = alike if likeness.made != likeness.dtype else ()
+    cast = tensors if likeness.made != likeness.dtype else ()
     named = [Stacked(each.tensor.name, each.tensor.step.base.shape) for each in cast]
     return Move(first.tensor.name, step, likeness.made, made, tuple(named))
 
 
-def _read(alike: Sequence[Targeted]) -> Iterator[tuple[Extent, ...]]:
+def _read(tensors: Sequence[Targeted]) -> Iterator[tuple[Extent, ...]]:
     """The extents of all, piece by piece. Files of one form hold all at the same places."""
-    of = [each.tensor.step.base.pieces for each in alike]
+    of = [each.tensor.step.base.pieces for each in tensors]
     before: list[tuple[Extent, ...]] = []
     held: tuple[Extent, ...] = ()
     for i in range(len(of[0])):

@@ -15,7 +15,7 @@ from reshard.index import Checksum, Extent, TensorSpec
 from reshard.layout.box import Box
 from reshard.layout.tensor import Cell, Layout
 from reshard.layout.view import in_view
-from reshard.planning.alike import Alike, told_apart
+from reshard.planning.alike import Alike, kinds_of
 from reshard.planning.misfits import ShardMisfits
 from reshard.planning.names import layer_pattern
 from reshard.planning.steps import Assembly, Piece, Step
@@ -186,7 +186,7 @@ class Plan(Struct, frozen=True, dict=True):
     @cached_property
     def alike(self) -> Alike:
         """Which of its tensors are alike."""
-        return told_apart(self.tensors)
+        return kinds_of(self.tensors)
 
     @property
     def examples(self) -> list[PlannedTensor]:
