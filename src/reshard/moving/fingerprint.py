@@ -13,7 +13,7 @@ import xxhash
 from msgspec import Struct
 
 from reshard.index import TensorSpec
-from reshard.moving.mover import Mover
+from reshard.moving.mover import Mover, in_lots
 from reshard.moving.scratch import Scratch
 from reshard.moving.task_inputs import Sources
 from reshard.planning.blocks import Access, Blocks
@@ -96,22 +96,13 @@ class Portion(Struct, frozen=True):
 
 def lots(moves: Iterable[Move]) -> Iterator[list[Portion]]:
     """All the work, in lots of about 64 MiB: a large tensor in several, many small ones in one."""
-    lot: list[Portion] = []
-    room = _LOT_NBYTES
-    for move in moves:
-        blocks = Blocks(move, _READ_NBYTES)
-        nbytes = max(blocks.hull.size * blocks.source_itemsize // max(len(blocks), 1), 1)
-        start = 0
-        while start < len(blocks):
-            stop = min(start + max(room // nbytes, 1), len(blocks))
-            lot.append(Portion(move, start, stop))
-            room -= (stop - start) * nbytes
-            start = stop
-            if room < nbytes:
-                yield lot
-                lot, room = [], _LOT_NBYTES
-    if lot:
-        yield lot
+    for lot in in_lots(map(_work, moves), _LOT_NBYTES):
+        yield [Portion(*part) for part in lot]
+
+
+def _work(move: Move) -> tuple[Move, int, int]:
+    blocks = Blocks(move, _READ_NBYTES)
+    return move, len(blocks), blocks.hull.size * blocks.source_itemsize
 
 
 def hashed(portion: Portion, sources: Sources, scratch: Scratch, on_bytes: Callable[[int], None]) -> Stretch:

@@ -47,7 +47,7 @@ def _mapped(move: Move, files: tuple[SourceFile, ...], shape: tuple[int, ...]) -
     if len(ranges) > 1 or ranges[0].coded or storage_of(files[pieces[0].file].path).remote:
         return None
     with closing(Sources(files)) as sources:
-        sources.check(pieces[0].file)
+        sources.opened(pieces[0].file)  # refused where it is not the one that was planned
     path, offset = files[pieces[0].file].path, ranges[0].offset
     return np.memmap(path, numpy_dtype(move.dtype), mode="c", offset=offset, shape=shape)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from reshard.moving.joint import JointParts
     from reshard.moving.steps import Making
 
+T = TypeVar("T")
 OnAccess = Callable[[Access, memoryview], None]
 """Takes the bytes of one access to a target piece. They are valid during the call only."""
 
@@ -228,3 +230,34 @@ class Span(Struct, frozen=True):
     movers: tuple[Mover, ...]
     start: int
     stop: int
+
+
+def in_lots(
+    works: Iterable[tuple[T, int, int]], lot_nbytes: int, most: int = sys.maxsize
+) -> Iterator[list[tuple[T, int, int]]]:
+    """Lots of about so many bytes, and of so many works at most: a large work in several lots, many small ones in one.
+
+    Args:
+        works: each with how many blocks and how many bytes it has.
+
+    Yields:
+        Of each lot the works, with the first of their blocks and the one behind the last.
+
+    >>> list(in_lots([("large", 4, 40), ("a", 1, 5), ("b", 1, 5)], 20))
+    [[('large', 0, 2)], [('large', 2, 4)], [('a', 0, 1), ('b', 0, 1)]]
+    """
+    lot: list[tuple[T, int, int]] = []
+    room = lot_nbytes
+    for work, blocks, nbytes in works:
+        block_nbytes = max(nbytes // max(blocks, 1), 1)
+        start = 0
+        while start < blocks:
+            stop = min(start + max(room // block_nbytes, 1), blocks)
+            lot.append((work, start, stop))
+            room -= (stop - start) * block_nbytes
+            start = stop
+            if room < block_nbytes or len(lot) >= most:
+                yield lot
+                lot, room = [], lot_nbytes
+    if lot:
+        yield lot

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from reshard.moving.any_order import AnyOrder
-from reshard.moving.mover import Mover, Span
+from reshard.moving.mover import Mover, Span, in_lots
 from reshard.moving.ordered_write import InOrder
 from reshard.moving.scratch import Scratch
 from reshard.moving.task_inputs import Sources
@@ -24,7 +25,6 @@ from reshard.storage.storages import storage_of
 _CREATORS = 8
 _LOTS = 128  # of a task, at least, where it is as large
 _REMOTE_MOVES = 4  # of a lot: each waits for an answer or more
-_MANY = 1 << 62
 OnBytes = Callable[[int], None]
 T = TypeVar("T")
 
@@ -121,29 +121,19 @@ class TaskRun:
         """A large tensor in several lots, many small ones in one. There are enough of them that threads end at about
         the same time. Where reading waits, lots have few moves, so that many threads wait at once.
         """
-        lot: list[Span] = []
+        block_nbytes = self._settings.block_nbytes
         fair_nbytes = sum(file.nbytes for file in self._task.files) // _LOTS
-        lot_nbytes = self._writer.lot_nbytes(fair_nbytes, self._settings.block_nbytes)
-        most = _REMOTE_MOVES if any(storage_of(source.path).remote for source in self._task.sources) else _MANY
-        room = lot_nbytes
-        for moves in groups:
-            movers = tuple(
-                Mover(move, self._sources, self._scratch, self._settings.block_nbytes, self._note) for move in moves
-            )
-            blocks = len(movers[0].blocks)
-            nbytes = sum(mover.blocks.hull.size * mover.blocks.source_itemsize for mover in movers)
-            block_nbytes = max(nbytes // max(blocks, 1), 1)
-            start = 0
-            while start < blocks:
-                stop = min(start + max(room // block_nbytes, 1), blocks)
-                lot.append(Span(movers, start, stop))
-                room -= (stop - start) * block_nbytes
-                start = stop
-                if room < block_nbytes or len(lot) >= most:
-                    yield lot
-                    lot, room = [], lot_nbytes
-        if lot:
-            yield lot
+        remote = any(storage_of(source.path).remote for source in self._task.sources)
+        lot_nbytes = self._writer.lot_nbytes(fair_nbytes, block_nbytes)
+        for lot in in_lots(map(self._work, groups), lot_nbytes, _REMOTE_MOVES if remote else sys.maxsize):
+            yield [Span(*part) for part in lot]
+
+    def _work(self, moves: tuple[Move, ...]) -> tuple[tuple[Mover, ...], int, int]:
+        """The movers of moves that read the same, how many blocks each has, and the bytes of all."""
+        block_nbytes = self._settings.block_nbytes
+        movers = tuple(Mover(move, self._sources, self._scratch, block_nbytes, self._note) for move in moves)
+        nbytes = sum(mover.blocks.hull.size * mover.blocks.source_itemsize for mover in movers)
+        return movers, len(movers[0].blocks), nbytes
 
     def carry_out(self, lot: list[Span], stopped: threading.Event) -> None:
         """Carry out one lot; gives up early when ``stopped`` is set."""

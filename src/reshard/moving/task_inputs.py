@@ -144,10 +144,6 @@ class Sources:
             raise CheckpointError("the file changed after it was planned", planned.path, _STILL)
         return kept
 
-    def check(self, number: int) -> None:
-        """Raises CheckpointError where a file is not the one that was planned."""
-        self.opened(number)
-
     def check_unchanged(self) -> None:
         """Raises CheckpointError where a file was written to while it was read."""
         with self._lock:
