@@ -213,7 +213,6 @@ def source_given(path: str, strategy: str, given: dict[str, Any]) -> Source:
 
 def conversion_options(given: dict[str, Any]) -> Options:
     """The options of a conversion from those of a command. Raises UsageError."""
-    from reshard.families.rank_listing import as_select
     from reshard.ops.options import Options
 
     read: dict[str, Callable[[str], Any]] = {
@@ -224,8 +223,6 @@ def conversion_options(given: dict[str, Any]) -> Options:
     plain = given.keys() & {*Options.__struct_fields__} - read.keys()
     made = {name: given[name] for name in plain if given[name] is not None}
     made |= {name: parse(given[name]) for name, parse in read.items() if given.get(name)}
-    if "select" in given:
-        made["select"] = as_select(given["select"])
     if given.get("max_shard_size"):
         made["max_shard_nbytes"] = parse_nbytes(given["max_shard_size"])
     if given.get("dst_names") and given.get("to") != "checkpoint2":  # then it is of the names
@@ -264,6 +261,8 @@ def means_of(given: dict[str, Any]) -> Means:
 
 def _means(given: dict[str, Any]) -> dict[str, Any]:
     """What is called or counted otherwise on a command line. Raises UsageError."""
+    from reshard.ops.options import MOST_WORKERS
+
     made: dict[str, Any] = {}
     for name, field, yes, no in (
         ("checksum", "checksum", "xxh3", "off"),
@@ -274,8 +273,8 @@ def _means(given: dict[str, Any]) -> dict[str, Any]:
         if name in given:
             made[field] = given[name] == yes
     workers = given.get("workers", "auto")
-    if workers != "auto" and not (workers.isdigit() and 0 < int(workers) <= 1024):
-        raise UsageError(f"--workers {workers!r}", hint="a number from 1 to 1024, or auto")
+    if workers != "auto" and not (workers.isdigit() and 0 < int(workers) <= MOST_WORKERS):
+        raise UsageError(f"--workers {workers!r}", hint=f"a number from 1 to {MOST_WORKERS}, or auto")
     made["workers"] = 0 if workers == "auto" else int(workers)
     for name in ("max_rate", "max_memory"):
         if given.get(name):

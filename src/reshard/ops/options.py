@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +11,7 @@ from msgspec.structs import replace
 
 from reshard.errors import UsageError
 from reshard.families.discover import Select
+from reshard.families.rank_listing import as_select
 from reshard.families.source import Source
 from reshard.families.strategies import read_strategy
 from reshard.families.targets import PREFIX, AskedTarget
@@ -26,9 +28,16 @@ _MAX_BLOCK_NBYTES = 16 << 20
 _MAX_TURNED_BLOCK_NBYTES = 64 << 20
 _MIN_BLOCK_NBYTES = 64 << 10
 _RESERVED_NBYTES = 96 << 20
+MOST_WORKERS = 1024
 
 Engine = Literal["local", "ray"]
 Reflink = Literal["auto", "always", "never"]
+
+
+def _refuse_below(least: int, numbers: Mapping[str, int | None]) -> None:
+    for option, number in numbers.items():
+        if number is not None and number < least:
+            raise UsageError(f"{option} {number}", hint=f"a number from {least}")
 
 
 class NodeRanks(Struct, frozen=True):
@@ -69,6 +78,9 @@ class Means(Struct, frozen=True, kw_only=True):
             raise UsageError("--resume and --overwrite contradict each other")
         if self.engine not in ("local", "ray"):
             raise UsageError(f"--engine {self.engine!r}", hint="one of: local, ray")
+        if not 0 <= self.workers <= MOST_WORKERS:
+            raise UsageError(f"--workers {self.workers}", hint=f"a number from 1 to {MOST_WORKERS}, or 0: as suits")
+        _refuse_below(1, {"--max-rate": self.max_rate_nbytes, "--max-memory": self.max_memory_nbytes})
         if self.engine == "ray" and self.max_rate_nbytes and not self.nodes_local:
             raise UsageError("--max-rate is of one process, and --engine ray has many")
         if self.nodes_local and (self.engine != "ray" or self.overwrite):
@@ -171,6 +183,9 @@ class Options(Means, frozen=True):
             raise UsageError("--share and --ranks contradict each other", hint="a share is of all ranks")
         if min(self.tp, self.pp, self.ep) < 0:
             raise UsageError(f"--tp {self.tp} --pp {self.pp} --ep {self.ep}", hint="numbers from 1")
+        _refuse_below(1, {"--max-shard-size": self.max_shard_nbytes})
+        _refuse_below(0, {"--dst-iteration": self.dst_iteration})
+        as_select(self.select)
         if self.missing not in ("error", "drop"):
             raise UsageError(f"--missing {self.missing!r}", hint="one of: error, drop")
 
