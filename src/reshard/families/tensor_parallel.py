@@ -92,12 +92,14 @@ def merged(slices: Sequence[Mapping[str, RankSlice]], info: Mapping[str, Any]) -
     lacking = sorted(name for name in names if any(name not in held for held in slices))
     if lacking:
         raise CheckpointError(f"not all tensor-parallel ranks hold {lacking[0]}")
-    return {name: _merged(name, [held[name] for held in slices], info) for name in slices[0]}
+    maps = affine_maps(info)
+    return {name: _merged(name, [held[name] for held in slices], info, maps) for name in slices[0]}
 
 
-def map_of(name: str, info: Mapping[str, Any]) -> Any:
+def map_of(name: str, maps: Mapping[str, Any]) -> Any:
     """Where its slices lie, if that was saved for each rank; it counts before all patterns. None if not."""
-    return next((one for pattern, one in affine_maps(info).items() if _pattern(pattern).match(name)), None)
+    own = maps.get(f"^{re.escape(name)}$")  # as AutoTP writes them
+    return own or next((one for pattern, one in maps.items() if _pattern(pattern).match(name)), None)
 
 
 def _by_map(name: str, slices: Sequence[RankSlice], told: Any) -> RankSlice:
@@ -126,8 +128,8 @@ def _shifted(shards: Sequence[Shard], here: Box, there: Box) -> Iterator[Shard]:
             yield Shard(kept, tuple(replace(h, outer=None if kept == box else box) for h in shard.held), shard.expected)
 
 
-def _merged(name: str, slices: Sequence[RankSlice], info: Mapping[str, Any]) -> RankSlice:
-    told = map_of(slices[0].name, info)
+def _merged(name: str, slices: Sequence[RankSlice], info: Mapping[str, Any], maps: Mapping[str, Any]) -> RankSlice:
+    told = map_of(slices[0].name, maps)
     if told is not None:
         return _by_map(name, slices, told)
     cut = cut_of(slices[0].name, info)

@@ -20,6 +20,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from reshard.errors import CheckpointError, UsageError, counted, listed
+from reshard.families.affine_maps import affine_maps
 from reshard.families.deepspeed import Saved, opened
 from reshard.families.registry import listing
 from reshard.families.source import Source
@@ -122,7 +123,7 @@ def _marks(name: str, told: SaveFiles) -> tuple[tuple[str, int], ...]:
     if told.stage == _FLAT_STAGE and told.tensor_parallel == 1:
         return (("flat", True),)
     info = told.model(told.model_parallel[0]).info
-    if map_of(name, info) is not None:
+    if map_of(name, affine_maps(info)) is not None:
         return ()  # whoever resumes knows the layers that were mapped
     cut = cut_of(name, info)
     marks: list[tuple[str, int]] = []
