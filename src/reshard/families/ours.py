@@ -185,7 +185,8 @@ def refuse_unfinished_target(path: str) -> None:
         raise CheckpointError(
             told,
             path,
-            "give the same command with --resume; rank folders are read as far as they go with --src-strategy",
+            "give the same command again, as: reshard convert SRC DST --resume; "
+            "rank folders are read as far as they go with --src-strategy",
         )
 
 
