@@ -26,8 +26,7 @@ from reshard.moving.scratch import Scratch
 from reshard.moving.task_inputs import Sources, files_of
 from reshard.names.wishes import Naming
 from reshard.ops.observer import Observer
-from reshard.planning.assembly import alone, assembled
-from reshard.planning.assembly import every_copy as copies
+from reshard.planning.assembly import alone, assembled, every_copy
 from reshard.planning.blocks import Access
 from reshard.planning.catalog import Catalog, Tensor
 from reshard.planning.names import NameRules, is_state
@@ -82,7 +81,7 @@ def diff(
 ) -> Comparison:
     """Compare two checkpoints; ``rules`` say which names, and rename those of A. Raises InputError for broken ones."""
     ours, theirs = (open_source(source_at(side)) for side in (a, b))
-    return _compare(ours, theirs, rules or NameRules(), "", observer or Observer(), every_copy=False)
+    return _compare(ours, theirs, rules or NameRules(), "", observer or Observer(), replicas=False)
 
 
 def verify_content(
@@ -105,7 +104,7 @@ def verify_content(
     rules = rules or NameRules()
     if naming and naming.changes:
         source, rules = _renamed(source, (src, dst), naming, rules), NameRules()
-    found = _compare(source, target, rules, dtype, observer or Observer(), every_copy=True)
+    found = _compare(source, target, rules, dtype, observer or Observer(), replicas=True)
     excused = [
         d.name
         for d in found.differences
@@ -137,9 +136,7 @@ def _renamed(source: Catalog, sides: tuple[Source, Source], naming: Naming, rule
     return renamed(source, naming, models(src.path, naming), rules, strategy).catalog
 
 
-def _compare(
-    a: Catalog, b: Catalog, rules: NameRules, dtype: str, observer: Observer, *, every_copy: bool
-) -> Comparison:
+def _compare(a: Catalog, b: Catalog, rules: NameRules, dtype: str, observer: Observer, *, replicas: bool) -> Comparison:
     idle = rules.idle({*a.tensors, *a.texts, *b.tensors, *b.texts})
     ours = {name: a.tensors[old] for name, old in rules.called(a.tensors).items()}
     if a.tensors and not ours:
@@ -161,7 +158,7 @@ def _compare(
         elif tensor.name in varied:
             differences += _varied(a, tensor, b, other)
         else:
-            targets = copies(other) if every_copy else assembled(other).pieces
+            targets = every_copy(other) if replicas else assembled(other).pieces
             moves.append(_move(planned, targets))
     nbytes = sum(_nbytes(m) for m in moves)
     observer.start("comparing", nbytes)

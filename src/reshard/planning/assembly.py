@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -19,7 +19,7 @@ from reshard.planning.lora_values import LoraMerge
 from reshard.planning.names import is_state
 from reshard.planning.plan import Plan, PlannedTensor
 from reshard.planning.steps import Assembly, Joint, LoraAdd, MadeTensor, Piece, Product, Rows, Scaled, Step
-from reshard.planning.tasks import hulls, needed, only_needed
+from reshard.planning.tasks import hulls, needed, only_needed, places_of
 
 ANY_RANK = -1
 _SHOWN = 4
@@ -81,7 +81,6 @@ class Assembler:
         self.tensors: list[Drafted] = []
         self._whole: dict[int, PlannedTensor] = {}
         self._source = source
-        self._source_lacks = source.lacking
         self._dtype = dtype
         self._lora = lora or LoraMerge({}, {}, {}, {})
         self._parts: dict[int, MadeTensor] = {}
@@ -198,7 +197,7 @@ class Assembler:
         made = (lora.tensors[each.name] for each in lora.made)
         for tensor in (*beside, *(new.rows for new in lora.rows.values()), *made):
             faults += _uncovered(tensor, tensor.shards.missing(), [Box.whole(tensor.spec.shape)])
-        wanted = _boxes(plan, self._lacking)
+        wanted = _boxes(plan, self._lacking) if self._lacking else {}
         for number, (tensor, missing) in self._lacking.items():
             boxes = [seen for box in wanted.get(number, ()) for seen in self.tensors[number].in_view(box)]
             if (added := lora.sums.get(tensor.name)) is not None and added.magnitude:
@@ -207,7 +206,7 @@ class Assembler:
         if faults:
             raise PlanError(
                 "slices that no file holds:\n" + listed(faults),
-                hint="; ".join(self._source_lacks[:_SHOWN])
+                hint="; ".join(self._source.lacking[:_SHOWN])
                 or "bring the missing ranks' files"
                 + (", or check that the strategy is the one of these files" if self._source.by_strategy else ""),
             )
@@ -226,24 +225,24 @@ def _of_use(part: MadeTensor, of: Assembly, file: int) -> MadeTensor:
     return replace(part, step=step)
 
 
-def _boxes(plan: Plan, tensors: Mapping[int, object]) -> dict[int, set[Box]]:
+def _boxes(plan: Plan, tensors: Iterable[int]) -> dict[int, set[Box]]:
     """What the planned files hold of some tensors."""
-    boxes: dict[int, set[Box]] = {}
-    slots = [[slot for slot in form.slots if slot.tensor in tensors] for form in plan.forms]
-    for file in plan.files:
-        for slot in slots[file.form]:
-            boxes.setdefault(slot.tensor, set()).add(plan.layouts[slot.layout].box(file.local_rank))
-    return boxes
+    places, held = places_of(plan, plan.files)
+    return {
+        number: {plan.layouts[layout].box(rank) for layout, ranks in places[held[number]] for rank in ranks}
+        for number in tensors
+        if number in held
+    }
 
 
 def _uncovered(tensor: Tensor, missing: Sequence[Shard], boxes: Iterable[Box]) -> Iterator[str]:
     """One line when a box needs a missing shard: whose it is and what share of the tensor lacks."""
     wanted = list(boxes)
-    needed = [shard for shard in missing if any(shard.box.meets(box) for box in wanted)]
-    if needed:
-        ranks = sorted({rank for shard in needed for rank in shard.expected})
-        share = sum(shard.box.size for shard in needed) / Box.whole(tensor.spec.shape).size
-        box = needed[0].box
+    lacking = [shard for shard in missing if any(shard.box.meets(box) for box in wanted)]
+    if lacking:
+        ranks = sorted({rank for shard in lacking for rank in shard.expected})
+        share = sum(shard.box.size for shard in lacking) / Box.whole(tensor.spec.shape).size
+        box = lacking[0].box
         whose = f"; {named_ranks(ranks)} should hold it" if ranks else ""
         yield (
             f"{tensor.name}: {share:.0%} missing, from {list(box.start)} to {list(box.stop)}"

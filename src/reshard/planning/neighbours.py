@@ -198,7 +198,7 @@ def moves(tensors: Iterable[Targeted], *, front_to_back: bool, shared: bool) -> 
         if small is None:
             yield from _moves(near, front_to_back=front_to_back)
             near, met, room = [], set(), _TOGETHER_NBYTES
-            yield alone(each)
+            yield move_of(each)
             continue
         nbytes = small.nbytes
         room -= nbytes
@@ -247,7 +247,8 @@ def _run(near: Sequence[_Neighbour], files: Collection[tuple[int, ...]]) -> Move
     return Move(first.tensor.name, Assembly("uint8", whole.shape, (source,)), "uint8", tuple(targets))
 
 
-def alone(each: Targeted) -> Move:
+def move_of(each: Targeted) -> Move:
+    """That of one tensor by itself."""
     return Move(each.tensor.name, each.tensor.step, each.tensor.spec.dtype, each.pieces)
 
 
@@ -261,7 +262,7 @@ def _move(some: Sequence[_Neighbour]) -> Move:
     likeness, tensors, count = some[0][0].likeness, [each for _, each in some], len(some)
     first = tensors[0]
     if count == 1:
-        return alone(first)
+        return move_of(first)
 
     def stacked(lies: Iterable[Lies], held: Iterable[tuple[Extent, ...]]) -> Iterator[Piece]:
         for (file, box, outer), extents in zip(lies, held, strict=True):

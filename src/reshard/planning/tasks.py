@@ -92,7 +92,7 @@ def _twins(plan: Plan, *, link_replicas: bool) -> Iterable[Twins]:
 
 def _task(plan: Plan, number: int, twins: list[Twins], near: Near, *, together: Together) -> Task:
     files = [same[0] for same in twins]
-    targets = [_of_near_pieces(each, near) for each in _targets(plan, files)]
+    targets = [_of_needed_pieces(each, near) for each in _targets(plan, files)]
     used: dict[int, int] = {}
 
     def renumbered(assembly: Assembly) -> Assembly:
@@ -108,7 +108,7 @@ def _task(plan: Plan, number: int, twins: list[Twins], near: Near, *, together: 
             targets, front_to_back=together == "front to back", shared=plan.shared_block_nbytes > 0
         )
     else:
-        found = map(neighbours.alone, targets)
+        found = map(neighbours.move_of, targets)
     moves = [replace(m, step=with_pieces(needed(m.step, hull_of(t.box for t in m.targets)), renumbered)) for m in found]
     made = tuple(_task_file(plan, *same) for same in twins)
     return Task(number, tuple(plan.sources[i] for i in used), made, tuple(moves))
@@ -139,7 +139,7 @@ def _targets(plan: Plan, files: Sequence[PlannedFile]) -> list[Targeted]:
     return list(targets.values())
 
 
-def _of_near_pieces(each: Targeted, near: Near) -> Targeted:
+def _of_needed_pieces(each: Targeted, near: Near) -> Targeted:
     """Without the pieces that are not needed, where there are many."""
     if len(each.tensor.step.base.pieces) < _MANY_PIECES:
         return each
