@@ -27,8 +27,8 @@ from reshard.planning.lora_values import Adapter, Combination, How, LoraMerge, M
 from reshard.storage.storage import join
 from reshard.storage.storages import content_of, opened, storage_of
 
-_CONFIGS = ("adapter_config.json", "lora_train_meta.json")
-"""PEFT's, and what verl writes beside the files of its ranks."""
+_CONFIGS = ("adapter_config.json", "lora_train_meta.json", "mindformers_adapter_config.json")
+"""PEFT's, and what verl and MindFormers' PyNative trainer write beside the files of their ranks."""
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _DOUBLED = "a head that is the embedding once more, which they are tied to be"
 _BLOCK_NBYTES = 8 << 20

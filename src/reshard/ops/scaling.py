@@ -143,7 +143,8 @@ def parse_scaling(text: str) -> Fixed:
 
 
 def read_config(path: str | Path, scaling: Scaling | None = None, *, initial: bool = False) -> LoraConfig:
-    """From a PEFT ``adapter_config.json`` or a MindFormers YAML with ``pet_config``. Raises InputError.
+    """From a PEFT ``adapter_config.json``, a MindFormers YAML with ``pet_config`` or ``lora_config``, or what its
+    PyNative trainer writes beside an adapter. Raises InputError.
 
     Args:
         scaling: is said elsewhere.
@@ -151,8 +152,9 @@ def read_config(path: str | Path, scaling: Scaling | None = None, *, initial: bo
     """
     path = str(path)
     content, told_by = _content(path)
-    if not path.endswith(".json"):
-        return replace(_mindformers(content, path), told_by=told_by)
+    if not path.endswith(".json") or (isinstance(content, dict) and "lora_config" in content):
+        found = _mindformers(content, path)
+        return replace(found, scaling=scaling or found.scaling, told_by=told_by)
     if not isinstance(content, dict):
         raise InputError("not a configuration of PEFT", path)
     refuse_other_kinds(content, path, initial=initial)
@@ -214,9 +216,11 @@ def _peft(content: Any, path: str) -> AlphaRank:
 
 
 def _mindformers(content: Any, path: str) -> LoraConfig:
-    found = _find(content, "pet_config", depth=8)
-    if not isinstance(found, dict):
-        raise InputError("no pet_config", path, "give --scaling, or --lora-alpha and --lora-rank")
+    found = next(
+        (f for key in ("pet_config", "lora_config") if isinstance(f := _find(content, key, depth=8), dict)), None
+    )
+    if found is None:
+        raise InputError("no pet_config or lora_config", path, "give --scaling, or --lora-alpha and --lora-rank")
     kind = found.get("pet_type") or "lora"
     if str(kind).lower() != "lora":
         raise InputError(f"pet_type is {kind}, and only lora is merged", path)

@@ -13,7 +13,7 @@ from reshard.planning.catalog import Tensor, is_viewed
 from reshard.planning.lora_experts import saved_as
 from reshard.planning.lora_forms import Fit, fits_of, flat, multiplied, viewed
 from reshard.planning.lora_hints import Hints
-from reshard.planning.lora_names import LoraPart, model_name
+from reshard.planning.lora_names import EXPERTS, LoraPart, model_name
 from reshard.planning.lora_replaced import Replacing, is_head
 from reshard.planning.lora_sums import LoraSums
 from reshard.planning.lora_values import COUNTS_WHOLE, Adapter, NewRows, Term
@@ -87,7 +87,8 @@ class Layers:
             raise PlanError(f"{module}: {lacking}")
         for side in sides:
             if side not in parts:
-                raise PlanError(f"{next(iter(parts.values())).name}: its factor {side[-1].upper()} is missing")
+                which = "other factor" if module.endswith(EXPERTS) else f"factor {side[-1].upper()}"
+                raise PlanError(f"{next(iter(parts.values())).name}: its {which} is missing")
         a, b = parts[sides[0]], parts[sides[1]]
         wrong = next((t for t in (a, b) if t.spec.dtype not in FLOATING), None)
         if wrong is not None:

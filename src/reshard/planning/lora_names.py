@@ -15,8 +15,11 @@ LoraPart = Literal["a", "b", "embedding_a", "embedding_b", "bias", "magnitude", 
 rows of some tokens, and by what (IA)³ multiplies outputs or inputs.
 """
 
+EXPERTS = (".weight1", ".weight2")
+"""Ends of what MindFormers' PyNative trainer calls the weights of all experts of a layer."""
 _PART = re.compile(
-    r"(?P<module>.+?)\.(?:mindpet_delta_lora_(?P<mindpet>[ab])"
+    r"(?P<experts>.+\.weight[12])_lora_(?P<order>[ab])"
+    r"|(?P<module>.+?)\.(?:mindpet_delta_lora_(?P<mindpet>[ab])"
     r"|lora_(?P<factor>[ABab])(?:\.(?:[^.]+\.)?weight)?"
     r"|lora_embedding_(?P<embedding>[AB])(?:\.[^.]+)?"
     r"|lora_B(?:\.[^.]+)?\.(?P<bias>bias)"
@@ -58,12 +61,16 @@ def lora_name(name: str) -> LoraName | None:
     LoraName(module='layers.0.wq', kind='a')
     >>> lora_name("base_model.model.q_proj.lora_B.default.weight").layer
     'q_proj'
+    >>> lora_name("layers.0.mlp.experts.weight1_lora_a")
+    LoraName(module='layers.0.mlp.experts.weight1', kind='b')
     >>> lora_name("base_model.model.q_proj.lora_magnitude_vector.default.weight").kind
     'magnitude'
     """
     found = _PART.fullmatch(name)
     if found is None or is_state(name):
         return None
+    if found["experts"]:  # [expert, in, rank] @ [expert, rank, out], in the order of their names: B is what comes first
+        return LoraName(found["experts"], "b" if found["order"] == "a" else "a")
     if factor := found["mindpet"] or found["factor"]:
         return LoraName(found["module"], "a" if factor in "aA" else "b")
     if found["embedding"]:
