@@ -149,15 +149,6 @@ def _cut(
             if at not in dims:
                 dims.insert(next((i for i, other in enumerate(dims) if other > at), len(dims)), at)
         turned = tuple(dims) if dims != sorted(dims) else ()
-        whole = part == shard.box
-        held = (
-            h if whole and not (h.outer or h.order) else _part(h, shard.box, part, scale.spec.itemsize)
-            for h in shard.held
-        )
-        made = (Held(h.file, h.extents, None, turned) for h in held)
-        yield Shard(Box(tuple(start), tuple(stop)), tuple(made), shard.expected)
-
-
-def _part(held: Held, box: Box, part: Box, itemsize: int) -> Held:
-    whole = Held(held.file, held.extents, held.outer or box, held.order)
-    return Held(held.file, whole.extents_of(part, itemsize))
+        itemsize = scale.spec.itemsize
+        held = (Held(h.file, h.piece(shard.box).extents_of(part, itemsize), None, turned) for h in shard.held)
+        yield Shard(Box(tuple(start), tuple(stop)), tuple(held), shard.expected)
