@@ -158,7 +158,7 @@ def _compare(a: Catalog, b: Catalog, rules: NameRules, dtype: str, observer: Obs
         elif tensor.name in varied:
             differences += _varied(a, tensor, b, other)
         else:
-            targets = every_copy(other) if replicas else assembled(other).pieces
+            targets = every_copy(other) if replicas or other.compared else assembled(other).pieces
             moves.append(_move(planned, targets))
     nbytes = sum(_nbytes(m) for m in moves)
     observer.start("comparing", nbytes)

@@ -10,7 +10,7 @@ import pytest
 
 import reshard
 from hub_model import qwen3, write_hub
-from making import array, counted, write_file, write_ranks, write_strategy
+from making import array, counted, read_file, write_file, write_ranks, write_strategy
 from reshard.cli.environment import original
 from reshard.cli.main import main
 from reshard.errors import CheckpointError, DifferenceError, StorageError, UsageError
@@ -105,6 +105,23 @@ def test_a_replica_that_differs_is_found_by_verify(a: Source, tmp_path: Path) ->
     assert reshard.diff(a, target).equal
     with pytest.raises(DifferenceError, match=r"b\[7, 1\]: 15.0 in A, 9.0 in .*rank_1"):
         reshard.verify_content(a, target)
+
+
+@pytest.mark.parametrize("odd", range(4))
+def test_a_value_that_nobody_calls_a_replica_is_compared_on_every_rank_of_b(odd: int, tmp_path: Path) -> None:
+    """One with another value was found where it was the first, and passed over on any other."""
+    layout = {"w": Sharding((2, 2), ((1,), ()))}
+    for folder, values in (("a", [1] * 4), ("b", [1 + (rank == odd) for rank in range(4)])):
+        write_ranks(tmp_path / folder, {"w": counted(4, 3)}, [layout], ".safetensors")
+        for rank, value in enumerate(values):
+            (file,) = (tmp_path / folder / f"rank_{rank}").iterdir()
+            write_file(file, {**read_file(file), "step": np.array([value], np.int32)})
+    strategy = str(write_strategy(tmp_path / "s", [layout]))
+    a, b = (Source(str(tmp_path / folder), strategy) for folder in "ab")
+    (found,) = reshard.diff(a, b).differences
+    assert str(found).startswith("step[0]: 1 in A, 2 in ")
+    assert f"rank_{odd}" in found.where
+    assert reshard.diff(b, a).equal  # the one that A has, as after a merge
 
 
 def test_verify_knows_both_sides_by_their_own_headers(
