@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+
+from reshard.errors import ReshardError
 
 _OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
+_OF_TARGET = {"--src-strategy": "--dst-strategy", "--from": "--dst-from"}
 _BETWEEN = re.compile(r"(; (?:or )?|, (?:or|then) )")
 
 
@@ -30,3 +34,13 @@ def suited(hint: str, options: Collection[str], words: Mapping[str, str]) -> str
         if all("_" in option or option in options or option in words for option in _OPTION.findall(advice)):
             said += (between if said else "") + _OPTION.sub(lambda m: words.get(m[0], m[0]), advice) + command + rest
     return said
+
+
+@contextmanager
+def of_target() -> Iterator[None]:
+    """What is wrong with a target that is read, to be compared, is told with the options of the target."""
+    try:
+        yield
+    except ReshardError as error:
+        hint = _OPTION.sub(lambda m: _OF_TARGET.get(m[0], m[0]), error.hint)
+        raise type(error)(error.message, error.where, hint) from None

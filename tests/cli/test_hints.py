@@ -41,6 +41,7 @@ def folder(tmp_path: Path) -> Path:
         ("strategy show begun/config.json", {}, "is this a strategy file?"),
         ("fingerprint ckpt", {}, "that the job saved: --strategy"),
         ("diff ckpt ckpt", {}, "that the job saved: --a-strategy or --b-strategy"),
+        ("verify ckpt safe --src-strategy out/strategy", {}, "that the job saved: --dst-strategy\n"),
         ("convert ckpt x --src-strategy out/strategy --dst-strategy more", {}, "check both strategies; --missing drop"),
         ("unify safe x --src-strategy out/strategy --suffix 9_9", {}, "check --suffix"),
         ("compat unified_safetensors --mindspore_ckpt_dir safe --src_strategy_dirs out/strategy --output_dir x "

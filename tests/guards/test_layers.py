@@ -14,7 +14,7 @@ ALLOWED = {
     "errors": set(),
     "dtypes": set(),
     "closest": set(),
-    "hints": set(),
+    "hints": {"errors"},
     "drawing": set(),
     "frameworks": LEAVES,
     "interruption": {"waits"},

@@ -205,7 +205,10 @@ def folded(sharding: Sharding) -> Sharding:
         if left == 1 or size == 1:
             continue
         if left % size and size % left:
-            raise LayoutError(f"an optimizer shard of {sharding.opt_shard} in devices {list(sharding.device_matrix)}")
+            raise LayoutError(
+                f"an optimizer shard of {sharding.opt_shard} in devices {list(sharding.device_matrix)}",
+                hint="a Checkpoint 2.0 is cut along device axes: give another strategy, or --to ranks",
+            )
         if size > left:  # the inner part of the axis alone: those outside of it are numbered anew
             matrix[place : place + 1] = [size // left, left]
             dims = [[a + (a > axis) for a in axes] for axes in dims]

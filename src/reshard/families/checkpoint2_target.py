@@ -75,7 +75,10 @@ class Checkpoint2Target(Struct, frozen=True):
         if "/" in self.prefix or "\0" in self.prefix or self.prefix != self.prefix.encode("utf-8", "ignore").decode():
             raise UsageError(f"prefix {self.prefix!r} is no beginning of a file's name")
         if self.drop_redundancy and (self.strategy is None or self.strategy.world == 1):
-            raise UsageError("one device has no replicas to drop", hint="--drop-redundancy needs --dst-strategy")
+            raise UsageError(
+                "one device has no replicas to drop",
+                hint="leave --drop-redundancy out, or give the --dst-strategy of several",
+            )
         release_named(self.release)
 
     def files(self, draft: Draft) -> Files:

@@ -20,6 +20,7 @@ from reshard.families.probe import agreements
 from reshard.families.replicas import shown_values
 from reshard.families.source import Source, source_at
 from reshard.families.strategies import read_strategy
+from reshard.hints import of_target
 from reshard.index import ZEROS
 from reshard.moving.mover import Mover
 from reshard.moving.scratch import Scratch
@@ -100,7 +101,9 @@ def verify_content(
     Raises DifferenceError listing what differs.
     """
     src, dst = source_at(src), source_at(dst)
-    source, target = (open_source(replace(side, trust_manifest=False)) for side in (src, dst))
+    source = open_source(replace(src, trust_manifest=False))
+    with of_target():
+        target = open_source(replace(dst, trust_manifest=False))
     rules = rules or NameRules()
     if naming and naming.changes:
         source, rules = _renamed(source, (src, dst), naming, rules), NameRules()

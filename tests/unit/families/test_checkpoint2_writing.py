@@ -247,6 +247,12 @@ def test_what_is_refused(full: Path, strategy: str, tmp_path: Path) -> None:
         reshard.plan(full, "out", options(strategy, release="r1.6"))
     with pytest.raises(UsageError, match="no replicas to drop"):
         reshard.plan(full, "out", options(drop_redundancy=True))
+    alone = write_strategy(tmp_path / "alone", [{"w": Sharding.whole(1, 2)}])
+    with pytest.raises(UsageError, match="hint: leave --drop-redundancy out"):
+        reshard.plan(full, "out", options(str(alone), drop_redundancy=True))
+    across = write_strategy(tmp_path / "across", [{"w": Sharding((2, 3), ((), ()), opt_shard=2)}])
+    with pytest.raises(LayoutError, match=r"w: an optimizer shard of 2 in devices.*\n  hint: .*--to ranks"):
+        reshard.plan(write_file(tmp_path / "w.safetensors", {"w": array((4, 2))}), "out", options(str(across)))
     with pytest.raises(UsageError, match="--format"):
         reshard.plan(full, "out", options(strategy, format="ckpt"))
     with pytest.raises(UsageError, match="names a file"):
