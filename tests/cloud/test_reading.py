@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from servers import S3, Request, told
 
 import reshard
 from making import array, same, tree, write_file, write_ranks, write_strategy
-from reshard.errors import CheckpointError
+from reshard.errors import CheckpointError, UsageError
 from reshard.families.open_checkpoint import open_source
 from reshard.families.probe import probe
 from reshard.families.source import Source
@@ -134,6 +136,27 @@ def test_python_reads_a_url(work: Work) -> None:
     assert same(
         checkpoint.load(1, work.there(work.new))["layers.0.a"], np.ascontiguousarray(FULL["layers.0.a"][:, 12:])
     )
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # which is what is tried
+def test_a_fork_of_a_process_that_has_read_is_refused_and_does_not_hang(s3: S3, tmp_path: Path) -> None:
+    """The threads of the client are not in it; and where it waited for them, the reads of its parent hung, too."""
+    url = s3.put(write_file(tmp_path / "m.safetensors", FULL), "m.safetensors")
+    checkpoint = reshard.open(url)
+    name, full = next(iter(FULL.items()))
+    assert same(checkpoint[name].read(), full)
+    for read in (checkpoint[name].read, lambda: reshard.open(url), lambda: reshard.open("s3://another/m.safetensors")):
+        child = os.fork()
+        if not child:
+            signal.alarm(20)
+            try:
+                read()
+            except UsageError as error:
+                os._exit(0 if "spawn" in error.hint else 1)
+            finally:
+                os._exit(2)
+        assert os.waitpid(child, 0)[1] == 0
+    assert same(checkpoint[name].read(), full)
 
 
 def test_an_index_in_a_bucket_says_which_files_count(s3: S3, tmp_path: Path) -> None:

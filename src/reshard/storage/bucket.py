@@ -146,6 +146,12 @@ class Bucket:
     def told(self, key: str) -> Iterator[None]:
         from obstore.exceptions import BaseError
 
+        if _process() != os.getpid():
+            raise UsageError(
+                "a fork of a process that has read from an object store cannot: the client's threads are not in it",
+                self.url(key),
+                "start processes by spawn: multiprocessing.get_context('spawn')",
+            )
         try:
             yield
         except (BaseError, OSError) as error:
@@ -221,6 +227,12 @@ class Upload:
         if writer is not None:
             with suppress(ReshardError), self._bucket.told(self._key):
                 writer.__exit__(StorageError, StorageError("given up"), None)
+
+
+@cache
+def _process() -> int:
+    """That which asked first: the client has its threads there, and a fork would wait for them for ever."""
+    return os.getpid()
 
 
 def _again(ask: Callable[[], _T]) -> _T:
