@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from hub_model import SIZES, qwen3
 from making import array, dtype_named, read_file, read_rank, same, shard_of, write_file, write_strategy
-from reshard.errors import CheckpointError
+from reshard.errors import CheckpointError, PlanError
 from reshard.layout.tensor import Sharding
 from reshard.names.wishes import Naming
 from reshard.ops.convert import convert
@@ -117,6 +117,36 @@ def test_codes_of_any_kind(kind: str, scale_dtype: str, cut: str, tmp_path: Path
     assert same(read_rank(tmp_path / "alone", 1)["up.weight"], shard_of(wanted, sharding, 1))
 
 
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"quant_method": "mxfp8"},
+        {"quant_method": "fp8", "weight_block_size": [1, 6], "scale_fmt": "ue8m0"},
+        {"quant_method": "compressed-tensors", "format": "mxfp8-quantized", "weights": {"group_size": 6}},
+    ],
+)  # fmt: skip
+def test_exponents_in_bytes(told: dict[str, Any], tmp_path: Path) -> None:
+    """2 to the power of a byte less 127, as transformers and compressed-tensors have it."""
+    size = 8 if told["quant_method"] == "mxfp8" else 6
+    codes, powers = array((54, 48), E4M3, 1), np.random.default_rng(2).integers(117, 138, (54, 48 // size), np.uint8)
+    source = in_parts(tmp_path / "in", [{"up.weight": codes, "up.weight_scale": powers}], {"quantization_config": told})
+    convert(source, tmp_path / "out.safetensors", Options(naming=Naming(dequantize=True)))
+    scales = np.exp2(powers.astype(np.float32) - 127)
+    assert same(read_file(tmp_path / "out.safetensors")["up.weight"], product(codes, scales, (1, size)))
+
+
+def test_scales_that_mistral_calls_otherwise(tmp_path: Path) -> None:
+    codes, scale = array((6, 4), E4M3, 1), array((), "bfloat16", 2)
+    made = {"wq.weight": codes, "wq.qscale_weight": scale, "wq.qscale_act": array((), "bfloat16")}
+    source = in_parts(tmp_path / "in", [made], {})
+    with pytest.raises(PlanError, match="mean nothing without their scales"):
+        convert(source, tmp_path / "cast.safetensors", Options(dtype="bfloat16"))
+    convert(source, tmp_path / "out.safetensors", Options(naming=Naming(dequantize=True)))
+    found = read_file(tmp_path / "out.safetensors")
+    assert [*found] == ["wq.weight"]
+    assert same(found["wq.weight"], product(codes, scale.reshape(1, 1), (6, 4)))
+
+
 def quantised(plain: Tensors, kind: str, dtype: str) -> tuple[Tensors, Tensors, dict[str, Any]]:
     """The matrices of layers as codes of random bits: with their scales; as numbers; and what is told of blocks."""
     coded, numbers = dict(plain), dict(plain)
@@ -209,6 +239,14 @@ REFUSED: dict[str, tuple[dict[str, tuple[str, Shape]], dict[str, Any]]] = {
     ),
     "a scale of what comes in": ({"up.weight": (E4M3, (4, 4)), "up.pre_quant_scale": ("float32", (4,))}, {}),
     "codes called otherwise": ({"up.weight._data": ("int8", (4, 4)), "up.weight._scale": ("float16", (4, 1))}, {}),
+    "two codes in a byte, beside fp8": (
+        {"up.weight": ("int8", (4, 32)), "up.scale": ("float32", (4, 2))},
+        {"quant_method": "fp8", "expert_dtype": "fp4"},
+    ),
+    "bytes that nothing calls exponents": (
+        {"up.weight": (E4M3, (4, 32)), "up.weight_scale": ("uint8", (4, 1))},
+        {"quant_method": "fp8"},
+    ),
     "wide codes": ({"up.weight": ("int16", (4, 4)), "up.scales": ("float16", (4, 1))}, {}),
 }
 """Tensors, and the quantization_config."""
@@ -222,6 +260,18 @@ def test_what_codes_mean_is_never_guessed(kind: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="cannot be dequantised"):
         convert(source, tmp_path / "out.safetensors", Options(naming=Naming(dequantize=True)))
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_two_codes_in_a_byte_by_their_scales(tmp_path: Path) -> None:
+    """Of a type that the library does not write yet."""
+    header = {
+        "up.weight": {"dtype": "I8", "shape": [4, 32], "data_offsets": [0, 128]},
+        "up.scale": {"dtype": "F8_E8M0", "shape": [4, 2], "data_offsets": [128, 136]},
+    }
+    head = json.dumps(header).encode()
+    (tmp_path / "in.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + bytes(136))
+    with pytest.raises(CheckpointError, match="two codes of 4 bits in a byte"):
+        convert(tmp_path / "in.safetensors", tmp_path / "out.safetensors", Options(naming=Naming(dequantize=True)))
 
 
 CODES = {"up.weight": E4M3, "up.weight_scale": "float32", "down.weight": "int8", "down.absmax": "float32"}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from msgspec.structs import replace
 
 from reshard.dtypes import ALIASES, FLOATING
 from reshard.errors import CheckpointError, listed
+from reshard.index import TensorSpec
 from reshard.layout.view import Shape
 from reshard.names.model import ModelFile
 from reshard.planning.catalog import Scales, Tensor, seen_as
@@ -15,10 +17,12 @@ from reshard.planning.quantised import Quantised, owner_of, quantised
 
 _USUAL = 128
 _OF_ACTIVATIONS = {"input", "output", "act", "activation", "activations", "k", "v", "q", "kv", "ascales"}
-_OF_WEIGHTS = {"weight", "weights", "scale", "scales", "inv"}
+_OF_WEIGHTS = {"weight", "weights", "scale", "scales", "qscale", "inv"}
 """Words of scales that weights are multiplied by: any other says that codes mean something else."""
 _PLAIN = {"fp8", "fbgemm_fp8", "mxfp8", "compressed-tensors", "modelopt", "quark", "gemma"}
 """Values of ``quant_method`` whose codes are numbers, where they look so: others keep them as a kernel wants them."""
+_FP8 = {"fp8", "mxfp8"}
+_EXPONENTS = "float8_e8m0fnu"
 _TURNED = ("quantization_config.transform_config.config_groups", "quantization_config.algo_config")
 _NO_NAMES = {"qweight", "data", "qdata", "codes", "packed", "quantized", "compressed"}
 _WHY = "scales, which the weights are multiplied by"
@@ -102,6 +106,12 @@ def _strange(files: Sequence[ModelFile]) -> Iterator[str]:
             yield f"{turned} of {file.where}: weights are turned before they are quantised, which is not undone"
 
 
+def _tells_exponents(files: Sequence[ModelFile]) -> bool:
+    """Whether configurations tell that the bytes of scales are powers of two."""
+    own = (value for file in files for key, value in file.values.items() if key.startswith("quantization_config"))
+    return any(isinstance(value, str) and re.search("mxfp8|ue8m0", value.lower()) for value in own)
+
+
 def _words(name: str) -> set[str]:
     return set(name.rsplit(".", 1)[-1].lower().replace("-", "_").split("_"))
 
@@ -130,6 +140,10 @@ def _scaled(codes: Tensor, scale: Tensor, dtype: str, files: Sequence[ModelFile]
         raise CheckpointError(f"{codes.name}: what the weight of these codes is called is not known")
     if not (codes.spec.dtype.startswith("float8") or codes.spec.dtype == "int8"):
         raise CheckpointError(f"{codes.name}: {codes.spec.dtype}, codes that are packed are not known")
+    if codes.spec.dtype == "int8" and (scale.spec.dtype == _EXPONENTS or {m for _, m in _methods(files)} & _FP8):
+        raise CheckpointError(f"{codes.name}: int8 beside fp8, two codes of 4 bits in a byte, which are not known")
+    if scale.spec.dtype == "uint8" and codes.spec.dtype != "int8" and _tells_exponents(files):
+        scale = replace(scale, spec=TensorSpec(_EXPONENTS, scale.spec.shape))
     if scale.spec.dtype not in FLOATING:
         raise CheckpointError(f"{scale.name}: {scale.spec.dtype} is no scale")
     shape = _counted(codes, scale)

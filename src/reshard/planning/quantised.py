@@ -14,7 +14,7 @@ from functools import lru_cache
 from msgspec import Struct
 
 _SCALES = frozenset({
-    "scale", "scales", "scaling", "scb", "absmax", "codebook", "codebooks", "wscale", "wscales", "ascales",
+    "scale", "scales", "qscale", "scaling", "scb", "absmax", "codebook", "codebooks", "wscale", "wscales", "ascales",
     "suh", "svh", "su", "sv", "centroids", "tables", "tables2", "vals", "bitmask",
 })  # fmt: skip
 """Words of what codes are multiplied by, looked up in or spread by: beside narrow numbers they tell of codes."""
