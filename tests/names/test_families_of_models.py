@@ -257,10 +257,26 @@ def test_what_stands_together_is_not_there_by_half(tmp_path: Path, what: str) ->
 
 def test_multi_token_layers_that_are_told_and_not_there_can_be_left_out(tmp_path: Path) -> None:
     """As transformers saves them: config.json tells of what it does not keep."""
-    hub(tmp_path / "hub", SMALL, {**V2, "num_nextn_predict_layers": 1})
+    whole = hub(tmp_path / "hub", SMALL, {**V2, "num_nextn_predict_layers": 1})
     naming, out = Naming(dst="mcore"), tmp_path / "out.safetensors"
     with pytest.raises(PlanError, match=r"model.layers.2.enorm.weight: not there") as told:
         convert(tmp_path / "hub", out, Options(naming=naming))
-    assert r"--exclude 'model\.layers\.2\.', if transformers saved it" in told.value.hint
+    assert r"--exclude '^model\.layers\.2\.', if transformers saved it" in told.value.hint
     convert(tmp_path / "hub", out, Options(naming=naming, names=NameRules(exclude=(r"^model\.layers\.2\.",))))
     assert "decoder.layers.1.mlp.router.weight" in read_file(out)
+    naming = Naming(dst="hf", model=str(tmp_path / "hub"), asked=Asked({"gate_up": "interleaved"}))
+    back = tmp_path / "back.safetensors"
+    with pytest.raises(PlanError, match=r"mtp.layers.0.enorm.weight: not there") as told:
+        convert(out, back, Options(naming=naming))
+    assert r"--exclude '^mtp\.layers\.0\.', if the training was without" in told.value.hint
+    convert(out, back, Options(naming=naming, names=NameRules(exclude=(r"^mtp\.layers\.0\.",))))
+    assert differing(read_file(back), whole) == []
+
+
+def test_multi_token_layers_that_are_left_out_are_not_blamed_for_what_else_lacks(tmp_path: Path) -> None:
+    shapes = {name: shape for name, shape in SMALL.items() if "self_attn.q_" not in name}
+    hub(tmp_path / "hub", shapes, {**V2, "num_nextn_predict_layers": 1})
+    rules = NameRules(exclude=(r"^model\.layers\.2\.",))
+    with pytest.raises(PlanError, match=r"q_proj.weight: not there") as told:
+        convert(tmp_path / "hub", tmp_path / "out.safetensors", Options(naming=Naming(dst="mcore"), names=rules))
+    assert "multi-token" not in told.value.hint

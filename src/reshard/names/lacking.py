@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 
 from reshard.names.dims import AXIS_OF
@@ -71,6 +71,14 @@ class Lacking:
         for (counts, _), kinds in blocks.items():
             everywhere: set[int | None] = set(range(self._sizes.get(AXIS_OF[counts], 0))) if counts else {None}
             yield from self._of_block(kinds, everywhere, there)
+
+    def further(self, absent: Sequence[str], there: Iterable[str]) -> list[str]:
+        """How names of multi-token layers begin, where faults tell of them and none is there."""
+        sides = [side for r in self._rules if r.counts == "j" for side in r.sides(hub=self._hub).values()]
+        begins = {side.beginning(j, self._sizes) for j in range(self._sizes["mtp"]) for side in sides}
+        if not absent or any(name.startswith(tuple(begins)) for name in there):
+            return []
+        return sorted(begin for begin in begins if any(fault.startswith(begin) for fault in absent))
 
     def _place(self, rule: Rule) -> str:
         """What distinguishes blocks of which every layer has one: those with kinds are one place together."""

@@ -13,6 +13,7 @@ from importlib.resources import files
 from typing import Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from reshard.errors import InputError, StrategyError, listed
 from reshard.names.checking import faults, line_of
@@ -52,6 +53,12 @@ class RecipeTensor(Struct, frozen=True):
             return str(numbers[found[2]] + first)
 
         return NUMBERED.sub(number, self.name)
+
+    def beginning(self, first: int, sizes: Mapping[str, int]) -> str:
+        """The names that have this first number, up to the dot behind it."""
+        placeholder, *_ = NUMBERED.finditer(self.name)
+        begun = replace(self, name=f"{self.name[: placeholder.end()]}.")
+        return begun.called({placeholder[2]: first}, sizes)
 
     def of_ndim(self, ndim: int) -> Dims:
         """Its dims where it has so many, else those that come first."""

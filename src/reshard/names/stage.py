@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container, Iterator, Mapping, Sequence
 
 from msgspec import Struct
@@ -247,17 +248,14 @@ class _Stage:
         self._faults += lacking.parts(groups)
         self._faults += lacking.factors(groups)
         if not lora:
-            self._faults += lacking.tensors(groups)
+            absent = list(lacking.tensors(groups))
+            self._faults += absent
             self._faults += self._of_other_kinds(groups)
-            self._say_how_transformers_saves(groups)
-
-    def _say_how_transformers_saves(self, groups: Mapping[tuple[object, ...], list[tuple[NameMatch, str]]]) -> None:
-        """What leads on where no multi-token layer is there, of which the configuration tells all the same."""
-        layers, told = self._sizes.get("layers"), self._known.told.get("mtp")
-        numbers = range(self._sizes.get("mtp", 0))
-        if self._hub and layers and told and numbers and not any("j" in of[0][0].numbers for of in groups.values()):
-            names = " ".join(rf"--exclude 'model\.layers\.{layers + j}\.'" for j in numbers)
-            self._hints[f"{names}, if transformers saved it, without multi-token layers; {told}"] = None
+            further, told = lacking.further(absent, self._tensors), self._known.told.get("mtp")
+            if further and told:  # of a configuration that tells more layers than there ever were
+                excluded = " ".join(f"--exclude '^{re.escape(begin)}'" for begin in further)
+                who = "transformers saved it," if self._hub else "the training was"
+                self._hints[f"{excluded}, if {who} without multi-token layers; {told}"] = None
 
     def _of_other_kinds(self, groups: Mapping[tuple[object, ...], list[tuple[NameMatch, str]]]) -> Iterator[str]:
         """A fault for each layer that has experts where the model's file says that it is dense, or the reverse."""
@@ -293,8 +291,10 @@ class _Stage:
         for rule in self._rules if not self._hub else ():
             origin = self._origin(rule.copy_of, made) if rule.copy_of else None
             for number in range(self._sizes[AXIS_OF[rule.counts]]) if origin else ():
-                name = rule.hub[""].called({rule.counts: number}, self._sizes)
-                made[name] = replace(made[origin or ""], name=name)
+                begin = rule.hub[""].beginning(number, self._sizes)
+                if any(name.startswith(begin) for name in made):
+                    name = rule.hub[""].called({rule.counts: number}, self._sizes)
+                    made[name] = replace(made[origin or ""], name=name)
 
     def _origin(self, name: str, tensors: Mapping[str, Tensor]) -> str | None:
         """The name, or where it is tied and not there what it is tied to."""
