@@ -77,7 +77,7 @@ def launch_of(environment: Mapping[str, str], rank: int | None = None, world: in
     if launcher is None:
         if (rank is None) != (world is None):
             raise UsageError("--rank and --world-size belong together", hint="give both")
-        return Launch(rank or 0, world or 1)
+        return Launch() if rank is None or world is None else Launch(rank, world)
     return Launch(
         rank if rank is not None else _given(environment, launcher.name, (launcher.rank,)),
         world if world is not None else _given(environment, launcher.name, launcher.world),

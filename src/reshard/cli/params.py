@@ -203,7 +203,7 @@ def name_rules(given: dict[str, Any]) -> NameRules:
 
 def source_given(path: str, strategy: str, given: dict[str, Any]) -> Source:
     """A source as a command line names it. Raises UsageError."""
-    from reshard.families.rank_listing import as_select
+    from reshard.families.found import as_select
     from reshard.families.source import Source
 
     select, suffix = as_select(given["select"]), given["suffix"]

@@ -15,7 +15,6 @@ from reshard.families.found import Select as Select
 from reshard.families.found import WeightFile, refuse_dangling, weights, with_suffix
 from reshard.families.index_files import EXTRAS_NAME, Index, index_in, manifest_at, read_index
 from reshard.families.part_names import WholeByNames, part_of, wholes
-from reshard.families.rank_listing import as_select as as_select
 from reshard.families.rank_listing import find_ranks, lone_rank, rank_entries
 from reshard.families.registry import listing
 from reshard.families.strange_folders import (

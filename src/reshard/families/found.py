@@ -9,7 +9,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from reshard.errors import CheckpointError
+from reshard.errors import CheckpointError, UsageError
 from reshard.families.torch_names import weight_names
 from reshard.formats.registry import format_of
 from reshard.planning.identity import hash_of
@@ -17,6 +17,14 @@ from reshard.storage.storage import Entry, join
 
 Select = Literal["natural", "name", "mtime", "step"]
 SELECTS: tuple[Select, ...] = ("natural", "name", "mtime", "step")
+
+
+def as_select(text: str) -> Select:
+    """The rule of this name. Raises UsageError."""
+    for rule in SELECTS:
+        if rule == text:
+            return rule
+    raise UsageError(f"--select {text!r}", hint=f"one of: {', '.join(SELECTS)}")
 
 
 class Found(Struct, frozen=True):

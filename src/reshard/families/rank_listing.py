@@ -176,14 +176,6 @@ def _rank(folder: str) -> int:
     return int(_name(folder)[5:])
 
 
-def as_select(text: str) -> Select:
-    """The rule of this name. Raises UsageError."""
-    for rule in SELECTS:
-        if rule == text:
-            return rule
-    raise UsageError(f"--select {text!r}", hint=f"one of: {', '.join(SELECTS)}")
-
-
 def _pick(files: list[WeightFile], select: Select) -> WeightFile:
     if select == "name":
         return files[-1]

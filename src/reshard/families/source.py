@@ -7,7 +7,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from reshard.errors import UsageError
-from reshard.families.found import Select
+from reshard.families.found import Select, as_select
 from reshard.layout.stages import Strategy
 
 NO_ITERATIONS = ("there are no iterations to choose from", "leave --iteration out")
@@ -33,6 +33,9 @@ class Source(Struct, frozen=True):
     iteration: int | None = None
     frozen: str = ""
     trust_manifest: bool = True
+
+    def __post_init__(self) -> None:
+        as_select(self.select)
 
 
 def refuse_iteration(source: Source, path: str) -> None:

@@ -10,8 +10,7 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from reshard.errors import UsageError
-from reshard.families.discover import Select
-from reshard.families.rank_listing import as_select
+from reshard.families.found import Select, as_select
 from reshard.families.source import Source
 from reshard.families.strategies import read_strategy
 from reshard.families.targets import PREFIX, AskedTarget
@@ -186,8 +185,6 @@ class Options(Means, frozen=True):
         _refuse_below(1, {"--max-shard-size": self.max_shard_nbytes})
         _refuse_below(0, {"--dst-iteration": self.dst_iteration})
         as_select(self.select)
-        if self.missing not in ("error", "drop"):
-            raise UsageError(f"--missing {self.missing!r}", hint="one of: error, drop")
 
     @property
     def read_besides(self) -> tuple[str, ...]:

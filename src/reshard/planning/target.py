@@ -129,6 +129,10 @@ class Choices(Struct, frozen=True):
     agreed: Mapping[str, bool] = {}
     lora: LoraMerge | None = None
 
+    def __post_init__(self) -> None:
+        if self.missing not in ("error", "drop"):
+            raise UsageError(f"--missing {self.missing!r}", hint="one of: error, drop")
+
 
 SlotNumbers = tuple[int, int]
 """The numbers of a planned tensor and of the layout that says what each rank's file holds of it."""

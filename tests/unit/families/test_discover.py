@@ -8,7 +8,7 @@ import pytest
 
 from reshard.errors import CheckpointError, FormatError, UsageError
 from reshard.families.discover import discover
-from reshard.families.rank_listing import Select, as_select
+from reshard.families.found import Select, as_select
 
 
 def put(folder: Path, *names: str) -> Path:
