@@ -14,10 +14,11 @@ from typer.testing import CliRunner
 
 from golden.cases import unpack
 from golden.readers import weight_files
-from making import counted, shard_of, write_file, write_ranks, write_strategy
+from making import array, counted, shard_of, write_file, write_ranks, write_strategy
 from reshard.cli.commands import app_for
 from reshard.errors import CheckpointError, UsageError
 from reshard.layout.tensor import Sharding
+from reshard.names.wishes import Naming
 from reshard.ops.explain import explain
 from reshard.ops.inspect import opened
 from reshard.ops.options import Options
@@ -198,3 +199,24 @@ def test_a_golden_case_is_explained_and_reported(name: str, tmp_path: Path) -> N
 def test_rank_folders_without_a_strategy_are_refused(job: Path) -> None:
     with pytest.raises(CheckpointError, match="no strategy"):
         explain("w", job / "ckpt", Options())
+
+
+def test_scales_that_codes_are_multiplied_by(tmp_path: Path) -> None:
+    """Both are read where it says; a name that goes into another tensor is told of as such."""
+    codes, scales = array((6, 8), "int8", seed=1), array((3, 2), seed=2)
+    write_file(tmp_path / "in" / "model.safetensors", {"up.weight": codes, "up.weight_scale": scales})
+    (tmp_path / "in" / "config.json").write_text('{"quantization_config": {"weight_block_size": [2, 4]}}')
+    write_strategy(tmp_path / "s", [{"up.weight": Sharding((2,), ((), (0,)))}])
+    words = [tmp_path / "in", "--dequantize", "--dst-strategy", tmp_path / "s"]
+    found = json.loads(told("up.weight", *words, "--json"))
+    assert found["block"] == [2, 4]
+    assert b"".join(read_extents(p["held"][0]) for p in found["scales"]) == scales.tobytes()
+    for rank, made in enumerate(found["targets"][0]["made"]):
+        of_codes, of_scales = (read_runs(taken) for taken in made["taken"])
+        assert of_codes == codes[:, 4 * rank : 4 * rank + 4].tobytes()
+        assert of_scales == scales[:, rank].tobytes()
+        assert [taken["scales"] for taken in made["taken"]] == [False, True]
+    assert "multiplied by scales, one for 2×4 elements" in told("up.weight", *words)
+    assert "multiplied by its scales, as bfloat16" in told("up.weight", *words)
+    with pytest.raises(UsageError, match="is left out: scales"):
+        explain("up.weight_scale", tmp_path / "in", Options(naming=Naming(dequantize=True)))

@@ -72,6 +72,11 @@ def lines(found: Explanation) -> list[str]:
         if not part.held:
             rows.append((_box(part), "", "MISSING", f"rank {_ranks(part.expected)} should hold it"))
     out += _table(rows)
+    if found.scales:
+        out += ["", f"multiplied by scales, one for {_shape(found.block)} elements", ""]
+        rows = [("scales", "rank", "bytes in file", "file")]
+        rows += [(_box(part), str(p.rank), _extents(p.extents), p.path) for part in found.scales for p in part.held]
+        out += _table(rows)
     for target in found.targets:
         out += ["", *_target_lines(found, target)]
     if found.fate:
@@ -82,7 +87,8 @@ def lines(found: Explanation) -> list[str]:
 def _target_lines(found: Explanation, target: ToldTarget) -> list[str]:
     parts = [made.part for made in target.made]
     name = f", called {target.name}" if target.name != found.name else ""
-    cast = f", cast to {target.dtype}" if target.dtype != found.dtype else ""
+    how = "multiplied by its scales, as" if found.scales else "cast to"
+    cast = f", {how} {target.dtype}" if target.dtype != found.dtype else ""
     out = [f"target: {_said(target.cut, parts)}{name}{cast}", *_drawn(found.shape, target.cut, parts), ""]
     rows: TableRows = [("rank", "elements", "taken from", "rank", "bytes in file", "file")]
     for made in target.made:
@@ -93,7 +99,7 @@ def _target_lines(found: Explanation, target: ToldTarget) -> list[str]:
 def _made_rows(made: MadePart) -> TableRows:
     """A row for each source file; rank and box stand in the first."""
     who = (_ranks([p.rank for p in made.part.held]), _box(made.part))
-    rows = [(_range(t.start, t.shape), str(t.rank), _runs(t), t.path) for t in made.taken]
+    rows = [("scales " * t.scales + _range(t.start, t.shape), str(t.rank), _runs(t), t.path) for t in made.taken]
     return [(*(who if i == 0 else ("", "")), *row) for i, row in enumerate(rows)]
 
 
@@ -131,6 +137,10 @@ def _table(rows: TableRows) -> list[str]:
 
 def _box(part: ToldPart) -> str:
     return _range(part.start, part.shape)
+
+
+def _shape(block: tuple[int, ...]) -> str:
+    return "×".join(map(str, block)) or "all"
 
 
 def _range(start: tuple[int, ...], shape: tuple[int, ...]) -> str:

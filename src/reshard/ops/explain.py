@@ -17,13 +17,14 @@ from reshard.index import ZEROS, Extent, cut_extents
 from reshard.layout.box import Box, ordered
 from reshard.layout.tensor import Layout
 from reshard.layout.view import in_view
+from reshard.moving.steps import scale_box
 from reshard.ops.convert import opened, plan_from
 from reshard.ops.names import told as names_told
 from reshard.ops.options import Options
 from reshard.planning.catalog import Catalog, Tensor
 from reshard.planning.names import NameRules
 from reshard.planning.plan import Plan, PlannedTensor
-from reshard.planning.steps import Piece
+from reshard.planning.steps import Assembly, Piece, Scaled
 
 _CLOSE = 5
 
@@ -50,7 +51,7 @@ class ToldPart(Struct, frozen=True):
 
 class Taken(Struct, frozen=True):
     """What is read of one source file for a part of the target: ``runs`` pieces of ``run_nbytes``, the first from
-    ``offset``; they end before ``end``.
+    ``offset``; they end before ``end``. ``scales``: it is of what the part is multiplied by.
     """
 
     rank: int
@@ -61,6 +62,7 @@ class Taken(Struct, frozen=True):
     run_nbytes: int
     runs: int
     end: int
+    scales: bool = False
 
 
 class MadePart(Struct, frozen=True):
@@ -95,6 +97,8 @@ class Explanation(Struct, frozen=True):
         targets: one where there is a target that gets it, else none.
         fate: why the target does not get it; empty where it does or there is no target.
         view: the shape in which parts are boxes, where that is not the tensor's own.
+        scales: the parts of what its elements are multiplied by, where it is of codes that shall be numbers.
+        block: how many elements in each dim one of those counts for.
         asked: where another name was asked for, which this tensor is made of: that, and by which rule.
     """
 
@@ -109,6 +113,8 @@ class Explanation(Struct, frozen=True):
     warnings: tuple[str, ...]
     view: tuple[int, ...] = ()
     asked: str = ""
+    scales: tuple[ToldPart, ...] = ()
+    block: tuple[int, ...] = ()
 
 
 def explain(name: str, src: str | Path, options: Options, *, rank: int | None = None) -> Explanation:
@@ -151,6 +157,8 @@ def explain(name: str, src: str | Path, options: Options, *, rank: int | None = 
         warnings,
         tensor.view,
         asked,
+        tuple(_parts(source, tensor.scales.of)) if tensor.scales else (),
+        tensor.scales.block if tensor.scales else (),
     )
 
 
@@ -172,6 +180,10 @@ def _found(name: str, source: Catalog, rules: NameRules) -> Tensor:
     renamed = {rules.renamed(n): n for n in source.tensors}
     if name in renamed:
         return source.tensors[renamed[name]]
+    if why := next((why for why, names in source.dropped.items() if name in names), ""):
+        raise UsageError(
+            f"{name} is left out: {why}", hint="without --dst-names and --dequantize it is told where it lies"
+        )
     close = closest(name, [*source.tensors, *renamed], most=_CLOSE, likeness=0.5)
     parts = [n for n in source.tensors if name in n]
     shown = list(dict.fromkeys([*close, *parts]))[:_CLOSE]
@@ -241,11 +253,20 @@ def _target(source: Catalog, plan: Plan, numbers: list[int], rank: int | None) -
 
 
 def _taken(source: Catalog, tensor: PlannedTensor, box: Box) -> Iterator[Taken]:
-    base = tensor.step.base
-    wanted = [view for _, view in in_view(box, tensor.spec.shape, base.shape)]
-    for piece, part in ((piece, piece.box & view) for piece in base.pieces for view in wanted):
+    step = tensor.step
+    wanted = [view for _, view in in_view(box, tensor.spec.shape, step.base.shape)]
+    yield from _of_pieces(source, step.base, wanted)
+    if isinstance(step, Scaled):
+        needed = dict.fromkeys(scale_box(step, view) for view in wanted)
+        yield from (replace(taken, scales=True) for taken in _of_pieces(source, step.scale, needed))
+
+
+def _of_pieces(source: Catalog, made: Assembly, wanted: Iterable[Box]) -> Iterator[Taken]:
+    """What of the pieces lies in boxes of their view."""
+    boxes = list(wanted)
+    for piece, part in ((piece, piece.box & box) for piece in made.pieces for box in boxes):
         if part.size and piece.file > ZEROS:
-            offset, run_nbytes, runs, end = byte_runs(piece, part, ITEMSIZE[base.dtype])
+            offset, run_nbytes, runs, end = byte_runs(piece, part, ITEMSIZE[made.dtype])
             file = source.files[piece.file]
             yield Taken(file.rank, file.path, part.start, part.shape, offset, run_nbytes, runs, end)
 
