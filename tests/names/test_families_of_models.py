@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from making import array, differing, read_file, read_rank, same, write_file, write_strategy
+from making import array, differing, read_file, read_rank, same, write_file, write_ranks, write_strategy
 from reshard.errors import CheckpointError, PlanError
 from reshard.layout.tensor import Sharding
 from reshard.names.wishes import Asked, Naming
@@ -253,6 +253,35 @@ def test_what_stands_together_is_not_there_by_half(tmp_path: Path, what: str) ->
     with pytest.raises(PlanError) as told:
         convert(tmp_path / "hub", tmp_path / "out.safetensors", Options(naming=Naming(dst="mcore")))
     assert not [word for word in words if word not in told.value.message], told.value.message
+
+
+@pytest.mark.parametrize("heads", [(6, 3), (40, 8), (28, 4), (12, 2)])
+@pytest.mark.parametrize("cut", [(), (0,), (1,)])
+def test_queries_keys_and_values_are_fused_another_way(
+    tmp_path: Path, heads: tuple[int, int], cut: tuple[int, ...]
+) -> None:
+    """Of slices, too; whatever number of queries there are for a key."""
+    queries, keys = heads
+    rows = {"q": queries * HD, "k": keys * HD, "v": keys * HD}
+    fused = {f"self_attn.{p}_proj.weight": (n, H) for p, n in rows.items()}
+    fused |= {"self_attn.o_proj.weight": (H, queries * HD)}
+    shapes = {**OUTER, **layer(0, NORMS, DENSE, fused)}
+    tensors = hub(tmp_path / "hub", shapes, {**QWEN, "num_attention_heads": queries, "num_key_value_heads": keys})
+    convert(tmp_path / "hub", tmp_path / "grouped.safetensors", Options(naming=Naming(dst="mcore")))
+    grouped = read_file(tmp_path / "grouped.safetensors")
+    stage = {n: Sharding((2,), tuple((0,) if d in cut else () for d in range(a.ndim))) for n, a in grouped.items()}
+    stage |= {n: Sharding.whole(2, a.ndim) for n, a in grouped.items() if a.ndim < 2}
+    source = write_ranks(tmp_path / "ranks", grouped, [stage])
+    ways = Asked({"qkv": "grouped", "gate_up": "interleaved"}), Asked({"qkv": "concat", "gate_up": "concat"})
+    model, strategy = str(tmp_path / "hub"), str(write_strategy(tmp_path / "strategy", [stage]))
+    there = Naming(dst="mcore", model=model, src_asked=ways[0], asked=ways[1])
+    convert(source, tmp_path / "concat.safetensors", Options(naming=there, src_strategy=strategy))
+    concat = read_file(tmp_path / "concat.safetensors")["decoder.layers.0.self_attention.linear_qkv.weight"]
+    parts = [tensors[f"model.layers.0.self_attn.{p}_proj.weight"] for p in "qkv"]
+    assert same(concat, np.concatenate(parts))
+    back = Naming(dst="mcore", model=model, src_asked=ways[1], asked=ways[0])
+    convert(tmp_path / "concat.safetensors", tmp_path / "back.safetensors", Options(naming=back))
+    assert differing(read_file(tmp_path / "back.safetensors"), grouped) == []
 
 
 def test_multi_token_layers_that_are_told_and_not_there_can_be_left_out(tmp_path: Path) -> None:

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate, chain, pairwise
+from itertools import accumulate, chain, pairwise, product
 from math import prod
 
 from msgspec import Struct
 from msgspec.structs import replace
 
+from reshard.errors import PlanError
 from reshard.index import ZEROS, TensorSpec
 from reshard.layout.box import Box
 from reshard.layout.cover import boxes_of_range
 from reshard.layout.view import Shape, factors_of, in_view
 from reshard.names.links import Link
 from reshard.names.scaling import Lying, scales_of
-from reshard.planning.catalog import Held, Loose, Shard, Tensor
+from reshard.planning.catalog import Held, Loose, Shard, Tensor, is_viewed
 
 
 class _Shards:
@@ -222,6 +223,49 @@ class _TargetView:
         return Held(held.file, held.extents, None if outer == part else outer, turned)
 
 
+def unviewed(tensor: Tensor) -> Tensor:
+    """The tensor with shards that lie in its own shape: more of them. As it is, where it has scales, or where a shard
+    is stored with its dims in another order.
+    """
+    turned = any(held.order for shard in tensor.shards for held in shard.held)
+    if not is_viewed(tensor) or turned or tensor.scales is not None:
+        return tensor
+    groups = factors_of(tensor.spec.shape, tensor.view)
+    shards = (part for shard in tensor.shards for part in _in_own_shape(shard, groups))
+    return replace(tensor, shards=Loose(tuple(sorted(shards, key=lambda s: s.box))), view=())
+
+
+def _in_own_shape(shard: Shard, groups: Sequence[Shape]) -> Iterator[Shard]:
+    """A shard of a view, whose dims are counted as one within each group."""
+    ends = list(accumulate(map(len, groups), initial=0))
+    start, stop = shard.box.start, shard.box.stop
+    dims = [list(_ranges(start[a:b], stop[a:b], group)) for (a, b), group in zip(pairwise(ends), groups, strict=True)]
+    for chosen in product(*dims):
+        part = Box(tuple(n for _, of in chosen for n in of.start), tuple(n for _, of in chosen for n in of.stop))
+        made = Box(tuple(of.start[0] for of, _ in chosen), tuple(of.stop[0] for of, _ in chosen))
+        yield Shard(made, tuple(_alone(held, shard, part) for held in shard.held), shard.expected)
+
+
+def _ranges(start: Shape, stop: Shape, group: Shape) -> Iterator[tuple[Box, Box]]:
+    """The ranges that a box is of the dim that a group counts, with the boxes that these are."""
+    cut = max((at for at, n in enumerate(group) if stop[at] - start[at] < n), default=0)  # whole behind it
+    below = prod(group[cut + 1 :])
+    for outer in product(*(range(a, b) for a, b in zip(start[:cut], stop[:cut], strict=True))):
+        first = 0
+        for n, size in zip(outer, group[1:], strict=False):
+            first = (first + n) * size
+        a, b = (start[cut], stop[cut]) if group else (0, 1)
+        box = Box((*outer, *start[cut:]), (*(n + 1 for n in outer), *stop[cut:]))
+        yield Box(((first + a) * below,), ((first + b) * below,)), box
+
+
+def _alone(held: Held, shard: Shard, part: Box) -> Held:
+    if held.file == ZEROS:
+        return held
+    whole = replace(held, outer=held.outer or shard.box)
+    return Held(held.file, whole.extents_of(part, _itemsize(whole)))
+
+
 _LAST = 1 << 30
 
 
@@ -235,8 +279,19 @@ class Maker:
     def made(self, name: str, spec: TensorSpec, links: Sequence[Link], zeros: Sequence[Box] = ()) -> Tensor:
         """The tensor that links make of their sources. Where it lies nowhere else it is ``zeros``.
 
-        Raises PlanError for parts that fit together in no view.
+        Sources whose views fit together in none are taken row by row, out of what they lie in.
+
+        Raises PlanError for parts that fit together in no way.
         """
+        try:
+            return self._made(name, spec, links, zeros)
+        except PlanError:
+            sources = {link.source: unviewed(self._sources[link.source]) for link in links}
+            if not any(made != self._sources[source] for source, made in sources.items()):
+                raise
+            return Maker(sources)._made(name, spec, links, zeros)
+
+    def _made(self, name: str, spec: TensorSpec, links: Sequence[Link], zeros: Sequence[Box]) -> Tensor:
         laid = [self._laid(link) for link in self._agreeing(links)]
         target = _TargetView(spec.shape, laid)
         lying = [target.lying(number, each) for number, each in enumerate(laid)]
