@@ -206,6 +206,18 @@ def test_wrong_buckets_keys_and_credentials(s3: S3, tmp_path: Path, capsys: pyte
     assert (said.code, "not allowed" in said.err) == (4, True), said.err
 
 
+@pytest.mark.parametrize("odd", ["ckpt//m.ckpt", "ckpt/./m.ckpt"])
+def test_a_key_that_the_client_does_not_take_is_named_with_what_to_do(
+    odd: str, s3: S3, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    s3.put(write_file(tmp_path / "m.ckpt", {"w": array((4, 4))}), "ckpt/m.ckpt")
+    s3.put_bytes(odd, b"")
+    said = told(capsys, "inspect", f"{s3.url}/ckpt")
+    assert said.code == 4
+    assert odd in said.err
+    assert "hint: remove that object, or give a folder without it" in said.err
+
+
 def test_a_server_that_is_not_there_ends_in_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -123,13 +123,19 @@ def refuse_renamed(parts: Iterable[TorchPart]) -> None:
 
 
 def refuse_mixed_steps(told: Iterable[tuple[float | None, str]]) -> None:
-    """Raises CheckpointError where files, by name, tell of different steps; None for one that tells of none."""
+    """Raises CheckpointError where files, by name, tell of different steps; None for one that tells of none.
+
+    >>> refuse_mixed_steps([(2000000.0, "0.pt"), (2000001.0, "1.pt")])
+    Traceback (most recent call last):
+    reshard.errors.CheckpointError: the files are of different steps: step 2000000 in 0.pt, step 2000001 in 1.pt
+      hint: bring the files of one save
+    """
     steps: dict[float, str] = {}
     for step, name in told:
         if step is not None:
             steps.setdefault(step, name)
     if len(steps) > 1:
-        shown = ", ".join(f"step {step:g} in {name}" for step, name in list(steps.items())[:4])
+        shown = ", ".join(f"step {step:.12g} in {name}" for step, name in list(steps.items())[:4])
         raise CheckpointError(f"the files are of different steps: {shown}", hint="bring the files of one save")
 
 

@@ -175,6 +175,8 @@ class Bucket:
             return StorageError(f"not allowed: {said}", url, self._credentials())
         if "non-partial" in said or "Range request not supported" in said:
             return StorageError("the server does not give ranges of a file", url, "download the file first")
+        if "invalid path" in said:  # an empty name between slashes, . or ..: the client lists no folder that has it
+            return StorageError(said, url, "remove that object, or give a folder without it")
         if "redirect" in said:
             return StorageError(f"the bucket is elsewhere: {said}", url, "export AWS_REGION, the region of the bucket")
         return StorageError(said, url, "check endpoint and network; what is whole stays, run again with --resume")
