@@ -245,7 +245,7 @@ def _values(move: Move, a: Catalog, b: Catalog, observer: Observer) -> Differenc
         theirs.read_into(access, buffer)
         observer.advance(len(data))
         mine, other = np.frombuffer(data, np.uint8), np.frombuffer(buffer, np.uint8)
-        if not found and not np.array_equal(mine, other):
+        if not np.array_equal(mine, other):
             found.append(_difference(move, access, mine, other, b))
 
     try:
@@ -259,7 +259,7 @@ def _values(move: Move, a: Catalog, b: Catalog, observer: Observer) -> Differenc
     finally:
         ours.close()
         theirs.close()
-    return found[0] if found else None
+    return min(found, key=lambda difference: difference.index, default=None)
 
 
 _Bytes = npt.NDArray[np.uint8]

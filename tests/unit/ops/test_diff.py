@@ -52,6 +52,23 @@ def test_the_first_element_that_differs(a: Source, tmp_path: Path) -> None:
     assert found.lines() == [f"b[5, 1]: 11.0 in A, 0.5 in {tmp_path}/b.safetensors"]
 
 
+@pytest.mark.parametrize("block_nbytes", [16, 1 << 20])
+def test_it_is_the_first_of_the_whole_tensor_however_b_is_cut(
+    block_nbytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of the first part was told, here of the left columns."""
+    monkeypatch.setattr("reshard.ops.diff._BLOCK_NBYTES", block_nbytes)
+    full = write_file(tmp_path / "full.safetensors", {"w": counted(4, 6)})
+    other = counted(4, 6)
+    other[1, 5] = other[2, 3] = other[3, 0] = -1
+    layout = [{"w": Sharding((3,), ((), (0,)))}]
+    write_ranks(tmp_path / "cut", {"w": other}, layout)
+    cut = Source(str(tmp_path / "cut"), str(write_strategy(tmp_path / "s", layout)))
+    for a, b in ((full, cut), (cut, full)):
+        (found,) = reshard.diff(a, b).differences
+        assert found.index == (1, 5)
+
+
 def test_zeros_of_other_sign_differ(a: Source, tmp_path: Path) -> None:
     (line,) = against(a, tmp_path, changed((0, 0), -0.0)).lines()
     assert line.startswith("b[0, 0]: ")
