@@ -147,6 +147,18 @@ def test_scales_that_mistral_calls_otherwise(tmp_path: Path) -> None:
     assert same(found["wq.weight"], product(codes, scale.reshape(1, 1), (6, 4)))
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_scales_of_keys_and_values_stay_behind_where_they_are_told(told: bool, tmp_path: Path) -> None:
+    """As compressed-tensors has them, beside nothing that is made of codes."""
+    scheme = {"kv_cache_scheme": {"num_bits": 8, "type": "float"} if told else None, "quant_method": "fp8"}
+    codes, scale = array((6, 4), E4M3, 1), array((), "float32", 2)
+    made = {"attn.q.weight": codes, "attn.q.weight_scale": scale, "attn.k_scale": scale, "attn.v_scale": scale}
+    source = in_parts(tmp_path / "in", [made], {"quantization_config": scheme})
+    convert(source, tmp_path / "out.safetensors", Options(naming=Naming(dequantize=True)))
+    found = read_file(tmp_path / "out.safetensors")
+    assert {*found} == {"attn.q.weight", *(() if told else ("attn.k_scale", "attn.v_scale"))}
+
+
 def quantised(plain: Tensors, kind: str, dtype: str) -> tuple[Tensors, Tensors, dict[str, Any]]:
     """The matrices of layers as codes of random bits: with their scales; as numbers; and what is told of blocks."""
     coded, numbers = dict(plain), dict(plain)

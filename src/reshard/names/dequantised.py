@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from msgspec.structs import replace
 
@@ -25,6 +25,8 @@ _FP8 = {"fp8", "mxfp8"}
 _EXPONENTS = "float8_e8m0fnu"
 _TURNED = ("quantization_config.transform_config.config_groups", "quantization_config.algo_config")
 _NO_NAMES = {"qweight", "data", "qdata", "codes", "packed", "quantized", "compressed"}
+_OF_CACHE = {"q_scale", "k_scale", "v_scale", "kv_scale"}
+_ACTIVATIONS = "scales of activations"
 _WHY = "scales, which the weights are multiplied by"
 
 
@@ -41,15 +43,19 @@ def dequantised(
     made = dict(tensors)
     dropped: dict[str, list[str]] = {}
     faults: list[str] = []
+
+    def leave_out(why: str, names: Iterable[str]) -> None:
+        for name in names:
+            dropped.setdefault(why, []).append(name)
+            del made[name]
+
     dtype = _dtype(files)
     strange = list(_strange(files))
     groups = quantised({name: tensor.spec.dtype for name, tensor in tensors.items()})
     some_wanted = False
     for group in groups.values():
         if not any(map(takes, group.codes)):
-            dropped.setdefault("scales of what is left out", []).extend(group.beside)
-            for name in group.beside:
-                del made[name]
+            leave_out("scales of what is left out", group.beside)
             continue
         some_wanted = True
         try:
@@ -58,15 +64,11 @@ def dequantised(
         except CheckpointError as error:
             faults.append(error.message)
             continue
-        for why, names in ((_WHY, [scale]), ("scales of activations", others)):
-            dropped.setdefault(why, []).extend(names)
-            for name in names:
-                del made[name]
-    faults += [
-        f"{name}: {tensor.spec.dtype}, and no scale stands beside it"
-        for name, tensor in made.items()
-        if tensor.spec.dtype.startswith("float8") and tensor.scales is None and takes(name)
-    ]
+        leave_out(_WHY, [scale])
+        leave_out(_ACTIVATIONS, others)
+    if some_wanted:
+        leave_out(_ACTIVATIONS, _of_cache(made, files))
+    faults += _without_scales(made, takes)
     if some_wanted and strange:
         faults = strange
     elif not groups:
@@ -110,6 +112,20 @@ def _tells_exponents(files: Sequence[ModelFile]) -> bool:
     """Whether configurations tell that the bytes of scales are powers of two."""
     own = (value for file in files for key, value in file.values.items() if key.startswith("quantization_config"))
     return any(isinstance(value, str) and re.search("mxfp8|ue8m0", value.lower()) for value in own)
+
+
+def _without_scales(made: Mapping[str, Tensor], takes: Callable[[str], bool]) -> Iterator[str]:
+    for name, tensor in made.items():
+        if tensor.spec.dtype.startswith("float8") and tensor.scales is None and takes(name):
+            yield f"{name}: {tensor.spec.dtype}, and no scale stands beside it"
+
+
+def _of_cache(names: Iterable[str], files: Sequence[ModelFile]) -> list[str]:
+    """Scales of keys and values, which lie with their attention, where configurations tell that there are such."""
+    told = (key for file in files for key, value in file.values.items() if value)
+    if not any(key.startswith("quantization_config.kv_cache") for key in told):
+        return []
+    return [name for name in names if name.rsplit(".", 1)[-1] in _OF_CACHE]
 
 
 def _words(name: str) -> set[str]:
