@@ -106,8 +106,9 @@ def _undivided(name: str, shape: Sequence[int], axes: Sequence[tuple[int, ...]],
 
 
 def _hint(faults: Sequence[str]) -> str:
-    vocabulary = any(fault.startswith((_EMBEDDING, _HEAD)) for fault in faults)
-    return "--vocab-rows N pads the vocabulary" if vocabulary else "take fewer ranks"
+    vocabulary = [fault for fault in faults if fault.startswith((_EMBEDDING, _HEAD))]
+    ways = ["--vocab-rows N pads the vocabulary"] if vocabulary else []
+    return " and ".join(ways + (["take fewer ranks"] if len(vocabulary) < len(faults) else []))
 
 
 def _by_stage(kept: Sequence[Kept], stages: int) -> list[tuple[int, list[Kept]]]:

@@ -226,7 +226,8 @@ def _dealt(name: str, tensors: Tensors, ranks: int, maker: Maker) -> Tensor:
     shape = tensor.spec.shape
     rows = shape[lead] // 2
     if rows % ranks:
-        raise UsageError(f"{name}: {rows} rows of its gate do not divide among --tp {ranks}")
+        fault = f"{name}: {rows} rows of its gate do not divide among --tp {ranks}"
+        raise UsageError(fault, hint=f"take a number that divides {rows}")
     axes = [Axis(n, AxisPlace(dim, n, 0), AxisPlace(dim, n, 0)) for dim, n in enumerate(shape)]
     axes[lead : lead + 1] = [Axis(n, AxisPlace(lead, n, 0), AxisPlace(lead, n, 0)) for n in (2, ranks, rows // ranks)]
     order = [*range(len(axes))]
