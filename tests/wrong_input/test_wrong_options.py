@@ -25,7 +25,6 @@ from reshard.ops.options import Options
         ({"max_shard_nbytes": -5}, "--max-shard-size -5"),
         ({"dst_iteration": -2}, "--dst-iteration -2"),
         ({"select": "newest"}, "--select 'newest'"),
-        ({"ranks": frozenset()}, "--ranks of none"),
     ],
 )
 def test_it_is_refused(wrong: dict[str, Any], said: str) -> None:

@@ -180,8 +180,6 @@ class Options(Means, frozen=True):
             raise UsageError("--share and --overwrite contradict each other", hint="remove the old target first")
         if self.share and self.ranks is not None:
             raise UsageError("--share and --ranks contradict each other", hint="a share is of all ranks")
-        if self.ranks is not None and not self.ranks:
-            raise UsageError("--ranks of none", hint="None makes them all")
         if min(self.tp, self.pp, self.ep) < 0:
             raise UsageError(f"--tp {self.tp} --pp {self.pp} --ep {self.ep}", hint="numbers from 1")
         _refuse_below(1, {"--max-shard-size": self.max_shard_nbytes})
