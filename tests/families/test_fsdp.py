@@ -173,7 +173,7 @@ class Kept:
         mine = self(value[rank * part : (rank + 1) * part])
         mesh = {**old_mesh(world), "mesh": self(np.arange(world, dtype=np.int32))}
         read = dtensor(mine, value.shape, (ROWS,), mesh)
-        return Record(read.made_by, (*read.args, read.state))
+        return Record(read.factory, (*read.args, read.state))
 
     def write(self, path: Path, value: Any) -> None:
         path.write_bytes(torch_bytes(value, {str(key): kept.tobytes() for key, kept in enumerate(self.arrays)}))

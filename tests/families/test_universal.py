@@ -134,7 +134,7 @@ def test_classes_that_nobody_knows_are_not_handed_on(tmp_path: Path) -> None:
     source = folder("z2_bf16_r2_groups", tmp_path)
 
     def change(value: Any) -> None:
-        value["optimizer_state_dict"]["mine"] = Record(value["optimizer_state_dict"]["zero_stage"].made_by, ("x",))
+        value["optimizer_state_dict"]["mine"] = Record(value["optimizer_state_dict"]["zero_stage"].factory, ("x",))
         value["optimizer_state_dict"]["theirs"] = Record(Global("somebody.else", "Thing"), ())
 
     rewritten(source / "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt", change)

@@ -175,7 +175,7 @@ def scaled(place: Store, name: str, codes: np.ndarray, block: tuple[int, ...], s
         product = product.astype(dtype_named("bfloat16"))
     product[np.isnan(product)] = np.nan
     made = replace(
-        tensor(place, name, codes), made="bfloat16", scales=Scales(tensor(place, f"{name} scales", scales), block)
+        tensor(place, name, codes), cast_to="bfloat16", scales=Scales(tensor(place, f"{name} scales", scales), block)
     )
     return made, product
 

@@ -17,7 +17,7 @@ from reshard.errors import counted
 
 if TYPE_CHECKING:
     from reshard.index import Extent
-    from reshard.ops.explain import Cut, Explanation, MadePart, Taken, ToldPart, ToldTarget
+    from reshard.ops.explain import Cut, ExplainedPart, Explanation, Taken, ToldPart, ToldTarget
 
 _MOST_ROWS = 32
 TableRows = list[tuple[str, ...]]
@@ -96,7 +96,7 @@ def _target_lines(found: Explanation, target: ToldTarget) -> list[str]:
     return out + _table(rows)
 
 
-def _made_rows(made: MadePart) -> TableRows:
+def _made_rows(made: ExplainedPart) -> TableRows:
     """A row for each source file; rank and box stand in the first."""
     who = (_ranks([p.rank for p in made.part.held]), _box(made.part))
     rows = [("scales " * t.scales + _range(t.start, t.shape), str(t.rank), _runs(t), t.path) for t in made.taken]

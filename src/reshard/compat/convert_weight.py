@@ -176,11 +176,11 @@ def _naming(given: argparse.Namespace, model: _ModelName, source: Catalog, files
 
 def _cast(source: Catalog, dtype: str) -> Catalog:
     """In this dtype, except where the model keeps a tensor in one of its own."""
-    own = {name for name, tensor in source.tensors.items() if tensor.made and tensor.scales is None}
+    own = {name for name, tensor in source.tensors.items() if tensor.cast_to and tensor.scales is None}
     tensors = {
         name: tensor
-        if name in own or not dtype or (tensor.made or tensor.spec.dtype) not in FLOATING
-        else replace(tensor, made=ALIASES[dtype])
+        if name in own or not dtype or tensor.wanted_dtype not in FLOATING
+        else replace(tensor, cast_to=ALIASES[dtype])
         for name, tensor in source.tensors.items()
     }
     return replace(source, tensors=tensors, own=None)

@@ -160,7 +160,7 @@ def _after(inner: Sequence[int], sizes: Sequence[int], factor: Any) -> int:
 
 
 def _class_of(placement: Any) -> str:
-    return placement.made_by.name if isinstance(placement, Record) else str(placement)[:40]
+    return placement.factory.name if isinstance(placement, Record) else str(placement)[:40]
 
 
 def _cut(shape: Sequence[int], order: Sequence[tuple[int, int]], sizes: Sequence[int], at: Sequence[int]) -> Box:

@@ -46,6 +46,6 @@ def _plain(value: Any) -> Any:
         case Global():
             return value.name
         case Record():  # enumerations, paths
-            return "/".join(str(_plain(each)) for each in value.args) or value.made_by.name
+            return "/".join(str(_plain(each)) for each in value.args) or value.factory.name
         case _:
             return type(value).__name__

@@ -220,7 +220,7 @@ def arguments(source: Catalog) -> _Args:
             source.files[0].path,
             "bring common.pt; --dst-names hf needs none with --model",
         )
-    dtypes = [tensor.made or tensor.spec.dtype for tensor in source.tensors.values()]
+    dtypes = [tensor.wanted_dtype for tensor in source.tensors.values()]
     told = {"params_dtype": max(set(dtypes), key=dtypes.count)} if dtypes else {}
     return tuple({**told, **source.args}.items())
 

@@ -86,17 +86,17 @@ class _Copier:
                 return self._tensor(value)
             case Global() if is_known(value.module, value.name):
                 return value
-            case Record() if is_known(value.made_by.module, value.made_by.name):
+            case Record() if is_known(value.factory.module, value.factory.name):
                 return self._object(value, depth + 1)
             case _:
-                kind = value.made_by if isinstance(value, Record) else type(value).__name__
+                kind = value.factory if isinstance(value, Record) else type(value).__name__
                 raise FormatError(f"it holds a {kind}")
 
     def _object(self, value: Record, depth: int) -> Record:
         args, state, items = (self.copied(part, depth) for part in (value.args, value.state, value.items))
         if args or state is None:
-            return Record(value.made_by, args, state, items)
-        return Record(NEW_OBJECT, (value.made_by,), state, items)  # its class may want arguments when called
+            return Record(value.factory, args, state, items)
+        return Record(NEW_OBJECT, (value.factory,), state, items)  # its class may want arguments when called
 
     def _tensor(self, tensor: TensorRef) -> TensorRef:
         content = self._part.content(tensor) if tensor.size <= _MOST_NBYTES else b""

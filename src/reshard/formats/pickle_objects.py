@@ -35,7 +35,7 @@ def attributes(state: Any) -> dict[str, Any]:
 
 
 class Record(Told, eq=False):
-    """An object that the file would build by calling ``made_by``: what it would be given, as plain values.
+    """An object that the file would build by calling ``factory``: what it would be given, as plain values.
 
     Attributes:
         args: of the call.
@@ -43,7 +43,7 @@ class Record(Told, eq=False):
         items: what would be put into it, in order: values, or pairs of key and value.
     """
 
-    made_by: Global
+    factory: Global
     args: tuple[Any, ...] = ()
     state: Any = None
     items: list[Any] = []

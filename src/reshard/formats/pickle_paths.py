@@ -64,7 +64,7 @@ def _children(value: Any) -> _Children | None:
         return iter(value.items())
     if isinstance(value, list | tuple):
         return iter(enumerate(value))
-    if isinstance(value, Record) and value.made_by in _OPEN:
+    if isinstance(value, Record) and value.factory in _OPEN:
         return iter(value.fields.items())
     return None
 

@@ -104,12 +104,12 @@ def _write_pairs(pairs: Iterable[tuple[Any, Any]], put: _Put) -> None:
 
 
 def _write_record(value: Record, put: _Put) -> None:
-    if value.made_by == NEW_OBJECT:  # of a class, without a call of its __init__
+    if value.factory == NEW_OBJECT:  # of a class, without a call of its __init__
         _write(value.args[0], put)
         _write(value.args[1:], put)
         put(b"\x81")
     else:
-        _write(value.made_by, put)
+        _write(value.factory, put)
         _write(value.args, put)
         put(b"R")
     if value.items and isinstance(value.items[0], tuple):

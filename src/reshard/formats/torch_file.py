@@ -138,7 +138,7 @@ def _warnings(other: Counter[str], unknown: Mapping[str, int]) -> Iterator[str]:
 
 def _kind(value: Any) -> str:
     if isinstance(value, Record):
-        return str(value.made_by)
+        return str(value.factory)
     return "storage" if isinstance(value, StorageRef) else type(value).__name__
 
 
@@ -152,7 +152,7 @@ def refuse_special(name: str, value: Any, seen: set[int]) -> None:
         if special is not None:
             raise FormatError(f"tensor {name!r} is {special[0]} ({special[1]})")
         if isinstance(one, TensorRef) and one is not value:
-            kind = value.made_by if isinstance(value, Record) else type(value).__name__
+            kind = value.factory if isinstance(value, Record) else type(value).__name__
             module = str(kind).startswith("torch.nn.modules.")
             raise FormatError(
                 f"tensor {name!r} lies in an object of class {kind}"
@@ -163,10 +163,10 @@ def refuse_special(name: str, value: Any, seen: set[int]) -> None:
 
 def _special(one: Record) -> tuple[str, Global] | None:
     """What tensor that is not plain numbers an object is, and the call that makes it."""
-    if one.made_by.name != _FROM_TYPE:
-        return (_SPECIAL[one.made_by.name], one.made_by) if one.made_by.name in _SPECIAL else None
+    if one.factory.name != _FROM_TYPE:
+        return (_SPECIAL[one.factory.name], one.factory) if one.factory.name in _SPECIAL else None
     func, kind = one.args[:2]
-    return _SPECIAL.get(getattr(func, "name", ""), f"a tensor of class {kind}"), one.made_by
+    return _SPECIAL.get(getattr(func, "name", ""), f"a tensor of class {kind}"), one.factory
 
 
 def _stored(name: str, found: TensorRef, records: TorchRecords) -> Stored:

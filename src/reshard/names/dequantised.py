@@ -164,7 +164,7 @@ def _scaled(codes: Tensor, scale: Tensor, dtype: str, files: Sequence[ModelFile]
         raise CheckpointError(f"{scale.name}: {scale.spec.dtype} is no scale")
     shape = _counted(codes, scale)
     block = tuple(_block(codes, scale, dim, shape[dim], files) for dim in range(len(shape)))
-    return replace(codes, made=dtype, scales=Scales(seen_as(scale, shape), block))
+    return replace(codes, cast_to=dtype, scales=Scales(seen_as(scale, shape), block))
 
 
 def _counted(codes: Tensor, scale: Tensor) -> Shape:

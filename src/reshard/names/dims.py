@@ -75,18 +75,18 @@ def section_of(dims: Dims, name: str) -> Dims:
 
 
 class Axes(Struct, frozen=True):
-    """Sizes of axes, as far as they are known; ``made_of`` says of which others an axis consists.
+    """Sizes of axes, as far as they are known; ``composed`` says of which others an axis consists.
 
     ``told``: for messages, what says each size, as "num_attention_heads 32 of config.json".
     """
 
     sizes: Mapping[str, int]
-    made_of: Mapping[str, tuple[str, ...]] = {}
+    composed: Mapping[str, tuple[str, ...]] = {}
     told: Mapping[str, str] = {}
 
     def atoms(self, name: str) -> tuple[str, ...]:
         """The axes that one consists of, outermost first."""
-        below = self.made_of.get(name)
+        below = self.composed.get(name)
         return tuple(atom for axis in below for atom in self.atoms(axis)) if below else (name,)
 
     def size(self, name: str) -> int | None:

@@ -154,7 +154,7 @@ def distributed(tensors: Tensors, args: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _are_alike(layers: Mapping[int, Mapping[str, Tensor]]) -> bool:
-    kinds = {frozenset((name, t.spec, t.made) for name, t in each.items()) for each in layers.values()}
+    kinds = {frozenset((name, t.spec, t.cast_to) for name, t in each.items()) for each in layers.values()}
     return len(kinds) == 1 and sorted(layers) == list(range(len(layers)))
 
 
@@ -170,7 +170,7 @@ def _stack(name: str, of: list[str], maker: Maker, first: Tensor) -> Tensor:
         _link(each, (Axis(1, None, AxisPlace(0, len(of), layer)), *_same(shape, target=1)))
         for layer, each in enumerate(of)
     ]
-    return replace(maker.made(name, TensorSpec(first.spec.dtype, (len(of), *shape)), links), made=first.made)
+    return replace(maker.made(name, TensorSpec(first.spec.dtype, (len(of), *shape)), links), cast_to=first.cast_to)
 
 
 def _fused_norms(tensors: Tensors, args: Mapping[str, Any]) -> dict[str, str]:
@@ -232,7 +232,7 @@ def _dealt(name: str, tensors: Tensors, ranks: int, maker: Maker) -> Tensor:
     axes[lead : lead + 1] = [Axis(n, AxisPlace(lead, n, 0), AxisPlace(lead, n, 0)) for n in (2, ranks, rows // ranks)]
     order = [*range(len(axes))]
     order[lead : lead + 2] = [lead + 1, lead]
-    return replace(maker.made(name, tensor.spec, [_link(name, tuple(axes), tuple(order))]), made=tensor.made)
+    return replace(maker.made(name, tensor.spec, [_link(name, tuple(axes), tuple(order))]), cast_to=tensor.cast_to)
 
 
 def args_of(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -358,7 +358,7 @@ class _Regrouping:
         link = Link(tensor.name, tuple(axes), tuple(range(len(axes))))
         zeros = [Box((rows, *(0 for _ in rest)), (wanted, *rest))] if wanted > rows else []
         spec = TensorSpec(tensor.spec.dtype, (wanted, *rest))
-        made = replace(Maker(self._tensors).made(tensor.name, spec, [link], zeros), made=tensor.made)
+        made = replace(Maker(self._tensors).made(tensor.name, spec, [link], zeros), cast_to=tensor.cast_to)
         self._tensors = {**self._tensors, tensor.name: made}
         self._warnings.append(f"{tensor.name}: {rows} rows become {wanted}")
 

@@ -78,20 +78,20 @@ def _check_kind(setting: str, value: object, told: str) -> None:
 def axes_of(known: Known, more: Mapping[str, int]) -> Axes:
     """The sizes that settings tell. The vocabulary's is what the tensors have."""
     sizes = {n: v for n, v in known.values.items() if type(v) is int and v >= 0 and n not in (*_OWN, "release")}
-    axes = Axes({**sizes, **more}, _made_of(known.recipe), known.told)
+    axes = Axes({**sizes, **more}, _composed(known.recipe), known.told)
     return derived(known.recipe, axes)
 
 
-def _made_of(recipe: Recipe) -> dict[str, tuple[str, ...]]:
-    composed = ((n, v) for n, v in recipe.axes.items() if isinstance(v, str) and _COMPOSED.fullmatch(v))
-    return {name: tuple(value.split()) for name, value in composed}
+def _composed(recipe: Recipe) -> dict[str, tuple[str, ...]]:
+    given = ((n, v) for n, v in recipe.axes.items() if isinstance(v, str) and _COMPOSED.fullmatch(v))
+    return {name: tuple(value.split()) for name, value in given}
 
 
 def derived(recipe: Recipe, axes: Axes) -> Axes:
     """With the sizes that follow from known ones."""
     sizes, told = dict(axes.sizes), dict(axes.told)
     for name, value in recipe.axes.items():
-        if value is None or name in axes.made_of or name in sizes:
+        if value is None or name in axes.composed or name in sizes:
             continue
         needs = names_in(value)
         if all(sizes.get(n) is not None for n in needs):
@@ -103,7 +103,7 @@ def derived(recipe: Recipe, axes: Axes) -> Axes:
                 sizes[name] = int(size)
                 said = ", ".join(told[n] for n in sorted(needs) if n in told)
                 told.update({name: said} if said else {})
-    for name in axes.made_of:  # a composed size that a file tells: its last unknown part follows
+    for name in axes.composed:  # a composed size that a file tells: its last unknown part follows
         if name in sizes:
             solved = replace(axes, sizes=sizes).solved(((name,),), sizes[name])
             sizes.update([solved] if solved else [])
@@ -135,7 +135,7 @@ def with_defaults(known: Known, axes: Axes) -> Axes:
     if not known.files:
         return axes
     for name, expression in known.recipe.defaults.items():
-        if name in axes.sizes or name in axes.made_of:
+        if name in axes.sizes or name in axes.composed:
             continue
         if all(axes.sizes.get(needed) for needed in names_in(expression)):
             size = int(evaluate(expression, axes.sizes))

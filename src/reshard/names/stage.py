@@ -275,10 +275,10 @@ class _Stage:
         made: dict[str, Tensor] = {}
         for members in groups.values():
             try:
-                for name, tensor in self._made_of(members, axes, maker):
+                for name, tensor in self._targets(members, axes, maker):
                     made[name] = tensor
                     for found, source in members:
-                        cast = f", as {tensor.made}" if tensor.made not in ("", tensor.spec.dtype) else ""
+                        cast = f", as {tensor.cast_to}" if tensor.wanted_dtype != tensor.spec.dtype else ""
                         self._rule_of[source] = in_words(found.rule, found.section) + cast
                         self._fates.setdefault(source, []).append(name)
             except (StrategyError, PlanError) as error:
@@ -303,7 +303,7 @@ class _Stage:
         tied = next((r.tied for r in self._recipe.rules if r.tied and r.hub[""].name == name), "")
         return tied if tied in tensors else None
 
-    def _made_of(self, members: list[tuple[NameMatch, str]], axes: Axes, maker: Maker) -> Iterator[tuple[str, Tensor]]:
+    def _targets(self, members: list[tuple[NameMatch, str]], axes: Axes, maker: Maker) -> Iterator[tuple[str, Tensor]]:
         first, _ = members[0]
         targets = first.rule.sides(hub=not self._hub)
         if first.factor and (len(targets) > 1 or len(first.rule.sides(hub=self._hub)) > 1 or first.rule.stacked):
@@ -351,12 +351,12 @@ class _Stage:
         if len(shapes) > 1:
             raise PlanError(f"{name} would be of several shapes: {', '.join(map(str, sorted(shapes)))}")
         tensor = maker.made(name, TensorSpec(next(iter(dtypes)), next(iter(shapes))), links)
-        kept = {source.made for source in sources}
+        kept = {source.cast_to for source in sources}
         wanted = found.rule.hub_dtype if not self._hub else found.rule.dtype
         dtype = self._known.evaluated(wanted) if wanted is not None and not found.state else None
         if dtype and tensor.spec.dtype in FLOATING:
-            return replace(tensor, made=as_dtype(str(dtype), name))
-        return replace(tensor, made=next(iter(kept)) if len(kept) == 1 else "")
+            return replace(tensor, cast_to=as_dtype(str(dtype), name))
+        return replace(tensor, cast_to=next(iter(kept)) if len(kept) == 1 else "")
 
 
 def in_words(rule: Rule, section: str) -> str:

@@ -65,7 +65,7 @@ class Taken(Struct, frozen=True):
     scales: bool = False
 
 
-class MadePart(Struct, frozen=True):
+class ExplainedPart(Struct, frozen=True):
     """A part of the target, the files that get it, and what it is made of."""
 
     part: ToldPart
@@ -87,7 +87,7 @@ class ToldTarget(Struct, frozen=True):
     name: str
     dtype: str
     cut: Cut
-    made: tuple[MadePart, ...]
+    made: tuple[ExplainedPart, ...]
 
 
 class Explanation(Struct, frozen=True):
@@ -130,7 +130,7 @@ def explain(name: str, src: str | Path, options: Options, *, rank: int | None = 
     """
     given = options
     source, options = opened(src, options)
-    name, asked = _made_of(name, source, str(src), given)
+    name, asked = _named_there(name, source, str(src), given)
     tensor = _found(name, source, options.names)
     warnings = source.warnings
     targets: tuple[ToldTarget, ...] = ()
@@ -162,7 +162,7 @@ def explain(name: str, src: str | Path, options: Options, *, rank: int | None = 
     )
 
 
-def _made_of(name: str, source: Catalog, src: str, options: Options) -> tuple[str, str]:
+def _named_there(name: str, source: Catalog, src: str, options: Options) -> tuple[str, str]:
     """What a tensor of the source is made into, where another convention calls it otherwise, and the rule in words."""
     if name in source.tensors or not options.naming.dst:
         return name, ""
@@ -246,7 +246,7 @@ def _target(source: Catalog, plan: Plan, numbers: list[int], rank: int | None) -
     first = plan.tensors[numbers[0]]
     cut = _cut(next(iter(layouts.values())), sorted(layouts), plan.world // devices)
     parts = (
-        MadePart(ToldPart(box.start, box.shape, tuple(places)), tuple(_taken(source, plan.tensors[number], box)))
+        ExplainedPart(ToldPart(box.start, box.shape, tuple(places)), tuple(_taken(source, plan.tensors[number], box)))
         for (number, box), places in sorted(made.items(), key=lambda item: (item[0][1], item[0][0]))
     )
     return ToldTarget(first.name, first.spec.dtype, cut, tuple(parts))

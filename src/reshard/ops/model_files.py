@@ -78,10 +78,10 @@ def _told(content: bytes, made: Regrouped, naming: Naming, dtype: str) -> bytes:
     tensors = made.catalog.tensors
     nbytes: Counter[str] = Counter()
     for tensor in tensors.values():
-        kept = tensor.made or tensor.spec.dtype
+        kept = tensor.wanted_dtype
         if kept in FLOATING:
             nbytes[dtype or kept] += tensor.spec.nbytes
-    codes = any((tensor.made or tensor.spec.dtype).startswith("float8") for tensor in tensors.values())
+    codes = any(tensor.wanted_dtype.startswith("float8") for tensor in tensors.values())
     if nbytes and not codes:  # what codes are multiplied to is told already
         key = next((k for k in _DTYPES if k in config), _DTYPES[0])
         config[key] = nbytes.most_common(1)[0][0]

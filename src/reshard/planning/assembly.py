@@ -41,7 +41,7 @@ def every_copy(tensor: Tensor) -> tuple[Piece, ...]:
 
 def spec_of(name: str, tensor: Tensor, dtype: str = "") -> TensorSpec:
     """What a target that calls it ``name`` gets, where floating weights are cast to ``dtype``."""
-    own = tensor.made or tensor.spec.dtype
+    own = tensor.wanted_dtype
     made = dtype if dtype and own in FLOATING and not is_state(name) else own
     return tensor.spec if made == tensor.spec.dtype else TensorSpec(made, tensor.spec.shape)
 
@@ -67,7 +67,7 @@ class Drafted(Struct, frozen=True):
         shape, view = self.tensor.spec.shape, self.tensor.view
         return [seen for _, seen in in_view(box, shape, view)] if view else [box]
 
-    def made_by(self, step: Step) -> PlannedTensor:
+    def planned(self, step: Step) -> PlannedTensor:
         other_name = self.tensor.name if self.tensor.name != self.name else None
         return PlannedTensor(self.name, self.spec, step, other_name)
 
@@ -103,7 +103,7 @@ class Assembler:
     def whole(self, number: int) -> PlannedTensor:
         """All of a tensor, for whoever must know how it is made before the files are told."""
         if number not in self._whole:
-            self._whole[number] = self.tensors[number].made_by(self._step(self.tensors[number]))
+            self._whole[number] = self.tensors[number].planned(self._step(self.tensors[number]))
         return self._whole[number]
 
     def fill(self, plan: Plan) -> Plan:
@@ -118,7 +118,7 @@ class Assembler:
         drafted = self.tensors[number]
         within = hull_of(drafted.in_view(box))
         step = self._whole[number].step if number in self._whole else self._step(drafted, within)
-        return drafted.made_by(needed(step, within))
+        return drafted.planned(needed(step, within))
 
     def _step(self, drafted: Drafted, within: Box | None = None) -> Step:
         tensor, added = drafted.tensor, self._lora.sums.get(drafted.tensor.name)

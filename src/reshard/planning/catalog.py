@@ -132,7 +132,7 @@ class Tensor(Struct, frozen=True):
         known: whether the checkpoint itself says how the tensor is cut, as a strategy does.
         compared: whether only their bytes can tell that those who hold it hold the same.
         view: the shape in which the boxes of the shards lie, where that is not the tensor's own (``layout.view``).
-        made: the dtype that it is to have, where that is not the one in which it is stored.
+        cast_to: the dtype that it is to have, where that is not the one in which it is stored.
         scales: what its elements are multiplied by: it is stored as codes.
     """
 
@@ -142,8 +142,12 @@ class Tensor(Struct, frozen=True):
     known: bool = False
     compared: bool = False
     view: tuple[int, ...] = ()
-    made: str = ""
+    cast_to: str = ""
     scales: Scales | None = None
+
+    @property
+    def wanted_dtype(self) -> str:
+        return self.cast_to or self.spec.dtype
 
     @property
     def cut(self) -> Layout | None:

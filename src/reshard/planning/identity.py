@@ -68,7 +68,7 @@ def _hash_of_taken(rules: NameRules, kept: Sequence[Kept]) -> str:
 def _told(kept: Kept) -> tuple[object, ...]:
     """A tensor of the target: whatever decided on it, runs that disagree do not fill one target."""
     tensor = kept.tensor
-    return ascii(kept.name), ascii(tensor.name), tensor.spec, tensor.made
+    return ascii(kept.name), ascii(tensor.name), tensor.spec, tensor.cast_to
 
 
 def _said(kind: Kind) -> Iterator[tuple[str, str]]:

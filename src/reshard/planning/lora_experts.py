@@ -23,7 +23,7 @@ class FusedExperts(Struct, frozen=True):
     """A parameter of all experts, and the names of what it is made of, in the order of its rows."""
 
     tensor: Tensor
-    made_of: tuple[str, ...]
+    names: tuple[str, ...]
 
 
 def saved_as(layer: str) -> str:
@@ -37,9 +37,9 @@ def fused_experts(tensors: Mapping[str, Tensor], layers: Iterable[str]) -> dict[
     for layer in layers:
         for there in dict.fromkeys((layer, saved_as(layer))):
             for name, sections in ((f"{layer}.{end}", sections) for end, ways in _PARTS.items() for sections in ways):
-                made_of = _experts(tensors, there, sections)
-                if made_of and name not in tensors:
-                    found[name] = FusedExperts(_fused(name, [tensors[n] for n in made_of], len(sections)), made_of)
+                names = _experts(tensors, there, sections)
+                if names and name not in tensors:
+                    found[name] = FusedExperts(_fused(name, [tensors[n] for n in names], len(sections)), names)
     return found
 
 
@@ -49,7 +49,7 @@ def _experts(tensors: Mapping[str, Tensor], layer: str, sections: tuple[str, ...
     while f"{layer}.{len(names) // len(sections)}.{sections[0]}.weight" in tensors:
         names += [f"{layer}.{len(names) // len(sections)}.{section}.weight" for section in sections]
     parts = [tensors[name] for name in names if name in tensors]
-    alike = len({(part.spec, part.made) for part in parts}) == 1 and len(parts) == len(names)
+    alike = len({(part.spec, part.cast_to) for part in parts}) == 1 and len(parts) == len(names)
     plain = alike and len(parts[0].spec.shape) == 2 and not any(part.scales or is_viewed(part) for part in parts)
     return tuple(names) if plain else ()
 
@@ -68,7 +68,7 @@ def _fused(name: str, parts: Sequence[Tensor], sections: int) -> Tensor:
         Loose(tuple(sorted(shards, key=lambda shard: shard.box))),
         known=all(part.known for part in parts),
         compared=any(part.compared for part in parts),
-        made=parts[0].made,
+        cast_to=parts[0].cast_to,
     )
 
 
@@ -88,7 +88,7 @@ def one_by_one(source: Catalog, fused: Mapping[str, FusedExperts]) -> Catalog:
     for name, experts in fused.items():
         whole = made.pop(name)
         if any(held.file <= MADE for shard in whole.shards for held in shard.held):  # or nothing was added to it
-            made |= {part.name: part for part in _apart(whole, experts.made_of)}
+            made |= {part.name: part for part in _apart(whole, experts.names)}
     return replace(source, tensors=made)
 
 

@@ -79,11 +79,10 @@ class Replacing:
             self._grow(wanted, old[0], shape[0])
         elif copied:
             self._compare(wanted, tensor)
-        made = base.made or base.spec.dtype
         self.replaced[wanted] = None
         self._copied |= {wanted} if copied else set()
         self._untied |= not copied and wanted == self.embedding
-        self.tensors[wanted] = replace(tensor, name=wanted, known=base.known, compared=False, made=made)
+        self.tensors[wanted] = replace(tensor, name=wanted, known=base.known, compared=False, cast_to=base.wanted_dtype)
         return ""
 
     @property

@@ -60,11 +60,11 @@ class Targeted(Struct, frozen=True, gc=False):
 class Likeness(Struct, frozen=True):
     """What tensors have in common that may be moved together: how source and target pieces lie in them.
 
-    ``dtype``: what they are before, ``made``: what they become.
+    ``dtype``: what they are before, ``target_dtype``: what they become.
     """
 
     dtype: str
-    made: str
+    target_dtype: str
     shape: tuple[int, ...]
     pieces: tuple[Lies, ...]
     targets: tuple[Lies, ...]
@@ -72,7 +72,7 @@ class Likeness(Struct, frozen=True):
     @property
     def nbytes(self) -> int:
         """Before a cast or after it, whichever is more."""
-        return prod(self.shape) * max(ITEMSIZE[self.dtype], ITEMSIZE[self.made])
+        return prod(self.shape) * max(ITEMSIZE[self.dtype], ITEMSIZE[self.target_dtype])
 
     @property
     def files(self) -> tuple[int, ...]:
@@ -81,7 +81,7 @@ class Likeness(Struct, frozen=True):
     @property
     def is_whole(self) -> bool:
         """Whether one piece of a file is all of the tensor, and all of it goes to each target as it is."""
-        whole, one = Box.whole(self.shape), self.dtype == self.made and len(self.pieces) == 1
+        whole, one = Box.whole(self.shape), self.dtype == self.target_dtype and len(self.pieces) == 1
         return (
             one and self.files[0] > ZEROS and all(lies[1:] == (whole, None) for lies in (*self.pieces, *self.targets))
         )
@@ -93,7 +93,7 @@ class Likeness(Struct, frozen=True):
         pieces, targets = (tuple(filter(None, lies)) for lies in found)
         if len(pieces) < len(self.pieces) or len(targets) < len(self.targets):
             return self
-        return Likeness(self.dtype, self.made, (whole.size,), pieces, targets)
+        return Likeness(self.dtype, self.target_dtype, (whole.size,), pieces, targets)
 
 
 def _in_a_row(whole: Box, lies: Lies) -> Lies | None:
@@ -139,13 +139,13 @@ class _Likenesses:
     def _new(self, each: Targeted) -> _Small | None:
         hull = hull_of(piece.box for piece in each.pieces)
         narrow = _of_needed_rows(each, hull)
-        step, made = narrow.tensor.step, narrow.tensor.spec.dtype
+        step, target_dtype = narrow.tensor.step, narrow.tensor.spec.dtype
         if not isinstance(step, Assembly):
             return None
         if any(piece.order or (piece.extents and piece.extents[0].coded) for piece in step.pieces):
             return None
-        likeness = Likeness(step.dtype, made, step.shape, _lie(step.pieces), _lie(narrow.pieces)).flat()
-        small_nbytes = LEAST_NBYTES if self._shared and made == step.dtype else _SMALL_NBYTES
+        likeness = Likeness(step.dtype, target_dtype, step.shape, _lie(step.pieces), _lie(narrow.pieces)).flat()
+        small_nbytes = LEAST_NBYTES if self._shared and target_dtype == step.dtype else _SMALL_NBYTES
         if not 0 < likeness.nbytes < small_nbytes:
             return None
         number = self._numbers.setdefault(likeness, len(self._numbers))
@@ -273,9 +273,9 @@ def _move(some: Sequence[_Neighbour]) -> Move:
     pieces = tuple(stacked(likeness.pieces, _read(tensors)))
     made = tuple(stacked(likeness.targets, held))
     step = Assembly(likeness.dtype, (count, *likeness.shape), pieces)
-    cast = tensors if likeness.made != likeness.dtype else ()
+    cast = tensors if likeness.target_dtype != likeness.dtype else ()
     named = [Stacked(each.tensor.name, each.tensor.step.base.shape) for each in cast]
-    return Move(first.tensor.name, step, likeness.made, made, tuple(named))
+    return Move(first.tensor.name, step, likeness.target_dtype, made, tuple(named))
 
 
 def _read(tensors: Sequence[Targeted]) -> Iterator[tuple[Extent, ...]]:

@@ -13,7 +13,7 @@ from reshard.layout.stages import AnySharding
 
 Encoding = Literal["ckpt", "json"]
 STAGE_PREFIX = re.compile(r"(\d+)-(.+)", re.DOTALL)
-MADE = "MadeByReshard"
+MARK = "MadeByReshard"
 """Operator name that marks a strategy that no compiler wrote."""
 
 
@@ -57,8 +57,8 @@ class StrategyFile(Struct, frozen=True):
         return self.operators[0].stage if self.operators else 0
 
     @property
-    def made(self) -> bool:
-        return any(op.name.startswith(MADE) for op in self.operators)
+    def marked(self) -> bool:
+        return any(op.name.startswith(MARK) for op in self.operators)
 
     def entries(self) -> dict[str, AnySharding]:
         return {name: item.entry for name, item in self.layouts.items()}

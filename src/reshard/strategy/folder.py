@@ -221,7 +221,7 @@ def _from_stages(stages: Mapping[int, StrategyFile], where: str) -> Strategy:
             where=where,
             hint="are the files of one job?",
         )
-    made = any(file.made for file in stages.values())
+    made = any(file.marked for file in stages.values())
     return Strategy(tuple(file.entries() for file in stages.values()), devices.pop(), where, made)
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 
 from reshard.errors import FormatError, LayoutError, StrategyError
 from reshard.layout.tensor import Sharding
-from reshard.strategy.file import MADE, LayoutItem, Operator, StrategyFile
+from reshard.strategy.file import MARK, LayoutItem, Operator, StrategyFile
 from reshard.wire import bytes_field, fields, packed_or_single, signed, varint_field
 
 
@@ -58,7 +58,7 @@ def write_protobuf(operators: Iterable[Operator], layouts: Mapping[str, LayoutIt
 
 def encode_made(stage: int) -> Operator:
     """The operator entry of a strategy that we made; it tells MindSpore the stage."""
-    name = f"{MADE}_stage_{stage}"
+    name = f"{MARK}_stage_{stage}"
     body = bytes_field(1, name.encode()) + bytes_field(2, varint_field(1, stage))
     return Operator(name, stage, body)
 

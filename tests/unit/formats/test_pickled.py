@@ -87,7 +87,7 @@ def test_what_is_shared_stays_shared_and_cycles_close(protocol: int) -> None:
 def test_objects_are_records_and_are_counted(protocol: int) -> None:
     found = read_value(pickle.dumps([Ours(), Ours(), OurDict(a=1)], protocol))
     kind = f"{__name__}.Ours"
-    assert [str(one.made_by) for one in found.value] == [kind, kind, f"{__name__}.OurDict"]
+    assert [str(one.factory) for one in found.value] == [kind, kind, f"{__name__}.OurDict"]
     assert found.value[0].fields == {"number": 3}
     assert found.value[2].items == [("a", 1)]
     assert found.unknown == {kind: 2, f"{__name__}.OurDict": 1}
@@ -167,10 +167,10 @@ class value_of:
     """Compares a record by what it holds."""
 
     def __init__(self, record: Record) -> None:
-        self.parts = (record.made_by, record.args, record.state, record.items)
+        self.parts = (record.factory, record.args, record.state, record.items)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Record) and self.parts == (other.made_by, other.args, other.state, other.items)
+        return isinstance(other, Record) and self.parts == (other.factory, other.args, other.state, other.items)
 
     def __hash__(self) -> int:
         return hash(self.parts[0])
@@ -190,7 +190,7 @@ def test_a_class_within_a_class_is_one_class_however_it_is_named(by_name: bool) 
     outer, inner = within.split(".")
     got = stack_global("builtins", "getattr") + stack_global(module, outer) + b"\x8c\x11" + inner.encode() + b"\x86R"
     found = read_value(b"\x80\x04" + (stack_global(module, within) if by_name else got) + b")\x81}b.")
-    assert found.value.made_by == Global(module, within)
+    assert found.value.factory == Global(module, within)
     assert not found.unknown
     with pytest.raises(FormatError, match=r"builtins\.getattr"):
         value(b"\x80\x04" + got.replace(inner.encode(), b"from_dict_of_type") + b".")

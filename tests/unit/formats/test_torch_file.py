@@ -160,7 +160,7 @@ def test_any_value_may_be_framed() -> None:
     assert set(TorchFile().read_index(MemoryFile(content)).tensors) == {"model.w"}
     found = read_value(write_pickle(value)).value
     assert found["model"] == {"w": w}
-    assert (found["args"].made_by, found["args"].fields) == (args.made_by, args.state)
+    assert (found["args"].factory, found["args"].fields) == (args.factory, args.state)
     assert (found["list"], found["size"]) == ([1, (True, b"\0\xff"), ()], (2, 3))
 
 

@@ -42,7 +42,7 @@ def test_there_and_back(name: str) -> None:
     found = read_protobuf(data, "f.ckpt")
     assert found.layouts[name].entry == SHARDINGS[name]
     assert found.stage == 1
-    assert found.made
+    assert found.marked
 
 
 def test_what_is_read_is_written_as_it_was() -> None:
