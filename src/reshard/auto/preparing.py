@@ -236,7 +236,7 @@ class _Start(Struct, frozen=True):
 
     def _members(self) -> tuple[int, ...]:
         """The ranks that convert together: all of the job, or those of this machine."""
-        if not (self.call.per_node or self.settings.alone):
+        if not (self.call.per_node or self.settings.own_disks):
             return tuple(range(self.launch.world))
         per_node = min(self.settings.per_node, self.launch.world)
         first = self.launch.rank // per_node * per_node

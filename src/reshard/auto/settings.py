@@ -35,7 +35,7 @@ class AutoSettings(Struct, frozen=True):
         per_node: ranks on one machine.
         format: of the files that the job loads; "" where the YAML leaves it open.
         resume: False, True, or the name of a file to resume from.
-        alone: each machine converts its own ranks, for machines share no disk.
+        own_disks: machines share none; each converts its own ranks.
         on_load: the training script loads by itself, nothing is written.
         own_loader: MindFormers' newer loader, which reads whole weights and cuts them by itself.
     """
@@ -52,7 +52,7 @@ class AutoSettings(Struct, frozen=True):
     format: str
     drop_redundancy: bool
     resume: bool | str
-    alone: bool
+    own_disks: bool
     on_load: bool
     own_loader: bool
     remote_save_url: str
@@ -112,7 +112,7 @@ def read_settings(config: Config, launch: Launch, environment: Mapping[str, str]
         format=str(keys.get("load_ckpt_format", "", lambda v: v in ("ckpt", "safetensors"), "ckpt or safetensors")),
         drop_redundancy=keys.flag("remove_redundancy"),
         resume=keys.get("resume_training", False, lambda v: isinstance(v, bool | str), "True, False or a file name"),
-        alone=in_modelarts(environment),
+        own_disks=in_modelarts(environment),
         on_load=keys.get("transform", "write", lambda v: v in ("write", "on_load"), "write or on_load") == "on_load",
         own_loader=bool(config.content.get("checkpoint")) or not keys.flag("use_legacy_format", default=True),
         remote_save_url=keys.text("remote_save_url", environment.get("REMOTE_SAVE_URL", "")),

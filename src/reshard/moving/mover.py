@@ -158,8 +158,8 @@ class Mover:
 
             wide, known = self._wide(read, read.box.size * itemsize, self.block_nbytes if piece.outer else 0)
             copy_between((slab, block.box), (wide, read.box), counts, base.dtype, piece.order)
-            alone = piece.outer and self._sources.alone
-            elements = counts.size if not alone else 0 if known else read.box.size
+            each_reads = piece.outer and self._sources.front_to_back
+            elements = counts.size if not each_reads else 0 if known else read.box.size
             self._sources.count(read.file, elements * itemsize)
         self._sources.read(in_place)
         for read, buffer in in_place:

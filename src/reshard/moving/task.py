@@ -63,7 +63,7 @@ class TaskRun:
         self._task = task
         self._storage = storage
         self._settings = settings
-        self._sources = Sources(task.sources, alone=storage.front_to_back)
+        self._sources = Sources(task.sources, front_to_back=storage.front_to_back)
         self._scratch = Scratch()
         self._misfits: dict[tuple[int, str], ShardMisfits] = {}
         self._lock = threading.Lock()

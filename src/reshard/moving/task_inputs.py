@@ -62,12 +62,12 @@ def files_of(source: Catalog) -> SourceFiles:
 class Sources:
     """The source files of a task, each opened when first read, and checked to be the file that was planned.
 
-    ``alone``: what is made of a tensor's other parts reads them for itself.
+    ``front_to_back``: files take their bytes so; what is made of a tensor's other parts reads them for itself then.
     """
 
-    def __init__(self, files: SourceFiles, *, alone: bool = False) -> None:
+    def __init__(self, files: SourceFiles, *, front_to_back: bool = False) -> None:
         self._files = files
-        self.alone = alone
+        self.front_to_back = front_to_back
         self._open: dict[int, ReadFile] = {}
         self._lock = threading.Lock()
         self._one_by_one = threading.Lock()

@@ -27,7 +27,7 @@ from reshard.moving.scratch import Scratch
 from reshard.moving.task_inputs import Sources, files_of
 from reshard.names.wishes import Naming
 from reshard.ops.observer import Observer
-from reshard.planning.assembly import alone, assembled, every_copy
+from reshard.planning.assembly import assembled, every_copy, of_first_holders
 from reshard.planning.blocks import Access
 from reshard.planning.catalog import Catalog, Tensor
 from reshard.planning.names import NameRules, is_state
@@ -153,7 +153,7 @@ def _compare(a: Catalog, b: Catalog, rules: NameRules, dtype: str, observer: Obs
     for name, tensor in ours.items():
         if name not in theirs:
             continue
-        planned, other = alone(name, tensor, dtype), theirs[name]
+        planned, other = of_first_holders(name, tensor, dtype), theirs[name]
         if planned.spec != other.spec:
             differences.append(Difference(name, "type or shape", str(planned.spec), str(other.spec)))
         elif tensor.shards.missing() or other.shards.missing():

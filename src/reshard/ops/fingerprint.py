@@ -20,7 +20,7 @@ from reshard.moving.scratch import Scratch
 from reshard.moving.task_inputs import Sources, files_of
 from reshard.names.wishes import Naming
 from reshard.ops.observer import Observer
-from reshard.planning.assembly import alone, spec_of
+from reshard.planning.assembly import of_first_holders, spec_of
 from reshard.planning.catalog import Catalog, Tensor
 from reshard.planning.names import NameRules, is_state
 from reshard.planning.plan import Move
@@ -160,6 +160,6 @@ def _hashed(source: Catalog, tensors: dict[str, Tensor], path: str, observer: Ob
 
 def _move(name: str, tensor: Tensor) -> Move:
     """The reading of a whole tensor from one holder of each shard, as one run of bytes."""
-    planned = alone(name, tensor)
+    planned = of_first_holders(name, tensor)
     whole = Piece(0, Box.whole(planned.spec.shape), (Extent(0, planned.spec.nbytes),))
     return Move(name, planned.step, planned.spec.dtype, tuple(planned.in_view(whole)))

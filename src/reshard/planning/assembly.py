@@ -46,7 +46,7 @@ def spec_of(name: str, tensor: Tensor, dtype: str = "") -> TensorSpec:
     return tensor.spec if made == tensor.spec.dtype else TensorSpec(made, tensor.spec.shape)
 
 
-def alone(name: str, tensor: Tensor, dtype: str = "") -> PlannedTensor:
+def of_first_holders(name: str, tensor: Tensor, dtype: str = "") -> PlannedTensor:
     """A tensor made of the first holder of each shard, whatever else is read."""
     step: Step = assembled(tensor)
     if tensor.scales is not None:

@@ -194,15 +194,15 @@ def reads(move: Move, block_nbytes: int, *, front_to_back: bool = False) -> Iter
     """
     blocks = Blocks(move, block_nbytes)
     base = blocks.base
-    alone: Counter[int] = Counter()
+    read_elements: Counter[int] = Counter()
     if front_to_back and any(piece.outer for piece in base.pieces):
         for number in range(len(blocks)):
             for read in blocks[number].reads:
-                alone[read.piece] += read.box.size
+                read_elements[read.piece] += read.box.size
     for number, piece in enumerate(base.pieces):
         part = (piece.box & blocks.hull).shape
         wide = (
             part if piece.order or piece.outer else (*part[: blocks.split + 1], *piece.stored.shape[blocks.split + 1 :])
         )
-        elements = alone[number] if piece.outer and front_to_back else prod(wide)
+        elements = read_elements[number] if piece.outer and front_to_back else prod(wide)
         yield 0 if piece.file == ZEROS else elements * ITEMSIZE[base.dtype]

@@ -236,8 +236,7 @@ def siblings(moves: Sequence[Move], block_nbytes: int) -> Iterator[tuple[Move, .
     near: list[Move] = []
     near_fit = False
     for number, move in enumerate(moves):
-        alone = all(piece.outer is None for piece in move.step.base.pieces)
-        if not alone:
+        if any(piece.outer is not None for piece in move.step.base.pieces):
             found.setdefault(_reading(move, block_nbytes), []).append(move)
             continue
         fits = len(Blocks(move, block_nbytes)) == 1
