@@ -308,7 +308,7 @@ def _copies(source: _Laid, target: _Laid, evenly: Callable[[bytes, bytes], Seque
     both = source.box & target.box
     if not both.size:
         return
-    nbytes, dims = _together(source.itemsize, both.shape[1:], source.steps, target.steps)
+    nbytes, dims = _joined_dims(source.itemsize, both.shape[1:], source.steps, target.steps)
     shape, of_steps, to_steps = zip(*dims, strict=True) if dims else ((), (), ())
     dtype, of_skipped, to_skipped = np.dtype(plain_dtype(nbytes)), source.skipped(both), target.skipped(both)
     for even in evenly(source.rows_of(both), target.rows_of(both)):
@@ -317,7 +317,7 @@ def _copies(source: _Laid, target: _Laid, evenly: Callable[[bytes, bytes], Seque
         yield _Copy(dtype, (even.count, *shape), of, to)
 
 
-def _together(itemsize: int, shape: Sequence[int], *steps: Sequence[int]) -> tuple[int, list[tuple[int, ...]]]:
+def _joined_dims(itemsize: int, shape: Sequence[int], *steps: Sequence[int]) -> tuple[int, list[tuple[int, ...]]]:
     """How many bytes lie together on both sides; and the dims that are left: how many, and how far apart on each."""
     nbytes, dims = itemsize, list(zip(shape, *steps, strict=True))
     while dims and (dims[-1][0] == 1 or dims[-1][1:] == (nbytes, nbytes)):

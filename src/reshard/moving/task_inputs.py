@@ -25,7 +25,7 @@ _FilePart = tuple[int, int, memoryview, Coding | None]
 
 
 def _read_parts(file: ReadFile, parts: list[_FilePart], gap_nbytes: int) -> None:
-    for near in _near(parts, gap_nbytes):
+    for near in _worth_one_read(parts, gap_nbytes):
         start, stop = near[0][0], max([part[1] for part in near])
         if len(near) == 1:
             file.read_into(start, near[0][2])
@@ -38,7 +38,7 @@ def _read_parts(file: ReadFile, parts: list[_FilePart], gap_nbytes: int) -> None
                 part[:] = coded.decoded(bytes(part))
 
 
-def _near(parts: list[_FilePart], gap_nbytes: int) -> Iterator[list[_FilePart]]:
+def _worth_one_read(parts: list[_FilePart], gap_nbytes: int) -> Iterator[list[_FilePart]]:
     """The parts in the order of the file, those together that are worth one read."""
     parts.sort(key=itemgetter(0))
     near: list[_FilePart] = []

@@ -83,7 +83,7 @@ class Link(Struct, frozen=True):
             at = self.target.index(number)
             follows = at + 1 < len(self.target) and self.target[at + 1] == number + 1
             if follows and inner.whole and _same_dims(outer, inner):
-                one = Axis(outer.size * inner.size, *(_joined(o, inner.size) for o in (outer.source, outer.target)))
+                one = Axis(outer.size * inner.size, *(_widened(o, inner.size) for o in (outer.source, outer.target)))
                 left = [n - (n > number) for n in self.target if n != number + 1]
                 axes = (*self.axes[:number], one, *self.axes[number + 2 :])
                 return replace(self, axes=axes, target=tuple(left)).merged()
@@ -119,5 +119,5 @@ def _same_dims(one: Axis, other: Axis) -> bool:
     return all(a is not None and b is not None and a.dim == b.dim for a, b in pairs)
 
 
-def _joined(place: AxisPlace | None, size: int) -> AxisPlace | None:
+def _widened(place: AxisPlace | None, size: int) -> AxisPlace | None:
     return AxisPlace(place.dim, place.total * size, place.start * size) if place else None

@@ -56,7 +56,7 @@ def layer_by_layer(tensors: Tensors) -> dict[str, Tensor]:
     """Of whichever form; states keep theirs. Raises PlanError for parts that are not all there."""
     states = {name: tensor for name, tensor in tensors.items() if is_state(name)}
     weights = {_WRAPPER.sub("", name): tensor for name, tensor in tensors.items() if name not in states}
-    single = dict(_joined(dict(_unstacked(weights))))
+    single = dict(_unsplit(dict(_unstacked(weights))))
     return {**{_plain_norm(name): replace(t, name=_plain_norm(name)) for name, t in single.items()}, **states}
 
 
@@ -74,7 +74,7 @@ def _unstacked(tensors: Tensors) -> Iterator[tuple[str, Tensor]]:
             yield one, maker.made(one, TensorSpec(tensor.spec.dtype, tuple(shape)), [_link(name, axes)])
 
 
-def _joined(tensors: Tensors) -> Iterator[tuple[str, Tensor]]:
+def _unsplit(tensors: Tensors) -> Iterator[tuple[str, Tensor]]:
     """With what was split for the file joined: a gate and its up projection, experts."""
     parts: dict[str, dict[tuple[int, int], str]] = {}
     for name in tensors:

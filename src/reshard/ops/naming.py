@@ -149,7 +149,7 @@ def _rows_of(strategy: Strategy | None) -> dict[str, int]:
 def _refuse_different(made: Regrouped) -> None:
     """Raises CheckpointError for tensors that were taken for one and hold different bytes."""
     pairs = [pair for same in made.same for pair in _with_scales(*same) if pair[0].shards != pair[1].shards]
-    together = [_together(one, other) for one, other in pairs]
+    together = [_held_by_both(one, other) for one, other in pairs]
     agreed = agreements(made.catalog, together)
     differ = [
         f"{one.name} and {other.name}"
@@ -170,7 +170,7 @@ def _with_scales(one: Tensor, other: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         yield one.scales.of, other.scales.of
 
 
-def _together(one: Tensor, other: Tensor) -> Tensor:
+def _held_by_both(one: Tensor, other: Tensor) -> Tensor:
     """A tensor that both hold, for comparison. Raises CheckpointError where they are not cut alike."""
     shards = {shard.box: shard for shard in one.shards}
     blocks = {each.scales.block if each.scales else None for each in (one, other)}

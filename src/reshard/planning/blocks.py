@@ -101,13 +101,13 @@ class Blocks:
             if piece.outer:
                 yield from _scattered(number, piece, box, self.target_itemsize)
             else:
-                yield from _together(number, piece, box, self.target_itemsize, self.split)
+                yield from _lying_together(number, piece, box, self.target_itemsize, self.split)
 
     def _reads(self, box: Box) -> Iterator[Access]:
         for number in self._sources.near(box):
             piece = self.base.pieces[number]
             if not piece.order:
-                yield from _together(number, piece, box, self.source_itemsize, self.split)
+                yield from _lying_together(number, piece, box, self.source_itemsize, self.split)
             elif (wide := self._worth_reading(piece, box)) is not None:
                 yield _access(number, piece, wide, self.source_itemsize)
             else:
@@ -172,7 +172,7 @@ def _strips(box: Box, order: tuple[int, ...], itemsize: int) -> Iterator[Box]:
         yield Box(tuple(start), tuple(stop))
 
 
-def _together(number: int, piece: Piece, box: Box, itemsize: int, split: int) -> Iterator[Access]:
+def _lying_together(number: int, piece: Piece, box: Box, itemsize: int, split: int) -> Iterator[Access]:
     """The part of ``piece`` that lies in ``box``, widened after the split dim to what lies together in the file."""
     part = piece.box & box
     if not part.size:

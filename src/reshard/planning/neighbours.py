@@ -238,8 +238,8 @@ def _run(near: Sequence[_Neighbour], files: Collection[tuple[int, ...]]) -> Move
     first = near[0][1]
     if len(first.spots) > 1 or len(files) > 1 or not all(files):
         return None
-    of = _joined([each.tensor.step.base.pieces[0].extents for _, each in near])
-    to = _joined([each.spots[0].extents for _, each in near])
+    of = _joined_extents([each.tensor.step.base.pieces[0].extents for _, each in near])
+    to = _joined_extents([each.spots[0].extents for _, each in near])
     if len(of) != 1 or len(to) != 1:
         return None
     whole = Box((0,), (to[0].nbytes,))
@@ -268,7 +268,7 @@ def _move(some: Sequence[_Neighbour]) -> Move:
         for (file, box, outer), extents in zip(lies, held, strict=True):
             yield Piece(file, _stacked(box, count), extents, outer and _stacked(outer, count))
 
-    spots = [_joined([each.spots[i].extents for each in tensors]) for i in range(len(first.spots))]
+    spots = [_joined_extents([each.spots[i].extents for each in tensors]) for i in range(len(first.spots))]
     held = [extents for extents, spot in zip(spots, first.spots, strict=True) for _ in spot.boxes]
     pieces = tuple(stacked(likeness.pieces, _read(tensors)))
     made = tuple(stacked(likeness.targets, held))
@@ -286,7 +286,7 @@ def _read(tensors: Sequence[Targeted]) -> Iterator[tuple[Extent, ...]]:
     for i in range(len(of[0])):
         parts = [pieces[i].extents for pieces in of]
         if not before or not all(map(is_, parts, before)):
-            held, before = _joined(parts), parts
+            held, before = _joined_extents(parts), parts
         yield held
 
 
@@ -294,7 +294,7 @@ def _stacked(box: Box, count: int) -> Box:
     return Box((0, *box.start), (count, *box.stop))
 
 
-def _joined(parts: Iterable[tuple[Extent, ...]]) -> tuple[Extent, ...]:
+def _joined_extents(parts: Iterable[tuple[Extent, ...]]) -> tuple[Extent, ...]:
     """The extents one after the other, as one where they lie side by side. Very many are alone."""
     extents = tuple(chain.from_iterable(parts))
     offsets = list(map(_OFFSET, extents))

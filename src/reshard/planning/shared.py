@@ -66,7 +66,7 @@ def shared_of(moves: Iterable[SharedMove], block_nbytes: int) -> dict[int, list[
         for file, run in lying:
             runs.setdefault(file, []).append(run)
     found = {
-        file: [part for run in _joined(sorted(of_file)) if (part := run.in_blocks(block_nbytes)) is not None]
+        file: [part for run in _joined_runs(sorted(of_file)) if (part := run.in_blocks(block_nbytes)) is not None]
         for file, of_file in runs.items()
     }
     return {file: parts for file, parts in found.items() if parts}
@@ -105,7 +105,7 @@ def _pairs(file: int, source: tuple[Extent, ...], target: tuple[Extent, ...]) ->
         right += cut_extents((b,), nbytes, b.nbytes - nbytes)
 
 
-def _joined(runs: list[Shared]) -> Iterator[Shared]:
+def _joined_runs(runs: list[Shared]) -> Iterator[Shared]:
     """Runs that go on both in the target and in the source as one."""
     open_: Shared | None = None
     for run in runs:
@@ -178,7 +178,7 @@ def _moves(file: int, runs: Iterable[Shared]) -> Iterator[Move]:
     """Bytes of a file as tensors of bytes, none of them large unless one of its runs is."""
     some: list[Shared] = []
     nbytes = 0
-    for run in _joined(sorted(run for run in runs if run.nbytes)):
+    for run in _joined_runs(sorted(run for run in runs if run.nbytes)):
         if some and nbytes + run.nbytes > _TOGETHER_NBYTES:
             yield _of_bytes(file, some)
             some, nbytes = [], 0

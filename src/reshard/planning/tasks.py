@@ -62,12 +62,12 @@ def groups(plan: Plan, *, link_replicas: bool = False, max_files: int = MAX_FILE
     made: list[list[Twins]] = []
     for files in grouped.values():
         if len(files) > max_files:
-            files.sort(key=_near(plan, files[0][0]))
+            files.sort(key=_by_heaviest_cell(plan, files[0][0]))
         made += [files[i : i + max_files] for i in range(0, len(files), max_files)]
     return made
 
 
-def _near(plan: Plan, file: PlannedFile) -> Callable[[Twins], tuple[Cell, int]]:
+def _by_heaviest_cell(plan: Plan, file: PlannedFile) -> Callable[[Twins], tuple[Cell, int]]:
     """An order that puts files next to each other that hold the same of most of their bytes, or neighbours of it: they
     are best read for together.
     """

@@ -44,7 +44,7 @@ class Origins:
             for start, size in runs:
                 rows.append(Origin(start // row, (start + size) // row, shown, first, rank))
                 first += size // row
-        joined = tuple(_joined(rows)) if renamed else ()
+        joined = tuple(_joined_rows(rows)) if renamed else ()
         return joined if len(joined) <= _MAX_RUNS else ()
 
     def _stored(self, piece: Piece) -> tuple[str, int] | None:
@@ -88,7 +88,7 @@ def _row(shape: tuple[int, ...]) -> int:
     return max(prod(shape[-1:]) if len(shape) > 1 else 1, 1)
 
 
-def _joined(rows: list[Origin]) -> list[Origin]:
+def _joined_rows(rows: list[Origin]) -> list[Origin]:
     """In order, those that go on in the same tensor as one."""
     found: list[Origin] = []
     for row in sorted(rows, key=lambda origin: origin.start):

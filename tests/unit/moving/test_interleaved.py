@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from reshard.index import MAX_DIMS, ZEROS, Coding, Extent
 from reshard.layout.box import Box
-from reshard.moving.interleaved import Interleaved, _evenly, _pattern, _sides, _Stretches, _together, interleaved
+from reshard.moving.interleaved import Interleaved, _evenly, _joined_dims, _pattern, _sides, _Stretches, interleaved
 from reshard.moving.scratch import Scratch
 from reshard.moving.task_inputs import Sources
 from reshard.planning.plan import Move, SourceFile
@@ -248,11 +248,11 @@ def test_every_row_goes_once(rows: list[tuple[int, int]], period: int) -> None:
 
 
 def test_how_much_lies_together() -> None:
-    assert _together(2, (4, 8), (16, 2), (16, 2)) == (64, [])
-    assert _together(2, (4, 8), (16, 2), (32, 2)) == (16, [(4, 16, 32)])
-    assert _together(2, (4, 8), (32, 2), (16, 2)) == (16, [(4, 32, 16)])
-    assert _together(2, (4, 1), (16, 2), (2, 2)) == (2, [(4, 16, 2)])
-    assert _together(2, (1, 8), (16, 2), (32, 2)) == (16, [])
+    assert _joined_dims(2, (4, 8), (16, 2), (16, 2)) == (64, [])
+    assert _joined_dims(2, (4, 8), (16, 2), (32, 2)) == (16, [(4, 16, 32)])
+    assert _joined_dims(2, (4, 8), (32, 2), (16, 2)) == (16, [(4, 32, 16)])
+    assert _joined_dims(2, (4, 1), (16, 2), (2, 2)) == (2, [(4, 16, 2)])
+    assert _joined_dims(2, (1, 8), (16, 2), (32, 2)) == (16, [])
 
 
 def test_gaps_in_what_is_written_are_told() -> None:
