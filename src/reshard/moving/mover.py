@@ -23,7 +23,7 @@ from reshard.planning.plan import Move
 from reshard.planning.steps import Assembly, Joint, Piece
 
 if TYPE_CHECKING:
-    from reshard.moving.elements import Array
+    from reshard.moving.elements import Array, BoxInMemory
     from reshard.moving.interleaved import Interleaved, PutAround
     from reshard.moving.joint import JointParts
     from reshard.moving.steps import Making
@@ -146,53 +146,62 @@ class Mover:
         kinds: Array | None = None
         for read in block.reads:
             piece = base.pieces[read.piece]
+            taken = read.box & piece.box & block.box if piece.outer or piece.order else read.box
+            at = read.box.place_in(block.box) if taken == read.box and not piece.order else None
             if read.file < ZEROS:
-                kinds = self._put_made(read, (slab, block.box), kinds)
-                continue
-            counts = read.box & piece.box & block.box if piece.outer or piece.order else read.box
-            at = read.box.place_in(block.box) if counts == read.box and not piece.order else None
-            if at is not None:
+                kinds = self._put_made(read, taken, (slab, block.box), kinds)
+            elif at is not None:
                 in_place.append((read, slab[at * itemsize : (at + read.box.size) * itemsize]))
-                continue
-            from reshard.moving.elements import copy_between
-
-            wide, known = self._wide(read, read.box.size * itemsize, self.block_nbytes if piece.outer else 0)
-            copy_between((slab, block.box), (wide, read.box), counts, base.dtype, piece.order)
-            each_reads = piece.outer and self._sources.front_to_back
-            elements = counts.size if not each_reads else 0 if known else read.box.size
-            self._sources.count(read.file, elements * itemsize)
+            else:
+                known = self._put_taken(read, taken, (slab, block.box))
+                self._count_taken(read, taken, known=known)
         self._sources.read(in_place)
         for read, buffer in in_place:
             self._sources.count(read.file, len(buffer))
         return slab, kinds
 
-    def _put_made(self, read: Access, to: tuple[memoryview, Box], kinds: Array | None) -> Array | None:
+    def _put_taken(self, read: Access, taken: Box, to: BoxInMemory) -> bool:
+        """Put what a block takes of a read into it; gives whether the read was here already. What is made next may
+        take the rest, which is kept where there is more than the piece.
+        """
+        from reshard.moving.elements import copy_between
+
+        base = self.blocks.base
+        piece = base.pieces[read.piece]
+        nbytes = read.box.size * ITEMSIZE[base.dtype]
+        content = (self._sources, read.file, read.ranges, read.rows, nbytes)
+        wide, known = self._scratch.known(content, nbytes, self.block_nbytes if piece.outer else 0)
+        if not known:
+            self._sources.read_into(read, wide)
+        copy_between(to, (wide, read.box), taken, base.dtype, piece.order)
+        return known
+
+    def _count_taken(self, read: Access, taken: Box, *, known: bool) -> None:
+        """Of a read that brings more than the piece, what is taken counts: the rest does with what takes that, unless
+        each of them reads for itself.
+        """
+        base = self.blocks.base
+        elements = taken.size
+        if base.pieces[read.piece].outer and self._sources.front_to_back:
+            elements = 0 if known else read.box.size
+        self._sources.count(read.file, elements * ITEMSIZE[base.dtype])
+
+    def _put_made(self, read: Access, taken: Box, to: BoxInMemory, kinds: Array | None) -> Array | None:
         """Put what a part makes into the block; gives ``kinds`` with what of it did not fit."""
         import numpy as np
 
         from reshard.moving.elements import copy_between
 
-        base, box = self.blocks.base, to[1]
+        base, (_, box) = self.blocks.base, to
         piece = base.pieces[read.piece]
         part = memoryview(bytearray(read.box.size * ITEMSIZE[base.dtype]))
         odd = self._parts.read_into(read, part)
-        counts = read.box & piece.box & box
-        copy_between(to, (part, read.box), counts, base.dtype, piece.order)
+        copy_between(to, (part, read.box), taken, base.dtype, piece.order)
         if odd is None:
             return kinds
         kinds = np.zeros(box.shape, np.uint8) if kinds is None else kinds
-        copy_between((kinds.data, box), (odd.data, read.box), counts, "uint8", piece.order)
+        copy_between((kinds.data, box), (odd.data, read.box), taken, "uint8", piece.order)
         return kinds
-
-    def _wide(self, read: Access, nbytes: int, kept_nbytes: int) -> tuple[memoryview, bool]:
-        """What a read brings of which a part alone is wanted, and whether it was here already: the other parts may be
-        wanted by what is made next.
-        """
-        content = (self._sources, read.file, read.ranges, read.rows, nbytes)
-        wide, known = self._scratch.known(content, nbytes, kept_nbytes)
-        if not known:
-            self._sources.read_into(read, wide)
-        return wide, known
 
     def _cut(self, slab: memoryview, box: Box, dtype: str, write: Access) -> memoryview:
         """The bytes of a target access, in its dtype."""
