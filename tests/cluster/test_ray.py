@@ -27,7 +27,8 @@ from reshard import Options
 from reshard.cli.main import main
 from reshard.errors import CheckpointError, RunError, StorageError, UsageError
 from reshard.layout.tensor import Sharding
-from reshard.moving.ray import Cluster, RayExecutor, RemoteCall, _Board, _board
+from reshard.moving.ray import Cluster, RemoteCall, _Board, _board
+from reshard.moving.ray_tasks import RayExecutor
 from reshard.moving.task import OnBytes, Settings
 from reshard.ops.convert import bill_of, execute
 from reshard.ops.observer import Observer
@@ -236,7 +237,7 @@ def test_a_node_killed_midway_changes_nothing(
             time.sleep(600)
         while not half_done.exists():  # the others leave it a task
             time.sleep(0.01)
-        from reshard.moving.ray import _carry_out_task
+        from reshard.moving.ray_tasks import _carry_out_task
 
         return _carry_out_task(chore, on_bytes)
 
@@ -244,7 +245,7 @@ def test_a_node_killed_midway_changes_nothing(
         wait_until(half_done.exists)
         nodes.remove_node(doomed, allow_graceful=False)
 
-    monkeypatch.setattr("reshard.moving.ray._carry_out_task", stalls)
+    monkeypatch.setattr("reshard.moving.ray_tasks._carry_out_task", stalls)
     killing = threading.Thread(target=kill, daemon=True)
     killing.start()
     reshard.convert(work.src, work.out, work.options)

@@ -1,7 +1,7 @@
 """Ray: calls that run anywhere in a cluster, heard of while they run, and made again when a worker or node is lost.
 
-Ray starts processes, finds free ones and notices their end. It carries the records of tasks and their results; bytes of
-tensors never pass through it. This is the one module that imports it.
+Ray starts processes, finds free ones and notices their end. It carries arguments and results; bytes of tensors never
+pass through it. This is the one module that imports it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
@@ -23,11 +23,7 @@ from msgspec import Struct, field
 from reshard import waits
 from reshard._version import __version__
 from reshard.errors import CheckpointError, ReshardError, RunError, UsageError
-from reshard.moving.local import LocalExecutor
-from reshard.moving.task import OnBytes, Settings
-from reshard.planning.plan import FileResult, Task
-from reshard.storage.storage import join
-from reshard.storage.storages import storage_of
+from reshard.moving.task import OnBytes
 
 _MADE_AGAIN = 3
 _LOCAL_STORE_NBYTES = 100 << 20
@@ -305,56 +301,6 @@ class _Teller:
     def close(self) -> None:
         self._ended.set()
         self._thread.join()
-
-
-class _Chore(Struct, frozen=True):
-    """A task and how it is carried out."""
-
-    task: Task
-    settings: Settings
-    threads: int
-
-
-def _carry_out_task(chore: _Chore, on_bytes: OnBytes) -> list[FileResult]:
-    executor = LocalExecutor(chore.settings, chore.threads, on_bytes, storage_of(chore.settings.folder))
-    (results,) = executor.run([chore.task])
-    return results
-
-
-class RayExecutor(Struct, frozen=True):
-    """Tasks anywhere in a cluster whose nodes all see the source and the target. Results come as tasks end.
-
-    Raises RunError for a file that is written there and not seen here: the nodes do not share the target's disk.
-    """
-
-    settings: Settings
-    cluster: Cluster
-    threads: int
-    on_bytes: OnBytes
-
-    def run(self, tasks: Iterable[Task]) -> Generator[list[FileResult], None, None]:
-        calls = (RemoteCall(i, _Chore(task, self.settings, self.threads)) for i, task in enumerate(tasks))
-        for results in self.cluster.run(_carry_out_task, calls, self.on_bytes):
-            for result in results:
-                self._check_seen(result)
-            yield results
-
-    def _check_seen(self, result: FileResult) -> None:
-        folder = self.settings.folder
-        storage = storage_of(folder)
-        path, patient_until_s = join(folder, result.path), time.monotonic() + waits.now.ray_seen_s
-        while not storage.remote:
-            there = storage.entry(path)
-            if there is not None and there.nbytes == result.nbytes:
-                return
-            if time.monotonic() > patient_until_s:
-                raise RunError(
-                    "a worker wrote it, and it is not seen here",
-                    path,
-                    "DST must lie where all nodes see it; where nodes share no disk: --nodes-local MAP",
-                )
-            self.on_bytes(0)
-            time.sleep(waits.now.ray_look_s)
 
 
 def _call_to_last(call: Callable[[], object]) -> None:

@@ -46,7 +46,8 @@ def carried_out(
     if means.engine == "local":
         executor = LocalExecutor(settings, budget.workers, on_bytes, storage)
         return executor.run(tasks(plan, link_replicas=means.link_replicas, max_files=most, together=together))
-    from reshard.moving.ray import Cluster, RayExecutor
+    from reshard.moving.ray import Cluster
+    from reshard.moving.ray_tasks import RayExecutor
 
     seen = seen_by_all(plan)
     records = tasks(seen, link_replicas=means.link_replicas, max_files=most, largest_first=True, together=together)
