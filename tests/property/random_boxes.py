@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
@@ -10,10 +10,11 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from making import array, dtype_named
 from reshard.index import ZEROS, Extent
-from reshard.layout.box import Box
+from reshard.layout.box import Box, ordered
 from reshard.moving.mover import Mover
 from reshard.moving.scratch import Scratch
 from reshard.moving.task_inputs import Sources
@@ -101,6 +102,25 @@ class Store:
             path.write_bytes(content)
             made.append(SourceFile(str(path), len(content), path.stat().st_mtime_ns))
         return tuple(made)
+
+
+def back(order: Sequence[int]) -> tuple[int, ...]:
+    """The order that undoes an order."""
+    return tuple(order.index(dim) for dim in range(len(order)))
+
+
+def turned(base: Assembly, order: tuple[int, ...]) -> Assembly:
+    """The tensor with its dims in another order, of the same bytes."""
+    pieces = (
+        replace(
+            piece,
+            box=ordered(piece.box, order),
+            outer=ordered(piece.outer, order) if piece.outer else None,
+            order=back(order),
+        )
+        for piece in base.pieces
+    )
+    return replace(base, shape=tuple(base.shape[dim] for dim in order), pieces=tuple(pieces))
 
 
 @contextmanager

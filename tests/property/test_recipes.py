@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
-from random_boxes import BLOCK_NBYTES, Store, assert_moved, store, targets, tilings
+from random_boxes import BLOCK_NBYTES, Store, assert_moved, back, store, targets, tilings, turned
 
 from making import array, dtype_named
 from reshard.index import TensorSpec
@@ -57,9 +57,9 @@ def joined(kind: str, parts: dict[str, np.ndarray]) -> np.ndarray:
     raise AssertionError(kind)
 
 
-def tensor(place: Store, name: str, full: np.ndarray, dtype: str = "") -> Tensor:
-    made = place.assembly(full)
-    shards = tuple(Shard(p.box, (Held(p.file, p.extents, p.outer),)) for p in made.pieces)
+def tensor(place: Store, name: str, full: np.ndarray, order: tuple[int, ...] = ()) -> Tensor:
+    made = turned(place.assembly(full.transpose(back(order))), order) if order else place.assembly(full)
+    shards = tuple(Shard(p.box, (Held(p.file, p.extents, p.outer, p.order),)) for p in made.pieces)
     return Tensor(name, TensorSpec(full.dtype.name, full.shape), Loose(tuple(sorted(shards, key=lambda s: s.box))))
 
 
@@ -163,7 +163,9 @@ def test_experts_are_stacked_and_turned_and_back(text: str, block: int, data: st
                 check(again, a, place, block, data)
 
 
-def scaled(place: Store, name: str, codes: np.ndarray, block: tuple[int, ...], seed: int) -> tuple[Tensor, np.ndarray]:
+def scaled(
+    place: Store, name: str, codes: np.ndarray, block: tuple[int, ...], seed: int, *, turn: bool = False
+) -> tuple[Tensor, np.ndarray]:
     """A tensor of codes with scales, and its products."""
     counts = tuple(-(-n // b) for n, b in zip(codes.shape, block, strict=True))
     scales = array(counts, "float32", seed)
@@ -174,10 +176,8 @@ def scaled(place: Store, name: str, codes: np.ndarray, block: tuple[int, ...], s
         product = codes.astype(np.float32) * wide[tuple(slice(n) for n in codes.shape)]
         product = product.astype(dtype_named("bfloat16"))
     product[np.isnan(product)] = np.nan
-    made = replace(
-        tensor(place, name, codes), cast_to="bfloat16", scales=Scales(tensor(place, f"{name} scales", scales), block)
-    )
-    return made, product
+    of = tensor(place, f"{name} scales", scales, order=tuple(range(scales.ndim))[::-1] if turn else ())
+    return replace(tensor(place, name, codes), cast_to="bfloat16", scales=Scales(of, block)), product
 
 
 @EXAMPLES
@@ -187,13 +187,14 @@ def test_codes_keep_their_scales(kind: str, dtype: str, block: int, data: st.Dat
     arrays = of_parts(kind, dtype)
     sizes = tuple(data.draw(st.sampled_from((1, 2, 3, 4, 8, 64))) for _ in next(iter(arrays.values())).shape)
     with store(data) as place:
-        both = {s: scaled(place, s, a, sizes, seed) for seed, (s, a) in enumerate(arrays.items())}
+        turn = data.draw(st.booleans())
+        both = {s: scaled(place, s, a, sizes, seed, turn=turn) for seed, (s, a) in enumerate(arrays.items())}
         whole = made_whole(kind, {s: t for s, (t, _) in both.items()})
         products = {s: p for s, (_, p) in both.items()}
         check(whole, joined(kind, products), place, block, data)
         for section, made in made_parts(kind, whole).items():
             check(made, products[section], place, block, data)
-        source, product = scaled(place, "fused", joined(kind, arrays), sizes, 9)
+        source, product = scaled(place, "fused", joined(kind, arrays), sizes, 9, turn=turn)
         parts = parted(kind, product)
         for section, made in made_parts(kind, source).items():
             check(made, parts[section], place, block, data)

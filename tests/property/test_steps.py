@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from unittest.mock import patch
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
-from random_boxes import BLOCK_NBYTES, assert_moved, moved, shapes, store, targets, tilings
+from random_boxes import BLOCK_NBYTES, assert_moved, back, moved, shapes, store, targets, tilings, turned
 
 from making import array, dtype_named
 from reshard.dtypes import ITEMSIZE
 from reshard.index import Extent, TensorSpec
-from reshard.layout.box import Box, ordered
+from reshard.layout.box import Box
 from reshard.moving import elements, steps
 from reshard.planning.plan import Move, PlannedTensor
-from reshard.planning.steps import Assembly, Piece, Scaled
+from reshard.planning.steps import Piece, Scaled
 from thorough import examples
 
 EXAMPLES = examples(38)
@@ -28,25 +27,6 @@ DTYPES = ("float32", "bfloat16", "float16", "int8", "float8_e4m3fn", "int64")
 def cast(values: np.ndarray, dtype: str) -> np.ndarray:
     with np.errstate(all="ignore"):
         return values.astype(dtype_named(dtype))
-
-
-def back(order: Sequence[int]) -> tuple[int, ...]:
-    """The order that undoes an order."""
-    return tuple(order.index(dim) for dim in range(len(order)))
-
-
-def turned(base: Assembly, order: tuple[int, ...]) -> Assembly:
-    """The tensor with its dims in another order, of the same bytes."""
-    pieces = (
-        replace(
-            piece,
-            box=ordered(piece.box, order),
-            outer=ordered(piece.outer, order) if piece.outer else None,
-            order=back(order),
-        )
-        for piece in base.pieces
-    )
-    return replace(base, shape=tuple(base.shape[dim] for dim in order), pieces=tuple(pieces))
 
 
 @EXAMPLES

@@ -144,11 +144,20 @@ def _cut(
             if at is not None:
                 start[at] += part.start[dim] - there.start[dim]
                 stop[at] = start[at] + part.shape[dim]
-        dims = [at for at in order if at is not None]
-        for at in range(ndim):  # of one element: before what follows it, so that the order stays as it is
-            if at not in dims:
-                dims.insert(next((i for i, other in enumerate(dims) if other > at), len(dims)), at)
-        turned = tuple(dims) if dims != sorted(dims) else ()
         itemsize = scale.spec.itemsize
-        held = (Held(h.file, h.piece(shard.box).extents_of(part, itemsize), None, turned) for h in shard.held)
+        held = (
+            Held(h.file, h.piece(shard.box).extents_of(part, itemsize), None, _turned(order, h.order, ndim))
+            for h in shard.held
+        )
         yield Shard(Box(tuple(start), tuple(stop)), tuple(held), shard.expected)
+
+
+def _turned(order: Sequence[int | None], stored: tuple[int, ...], ndim: int) -> tuple[int, ...]:
+    """Which dim of the target each dim of scales that are ``stored`` so is; those of one element stand before what
+    follows them, so that most lie as they did: then it is ().
+    """
+    dims = [at for dim in stored or range(len(order)) if (at := order[dim]) is not None]
+    for at in range(ndim):
+        if at not in dims:
+            dims.insert(next((i for i, other in enumerate(dims) if other > at), len(dims)), at)
+    return tuple(dims) if dims != sorted(dims) else ()
