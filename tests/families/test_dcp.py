@@ -52,7 +52,7 @@ def written(
     chunks: dict[str, list[WrittenChunk]] = {}
     for path, items in held.items():
         specs = {f"{name} {start}": TensorSpec(a.dtype.name, a.shape) for name, start, a in items}
-        frame, places = Distcp().frame(specs, {}, {}), items_of(specs, {})
+        frame, places = Distcp().frame(specs, {}, {}), items_of(specs, {}, ())
         for name, start, values in items:
             chunk = WrittenChunk(start, values.shape, path, places[f"{name} {start}"])
             chunks.setdefault(name, []).append(chunk)

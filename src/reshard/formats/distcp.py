@@ -6,7 +6,7 @@ says; within, all is counted from there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache, lru_cache
 
 from msgspec import Struct
@@ -27,39 +27,39 @@ class Distcp(Struct, frozen=True):
     suffix: str = ".distcp"
 
     def frame(self, tensors: Mapping[str, TensorSpec], texts: Mapping[str, str], notes: Mapping[str, str]) -> Frame:
-        at = 0
         pieces: list[tuple[int, bytes]] = []
         holes: dict[str, tuple[Extent, ...]] = {}
         checksums: list[Checksum] = []
-        for item in (*map(_of_text, texts.values()), *(_nothing() for _ in self.empty)):
+        end = 0
+        for name, at, item in _laid(tensors, texts, self.empty):
             pieces += ((at + start, piece) for start, piece in item.pieces)
-            at += item.nbytes
-        for name, spec in tensors.items():
-            item = _named_item(name, spec)
-            pieces += ((at + start, piece) for start, piece in item.pieces)
-            holes[name] = tuple(Extent(at + hole.offset, hole.nbytes) for hole in item.holes[_KEY])
+            for of_tensor in item.holes.values():
+                holes[name] = tuple(Extent(at + hole.offset, hole.nbytes) for hole in of_tensor)
             checksums += (
                 Checksum(Extent(at + sum_.of.offset, sum_.of.nbytes), tuple(at + place for place in sum_.places))
                 for sum_ in item.checksums
             )
-            at += item.nbytes
-        return Frame(at, tuple(pieces), holes, tuple(checksums))
+            end = at + item.nbytes
+        return Frame(end, tuple(pieces), holes, tuple(checksums))
 
 
-def items_of(
-    tensors: Mapping[str, TensorSpec], texts: Mapping[str, str], empty: Iterable[str] = ()
-) -> dict[str, Extent]:
+def items_of(tensors: Mapping[str, TensorSpec], texts: Mapping[str, str], empty: Iterable[str]) -> dict[str, Extent]:
     """Where in a file of these each item lies, with all that belongs to it."""
-    found: dict[str, Extent] = {}
+    return {name: Extent(at, item.nbytes) for name, at, item in _laid(tensors, texts, empty)}
+
+
+def _laid(
+    tensors: Mapping[str, TensorSpec], texts: Mapping[str, str], empty: Iterable[str]
+) -> Iterator[tuple[str, int, Frame]]:
+    """The items in the order of the file: name, where it begins, and what it is."""
     at = 0
-    for name, frame in (
+    for name, item in (
         *((name, _of_text(text)) for name, text in texts.items()),
         *((name, _nothing()) for name in empty),
         *((name, _named_item(name, spec)) for name, spec in tensors.items()),
     ):
-        found[name] = Extent(at, frame.nbytes)
-        at += frame.nbytes
-    return found
+        yield name, at, item
+        at += item.nbytes
 
 
 def _of_text(text: str) -> Frame:
