@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 
 from msgspec import Struct
@@ -52,28 +52,26 @@ class Names:
 
     def rules(self, name: str) -> Iterator[tuple[Rule, str]]:
         """The rules that may be a tensor's, and the section of each that it is."""
-        weight = weight_of_state(name)
-        found = self._by_pattern.get(layer_pattern(weight))
-        if found is None:
-            base, _ = lora_of(weight, hub=self._hub)
-            found = self._by_pattern.get(layer_pattern(base), []) if base else []
-        yield from found
+        yield from self._of_weight(weight_of_state(name))[2]
 
     def found(self, name: str, sizes: Mapping[str, int]) -> NameMatch | None:
         """The rule of a name; of those that differ in what they count, the one whose count it is."""
-        weight = weight_of_state(name)
-        state = name[: len(name) - len(weight)]
-        factor = ""
-        rules = self._by_pattern.get(layer_pattern(weight))
-        if rules is None:
-            weight, factor = lora_of(weight, hub=self._hub)
-            rules = self._by_pattern.get(layer_pattern(weight), []) if weight else []
+        own = weight_of_state(name)
+        weight, factor, rules = self._of_weight(own)
         counts = [int(n) for n in layer_numbers(weight)]
         for rule, section in rules:
             numbers = _numbers(rule.sides(hub=self._hub)[section], counts, sizes)
             if numbers is not None:
-                return NameMatch(rule, section, numbers, state, factor)
+                return NameMatch(rule, section, numbers, name[: len(name) - len(own)], factor)
         return None
+
+    def _of_weight(self, name: str) -> tuple[str, str, Sequence[tuple[Rule, str]]]:
+        """A weight, which LoRA factor of it the name is or "", and the rules that may be its."""
+        rules = self._by_pattern.get(layer_pattern(name))
+        if rules is not None:
+            return name, "", rules
+        weight, factor = lora_of(name, hub=self._hub)
+        return weight, factor, self._by_pattern.get(layer_pattern(weight), []) if weight else []
 
     def dropped(self, name: str) -> Dropped | None:
         return next((d for pattern, d in self._dropped if pattern.fullmatch(name)), None)
