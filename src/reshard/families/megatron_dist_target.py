@@ -17,7 +17,7 @@ from msgspec import Struct
 from reshard.errors import PlanError
 from reshard.families.dcp_target import Objects, chunked, dcp_asked
 from reshard.families.megatron_folders import COMMON, DESCRIPTION
-from reshard.families.megatron_target import arguments, namespace, save_name, tracker
+from reshard.families.megatron_target import arguments, iteration_of, of_training, save_name, tracker
 from reshard.families.targets import AskedTarget
 from reshard.formats.torch_file import torch_bytes
 from reshard.planning.catalog import Catalog
@@ -37,7 +37,6 @@ _DESCRIBED = {
     "common_backend": "torch",
     "common_backend_version": 1,
 }
-_VERSION = 3.0
 
 
 class TorchDist(Struct, frozen=True):
@@ -54,18 +53,15 @@ class TorchDist(Struct, frozen=True):
         _refuse_buckets(draft.kept)
         folder = f"{save_name(self.iteration)}/"
         keeps = draft.source.common and draft.source.iteration == self.iteration
+        common = draft.source.common if keeps else torch_bytes(of_training(self.args, self.iteration), {})
         planned, metadata = chunked(draft, self.count, Objects((), extra_states(draft.kept)), folder)
         closing = (
-            SmallFile(f"{folder}{COMMON}", draft.source.common if keeps else self._common()),
+            SmallFile(f"{folder}{COMMON}", common),
             SmallFile(f"{folder}{DESCRIPTION}", json.dumps(_DESCRIBED).encode()),
             SmallFile(f"{folder}.metadata", metadata),
             tracker(self.iteration),
         )
         return Files(draft.asked_for(planned), len(planned), closing)
-
-    def _common(self) -> bytes:
-        value = {"args": namespace(self.args), "checkpoint_version": _VERSION, "iteration": self.iteration or 0}
-        return torch_bytes(value, {})
 
 
 def _refuse_buckets(kept: Sequence[Kept]) -> None:
@@ -105,5 +101,4 @@ def _of(module: str, counted: Sequence[int]) -> Iterator[str]:
 
 def torch_dist_asked(asked: AskedTarget, source: Catalog) -> TorchDist:
     """Raises UsageError for a number of files that is none."""
-    iteration = source.iteration if asked.iteration is None else asked.iteration
-    return TorchDist(dcp_asked(asked, source).count, iteration, arguments(source))
+    return TorchDist(dcp_asked(asked, source).count, iteration_of(asked, source), arguments(source))

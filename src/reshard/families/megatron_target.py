@@ -161,12 +161,7 @@ class MegatronFile(Struct, frozen=True):
         model: dict[str, TensorRef] = {}
         for name, spec in tensors.items():
             model |= dict(self._on_rank(name, whole(keys[name], spec)))
-        value = {
-            "args": namespace(self.args),
-            "checkpoint_version": _VERSION,
-            "iteration": self.iteration,
-            "model": model,
-        }
+        value = {**of_training(self.args, self.iteration), "model": model}
         laid = torch_frame(value, {keys[name]: spec.nbytes for name, spec in tensors.items()})
         return replace(laid, holes={name: laid.holes[key] for name, key in keys.items()})
 
@@ -194,8 +189,10 @@ def tracker(iteration: int | None) -> SmallFile:
     return SmallFile(TRACKER, ("release" if iteration is None else str(iteration)).encode())
 
 
-def namespace(args: _Args) -> Record:
-    return Record(Global("argparse", "Namespace"), (), {name: _as_argument(name, value) for name, value in args})
+def of_training(args: _Args, iteration: int | None) -> dict[str, Any]:
+    """What a file says beside the model."""
+    told = Record(Global("argparse", "Namespace"), (), {name: _as_argument(name, value) for name, value in args})
+    return {"args": told, "checkpoint_version": _VERSION, "iteration": iteration or 0}
 
 
 def _as_argument(name: str, value: Any) -> Any:
@@ -210,6 +207,10 @@ def _parallel(sizes: RankCounts) -> dict[str, Any]:
         "expert_tensor_parallel_size": sizes.tensor,
         "virtual_pipeline_model_parallel_size": None,
     }
+
+
+def iteration_of(asked: AskedTarget, source: Catalog) -> int | None:
+    return source.iteration if asked.iteration is None else asked.iteration
 
 
 def arguments(source: Catalog) -> _Args:
@@ -240,5 +241,4 @@ def megatron_asked(asked: AskedTarget, source: Catalog) -> MegatronRanks:
         raise UsageError(f"--ep {sizes.experts}: the model has no experts", hint="leave --ep out")
     if type(groups) is int and groups and groups % sizes.tensor and sizes.tensor % groups:
         raise UsageError(f"--tp {sizes.tensor}: {groups} query groups are no multiple or divisor of it")
-    iteration = source.iteration if asked.iteration is None else asked.iteration
-    return MegatronRanks(sizes, iteration, arguments(source))
+    return MegatronRanks(sizes, iteration_of(asked, source), arguments(source))
