@@ -47,17 +47,11 @@ More = Callable[[int, int], bytes]
 """At least so many bytes from an offset on, or fewer where the file ends."""
 
 
-def no_persistent(pid: Any) -> Any:
-    raise FormatError(f"the pickle refers to {str(pid)[:80]!r} outside of it")
-
-
 def nothing_more(at: int, nbytes: int) -> bytes:
     return b""
 
 
-def read_pickle(
-    data: bytes, meanings: Mapping[Global, Meaning], resolve: Resolve = no_persistent, more: More = nothing_more
-) -> Pickled:
+def read_pickle(data: bytes, meanings: Mapping[Global, Meaning], resolve: Resolve, more: More) -> Pickled:
     """The value of the pickle at the start of ``data``: None, numbers, text, bytes, tuples, lists, dicts, sets, what
     ``meanings`` and ``resolve`` give, and Globals and Records for all else.
 

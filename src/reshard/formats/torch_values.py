@@ -5,7 +5,7 @@ Source: torch 2.13, ``torch/_utils.py``, ``torch/serialization.py``, ``torch/sto
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from math import prod
 from typing import Any
 
@@ -14,7 +14,7 @@ from msgspec import Struct
 from reshard.dtypes import ITEMSIZE
 from reshard.errors import FormatError
 from reshard.formats.pickle_names import code, may_take
-from reshard.formats.pickled import GETATTR, Global, Meaning, More, Pickled, Record, nothing_more, read_pickle
+from reshard.formats.pickled import GETATTR, Global, Meaning, More, Pickled, Record, Resolve, nothing_more, read_pickle
 from reshard.index import MAX_DIMS, TensorSpec
 
 _STORAGES = {
@@ -106,22 +106,6 @@ def whole(key: str, spec: TensorSpec) -> TensorRef:
     return TensorRef(storage, spec.dtype, spec.shape, strides, 0)
 
 
-def read_value(
-    data: bytes,
-    resolve: Callable[[Any], Any] | None = None,
-    more: More = nothing_more,
-    meanings: Mapping[Global, Meaning] | None = None,
-) -> Pickled:
-    """The value of a pickle as torch writes them: dicts, lists, texts and numbers, TensorRef and StorageRef, and
-    Records for all other objects. Raises FormatError, also for a pickle that runs code when loaded.
-
-    Args:
-        resolve: what a persistent id stands for; a storage, where none is given.
-        meanings: of more calls.
-    """
-    return read_pickle(data, {**MEANINGS, **(meanings or {})}, resolve or storage, more)
-
-
 def storage(pid: Any) -> StorageRef:
     """The storage of a persistent id of torch: ``("storage", class, key, location, elements[, part])``."""
     match pid:
@@ -139,6 +123,22 @@ def storage(pid: Any) -> StorageRef:
         case (str(), int(start), int(size)) if 0 <= start <= start + size <= count:
             return StorageRef(key, dtype, count, start, start + size, place, raw)
     raise FormatError(f"a part of storage {key!r} that does not lie within it")
+
+
+def read_value(
+    data: bytes,
+    resolve: Resolve = storage,
+    more: More = nothing_more,
+    meanings: Mapping[Global, Meaning] = {},
+) -> Pickled:
+    """The value of a pickle as torch writes them: dicts, lists, texts and numbers, TensorRef and StorageRef, and
+    Records for all other objects. Raises FormatError, also for a pickle that runs code when loaded.
+
+    Args:
+        resolve: what a persistent id stands for.
+        meanings: of more calls.
+    """
+    return read_pickle(data, {**MEANINGS, **meanings}, resolve, more)
 
 
 def _storage_dtype(kind: Global) -> str:

@@ -161,7 +161,7 @@ class AxisRange(Struct, frozen=True):
     size: int
 
 
-def slots_of(dim: Dim, number: int, axes: Axes, section: str = "") -> Iterator[AxisRange]:
+def slots_of(dim: Dim, number: int, axes: Axes, section: str) -> Iterator[AxisRange]:
     """A dim of a view in which a section is a box, and where it lies there; outermost first.
 
     Raises StrategyError naming an axis whose size is not known, or a section that lies in no view.

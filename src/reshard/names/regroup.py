@@ -55,11 +55,7 @@ class Regrouped(Struct, frozen=True):
 
 
 def regrouped(
-    source: Catalog,
-    naming: Naming,
-    models: Models,
-    excluded: Excluded = Excluded(),  # noqa: B008
-    shards: Mapping[str, int] | None = None,
+    source: Catalog, naming: Naming, models: Models, excluded: Excluded, shards: Mapping[str, int]
 ) -> Regrouped:
     """The source as the target's convention has it.
 
@@ -70,7 +66,7 @@ def regrouped(
     Raises:
         InputError: listing what is unknown, missing or contradictory.
     """
-    return _Regrouping(source, naming, models, excluded).done(shards or {})
+    return _Regrouping(source, naming, models, excluded).done(shards)
 
 
 def _refuse_other_values(args: Mapping[str, Any]) -> None:

@@ -160,7 +160,7 @@ def surprising(known: Known, axes: Axes) -> list[str]:
     return found
 
 
-def style_of(known: Known, style: str, possible: Sequence[str], asked: Asked, *, reading: str = "") -> tuple[str, str]:
+def style_of(known: Known, style: str, possible: Sequence[str], asked: Asked, *, reading: str) -> tuple[str, str]:
     """Which of the values that names leave possible a style has, and what tells, "" for names.
 
     Args:

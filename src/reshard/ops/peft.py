@@ -66,7 +66,7 @@ _INITS_THAT_CHANGE_IT = ("pissa", "olora", "corda", "lora_ga")
 _INIT_THAT_QUANTISES = "loftq"  # what it left is not the base less the product, but what its codes mean
 
 
-def refuse_other_kinds(content: Mapping[str, Any], path: str, *, initial: bool = False) -> None:
+def refuse_other_kinds(content: Mapping[str, Any], path: str, *, initial: bool) -> None:
     """Raises InputError naming every key that makes an adapter something else than LoRA on its base.
 
     Args:

@@ -32,7 +32,7 @@ def read_job(text: str, where: str, *, release: str = "") -> Job:
     return job_of(content, where, release=release)
 
 
-def job_of(content: Any, where: str, *, release: str = "") -> Job:
+def job_of(content: Any, where: str, *, release: str) -> Job:
     """As ``read_job``, of what the YAML holds."""
     content = whole_numbers(content)
     try:
