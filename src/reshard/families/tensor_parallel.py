@@ -136,23 +136,29 @@ def _merged(name: str, slices: Sequence[RankSlice], info: Mapping[str, Any], map
     if cut.whole:
         return _replicas(slices)
     dim, halves = cut.dim, cut.halves
-    specs = {slice_.spec for slice_ in slices}
-    if len(specs) > 1 or dim >= len(slices[0].spec.shape) or slices[0].spec.shape[dim] % halves:
+    local, specs = slices[0].spec.shape, {slice_.spec for slice_ in slices}
+    if len(specs) > 1 or dim >= len(local) or local[dim] % halves:
         raise CheckpointError(f"{name}: its slices {', '.join(map(str, specs))} cannot be put together in dim {dim}")
-    each = slices[0].spec.shape[dim] // halves
+    each = local[dim] // halves
     size = each * halves * len(slices)
     if cut.vocabulary and isinstance(info.get("original_vocab_size"), int):
         size = min(size, info["original_vocab_size"])
-    shape = tuple(size if d == dim else n for d, n in enumerate(slices[0].spec.shape))
-    shards = tuple(
-        shard
-        for rank, slice_ in enumerate(slices)
-        for half in range(halves)
-        for shard in _placed(
-            slice_.shards, dim, (half * each, (half + 1) * each), (half * len(slices) + rank) * each, size
-        )
+    whole = _along(local, dim, 0, size)
+    shards: list[Shard] = []
+    for rank, slice_ in enumerate(slices):
+        for half in range(halves):
+            start = (half * len(slices) + rank) * each
+            here = _along(local, dim, half * each, (half + 1) * each)
+            shards += _shifted(slice_.shards, here, _along(local, dim, start, start + each) & whole)
+    return RankSlice(slices[0].name, TensorSpec(slices[0].spec.dtype, whole.shape), tuple(shards))
+
+
+def _along(shape: tuple[int, ...], dim: int, start: int, stop: int) -> Box:
+    """The box of a shape that has this range in one dim."""
+    return Box(
+        tuple(start if d == dim else 0 for d in range(len(shape))),
+        tuple(stop if d == dim else n for d, n in enumerate(shape)),
     )
-    return RankSlice(slices[0].name, TensorSpec(slices[0].spec.dtype, shape), shards)
 
 
 def _replicas(slices: Sequence[RankSlice]) -> RankSlice:
@@ -162,28 +168,3 @@ def _replicas(slices: Sequence[RankSlice]) -> RankSlice:
         shard for slice_, of_rank in zip(slices, boxes, strict=True) if of_rank == boxes[0] for shard in slice_.shards
     )
     return replace(slices[0], shards=tuple(shards))
-
-
-def _placed(shards: Sequence[Shard], dim: int, part: tuple[int, int], start: int, size: int) -> Iterator[Shard]:
-    """A part of a slice's shards, as it lies from ``start`` of ``dim`` on in the whole. Beyond ``size`` is padding.
-
-    Args:
-        part: where it begins in the slice, and how long it is.
-    """
-    first, length = part
-    shift = start - first
-    for shard in shards:
-        box = _moved(shard.box, dim, shift)
-        low, high = max(box.start[dim], start), min(box.stop[dim], start + length, size)
-        kept = Box(_with(box.start, dim, low), _with(box.stop, dim, max(high, low)))
-        if kept.size:
-            held = tuple(replace(h, outer=None if kept == box else box) for h in shard.held)
-            yield Shard(kept, held, shard.expected)
-
-
-def _moved(box: Box, dim: int, by: int) -> Box:
-    return Box(_with(box.start, dim, box.start[dim] + by), _with(box.stop, dim, box.stop[dim] + by))
-
-
-def _with(place: tuple[int, ...], dim: int, value: int) -> tuple[int, ...]:
-    return (*place[:dim], value, *place[dim + 1 :])
