@@ -245,7 +245,7 @@ class _Regrouping:
     def _stage(self, given: Given, convention: str) -> None:
         made = staged(self._tensors, given)
         for why, names in made.dropped.items():
-            self._dropped[why] = (*self._dropped.get(why, ()), *names)
+            self._drop(why, names)
         for name, of in made.copies.items():
             self._same.append((self._tensors[name], self._tensors[of]))
         if made.copies:
