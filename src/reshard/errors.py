@@ -178,10 +178,11 @@ def some(names: Sequence[str]) -> str:
 
 def counted(count: int, noun: str) -> str:
     """
-    >>> counted(1, "file"), counted(2000, "file")
-    ('1 file', '2,000 files')
+    >>> counted(1, "file"), counted(2000, "file"), counted(2, "entry")
+    ('1 file', '2,000 files', '2 entries')
     """
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+    several = f"{noun[:-1]}ies" if noun.endswith("ry") else f"{noun}s"
+    return f"{count:,} {noun if count == 1 else several}"
 
 
 def named_ranks(ranks: Sequence[int]) -> str:

@@ -256,8 +256,7 @@ def _tensors(shapes: Mapping[str, DcpTensor], read: Sequence[ReadChunks]) -> dic
 
 def _left_out(others: Sequence[str]) -> Iterator[str]:
     if others:
-        count = counted(len(others), "entry").replace("entrys", "entries")
-        yield f"what is no tensor is left out: {count} ({some(others)})"
+        yield f"what is no tensor is left out: {counted(len(others), 'entry')} ({some(others)})"
 
 
 def _unknown(told: Mapping[str, DcpMetadata]) -> Iterator[str]:
