@@ -20,7 +20,7 @@ from reshard.layout.cover import boxes_of_range
 from reshard.layout.view import Shape, factors_of, in_view
 from reshard.names.links import Link
 from reshard.names.scaling import Lying, scales_of
-from reshard.planning.catalog import Held, Loose, Shard, Tensor, is_viewed
+from reshard.planning.catalog import Held, Loose, Shard, Tensor, is_viewed, part_of
 
 
 class _Shards:
@@ -231,11 +231,11 @@ def unviewed(tensor: Tensor) -> Tensor:
     if not is_viewed(tensor) or turned or tensor.scales is not None:
         return tensor
     groups = factors_of(tensor.spec.shape, tensor.view)
-    shards = (part for shard in tensor.shards for part in _in_own_shape(shard, groups))
+    shards = (part for shard in tensor.shards for part in _in_own_shape(shard, groups, tensor.spec.itemsize))
     return replace(tensor, shards=Loose(tuple(sorted(shards, key=lambda s: s.box))), view=())
 
 
-def _in_own_shape(shard: Shard, groups: Sequence[Shape]) -> Iterator[Shard]:
+def _in_own_shape(shard: Shard, groups: Sequence[Shape], itemsize: int) -> Iterator[Shard]:
     """A shard of a view, whose dims are counted as one within each group."""
     ends = list(accumulate(map(len, groups), initial=0))
     start, stop = shard.box.start, shard.box.stop
@@ -243,7 +243,7 @@ def _in_own_shape(shard: Shard, groups: Sequence[Shape]) -> Iterator[Shard]:
     for chosen in product(*dims):
         part = Box(tuple(n for _, of in chosen for n in of.start), tuple(n for _, of in chosen for n in of.stop))
         made = Box(tuple(of.start[0] for of, _ in chosen), tuple(of.stop[0] for of, _ in chosen))
-        yield Shard(made, tuple(_alone(held, shard, part) for held in shard.held), shard.expected)
+        yield Shard(made, tuple(part_of(held, shard.box, part, itemsize) for held in shard.held), shard.expected)
 
 
 def _ranges(start: Shape, stop: Shape, group: Shape) -> Iterator[tuple[Box, Box]]:
@@ -257,13 +257,6 @@ def _ranges(start: Shape, stop: Shape, group: Shape) -> Iterator[tuple[Box, Box]
         a, b = (start[cut], stop[cut]) if group else (0, 1)
         box = Box((*outer, *start[cut:]), (*(n + 1 for n in outer), *stop[cut:]))
         yield Box(((first + a) * below,), ((first + b) * below,)), box
-
-
-def _alone(held: Held, shard: Shard, part: Box) -> Held:
-    if held.file == ZEROS:
-        return held
-    whole = replace(held, outer=held.outer or shard.box)
-    return Held(held.file, whole.extents_of(part, _itemsize(whole)))
 
 
 _LAST = 1 << 30

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,31 +27,34 @@ def new_beside(folder: Path, what: str) -> Path:
     return beside(folder, f"{what}-{os.urandom(4).hex()}")
 
 
-def left_beside(folder: Path, what: str) -> list[Path]:
+def left_beside(folder: Path, *whats: str) -> list[Path]:
     """What runs made beside a folder, and did not remove yet; nothing where nobody may look."""
-    first = beside(folder, f"{what}-")
+    first = beside(folder, "")
+    begins = tuple(f"{first.name}{what}-" for what in whats)
     try:
-        return sorted(path for path in first.parent.iterdir() if path.name.startswith(first.name))
+        return sorted(path for path in first.parent.iterdir() if path.name.startswith(begins))
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return []
 
 
 def forget(folder: Path, what: str, kept: Path | None = None) -> None:
     """Remove what earlier runs left beside a folder, but for one."""
-    for old in left_beside(folder, what):
-        if old != kept:
-            shutil.rmtree(old, ignore_errors=True)
+    _remove(old for old in left_beside(folder, what) if old != kept)
+
+
+def _remove(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def forget_replacements(folder: Path) -> None:
     """Remove what runs that were killed left of ``Replacement``; for one who has locked the target."""
-    forget(folder, _NEW)
-    forget(folder, _OLD)
+    _remove(left_of_replacements(folder))
 
 
 def left_of_replacements(folder: Path) -> list[Path]:
     """What ``forget_replacements`` would remove."""
-    return [*left_beside(folder, _NEW), *left_beside(folder, _OLD)]
+    return left_beside(folder, _NEW, _OLD)
 
 
 class Replacement:
