@@ -22,7 +22,7 @@ sys.path.append(str(Path(__file__).parents[2] / "bench"))
 
 from store import Connection, Object, Store
 
-Kind = Literal["500", "503", "403", "cut", "cut-early", "slow"]
+Kind = Literal["500", "503", "403", "cut", "cut-early", "slow", "short", "long"]
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,7 @@ class _Spoiling(Connection):
         self._server = server
         self._cut = False
         self._left_nbytes = 0
+        self._other_length = ""
 
     def answer(self, method: str, target: str, headers: Mapping[str, str], body: memoryview) -> None:
         with self._server.noted(method, target, headers.get("range", ""), len(body)) as request:
@@ -121,6 +122,7 @@ class _Spoiling(Connection):
             if kind == "slow":
                 time.sleep(self._server.slow_s)
             self._cut = kind == "cut"
+            self._other_length = kind if kind in ("short", "long") else ""
             if kind == "cut-early":
                 raise ConnectionError("as the test has it")
             if kind in ("500", "503", "403"):
@@ -133,13 +135,18 @@ class _Spoiling(Connection):
                 raise ConnectionError("as the test has it")
 
     def head(self, status: int, nbytes: int, etag: str, more: str = "") -> None:
+        """A spoilt length is that of what comes; the range is told as it was asked for."""
         self._left_nbytes = nbytes // 2
+        nbytes = {"short": nbytes // 2, "long": nbytes + 1}.get(self._other_length, nbytes)
         super().head(status, nbytes, etag, more)
 
     def send(self, content: bytes | memoryview) -> None:
-        sent = content[: self._left_nbytes] if self._cut else content
+        sent = content[: self._left_nbytes] if self._cut or self._other_length == "short" else content
         self._left_nbytes -= len(sent)
         super().send(sent)
+        if self._other_length == "long":
+            self._other_length = ""
+            super().send(b"x")
 
 
 class _Serving(BaseRequestHandler):

@@ -103,6 +103,43 @@ def test_answers_that_do_not_come_are_asked_for_again(
     assert told(capsys, "verify", f"{s3.url}/out").code == 0
 
 
+@pytest.mark.parametrize(
+    ("kind", "times", "says"),
+    [
+        ("short", 3, ""),
+        ("short", sys.maxsize, "bytes came where"),
+        ("long", 1, "more bytes came than"),
+    ],
+)
+def test_an_answer_of_another_length_than_its_range_is_no_answer(
+    job: Job,
+    s3: S3,
+    kind: Kind,
+    times: int,
+    says: str,
+    capsys: pytest.CaptureFixture[str],
+    shorten: Callable[..., None],
+) -> None:
+    """As of a proxy that lost the rest: the length is that of what comes, the range the one that was asked for."""
+    shorten(store_pause_s=0.001)
+    source = s3.put(job.ranks, "ranks")
+    spoilt: list[Request] = []
+
+    def spoil(request: Request) -> Kind | None:
+        first, _, last = request.range.removeprefix("bytes=").partition("-")
+        header = int(first or 0) < 100_000
+        if request.method != "GET" or header or not last or len(spoilt) >= times:
+            return None
+        spoilt.append(request)
+        return kind
+
+    s3.store.spoil = spoil
+    said = told(capsys, *job.words(source, f"{s3.url}/out"))
+    assert (said.code, says in said.err) == (4 if says else 0, True), said.err
+    made = [key.removeprefix("out/") for key in s3.keys("out/") if ".reshard" not in key]
+    assert {key: s3.get(f"out/{key}") for key in made} == ({} if says else tree(job.out))
+
+
 def test_an_upload_that_somebody_takes_back_is_told(job: Job, s3: S3, capsys: pytest.CaptureFixture[str]) -> None:
     def spoil(request: Request) -> None:
         if request.method == "POST" and "uploadId" in request.path:

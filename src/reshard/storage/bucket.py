@@ -33,6 +33,7 @@ _BROKEN_OFF = re.compile(
 _CODE = re.compile(r"<Code>([^<]*)</Code>")
 _MESSAGE = re.compile(r"<Message>([^<]*)</Message>")
 _REFUSED = re.compile(r"status code: 40[13]")
+_ODD_LENGTH = "the server, or a proxy before it, is broken: ask it directly, or download the file first"
 _GAVE_UP = "the client of the object store failed"
 _VARIABLES = ("AWS_", "AZURE_", "GOOGLE_")
 _NO_STORE = ("NoSuchBucket", "ContainerNotFound")
@@ -72,15 +73,21 @@ class Bucket:
     def read_into(self, key: str, offset: int, buffer: memoryview) -> Meta:
         """Fill the buffer from a range that the object must have, and say what the object is that it came from."""
         import obstore
+        from obstore.exceptions import GenericError
 
         done = 0
 
         def rest() -> Meta:
             nonlocal done
+            asked = len(buffer) - done
             result = obstore.get(self._store, key, options={"range": (offset + done, offset + len(buffer))})
             for chunk in result.stream(_CHUNK_NBYTES):
+                if len(chunk) > len(buffer) - done:
+                    raise StorageError(f"more bytes came than the {asked} asked for", self.url(key), _ODD_LENGTH)
                 buffer[done : done + len(chunk)] = chunk
                 done += len(chunk)
+            if missing := len(buffer) - done:  # the client compares ranges only: a proxy may lose what is in one
+                raise GenericError(f"response body: {asked - missing} bytes came where {asked} should")
             return _meta(result.meta)
 
         with self.told(key):
