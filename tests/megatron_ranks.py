@@ -36,6 +36,7 @@ ARGS = {
     "tensor_model_parallel_size": 2,
     "pipeline_model_parallel_size": 2,
     "untie_embeddings_and_output_weights": True,
+    "data_path": ["0.3", "corpus"],
 }
 _ON_RANK = {
     "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",

@@ -1,7 +1,7 @@
 """A folder of Megatron's distributed form, ``torch_dist``: chunks as DCP has them, which it loads into any layout.
 
-Beside each linear layer stands an extra state, without which it refuses to load: nothing, as it is where no numbers of
-8 bits are scaled.
+Beside each linear layer and each norm stands an extra state, without which it refuses to load (norms have one with
+Transformer Engine alone, and one too many does no harm): nothing, as it is where no numbers of 8 bits are scaled.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from reshard.planning.names import is_state
 from reshard.planning.plan import SmallFile
 from reshard.planning.target import Draft, Files
 
-_LINEAR = re.compile(r"(.*\blinear_\w+|.*\boutput_layer|.*\bfinal_layernorm)\.weight(?:_[wv])?")
+_HOSTS = re.compile(r"(.*\b(?:linear_\w+|eh_proj|output_layer|\w*norm))\.weight(?:_[wv])?")
 _STACK = re.compile(r".*\blayers\.(?!\d)")
 _BUCKETS = "optimizer.distributed."
 _EXPERTS = re.compile(r".*\bmlp\.experts\.experts\.(?!\d)")
@@ -78,7 +78,7 @@ def extra_states(kept: Sequence[Kept]) -> tuple[str, ...]:
     """The names of the extra states that belong to these tensors: one for each layer and expert that they are of."""
     found: dict[str, None] = {}
     for one in kept:
-        module = _LINEAR.fullmatch(one.name)
+        module = _HOSTS.fullmatch(one.name)
         if module is None or is_state(one.name):
             continue
         stacks = (_STACK.match(one.name) is not None) + (_EXPERTS.match(one.name) is not None)

@@ -143,7 +143,7 @@ def _by_stage(kept: Sequence[Kept], stages: int) -> list[tuple[int, list[Kept]]]
     return [(stage * each, of_stage) for stage, of_stage in enumerate(held)]
 
 
-class MegatronFile(Struct, frozen=True):
+class MegatronFile(Struct, frozen=True, eq=False):  # arguments may be lists
     """A rank's file: names as on the rank, from the stage's first layer on.
 
     ``copied``: whether the embedding stands in it as the output layer that it is tied to.

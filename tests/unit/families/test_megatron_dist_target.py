@@ -51,6 +51,16 @@ def test_there_is_an_extra_state_for_each_layer_and_linear(tmp_path: Path) -> No
     }
 
 
+def test_there_is_an_extra_state_for_each_norm_and_for_what_joins_the_embedding(tmp_path: Path) -> None:
+    """Transformer Engine's norms have one; the projection of a multi-token layer has one in either spec."""
+    stacked = {f"decoder.layers.self_attention.{name}_layernorm": (8, 2) for name in "qk"}
+    once = {"mtp.layers.0.eh_proj": (4, 8), "mtp.layers.0.enorm": (4,)}
+    held = {f"{name}.weight": array(shape) for name, shape in {**stacked, **once}.items()}
+    folder = written(write_file(tmp_path / "full.safetensors", {**FULL, **held}), tmp_path / "made") / "release"
+    wanted = {f"{name}._extra_state/shard_{layer}_8" for name in stacked for layer in range(8)}
+    assert wanted | {f"{name}._extra_state/shard_0_1" for name in once} <= others(folder)
+
+
 @pytest.mark.parametrize("case", ["m_moe_ep2", "m_deepseek_tp2ep2", "m_nonhomogeneous_tp2", "m_gpt2_tp2"])
 def test_all_extra_states_of_megatron_s_own_save_are_there(tmp_path: Path, case: str) -> None:
     source = unpacked("cases", case, tmp_path / "case") / "src"

@@ -61,6 +61,7 @@ def test_ranks_are_cut_again_and_keep_their_arguments(tmp_path: Path) -> None:
     found = inspect(str(target))
     assert found.args["pipeline_model_parallel_size"] == 4
     assert found.args["num_layers"] == ARGS["num_layers"]
+    assert found.args["data_path"] == ["0.3", "corpus"]
     reshard.convert(target, tmp_path / "back.safetensors", Options(fsync=False))
     assert differing(read_file(tmp_path / "back.safetensors"), FULL) == []
 
