@@ -6,7 +6,7 @@ The names are those of its local layer spec, or of Transformer Engine's where th
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from msgspec import Struct
@@ -32,7 +32,8 @@ from reshard.planning.target import Draft, Files
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
 _EXPERTS = re.compile(r"(.*mlp\.experts\.)experts\.(.+)")
 _EMBEDDING, _HEAD = "embedding.word_embeddings.weight", "output_layer.weight"
-_FIRST, _LAST = ("embedding.",), ("decoder.final_", "output_layer.", "mtp.")
+_MULTI_TOKEN = "mtp."
+_FIRST, _LAST = ("embedding.",), ("decoder.final_", "output_layer.", _MULTI_TOKEN)
 _VERSION = 3.0
 _Args = tuple[tuple[str, Any], ...]
 
@@ -70,9 +71,12 @@ class MegatronRanks(Struct, frozen=True):
 
     def _format(self, first: int, held: Sequence[Kept]) -> MegatronFile:
         names = {kept.name for kept in held}
-        copied = _EMBEDDING in names and any(name.startswith(_LAST[0]) for name in names) and self.sizes.stages > 1
+        last = self.sizes.stages > 1 and any(name.startswith(_LAST[0]) for name in names)
+        own = _EMBEDDING in names and (not last or _embeds_again(names))
+        tied = _EMBEDDING in names and last and _HEAD not in names
         told = {**dict(self.args), **_parallel(self.sizes)}
-        return MegatronFile(first, self.iteration or 0, tuple(told.items()), copied)
+        embedding = (_EMBEDDING,) * own + (_HEAD,) * tied
+        return MegatronFile(first, self.iteration or 0, tuple(told.items()), embedding)
 
     def _layouts(self, kept: Sequence[Kept]) -> dict[str, Layout]:
         """How ranks of one stage cut each tensor. Raises UsageError for those that do not divide."""
@@ -136,23 +140,28 @@ def _by_stage(kept: Sequence[Kept], stages: int) -> list[tuple[int, list[Kept]]]
             held[0].append(one)
         else:
             strange.append(one.name)
-        if one.name == _EMBEDDING and stages > 1 and _HEAD not in names:
+        if one.name == _EMBEDDING and stages > 1 and (_HEAD not in names or _embeds_again(names)):
             held[-1].append(one)
     if strange:
         raise PlanError("of which stage these are is not known:\n" + listed(strange), hint="--pp 1")
     return [(stage * each, of_stage) for stage, of_stage in enumerate(held)]
 
 
+def _embeds_again(names: Iterable[str]) -> bool:
+    """Whether the last stage embeds tokens, too: its multi-token layers do."""
+    return any(name.startswith(_MULTI_TOKEN) for name in names)
+
+
 class MegatronFile(Struct, frozen=True, eq=False):  # arguments may be lists
     """A rank's file: names as on the rank, from the stage's first layer on.
 
-    ``copied``: whether the embedding stands in it as the output layer that it is tied to.
+    ``embedding``: under which names the embedding stands in it, the output layer's where it is tied to that.
     """
 
     first: int
     iteration: int
     args: _Args
-    copied: bool
+    embedding: tuple[str, ...]
     name: str = "torch"
     suffix: str = ".pt"
 
@@ -170,7 +179,7 @@ class MegatronFile(Struct, frozen=True, eq=False):  # arguments may be lists
         own = f"decoder.layers.{int(found[1]) - self.first}.{found[2]}" if found else name
         experts = _EXPERTS.fullmatch(own)
         if experts is None:
-            yield (_HEAD if self.copied and name == _EMBEDDING else own), tensor
+            yield from ((each, tensor) for each in (self.embedding if name == _EMBEDDING else (own,)))
             return
         shape, strides = tensor.shape[1:], tensor.strides[1:]
         for expert in range(tensor.shape[0]):

@@ -81,6 +81,19 @@ def test_a_tied_embedding_stands_on_the_last_stage_too(tmp_path: Path) -> None:
     assert read_file(tmp_path / "back.safetensors").keys() == held.keys()
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_multi_token_layers_have_the_embedding_beside_them(tmp_path: Path, tied: bool) -> None:
+    """Megatron 0.16.1 asks the last stage for it: it embeds the tokens that follow."""
+    once = {f"mtp.layers.0.{name}.weight": array((4,), seed=n) for n, name in enumerate(("enorm", "final_layernorm"))}
+    full = {name: value for name, value in {**FULL, **once}.items() if name != "output_layer.weight" or not tied}
+    target = written(write_file(tmp_path / "full.safetensors", full), tmp_path / "m", pp=2)
+    last, embedding = rank(target, "mp_rank_00_001", tmp_path), FULL["embedding.word_embeddings.weight"]
+    assert same(last["embedding.word_embeddings.weight"], embedding)
+    assert same(last["output_layer.weight"], embedding if tied else FULL["output_layer.weight"])
+    reshard.convert(target, tmp_path / "back.safetensors", Options(fsync=False))
+    assert differing(read_file(tmp_path / "back.safetensors"), full) == []
+
+
 def test_the_specs_of_transformer_engine(tmp_path: Path) -> None:
     args = {**ARGS, "transformer_impl": "transformer_engine", "pipeline_model_parallel_size": 1}
     for tensor in range(2):
