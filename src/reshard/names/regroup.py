@@ -75,6 +75,8 @@ def _refuse_other_values(args: Mapping[str, Any]) -> None:
         raise PlanError("args.apply_layernorm_1p: norms are kept less one, which is not converted")
     if args.get("attention_output_gate"):
         raise PlanError("args.attention_output_gate: queries with gates beside them are not converted")
+    if args.get("rotary_interleaved"):
+        raise PlanError("args.rotary_interleaved: rotary rows of queries and keys lie in pairs, which is not converted")
 
 
 def _refuse_idle(asked: Asked, recipe: Recipe | None, convention: str) -> None:

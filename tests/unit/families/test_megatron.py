@@ -254,7 +254,7 @@ def test_rows_of_states_follow_the_vocabulary_s(tmp_path: Path) -> None:
         converted(source, tmp_path / "x", naming=Naming(vocab_rows=7))
 
 
-@pytest.mark.parametrize("said", ["apply_layernorm_1p", "attention_output_gate"])
+@pytest.mark.parametrize("said", ["apply_layernorm_1p", "attention_output_gate", "rotary_interleaved"])
 def test_numbers_that_mean_something_else_are_not_given_to_others(tmp_path: Path, said: str) -> None:
     place = tmp_path / IT / "mp_rank_00" / "model_optim_rng.pt"
     saved(place, told({"num_layers": 8, said: True}), {"model": chunk_of(0, 0, 0, (1, 1, 1))})
