@@ -213,7 +213,7 @@ def execute(plan: Plan, dst: str | Path, means: Means, observer: Observer) -> Co
     if not means.nodes_local and place.occupied() and (means.overwrite or not joins(plan, means)):
         if not means.overwrite:
             refuse_occupied(place)
-        refuse_replacing(place, (s.path for s in plan.sources), means.read_besides)
+        refuse_replacing(place, plan, means.read_besides)
         if not place.single:
             replacement = Replacement(place)
             place = replacement.place

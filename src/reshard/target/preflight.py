@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
-from reshard.errors import StorageError, UsageError, reported
+from reshard.errors import InputError, StorageError, UsageError, counted, reported
+from reshard.planning.plan import Plan
 from reshard.storage.machine import is_mount_point
+from reshard.storage.storage import join
 from reshard.storage.storages import is_inside
+from reshard.target.manifest import MANIFEST, decode_published, read_whole, whole
 from reshard.target.target_paths import Place
 
 
@@ -49,7 +53,7 @@ def check_room(place: Place, nbytes: int) -> None:
         raise StorageError("not allowed to write here", str(folder), "check owner and mode of the folder")
 
 
-def refuse_replacing(place: Place, sources: Iterable[str], besides: Iterable[str]) -> None:
+def refuse_replacing(place: Place, plan: Plan, besides: Iterable[str]) -> None:
     """Raises UsageError for a target whose place nothing new can take, or where a source, or what is read besides,
     would be lost with it.
     """
@@ -60,13 +64,34 @@ def refuse_replacing(place: Place, sources: Iterable[str], besides: Iterable[str
             place.path,
             "choose a target in it; or remove what it holds, and leave --overwrite out",
         )
-    for source in sources:
-        if is_inside(source, place.path):
+    for source in plan.sources:
+        if is_inside(source.path, place.path):
             raise UsageError("the source lies inside the target", place.path, "choose another target")
     for path in besides:
         if is_inside(path, place.path):
             said = f"{path} lies inside the target, which is to be replaced"
             raise UsageError(said, place.path, "move it away first")
+    _refuse_losing(place, plan)
+
+
+def _refuse_losing(place: Place, plan: Plan) -> None:
+    """Raises UsageError where some ranks would take the place of others that the same conversion made."""
+    path = join(place.meta, MANIFEST)
+    content = read_whole(place.storage, path)
+    if plan.part != "ranks" or content is None:
+        return
+    others: set[str] = set()
+    with suppress(InputError):  # what is damaged may be replaced
+        manifest = decode_published(content, path)
+        if manifest.plan == plan.identity:
+            made = {*(file.path for file in plan.files), *(small.path for small in plan.closing)}
+            others = {file.path for file in map(whole, manifest.files)} - made
+    if others:
+        raise UsageError(
+            f"--overwrite would lose {counted(len(others), 'file')} of other ranks, which this conversion made",
+            place.path,
+            "leave --overwrite out: what lacks is made; what is to be made again, remove first",
+        )
 
 
 def refuse_within(place: Place, sources: Iterable[str]) -> None:

@@ -367,6 +367,20 @@ def test_overwrite_that_fails_leaves_the_old_one(
     assert sorted(p.name for p in job.out.parent.iterdir()) == ["full.ckpt", "new", "out"]
 
 
+def test_some_ranks_do_not_take_the_place_of_others_of_the_same_conversion(job: Job) -> None:
+    """As where one file shall be made again, or each machine of several begins anew."""
+    job.run()
+    with pytest.raises(UsageError, match="3 files of other ranks") as refused:
+        job.run(overwrite=True, ranks=frozenset({2}))
+    assert "leave --overwrite out" in refused.value.hint
+    job.assert_whole()
+    job.run(overwrite=True, ranks=frozenset({2}), prefix="new_")
+    job.run(overwrite=True, ranks=frozenset({2}), prefix="new_")
+    assert list(tree(job.out)) == ["rank_2/new_2.ckpt"]
+    (job.out / META / MANIFEST).write_bytes(b"damaged")
+    job.run(overwrite=True, ranks=frozenset({1}), prefix="new_")
+
+
 def test_overwrite_of_what_holds_the_source_is_refused(job: Job) -> None:
     with pytest.raises(UsageError, match="the source lies inside the target"):
         reshard.convert(job.src, job.src.parent, replace(job.options, overwrite=True))
