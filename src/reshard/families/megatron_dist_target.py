@@ -66,7 +66,7 @@ class TorchDist(Struct, frozen=True):
 
 def _refuse_buckets(kept: Sequence[Kept]) -> None:
     """Raises PlanError for states in buckets: Megatron needs what it keeps beside them, and the layout of the save."""
-    buckets = [one.name for one in kept if one.name.startswith(_BUCKETS)]
+    buckets = [one.name for one in kept if _BUCKETS in one.name]
     if buckets:
         raise PlanError(
             f"{buckets[0]}: states in buckets (dp_reshardable) do not say which parameter lies where",

@@ -181,7 +181,7 @@ def _fused_norms(tensors: Tensors, args: Mapping[str, Any]) -> dict[str, str]:
 
 def _fused_norm(name: str, tensors: Tensors, *, transformer_engine: bool) -> str:
     for fused, plain in _NORMS.items():
-        if f".{plain}" not in name or name.startswith("optimizer"):
+        if f".{plain}" not in name or is_state(name):
             continue
         before = name.partition(plain)[0]
         host = f"{before}{fused.rpartition('.')[0]}.weight"

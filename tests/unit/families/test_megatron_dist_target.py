@@ -17,6 +17,7 @@ from reshard.errors import ReshardError
 from reshard.formats.dcp_metadata import read_dcp_metadata
 from reshard.names.wishes import Naming
 from reshard.ops.inspect import inspect
+from reshard.planning.names import NameRules
 
 
 def written(source: Path, target: Path, **options: Any) -> Path:
@@ -86,12 +87,27 @@ def test_rows_of_the_vocabulary_are_other_arguments(tmp_path: Path) -> None:
     assert inspect(str(target)).args["padded_vocab_size"] == 27
 
 
-def test_buckets_are_refused_by_name(tmp_path: Path) -> None:
-    name = "optimizer.distributed.dp_group_idx_0.gbuf_idx_0.bucket_idx_0.param"
+@pytest.mark.parametrize("chained", ["", "chained_1."])
+def test_buckets_are_refused_by_name(tmp_path: Path, chained: str) -> None:
+    name = f"{chained}optimizer.distributed.dp_group_idx_0.gbuf_idx_0.bucket_idx_0.param"
     source = write_file(tmp_path / "full.safetensors", {**FULL, name: array((5,))})
     with pytest.raises(ReshardError, match=r"optimizer\.distributed") as caught:
         written(source, tmp_path / "made")
     assert "--weights-only" in caught.value.hint
+
+
+def test_states_of_several_optimizers_are_states(tmp_path: Path) -> None:
+    """Of a model with experts: Megatron chains the optimizer of experts to that of all else."""
+    of = "decoder.layers.mlp.linear_fc2.weight"
+    states = {f"chained_{n}.optimizer.state.exp_avg.{of}": array(FULL[of].shape, seed=n) for n in range(2)}
+    source = write_file(tmp_path / "full.safetensors", {**FULL, **states})
+    folder = written(source, tmp_path / "made") / "release"
+    assert not [name for name in others(folder) if "optimizer" in name]
+    reshard.convert(tmp_path / "made", tmp_path / "back.safetensors", Options(fsync=False))
+    assert differing(read_file(tmp_path / "back.safetensors"), {**FULL, **states}) == []
+    rules = NameRules(weights_only=True)
+    reshard.convert(tmp_path / "made", tmp_path / "weights.safetensors", Options(fsync=False, names=rules))
+    assert read_file(tmp_path / "weights.safetensors").keys() == FULL.keys()
 
 
 def test_without_arguments_megatron_s_own_save_is_not_written_again(tmp_path: Path) -> None:

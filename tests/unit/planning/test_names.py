@@ -10,6 +10,7 @@ STATES = {
     "adam_m.w": "w", "adam_v.model.x": "model.x", "accu_grads.w": "w", "moments.w": "w", "moment1.w": "w",
     "momentum.w": "w", "exp_avg.w": "w", "exp_avg_sq.w": "w", "max_exp_avg_sq.w": "w", "muon_m.w": "w",
     "exp_avg_sq_row_w": "w", "exp_avg_sq_col_w": "w",
+    **{name: name for name in ("optimizer.state.exp_avg.w", "chained_1.optimizer.state.exp_avg.w")},
 }  # fmt: skip
 
 
