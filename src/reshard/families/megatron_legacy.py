@@ -127,6 +127,13 @@ def _ranks(named: Sequence[re.Match[str]], args: Mapping[str, Any], folder: str)
         places.append(RankCounts(tensor, 0, second) if only_experts else RankCounts(tensor, second, third))
     seen = RankCounts(*(1 + max(getattr(at, field) for at in places) for field in RankCounts.__struct_fields__))
     sizes = by_args if args else seen
+    etp = count(args, "expert_tensor_parallel_size")
+    if etp not in (None, sizes.tensor) and count(args, "num_experts"):
+        raise CheckpointError(
+            f"experts are cut {etp} ways and all else {sizes.tensor} ways, which rank folders cannot be read with",
+            folder,
+            "save it as torch_dist",
+        )
     beyond = [m[0] for m, at in zip(named, places, strict=True) if _is_beyond(at, sizes)]
     if beyond:
         told = f"tp {sizes.tensor}, pp {sizes.stages}, ep {sizes.experts}"
@@ -144,13 +151,6 @@ def _ranks(named: Sequence[re.Match[str]], args: Mapping[str, Any], folder: str)
         raise CheckpointError("folders of ranks are missing:\n" + listed(absent), folder, _BRING)
     if len(set(places)) < len(places):
         raise CheckpointError(f"two folders are of one rank: {', '.join(m[0] for m in named)}", folder)
-    etp = count(args, "expert_tensor_parallel_size")
-    if etp not in (None, sizes.tensor) and count(args, "num_experts"):
-        raise CheckpointError(
-            f"experts are cut {etp} ways and all else {sizes.tensor} ways, which rank folders cannot be read with",
-            folder,
-            "save it as torch_dist",
-        )
     return places, sizes
 
 

@@ -160,6 +160,17 @@ def test_experts_of_ranks_are_numbered_through(tmp_path: Path, form: str) -> Non
     assert same(found["decoder.layers.0.mlp.experts.experts.linear_fc2.weight"], second)
 
 
+def test_experts_that_are_cut_otherwise_are_told_before_ranks_are_missed(tmp_path: Path) -> None:
+    """With experts that are not cut Megatron numbers them along tensor-parallel ranks: two files of two ranks each."""
+    args = {"tensor_model_parallel_size": 2, "expert_model_parallel_size": 2, "num_experts": 4}
+    for n in range(2):
+        value = told({**args, "expert_tensor_parallel_size": 1})
+        saved(tmp_path / IT / f"mp_rank_0{n}_00{n}" / "model_optim_rng.pt", value, {"model": {}})
+    said = refused(tmp_path / IT)
+    assert "experts are cut 1 ways and all else 2 ways" in said
+    assert "save it as torch_dist" in said
+
+
 @pytest.mark.parametrize(
     ("said", "same_bytes", "kept"), [(None, True, False), (None, False, True), (False, True, False)]
 )
