@@ -37,6 +37,7 @@ ARGS = {
     "pipeline_model_parallel_size": 2,
     "untie_embeddings_and_output_weights": True,
     "data_path": ["0.3", "corpus"],
+    "num_layers_per_virtual_pipeline_stage": 2,
 }
 _ON_RANK = {
     "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",

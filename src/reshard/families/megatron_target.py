@@ -35,6 +35,13 @@ _EMBEDDING, _HEAD = "embedding.word_embeddings.weight", "output_layer.weight"
 _MULTI_TOKEN = "mtp."
 _FIRST, _LAST = ("embedding.",), ("decoder.final_", "output_layer.", _MULTI_TOKEN)
 _VERSION = 3.0
+_UNEVEN = {
+    "num_layers_per_virtual_pipeline_stage": None, "num_virtual_stages_per_pipeline_rank": None,
+    "decoder_first_pipeline_num_layers": None, "decoder_last_pipeline_num_layers": None,
+    "account_for_embedding_in_pipeline_split": False, "account_for_loss_in_pipeline_split": False,
+    "pipeline_model_parallel_layout": None,
+}  # fmt: skip
+"""Arguments that tell of other stages, and what they are where each has as many layers."""
 _Args = tuple[tuple[str, Any], ...]
 
 
@@ -74,7 +81,8 @@ class MegatronRanks(Struct, frozen=True):
         last = self.sizes.stages > 1 and any(name.startswith(_LAST[0]) for name in names)
         own = _EMBEDDING in names and (not last or _embeds_again(names))
         tied = _EMBEDDING in names and last and _HEAD not in names
-        told = {**dict(self.args), **_parallel(self.sizes)}
+        given = dict(self.args)
+        told = {**given, **{n: v for n, v in _UNEVEN.items() if n in given}, **_parallel(self.sizes)}
         embedding = (_EMBEDDING,) * own + (_HEAD,) * tied
         return MegatronFile(first, self.iteration or 0, tuple(told.items()), embedding)
 

@@ -62,6 +62,8 @@ def test_ranks_are_cut_again_and_keep_their_arguments(tmp_path: Path) -> None:
     assert found.args["pipeline_model_parallel_size"] == 4
     assert found.args["num_layers"] == ARGS["num_layers"]
     assert found.args["data_path"] == ["0.3", "corpus"]
+    assert found.args["num_layers_per_virtual_pipeline_stage"] is None
+    assert "pipeline_model_parallel_layout" not in found.args
     reshard.convert(target, tmp_path / "back.safetensors", Options(fsync=False))
     assert differing(read_file(tmp_path / "back.safetensors"), FULL) == []
 
