@@ -144,6 +144,24 @@ def test_one_file_is_a_target(tmp_path: Path, s3: S3, capsys: pytest.CaptureFixt
     assert told(capsys, "merge", f"{s3.url}/ranks", url, *words, "--overwrite").code == 0
 
 
+def test_one_file_takes_the_place_of_another(tmp_path: Path, s3: S3, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of one that another conversion made, of one that none made, and of one whose making was interrupted."""
+    work = Work(tmp_path, s3, ".safetensors")
+    words = ("merge", f"{s3.url}/ranks", f"{s3.url}/one/full.ckpt", "--src-strategy", work.old)
+    assert told(capsys, *words).code == 0
+    for more in (("--dtype", "float16"), ()):
+        said = told(capsys, *words, *more, "--overwrite", "--verify")
+        assert said.code == 0, said.err
+        assert told(capsys, "merge", *words[1:2], tmp_path / "full.ckpt", *words[3:], *more, "--overwrite").code == 0
+        assert s3.get("one/full.ckpt") == (tmp_path / "full.ckpt").read_bytes()
+    for name in s3.keys("one/.reshard"):
+        del s3.store.objects[f"/{s3.bucket}/{name}"]
+    s3.put_bytes("one/full.ckpt", b"mine")
+    said = told(capsys, *words, "--overwrite", "--verify")
+    assert said.code == 0, said.err
+    assert told(capsys, *words, "--resume").code == 0
+
+
 def test_a_file_that_states_sums_of_its_bytes(tmp_path: Path, s3: S3, capsys: pytest.CaptureFixture[str]) -> None:
     work = Work(tmp_path, s3, ".safetensors")
     for words in (("full.pt",), ("full.ckpt", "--crc")):

@@ -57,7 +57,7 @@ def fill(plan: Plan, place: Place, means: Means, budget: Budget, observer: Obser
     """Make the plan's files that are not whole yet, then the manifest."""
     join = joins(plan, means)
     check_room(place, 0 if join or means.link_replicas else plan.nbytes - budget.shared_nbytes)
-    filling = Filling(place, plan, join=join)
+    filling = Filling(place, plan, join=join, overwrite=means.overwrite)
     on_bytes: OnBytes = observer.advance
     if means.max_rate_nbytes:
         on_bytes = paced(on_bytes, means.max_rate_nbytes)

@@ -83,10 +83,11 @@ class Filling:
 
     Args:
         join: go on with what others of the same identity began or are making just now. Raises UsageError for another
-            identity. Without it, notes of earlier runs count for nothing.
+            identity. Without it, notes of earlier runs count for nothing; in object storage, where nobody knows
+            whether they still run, for one file alone, and if it shall ``overwrite``.
     """
 
-    def __init__(self, place: Place, plan: Plan, *, join: bool) -> None:
+    def __init__(self, place: Place, plan: Plan, *, join: bool, overwrite: bool = False) -> None:
         self._place = place
         self._storage = place.storage
         self._plan = plan
@@ -104,7 +105,7 @@ class Filling:
             self._take_files(join=join)
             if self._locks and self._locks.real and not place.single:
                 forget_replacements(Path(place.folder))
-            self._begin(join=join)
+            self._begin(anew=not join and (place.local or (overwrite and place.single)))
             if join:
                 self.done = frozenset(self._whole_files())
         except BaseException:
@@ -129,9 +130,9 @@ class Filling:
                 "wait for it to end, or choose another target",
             )
 
-    def _begin(self, *, join: bool) -> None:
+    def _begin(self, *, anew: bool) -> None:
         content = msgspec.json.encode(self._begun)
-        if not join and self._locks:  # whoever began before is gone, for we hold all locks
+        if anew:  # whoever began before is gone, where there are locks: we hold them all
             self._forget_all()
             self._storage.write_whole(self._path(BEGUN), content, fsync=True)
             return
