@@ -57,7 +57,7 @@ def layer_by_layer(tensors: Tensors) -> dict[str, Tensor]:
     states = {name: tensor for name, tensor in tensors.items() if is_state(name)}
     weights = {_WRAPPER.sub("", name): tensor for name, tensor in tensors.items() if name not in states}
     single = dict(_unsplit(dict(_unstacked(weights))))
-    return {**{_plain_norm(name): replace(t, name=_plain_norm(name)) for name, t in single.items()}, **states}
+    return {**{_plain_name(name): replace(t, name=_plain_name(name)) for name, t in single.items()}, **states}
 
 
 def _unstacked(tensors: Tensors) -> Iterator[tuple[str, Tensor]]:
@@ -120,7 +120,11 @@ def _link(source: str, axes: tuple[Axis, ...], target: tuple[int, ...] | None = 
     return Link(source, axes, target or tuple(range(len(axes))))
 
 
-def _plain_norm(name: str) -> str:
+def _plain_name(name: str) -> str:
+    """Of norms by themselves, and of a multi-token layer as checkpoints keep it; releases of 2026 call it otherwise on
+    ranks.
+    """
+    name = name.replace(".mtp_model_layer.", ".transformer_layer.")
     for fused, plain in _NORMS.items():
         if fused in name:
             return name.replace(fused, plain)

@@ -256,6 +256,13 @@ def test_split_gates_and_numbered_experts_are_one_to_others(tmp_path: Path) -> N
         converted(write_file(tmp_path / "less.safetensors", tensors), tmp_path / "x", naming=Naming(dst="megatron"))
 
 
+def test_multi_token_layers_are_called_as_the_distributed_form_calls_them(tmp_path: Path) -> None:
+    """Megatron-LM of 2026 has another name for them on its ranks."""
+    on_rank, kept = (f"mtp.layers.0.{name}.input_layernorm.weight" for name in ("mtp_model_layer", "transformer_layer"))
+    source = write_file(tmp_path / "full.safetensors", {**FULL, on_rank: array((4,))})
+    assert converted(source, tmp_path, naming=Naming(dst="megatron")).keys() == {*FULL, kept}
+
+
 def test_rows_of_states_follow_the_vocabulary_s(tmp_path: Path) -> None:
     name = "optimizer.state.exp_avg.output_layer.weight"
     source = write_file(tmp_path / "full.safetensors", {**FULL, name: array((8, 4))})
