@@ -151,6 +151,23 @@ def test_an_upload_that_somebody_takes_back_is_told(job: Job, s3: S3, capsys: py
     assert not [k for k in s3.keys("out") if k.endswith("manifest.json")]
 
 
+def test_what_an_upload_should_replace_is_not_taken_for_it(
+    tmp_path: Path, s3: S3, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One file of several parts in place of another as long, and somebody takes the upload back."""
+    old, new = (write_file(tmp_path / f"{n}.safetensors", {"w": array((3072, 1024), seed=n)}) for n in (1, 2))
+    url = s3.put(old, "one.safetensors")
+
+    def spoil(request: Request) -> None:
+        if request.method == "POST" and "uploadId" in request.path:
+            s3.store.uploads.clear()
+
+    s3.store.spoil = spoil
+    said = told(capsys, "convert", new, url, "--overwrite")
+    assert (said.code, "does not know the upload any more" in said.err) == (4, True), said.err
+    assert s3.get("one.safetensors") == old.read_bytes()
+
+
 @pytest.mark.parametrize(("method", "part"), [("PUT", "partNumber"), ("POST", "uploadId"), ("GET", "ranks/rank_1")])
 def test_a_fault_that_stays_ends_the_job_and_leaves_nothing_half_done(
     job: Job, s3: S3, method: str, part: str, capsys: pytest.CaptureFixture[str]

@@ -142,12 +142,14 @@ class Bucket:
         with self.told(key), suppress(FileNotFoundError):
             _again(lambda: obstore.delete(self._store, key))
 
-    def upload(self, key: str, nbytes: int, part_nbytes: int, parts_at_once: int) -> Upload:
+    def upload(
+        self, key: str, nbytes: int, part_nbytes: int, parts_at_once: int, replaced: Meta | None = None
+    ) -> Upload:
         import obstore
 
         with self.told(key):
             made = obstore.open_writer(self._store, key, buffer_size=part_nbytes, max_concurrency=parts_at_once)
-        return Upload(self, key, nbytes, made)
+        return Upload(self, key, nbytes, replaced, made)
 
     @contextmanager
     def told(self, key: str) -> Iterator[None]:
@@ -196,12 +198,13 @@ class Bucket:
 
 
 class Upload:
-    """An object on its way, part by part; nobody sees it before ``finish``."""
+    """An object on its way, part by part; nobody sees it before ``finish``. ``replaced`` has its key until then."""
 
-    def __init__(self, bucket: Bucket, key: str, nbytes: int, writer: WritableFile) -> None:
+    def __init__(self, bucket: Bucket, key: str, nbytes: int, replaced: Meta | None, writer: WritableFile) -> None:
         self._bucket = bucket
         self._key = key
         self._nbytes = nbytes
+        self._replaced = replaced
         self._writer: WritableFile | None = writer
 
     def add(self, part: bytearray) -> None:
@@ -222,7 +225,8 @@ class Upload:
     def _check_completed(self) -> None:
         """The store knows no such upload: it was completed and the answer was lost, or somebody took it back."""
         with suppress(CheckpointError):
-            if self._bucket.head(self._key).nbytes == self._nbytes:
+            there = self._bucket.head(self._key)
+            if there.nbytes == self._nbytes and there != self._replaced:
                 return
         raise StorageError(
             "the store does not know the upload any more",

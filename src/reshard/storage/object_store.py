@@ -130,7 +130,8 @@ class ObjectStore:
         self._check_writable(path)
         part = part_nbytes(nbytes, buffer_nbytes)
         at_once = max(buffer_nbytes // part - 1, 1)  # one more is being filled
-        upload = self._bucket.upload(address_of(path).key, nbytes, part, at_once)
+        key = address_of(path).key
+        upload = self._bucket.upload(key, nbytes, part, at_once, replaced=self._known.pop(key, None))
         return ObjectNewFile(upload, path, nbytes, part)
 
     def link(self, path: str, twin: str, *, fsync: bool) -> LinkKind:
