@@ -5,8 +5,10 @@ from __future__ import annotations
 import codecs
 import io
 import json
+import os
 import re
-from typing import TextIO
+import sys
+from typing import Literal, TextIO
 
 _HANDLER = "reshard.shown"
 _FRAIL = ("strict", "surrogateescape", "backslashreplace")
@@ -43,6 +45,22 @@ def shown(text: str) -> str:
     layers.0\u001b[2J
     """
     return _STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def put(name: Literal["stdout", "stderr"], text: str = "", *, flush: bool = False) -> OSError | None:
+    """Write to one of the two streams; gives what keeps it from that, as a full disk.
+
+    Who reads no more has read enough. After either what is said there goes nowhere: else Python would try again when it
+    ends, and make 120 of the exit code.
+    """
+    try:
+        getattr(sys, name).write(text)
+        if flush:
+            getattr(sys, name).flush()
+    except OSError as error:
+        setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        return None if isinstance(error, BrokenPipeError) else error
+    return None
 
 
 def is_utf8(stream: TextIO) -> bool:

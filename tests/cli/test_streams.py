@@ -6,9 +6,11 @@ import errno
 import io
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -144,7 +146,48 @@ def test_a_full_disk_under_what_is_said_is_no_bug(
     monkeypatch.setattr(sys, "stdout", Full())
     with pytest.raises(SystemExit) as stopped:
         main(["inspect", str(write_file(tmp_path / "a.ckpt", {"w": counted(4)}))])
+    sys.stdout.close()
     assert (stopped.value.code, "standard output: no space" in capsys.readouterr().err) == (4, True)
+
+
+def ended(words: str, folder: Path, **streams: Any) -> tuple[int, str]:
+    """A process of its own, whose exit code is Python's last word; what is said waits in its buffers, as it does of all
+    that is no terminal. What it said on standard error, where that is not given.
+    """
+    write_file(folder / "a.ckpt", {"w": counted(4)})
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = [sys.executable, "-m", "reshard", *words.split()]
+    done = subprocess.run(
+        command, cwd=folder, env=env, text=True, check=False, **{"stderr": subprocess.PIPE, **streams}
+    )
+    return done.returncode, done.stderr or ""
+
+
+@pytest.mark.parametrize(
+    ("words", "want"),
+    [("inspect a.ckpt", 4), ("inspect a.ckpt --json", 4), ("inspect nowhere --json", 3), ("diff a.ckpt a.ckpt", 4)],
+)
+def test_a_full_disk_under_results_is_told_by_the_exit_code(words: str, want: int, tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        code, said = ended(words, tmp_path, stdout=full)
+    assert (code, said.count("error: "), "Traceback" in said, "Exception ignored" in said) == (want, 1, False, False)
+
+
+def test_a_full_disk_under_the_log_fails_no_work(tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        code, _ = ended("convert a.ckpt b.ckpt --exclude nothing", tmp_path, stdout=subprocess.DEVNULL, stderr=full)
+        assert (code, (tmp_path / "b.ckpt").exists()) == (0, True)
+        assert ended("inspect nowhere", tmp_path, stderr=full)[0] == 3
+        tool = "compat transform_ckpt --src_ckpt_dir=a.ckpt --dst_ckpt_dir=out"
+        assert ended(tool, tmp_path, stdout=full, stderr=full)[0] == 0
+
+
+@pytest.mark.parametrize("words", ["inspect a.ckpt", "inspect a.ckpt --json", "diff a.ckpt a.ckpt"])
+def test_who_reads_no_more_has_read_enough(words: str, tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as left:
+        assert ended(words, tmp_path, stdout=left) == (0, "")
 
 
 def test_what_cannot_be_shown_is_spelled(name: str, run: Narrow) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any
@@ -17,6 +16,7 @@ from reshard.cli.environment import original
 from reshard.cli.output import say, say_json, warn
 from reshard.cli.params import Json, Quiet, means_of
 from reshard.errors import UsageError
+from reshard.streams import put
 
 _COMMAND = "reshard.command"
 _CONFIG = "{config}"
@@ -129,8 +129,8 @@ def _command(words: list[str] | None) -> list[str]:
 
 def _become(command: list[str]) -> None:
     """The job takes this process's place: signals reach it, and its exit code is the process's."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for name in ("stdout", "stderr"):
+        put(name, flush=True)
     for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # by Python; what is ignored stays so in the job
         signal.signal(ignored, signal.SIG_DFL)
     try:

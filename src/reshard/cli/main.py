@@ -11,7 +11,7 @@ import typer
 
 from reshard.cli.commands import called, program_for
 from reshard.cli.environment import allow_many_files, suit_workers
-from reshard.cli.output import Complaint, complain, complaint_of, on_terminal
+from reshard.cli.output import Complaint, all_said, complain, complaint_of, on_terminal
 from reshard.cli.usage import CommandLineError, in_words_of, leave_with_help, refuse_dashes, wrong_words
 from reshard.errors import ReshardError, as_ours
 from reshard.interruption import interrupted, interruptible, leave
@@ -59,6 +59,7 @@ def _main(args: list[str]) -> None:
     try:
         refuse_dashes(args[:ours])
         code = _carried_out(args)
+        all_said()
     except typer.Abort:  # what typer makes of an interruption, in some releases
         raise KeyboardInterrupt from None
     except (KeyboardInterrupt, SystemExit):

@@ -13,8 +13,8 @@ from typing import Any
 from msgspec import Struct
 
 from reshard.closest import closest, did_you_mean
-from reshard.errors import InputError, ReshardError, translated
-from reshard.streams import json_for, shown
+from reshard.errors import InputError, ReshardError, StorageError, translated
+from reshard.streams import json_for, put, shown
 
 _RED, _YELLOW = "31", "33"
 _SOME = 6
@@ -22,12 +22,17 @@ _SOME = 6
 
 def say(text: str) -> None:
     """Raises StorageError where a full disk takes no more of it."""
-    try:
-        sys.stdout.write(shown(text) + "\n")
-    except BrokenPipeError:  # whoever reads has read enough
-        raise
-    except OSError as error:
-        raise translated(error, "standard output") from error
+    _said(put("stdout", shown(text) + "\n"))
+
+
+def all_said() -> None:
+    """Raises StorageError where a full disk does not take what was said last."""
+    _said(put("stdout", flush=True))
+
+
+def _said(kept_from: OSError | None) -> None:
+    if kept_from:
+        raise translated(kept_from, "standard output") from kept_from
 
 
 def say_json(value: Any) -> None:
@@ -51,7 +56,7 @@ def _coloured(word: str, colour: str) -> str:
 
 def warn(warnings: Iterable[str]) -> None:
     for warning in warnings:
-        sys.stderr.write(f"{_coloured('warning:', _YELLOW)} {shown(warning)}\n")
+        put("stderr", f"{_coloured('warning:', _YELLOW)} {shown(warning)}\n")
 
 
 class Complaint(Struct, frozen=True):
@@ -66,10 +71,11 @@ class Complaint(Struct, frozen=True):
 def complain(told: Complaint, *, json: bool) -> None:
     """For people; with ``json`` for programs, too, which read standard output."""
     lines = [f"{_coloured('error:', _RED)} {shown(told.error)}", *(f"  hint: {shown(hint)}" for hint in told.hints)]
-    sys.stderr.write("\n".join([*lines, *([f"  docs: {told.docs}"] if told.docs else [])]) + "\n")
-    if json:
-        with suppress(BrokenPipeError):
+    put("stderr", "\n".join([*lines, *([f"  docs: {told.docs}"] if told.docs else [])]) + "\n")
+    with suppress(StorageError):  # the exit code is that of the error that was told
+        if json:
             say_json(told)
+        all_said()
 
 
 def complaint_of(error: ReshardError) -> Complaint:

@@ -15,6 +15,7 @@ from reshard.cli.output import on_terminal
 from reshard.cli.text import shown_nbytes, shown_seconds
 from reshard.interruption import proceed
 from reshard.ops.observer import Observer
+from reshard.streams import put
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -162,4 +163,4 @@ class _Lines(Observer):
                 return
             self._said = now
             line = self._state.said(self._state.done_nbytes / (now - self._began))
-        sys.stderr.write(f"{self._state.what}: {line}\n")
+        put("stderr", f"{self._state.what}: {line}\n")

@@ -10,7 +10,7 @@ from reshard.errors import ReshardError, as_ours
 from reshard.hints import suited
 from reshard.interruption import clears_up, interruptible, leave, proceed
 from reshard.ops.observer import Observer
-from reshard.streams import make_safe, shown
+from reshard.streams import make_safe, put, shown
 
 _WIDTH = 50
 _INTERRUPTED = 130
@@ -18,7 +18,7 @@ _INTERRUPTED = 130
 
 def log(text: str) -> None:
     """A line on standard output, at once: these go to log files that people watch."""
-    print(text, flush=True)
+    put("stdout", f"{text}\n", flush=True)
 
 
 def banner(text: str) -> None:
@@ -28,7 +28,7 @@ def banner(text: str) -> None:
 
 def warn(warnings: Iterable[str]) -> None:
     for warning in warnings:
-        print(f"warning: {shown(warning)}", file=sys.stderr, flush=True)
+        put("stderr", f"warning: {shown(warning)}\n", flush=True)
 
 
 def progress_line(prefix: str, percent: int) -> str:
@@ -105,5 +105,5 @@ def _told(error: ReshardError, called: Mapping[str, str]) -> int:
     where = f"{error.where}: " if error.where else ""
     advice = suited(error.hint, (), called)
     hint = f"\n  hint: {advice}" if advice else ""
-    print(shown(f"error: {where}{error.message}{hint}\n  docs: {error.docs}"), file=sys.stderr, flush=True)
+    put("stderr", shown(f"error: {where}{error.message}{hint}\n  docs: {error.docs}") + "\n", flush=True)
     return error.exit_code
