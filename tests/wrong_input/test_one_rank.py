@@ -36,6 +36,20 @@ def test_it_is_refused(src: str, dst: str, ranks: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "src", [".", "net.safetensors", "./net.safetensors", "../../link", "../../link/net.safetensors"]
+)
+def test_it_is_refused_by_whatever_name(src: str, ranks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (ranks.parent / "link").symlink_to(ranks / "rank_0")
+    monkeypatch.chdir(ranks / "rank_0")
+    with pytest.raises(CheckpointError, match="rank_0, beside 1 other rank, holds may be slices") as caught:
+        reshard.convert(src, "../../full.ckpt")
+    assert f"give {ranks}, with --src-strategy" in caught.value.hint
+    source = open_source(Source(src))
+    assert "its tensors may be slices" in source.warnings[0]
+    assert f" {ranks} " in next_steps(source, src, "")[1]
+
+
 @pytest.mark.parametrize(("dst", "family"), [("rank_0/net.ckpt", ""), ("net_rank_0.ckpt", ""), ("full.ckpt", "full")])
 def test_it_is_converted_where_that_is_meant(dst: str, family: str, ranks: Path, tmp_path: Path) -> None:
     reshard.convert(ranks / "rank_0", tmp_path / dst, reshard.Options(family=family))

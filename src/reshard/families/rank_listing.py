@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -37,7 +38,7 @@ def rank_entries(entries: Iterable[Entry]) -> list[Entry]:
 
 def lone_rank(place: str) -> str:
     """Of which rank a folder is, where those of others lie beside it, in words; "" where it is no such folder."""
-    folder, _, name = place.rpartition("/")
+    folder, _, name = _by_own_name(place).rpartition("/")
     if not is_rank(name):
         return ""
     others = 0
@@ -46,12 +47,18 @@ def lone_rank(place: str) -> str:
     return f"{name}, beside {counted(others, 'other rank')}" if others > 0 else ""
 
 
+def _by_own_name(place: str) -> str:
+    """A folder that is named as no rank may be one: as the current folder, or by a link."""
+    plain = is_rank(place.rpartition("/")[2]) or storage_of(place).remote
+    return place if plain else os.path.realpath(place)
+
+
 def lone_rank_of(source: Catalog) -> tuple[str, str]:
     """The one folder that files taken for a full checkpoint lie in, and ``lone_rank`` of it; "" without one."""
     places = {file.path.rpartition("/")[0] for file in source.files}
     if source.kind != FALLBACK or len(places) != 1:
         return "", ""
-    (place,) = places
+    place = _by_own_name(*places)
     return place, lone_rank(place)
 
 
