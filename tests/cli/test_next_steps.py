@@ -55,6 +55,21 @@ def test_the_commands_run(
             assert run_reshard(words) == 0, f"{words}\n{capsys.readouterr().err}"
 
 
+@pytest.mark.parametrize("kind", ["safetensors", "ours", "DeepSpeed, stage 2"])
+@pytest.mark.parametrize(("here", "src"), [(".", "."), ("sub", ".."), ("sub", "{}"), ("..", "-made")])
+def test_the_commands_run_wherever_one_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str, here: str, src: str
+) -> None:
+    """A target within its source is refused, and so is a path that looks as an option does."""
+    made = FAMILIES[kind](tmp_path / "out").path
+    folder = (made if made.is_dir() else made.parent).rename(tmp_path / "-made")
+    (folder / "sub").mkdir()
+    monkeypatch.chdir(folder / here)
+    for words in told(capsys, "--", src.format(folder)):
+        if not ASKED & set(words):
+            assert run_reshard(words) == 0, f"{words}\n{capsys.readouterr().err}"
+
+
 def test_the_commands_for_a_folder_of_hugging_face_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

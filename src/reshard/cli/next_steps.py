@@ -5,12 +5,17 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import chain, count
 
 from reshard.names.wishes import HUB, MEGATRON, MINDFORMERS
 from reshard.planning.catalog import Catalog
 from reshard.planning.names import is_adapter, is_state
+from reshard.storage.storage import join
+from reshard.storage.storages import is_inside
+
+_Free = Callable[[str], str]
 
 
 def next_steps(source: Catalog, path: str, strategy: str, names: str = "") -> list[str]:
@@ -24,47 +29,62 @@ def next_steps(source: Catalog, path: str, strategy: str, names: str = "") -> li
 
     if not source.tensors:
         return []
-    place = shlex.quote(path)
-    given = f"{place} --src-strategy {shlex.quote(strategy)}" if strategy else place
     folder, alone = lone_rank_of(source)
+    path = os.path.dirname(folder) or "." if alone else path
+    place, free = _word(path), partial(_unused, _way_out(path))
+    given = f"{place} --src-strategy {_word(strategy)}" if strategy else place
     if alone or not source.kind:
-        steps = list(_of_slices(shlex.quote(os.path.dirname(folder) or ".") if alone else place))
+        steps = list(_of_slices(place, free))
     elif is_adapter(source.tensors):
-        steps = [(f"lora merge BASE {_unused('merged')} --adapter {place}", "the model BASE with this adapter in it")]
+        steps = [(f"lora merge BASE {free('merged')} --adapter {place}", "the model BASE with this adapter in it")]
     else:
         along = " --with-files" if names == HUB and beside_of(path) else ""
         missing = _of_incomplete(source, given)
-        steps = missing or list(_of_whole(source, given, (names, along), told=bool(strategy)))
+        steps = missing or list(_of_whole(source, given, (names, along), free, told=bool(strategy)))
         rename = _renaming(source, names)
         if rename is not None:
-            renamed = f"convert {given} {_unused('model')}{rename} --dst-names hf --model CONFIG{_weights(source)}"
+            renamed = f"convert {given} {free('model')}{rename} --dst-names hf --model CONFIG{_weights(source)}"
             steps.append((renamed, "Hugging Face's names"))
         if not missing:
-            whole = f"{place} --strategy {shlex.quote(strategy)}" if strategy else place
+            whole = f"{place} --strategy {_word(strategy)}" if strategy else place
             steps.append((f"fingerprint {whole}", "a number of its content, whatever the layout"))
     width = max(len(command) for command, _ in steps)
     return ["next:", *(f"  reshard {command.ljust(width)}  {gives}" for command, gives in steps)]
 
 
-def _of_slices(place: str) -> Iterator[tuple[str, str]]:
+def _of_slices(place: str, free: _Free) -> Iterator[tuple[str, str]]:
     """Rank folders of which nobody said how they were cut."""
     yield f"inspect {place} --strategy STRATEGY", "the tensors that the ranks' slices are of"
-    yield f"merge {place} {_unused('full.safetensors')} --src-strategy STRATEGY", "one file"
+    yield f"merge {place} {free('full.safetensors')} --src-strategy STRATEGY", "one file"
     yield (
-        f"convert {place} {_unused('ranks')} --src-strategy STRATEGY --dst-strategy OTHER",
+        f"convert {place} {free('ranks')} --src-strategy STRATEGY --dst-strategy OTHER",
         "the ranks of another job",
     )
 
 
-def _unused(name: str) -> str:
-    """A name that nothing has here yet: a target that holds something is refused.
+def _word(path: str) -> str:
+    """A path as a shell's word that is no option.
 
-    >>> _unused("full.safetensors")
-    'full.safetensors'
+    >>> print(_word("two words"), _word("-v2"))
+    'two words' ./-v2
+    """
+    return shlex.quote(f"./{path}" if path.startswith("-") else path)
+
+
+def _way_out(path: str) -> str:
+    """What leads from here to beside a checkpoint that this folder lies in, where no target may lie; else ""."""
+    return join(os.path.relpath(os.path.dirname(os.path.realpath(path))), "") if is_inside(".", path) else ""
+
+
+def _unused(folder: str, name: str) -> str:
+    """A name that nothing has there yet: a target that holds something is refused.
+
+    >>> _unused("../", "full.safetensors")
+    '../full.safetensors'
     """
     stem, dot, ending = name.partition(".")
     others = (f"{stem}-{number}{dot}{ending}" for number in count(2))
-    return next(free for free in chain((name,), others) if not os.path.lexists(free))
+    return next(free for other in chain((name,), others) if not os.path.lexists(free := folder + other))
 
 
 def _of_incomplete(source: Catalog, given: str) -> list[tuple[str, str]]:
@@ -103,21 +123,23 @@ def _known_to(conventions: tuple[str, ...], source: Catalog) -> str:
     return next((convention for convention in conventions if knows_all(convention, source.tensors)), "")
 
 
-def _of_whole(source: Catalog, given: str, named: tuple[str, str], *, told: bool) -> Iterator[tuple[str, str]]:
-    """``named``: the convention of its names, and what takes its files along."""
+def _of_whole(
+    source: Catalog, given: str, named: tuple[str, str], free: _Free, *, told: bool
+) -> Iterator[tuple[str, str]]:
+    """``named``: the convention of its names, and what takes its files along; ``free`` gives an unused name."""
     weights, (names, along) = _weights(source), named
     one = source.kind == "full" and len(source.files) == 1
     if not one:
-        yield f"convert {given} {_unused('full.safetensors')}{weights}", "one file"
-    yield f"convert {given} {_unused('parts')} --to parts{weights}{along}", "parts with an index, as on Hugging Face"
+        yield f"convert {given} {free('full.safetensors')}{weights}", "one file"
+    yield f"convert {given} {free('parts')} --to parts{weights}{along}", "parts with an index, as on Hugging Face"
     job = _names_of_job(source, names)
     if job is not None:
-        yield f"convert {given} {_unused('ranks')} --dst-strategy STRATEGY{job}", "the ranks of a MindSpore job"
+        yield f"convert {given} {free('ranks')} --dst-strategy STRATEGY{job}", "the ranks of a MindSpore job"
     if source.kind != "dcp":
-        yield f"convert {given} {_unused('step-0')} --to dcp", "a DCP folder, for any mesh"
+        yield f"convert {given} {free('step-0')} --to dcp", "a DCP folder, for any mesh"
     if along and _known_to((MEGATRON,), source):
-        yield f"convert {given} {_unused('release')} --to megatron --tp 1 --pp 1", "Megatron-Core's rank folders"
+        yield f"convert {given} {free('release')} --to megatron --tp 1 --pp 1", "Megatron-Core's rank folders"
     if source.kind == "deepspeed":
-        yield f"convert {given} {_unused('universal')} --to universal", "DeepSpeed on another number of ranks"
+        yield f"convert {given} {free('universal')} --to universal", "DeepSpeed on another number of ranks"
     if source.kind == "ranks" and not told:  # our manifest says how they are cut
         yield f"verify {given}", "proof that it is as it was written"

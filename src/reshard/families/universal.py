@@ -41,6 +41,7 @@ from reshard.planning.catalog import Catalog, Held, Shard, tensor_of_shards
 from reshard.planning.decide import Kept
 from reshard.planning.plan import PlannedFile, SmallFile
 from reshard.planning.target import Draft, Files
+from reshard.storage.storage import normal
 
 _NAMED_BY = "latest_universal"
 _FLAT_STAGE = 3
@@ -91,7 +92,7 @@ def universal_asked(asked: AskedTarget, source: Catalog) -> Universal:
         )
     folder = source.ranks.where
     save = opened(listing(folder), Source(folder, family="deepspeed"))
-    if [part.path for part in save.parts] != [file.path for file in source.files]:
+    if [part.path for part in save.parts] != [normal(file.path) for file in source.files]:
         raise CheckpointError("its files changed while they were read", folder, "start again when nothing writes them")
     return Universal(save)
 
