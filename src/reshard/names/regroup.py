@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from typing import Any
@@ -26,6 +27,8 @@ from reshard.planning.catalog import Catalog, Tensor
 from reshard.planning.identity import hash_of
 from reshard.planning.lora_names import lora_name
 from reshard.planning.names import is_lora, is_state, weight_of_state
+
+_NO_VOCABULARY = "which tensors are the embedding and the output layer is not known of these names"
 
 
 class Models(Struct, frozen=True):
@@ -199,6 +202,9 @@ class _Regrouping:
             _refuse_idle(asked, None, MEGATRON)
         if self._naming.dst:
             self._tensors = layer_by_layer(self._tensors)
+        if self._naming.fits_vocabulary and EMBEDDING not in self._tensors:
+            before = next((n.removesuffix(EMBEDDING) for n in self._tensors if n.endswith(EMBEDDING)), "")
+            raise UsageError(_NO_VOCABULARY, hint=f"--rename '^{re.escape(before)}=>'" if before else "")
         if self._naming.tied:
             self._tie(HEAD, EMBEDDING, ())
         rows = self._naming.vocab_rows
@@ -264,7 +270,7 @@ class _Regrouping:
         recipe = recipe or self._suiting()
         if recipe is None:
             if self._naming.fits_vocabulary:
-                raise UsageError("which tensors are the embedding and the output layer is not known of these names")
+                raise UsageError(_NO_VOCABULARY)
             return
         sides = [known(recipe, self._files_of(which), None) for which in ("src", "dst")]
         for rule in recipe.rules:

@@ -12,7 +12,7 @@ import reshard
 from making import array, differing, read_file, same, write_file
 from megatron_ranks import ARGS, FULL, chunk_of, saved, told, write_megatron, write_torch
 from reshard import Options
-from reshard.errors import InputError
+from reshard.errors import InputError, UsageError
 from reshard.formats.dcp_written import WrittenChunk, metadata_bytes
 from reshard.formats.distcp import Distcp
 from reshard.formats.pickled import Global, Record
@@ -270,6 +270,15 @@ def test_rows_of_states_follow_the_vocabulary_s(tmp_path: Path) -> None:
     write_file(source, {**FULL, name: array((32,))})
     with pytest.raises(InputError, match="keeps its rows"):
         converted(source, tmp_path / "x", naming=Naming(vocab_rows=7))
+
+
+@pytest.mark.parametrize("naming", [Naming(vocab_rows=6), Naming(tied="drop")])
+def test_a_vocabulary_that_is_not_found_is_told(tmp_path: Path, naming: Naming) -> None:
+    """As NeMo saves it: each name begins with what wraps the model."""
+    source = write_file(tmp_path / "full.safetensors", {f"module.{name}": value for name, value in FULL.items()})
+    with pytest.raises(UsageError, match="embedding") as told:
+        converted(source, tmp_path / "x", naming=naming)
+    assert told.value.hint == r"--rename '^module\.=>'"
 
 
 @pytest.mark.parametrize("said", ["apply_layernorm_1p", "attention_output_gate", "rotary_interleaved"])
