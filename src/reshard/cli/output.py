@@ -100,8 +100,9 @@ def _meant_path(where: str) -> str:
         if path.is_symlink():
             return f"{path} is a link to {os.readlink(path)}, which is not there"
         names = sorted(found.name for found in path.parent.iterdir() if not found.name.startswith("."))
+        folder = path.parent if path.parent.name else path.parent.resolve()
     except (OSError, ValueError):  # not a path, or one that we may not look at
         return ""
     near = did_you_mean(str(path.parent / name) for name in closest(path.name, names))
     some = ", ".join(names[:_SOME]) + (", …" if len(names) > _SOME else "")
-    return near or f"{path.parent if path.parent.name else path.parent.resolve()} holds {some or 'nothing'}"
+    return near or f"{folder} holds {some or 'nothing'}"

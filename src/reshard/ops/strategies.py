@@ -9,7 +9,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from reshard.errors import StrategyError, UsageError, counted
+from reshard.errors import UsageError, counted
 from reshard.families.strategies import merge_stages, read_strategy
 from reshard.layout.stages import AnySharding, Strategy
 from reshard.layout.tensor import Sharding
@@ -69,12 +69,14 @@ def _row(name: str, stage: int, sharding: Sharding) -> LayoutRow:
 
 def merge(folder: str, out: str, *, overwrite: bool = False) -> str:
     """Write the merged file of a folder's stages; says what was merged. Raises StrategyError, UsageError."""
+    if os.path.isdir(out):
+        raise UsageError("a folder, where a file should go", out, "name a file in it")
     if os.path.lexists(out) and not overwrite:
         raise UsageError("the file exists", out, "give --overwrite, or another name")
     merged = merge_stages(folder)
     if Path(out).suffix != "." + merged.kind:
-        raise StrategyError(f"the strategies are .{merged.kind}", out, f"name the merged file *.{merged.kind}")
-    Disk().write_whole(str(out), encode(merged, current_stage=1), fsync=True)
+        raise UsageError(f"the strategies are .{merged.kind}", out, f"name the merged file *.{merged.kind}")
+    Disk().write_whole(str(Path(out)), encode(merged, current_stage=1), fsync=True)
     stages = {name.split("-", 1)[0] for name in merged.layouts}
     return f"{out}: {counted(len(merged.layouts), 'tensor')} of {counted(len(stages), 'stage')}"
 

@@ -286,7 +286,12 @@ class Disk:
 
     def write_whole(self, path: str, content: bytes, *, fsync: bool) -> None:
         with reported(path):
-            os.rename(_written_beside(path, content, fsync=fsync), path)
+            beside = _written_beside(path, content, fsync=fsync)
+            try:
+                os.rename(beside, path)
+            except OSError:  # a folder has the name
+                os.unlink(beside)
+                raise
             if fsync:
                 sync_folder(os.path.dirname(path) or ".")
 

@@ -95,6 +95,13 @@ def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
         Disk().create(str(tmp_path / "f" / "g"), 4, fsync=False)
 
 
+def test_a_folder_where_a_file_should_be_stays_alone(tmp_path: Path) -> None:
+    (tmp_path / "f").mkdir()
+    with pytest.raises(CheckpointError, match="a folder, expected a file"):
+        Disk().write_whole(str(tmp_path / "f"), b"new", fsync=False)
+    assert os.listdir(tmp_path) == ["f"]
+
+
 def test_write_whole_replaces(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"old")
     Disk().write_whole(str(tmp_path / "f"), b"new!", fsync=True)
