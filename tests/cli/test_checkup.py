@@ -114,7 +114,19 @@ def test_ranks_that_were_made_alone_count(tmp_path: Path) -> None:
     strategy = write_strategy(tmp_path / "s", [{"w": Sharding((2,), ((0,),))}])
     options = Options(dst_strategy=str(strategy), ranks=frozenset({1}), fsync=False)
     reshard.convert(source, tmp_path / "out", options)
+    found = checkup(str(tmp_path / "out"))
+    assert found is not None
+    assert (found.faults, found.files, found.tensors) == ((), 1, 1)
+    assert found.untold == ("1 of 2 ranks were made so far, as --ranks asked",)
+    os.truncate(tmp_path / "out/rank_1/checkpoint_1.safetensors", 3)
+    assert "3 bytes, and" in one_fault(tmp_path / "out")[0]
+    (tmp_path / "out/.reshard/done/0.json").write_text("{}")  # of a run for other ranks, killed
     assert "1 file of it whole so far" in one_fault(tmp_path / "out")[0]
+
+
+def test_a_link_that_leads_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "unmounted")
+    assert one_fault(tmp_path / "link")[0] == "a link that leads nowhere"
 
 
 def test_an_index_that_names_what_is_not_there(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 
 from msgspec import Struct
@@ -34,6 +33,7 @@ from reshard.target.target_paths import Place
 
 _SHOWN = 4
 _FAULTS = (MIXED_STEPS, NOT_TRUSTED)
+_OF_LINK = "make what it leads to (is its disk mounted?), or remove the link"
 _NO_STRATEGY = "no strategy says of how many ranks it is, and what each of them holds (reshard inspect --strategy P)"
 
 
@@ -79,9 +79,10 @@ def checkup(path: str) -> Checkup | None:
 def _checked(path: str) -> Checkup | None:
     begun = _begun(path)
     if begun is not None:
-        return Checkup(path, faults=(begun,))
+        return begun
     if storage_of(path).entry(path) is None:
-        return None
+        led = not storage_of(path).remote and Path(path).is_symlink()
+        return Checkup(path, faults=(Fault("a link that leads nowhere", path, _OF_LINK),)) if led else None
     there = listing(path)
     if there.folder and not there.entries:
         return Checkup(path, notes=("it is empty",))
@@ -99,22 +100,46 @@ def _checked(path: str) -> Checkup | None:
     return Checkup(path, found.family, len(found.files), nbytes, len(found.tensors), faults, notes, untold)
 
 
-def _begun(path: str) -> Fault | None:
+def _begun(path: str) -> Checkup | None:
     """A target of ours that is not finished, be it a folder or one file."""
     folder = Place.of(path, single=False)
     places = (Place.of(path, single=True), folder) if format_of(path) else (folder,)
     for place in places:
         if is_being_filled(place):
-            whole = len(place.storage.entries(join(place.meta, DONE)))
-            if place.storage.entry(join(place.meta, MANIFEST)) is not None:  # of the ranks that --ranks made
-                with suppress(InputError):
-                    whole = max(whole, len(read_manifest(place).files))
-            return Fault(
+            records = len(place.storage.entries(join(place.meta, DONE)))
+            some_ranks = _some_ranks(place, path)
+            if some_ranks and not records:
+                return some_ranks
+            whole = max(records, some_ranks.files if some_ranks else 0)
+            fault = Fault(
                 f"a conversion into it has not ended: {counted(whole, 'file')} of it whole so far",
                 path,
                 "give the same command again with --resume, or with --overwrite to begin anew",
             )
+            return Checkup(path, faults=(fault,))
     return None
+
+
+def _some_ranks(place: Place, path: str) -> Checkup | None:
+    """The ranks that --ranks made: each machine may have its own, and need no others."""
+    if place.storage.entry(join(place.meta, MANIFEST)) is None:
+        return None
+    try:
+        manifest = read_manifest(place)
+    except InputError:
+        return None
+    lengths = {join(place.folder, file.path): file.nbytes for file in manifest.files}
+    faults = (_not_as_written(file, nbytes, _nbytes(file)) for file, nbytes in lengths.items())
+    ranks = len({file.rank for file in manifest.files})
+    return Checkup(
+        path,
+        f"rank folders that reshard {manifest.reshard} wrote",
+        len(manifest.files),
+        sum(file.nbytes for file in manifest.files),
+        len({name for file in manifest.files for name in file.tensors}),
+        tuple(filter(None, faults)),
+        untold=(f"{ranks} of {counted(manifest.world, 'rank')} were made so far, as --ranks asked",),
+    )
 
 
 def _unread(there: Listing, error: ReshardError) -> Checkup:
@@ -230,11 +255,19 @@ def _of_manifest(path: str, found: Catalog) -> Iterator[Fault]:
     lengths = {file.path: file.nbytes for file in found.files}
     for file, nbytes in told.items():
         now = lengths[file] if file in lengths else _nbytes(file)
-        if now is None and not found.lacking:  # which names it where it holds weights
-            yield Fault("it was written, and is missing", file, "bring it, or make the target again")
-        if now is not None and now != nbytes:
-            said = f"{counted(now, 'byte')}, and {nbytes:,} were written"
-            yield Fault(said, file, "make the target again, where nobody changed it on purpose")
+        fault = _not_as_written(file, nbytes, now)
+        if fault and not (now is None and found.lacking):  # which names it where it holds weights
+            yield fault
+
+
+def _not_as_written(file: str, nbytes: int, now: int | None) -> Fault | None:
+    """``now``: its length, None where it is not there."""
+    if now is None:
+        return Fault("it was written, and is missing", file, "bring it, or make the target again")
+    if now != nbytes:
+        said = f"{counted(now, 'byte')}, and {nbytes:,} were written"
+        return Fault(said, file, "make the target again, where nobody changed it on purpose")
+    return None
 
 
 def _of_config(path: str) -> Iterator[Fault]:
