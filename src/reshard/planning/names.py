@@ -13,6 +13,7 @@ from reshard.errors import UsageError
 _STATE = re.compile(
     r"(?:(?:adam_[mv]|accu_grads|accum|moments?\d?|momentum(?:_buffer)?|exp_avg\w*|max_exp_avg_sq|muon_m|v_?hat|step|fp32)\."
     r"|exp_avg_(?:sq|insta)_(?:row_|col_)?)(.+)|(?:chained_\d+\.)?(?:optim|optimizers?)(?:_states?(?:_dicts?)?)?\..+"
+    r"|(?:.+\.)?(?:optim|optimizers?)(?:_\d+)?\.(?:[^.]+\.)?(?:state|param_groups)\..+"
 )
 _NUMBERS = frozenset({"global_step", "learning_rate", "beta1_power", "beta2_power"})
 _LORA = re.compile(r"(?:^|[._])lora_[abAB](?:$|[._])|mindpet_delta_lora")

@@ -91,6 +91,10 @@ def test_a_group_that_is_not_there() -> None:
         "optimizer_state_dict.state.0.exp_avg",
         "optim_state_dict.w",
         "optimizers.0.state.1.step",
+        "app.optim.state.w.exp_avg",
+        "app.optim.param_groups.0.lr",
+        "optimizer_0.state.w.exp_avg",
+        "state.optimizers.AdamW.state.model.w.exp_avg",
     ],
 )
 def test_weights_only_takes_no_states(name: str) -> None:
@@ -100,3 +104,4 @@ def test_weights_only_takes_no_states(name: str) -> None:
     assert rules.takes("model.steps.w")
     assert rules.takes("optimize.w")
     assert rules.takes("model.optimizer.w")
+    assert rules.takes("state.model.w")
