@@ -96,6 +96,7 @@ _KNOWN = {
         "MEM_FORMAT_ENCODING", "ShardedTensorMetadata", "TensorProperties",
     },
     "torch.distributed._shard.sharded_tensor.shard": {"Shard"},
+    "torch.distributed._shard.sharding_spec.api": {"EnumerableShardingSpec"},
     "torch.distributed._shard.sharding_spec.chunk_sharding_spec": {"ChunkShardingSpec"},
     "torch.distributed._tensor.api": {"DTensor"},
     "torch.distributed._tensor.placement_types": {"DTensorSpec", "Replicate", "Shard", "TensorMeta", "_Partial"},

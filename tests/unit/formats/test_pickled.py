@@ -184,6 +184,14 @@ def test_the_one_use_of_getattr_that_files_make() -> None:
         value(data.replace(b"\x8c\x10TORCH_CONTIGUOUS", b"\x8c\x05__new"))
 
 
+@pytest.mark.parametrize("spec", ["api.EnumerableShardingSpec", "chunk_sharding_spec.ChunkShardingSpec"])
+def test_how_a_sharded_tensor_is_cut_is_no_unknown_class(spec: str) -> None:
+    """FSDP1 has the first of what has fewer rows than there are ranks."""
+    module, name = spec.split(".")
+    cut = stack_global(f"torch.distributed._shard.sharding_spec.{module}", name)
+    assert not read_value(b"\x80\x04" + cut + b")\x81}b.").unknown
+
+
 @pytest.mark.parametrize("by_name", [False, True])
 def test_a_class_within_a_class_is_one_class_however_it_is_named(by_name: bool) -> None:
     module, within = "torch.distributed._shard.sharded_tensor.api", "ShardedTensor.ProcessGroupState"
