@@ -13,6 +13,7 @@ from reshard.errors import UsageError
 from reshard.names.wishes import Naming
 from reshard.ops.convert import convert
 from reshard.ops.explain import explain
+from reshard.ops.names import told
 from reshard.ops.options import Options
 from reshard.planning.names import NameRules
 
@@ -46,6 +47,14 @@ def core(tmp_path: Path) -> Path:
     (tmp_path / "core").mkdir()
     convert(tmp_path / "hub", tmp_path / "core" / "model.safetensors", Options(naming=Naming(dst="mcore")))
     return tmp_path / "core"
+
+
+@pytest.mark.parametrize(("model", "said"), [("gemma", True), ("qwen3", False)])
+def test_a_model_that_no_recipe_is_written_for_is_told(tmp_path: Path, model: str, said: bool) -> None:
+    """Its names may be another's: Gemma's are Llama's, and its norms are kept less one."""
+    write_hub(tmp_path / "hub", qwen3(), model_type=model, architectures=None)
+    warnings = told(tmp_path / "hub", Options(naming=Naming(dst="mcore"))).warnings
+    assert any(f"no recipe is written for {model} of config.json" in warning for warning in warnings) is said
 
 
 @pytest.mark.parametrize("source", ["core", "core/model.safetensors"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from reshard.errors import CheckpointError, UsageError, listed
 from reshard.names.dims import GIVE_MODEL
@@ -143,6 +143,19 @@ def knows_all(convention: str, names: Iterable[str]) -> bool:
     """Whether a convention has all of these names of the hub."""
     weights = _one_a_layer(names)
     return any(not fits(r, weights, hub=True)[1] for r in built_in() if r.convention == convention)
+
+
+def strangers(files: Iterable[ModelFile]) -> Iterator[str]:
+    """A warning for each configuration of a model that no recipe is written for: its names may be those of one, and its
+    norms kept less one, as Gemma's, or its rotary rows in pairs.
+    """
+    written_for = {model for recipe in built_in() for model in recipe.models}
+    for file in files:
+        if file.hub and file.models and written_for.isdisjoint(file.models):
+            yield (
+                f"no recipe is written for {file.models[-1]} of {file.where.rsplit('/', 1)[-1]}: its names are known; "
+                "whether its numbers mean the same is not"
+            )
 
 
 def _of_model(recipes: Sequence[Recipe], files: Iterable[ModelFile]) -> list[Recipe]:

@@ -18,7 +18,7 @@ from reshard.names.maker import Maker
 from reshard.names.matching import fits
 from reshard.names.megatron import EMBEDDING, HEAD, args_of, distributed, is_ours, layer_by_layer, of_ranks
 from reshard.names.model import ModelFile
-from reshard.names.naming import convention_of, recipe_of_source, recipe_of_target
+from reshard.names.naming import convention_of, recipe_of_source, recipe_of_target, strangers
 from reshard.names.recipe import Recipe, built_in
 from reshard.names.settings import Known, known
 from reshard.names.stage import IS_IT, Given, NameFate, refuse_other_model, staged
@@ -182,6 +182,8 @@ class _Regrouping:
             given = self._given(target, self._models.dst, to_hub=False)
             self._sizes = given.known.values
             self._stage(replace(given, asked=naming.asked, shards=shards), dst)
+        if self._fates:
+            self._warnings += dict.fromkeys(strangers((*self._models.src, *self._models.dst)))
 
     def _refuse_other_model(self) -> None:
         """Raises PlanError where the configuration that goes along with the hub's own names is of another model."""
