@@ -224,7 +224,7 @@ def conversion_options(given: dict[str, Any]) -> Options:
     made = {name: given[name] for name in plain if given[name] is not None}
     made |= {name: parse(given[name]) for name, parse in read.items() if given.get(name)}
     if given.get("max_shard_size"):
-        made["max_shard_nbytes"] = parse_nbytes(given["max_shard_size"])
+        made["max_shard_nbytes"] = parse_nbytes(given["max_shard_size"], "--max-shard-size")
     if given.get("dst_names") and given.get("to") != "checkpoint2":  # then it is of the names
         made["release"] = ""
     return Options(**{**made, **_means(given), "names": name_rules(given), "naming": naming_of(given)})
@@ -278,7 +278,7 @@ def _means(given: dict[str, Any]) -> dict[str, Any]:
     made["workers"] = 0 if workers == "auto" else int(workers)
     for name in ("max_rate", "max_memory"):
         if given.get(name):
-            made[f"{name}_nbytes"] = parse_nbytes(given[name].removesuffix("/s"))
+            made[f"{name}_nbytes"] = parse_nbytes(given[name].removesuffix("/s"), f"--{name.replace('_', '-')}")
     if "no_fsync" in given:
         made["fsync"] = not given["no_fsync"]
     return made

@@ -11,19 +11,19 @@ for _power, _letter in enumerate("KMGT", start=1):
     _UNITS |= {_letter: 1024**_power, _letter + "iB": 1024**_power, _letter + "B": 1000**_power}
 
 
-def parse_nbytes(text: str) -> int:
+def parse_nbytes(text: str, option: str) -> int:
     """A number of bytes: ``5GiB`` and ``5G`` are powers of 1024, ``5GB`` of 1000. Raises UsageError.
 
-    >>> parse_nbytes("1.5KiB"), parse_nbytes("2MB")
+    >>> parse_nbytes("1.5KiB", "--max-rate"), parse_nbytes("2MB", "--max-rate")
     (1536, 2000000)
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     unit = next((u for u in _UNITS if found and u.lower() == found[2].lower()), None)
     if found is None or unit is None:
-        raise UsageError(f"{text!r} is not a size", hint="for example 500MiB or 5GiB")
+        raise UsageError(f"{option}: {text!r} is not a size", hint="for example 500MiB or 5GiB")
     nbytes = int(float(found[1]) * _UNITS[unit])
     if nbytes < 1:
-        raise UsageError(f"{text!r} is no room for anything")
+        raise UsageError(f"{option}: {text!r} is no room for anything", hint="for example 500MiB or 5GiB")
     return nbytes
 
 

@@ -96,7 +96,7 @@ def _chosen(there: Listing, source: Source) -> Listing:
         return there
     below = _below(there)
     if not below:
-        raise UsageError("--from dcp, and there is no .metadata", there.path, "leave --from out")
+        raise UsageError("nothing of PyTorch DCP's: there is no .metadata", there.path, "leave --from out")
     steps = {int(match[1]): name for name in below if (match := _STEP.fullmatch(name))}
     shown = ", ".join(sorted(below, key=natural))
     if source.iteration is not None:

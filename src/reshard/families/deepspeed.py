@@ -166,7 +166,7 @@ def _tag_folder(there: Listing, source: Source) -> tuple[Listing, tuple[str, ...
     if len(tags) == 1:
         return tags[0], (f"{there.path} has no file 'latest': {tags[0].there.name} is the only checkpoint in it",)
     if source.family and not tags:
-        said = "--from deepspeed, and there is no file 'latest' and no folder with mp_rank_00_model_states.pt"
+        said = "nothing of DeepSpeed's: no file 'latest', and no folder with mp_rank_00_model_states.pt"
         raise UsageError(said, there.path, "leave --from out")
     raise CheckpointError(
         f"{len(tags)} checkpoints and no file 'latest': {_shown(tags)}",

@@ -107,7 +107,7 @@ def _chosen(there: Listing, source: Source) -> Listing:
             shown = ", ".join(sorted(all_of_them, key=natural))
             raise CheckpointError(f"global_step_{step} is what is meant; there are: {shown}", there.path)
     if not below:
-        raise UsageError("--from fsdp, and there is no model_world_size_W_rank_R.pt", there.path, "leave --from out")
+        raise UsageError("nothing of FSDP's: there is no model_world_size_W_rank_R.pt", there.path, "leave --from out")
     if len(below) > 1:
         shown = ", ".join(sorted(below, key=natural))
         raise UsageError(f"{len(below)} checkpoints lie here: {shown}", there.path, "name the folder that is meant")

@@ -42,7 +42,9 @@ class DiskFile:
             status = os.fstat(self._fd)
         if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
             os.close(self._fd)
-            raise CheckpointError("a pipe or a device, not a file", path)
+            raise CheckpointError(
+                "a pipe or a device, not a file", path, "write what comes out of it to a file, and give that"
+            )
         self.nbytes = status.st_size
         self.mtime_ns = status.st_mtime_ns
 
