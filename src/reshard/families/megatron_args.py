@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from reshard.dtypes import ITEMSIZE
 from reshard.formats.pickled import Global, Record
 
 _TELLING = (
@@ -35,6 +36,11 @@ def count(args: Mapping[str, Any], name: str) -> int | None:
     """An argument that is a whole number."""
     value = args.get(name)
     return value if type(value) is int else None
+
+
+def as_argument(name: str, value: Any) -> Any:
+    """As it is written: a dtype is torch's."""
+    return Global("torch", value) if name == "params_dtype" and value in ITEMSIZE else value
 
 
 def _plain(value: Any) -> Any:

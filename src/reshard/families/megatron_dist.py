@@ -19,6 +19,7 @@ from reshard.errors import CheckpointError, counted
 from reshard.families.dcp import Described, catalog_by, metadata_of
 from reshard.families.family import Listing
 from reshard.families.megatron_args import args_of
+from reshard.families.megatron_common import common_value
 from reshard.families.megatron_folders import COMMON
 from reshard.formats.base import ByteRanges
 from reshard.formats.dcp_metadata import DcpMetadata
@@ -29,7 +30,7 @@ from reshard.layout.box import Box
 from reshard.layout.cover import boxes_of_range
 from reshard.planning.catalog import Catalog, Held, Shard, Tensor, tensor_of_shards
 from reshard.planning.identity import hash_of_file
-from reshard.storage.storages import content_of, opened
+from reshard.storage.storages import opened
 
 _COMMON_ENTRY = re.compile(r"common_state/shard_\d+_\d+")
 _OF_OBJECT = re.compile(r".*/shard_\d+(?:\.\d+)*_\d+(?:\.\d+)*(?:\..*)?")
@@ -43,8 +44,7 @@ def read_dist(folder: Listing, *, backend: str) -> Catalog:
         backend: as metadata.json names it; "" where there is none.
     """
     described = metadata_of(folder)
-    content = content_of(folder.at(COMMON)) if folder.entry(COMMON) is not None else b""
-    value, lacking = _common(folder, described, needed=bool(backend))
+    value, content, lacking = _common(folder, described, needed=bool(backend))
     warnings = []
     objects = {name for one in described.told.values() for name in one.tensors if _OF_OBJECT.fullmatch(name)}
     told = {name: _without(one, objects) for name, one in described.told.items()}
@@ -74,24 +74,23 @@ def _without(one: DcpMetadata, names: set[str]) -> DcpMetadata:
 # ---- the common state
 
 
-def _common(folder: Listing, described: Described, *, needed: bool) -> tuple[Any, list[str]]:
-    """The common state, and what to warn of. Raises FormatError for one that is damaged."""
+def _common(folder: Listing, described: Described, *, needed: bool) -> tuple[Any, bytes, list[str]]:
+    """The common state, the file or entry that holds it, and what to warn of. Raises FormatError for a damaged one."""
     if folder.entry(COMMON) is not None:
-        return _value(folder.at(COMMON)), []
+        return *_value(folder.at(COMMON)), []
     for one in described.told.values():
         for name in one.others:
             place = one.places.get(name, {}).get(None)
             if _COMMON_ENTRY.fullmatch(name) and place is not None and "/" not in place.path:
-                found = _value(folder.at(place.path), place.offset, place.length)
-                return found[0] if isinstance(found, list) and found else found, []
+                return *_value(folder.at(place.path), place.offset, place.length), []
     lacking = f"{folder.path} has no {COMMON}: arguments and iteration are not known"
-    return None, [lacking] if needed else []
+    return None, b"", [lacking] if needed else []
 
 
-def _value(path: str, offset: int = 0, nbytes: int | None = None) -> Any:
+def _value(path: str, offset: int = 0, nbytes: int | None = None) -> tuple[Any, bytes]:
     with opened(path) as file:
         source: ByteRanges = file if nbytes is None else Window(file, offset, nbytes)
-        return read_torch_records(source).pickled.value
+        return common_value(read_torch_records(source).pickled.value), source.read(0, source.nbytes)
 
 
 # ---- what an old distributed optimizer cut flat

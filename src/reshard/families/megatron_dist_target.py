@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from reshard.errors import PlanError
 from reshard.families.dcp_target import Objects, chunked, dcp_asked
+from reshard.families.megatron_common import rewritten
 from reshard.families.megatron_folders import COMMON, DESCRIPTION
 from reshard.families.megatron_target import arguments, iteration_of, of_training, save_name, tracker
 from reshard.families.targets import AskedTarget
@@ -52,8 +53,11 @@ class TorchDist(Struct, frozen=True):
     def files(self, draft: Draft) -> Files:
         _refuse_buckets(draft.kept)
         folder = f"{save_name(self.iteration)}/"
-        keeps = draft.source.common and draft.source.iteration == self.iteration
-        common = draft.source.common if keeps else torch_bytes(of_training(self.args, self.iteration), {})
+        source = draft.source
+        if source.common:
+            common = rewritten(source.common, source.args, self.iteration)
+        else:
+            common = torch_bytes(of_training(self.args, self.iteration), {})
         planned, metadata = chunked(draft, self.count, Objects((), extra_states(draft.kept)), folder)
         closing = (
             SmallFile(f"{folder}{COMMON}", common),

@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 from msgspec import Struct
 from msgspec.structs import replace
 
-from reshard.dtypes import ITEMSIZE
 from reshard.errors import CheckpointError, PlanError, UsageError, counted, listed
+from reshard.families.megatron_args import as_argument
 from reshard.families.megatron_cut import RankCounts, dim_cut
 from reshard.families.megatron_folders import MODEL_FILES, TRACKER, iteration_name, rank_name
 from reshard.families.targets import AskedTarget
@@ -208,12 +208,8 @@ def tracker(iteration: int | None) -> SmallFile:
 
 def of_training(args: _Args, iteration: int | None) -> dict[str, Any]:
     """What a file says beside the model."""
-    told = Record(Global("argparse", "Namespace"), (), {name: _as_argument(name, value) for name, value in args})
+    told = Record(Global("argparse", "Namespace"), (), {name: as_argument(name, value) for name, value in args})
     return {"args": told, "checkpoint_version": _VERSION, "iteration": iteration or 0}
-
-
-def _as_argument(name: str, value: Any) -> Any:
-    return Global("torch", value) if name == "params_dtype" and value in ITEMSIZE else value
 
 
 def _parallel(sizes: RankCounts) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A part of a file, read as a file of its own."""
+"""A part of a file, or bytes, read as a file of its own."""
 
 from __future__ import annotations
 
@@ -24,3 +24,19 @@ class Window:
         if offset < 0 or nbytes < 0 or offset + nbytes > self._nbytes:
             raise FormatError(f"bytes {offset:,} to {offset + nbytes:,} of a part of {self._nbytes:,}")
         return self._file.read(self._offset + offset, nbytes)
+
+
+class InBytes:
+    """A small file of which all bytes are here. Raises FormatError where more are asked for."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    @property
+    def nbytes(self) -> int:
+        return len(self._content)
+
+    def read(self, offset: int, nbytes: int) -> bytes:
+        if offset < 0 or nbytes < 0 or offset + nbytes > len(self._content):
+            raise FormatError(f"bytes {offset:,} to {offset + nbytes:,} of a file of {len(self._content):,}")
+        return self._content[offset : offset + nbytes]

@@ -155,7 +155,7 @@ class _Regrouping:
             withheld={n: w for n, w in self._source.withheld.items() if naming.dst != HUB or not is_state(n)},
             kind=HUB if naming.dst == HUB else self._source.kind,
             args=args,
-            common=b"",
+            common=b"" if naming.dst else self._source.common,
         )
 
     def _over_the_hub(self, src: str, shards: Mapping[str, int]) -> None:
@@ -217,8 +217,8 @@ class _Regrouping:
     def _args(self) -> Mapping[str, Any]:
         """Megatron's arguments, where its names are written: those of the source, else what settings and shapes say."""
         embedding = self._tensors.get(EMBEDDING)
-        lost = self._source.kind == MEGATRON and not self._source.args
-        if self._naming.dst != MEGATRON or embedding is None or lost:
+        lost = not self._source.args and (self._source.kind == MEGATRON or not self._naming.dst)
+        if (self._naming.dst or self._src) != MEGATRON or embedding is None or lost:
             return self._source.args
         rows, hidden = embedding.spec.shape
         told = {"padded_vocab_size": rows, "hidden_size": hidden}

@@ -204,7 +204,7 @@ class Options(Means, frozen=True):
         if naming.dst not in ("", MEGATRON):
             raise UsageError(f"--to {self.to}, and --dst-names {naming.dst}", hint="leave --dst-names out")
         unwrapped = source.kind == MEGATRON and not any(name.startswith("model.") for name in source.tensors)
-        if self.to != MEGATRON and unwrapped and naming.vocab_rows is None:
+        if self.to != MEGATRON and unwrapped:
             return naming
         return replace(naming, dst=MEGATRON, ranks=(self.tp or 1) if self.to == MEGATRON else 0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from megatron_ranks import FULL, write_megatron
 from reshard import Options
 from reshard.errors import ReshardError
 from reshard.formats.dcp_metadata import read_dcp_metadata
+from reshard.formats.torch_records import read_torch_records
+from reshard.formats.window import InBytes
 from reshard.names.wishes import Naming
 from reshard.ops.inspect import inspect
 from reshard.planning.names import NameRules
@@ -23,6 +26,11 @@ from reshard.planning.names import NameRules
 def written(source: Path, target: Path, **options: Any) -> Path:
     reshard.convert(source, target, Options(to="torch_dist", fsync=False, **options))
     return target
+
+
+def common(folder: Path) -> dict[str, Any]:
+    value: dict[str, Any] = read_torch_records(InBytes((folder / "common.pt").read_bytes())).pickled.value
+    return value
 
 
 def others(folder: Path) -> set[str]:
@@ -79,6 +87,30 @@ def test_the_common_state_stays_as_it_is(tmp_path: Path) -> None:
     reshard.convert(source, tmp_path / "whole.safetensors", Options(fsync=False))
     back, whole = read_file(tmp_path / "back.safetensors"), read_file(tmp_path / "whole.safetensors")
     assert differing(back, whole) == []
+
+
+@pytest.mark.parametrize("options", [{"dst_iteration": 20}, {"naming": Naming(vocab_rows=48)}])
+def test_what_the_optimizer_keeps_beside_its_states_goes_along(tmp_path: Path, options: dict[str, Any]) -> None:
+    """Its groups, their learning rate and the step lie in common.pt: without them Megatron cannot load the states."""
+    source = unpacked("cases", "m_distopt_fully_reshardable_dp2", tmp_path / "case") / "src" / "iter_0000010"
+    (folder,) = written(source, tmp_path / "made", **options).glob("iter_*")
+    before, after = (common(each) for each in (source, folder))
+    assert after.keys() == before.keys()
+    assert after["optimizer"] == before["optimizer"]
+    assert after["iteration"] == options.get("dst_iteration", 10)
+    rows = {"padded_vocab_size": 48} if "naming" in options else {}
+    assert after["args"].fields.items() >= {**before["args"].fields, **rows}.items()
+
+
+def test_a_common_state_that_is_not_written_again_is_refused(tmp_path: Path) -> None:
+    source = unpacked("cases", "m_distopt_fully_reshardable_dp2", tmp_path / "case") / "src" / "iter_0000010"
+    pickled = b"\x80\x04}(\x8c\x09iterationK\x0a\x8c\x03set\x8f(K\x01\x90u."  # {"iteration": 10, "set": {1}}
+    with zipfile.ZipFile(source / "common.pt", "w") as made:
+        made.writestr("common/data.pkl", pickled)
+    with pytest.raises(ReshardError, match="not written again with another iteration") as told:
+        written(source, tmp_path / "made", dst_iteration=20)
+    assert "leave --dst-iteration" in told.value.hint
+    assert (written(source, tmp_path / "kept") / "iter_0000010" / "common.pt").read_bytes()
 
 
 def test_rows_of_the_vocabulary_are_other_arguments(tmp_path: Path) -> None:
