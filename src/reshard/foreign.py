@@ -105,7 +105,7 @@ def _text(head: bytes) -> Foreign | None:
 
 def _shown(text: str) -> str:
     line = " ".join(text.split())
-    return json.dumps(line if len(line) <= 60 else line[:60] + " …")
+    return json.dumps(line if len(line) <= 60 else line[:60] + " …", ensure_ascii=False)
 
 
 def _ours(head: bytes, own: str) -> Foreign | None:

@@ -31,6 +31,7 @@ _FILE = re.compile(r"(model|optim|extra_state)_world_size_(\d+)_rank_(\d+)\.pt")
 _CONFIG = "fsdp_config.json"
 _STEP = re.compile(r"global_step_(\d+)")
 _LATEST = "latest_checkpointed_iteration.txt"
+_OF_FILE_SYSTEM = "lost+found"  # on the root of a disk; only root may look into it
 _FilesByKind = Mapping[str, Mapping[int, Mapping[int, str]]]
 """By kind, world and rank, the names of files."""
 
@@ -75,7 +76,8 @@ def _is_one(there: Listing) -> bool:
 
 
 def _listed(there: Listing) -> dict[str, Listing]:
-    return {entry.name: listing_below(there, entry) for entry in there.entries if entry.folder}
+    folders = (entry for entry in there.entries if entry.folder and entry.name != _OF_FILE_SYSTEM)
+    return {entry.name: listing_below(there, entry) for entry in folders}
 
 
 def _below(there: Listing) -> dict[str, Listing]:

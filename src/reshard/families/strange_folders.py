@@ -6,8 +6,9 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 
-from reshard.errors import CheckpointError, counted, listed
+from reshard.errors import CheckpointError, StorageError, counted, listed
 from reshard.families.found import WeightFile
 from reshard.families.registry import FALLBACK, FAMILIES, FamilyEntry
 from reshard.formats.registry import format_of, suffixes
@@ -92,7 +93,8 @@ def checkpoints_below(path: str, entries: Iterable[Entry]) -> list[str]:
 def _folders(path: str, entries: Iterable[Entry]) -> Iterator[tuple[str, list[Entry]]]:
     names = [entry.name for entry in entries if entry.folder and entry.name[0] != "."]
     for name in names[:_LOOKED_AT]:
-        yield join(path, name), storage_of(path).entries(join(path, name))
+        with suppress(StorageError):  # one that may not be looked into, as lost+found
+            yield join(path, name), storage_of(path).entries(join(path, name))
 
 
 def _is_like_one(entries: Iterable[Entry]) -> bool:

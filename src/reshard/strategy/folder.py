@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-from reshard.errors import CheckpointError, StrategyError, counted, listed, reported
+from reshard.errors import CheckpointError, StorageError, StrategyError, counted, listed, reported
 from reshard.foreign import HEAD_NBYTES, foreign, hint_of_yaml
 from reshard.layout.stages import AnySharding, Strategy
 from reshard.layout.tensor import Sharding
@@ -108,12 +109,14 @@ def stage_files(folder: AnyPath) -> Mapping[int, StrategyFile]:
 
 def _one_level_down(folder: AnyPath) -> str:
     """Where in a folder that has no strategies they are; "" where nowhere."""
-    below = sorted(
-        str(place)
-        for place in _listed(folder)
-        if place.is_dir() and any(p.suffix in SUFFIXES and "strategy" in p.name for p in _listed(place))
-    )
+    below = sorted(str(place) for place in _listed(folder) if place.is_dir() and _holds_strategies(place))
     return f"there are some in {' and in '.join(below)}: give one of these" if below else ""
+
+
+def _holds_strategies(folder: AnyPath) -> bool:
+    with suppress(StorageError):  # one that may not be looked into, as lost+found
+        return any(p.suffix in SUFFIXES and "strategy" in p.name for p in _listed(folder))
+    return False
 
 
 def is_strategy_json(path: AnyPath) -> bool:

@@ -101,3 +101,9 @@ def test_bytes_that_say_nothing(content: bytes) -> None:
 def test_a_header_of_640_bytes_is_no_pickle() -> None:
     """Its length begins with the bytes of a pickle of protocol 2."""
     assert foreign((0x280).to_bytes(8, "little") + b"{ broken \xff", "safetensors") is None
+
+
+def test_text_is_shown_as_it_stands() -> None:
+    found = foreign(b"Entry not found " * 30)
+    assert found is not None
+    assert found.what.endswith(' …")')
