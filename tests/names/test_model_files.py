@@ -9,8 +9,8 @@ import pytest
 from golden.cases import run_reshard
 from hub_model import llama, qwen3, write_hub
 from making import array, differing, read_file, same, write_file
-from reshard.errors import UsageError
-from reshard.names.wishes import Naming
+from reshard.errors import PlanError, UsageError
+from reshard.names.wishes import Asked, Naming
 from reshard.ops.convert import convert
 from reshard.ops.explain import explain
 from reshard.ops.names import told
@@ -55,6 +55,22 @@ def test_a_model_that_no_recipe_is_written_for_is_told(tmp_path: Path, model: st
     write_hub(tmp_path / "hub", qwen3(), model_type=model, architectures=None)
     warnings = told(tmp_path / "hub", Options(naming=Naming(dst="mcore"))).warnings
     assert any(f"no recipe is written for {model} of config.json" in warning for warning in warnings) is said
+
+
+@pytest.mark.parametrize("names", ["hf", "mcore"])
+def test_a_configuration_of_more_than_text_does_not_go_along_with_text_alone(tmp_path: Path, names: str) -> None:
+    """transformers would make up the tower's weights."""
+    tower = {"visual.merger.weight": array((4, 4))}
+    source = write_hub(tmp_path / "hub", {**qwen3(), **tower}, vision_config={"depth": 1})
+    convert(source, tmp_path / "whole", Options(naming=Naming(files=True), to="parts"))
+    text = NameRules(exclude=("^visual",))
+    if names == "mcore":
+        convert(source, tmp_path / "core.safetensors", Options(naming=Naming(dst="mcore"), names=text))
+        source, text = tmp_path / "core.safetensors", NameRules()
+    asked = Asked({"qkv": "grouped", "gate_up": "interleaved"} if names == "mcore" else {})
+    naming = Naming(dst="hf", files=True, model=str(tmp_path / "hub"), asked=asked)
+    with pytest.raises(PlanError, match=r"vision_config of config.json: no tensor is of that"):
+        convert(source, tmp_path / "text", Options(naming=naming, names=text, to="parts"))
 
 
 @pytest.mark.parametrize("source", ["core", "core/model.safetensors"])

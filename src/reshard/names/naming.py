@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from reshard.errors import CheckpointError, UsageError, listed
+from reshard.errors import CheckpointError, PlanError, UsageError, listed
 from reshard.names.dims import GIVE_MODEL
 from reshard.names.matching import counterparts, fits, lora_of
 from reshard.names.model import ModelFile
@@ -143,6 +143,23 @@ def knows_all(convention: str, names: Iterable[str]) -> bool:
     """Whether a convention has all of these names of the hub."""
     weights = _one_a_layer(names)
     return any(not fits(r, weights, hub=True)[1] for r in built_in() if r.convention == convention)
+
+
+def refuse_more_than_text(files: Iterable[ModelFile]) -> None:
+    """Raises PlanError where the configuration that goes along tells of towers: tensors that a recipe knows are a
+    language model's alone.
+    """
+    config = next((file for file in files if file.hub), None)
+    told = (key.partition(".")[0] for key, value in (config.values if config else {}).items() if value is not None)
+    tower = next((name for name in told if name in _TOWERS), "")
+    if config and tower:
+        raise PlanError(
+            f"{tower} of {config.where.rsplit('/', 1)[-1]}: no tensor is of that, and this configuration goes along",
+            hint="--model says whose the weights are; without --with-files they are written alone",
+        )
+
+
+_TOWERS = ("vision_config", "audio_config")
 
 
 def strangers(files: Iterable[ModelFile]) -> Iterator[str]:

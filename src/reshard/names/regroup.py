@@ -18,7 +18,7 @@ from reshard.names.maker import Maker
 from reshard.names.matching import fits
 from reshard.names.megatron import EMBEDDING, HEAD, args_of, distributed, is_ours, layer_by_layer, of_ranks
 from reshard.names.model import ModelFile
-from reshard.names.naming import convention_of, recipe_of_source, recipe_of_target, strangers
+from reshard.names.naming import convention_of, recipe_of_source, recipe_of_target, refuse_more_than_text, strangers
 from reshard.names.recipe import Recipe, built_in
 from reshard.names.settings import Known, known
 from reshard.names.stage import IS_IT, Given, NameFate, refuse_other_model, staged
@@ -175,6 +175,8 @@ class _Regrouping:
         target = recipe_of_target([*self._tensors], dst, self._models.dst) if dst != HUB else None
         if naming.files and recipe is None and target is None:
             self._refuse_other_model()
+        if naming.files and dst == HUB and (recipe or self._suiting()):
+            refuse_more_than_text(self._files_of("dst"))
         self._at_the_hub(recipe or target)
         if naming.dst not in (HUB, ""):
             _refuse_idle(naming.asked, target, dst)
