@@ -6,7 +6,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from servers import S3, told
+from servers import S3, Request, told
 
 from making import array, tree, write_file, write_ranks, write_strategy
 from reshard.layout.tensor import Sharding
@@ -129,6 +129,36 @@ def test_shares_fill_a_target_there(tmp_path: Path, s3: S3, capsys: pytest.Captu
         assert ("out/.reshard/manifest.json" in s3.keys("out")) != missing[-1]
     assert missing == [True, True, True, False]
     assert work.there("out") == tree(tmp_path / "out")
+    assert told(capsys, "verify", f"{s3.url}/out").code == 0
+
+
+@pytest.mark.parametrize("by_then", ["made again", "published"])
+def test_a_note_that_another_replaces_or_removes_while_it_is_read(
+    by_then: str, tmp_path: Path, s3: S3, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two shares end at the same moment, or one is run twice."""
+    work = Work(tmp_path, s3, ".safetensors")
+    command, source, *more = work.jobs()["recut"]
+    words = (command, source, f"{s3.url}/out", *more, "--share")
+    for share in ("0/2", "1/2"):
+        assert told(capsys, command, source, f"{s3.url}/before", *more, "--share", share).code == 0
+    assert told(capsys, *words, "0/2").code == 0
+    notes = s3.keys("out/.reshard/done/")
+    meddled: list[str] = []
+
+    def spoil(request: Request) -> None:
+        if request.method == "GET" and request.key.endswith(".json") and "/done/" in request.key and not meddled:
+            meddled.append(request.key)
+            if by_then == "made again":
+                s3.put_bytes(notes[0], s3.get(notes[0]))
+            else:
+                s3.put_bytes("out/.reshard/manifest.json", s3.get("before/.reshard/manifest.json"))
+                for note in notes:
+                    del s3.store.objects[f"/{s3.bucket}/{note}"]
+
+    s3.store.spoil = spoil
+    said = told(capsys, *words, "1/2")
+    assert (said.code, bool(meddled)) == (0, True), said.err
     assert told(capsys, "verify", f"{s3.url}/out").code == 0
 
 

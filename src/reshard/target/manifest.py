@@ -26,6 +26,7 @@ MANIFEST = "manifest.json"
 SCHEMA = 2
 _BLOCK_NBYTES = 8 << 20
 _NAMED = 3
+_LOOKS = 5
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, FormatError)
 _Natural = Annotated[int, Meta(ge=0)]
 
@@ -279,13 +280,20 @@ def read_manifest(place: Place) -> Manifest:
 
 
 def read_whole(storage: Storage, path: str) -> bytes | None:
-    """The content of a small file; None where there is none."""
-    try:
-        file = storage.open(path)
-    except CheckpointError:
-        return None
-    with closing(file):
-        return file.read(0, file.nbytes)
+    """The content of a small file; None where there is none. In a store others may replace or remove it meanwhile."""
+    looks = _LOOKS if storage.remote else 1
+    while True:
+        looks -= 1
+        try:
+            file = storage.open(path)
+        except CheckpointError:
+            return None
+        with closing(file):
+            try:
+                return file.read(0, file.nbytes)
+            except CheckpointError:
+                if not looks:
+                    raise
 
 
 def file_faults(place: Place, file: ManifestFile, pool: Executor, on_bytes: Callable[[int], None]) -> list[str]:
