@@ -27,7 +27,7 @@ from reshard.planning.names import is_state
 from reshard.planning.plan import SmallFile
 from reshard.planning.target import Draft, Files
 
-_HOSTS = re.compile(r"(.*\b(?:linear_\w+|eh_proj|output_layer|\w*norm))\.weight(?:_[wv])?")
+_HOSTS = re.compile(r"(.*\b(?:linear_\w+|\w*_proj|output_layer|\w*norm))\.weight(?:_[wv]|\.\w+)?")
 _STACK = re.compile(r".*\blayers\.(?!\d)")
 _BUCKETS = "optimizer.distributed."
 _EXPERTS = re.compile(r".*\bmlp\.experts\.experts\.(?!\d)")

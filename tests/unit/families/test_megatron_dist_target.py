@@ -63,10 +63,12 @@ def test_there_is_an_extra_state_for_each_layer_and_linear(tmp_path: Path) -> No
 def test_there_is_an_extra_state_for_each_norm_and_for_what_joins_the_embedding(tmp_path: Path) -> None:
     """Transformer Engine's norms have one; the projection of a multi-token layer has one in either spec."""
     stacked = {f"decoder.layers.self_attention.{name}_layernorm": (8, 2) for name in "qk"}
-    once = {"mtp.layers.0.eh_proj": (4, 8), "mtp.layers.0.enorm": (4,)}
+    once = {"mtp.layers.0.eh_proj": (4, 8), "mtp.layers.0.enorm": (4,), "mtp.layers.0.mixer.out_proj": (4, 4)}
     held = {f"{name}.weight": array(shape) for name, shape in {**stacked, **once}.items()}
+    held |= {f"mtp.layers.0.mixer.in_proj.weight.{part}": array((2, 4)) for part in "zx"}  # a state space's
     folder = written(write_file(tmp_path / "full.safetensors", {**FULL, **held}), tmp_path / "made") / "release"
     wanted = {f"{name}._extra_state/shard_{layer}_8" for name in stacked for layer in range(8)}
+    once["mtp.layers.0.mixer.in_proj"] = ()
     assert wanted | {f"{name}._extra_state/shard_0_1" for name in once} <= others(folder)
 
 
