@@ -98,6 +98,17 @@ def test_an_empty_chunk_begins_where_its_tensor_ends(tmp_path: Path) -> None:
     assert same(values(tell(source, {"w": (W.shape, unplaced)}))["w"], W)
 
 
+def test_an_empty_chunk_may_be_empty_in_more_dims_than_it_is_said_to_be(tmp_path: Path) -> None:
+    """PyTorch writes one so where both dims are cut: .metadata says [1, 0], and the local tensor is of shape [0, 0]."""
+    source, chunks = two_ranks(tmp_path / "c")
+    (empty,) = written(source, {"__2_0.distcp": [("w", (2, 4), W[:0, :0])]})["w"]
+    told = replace(empty, sizes=(1, 0))
+    assert same(values(tell(source, {"w": (W.shape, [*chunks, told])}))["w"], W)
+    other = tell(source, {"w": (W.shape, [*chunks, replace(told, sizes=(1, 1))])})
+    with pytest.raises(FormatError, match=r"w at \[2, 4\]: .metadata says .*1, 1.*the file has .*0, 0"):
+        values(other)
+
+
 def test_a_tensor_without_rows_needs_no_chunk(tmp_path: Path) -> None:
     source, chunks = two_ranks(tmp_path / "c")
     found = values(tell(source, {"w": (W.shape, chunks), "none": ((0, 3), [])}))
