@@ -13,6 +13,7 @@ from reshard.auto.settings import AutoSettings
 from reshard.errors import UsageError, reported
 from reshard.formats.registry import format_of
 from reshard.storage.disk import Disk
+from reshard.storage.storage import own_name
 from reshard.storage.storages import is_inside
 from reshard.target.overwrite import beside, forget, new_beside
 
@@ -34,7 +35,7 @@ class Results(Struct, frozen=True):
     @staticmethod
     def of(settings: AutoSettings, form: str) -> Results:
         output = Path(settings.output_dir).absolute()
-        last = settings.load_checkpoint.rpartition("/")[2]
+        last = own_name(settings.load_checkpoint)
         name = last.split(".")[0] if format_of(last) else last
         return Results(output, output / _ROOTS[form], name or "checkpoint")
 

@@ -33,6 +33,7 @@ from reshard.families.ours import refuse_unfinished_target
 from reshard.families.source import Source
 from reshard.planning.catalog import Catalog
 from reshard.planning.identity import hash_of_file
+from reshard.storage.storage import own_name
 from reshard.storage.storages import content_of
 
 _STATES = re.compile(r"opt(-\d+-\d+\.safetensors)$")
@@ -62,7 +63,7 @@ class Checkpoint2(Struct, frozen=True):
             content = content_of(folder.at(METADATA))
             told_by[METADATA] = hash_of_file(content)
             made = described(folder, read_metadata(content, folder.at(METADATA)))
-        iteration = number_of(folder.path.rstrip("/").rpartition("/")[2])
+        iteration = number_of(own_name(folder.path))
         return replace(
             made,
             told_by=told_by,

@@ -7,7 +7,7 @@ import re
 from reshard.errors import CheckpointError, UsageError, counted
 from reshard.families.family import Listing
 from reshard.families.registry import listing_below
-from reshard.storage.storage import Entry, join
+from reshard.storage.storage import Entry, join, own_name
 from reshard.storage.storages import opened, storage_of, text_of
 
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -45,7 +45,7 @@ def is_iteration(there: Listing) -> bool:
         head = _head(there.at(METADATA))
         if b'"state_dict_metadata"' in head or b'"storage_data"' in head:
             return True
-    beside = there.entry(COMMON) is not None or number_of(_own_name(there)) is not None
+    beside = there.entry(COMMON) is not None or number_of(own_name(there.path)) is not None
     return any(beside or int(total) > 1 for total in _totals(there))
 
 
@@ -100,7 +100,7 @@ def iteration_folder(there: Listing, iteration: int | None, *, chosen: bool) -> 
 
 
 def _refuse_other(there: Listing, iteration: int | None) -> None:
-    number = number_of(_own_name(there))
+    number = number_of(own_name(there.path))
     if iteration is not None and number != iteration:
         raise UsageError(
             f"--iteration {iteration}, and this folder holds one iteration{'' if number is None else f', {number}'}",
@@ -111,7 +111,7 @@ def _refuse_other(there: Listing, iteration: int | None) -> None:
 
 def _beyond_tracker(there: Listing) -> list[str]:
     """A warning for an iteration that the tracker above it has not come to."""
-    number = number_of(_own_name(there))
+    number = number_of(own_name(there.path))
     above = folder_above(there)
     if number is None or storage_of(above).entry(join(above, TRACKER)) is None:
         return []
@@ -126,11 +126,8 @@ def folder_above(there: Listing) -> str:
     >>> folder_above(Listing("root/iteration_00000007", Entry("iteration_00000007", True, 0, 0)))
     'root'
     """
-    return there.path.rstrip("/").rpartition("/")[0] or "."
-
-
-def _own_name(there: Listing) -> str:
-    return there.path.rstrip("/").rpartition("/")[2]
+    folder, _, name = there.path.rstrip("/").rpartition("/")
+    return (folder or ".") if name.strip(".") else join(there.path, "..")
 
 
 def _chosen(there: Listing, iteration: int | None) -> tuple[str, list[str]]:

@@ -92,7 +92,7 @@ def universal_asked(asked: AskedTarget, source: Catalog) -> Universal:
         )
     folder = source.ranks.where
     save = opened(listing(folder), Source(folder, family="deepspeed"))
-    if [part.path for part in save.parts] != [normal(file.path) for file in source.files]:
+    if [normal(part.path) for part in save.parts] != [normal(file.path) for file in source.files]:
         raise CheckpointError("its files changed while they were read", folder, "start again when nothing writes them")
     return Universal(save)
 

@@ -17,7 +17,7 @@ from reshard.errors import CheckpointError, StorageError, reported, translated
 from reshard.planning.plan import LinkKind
 from reshard.storage.clones import clone_file, clone_range, copy_range
 from reshard.storage.machine import filesystem
-from reshard.storage.storage import PART, Entry, NewFile, ReadFile, SharedBytes
+from reshard.storage.storage import PART, Entry, NewFile, ReadFile, SharedBytes, own_name
 
 if TYPE_CHECKING:
     import ctypes
@@ -271,7 +271,7 @@ class Disk:
                 status = os.stat(path)
         except CheckpointError:
             return None
-        return Entry(os.path.basename(path), stat.S_ISDIR(status.st_mode), status.st_size, status.st_mtime_ns)
+        return Entry(own_name(path), stat.S_ISDIR(status.st_mode), status.st_size, status.st_mtime_ns)
 
     def entries(self, folder: str) -> list[Entry]:
         try:

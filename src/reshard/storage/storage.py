@@ -156,6 +156,16 @@ def normal(path: str | Path) -> str:
     return str(path).rstrip("/") if is_url(str(path)) else str(Path(path))
 
 
+def own_name(path: str) -> str:
+    """The last name of a path or URL; of ``.`` and ``..`` the folder's own, for some names tell what lies there.
+
+    >>> own_name("s3://bucket/ckpt"), own_name("ckpt/iter_0000010/")
+    ('ckpt', 'iter_0000010')
+    """
+    name = path.rstrip("/").rpartition("/")[2]
+    return name if name.strip(".") else os.path.basename(os.path.realpath(path))
+
+
 def absolute(path: str) -> str:
     """The path as it means the same in processes that began in other folders."""
     return path if is_url(path) else os.path.abspath(path)
