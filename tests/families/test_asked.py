@@ -120,10 +120,10 @@ def test_what_a_family_does_not_take(tmp_path: Path, asked: dict[str, object], t
         open_source(replace(source, **asked))
 
 
-@pytest.mark.parametrize("family", ["dcp", "deepspeed", "fsdp"])
-def test_a_folder_of_another_family_than_is_said(tmp_path: Path, family: str) -> None:
+@pytest.mark.parametrize(("family", "whose"), [("dcp", "PyTorch DCP"), ("deepspeed", "DeepSpeed"), ("fsdp", "FSDP")])
+def test_a_folder_of_another_family_than_is_said(tmp_path: Path, family: str, whose: str) -> None:
     write_file(tmp_path / "m.safetensors", {"w": counted(2)})
-    with pytest.raises(UsageError, match=f"--from {family}, and there is no"):
+    with pytest.raises(UsageError, match=f"nothing of {whose}'s: "):
         open_source(Source(str(tmp_path), family=family))
 
 
