@@ -309,3 +309,17 @@ def test_multi_token_layers_that_are_left_out_are_not_blamed_for_what_else_lacks
     with pytest.raises(PlanError, match=r"q_proj.weight: not there") as told:
         convert(tmp_path / "hub", tmp_path / "out.safetensors", Options(naming=Naming(dst="mcore"), names=rules))
     assert "multi-token" not in told.value.hint
+
+
+@pytest.mark.parametrize(
+    ("before", "shapes"), [("model.", {**OUTER, **layer(0, NORMS, GROUPED, DENSE)}), ("transformer.", TELECHAT)]
+)
+def test_a_model_that_was_saved_without_its_head(tmp_path: Path, before: str, shapes: Shapes) -> None:
+    """As the Hub keeps GPT-2, and models that embed: names begin with what is in the model of the head."""
+    base = {name.removeprefix(before): shape for name, shape in shapes.items() if name.startswith(before)}
+    hub(tmp_path / "hub", base, {"num_hidden_layers": 1})
+    with pytest.raises(CheckpointError, match="no recipe knows") as told:
+        convert(tmp_path / "hub", tmp_path / "out.safetensors", Options(naming=Naming(dst="mindformers")))
+    assert told.value.hint.startswith(f"--rename '^=>{before}'")
+    rules = NameRules(rename=(("^", before),))
+    convert(tmp_path / "hub", tmp_path / "out.safetensors", Options(naming=Naming(dst="mindformers"), names=rules))

@@ -86,14 +86,20 @@ def _nearest(tried: Sequence[tuple[bool, Recipe, int, list[str]]], convention: s
         raise UsageError(f"no recipe is of {convention}")
     hub, recipe, count, unknown = max(tried, key=lambda each: each[2] - len(each[3]))
     if 2 * count < len(unknown):
-        before = prefix_of_known(unknown)
-        raise CheckpointError(
-            "no recipe knows its names:\n" + listed(unknown[:8]),
-            hint=f"--rename '^{re.escape(before)}=>', for without it they are known"
-            if before
-            else "docs/how-to/add-a-model-family.md says how one is written; --rename changes single names",
-        )
+        raise CheckpointError("no recipe knows its names:\n" + listed(unknown[:8]), hint=_hint_of_prefix(unknown))
     return (HUB, None) if hub else (recipe.convention, recipe)
+
+
+def _hint_of_prefix(unknown: Sequence[str]) -> str:
+    if before := prefix_of_known(unknown):
+        return f"--rename '^{re.escape(before)}=>', for without it they are known"
+    if before := next((p for p in _BASE if convention_of([p + name for name in unknown]) == HUB), ""):
+        return f"--rename '^=>{before}', for with it they are known"
+    return "docs/how-to/add-a-model-family.md says how one is written; --rename changes single names"
+
+
+_BASE = ("model.", "transformer.")
+"""What names begin with that a model without its head was saved without."""
 
 
 def prefix_of_known(names: Iterable[str]) -> str:
