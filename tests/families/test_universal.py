@@ -15,6 +15,7 @@ from families.test_deepspeed import folder, rewritten
 from golden_families.test_recorded import entries, section
 from making import tree
 from reshard import Options
+from reshard.compat.zero_to_fp32 import main
 from reshard.errors import CheckpointError, UsageError
 from reshard.formats.pickle_objects import Global, Record
 from reshard.formats.torch_records import TorchRecords, read_torch_records
@@ -23,6 +24,7 @@ from reshard.ops.verify import verify
 from reshard.planning.shares import Share
 from reshard.storage.disk import DiskFile
 
+UP = "universal/fp32"
 UNIVERSAL = Options(to="universal", fsync=False)
 
 
@@ -201,6 +203,30 @@ def test_names_that_leave_their_folder(tmp_path: Path) -> None:
     rewritten(source / "mp_rank_00_model_states.pt", change)
     with pytest.raises(UsageError, match="names cannot be those of folders"):
         reshard.plan(source, tmp_path / "out", UNIVERSAL)
+
+
+def test_a_parameter_that_is_called_as_a_state_is_one_all_the_same(tmp_path: Path) -> None:
+    """``step`` is a module of the model here; ``step.pt`` and ``exp_avg.step.weight`` are the optimizer's."""
+    source = folder("z2_bf16_r2_groups", tmp_path)
+
+    def change(value: Any) -> None:
+        for held in (value["module"], *value["param_shapes"]):
+            renamed = {"step.weight" if n == "model.norm.weight" else n: kept for n, kept in held.items()}
+            held.clear()
+            held.update(renamed)
+
+    wanted = {"step.weight" if n == "model.norm.weight" else n for n in answers("z2_bf16_r2_groups", tmp_path, UP)}
+    rewritten(source / "mp_rank_00_model_states.pt", change)
+    reshard.convert(source, tmp_path / "out" / "u", UNIVERSAL)
+    assert {p.name for p in (tmp_path / "out/u/zero").iterdir() if p.is_dir()} == wanted
+    assert {p.stem for p in (tmp_path / "out/u/zero/step.weight").iterdir()} == {
+        "fp32",
+        "exp_avg",
+        "exp_avg_sq",
+        "step",
+    }
+    assert main([str(source), str(tmp_path / "weights")]) == 0
+    assert {*reshard.open(tmp_path / "weights")} == wanted
 
 
 def test_other_sources(tmp_path: Path) -> None:

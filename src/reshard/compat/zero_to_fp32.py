@@ -25,7 +25,6 @@ from reshard.formats.registry import format_of
 from reshard.ops.convert import execute, plan_from
 from reshard.ops.options import Options
 from reshard.planning.catalog import Catalog
-from reshard.planning.names import is_state
 from reshard.storage.storage import join
 from reshard.storage.storages import storage_of
 
@@ -86,7 +85,7 @@ def _nbytes(text: str) -> int:
 def _weights(saved: Saved, *, with_frozen: bool) -> Catalog:
     """What becomes of the save, in the script's order: buffers, frozen weights, those that were trained."""
     source = saved.catalog()
-    weights = {name: tensor for name, tensor in source.tensors.items() if not is_state(name)}
+    weights = saved.weights(source)
     frozen = saved.frozen(source) if saved.told.stage or not with_frozen else []
     if frozen:
         lost = saved.told.stage == _STAGE_WITHOUT_FROZEN and with_frozen

@@ -22,7 +22,7 @@ from reshard.families.zero_files import ModelStates, OptimizerStates, model_stat
 from reshard.families.zero_layers import absent_layers
 from reshard.families.zero_states import absent_models, tensors_of
 from reshard.families.zero_told import SaveFiles
-from reshard.planning.catalog import Catalog, Ranks
+from reshard.planning.catalog import Catalog, Ranks, Tensor
 from reshard.planning.names import is_state
 from reshard.storage.storages import text_of
 
@@ -83,6 +83,11 @@ class Saved(Struct, frozen=True):
     def __str__(self) -> str:
         return self.path
 
+    def weights(self, catalog: Catalog) -> dict[str, Tensor]:
+        """What is no state of the optimizer."""
+        named = self.told.named
+        return {name: tensor for name, tensor in catalog.tensors.items() if name in named or not is_state(name)}
+
     def frozen(self, catalog: Catalog) -> list[str]:
         """Of its weights those that were not trained. Raises UsageError without ZeRO, where nothing says which."""
         files = self._holders(catalog)
@@ -99,8 +104,8 @@ class Saved(Struct, frozen=True):
             raise UsageError("without ZeRO nothing says which parameters were trained and which were frozen", self.path)
         return {
             name: {held.file for shard in tensor.shards for held in shard.held}
-            for name, tensor in catalog.tensors.items()
-            if not is_state(name) and name not in self.told.buffers
+            for name, tensor in self.weights(catalog).items()
+            if name not in self.told.buffers
         }
 
 

@@ -71,7 +71,7 @@ class Universal(Struct, frozen=True):
             nbytes += kept.tensor.spec.nbytes
 
         for kept in [*draft.kept, *_untouched(draft, told, trained)]:
-            kind, name = state_of(kept.name)
+            kind, name = ("", kept.name) if kept.name in trained else state_of(kept.name)
             if name in trained:
                 plan(f"zero/{name}/{kind or 'fp32'}.pt", kept, _ParameterFile(marks=_marks(name, told)))
         for part in self.save.parts:

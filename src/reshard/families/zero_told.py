@@ -59,6 +59,12 @@ class SaveFiles(Struct, frozen=True):
         return [self.optimizers[at] for at in sorted(self.optimizers) if at[1] == mp]
 
     @property
+    def named(self) -> set[str]:
+        """What the model itself calls its own, and is no state of the optimizer, whatever it is called."""
+        held = [(*s.shapes, s.frozen_shapes, s.module or {}, s.shared) for s in self.models.values()]
+        return {name for of_rank in held for names in of_rank for name in names}
+
+    @property
     def numbers_of_optimizers(self) -> set[int]:
         """Of the files that hold an optimizer that is cut."""
         return {states.part.number for states in self.optimizers.values()}
