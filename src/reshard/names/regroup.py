@@ -224,8 +224,9 @@ class _Regrouping:
             return self._source.args
         rows, hidden = embedding.spec.shape
         told = {"padded_vocab_size": rows, "hidden_size": hidden}
-        untied = {"untie_embeddings_and_output_weights": HEAD in self._tensors, **self._vocabulary}
-        return {**untied, **args_of(self._sizes), **self._source.args, **told}
+        untied = {"untie_embeddings_and_output_weights": HEAD in self._tensors}
+        told |= untied if self._naming.tied else {}
+        return {**untied, **self._vocabulary, **args_of(self._sizes), **self._source.args, **told}
 
     def _identity(self) -> str:
         files = [

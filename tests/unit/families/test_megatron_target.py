@@ -140,6 +140,17 @@ def test_padding_that_is_added_is_told_by_the_arguments(tmp_path: Path) -> None:
     assert (args["vocab_size"], args["padded_vocab_size"]) == (8, 12)
 
 
+@pytest.mark.parametrize("to", ["megatron", "torch_dist"])
+def test_an_output_layer_that_is_dropped_is_tied_by_the_arguments(tmp_path: Path, to: str) -> None:
+    held = chunk_of(0, 0, 0, (1, 1, 1))
+    held["output_layer.weight"] = held["embedding.word_embeddings.weight"]
+    place = tmp_path / "m" / "iter_0000007" / "mp_rank_00" / "model_optim_rng.pt"
+    saved(place, told({"num_layers": 8, "untie_embeddings_and_output_weights": True}), {"model": held})
+    options = Options(to=to, naming=Naming(tied="drop"), fsync=False)
+    reshard.convert(tmp_path / "m", tmp_path / "made", options)
+    assert inspect(str(tmp_path / "made")).args["untie_embeddings_and_output_weights"] is False
+
+
 def test_heads_have_to_divide(tmp_path: Path) -> None:
     place = tmp_path / "m" / "iter_0000007" / "mp_rank_00" / "model_optim_rng.pt"
     saved(place, told({"num_layers": 8, "num_attention_heads": 3}), {"model": chunk_of(0, 0, 0, (1, 1, 1))})
