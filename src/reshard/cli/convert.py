@@ -34,7 +34,9 @@ def convert(
     run(src, dst, options)
 
 
-@takes_conversion_options("dst_strategy", "ranks", "drop_redundancy", "to", "files", "tp", "pp", "ep", "dst_iteration")
+@takes_conversion_options(
+    "dst_strategy", "ranks", "drop_redundancy", "to", "files", "tp", "pp", "ep", "transformer_impl", "dst_iteration"
+)
 def merge(
     src: Src,
     dst: Dst,
@@ -50,7 +52,9 @@ def merge(
     run(src, dst, options)
 
 
-@takes_conversion_options("src_strategy", "max_shard_size", "to", "files", "tp", "pp", "ep", "dst_iteration")
+@takes_conversion_options(
+    "src_strategy", "max_shard_size", "to", "files", "tp", "pp", "ep", "transformer_impl", "dst_iteration"
+)
 def split(
     src: Src,
     dst: Dst,

@@ -120,6 +120,9 @@ _CONVERSION = dict(
         _number("pp", "Pipeline stages of Megatron's."),
         _number("ep", "Expert-parallel ranks of Megatron's."),
         _flag("drop_redundancy", "Of equal shards one rank alone keeps its own."),
+        _choice(
+            "transformer_impl", "local|transformer_engine", "Whose layers Megatron builds, where SRC does not tell."
+        ),
         _number("dst_iteration", "The iteration to write. Default: as SRC.", 0),
         _flag("check_replicas", "Read all replicas and compare."),
         _flag("crc", "Check the CRC-32 that sources state, write it to .ckpt."),
@@ -249,6 +252,7 @@ def naming_of(given: dict[str, Any]) -> Naming:
         tied=given.get("tied", ""),
         dequantize=given.get("dequantize", False),
         files=given.get("with_files", False),
+        transformer_impl=given.get("transformer_impl", ""),
     )
 
 

@@ -136,7 +136,8 @@ def _plain_name(name: str) -> str:
 
 def distributed(tensors: Tensors, args: Mapping[str, Any]) -> dict[str, Tensor]:
     """As ``torch_dist`` keeps it: layers that are alike in stacks, norms as parts of what follows them."""
-    named = {name: replace(tensors[own], name=name) for own, name in _fused_norms(tensors, args).items()}
+    names = _fused_norms(tensors, transformer_engine=_of_transformer_engine(args))
+    named = {name: replace(tensors[own], name=name) for own, name in names.items()}
     layers: dict[str, dict[int, dict[str, Tensor]]] = {}
     for name, tensor in named.items():
         found = _LAYER.fullmatch(name)
@@ -177,10 +178,21 @@ def _stack(name: str, of: list[str], maker: Maker, first: Tensor) -> Tensor:
     return replace(maker.made(name, TensorSpec(first.spec.dtype, (len(of), *shape)), links), cast_to=first.cast_to)
 
 
-def _fused_norms(tensors: Tensors, args: Mapping[str, Any]) -> dict[str, str]:
-    """What the distributed form calls each tensor: by the layer spec that the arguments name, else the local one."""
-    transformer_engine = args.get("transformer_impl") == "transformer_engine"
+def _fused_norms(tensors: Tensors, *, transformer_engine: bool) -> dict[str, str]:
+    """What the distributed form calls each tensor, by one of the two layer specs."""
     return {name: _fused_norm(name, tensors, transformer_engine=transformer_engine) for name in tensors}
+
+
+def _of_transformer_engine(args: Mapping[str, Any]) -> bool:
+    """Whether the arguments name its layer spec; else it is the local one."""
+    return args.get("transformer_impl") == "transformer_engine"
+
+
+def differ_by_spec(tensors: Tensors, *, on_ranks: bool) -> bool:
+    """Whether Megatron calls tensors otherwise by one layer spec than by the other. Ranks have the local one plain."""
+    plain = {name: name for name in tensors}
+    local = plain if on_ranks else _fused_norms(tensors, transformer_engine=False)
+    return local != _fused_norms(tensors, transformer_engine=True)
 
 
 def _fused_norm(name: str, tensors: Tensors, *, transformer_engine: bool) -> str:
@@ -204,8 +216,8 @@ _MAPPED = ("input_layernorm.", "pre_mlp_layernorm.")
 
 def of_ranks(tensors: Tensors, ranks: int, args: Mapping[str, Any]) -> dict[str, Tensor]:
     """As so many tensor-parallel ranks cut it by rows: each rank's gate lies before its up projection."""
-    if args.get("transformer_impl") == "transformer_engine":
-        names = _fused_norms(tensors, args)
+    if _of_transformer_engine(args):
+        names = _fused_norms(tensors, transformer_engine=True)
         tensors = {name: replace(tensors[own], name=name) for own, name in names.items()}
     maker = Maker(tensors)
     made = {}
@@ -237,6 +249,16 @@ def _dealt(name: str, tensors: Tensors, ranks: int, maker: Maker) -> Tensor:
     order = [*range(len(axes))]
     order[lead : lead + 2] = [lead + 1, lead]
     return replace(maker.made(name, tensor.spec, [_link(name, tuple(axes), tuple(order))]), cast_to=tensor.cast_to)
+
+
+def refuse_other_values(args: Mapping[str, Any]) -> None:
+    """Raises PlanError for what Megatron keeps as other numbers than others do."""
+    if args.get("apply_layernorm_1p"):
+        raise PlanError("args.apply_layernorm_1p: norms are kept less one, which is not converted")
+    if args.get("attention_output_gate"):
+        raise PlanError("args.attention_output_gate: queries with gates beside them are not converted")
+    if args.get("rotary_interleaved"):
+        raise PlanError("args.rotary_interleaved: rotary rows of queries and keys lie in pairs, which is not converted")
 
 
 def args_of(settings: Mapping[str, Any]) -> dict[str, Any]:

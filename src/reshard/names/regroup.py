@@ -16,7 +16,17 @@ from reshard.layout.box import Box
 from reshard.names.links import Axis, AxisPlace, Link
 from reshard.names.maker import Maker
 from reshard.names.matching import fits
-from reshard.names.megatron import EMBEDDING, HEAD, args_of, distributed, is_ours, layer_by_layer, of_ranks
+from reshard.names.megatron import (
+    EMBEDDING,
+    HEAD,
+    args_of,
+    differ_by_spec,
+    distributed,
+    is_ours,
+    layer_by_layer,
+    of_ranks,
+    refuse_other_values,
+)
 from reshard.names.model import ModelFile
 from reshard.names.naming import convention_of, recipe_of_source, recipe_of_target, refuse_more_than_text, strangers
 from reshard.names.recipe import Recipe, built_in
@@ -72,16 +82,6 @@ def regrouped(
     return _Regrouping(source, naming, models, excluded).done(shards)
 
 
-def _refuse_other_values(args: Mapping[str, Any]) -> None:
-    """Raises PlanError for what Megatron keeps as other numbers than others do."""
-    if args.get("apply_layernorm_1p"):
-        raise PlanError("args.apply_layernorm_1p: norms are kept less one, which is not converted")
-    if args.get("attention_output_gate"):
-        raise PlanError("args.attention_output_gate: queries with gates beside them are not converted")
-    if args.get("rotary_interleaved"):
-        raise PlanError("args.rotary_interleaved: rotary rows of queries and keys lie in pairs, which is not converted")
-
-
 def _refuse_idle(asked: Asked, recipe: Recipe | None, convention: str) -> None:
     """Raises UsageError for what is told of tensors that are kept in one way alone: another was perhaps wished for."""
     for style, value in asked.options.items():
@@ -130,6 +130,7 @@ class _Regrouping:
             self._over_the_hub(MEGATRON if megatron else naming.src, shards)
         args = self._args()
         if naming.dst == MEGATRON:
+            args = self._with_spec(args)
             made = of_ranks(self._tensors, naming.ranks, args) if naming.ranks else distributed(self._tensors, args)
             self._tensors = made
         return Regrouped(
@@ -162,7 +163,7 @@ class _Regrouping:
         naming = self._naming
         if src == MEGATRON:
             self._tensors = layer_by_layer(self._tensors)
-            _refuse_other_values(self._source.args)
+            refuse_other_values(self._source.args)
         self._src, recipe = recipe_of_source([*self._tensors], src, self._models.src)
         asked = naming.asked_of_source
         _refuse_idle(asked, recipe, self._src)
@@ -227,6 +228,17 @@ class _Regrouping:
         untied = {"untie_embeddings_and_output_weights": HEAD in self._tensors}
         told |= untied if self._naming.tied else {}
         return {**untied, **self._vocabulary, **args_of(self._sizes), **self._source.args, **told}
+
+    def _with_spec(self, args: Mapping[str, Any]) -> Mapping[str, Any]:
+        """With the layer spec that is asked for. Warns where nobody tells one, and the names depend on it."""
+        if asked := self._naming.transformer_impl:
+            return {**args, "transformer_impl": asked}
+        if "transformer_impl" not in args and differ_by_spec(self._tensors, on_ranks=self._naming.ranks > 0):
+            self._warnings.append(
+                "norms are called as Megatron's local layers call them; those of Transformer Engine, its default, want "
+                "--transformer-impl transformer_engine"
+            )
+        return args
 
     def _identity(self) -> str:
         files = [
@@ -301,7 +313,7 @@ class _Regrouping:
         naming = self._naming
         if embedding not in self._tensors:
             return
-        tied = next((_tied(side) for side in reversed(sides) if _tied(side) is not None), None)
+        tied = next((side.tied for side in reversed(sides) if side.tied is not None), None)
         wanted = naming.tied or ("drop" if naming.dst in (HUB, MEGATRON) and tied else "keep")
         if wanted == "copy" and head not in self._tensors:
             if self._states_of(embedding):
@@ -313,9 +325,7 @@ class _Regrouping:
             self._tensors = {name: t for name, t in self._tensors.items() if name not in (head, *states)}
             self._drop("output layer that is the embedding's", (head, *states))
         if tied is False and head not in self._tensors and wanted == "keep" and head not in self._excluded:
-            told = next(
-                side.told.get("tied") or side.told["untied"] for side in reversed(sides) if _tied(side) is False
-            )
+            told = next(side.told.get("tied") or side.told["untied"] for side in reversed(sides) if side.tied is False)
             raise PlanError(f"{head}: not there, and {told}", hint="--tied copy takes the embedding for it")
 
     def _fit_rows(self, tensor: Tensor, sides: Sequence[Known]) -> None:
@@ -370,14 +380,6 @@ class _Regrouping:
         made = replace(Maker(self._tensors).made(tensor.name, spec, [link], zeros), cast_to=tensor.cast_to)
         self._tensors = {**self._tensors, tensor.name: made}
         self._warnings.append(f"{tensor.name}: {rows} rows become {wanted}")
-
-
-def _tied(side: Known) -> bool | None:
-    """Whether a side's files say that embedding and output layer are one."""
-    if isinstance(side.values.get("tied"), bool):
-        return bool(side.values["tied"])
-    untied = side.values.get("untied")
-    return not untied if isinstance(untied, bool) else None
 
 
 def _own_vocab(side: Known, *, hub: bool) -> tuple[str, int] | None:

@@ -42,6 +42,14 @@ class Known(Struct, frozen=True):
     told: Mapping[str, str]
     files: tuple[ModelFile, ...]
 
+    @property
+    def tied(self) -> bool | None:
+        """Whether they say that embedding and output layer are one."""
+        if isinstance(self.values.get("tied"), bool):
+            return bool(self.values["tied"])
+        untied = self.values.get("untied")
+        return not untied if isinstance(untied, bool) else None
+
     def evaluated(self, expression: object) -> Any:
         return evaluate(expression, self.values)
 

@@ -18,6 +18,8 @@ CONVENTIONS = (HUB, *MINDFORMERS, MEGATRON, "torchtitan")
 TOLD_BY_NAMES = (HUB, *MINDFORMERS, "torchtitan")
 """Megatron's are those of MindFormers' core: folders tell them, or stacks."""
 Tied = Literal["", "keep", "copy", "drop"]
+LayerSpec = Literal["", "local", "transformer_engine"]
+"""Megatron's word: of whose layers a model is built."""
 
 
 class Excluded(Struct, frozen=True):
@@ -61,6 +63,7 @@ class Naming(Struct, frozen=True):
         dequantize: codes are multiplied by their scales.
         files: configuration and tokenizer go along.
         ranks: for how many tensor-parallel ranks of Megatron its layers are laid out; 0 for its distributed form.
+        transformer_impl: the layer spec whose names Megatron gets; "" for the one that its arguments tell.
     """
 
     src: str = ""
@@ -76,6 +79,7 @@ class Naming(Struct, frozen=True):
     dequantize: bool = False
     files: bool = False
     ranks: int = 0
+    transformer_impl: LayerSpec = ""
 
     def __post_init__(self) -> None:
         for option, convention in (("--src-names", self.src), ("--dst-names", self.dst)):
@@ -83,6 +87,8 @@ class Naming(Struct, frozen=True):
                 raise UsageError(f"{option} {convention!r}", hint=f"one of: {', '.join(CONVENTIONS)}")
         if self.tied not in ("", "keep", "copy", "drop"):
             raise UsageError(f"--tied {self.tied!r}", hint="one of: keep, copy, drop")
+        if self.transformer_impl not in ("", "local", "transformer_engine"):
+            raise UsageError(f"--transformer-impl {self.transformer_impl!r}", hint="one of: local, transformer_engine")
         if self.vocab_rows is not None and self.vocab_rows < 1:
             raise UsageError(f"--vocab-rows {self.vocab_rows}", hint="a number from 1")
         said = (self.src_model, self.dst_model, self.asked, self.src_asked, self.release)

@@ -200,11 +200,19 @@ class Options(Means, frozen=True):
         """
         naming = self.naming
         if self.to not in OF_MEGATRON:
+            if naming.transformer_impl:
+                said = f"--transformer-impl {naming.transformer_impl}, and no names of Megatron's are written"
+                raise UsageError(said, hint="--to megatron or --to torch_dist")
             return _as_files_are(naming, source) if naming.files and not naming.dst else naming
         if naming.dst not in ("", MEGATRON):
             raise UsageError(f"--to {self.to}, and --dst-names {naming.dst}", hint="leave --dst-names out")
         unwrapped = source.kind == MEGATRON and not any(name.startswith("model.") for name in source.tensors)
         if self.to != MEGATRON and unwrapped:
+            if naming.transformer_impl not in ("", source.args.get("transformer_impl")):
+                said = (
+                    f"--transformer-impl {naming.transformer_impl}: a save of Megatron's keeps its keys in torch_dist"
+                )
+                raise UsageError(said, hint="leave it out, or --to megatron")
             return naming
         return replace(naming, dst=MEGATRON, ranks=(self.tp or 1) if self.to == MEGATRON else 0)
 

@@ -162,3 +162,58 @@ def test_names_of_others_are_not_written(tmp_path: Path) -> None:
 
     source = write_file(tmp_path / "full.safetensors", FULL)
     assert "leave --dst-names out" in refused(source, tmp_path / "m", naming=Naming(dst="hf"))
+
+
+def test_whose_layers_megatron_builds_is_told_or_asked(tmp_path: Path) -> None:
+    """The default of Megatron itself is Transformer Engine, which calls norms otherwise."""
+    source = write_file(tmp_path / "full.safetensors", FULL)
+    local, other = Naming(transformer_impl="local"), Naming(transformer_impl="transformer_engine")
+    untold, *asked = (reshard.plan(source, "m", Options(to="megatron", naming=n)) for n in (Naming(), local, other))
+    assert [plan.warnings for plan in asked] == [(), ()]
+    assert "--transformer-impl transformer_engine" in untold.warnings[-1]
+    found = rank(written(source, tmp_path / "other", naming=other), "mp_rank_00", tmp_path)
+    assert "decoder.layers.0.self_attention.linear_qkv.layer_norm_weight" in found
+    assert inspect(str(tmp_path / "other")).args["transformer_impl"] == "transformer_engine"
+    reshard.convert(tmp_path / "other", tmp_path / "back.safetensors", Options(fsync=False))
+    assert differing(read_file(tmp_path / "back.safetensors"), FULL) == []
+    (tmp_path / "again").mkdir()
+    again = rank(written(tmp_path / "other", tmp_path / "local", naming=local), "mp_rank_00", tmp_path / "again")
+    assert "decoder.layers.0.input_layernorm.weight" in again
+
+
+def test_names_of_a_stack_that_do_not_depend_on_the_layers(tmp_path: Path) -> None:
+    """Of dense layers alone: beside experts the norm stands by itself in Transformer Engine."""
+    source, experts = (
+        write_file(tmp_path / "full.safetensors", FULL),
+        {
+            name.replace("linear_fc", "experts.experts.linear_fc"): value[:, None] if "linear_fc" in name else value
+            for name, value in FULL.items()
+            if "layer_norm" not in name
+        },
+    )
+    norms = {"decoder.layers.pre_mlp_layernorm.weight": FULL["decoder.layers.mlp.linear_fc1.layer_norm_weight"]}
+    moe = write_file(tmp_path / "moe.safetensors", {**experts, **norms})
+    assert reshard.plan(source, "m", Options(to="torch_dist")).warnings == ()
+    assert "--transformer-impl" in reshard.plan(moe, "m", Options(to="torch_dist")).warnings[-1]
+    for spec, norm in (
+        ("local", "mlp.linear_fc1.layer_norm_weight"),
+        ("transformer_engine", "pre_mlp_layernorm.weight"),
+    ):
+        made = reshard.plan(moe, "m", Options(to="torch_dist", naming=Naming(transformer_impl=spec)))
+        assert f"decoder.layers.{norm}" in {tensor.name for tensor in made.tensors}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"to": "dcp"}, "no names of Megatron's are written --to megatron or --to torch_dist"),
+        ({"to": "torch_dist"}, "keeps its keys in torch_dist leave it out, or --to megatron"),
+    ],
+)
+def test_layers_that_nothing_is_built_of(tmp_path: Path, options: dict[str, Any], said: str) -> None:
+    source = write_megatron(tmp_path / "m")
+    with pytest.raises(ReshardError) as caught:
+        reshard.plan(source, "out", Options(naming=Naming(transformer_impl="transformer_engine"), **options))
+    assert said in f"{caught.value.message} {caught.value.hint}"
+    with pytest.raises(ReshardError, match="one of: local, transformer_engine"):
+        Naming(transformer_impl="te")  # type: ignore[arg-type]
