@@ -24,7 +24,7 @@ from reshard.families.megatron_folders import COMMON
 from reshard.formats.base import ByteRanges
 from reshard.formats.dcp_metadata import DcpMetadata
 from reshard.formats.torch_records import read_torch_records
-from reshard.formats.window import Window
+from reshard.formats.window import InBytes, Window
 from reshard.index import TensorSpec, cut_extents
 from reshard.layout.box import Box
 from reshard.layout.cover import boxes_of_range
@@ -90,7 +90,8 @@ def _common(folder: Listing, described: Described, *, needed: bool) -> tuple[Any
 def _value(path: str, offset: int = 0, nbytes: int | None = None) -> tuple[Any, bytes]:
     with opened(path) as file:
         source: ByteRanges = file if nbytes is None else Window(file, offset, nbytes)
-        return common_value(read_torch_records(source).pickled.value), source.read(0, source.nbytes)
+        content = source.read(0, source.nbytes)
+        return common_value(read_torch_records(InBytes(content)).pickled.value), content
 
 
 # ---- what an old distributed optimizer cut flat

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -32,6 +32,11 @@ class ModelFile(Struct, frozen=True):
             if self.values.get(key) is not None:
                 return key, self.values[key]
         return None
+
+
+def hub_config(files: Iterable[ModelFile]) -> ModelFile | None:
+    """The first config.json among them."""
+    return next((file for file in files if file.hub), None)
 
 
 def model_of_args(args: Mapping[str, Any]) -> ModelFile:

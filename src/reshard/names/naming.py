@@ -151,18 +151,16 @@ def knows_all(convention: str, names: Iterable[str]) -> bool:
     return any(not fits(r, weights, hub=True)[1] for r in built_in() if r.convention == convention)
 
 
-def refuse_more_than_text(files: Iterable[ModelFile]) -> None:
-    """Raises PlanError where the configuration that goes along tells of towers: tensors that a recipe knows are a
-    language model's alone.
-    """
-    config = next((file for file in files if file.hub), None)
+def more_than_text(config: ModelFile | None) -> PlanError | None:
+    """What is wrong with a configuration that tells of towers and goes along with a language model alone."""
     told = (key.partition(".")[0] for key, value in (config.values if config else {}).items() if value is not None)
     tower = next((name for name in told if name in _TOWERS), "")
-    if config and tower:
-        raise PlanError(
-            f"{tower} of {config.where.rsplit('/', 1)[-1]}: no tensor is of that, and this configuration goes along",
-            hint="--model says whose the weights are; without --with-files they are written alone",
-        )
+    if config is None or not tower:
+        return None
+    return PlanError(
+        f"{tower} of {config.where.rsplit('/', 1)[-1]}: no tensor is of that, and this configuration goes along",
+        hint="--model says whose the weights are; without --with-files they are written alone",
+    )
 
 
 _TOWERS = ("vision_config", "audio_config")

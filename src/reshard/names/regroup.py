@@ -27,8 +27,8 @@ from reshard.names.megatron import (
     of_ranks,
     refuse_other_values,
 )
-from reshard.names.model import ModelFile
-from reshard.names.naming import convention_of, recipe_of_source, recipe_of_target, refuse_more_than_text, strangers
+from reshard.names.model import ModelFile, hub_config
+from reshard.names.naming import convention_of, more_than_text, recipe_of_source, recipe_of_target, strangers
 from reshard.names.recipe import Recipe, built_in
 from reshard.names.settings import Known, known
 from reshard.names.stage import IS_IT, Given, NameFate, refuse_other_model, staged
@@ -176,8 +176,9 @@ class _Regrouping:
         target = recipe_of_target([*self._tensors], dst, self._models.dst) if dst != HUB else None
         if naming.files and recipe is None and target is None:
             self._refuse_other_model()
-        if naming.files and dst == HUB and (recipe or self._suiting()):
-            refuse_more_than_text(self._files_of("dst"))
+        fault = more_than_text(hub_config(self._files_of("dst"))) if naming.files and dst == HUB else None
+        if fault and (recipe or self._suiting()):  # tensors that a recipe knows are a language model's
+            raise fault
         self._at_the_hub(recipe or target)
         if naming.dst not in (HUB, ""):
             _refuse_idle(naming.asked, target, dst)
@@ -190,7 +191,7 @@ class _Regrouping:
 
     def _refuse_other_model(self) -> None:
         """Raises PlanError where the configuration that goes along with the hub's own names is of another model."""
-        config = next((file for file in self._files_of("dst") if file.hub), None)
+        config = hub_config(self._files_of("dst"))
         own = [recipe for recipe in built_in() if config and not {*config.models}.isdisjoint(recipe.models)]
         if config is None or not own or self._suiting() is None:
             return  # of a model that nobody knows

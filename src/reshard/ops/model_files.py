@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from reshard.dtypes import FLOATING
 from reshard.errors import CheckpointError, UsageError
 from reshard.families.registry import listing
+from reshard.names.model import hub_config
 from reshard.names.naming import convention_of
 from reshard.names.regroup import Regrouped
 from reshard.names.wishes import CONVENTIONS, HUB, Naming
@@ -36,7 +37,7 @@ def along(made: Regrouped, naming: Naming, dtype: str) -> tuple[SmallFile, ...]:
     Raises:
         UsageError: no configuration is known, or the target is not Hugging Face's.
     """
-    config = next((file for file in made.files if file.hub), None)
+    config = hub_config(made.files)
     kept = made.catalog.tensors
     whose = [naming.dst] if naming.dst else [c for c in CONVENTIONS if convention_of(kept, (c,))]
     if whose and HUB not in whose:  # of a model that nobody knows they stay as they are

@@ -76,9 +76,11 @@ def refuse_replacing(place: Place, plan: Plan, besides: Iterable[str]) -> None:
 
 def _refuse_losing(place: Place, plan: Plan) -> None:
     """Raises UsageError where some ranks would take the place of others that the same conversion made."""
+    if plan.part != "ranks":
+        return
     path = join(place.meta, MANIFEST)
     content = read_whole(place.storage, path)
-    if plan.part != "ranks" or content is None:
+    if content is None:
         return
     others: set[str] = set()
     with suppress(InputError):  # what is damaged may be replaced
