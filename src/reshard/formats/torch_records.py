@@ -165,8 +165,9 @@ class _Stream:
     def _storage(self, pid: Any) -> StorageRef:
         found = storage(pid)
         before = self.storages.setdefault(found.key, found)
-        if (before.dtype, before.count) != (found.dtype, found.count):
-            raise FormatError(f"storage {found.key!r} is said to be {found.count} {found.dtype} and {before.count}")
+        said, other = (f"{one.count} {one.dtype}" for one in (found, before))
+        if said != other and (found.nbytes or before.nbytes):
+            raise FormatError(f"storage {found.key!r} is said to be {said} and {other}")
         return found
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -162,6 +163,26 @@ def test_any_value_may_be_framed() -> None:
     assert found["model"] == {"w": w}
     assert (found["args"].factory, found["args"].fields) == (args.factory, args.state)
     assert (found["list"], found["size"]) == ([1, (True, b"\0\xff"), ()], (2, 3))
+
+
+def stream(value: object, keys: list[str], numbers: bytes) -> bytes:
+    """A file of torch before 1.6, of one storage or none."""
+    head = (0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": True})
+    return b"".join(pickle.dumps(one, 2) for one in head) + write_pickle(value) + pickle.dumps(keys, 2) + numbers
+
+
+def test_a_storage_of_nothing_is_of_any_dtype_in_a_stream() -> None:
+    """torch saves views of it in several dtypes, and of no other storage."""
+    nothing = {d: TensorRef(StorageRef("7", d, 0, 0, 0, "cpu"), d, (0, 3), (3, 1), 0) for d in ("float32", "int64")}
+    content = stream(nothing, ["7"], bytes(8))
+    found = TorchFile().read_index(MemoryFile(content)).tensors
+    assert {name: stored.spec for name, stored in found.items()} == {d: TensorSpec(d, (0, 3)) for d in nothing}
+
+
+def test_a_storage_of_two_dtypes_is_refused_in_a_stream() -> None:
+    some = [whole("7", TensorSpec(dtype, (1,))) for dtype in ("float32", "int64")]
+    with pytest.raises(FormatError, match="storage '7' is said to be 1 int64 and 1 float32"):
+        TorchFile().read_index(MemoryFile(stream(some, ["7"], bytes(12))))
 
 
 def test_a_part_of_a_storage_cannot_be_written() -> None:
