@@ -107,6 +107,13 @@ def test_what_goes_along_at_stage_3(tmp_path: Path) -> None:
     assert state["optimizer_state_dict"]["param_groups"][0]["betas"]
 
 
+@pytest.mark.parametrize("case", ["tp2dp2_z1_bf16", "z3_bf16_r3_frozen"])
+def test_nothing_is_said_of_the_number_of_steps_which_goes_along(case: str, tmp_path: Path) -> None:
+    source = folder(case, tmp_path).parent
+    told = {to: reshard.plan(source, tmp_path / "to" / to, Options(to=to)).warnings for to in ("full", "universal")}
+    assert [any("becomes no tensor: step" in warning for warning in told[to]) for to in told] == [True, False]
+
+
 def test_no_step_yet(tmp_path: Path) -> None:
     """At stage 3 moments are looked for: they are zeros."""
     _, out = made("z3_step0_r2", tmp_path)

@@ -29,7 +29,7 @@ from reshard.families.tensor_parallel import cut_of, map_of
 from reshard.families.torch_parts import TorchPart
 from reshard.families.universal_state import optimizer_state, steps_of
 from reshard.families.zero_layers import EXPERT
-from reshard.families.zero_moments import MOMENTS_OF_ADAM, named_state, state_of
+from reshard.families.zero_moments import MOMENTS_OF_ADAM, named_state, not_cut, state_of
 from reshard.families.zero_told import SaveFiles
 from reshard.formats.torch_file import TorchFile, torch_frame
 from reshard.formats.torch_values import whole
@@ -61,6 +61,8 @@ class Universal(Struct, frozen=True):
         trained = self.save.trained(draft.source)
         _refuse(draft, self.save, trained)
         told = self.save.told
+        for part in self.save.parts:  # the number of steps is in step.pt or optimizer_state.pt
+            draft.warnings.pop(not_cut(part.path, "step"), None)
         planned: list[PlannedFile] = []
         nbytes = 0
 

@@ -55,11 +55,13 @@ def of_group(
     found = {kind: [flats[kind] for flats in by_rank] for kind in sorted(kinds)}
     cut = {kind: flats for kind, flats in found.items() if _lies_as(masters, flats)}
     left = [kind for kind in _states(ranks[0], group) if kind not in cut]
-    if left:
-        warnings.append(
-            f"{ranks[0].part.path}: states that are not cut as weights become no tensors: {', '.join(left)}"
-        )
+    warnings += [not_cut(ranks[0].part.path, kind) for kind in left]
     return cut
+
+
+def not_cut(path: str, kind: str) -> str:
+    """What is told of a state that no tensor is made of."""
+    return f"{path}: a state that is not cut as weights becomes no tensor: {kind}"
 
 
 def _states(states: OptimizerStates, group: int) -> Mapping[str, object]:
