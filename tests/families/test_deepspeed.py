@@ -137,7 +137,7 @@ def test_one_file_of_many_does_not_pass_for_the_model(case: str, name: str, tmp_
 @pytest.mark.parametrize(
     ("case", "told"),
     [
-        ("z2_bf16_r2_groups", ["iteration (1 value)", "no tensors: step"]),
+        ("z2_bf16_r2_groups", ["iteration (1 value)", "no tensor: step"]),
         ("z2_bf16_r2_exclude_frozen", ["exclude_frozen_parameters"]),
         ("pp2_z0_fp16", ["36 states of its optimizer are left out", "20 states"]),
         ("moe2_ep2_z0_bf16", ["2 files of experts' optimizer states left out: expp_rank_0"]),
