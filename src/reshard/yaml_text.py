@@ -1,12 +1,14 @@
-"""YAML of strangers: plain values alone, none nested without end, and one kind of error."""
+"""Texts of strangers; of their YAML plain values alone, none nested without end, and one kind of error."""
 
 from __future__ import annotations
 
+import codecs
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from reshard.errors import InputError, reported
+from reshard.errors import InputError
+from reshard.plain_files import local_content
 
 _MAX_DEPTH = 64
 """Of lists and maps in brackets: the time that PyYAML takes for them grows with the square of their depth."""
@@ -16,13 +18,18 @@ _MAX_VALUES = 1_000_000
 
 
 def text_of(path: str | Path) -> str:
-    """What a YAML file says. Raises InputError."""
-    with reported(path):
-        content = Path(path).read_bytes()
+    """What a YAML or JSON file says. Raises InputError."""
+    return text_in(local_content(path), str(path))
+
+
+def text_in(content: bytes, where: str) -> str:
+    """What bytes say, without the mark that some editors put before the first word. Raises InputError."""
     try:
-        return content.decode("utf-8")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise InputError("not a text file", str(path), "give a YAML file") from None
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise InputError("text in UTF-16", where, "save it as UTF-8") from None
+        raise InputError("not a text file", where, "text in UTF-8 is expected") from None
 
 
 def read_yaml(text: str) -> Any:

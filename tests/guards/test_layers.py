@@ -6,7 +6,18 @@ import ast
 
 from source import MODULES, dotted, imports, parsed
 
-LEAVES = {"errors", "dtypes", "closest", "hints", "drawing", "interruption", "waits", "streams", "_version"}
+LEAVES = {
+    "errors",
+    "dtypes",
+    "closest",
+    "hints",
+    "drawing",
+    "interruption",
+    "waits",
+    "streams",
+    "plain_files",
+    "_version",
+}
 VALUES = {"layout", "index", "wire", "yaml_text", "foreign"}
 HEADERS = {"formats", "strategy"}
 LIBRARY = LEAVES | VALUES | HEADERS | {"planning", "names", "storage", "target", "moving", "families", "ops"}
@@ -20,6 +31,7 @@ ALLOWED = {
     "interruption": {"waits"},
     "waits": set(),
     "streams": set(),
+    "plain_files": {"errors"},
     "_version": set(),
     "__init__": LIBRARY | {"checkpoint"},  # names only, imported when used
     "layout": LEAVES,

@@ -54,6 +54,12 @@ def peft(folder: Path, **more: object) -> Path:
     return path
 
 
+def test_a_configuration_that_windows_saved(tmp_path: Path) -> None:
+    path = peft(tmp_path)
+    path.write_text(path.read_text(), "utf-8-sig")
+    assert read_config(path).scaling.of("any", 8) == 4.0
+
+
 def test_peft_patterns_override_and_match_the_end_of_a_name(tmp_path: Path) -> None:
     path = peft(tmp_path, rank_pattern={"q_proj": 4}, alpha_pattern={"q_proj": 2})
     scaling = read_config(path).scaling

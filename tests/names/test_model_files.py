@@ -9,7 +9,7 @@ import pytest
 from golden.cases import run_reshard
 from hub_model import llama, qwen3, write_hub
 from making import array, differing, read_file, same, write_file
-from reshard.errors import PlanError, UsageError
+from reshard.errors import InputError, PlanError, UsageError
 from reshard.names.wishes import Asked, Naming
 from reshard.ops.convert import convert
 from reshard.ops.explain import explain
@@ -55,6 +55,17 @@ def test_a_model_that_no_recipe_is_written_for_is_told(tmp_path: Path, model: st
     write_hub(tmp_path / "hub", qwen3(), model_type=model, architectures=None)
     warnings = told(tmp_path / "hub", Options(naming=Naming(dst="mcore"))).warnings
     assert any(f"no recipe is written for {model} of config.json" in warning for warning in warnings) is said
+
+
+@pytest.mark.parametrize("name", ["config.json", "run.yaml"])
+def test_a_configuration_that_windows_saved(tmp_path: Path, name: str) -> None:
+    source = write_hub(tmp_path / "hub", qwen3())
+    given = source / name
+    given.write_text(RUN if name == "run.yaml" else given.read_text(), "utf-8-sig")
+    assert told(source, Options(naming=Naming(dst="mcore", model=str(given)))).tensors
+    given.write_text(given.read_text("utf-8-sig"), "utf-16")
+    with pytest.raises(InputError, match="text in UTF-16"):
+        told(source, Options(naming=Naming(dst="mcore", model=str(given))))
 
 
 @pytest.mark.parametrize("names", ["hf", "mcore"])

@@ -10,7 +10,7 @@ import yaml
 
 import reshard
 from reshard.errors import InputError
-from reshard.yaml_text import read_own_yaml, read_yaml
+from reshard.yaml_text import read_own_yaml, read_yaml, text_of
 
 
 def test_aliases_and_merges() -> None:
@@ -71,3 +71,15 @@ def test_the_fast_reader_and_the_careful_one_agree(text: str, monkeypatch: pytes
 def test_what_is_nested_without_end_is_told(text: str) -> None:
     with pytest.raises(InputError):
         read_yaml(text)
+
+
+def test_the_mark_of_some_editors_is_no_part_of_a_text(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text('{"a": 1}', "utf-8-sig")
+    assert text_of(tmp_path / "run.yaml") == '{"a": 1}'
+
+
+def test_text_in_other_bytes_is_told_as_such(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("a: 1", "utf-16")
+    with pytest.raises(InputError, match="text in UTF-16") as caught:
+        text_of(tmp_path / "run.yaml")
+    assert (caught.value.where, caught.value.hint) == (str(tmp_path / "run.yaml"), "save it as UTF-8")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reshard.cli.text import parse_ranks
-from reshard.errors import InputError, UsageError, reported
+from reshard.errors import InputError, UsageError
+from reshard.yaml_text import text_of
 
 if TYPE_CHECKING:
     from reshard.ops.options import NodeRanks
@@ -73,10 +73,8 @@ def read_nodes(path: str) -> tuple[NodeRanks, ...]:
     """A file with a line ``RANKS NODE`` for each node, as ``0-7 10.0.0.1``. Raises InputError, CheckpointError."""
     from reshard.ops.options import NodeRanks
 
-    with reported(path):
-        content = Path(path).read_bytes()
     found = []
-    for number, line in enumerate(content.decode("utf-8", "replace").splitlines(), start=1):
+    for number, line in enumerate(text_of(path).splitlines(), start=1):
         words = line.split("#")[0].split()
         if not words:
             continue

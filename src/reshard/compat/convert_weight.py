@@ -36,6 +36,7 @@ from reshard.planning.catalog import Catalog
 from reshard.planning.names import NameRules
 from reshard.storage.storage import join
 from reshard.storage.storages import content_of, storage_of
+from reshard.yaml_text import text_in
 
 
 class _ModelName(Struct, frozen=True):
@@ -211,8 +212,8 @@ def _adapter_config(place: str) -> dict[str, Any]:
     if storage_of(path).entry(path) is None:
         return {}
     try:
-        return msgspec.json.decode(content_of(path), type=dict[str, Any])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        return msgspec.json.decode(text_in(content_of(path), path), type=dict[str, Any])
+    except (msgspec.DecodeError, RecursionError) as error:
         raise InputError(f"not PEFT's JSON: {error}", path) from None
 
 

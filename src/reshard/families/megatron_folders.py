@@ -109,7 +109,7 @@ def chosen(there: Listing, source: Source) -> Chosen:
         told = f"{there.path} has no {TRACKER}: {found[0].there.name} is the only save in it; its end is not certain"
         return _described(found[0], {}, (told,))
     content = content_of(there.at(TRACKER))
-    text = content.decode("utf-8", "replace").strip()
+    text = content.decode("utf-8-sig", "replace").strip()
     if text != _RELEASE and not text.isdecimal():
         raise CheckpointError(
             f"{text[:40]!r} is no iteration; there are: {_shown(saves(there))}",

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from reshard.errors import CheckpointError, InputError, UsageError
 from reshard.names.recipe import Recipe
-from reshard.yaml_text import read_yaml, whole_numbers
+from reshard.yaml_text import read_yaml, text_in, whole_numbers
 
 
 class ModelFile(Struct, frozen=True):
@@ -59,7 +59,7 @@ def read_model(content: bytes, where: str) -> ModelFile:
 
 def _of_config(content: bytes, where: str) -> ModelFile:
     try:
-        values = msgspec.json.decode(content)
+        values = msgspec.json.decode(text_in(content, where))
     except (msgspec.DecodeError, RecursionError) as error:
         raise CheckpointError(f"not JSON: {error}", where) from None
     if not isinstance(values, dict):
@@ -71,9 +71,9 @@ def _of_config(content: bytes, where: str) -> ModelFile:
 
 def _of_yaml(content: bytes, where: str) -> ModelFile:
     try:
-        values = whole_numbers(read_yaml(content.decode("utf-8", "replace")))
+        values = whole_numbers(read_yaml(text_in(content, where)))
     except InputError as error:
-        raise CheckpointError(error.message, where) from None
+        raise CheckpointError(error.message, where, error.hint) from None
     found = model_of_run(values, where) if isinstance(values, dict) else None
     if found is None:
         raise CheckpointError("expected model.model_config, as the YAML of a MindFormers run has it", where)

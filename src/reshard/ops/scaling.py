@@ -20,7 +20,7 @@ from reshard.planning.identity import hash_of_file
 from reshard.planning.lora_values import Rules, StoredOrder
 from reshard.planning.names import NameRules
 from reshard.storage.storages import content_of
-from reshard.yaml_text import read_yaml
+from reshard.yaml_text import read_yaml, text_in
 
 
 class Fixed(Struct, frozen=True):
@@ -198,7 +198,7 @@ def _tokens(said: Any, path: str) -> dict[str, tuple[int, ...]]:
 def _content(path: str) -> tuple[Any, dict[str, str]]:
     """What a configuration says, and its name with the hash of it."""
     data = content_of(path)
-    text = data.decode(errors="replace")
+    text = text_in(data, path)
     try:
         content = json.loads(text) if path.endswith(".json") else read_yaml(text)
     except (ValueError, RecursionError, InputError) as error:

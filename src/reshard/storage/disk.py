@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reshard.errors import CheckpointError, StorageError, reported, translated
+from reshard.plain_files import open_plain
 from reshard.planning.plan import LinkKind
 from reshard.storage.clones import clone_file, clone_range, copy_range
 from reshard.storage.machine import filesystem
@@ -37,14 +38,7 @@ class DiskFile:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        with reported(path):
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would wait for a writer
-            status = os.fstat(self._fd)
-        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
-            os.close(self._fd)
-            raise CheckpointError(
-                "a pipe or a device, not a file", path, "write what comes out of it to a file, and give that"
-            )
+        self._fd, status = open_plain(path)
         self.nbytes = status.st_size
         self.mtime_ns = status.st_mtime_ns
 

@@ -40,7 +40,7 @@ def content_of(path: str) -> bytes:
 
 def text_of(path: str) -> str:
     """What a small file says, as a tracker of iterations does; white space around it does not count."""
-    return content_of(path).decode("utf-8", "replace").strip()
+    return content_of(path).decode("utf-8-sig", "replace").strip()
 
 
 def is_inside(path: str | Path, folder: str | Path) -> bool:

@@ -12,6 +12,7 @@ from reshard.errors import CheckpointError, StorageError, StrategyError, counted
 from reshard.foreign import HEAD_NBYTES, foreign, hint_of_yaml
 from reshard.layout.stages import AnySharding, Strategy
 from reshard.layout.tensor import Sharding
+from reshard.plain_files import local_content
 from reshard.strategy.file import STAGE_PREFIX, LayoutItem, Operator, StrategyFile
 from reshard.strategy.json_file import read_json, write_json
 from reshard.strategy.protobuf import read_protobuf, write_protobuf
@@ -175,7 +176,7 @@ def bytes_of(path: AnyPath) -> bytes:
     """Raises StrategyError where there is none, StorageError."""
     try:
         with reported(path):
-            return path.read_bytes()
+            return local_content(path) if isinstance(path, Path) else path.read_bytes()
     except CheckpointError as error:
         raise StrategyError(error.message, error.where, error.hint) from None
 
