@@ -56,7 +56,8 @@ JUDGES = {
 def pytest_configure(config: pytest.Config) -> None:
     """Interruptions are tested, and what a shell ignores for its background jobs stays ignored in their children."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
     if judge := config.getoption("--judge"):
         import_module(JUDGES[judge])  # or all its tests would be skipped, and nothing judged
 

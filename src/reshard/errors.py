@@ -23,6 +23,7 @@ from contextlib import contextmanager
 
 _RANKS_NAMED = 8
 _NAMED = 4
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 DOCS = "docs/{page}.md"  # the pages lie beside the code; the address of the site goes here once it has one
 
 
@@ -143,8 +144,8 @@ def as_ours(error: BaseException) -> ReshardError:
     """What a program says of an error that is none of ours: of a file and of what runs out the system's word, else a
     bug.
     """
-    if isinstance(error, OSError) and error.filename:
-        return translated(error, str(error.filename))
+    if isinstance(error, OSError) and (error.filename or error.errno in _DISK):  # of a stream no name is told
+        return translated(error, str(error.filename or ""))
     if isinstance(error, FileNotFoundError):  # only the current folder is asked for without a name
         return UsageError("the current folder is gone", hint="go to one that is there: cd")
     hint = "a bug in reshard; --debug shows where"

@@ -1,4 +1,4 @@
-"""An interruption (Ctrl-C, SIGTERM) ends a program's work between two of its steps.
+"""An interruption (Ctrl-C, SIGTERM, SIGHUP) ends a program's work between two of its steps.
 
 Python raises KeyboardInterrupt wherever the main thread stands: also where it holds a lock that its other threads wait
 for, which then wait forever, or where it has begun a thread that it does not know of yet, which then goes on writing.
@@ -24,7 +24,7 @@ T = TypeVar("T")
 Ending = Callable[[], T]
 """Gives what work gave, or raises what it raised."""
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last: its terminal is gone
 
 
 class _Interruption:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import io
 import json
 import os
 import re
+import stat
 import sys
 from typing import Literal, TextIO
 
@@ -50,17 +52,23 @@ def shown(text: str) -> str:
 def put(name: Literal["stdout", "stderr"], text: str = "", *, flush: bool = False) -> OSError | None:
     """Write to one of the two streams; gives what keeps it from that, as a full disk.
 
-    Who reads no more has read enough. After either what is said there goes nowhere: else Python would try again when it
-    ends, and make 120 of the exit code.
+    Who reads no more has read enough, as has a terminal that is gone. After either what is said there goes nowhere:
+    else Python would try again when it ends, and make 120 of the exit code.
     """
+    stream = getattr(sys, name)
     try:
-        getattr(sys, name).write(text)
+        stream.write(text)
         if flush:
-            getattr(sys, name).flush()
+            stream.flush()
     except OSError as error:
         setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-        return None if isinstance(error, BrokenPipeError) else error
+        return None if isinstance(error, BrokenPipeError) or _of_no_terminal(error, stream) else error
     return None
+
+
+def _of_no_terminal(error: OSError, stream: TextIO) -> bool:
+    """Whether a write failed as its terminal was closed, which then is no terminal any more, but a device still."""
+    return error.errno == errno.EIO and stat.S_ISCHR(os.fstat(stream.fileno()).st_mode)
 
 
 def is_utf8(stream: TextIO) -> bool:

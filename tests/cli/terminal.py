@@ -34,9 +34,15 @@ class Shown:
 
 
 def on_terminal(
-    *args: str | Path, columns: int = 100, env: Mapping[str, str] | None = None, interrupt_at: str = ""
+    *args: str | Path,
+    columns: int = 100,
+    env: Mapping[str, str] | None = None,
+    interrupt_at: str = "",
+    close_at: str = "",
 ) -> Shown:
-    """Run the command with all its streams on a terminal. ``interrupt_at``: press Ctrl-C once this is shown."""
+    """Run the command with all its streams on a terminal. ``interrupt_at``: press Ctrl-C once this is shown;
+    ``close_at``: close the terminal, of which a command in the background hears by its streams alone.
+    """
     ours, theirs = pty.openpty()
     ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     clean = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS")}
@@ -56,7 +62,12 @@ def on_terminal(
             if interrupt_at and interrupt_at.encode() in text:
                 process.send_signal(signal.SIGINT)
                 interrupt_at = ""
+            if close_at and close_at.encode() in text:
+                os.close(ours)
+                ours = -1
+                break
         return Shown(process.wait(_PATIENCE_S), text.decode())
     finally:
         process.kill()
-        os.close(ours)
+        if ours >= 0:
+            os.close(ours)

@@ -165,7 +165,14 @@ def ended(words: str, folder: Path, **streams: Any) -> tuple[int, str]:
 
 @pytest.mark.parametrize(
     ("words", "want"),
-    [("inspect a.ckpt", 4), ("inspect a.ckpt --json", 4), ("inspect nowhere --json", 3), ("diff a.ckpt a.ckpt", 4)],
+    [
+        ("inspect a.ckpt", 4),
+        ("inspect a.ckpt --json", 4),
+        ("inspect nowhere --json", 3),
+        ("diff a.ckpt a.ckpt", 4),
+        ("--help", 4),
+        ("convert --help", 4),
+    ],
 )
 def test_a_full_disk_under_results_is_told_by_the_exit_code(words: str, want: int, tmp_path: Path) -> None:
     with open("/dev/full", "w") as full:

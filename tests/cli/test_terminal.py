@@ -90,6 +90,13 @@ def test_ctrl_c_leaves_a_clean_terminal_and_nothing_half_done(convert: tuple[str
     assert not list(out.rglob("*.safetensors"))
 
 
+def test_a_terminal_that_is_closed_keeps_no_work_from_its_end(convert: tuple[str | Path, ...]) -> None:
+    shown = on_terminal(*convert, *SLOW, "--verify", columns=120, close_at="s left")
+    out = convert[2]
+    assert isinstance(out, Path)
+    assert (shown.code, (out / ".reshard/manifest.json").is_file()) == (0, True)
+
+
 def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     source = write_file(tmp_path / "many.safetensors", {f"w{i}": array((1,)) for i in range(5000)})
     done = subprocess.run(

@@ -19,7 +19,7 @@ from reshard.ops.options import Options
 from thorough import TIMES
 
 KILLS = 30 * TIMES
-SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 STAGES = 8
 OLD, NEW = Sharding((4,), ((), (0,))), Sharding((2,), ((0,), ()))
 
@@ -99,7 +99,7 @@ def test_killed_at_any_moment_it_resumes_to_the_same_bytes(work: Work) -> None:
         shutil.rmtree(work.out, ignore_errors=True)
         begun = False
         while True:  # killed, resumed, perhaps killed again
-            kind, after = SIGNALS[landed % 3], random.uniform(0, whole)
+            kind, after = SIGNALS[landed % len(SIGNALS)], random.uniform(0, whole)
             code, said = run(work, "--no-fsync", *["--resume"] * begun, kill=(kind, after))
             work.assert_nothing_half_done_looks_finished()
             if work.finished():
@@ -130,7 +130,7 @@ def test_a_killed_overwrite_leaves_the_old_tree_or_the_new_one(work: Work) -> No
         for name, content in old.items():
             (work.out / name).write_bytes(content)
         after = whole * random.choice([random.uniform(0, 1), random.uniform(0.9, 1.1)])
-        run(work, "--overwrite", kill=(SIGNALS[number % 3], after))
+        run(work, "--overwrite", kill=(SIGNALS[number % len(SIGNALS)], after))
         assert tree(work.out) == (work.wanted if work.finished() else old)
     told = "" if work.finished() else "warning: 1 file of others went with the old target:\nnotes.txt\n"
     assert run(work, "--overwrite") == (0, told)

@@ -20,7 +20,9 @@ from reshard.errors import as_ours
         ),
         (MemoryError(), 5, "MemoryError: \n  hint: allow this process more memory"),
         (OSError(27, "File too large", "m"), 4, "m: File too large\n  hint: allow this process larger files"),
-        (OSError(5, "Input/output error"), 5, "OSError: [Errno 5]"),
+        (OSError(28, "No space left on device"), 4, "no space: No space left on device"),
+        (OSError(5, "Input/output error"), 4, "Input/output error"),
+        (OSError(9, "Bad file descriptor"), 5, "OSError: [Errno 9]"),
         (KeyError("w"), 5, "KeyError: 'w'"),
     ],
 )

@@ -16,6 +16,7 @@ from reshard import interruption, waits
 from reshard.interruption import clears_up, interrupted, interruptible, leave, proceed
 
 SOON_S, LONG_S = 0.2, 60.0
+HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +63,7 @@ def test_work_gives_what_it_gives_and_raises_what_it_raises(exits: list[int]) ->
     assert exits == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", HEARD)
 def test_a_step_is_ended_before_the_work_is(number: int, exits: list[int]) -> None:
     done: list[str] = []
 
@@ -110,9 +111,9 @@ def test_what_a_shell_ignores_for_its_background_jobs_is_ignored(exits: list[int
 
 
 def test_nothing_stays_behind(exits: list[int]) -> None:
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    before = [signal.getsignal(number) for number in HEARD]
     interruptible(interrupt)
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert [signal.getsignal(number) for number in HEARD] == before
     proceed()
     assert interruptible(lambda: "next") == "next"
 

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
@@ -123,7 +123,8 @@ class _Bar(Observer):
         columns = (TextColumn("{task.description}"), *bar, Said())
         self._progress = Progress(*columns, console=console, transient=True)
         self._task = self._progress.add_task(what, total=nbytes)
-        self._progress.start()
+        with suppress(OSError):  # a terminal that is gone keeps no work from its end
+            self._progress.start()
 
     def start_files(self, count: int) -> None:
         self._state.total_files = count
@@ -138,7 +139,8 @@ class _Bar(Observer):
 
     def end(self) -> None:
         if self._progress is not None:
-            self._progress.stop()
+            with suppress(OSError):
+                self._progress.stop()
 
 
 class _Lines(Observer):
