@@ -180,14 +180,14 @@ class Kept:
 
 
 def write_ranks(
-    folder: Path, full: Mapping[str, np.ndarray], trained: Sequence[str], world: int = 2, uncut: str = ""
+    folder: Path, full: Mapping[str, np.ndarray], trained: Sequence[str], world: int = 2, uncut: Sequence[str] = ()
 ) -> Path:
     """A model whose weights named in ``trained`` have moments: those of weight w are -w and w from its last row on.
-    Each rank has all of the one called ``uncut``.
+    Each rank has all of those named in ``uncut``.
     """
 
     def held(kept: Kept, of: str, value: np.ndarray, rank: int) -> Any:
-        return kept(value) if of == uncut else kept.rows(value, rank, world)
+        return kept(value) if of in uncut else kept.rows(value, rank, world)
 
     folder.mkdir(parents=True, exist_ok=True)
     for rank in range(world):
@@ -276,11 +276,27 @@ def test_moments_that_may_be_of_several_weights_are_refused(tmp_path: Path) -> N
 def test_moments_of_a_weight_that_fsdp_did_not_cut_are_not_those_of_one_that_it_cut(tmp_path: Path) -> None:
     """It left out one weight (``ignored_params``), which was trained, and one of the same shape was not."""
     full = {"embed": FULL["embed"], "a.w": FULL["a.w"], "own": FULL["a.w"] * 2, "b.w": FULL["b.w"]}
-    source = write_ranks(tmp_path / "actor", full, ["embed", "own", "b.w"], uncut="own")
+    source = write_ranks(tmp_path / "actor", full, ["embed", "own", "b.w"], uncut=["own"])
     with pytest.raises(PlanError, match="each rank holds 1 of them whole"):
         reshard.plan(source, tmp_path / "m.safetensors")
     reshard.convert(source, tmp_path / "m.safetensors", WEIGHTS)
     assert read_file(tmp_path / "m.safetensors").keys() == full.keys()
+
+
+def test_ranks_that_have_all_have_moments_in_their_own_shapes(tmp_path: Path) -> None:
+    """FSDP1's NO_SHARD with use_orig_params: nothing tells buffers from weights but their shapes."""
+    full = {"freq": array((2,)), **FULL, "count": array((), "int64")}
+    source = write_ranks(tmp_path / "actor", full, list(FULL), uncut=list(full))
+    reshard.convert(source, tmp_path / "m.safetensors", Options(fsync=False))
+    found = read_file(tmp_path / "m.safetensors")
+    assert found.keys() == {*full, *(f"{kind}.{name}" for kind in ("step", "exp_avg", "exp_avg_sq") for name in FULL)}
+    assert all(same(found[f"exp_avg.{name}"], -value) for name, value in FULL.items())
+    twin = write_ranks(tmp_path / "twin", {**FULL, "mean": FULL["head"]}, list(FULL), uncut=[*FULL, "mean"])
+    with pytest.raises(PlanError, match=r"exp_avg\..*nothing in the files says; --frozen says"):
+        reshard.plan(twin, tmp_path / "m.safetensors")
+    told = open_source(Source(str(twin), frozen="^mean$")).tensors
+    assert "exp_avg.head" in told
+    assert "exp_avg.mean" not in told
 
 
 def test_what_was_frozen_is_told_to_every_command_that_reads(tmp_path: Path) -> None:

@@ -54,12 +54,16 @@ def states_of(
     numbers = [number for group in groups for number in group]
     kinds = sorted({kind for one in optimizers for held in one.held.values() for kind in held})
     held = {name: mine for name, mine in models[0].held.items() if frozen is None or not frozen.search(name)}
-    weights = _trained(held)
-    cut = any(not mine.plain for one in optimizers for held in one.held.values() for mine in held.values())
+    plain = all(mine.plain for mine in models[0].held.values())
+    weights = _trained(held, plain=plain)
+    states = [mine for one in optimizers for kinds in one.held.values() for mine in kinds.values()]
+    cut = any(not mine.plain for mine in states)
     unnamed = f"<{len(numbers)} parameters of the optimizer>"
     if cut and (whole := [number for number in numbers if _is_whole(number, optimizers)]):
         why = f"each rank holds {len(whole)} of them whole, as FSDP leaves what it ignores: which these are is not told"
         return States({}, {f"{kind}.{unnamed}": why for kind in kinds})
+    if plain and not cut and any(len(mine.spec.shape) > 1 for mine in states):
+        optimizers, cut = optimizers[:1], True  # NO_SHARD: each rank has all of them in their own shapes
     for world in (len(optimizers),) if cut else _group_sizes(len(optimizers)):
         ranks = optimizers if cut else optimizers[:world]
         sizes = {number: _size(number, ranks, cut=cut) for number in numbers}
@@ -75,12 +79,14 @@ def states_of(
     return States({}, {f"{kind}.{unnamed}": why for kind in kinds})
 
 
-def _trained(held: Mapping[str, Mine]) -> dict[str, tuple[int, ...]]:
-    """Shapes of what may be a parameter, in order: buffers are plain, and of tied names the first one counts."""
+def _trained(held: Mapping[str, Mine], *, plain: bool) -> dict[str, tuple[int, ...]]:
+    """Shapes of what may be a parameter, in order: buffers are plain, unless all is, and of tied names the first one
+    counts.
+    """
     found: dict[str, tuple[int, ...]] = {}
     seen: set[tuple[str, int]] = set()
     for name, mine in held.items():
-        if mine.plain or (mine.storage[0] and mine.storage in seen):
+        if (mine.plain and not plain) or (mine.storage[0] and mine.storage in seen):
             continue
         seen.add(mine.storage)
         found[name] = mine.spec.shape
