@@ -97,10 +97,11 @@ def verify(dst: str | Path, observer: Observer | None = None) -> Verified:
     nbytes = sum(file.nbytes for file in manifest.files)
     observer.start("verifying", nbytes)
     observer.start_files(len(manifest.files))
-    try:
-        with ThreadPoolExecutor(1 if place.local else auto_workers([place.path])) as pool:
-            for file in manifest.files:
-                faults += file_faults(place, file, pool, observer.advance)
+    workers = 1 if place.local else auto_workers([place.path])
+    try:  # whoever looks at a file waits for its runs, which others read: so far away neither waits for the next file
+        with ThreadPoolExecutor(workers) as readers, ThreadPoolExecutor(workers) as lookers:
+            for found in lookers.map(lambda f: file_faults(place, f, readers, observer.advance), manifest.files):
+                faults += found
                 observer.finish_files(1)
     finally:
         observer.end()
@@ -116,9 +117,10 @@ def _unlisted(place: Place, manifest: Manifest) -> Iterator[str]:
         return
     known = {file.path for file in manifest.files}
     found = place.storage.entries(place.folder)
-    inside = (
-        join(f.name, e.name) for f in found if f.folder for e in place.storage.entries(join(place.folder, f.name))
-    )
-    for path in (*(e.name for e in found if not e.folder), *inside):
+    folders = [e.name for e in found if e.folder]
+    with ThreadPoolExecutor(place.storage.at_once) as pool:
+        inside = pool.map(lambda name: place.storage.entries(join(place.folder, name)), folders)
+        below = [join(name, e.name) for name, entries in zip(folders, inside, strict=True) for e in entries]
+    for path in (*(e.name for e in found if not e.folder), *below):
         if format_of(path) is not None and path not in known:
             yield path
