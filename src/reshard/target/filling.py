@@ -189,8 +189,12 @@ class Filling:
         return sorted(numbered, key=lambda name: int(name.removesuffix(".json")))
 
     def _files(self, records: Iterable[str]) -> list[Whole]:
-        """Files that are whole, in order of their ranks, as a manifest of this plan and these records tell."""
-        manifest = self._manifest()
+        """Files that are whole, in order of their ranks, as a manifest of this plan and these records tell.
+
+        The manifest of one file that is being replaced tells of the old one, which stays till then.
+        """
+        replaced = self._place.single and is_being_filled(self._place)
+        manifest = None if replaced else self._manifest()
         told = list(map(whole, manifest.files)) if manifest and manifest.plan == self._begun.plan else []
         files = {file.path: file for file in (*told, *self._recorded_in(records))}
         return sorted(files.values(), key=lambda file: file.rank)

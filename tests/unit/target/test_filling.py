@@ -409,6 +409,26 @@ def test_overwrite_from_a_current_folder_that_is_gone(
     job.assert_whole()
 
 
+def test_resume_makes_what_an_interrupted_overwrite_of_one_file_had_not(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old file has the right length and a manifest of the same conversion; that it is damaged made it replaced."""
+
+    def stopped(self: LocalExecutor, tasks: Iterable[Task]) -> Iterator[list[FileResult]]:
+        raise Interrupted
+
+    out = tmp_path / "one" / "full.safetensors"
+    reshard.convert(job.src, out, Options(fsync=False))
+    good = out.read_bytes()
+    out.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    with monkeypatch.context() as patched, pytest.raises(Interrupted):
+        patched.setattr(LocalExecutor, "run", stopped)
+        reshard.convert(job.src, out, Options(fsync=False, overwrite=True))
+    assert reshard.convert(job.src, out, Options(fsync=False, resume=True)).skipped_files == 0
+    assert out.read_bytes() == good
+    assert reshard.convert(job.src, out, Options(fsync=False, resume=True)).skipped_files == 1
+
+
 @pytest.mark.parametrize("way", ["full.ckpt", "not-yet/../full.ckpt"])
 def test_overwrite_of_the_source_file_is_refused(job: Job, way: str) -> None:
     before = job.src.read_bytes()
