@@ -18,13 +18,19 @@ Built-in exceptions that reach the user are bugs.
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 _RANKS_NAMED = 8
 _NAMED = 4
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
-DOCS = "docs/{page}.md"  # the pages lie beside the code; the address of the site goes here once it has one
+_INSTALLED_DOCS = os.path.join(os.path.dirname(__file__), "docs")
+
+
+def docs_page(page: str) -> str:
+    """The file of a page of the documentation: it is installed with the package, and lies beside a tree under work."""
+    return f"{_INSTALLED_DOCS if os.path.isdir(_INSTALLED_DOCS) else 'docs'}/{page}.md"
 
 
 class ReshardError(Exception):
@@ -41,7 +47,7 @@ class ReshardError(Exception):
     @property
     def docs(self) -> str:
         """Where the documentation tells of errors of this class."""
-        return f"{DOCS.format(page='reference/errors')}#{type(self).__name__.lower()}"
+        return f"{docs_page('reference/errors')}#{type(self).__name__.lower()}"
 
     def __str__(self) -> str:
         text = f"{self.where}: {self.message}" if self.where else self.message

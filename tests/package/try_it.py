@@ -34,10 +34,14 @@ def main() -> None:
 
 
 def check_contents(wheel: Path) -> None:
-    """Everything of the package is in the wheel, and nothing else."""
+    """Everything of the package is in the wheel, with its documentation, and nothing else."""
     held = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("reshard/")}
-    ours = subprocess.run(["git", "ls-files", "src/reshard"], cwd=ROOT, capture_output=True, text=True, check=True)
-    wanted = {name.removeprefix("src/") for name in ours.stdout.split()}
+    ours = subprocess.run(
+        ["git", "ls-files", "src/reshard", "docs"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    wanted = {
+        name.removeprefix("src/") if name.startswith("src/") else f"reshard/{name}" for name in ours.stdout.split()
+    }
     if held != wanted:
         sys.exit(f"in the wheel alone: {sorted(held - wanted)}; in the repository alone: {sorted(wanted - held)}")
 
@@ -65,6 +69,7 @@ def try_it(python: str, package: Path, numpy: str, place: Path) -> str:
     page = (place / "env/share/man/man1/reshard.1").read_text()
     if not all(f".SS reshard {command}\n" in page for command in ("convert", "lora merge", "doctor")):
         sys.exit("the manual page lacks commands")
+    check_docs_of_errors(reshard, place)
     run(reshard, "doctor", cwd=place)
     run(reshard, "inspect", "model.safetensors", cwd=place)
     run(reshard, "convert", "model.safetensors", "model.ckpt", cwd=place)
@@ -73,6 +78,17 @@ def try_it(python: str, package: Path, numpy: str, place: Path) -> str:
     run(reshard, "compat", "transform_checkpoint", "--help", cwd=place)
     run("bash", place / "env" / "bin" / "transform_checkpoint.sh", "--help", cwd=place, codes=(0, 2))
     return f"{package.name} ({package.stat().st_size:,} bytes) with {python} and {numpy}"
+
+
+def check_docs_of_errors(reshard: Path, place: Path) -> None:
+    """What an error leads to is there."""
+    said = subprocess.run(
+        [reshard, "inspect", "nowhere"], cwd=place, capture_output=True, text=True, check=False
+    ).stderr
+    led = re.search(r"^  docs: (.*)#(.*)$", said, re.MULTILINE)
+    page = place / led[1] if led else place
+    if led is None or not page.is_file() or f"## {led[2]}" not in page.read_text("utf-8").lower():
+        sys.exit(f"an error leads nowhere: {said}")
 
 
 def weights() -> bytes:

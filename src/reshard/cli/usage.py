@@ -12,12 +12,12 @@ import typer
 from reshard.cli.commands import app_for, every_command
 from reshard.cli.output import Complaint
 from reshard.closest import closest, did_you_mean
-from reshard.errors import DOCS, ReshardError, UsageError
+from reshard.errors import ReshardError, UsageError, docs_page
 from reshard.hints import suited
 
 # typer before 0.26 takes click's classes, later releases carry their own: so by what they are, not by name
 CommandLineError: type[Exception] = next(c for c in reversed(typer.BadParameter.__mro__) if hasattr(c, "show"))
-_DOCS = DOCS.format(page="reference/cli")
+_DOCS = docs_page("reference/cli")
 _FEW = 3
 _DASHES = "‐‑‒–—―−－"
 

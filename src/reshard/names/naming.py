@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from reshard.errors import CheckpointError, PlanError, UsageError, listed
+from reshard.errors import CheckpointError, PlanError, UsageError, docs_page, listed
 from reshard.names.dims import GIVE_MODEL
 from reshard.names.matching import counterparts, fits, lora_of
 from reshard.names.model import ModelFile
@@ -95,9 +95,10 @@ def _hint_of_prefix(unknown: Sequence[str]) -> str:
         return f"--rename '^{re.escape(before)}=>', for without it they are known"
     if before := next((p for p in _BASE if convention_of([p + name for name in unknown]) == HUB), ""):
         return f"--rename '^=>{before}', for with it they are known"
-    return "docs/how-to/add-a-model-family.md says how one is written; --rename changes single names"
+    return f"{_HINT}; --rename changes single names"
 
 
+_HINT = f"{docs_page('how-to/add-a-model-family')} says how one is written"
 _BASE = ("model.", "transformer.")
 """What names begin with that a model without its head was saved without."""
 
@@ -122,7 +123,7 @@ def recipe_of_target(names: Sequence[str], convention: str, files: Sequence[Mode
         if not most[1]:
             raise CheckpointError(
                 f"no recipe of {convention} knows its names:\n" + listed(weights[:8]),
-                hint="docs/how-to/add-a-model-family.md says how one is written",
+                hint=_HINT,
             )
         return most[0]
     meant = _of_model(best, files)

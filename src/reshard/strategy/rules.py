@@ -12,7 +12,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from reshard.errors import InputError, StrategyError
+from reshard.errors import InputError, StrategyError, docs_page
 from reshard.strategy.expression import parse
 from reshard.yaml_text import read_yaml
 
@@ -136,7 +136,7 @@ def make_family(content: object, where: str) -> RuleFamily:
         raise StrategyError(error.message, where, error.hint or _HINT) from None
 
 
-_HINT = "docs/how-to/add-a-model-family.md describes rules files"
+_HINT = f"{docs_page('how-to/add-a-model-family')} describes rules files"
 _FAMILY = ("family", "models", "names", "config", "unread", "checks", "pipeline", "devices", "blocks")
 _RULE = (
     "name",
