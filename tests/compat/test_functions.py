@@ -181,6 +181,24 @@ def test_rank_list_for_transform() -> None:
         ms.rank_list_for_transform(1, four())
 
 
+@pytest.mark.parametrize(
+    ("source", "target", "rank", "needed"),
+    [
+        (Sharding((16,), ((0,),)), Sharding((2, 4, 1, 2), ((3,),)), 11, [15, 14, 13, 12, 11, 10, 9, 8]),
+        (Sharding((4,), ((), (0,))), Sharding((2, 2), ((), (1,)), opt_shard=-1), 0, [1, 0]),
+        (Sharding((2, 8), ((1,), ()), opt_shard=4), Sharding((1, 4, 2, 2), ((2,), (0,))), 6, [7, 6, 5, 4]),
+        (Sharding((2, 4), ((), (0, 1))), Sharding((2, 4), ((), (0,))), 5, [5, 1]),
+        (Sharding((4, 2), ((0,), ())), Sharding((8,), ((), (0,))), 5, [5, 4]),
+    ],
+)
+def test_ranks_of_the_block_that_both_sides_cut_alike(
+    source: Sharding, target: Sharding, rank: int, needed: list[int]
+) -> None:
+    """As MindSpore 2.7.2 answers: not all ranks of a dim, where the target cuts it less finely along the same lines."""
+    sides = [str(write_strategy(Path(name), [{"w": cut}])) for name, cut in (("a", source), ("b", target))]
+    assert ms.rank_list_for_transform(rank, *sides) == needed
+
+
 def test_build_searched_strategy() -> None:
     assert ms.build_searched_strategy(None) is None
     layout = (ms.build_searched_strategy(four()) or {})["w"]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import product
+from math import gcd
 
 from reshard.layout.stages import AnySharding, Strategy
 from reshard.layout.tensor import Sharding
@@ -40,9 +40,7 @@ def _sharding(entry: AnySharding) -> Sharding:
 
 
 def _holders(source: Sharding, target: Sharding, rank: int) -> set[int]:
-    """Local source ranks that hold what ``rank`` of ``target`` gets, one for each cell. In a dim in which some rank
-    would need more than it holds itself that is all of the dim, or of what the optimizer shard cut of it.
-    """
+    """Local source ranks that hold what ``rank`` of ``target`` gets, one for each cell."""
     local = rank % target.devices if target.devices > 1 else rank
     own = local % source.devices
     cells, holders = source.cells(), source.holders()
@@ -51,28 +49,21 @@ def _holders(source: Sharding, target: Sharding, rank: int) -> set[int]:
     return {group[turn % len(group)] for group in (holders[cell] for cell in product(*spans))}
 
 
-def _span(source: Sharding, target: Sharding, dim: int, part: int) -> Sequence[int]:
-    """The parts of a dim that a rank needs which holds ``part`` of it."""
-    if not _gathers(source, target, dim):
-        return (part,)
-    if dim == 0 and source.opt_parts > 1 and _mapped(source, target) == _mapped(target, source):
-        first = part - part % source.opt_parts
-        return range(first, first + source.opt_parts)
-    return range(source.parts[dim])
+def _span(source: Sharding, target: Sharding, dim: int, part: int) -> range:
+    """The parts of a dim that a rank needs which holds ``part`` of it: of as many equal blocks as both sides cut alike,
+    every rank in the same, all that its own holds.
+    """
+    parts = source.parts[dim]
+    most = gcd(parts, target.parts[dim])
+    blocks = next(n for n in range(most, 0, -1) if most % n == 0 and _alike(source, target, dim, n))
+    size = parts // blocks
+    return range(part - part % size, part - part % size + size)
 
 
-def _mapped(sharding: Sharding, other: Sharding) -> tuple[int, list[int]]:
-    """How the tensor map alone cuts dim 0: into how many parts, and which each rank of either has."""
-    ranks, cells = max(sharding.devices, other.devices), sharding.cells()
-    parts = [cells[rank % sharding.devices][0] // sharding.opt_parts for rank in range(ranks)]
-    return sharding.parts[0] // sharding.opt_parts, parts
-
-
-def _gathers(source: Sharding, target: Sharding, dim: int) -> bool:
-    """Whether some rank's part of a dim is not within the part that it holds in the source."""
-    n, m = source.parts[dim], target.parts[dim]
-    for rank in range(max(source.devices, target.devices)):
-        held, wanted = source.cells()[rank % source.devices][dim], target.cells()[rank % target.devices][dim]
-        if wanted * n < held * m or (wanted + 1) * n > (held + 1) * m:
-            return True
-    return False
+def _alike(source: Sharding, target: Sharding, dim: int, blocks: int) -> bool:
+    """Whether every rank's part of a dim lies on both sides in the same of so many blocks."""
+    (n, held), (m, wanted) = ((side.parts[dim], side.cells()) for side in (source, target))
+    return all(
+        held[rank % source.devices][dim] * blocks // n == wanted[rank % target.devices][dim] * blocks // m
+        for rank in range(max(source.devices, target.devices))
+    )
