@@ -101,3 +101,30 @@ def test_an_expert_that_lacks_a_part_is_refused(adapter: Path, tmp_path: Path) -
     write_file(tmp_path / "base.safetensors", base)
     with pytest.raises(PlanError, match=r"experts\.base_layer\.lora_A\.weight: its weight is missing"):
         merged(tmp_path / "base.safetensors", adapter, tmp_path / "out.safetensors")
+
+
+@pytest.mark.parametrize("in_out", [False, True])
+@pytest.mark.parametrize("first", SHAPES)
+def test_square_parameters_are_stored_as_those_beside_them(tmp_path: Path, first: str, *, in_out: bool) -> None:
+    """As gpt-oss has them, whose ``down_proj`` is square: PEFT takes all parameters of a layer alike."""
+    square: Arrays = {"gate_up_proj": RNG.standard_normal((EXPERTS, 2 * HIDDEN, HIDDEN), np.float32),
+                      "down_proj": RNG.standard_normal((EXPERTS, HIDDEN, HIDDEN), np.float32)}  # fmt: skip
+    factors: Arrays = {}
+    expected: Arrays = {}
+    for name, weight in square.items():
+        a = RNG.standard_normal((EXPERTS * RANK, HIDDEN), np.float32)
+        b = RNG.standard_normal((weight.shape[1], EXPERTS * RANK), np.float32)
+        there = f"base_model.model.{LAYER}{'.base_layer' if name == first else ''}"
+        factors |= {f"{there}.lora_A.weight": a, f"{there}.lora_B.weight": b}
+        ranks = (a.reshape(EXPERTS, RANK, HIDDEN), b.reshape(-1, RANK, EXPERTS))
+        expected[f"{LAYER}.{name}"] = weight + 2 * np.einsum("erh,ore->eoh", *ranks)
+    if in_out:
+        square, expected = ({n: np.swapaxes(a, 1, 2).copy() for n, a in each.items()} for each in (square, expected))
+    write_file(tmp_path / "base.safetensors", {f"{LAYER}.{name}": array for name, array in square.items()})
+    write_file(tmp_path / "adapter" / "adapter_model.safetensors", factors)
+    said = {"peft_type": "LORA", "r": RANK, "lora_alpha": 4, "target_parameters": [f"experts.{n}" for n in SHAPES]}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(said))
+    merged(tmp_path / "base.safetensors", tmp_path / "adapter", tmp_path / "out.safetensors")
+    found = read_file(tmp_path / "out.safetensors")
+    for name, array in expected.items():
+        np.testing.assert_allclose(found[name], array, rtol=1e-5, atol=1e-5, err_msg=name)

@@ -39,6 +39,9 @@ def model(kind: str) -> Any:
     if kind == "Qwen3Moe":
         sizes = {**SIZES, "moe_intermediate_size": 24, "num_experts": 4, "head_dim": 8}
         return transformers.Qwen3MoeForCausalLM(transformers.Qwen3MoeConfig(**sizes))
+    if kind == "GptOss":  # whose down_proj is square, and stored [expert, in, out] as the other is
+        sizes = {**SIZES, "intermediate_size": SIZES["hidden_size"], "num_local_experts": 4, "head_dim": 8}
+        return transformers.GptOssForCausalLM(transformers.GptOssConfig(**sizes, pad_token_id=0))
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES, tie_word_embeddings=kind == "tied"))
 
 
@@ -76,6 +79,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "Mixtral's experts": ("Mixtral", EXPERTS),
     "Mixtral's router": ("Mixtral", {"target_modules": ["q_proj"], "target_parameters": ["mlp.gate.weight"]}),
     "Qwen3's experts": ("Qwen3Moe", {**EXPERTS, "use_rslora": True}),
+    "gpt-oss": ("GptOss", {**EXPERTS, "target_modules": "all-linear"}),
     "experts, patterns": (
         "Qwen3Moe", {**EXPERTS, "rank_pattern": {"gate_up_proj": 2}, "alpha_pattern": {"experts.down_proj": 1}}
     ),

@@ -88,7 +88,7 @@ class _Merging:
         modules, more = by_module(adapter.tensors)
         self._faults += [*faults, *more]
         of_layers = {model_name(module): parts for module, parts in initial.items()}
-        layers = Layers(adapter, of_layers, self._replacing, self._hints)
+        layers = Layers(adapter, modules, of_layers, self._replacing, self._hints)
         self._sums.begin()
         for module, parts in modules.items():
             self._faults += layers.add(module, parts, self._sums)

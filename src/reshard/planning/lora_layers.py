@@ -34,14 +34,26 @@ class _FittedWeight(Struct, frozen=True):
 
 
 class Layers:
-    """Gives ``sums`` and ``rows`` what the parts of each layer change."""
+    """Gives ``sums`` and ``rows`` what the parts of each layer change.
 
-    def __init__(self, adapter: Adapter, initial: Mapping[str, LayerParts], base: Replacing, hints: Hints) -> None:
+    Args:
+        modules, initial: the parts of each, those that the training began with by the model's names.
+    """
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        modules: Mapping[str, LayerParts],
+        initial: Mapping[str, LayerParts],
+        base: Replacing,
+        hints: Hints,
+    ) -> None:
         self.rows: dict[str, NewRows] = {}
         self.warnings: list[str] = []
         self.multiplied: list[str] = []
         self._adapter = adapter
         self._rules = adapter.rules
+        self._modules = modules
         self._initial = initial
         self._base = base
         self._hints = hints
@@ -109,11 +121,7 @@ class Layers:
                 raise PlanError(f"{module}: {shapes} do not make {name} {list(base[name].spec.shape)}")
             called = f"{layer}.weight" if self._is_parameter(f"{layer}.weight") else layer
             return _FittedWeight(base[name], fitting[0] if form else self._one_fit(base[name], fitting), called)
-        inside = self._inside.get(renamed, [])
-        if self._rules.parameters:
-            inside = [n for n in inside if self._is_parameter(n)]
-        inside = [n for n in inside if base[n].scales or base[n].spec.dtype in FLOATING]
-        found = {n: fits for n in inside if (fits := self._fitting(base[n], pair))}
+        found = self._fitting_inside(renamed, pair)
         if not found:
             of = f" (target_parameters: {', '.join(self._rules.parameters)})" if self._rules.parameters else ""
             raise PlanError(f"{pair[0].name}: {self._hints.no_base(f'{renamed}.weight')}{of}")
@@ -123,6 +131,29 @@ class Layers:
             raise PlanError(f"{pair[0].name}: nothing tells of which parameter it is, {' or '.join(found)}")
         ((name, fitting),) = found.items()
         return _FittedWeight(base[name], self._one_fit(base[name], fitting), f"{layer}.{name.rpartition('.')[2]}")
+
+    def _fitting_inside(self, renamed: str, pair: Pair) -> dict[str, list[Fit]]:
+        """The parameters of a layer that factors may be of, and how they make each."""
+        base = self._base.tensors
+        inside = self._inside.get(renamed, [])
+        if self._rules.parameters:
+            inside = [n for n in inside if self._is_parameter(n)]
+        inside = [n for n in inside if base[n].scales or base[n].spec.dtype in FLOATING]
+        return {n: fits for n in inside if (fits := self._fitting(base[n], pair))}
+
+    @cached_property
+    def _stored_inside(self) -> dict[str, set[bool]]:
+        """By what they lie in, whether parameters whose factors leave no choice are stored [in, out]: PEFT takes all of
+        a layer alike.
+        """
+        found: dict[str, set[bool]] = {}
+        for module, parts in self._modules.items():
+            renamed = self._rules.rename(model_name(module))
+            if renamed in self._inside and parts.keys() >= {*_LAYER}:
+                ways = list(self._fitting_inside(renamed, (parts["a"], parts["b"])).values())
+                if len(ways) == len(ways[0] if ways else ()) == 1:
+                    found.setdefault(renamed, set()).add(ways[0][0].in_out)
+        return found
 
     @cached_property
     def _inside(self) -> dict[str, list[str]]:
@@ -199,6 +230,10 @@ class Layers:
             return fitting[0]
         chosen = next((f for f in fitting if f.told and f.in_out == self._rules.square_in_out), None)
         if chosen is None:
+            told = self._stored_inside.get(weight.name.rpartition(".")[0])
+            chosen = next((f for f in fitting if {f.in_out} == told), None)
+            if chosen is not None:
+                return chosen
             self._hints.say_how_stored()
             raise PlanError(f"{weight.name}: nothing tells whether it is stored [expert, out, in] or [expert, in, out]")
         self._hints.square(weight.name, in_out=chosen.in_out)
