@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
@@ -101,6 +102,7 @@ class DiskNewFile:
             Path(self._part).unlink(missing_ok=True)
             self._fd = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
             self._status = os.fstat(self._fd)
+            keep_access(self._part, path)
         self.shared: Sequence[tuple[int, int]] = ()
         try:
             with reported(self._part):
@@ -206,6 +208,21 @@ def start_writing(fd: int) -> None:
         import ctypes
 
         call(fd, ctypes.c_int64(0), ctypes.c_int64(0), _SYNC_FILE_RANGE_WRITE)
+
+
+def keep_access(new: str, old: str) -> None:
+    """Let a new file or folder open to those alone whom the old one does whose place it takes, if there is one."""
+    try:
+        before = os.stat(old)
+    except FileNotFoundError:
+        return
+    for owner in (before.st_uid, -1):
+        with suppress(PermissionError):  # not ours to give, or a file system without owners
+            os.chown(new, owner, before.st_gid)
+            break
+    with suppress(PermissionError):
+        shutil.copystat(old, new)  # access lists with the mode: it says less alone
+        os.utime(new)
 
 
 def sync_folder(path: str) -> None:

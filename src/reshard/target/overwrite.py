@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from reshard.errors import StorageError, UsageError, reported
-from reshard.storage.disk import exchange, sync_folder
+from reshard.storage.disk import exchange, keep_access, sync_folder
 from reshard.target.locks import Locks
 from reshard.target.target_paths import Place
 
@@ -83,6 +83,9 @@ class Replacement:
         if self._locks.real:
             forget_replacements(self._old)
         self._new = new_beside(self._old, _NEW)
+        with reported(self._new):
+            self._new.mkdir(0o700)
+            keep_access(str(self._new), str(self._old))
         self.place = Place.of(self._new, single=False)
 
     def swap(self) -> None:

@@ -54,6 +54,16 @@ def test_what_is_left_of_an_earlier_run_is_written_over(tmp_path: Path) -> None:
     assert (tmp_path / "f").read_bytes() == b"ab"
 
 
+def test_one_that_takes_another_s_place_opens_to_no_more_people(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"old")
+    (tmp_path / "f").chmod(0o600)
+    new = Disk().create(str(tmp_path / "f"), 3, fsync=False)
+    assert (tmp_path / "f.part").stat().st_mode & 0o777 == 0o600  # from the beginning
+    new.write(0, memoryview(b"new"))
+    new.commit()
+    assert ((tmp_path / "f").read_bytes(), (tmp_path / "f").stat().st_mode & 0o777) == (b"new", 0o600)
+
+
 def test_of_two_that_write_one_file_the_first_never_names_the_other_s_bytes(tmp_path: Path) -> None:
     path = tmp_path / "f"
     first = Disk().create(str(path), 2, fsync=False)

@@ -356,6 +356,18 @@ def test_overwrite_takes_the_old_one_s_place_whole(job: Job) -> None:
     job.assert_whole()
 
 
+def test_overwrite_opens_the_target_to_those_whom_the_old_one_did(job: Job) -> None:
+    job.out.mkdir()
+    job.run()
+    job.out.chmod(0o2770)
+    before = job.out.stat()
+    job.run(overwrite=True)
+    after = job.out.stat()
+    assert (after.st_mode, after.st_gid, after.st_ino != before.st_ino) == (before.st_mode, before.st_gid, True)
+    assert after.st_mtime >= before.st_mtime
+    assert (job.out / "rank_0").stat().st_mode & 0o2000, "folders in it are not of its group"
+
+
 def test_overwrite_that_fails_leaves_the_old_one(
     job: Job, stop_after_first: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
