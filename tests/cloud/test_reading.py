@@ -260,7 +260,7 @@ def test_a_damaged_manifest_is_not_believed(work: Work) -> None:
     url = work.s3.put(out, "made")
     manifest = out / ".reshard" / "manifest.json"
     content = json.loads(manifest.read_bytes())
-    next(iter(content["files"][0]["tensors"].values()))[0] = -1
+    next(iter(content["tables"][0]["tensors"].values()))[0] = -1
     manifest.write_text(json.dumps(content))
     work.s3.put(manifest, "made/.reshard/manifest.json")
     assert "not trusted" in open_source(Source(url, str(work.new))).warnings[0]

@@ -14,7 +14,8 @@ import pytest
 import reshard
 from making import array, differing, read_file, same, write_file, write_ranks, write_strategy
 from reshard.errors import CheckpointError, PlanError, UsageError
-from reshard.families.ours import _ToldTensors
+from reshard.families import ours
+from reshard.families.ours import _SamePlaces, _ToldTensors
 from reshard.families.source import Source
 from reshard.index import Extent, TensorSpec
 from reshard.layout.box import Box
@@ -26,7 +27,8 @@ from reshard.ops.inspect import inspect
 from reshard.ops.options import Options
 from reshard.planning.catalog import Held
 from reshard.planning.shares import Share
-from reshard.target.manifest import ToldCut, ToldShard
+from reshard.target.manifest import read_manifest
+from reshard.target.manifest_file import ToldCut
 
 ROWS, WHOLE = Sharding((2, 2), ((1,), ())), Sharding((2, 2), ((), ()))
 COLUMNS = Sharding((2, 2), ((), (0,)))
@@ -60,13 +62,12 @@ class Made:
 
 def form_of(name: str, manifest: Any) -> Any:
     """What the first file's manifest says of a tensor and of those like it."""
-    file = manifest["files"][0]
-    return file["forms"][file["tensors"][name][0]]
+    return manifest["files"][0]["forms"][place_of(name, manifest)[0]]
 
 
 def place_of(name: str, manifest: Any) -> Any:
     """Number of its form, and where it lies in the first file."""
-    return manifest["files"][0]["tensors"][name]
+    return next(table["tensors"][name] for table in manifest["tables"] if 0 in table["files"])
 
 
 def swap_ranks(manifest: Any) -> None:
@@ -77,6 +78,20 @@ def swap_ranks(manifest: Any) -> None:
 @pytest.fixture(params=["safetensors", "ckpt"])
 def made(request: pytest.FixtureRequest, tmp_path: Path) -> Made:
     return Made(tmp_path, request.param)
+
+
+def test_what_ranks_hold_at_the_same_places_is_told_once(tmp_path: Path) -> None:
+    made = Made(tmp_path)
+    manifest = json.loads(made.manifest.read_bytes())
+    assert [table["files"] for table in manifest["tables"]] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert not any("tensors" in file for file in manifest["files"])
+
+
+def test_inspect_reads_the_manifest_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, read = Made(tmp_path), []
+    monkeypatch.setattr(ours, "read_manifest", lambda place: read.append(place) or read_manifest(place))
+    inspect(made.path)
+    assert len(read) == 1
 
 
 def test_it_becomes_one_file_again(made: Made, tmp_path: Path) -> None:
@@ -131,7 +146,7 @@ def test_a_value_of_each_rank_s_own_varies(tmp_path: Path) -> None:
         (lambda made: made.change(lambda m: m.update(complete=False)), "a part of the target only"),
         (lambda made: made.change(lambda m: m.update(schema=99)), "schema 99"),
         (lambda made: made.manifest.write_bytes(b"{"), "not a manifest"),
-        (lambda made: made.change(lambda m: m["files"].pop()), "is none of its files"),
+        (lambda made: made.change(lambda m: (m["files"].pop(), m["tables"][1]["files"].pop())), "is none of its files"),
         (lambda made: made.change(lambda m: m["files"][0].update(path="rank_0/o.safetensors")), "none of its files"),
         (lambda made: made.change(lambda m: m.update(stages=3)), "8 ranks in 3 stages"),
         (lambda made: made.change(lambda m: m.update(world=1 << 40)), "names files of 8"),
@@ -144,6 +159,9 @@ def test_a_value_of_each_rank_s_own_varies(tmp_path: Path) -> None:
         (lambda made: made.change(lambda m: place_of("layers.0.w", m).append(4)), "damaged"),
         (lambda made: made.change(lambda m: place_of("layers.0.w", m).extend([4, 4])), "damaged"),
         (lambda made: made.change(lambda m: place_of("layers.0.w", m).__setitem__(1, 1 << 40)), "damaged"),
+        (lambda made: made.change(lambda m: m["tables"][0]["files"].append(8)), "of file 8 of 8"),
+        (lambda made: made.change(lambda m: m["tables"][0]["files"].append(4)), "of file 4 of 8, or twice"),
+        (lambda made: made.change(lambda m: m["tables"].pop()), "holds other tensors"),
         (lambda made: made.change(lambda m: m["files"][0].update(rank=9)), "it says 9"),
         (lambda made: made.change(swap_ranks), "it says 1"),
         (lambda made: made.change(lambda m: (m.update(complete=False), swap_ranks(m))), "it says 1"),
@@ -165,11 +183,10 @@ def test_a_manifest_that_does_not_fit_is_not_trusted(tmp_path: Path, spoil: Call
 def test_layers_that_are_cut_alike_lie_each_at_its_place(ends: tuple[int, ...]) -> None:
     boxes = [Box((start,), (stop,)) for start, stop in pairwise(ends)]
     cuts = [ToldCut(TensorSpec("int8", box.shape), (8,), box) for box in boxes]
-    tensors = _ToldTensors(2)
+    tensors = _ToldTensors([_SamePlaces([(rank, rank, [cuts[rank]])], {}) for rank in range(2)], 2)
     for layer in range(3):
         extents = [(Extent(100 * layer + rank, box.size),) for rank, box in enumerate(boxes)]
-        told = [(rank, rank, ToldShard(cuts[rank], extents[rank])) for rank in range(2)]
-        tensor = tensors.made(f"layers.{layer}", told)
+        tensor = tensors.made(f"layers.{layer}", [(rank, 0, extents[rank]) for rank in range(2)])
         assert (tensor.name, list(tensor.shards.held())) == (
             f"layers.{layer}",
             [(box, (Held(rank, extents[rank]),)) for rank, box in enumerate(boxes)],

@@ -100,7 +100,8 @@ def _run(seeds: Path, tree: Path) -> None:
     meta = tree / "done" / ".reshard"
     manifest = json.loads((meta / "manifest.json").read_text())
     (seeds / "begun.json").write_text(json.dumps({"plan": manifest["plan"], "made_of": manifest["made_of"]}))
-    (seeds / "0.json").write_text(json.dumps(manifest["files"][0]))
+    record = {"file": manifest["files"][0], "tensors": manifest["tables"][0]["tensors"]}
+    (seeds / "0.json").write_text(json.dumps(record))
     (meta / "manifest.json").rename(seeds / "manifest.json")
     shutil.rmtree(meta)
 

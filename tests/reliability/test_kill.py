@@ -50,7 +50,7 @@ class Work:
     def noted(self) -> dict[str, int]:
         """The inode of every file that is noted as whole."""
         records = (self.out / ".reshard" / "done").glob("[0-9].json")
-        paths = [json.loads(record.read_bytes())["path"] for record in records]
+        paths = [json.loads(record.read_bytes())["file"]["path"] for record in records]
         return {path: (self.out / path).stat().st_ino for path in paths}
 
     def finished(self) -> bool:

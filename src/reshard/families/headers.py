@@ -16,7 +16,8 @@ from reshard.interruption import proceed
 from reshard.planning.catalog import IndexedFile
 from reshard.storage.storage import join
 from reshard.storage.storages import opened, storage_of
-from reshard.target.manifest import MANIFEST, ManifestFile, read_manifest
+from reshard.target.manifest import MANIFEST, read_manifest
+from reshard.target.manifest_file import ManifestFile
 from reshard.target.target_paths import Place
 
 

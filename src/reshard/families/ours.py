@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
+from operator import itemgetter
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -11,6 +12,7 @@ from msgspec.structs import replace
 from reshard.errors import CheckpointError, InputError, counted
 from reshard.families.discover import Found
 from reshard.families.full import stand_ins, texts_and_notes
+from reshard.index import Extent
 from reshard.layout.box import Box
 from reshard.planning.catalog import (
     Catalog,
@@ -25,13 +27,26 @@ from reshard.planning.catalog import (
 )
 from reshard.storage.storage import join
 from reshard.target.filling import is_being_filled
-from reshard.target.manifest import MANIFEST, Manifest, ToldShard, read_manifest
+from reshard.target.manifest import MANIFEST, Manifest, read_manifest
+from reshard.target.manifest_file import ManifestFile, ToldCut, ToldShard
 from reshard.target.target_paths import Place
 
 _OnRank = tuple[int, int | None, ToldShard]
 """A rank, the number of its file, which may be missing, and what that holds of a tensor."""
+_Extents = tuple[Extent, ...]
+_WhereHeld = tuple[int, int, _Extents]
+"""Files that are alike, by number, which of their cuts they hold of a tensor, and where."""
 NOT_TRUSTED = "its manifest is not trusted"
 _UNFINISHED = "a conversion into it has not ended: it is not whole"
+
+
+class _SamePlaces(Struct):
+    """Files that hold tensors of the same shapes at the same places: of each its rank, its number, which may be
+    missing, and its cuts.
+    """
+
+    files: list[tuple[int, int | None, Sequence[ToldCut]]]
+    places: Mapping[str, tuple[int, _Extents]]
 
 
 class ByManifest(Struct, frozen=True):
@@ -53,12 +68,17 @@ class ByManifest(Struct, frozen=True):
         return (self.untrusted,) if self.damaged else ()
 
 
+def has_manifest(path: str) -> bool:
+    """Whether a manifest lies in a folder."""
+    place = Place.of(path, single=False)
+    return place.storage.entry(join(place.meta, MANIFEST)) is not None
+
+
 def by_manifest(found: Found, files: Sequence[IndexedFile]) -> ByManifest:
-    place = Place.of(found.path, single=False)
-    if not found.distributed or place.storage.entry(join(place.meta, MANIFEST)) is None:
+    if not found.distributed or not has_manifest(found.path):
         return ByManifest()
     try:
-        manifest = read_manifest(place)
+        manifest = read_manifest(Place.of(found.path, single=False))
         if doubt := _contradiction(manifest, files):
             return ByManifest(doubt=doubt, damaged=True)
         if not manifest.complete:
@@ -92,16 +112,14 @@ def _catalog(files: Sequence[IndexedFile], manifest: Manifest) -> Catalog:
     CheckpointError for boxes that overlap.
     """
     numbers = {file.name: number for number, file in enumerate(files)}
-    told: dict[str, list[_OnRank]] = {}
-    for file in manifest.files:
-        number, shards = numbers.get(file.path), file.shards()
-        if number is not None:
-            _check_holds(files[number], shards)
-        for name, shard in shards.items():
-            told.setdefault(name, []).append((file.rank, number, shard))
+    alike = _told_alike(manifest.files, files, numbers)
+    told: dict[str, list[_WhereHeld]] = {}
+    for some, each in enumerate(alike):
+        for name, (cut, extents) in each.places.items():
+            told.setdefault(name, []).append((some, cut, extents))
     ranks = Ranks(manifest.stages, manifest.world // manifest.stages)
-    of_files = _ToldTensors(ranks.devices)
-    tensors = {name: of_files.made(name, shards) for name, shards in told.items()}
+    of_files = _ToldTensors(alike, ranks.devices)
+    tensors = {name: of_files.made(name, places) for name, places in told.items()}
     texts, notes, withheld = texts_and_notes(files)
     absent = (file.path for file in manifest.files if file.tensors and file.path not in numbers)
     return Catalog(
@@ -118,11 +136,29 @@ def _catalog(files: Sequence[IndexedFile], manifest: Manifest) -> Catalog:
     )
 
 
-def _check_holds(file: IndexedFile, told: Mapping[str, ToldShard]) -> None:
-    """Raises InputError for a file that holds other tensors than its manifest says, or elsewhere."""
+def _told_alike(
+    told: Iterable[ManifestFile], files: Sequence[IndexedFile], numbers: Mapping[str, int]
+) -> list[_SamePlaces]:
+    """The files of a manifest. Raises InputError for one that holds other tensors than it says, or elsewhere."""
+    alike: dict[object, _SamePlaces] = {}
+    checked: set[tuple[int, int]] = set()
+    for file in told:
+        cuts, number = file.cuts(), numbers.get(file.path)
+        key = id(file.tensors), file.nbytes, tuple([cut.spec for cut in cuts])
+        if key not in alike:
+            alike[key] = _SamePlaces([], file.places(cuts))
+        some = alike[key]
+        some.files.append((file.rank, number, cuts))
+        if number is not None and (pair := (id(some), id(files[number].contents.tensors))) not in checked:
+            _check_holds(files[number], some.places, cuts)
+            checked.add(pair)
+    return list(alike.values())
+
+
+def _check_holds(file: IndexedFile, told: Mapping[str, tuple[int, _Extents]], cuts: Sequence[ToldCut]) -> None:
     held = file.contents.tensors
     if told.keys() != held.keys() or any(
-        shard.cut.spec != held[name].spec or shard.extents != held[name].extents for name, shard in told.items()
+        cuts[cut].spec != held[name].spec or extents != held[name].extents for name, (cut, extents) in told.items()
     ):
         raise InputError(f"{file.name} holds other tensors than it says")
 
@@ -130,16 +166,18 @@ def _check_holds(file: IndexedFile, told: Mapping[str, ToldShard]) -> None:
 class _ToldTensors:
     """Makes tensors of what files hold of them; of those that are cut as another was, extents alone are new."""
 
-    def __init__(self, devices: int) -> None:
+    def __init__(self, alike: Sequence[_SamePlaces], devices: int) -> None:
+        self._alike = alike
         self._devices = devices
-        self._known: dict[tuple[int, ...], Tensor] = {}
+        self._known: dict[tuple[tuple[int, int], ...], Tensor] = {}
 
-    def made(self, name: str, told: Sequence[_OnRank]) -> Tensor:
+    def made(self, name: str, places: Sequence[_WhereHeld]) -> Tensor:
         """Raises CheckpointError for boxes that overlap, or files that say different things of it."""
-        cuts = tuple([id(shard.cut) for _, _, shard in told])  # each file has its own: they name the files, too
+        cuts = tuple([(some, cut) for some, cut, _ in places])
         if cuts not in self._known:
-            self._known[cuts] = _tensor(name, told, self._devices)
-        like, extents = self._known[cuts], {number: shard.extents for _, number, shard in told}
+            self._known[cuts] = _tensor(name, self._on_ranks(places), self._devices)
+        like = self._known[cuts]
+        extents = {file: lies for some, _, lies in places for _, file, _ in self._alike[some].files}
 
         def held(by: tuple[Held, ...]) -> tuple[Held, ...]:
             return tuple([Held(each.file, extents[each.file]) for each in by])
@@ -150,6 +188,15 @@ class _ToldTensors:
         else:
             shards = Loose(tuple([Shard(shard.box, held(shard.held), shard.expected) for shard in like.shards]))
         return replace(like, name=name, shards=shards)
+
+    def _on_ranks(self, places: Iterable[_WhereHeld]) -> list[_OnRank]:
+        """In the order of the ranks."""
+        found = (
+            (rank, file, ToldShard(cuts[cut], lies))
+            for some, cut, lies in places
+            for rank, file, cuts in self._alike[some].files
+        )
+        return sorted(found, key=itemgetter(0))
 
 
 def _tensor(name: str, told: Sequence[_OnRank], devices: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from math import prod
 from typing import Any
 
@@ -15,7 +16,7 @@ from reshard.families.discover import Select, files_of
 from reshard.families.full import catalog_of_full
 from reshard.families.headers import index_files
 from reshard.families.open_checkpoint import open_source
-from reshard.families.ours import ByManifest, by_manifest, unfinished_target
+from reshard.families.ours import ByManifest, by_manifest, has_manifest, unfinished_target
 from reshard.families.registry import FALLBACK, listing, recognised
 from reshard.families.source import Source, source_at
 from reshard.names.naming import convention_of
@@ -83,11 +84,12 @@ def opened(
         if not is_adapter(made.tensors):
             return made
         return replace(made, family=f"an adapter ({'LoRA' if any(map(is_lora, made.tensors)) else 'PEFT'})")
+    if rank is None and has_manifest(there.path):
+        with suppress(CheckpointError):  # one that does not count: a rank's shards are shown, and why
+            return open_source(source)
     found = files_of(there, source.select, source.suffix)
     files = index_files(found)
     ours = by_manifest(found, files) if rank is None else ByManifest()
-    if ours.catalog is not None:
-        return open_source(source)
     made = _of_rank(files, rank, source.path)
     empty = tuple(f"rank_{rank} holds no weight file" for rank in found.empty[:4])
     doubts = filter(None, [ours.untrusted, unfinished_target(source.path)])

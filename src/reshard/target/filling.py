@@ -35,7 +35,8 @@ from reshard.target.manifest import (
     encode_manifest,
     read_whole,
     small_file,
-    whole,
+    whole_file,
+    whole_files,
 )
 from reshard.target.overwrite import forget_replacements
 from reshard.target.target_paths import Place
@@ -195,7 +196,7 @@ class Filling:
         """
         replaced = self._place.single and is_being_filled(self._place)
         manifest = None if replaced else self._manifest()
-        told = list(map(whole, manifest.files)) if manifest and manifest.plan == self._begun.plan else []
+        told = whole_files(manifest) if manifest and manifest.plan == self._begun.plan else []
         files = {file.path: file for file in (*told, *self._recorded_in(records))}
         return sorted(files.values(), key=lambda file: file.rank)
 
@@ -204,7 +205,7 @@ class Filling:
         paths = [self._path(DONE, name) for name in records]
         for content in self._each(lambda path: read_whole(self._storage, path), paths):
             with suppress(InputError):
-                yield whole(content or b"")
+                yield whole_file(content or b"")
 
     def _whole_files(self) -> Iterator[str]:
         """Files of the plan that are noted and still there."""
@@ -257,7 +258,7 @@ class Filling:
                 ended = self._manifest()  # on object storage by another, that removed the records while we read
                 if files != noted or not (ended and ended.complete and ended.plan == self._begun.plan):
                     return missing
-                self.misfits = _misfits(map(whole, ended.files))
+                self.misfits = _misfits(whole_files(ended))
                 return 0
             if not missing:
                 files = sorted((*files, *self._closed(fsync=fsync)), key=lambda file: file.rank)

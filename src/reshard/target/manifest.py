@@ -2,120 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from contextlib import closing
 from itertools import chain
-from typing import Annotated, TypeVar
+from typing import TypeVar
 
 import msgspec
 import xxhash
-from msgspec import Meta, Struct
+from msgspec import Struct
+from msgspec.structs import replace
 
 from reshard import __version__
 from reshard.errors import CheckpointError, FormatError, InputError, RunError, located
-from reshard.index import Extent, TensorSpec
-from reshard.layout.box import Box
 from reshard.planning.identity import hash_of_file
 from reshard.planning.misfits import ShardMisfits
 from reshard.planning.plan import FileResult, Plan, PlannedFile, Run, SmallFile, check_runs
 from reshard.storage.storage import ReadFile, Storage, join
+from reshard.target.manifest_file import ManifestFile, Natural, ShardForm, TensorPlaces
 from reshard.target.target_paths import Place
 
 MANIFEST = "manifest.json"
-SCHEMA = 2
+SCHEMA = 3
 _BLOCK_NBYTES = 8 << 20
 _NAMED = 3
 _LOOKS = 5
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, FormatError)
-_Natural = Annotated[int, Meta(ge=0)]
-
-
-class ShardForm(Struct, frozen=True, omit_defaults=True):
-    """What shards of a file have in common: ``shape`` elements from ``start`` of a tensor of ``full_shape``; all of it
-    where neither is said.
-    """
-
-    dtype: str
-    full_shape: tuple[int, ...]
-    start: tuple[int, ...] | None = None
-    shape: tuple[int, ...] | None = None
-
-    @property
-    def box(self) -> Box:
-        if self.start is None or self.shape is None:
-            return Box.whole(self.full_shape)
-        return Box(self.start, tuple(a + n for a, n in zip(self.start, self.shape, strict=True)))
-
-
-class ToldCut(Struct, frozen=True):
-    """What a file holds of some tensors: ``box`` of ``full_shape``. One object for all of a file that are cut alike,
-    another in each file.
-    """
-
-    spec: TensorSpec
-    full_shape: tuple[int, ...]
-    box: Box
-
-
-class ToldShard(Struct, frozen=True, gc=False):
-    """What a file holds of a tensor, and where."""
-
-    cut: ToldCut
-    extents: tuple[Extent, ...]
-
-
-class ManifestFile(Struct, frozen=True, omit_defaults=True):
-    """What was noted of a file that is whole.
-
-    Attributes:
-        tensors: of each the number of its form and where it begins; or where each of its extents does, and its length.
-            There may be very many small ones, for which the manifest shall not take more room than the file.
-        texts, notes: what its header says besides its tensors; None where that was not noted.
-        misfits: the values that did not fit when the file was made.
-        shared_nbytes: what it then had in common with source files.
-    """
-
-    path: str
-    rank: _Natural
-    nbytes: _Natural
-    runs: tuple[Run, ...]
-    forms: tuple[ShardForm, ...] = ()
-    tensors: dict[str, tuple[_Natural, ...]] = {}
-    texts: dict[str, str] | None = None
-    notes: dict[str, str] | None = None
-    misfits: tuple[ShardMisfits, ...] = ()
-    shared_nbytes: int = 0
-
-    def shards(self) -> dict[str, ToldShard]:
-        """By name. Raises InputError where it is damaged."""
-        try:
-            cuts = [ToldCut(TensorSpec(form.dtype, form.box.shape), form.full_shape, form.box) for form in self.forms]
-            sizes = [cut.spec.nbytes for cut in cuts]
-            return {
-                name: ToldShard(cuts[number], self._extents(sizes[number], places))
-                for name, (number, *places) in self.tensors.items()
-            }
-        except (IndexError, ValueError, FormatError) as error:
-            raise InputError(f"the manifest is damaged: of {self.path}, {error}") from None
-
-    def _extents(self, nbytes: int, places: Sequence[int]) -> tuple[Extent, ...]:
-        if len(places) == 1 and places[0] + nbytes <= self.nbytes:
-            return (Extent(places[0], nbytes),)
-        pairs = zip(places[::2], places[1::2], strict=True) if len(places) != 1 else ((places[0], nbytes),)
-        extents = tuple([Extent(*pair) for pair in pairs])
-        held = sum([extent.nbytes for extent in extents])
-        if held != nbytes or any(extent.end > self.nbytes for extent in extents):
-            raise ValueError(f"{nbytes} in {held} bytes, at {places} of {self.nbytes}")
-        return extents
+_NONE = msgspec.Raw(b"{}")
+T = TypeVar("T")
 
 
 class _KnownOfFile(Struct, frozen=True):
     """The little of it that is asked of thousands of files."""
 
     path: str
-    rank: _Natural
-    nbytes: _Natural
+    rank: Natural
+    nbytes: Natural
     runs: tuple[Run, ...]
     misfits: tuple[ShardMisfits, ...] = ()
 
@@ -139,17 +62,32 @@ class Manifest(Struct, frozen=True):
     xxh3: str
 
 
+class Table(Struct, frozen=True):
+    """Where tensors lie in files, counted as the manifest does, that hold all at the same places."""
+
+    files: tuple[Natural, ...]
+    tensors: msgspec.Raw
+
+
 class Published(Struct, frozen=True):
-    """A manifest as it lies on disk, its files not yet looked into."""
+    """A manifest as it lies on disk, its files and tables not yet looked into."""
 
     plan: str
     world: int
     complete: bool
     files: tuple[msgspec.Raw, ...]
+    tables: tuple[Table, ...] = ()
     made_of: dict[str, str] = {}
     stages: int = 1
     reshard: str = __version__
     schema: int = SCHEMA
+
+
+class FileRecord(Struct, frozen=True):
+    """What is noted of a file that is whole, while others are not: what the manifest will say."""
+
+    file: msgspec.Raw
+    tensors: msgspec.Raw = _NONE
 
 
 class Whole(Struct, frozen=True):
@@ -158,7 +96,7 @@ class Whole(Struct, frozen=True):
     path: str
     rank: int
     nbytes: int
-    raw: msgspec.Raw
+    record: FileRecord
     misfits: tuple[ShardMisfits, ...] = ()
 
 
@@ -167,10 +105,10 @@ class Noting:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._last: tuple[int, dict[tuple[str, int], int], bytes] = (-1, {}, b"")
+        self._last: tuple[int, dict[tuple[str, int], int], msgspec.Raw] = (-1, {}, _NONE)
 
     def note(self, file: PlannedFile, result: FileResult) -> bytes:
-        """A ManifestFile, encoded."""
+        """A record, encoded."""
         numbers, tensors = self._places(file.form)
         forms = []
         for dtype, number in numbers:
@@ -190,9 +128,9 @@ class Noting:
             misfits=result.misfits,
             shared_nbytes=result.shared_nbytes,
         )
-        return msgspec.json.encode(all_else)[:-1] + b',"tensors":' + tensors + b"}"
+        return msgspec.json.encode(FileRecord(msgspec.Raw(msgspec.json.encode(all_else)), tensors))
 
-    def _places(self, form: int) -> tuple[dict[tuple[str, int], int], bytes]:
+    def _places(self, form: int) -> tuple[dict[tuple[str, int], int], msgspec.Raw]:
         """The number of each kind of shard, by dtype and layout; and where each tensor lies, encoded: the same in all
         files of a form, which become whole one after the other.
         """
@@ -206,7 +144,7 @@ class Noting:
                 one = len(extents) == 1
                 places = (extents[0].offset,) if one else chain(*((e.offset, e.nbytes) for e in extents))
                 tensors[tensor.name] = (number, *places)
-            encoded = msgspec.json.encode(tensors)
+            encoded = msgspec.Raw(msgspec.json.encode(tensors))
             self._last = form, numbers, encoded
         return numbers, encoded
 
@@ -214,13 +152,21 @@ class Noting:
 def small_file(small: SmallFile) -> Whole:
     """What is to be known of a small file that closes a target."""
     nbytes, xxh3 = len(small.content), xxhash.xxh3_128_hexdigest(small.content)
-    return whole(msgspec.json.encode(ManifestFile(small.path, 0, nbytes, (Run(0, nbytes, xxh3),))))
+    file = msgspec.json.encode(ManifestFile(small.path, 0, nbytes, (Run(0, nbytes, xxh3),)))
+    return _whole(FileRecord(msgspec.Raw(file)))
 
 
 def encode_manifest(plan: Plan, files: Iterable[Whole], *, complete: bool) -> bytes:
     """The manifest as it is written, from files as they were noted: a target of thousands need not be taken apart."""
-    raw = tuple(file.raw for file in files)
-    return msgspec.json.encode(Published(plan.identity, plan.world, complete, raw, plan.made_of, plan.stages))
+    raw: list[msgspec.Raw] = []
+    numbers: dict[bytes, list[int]] = {}
+    for number, file in enumerate(files):
+        raw.append(file.record.file)
+        if file.record.tensors != _NONE:
+            numbers.setdefault(bytes(file.record.tensors), []).append(number)
+    tables = tuple(Table(tuple(of), msgspec.Raw(tensors)) for tensors, of in numbers.items())
+    made = Published(plan.identity, plan.world, complete, tuple(raw), tables, plan.made_of, plan.stages)
+    return msgspec.json.encode(made)
 
 
 def decode_published(content: bytes, where: str) -> Published:
@@ -234,17 +180,31 @@ def decode_published(content: bytes, where: str) -> Published:
     return found
 
 
-def whole(raw: bytes | msgspec.Raw) -> Whole:
+def whole_files(of: Published) -> list[Whole]:
+    """The files of a manifest. Raises InputError where it is damaged."""
+    tensors = {number: table.tensors for table in of.tables for number in table.files}
+    return [_whole(FileRecord(raw, tensors.get(number, _NONE))) for number, raw in enumerate(of.files)]
+
+
+def whole_file(record: bytes) -> Whole:
     """What was noted of a file, its tensors not looked into. Raises InputError where it is damaged."""
-    file = _checked(raw, _KnownOfFile)
-    return Whole(file.path, file.rank, file.nbytes, msgspec.Raw(raw), file.misfits)
+    return _whole(_decoded(record, FileRecord))
 
 
-def _checked(raw: bytes | msgspec.Raw, kind: type[_Noted]) -> _Noted:
+def _whole(record: FileRecord) -> Whole:
+    file = _checked(record.file, _KnownOfFile)
+    return Whole(file.path, file.rank, file.nbytes, record, file.misfits)
+
+
+def _decoded(raw: bytes | msgspec.Raw, kind: type[T]) -> T:
     try:
-        file = msgspec.json.decode(raw, type=kind)
+        return msgspec.json.decode(raw, type=kind)
     except _UNREADABLE as error:
         raise InputError(f"not a manifest: {error}") from None
+
+
+def _checked(raw: msgspec.Raw, kind: type[_Noted]) -> _Noted:
+    file = _decoded(raw, kind)
     try:
         check_runs(FileResult(file.path, file.nbytes, file.runs))
     except RunError as error:
@@ -266,7 +226,7 @@ def read_manifest(place: Place) -> Manifest:
         )
     found = decode_published(content, path)
     with located(path):
-        files = tuple(_checked(raw, ManifestFile) for raw in found.files)
+        files = tuple(_files(found))
     return Manifest(
         found.plan,
         found.world,
@@ -277,6 +237,19 @@ def read_manifest(place: Place) -> Manifest:
         found.reshard,
         hash_of_file(content),
     )
+
+
+def _files(of: Published) -> list[ManifestFile]:
+    """The files of a manifest, with their tensors. Raises InputError where it is damaged."""
+    files = [_checked(raw, ManifestFile) for raw in of.files]
+    told = Counter(number for table in of.tables for number in table.files)
+    if odd := [number for number, times in told.items() if times > 1 or number >= len(files)]:
+        raise InputError(f"the manifest is damaged: its tables tell of file {odd[0]} of {len(files)}, or twice")
+    for table in of.tables:
+        tensors = _decoded(table.tensors, TensorPlaces)
+        for number in table.files:
+            files[number] = replace(files[number], tensors=tensors)
+    return files
 
 
 def read_whole(storage: Storage, path: str) -> bytes | None:

@@ -12,7 +12,7 @@ from reshard.planning.plan import Plan
 from reshard.storage.machine import is_mount_point
 from reshard.storage.storage import join
 from reshard.storage.storages import is_inside
-from reshard.target.manifest import MANIFEST, decode_published, read_whole, whole
+from reshard.target.manifest import MANIFEST, decode_published, read_whole, whole_files
 from reshard.target.target_paths import Place
 
 
@@ -87,7 +87,7 @@ def _refuse_losing(place: Place, plan: Plan) -> None:
         manifest = decode_published(content, path)
         if manifest.plan == plan.identity:
             made = {*(file.path for file in plan.files), *(small.path for small in plan.closing)}
-            others = {file.path for file in map(whole, manifest.files)} - made
+            others = {file.path for file in whole_files(manifest)} - made
     if others:
         raise UsageError(
             f"--overwrite would lose {counted(len(others), 'file')} of other ranks, which this conversion made",

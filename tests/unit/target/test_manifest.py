@@ -108,7 +108,7 @@ def test_what_is_no_manifest(out: Path, content: bytes) -> None:
 
 def test_a_manifest_of_another_release(out: Path) -> None:
     path = out / META / MANIFEST
-    path.write_bytes(path.read_bytes().replace(b'"schema":2', b'"schema":9'))
+    path.write_bytes(path.read_bytes().replace(b'"schema":3', b'"schema":9'))
     with pytest.raises(InputError, match="schema 9"):
         reshard.verify(out)
 
