@@ -30,17 +30,18 @@ _REMOTE_COMPARISONS = 16  # each with two blocks
 _REMOTE_BLOCK_NBYTES = 1 << 20
 _Opening = tuple[Held, Box, int]
 """Who holds a shard, its box, and bytes of an element."""
-_HINT = "is this the strategy of these files? if one rank's file is broken, move it away: its replicas stand in"
+_ASKED = "is this the strategy of these files?"
+_HINT = f"{_ASKED} if one rank's file is broken, move it away: its replicas stand in"
 
 
 def probe(source: Catalog) -> tuple[str, ...]:
     """Raises CheckpointError where a source's strategy contradicts the bytes of most of the tensors that are looked at.
 
-    Gives a warning for a few that differ: states that each rank keeps for itself do.
+    Gives a warning for a few that do: states that each rank keeps for itself differ, experts made of one are alike.
     """
     if not source.by_strategy:
         return _told_of_replicas(source)
-    replicated, unequal, cut, alike = 0, [], 0, 0
+    replicated, unequal, cut, alike = 0, [], 0, []
     sample = list(_sample(source))
     start_of = _starts(source, sample)
     for tensor in sample:
@@ -52,12 +53,14 @@ def probe(source: Catalog) -> tuple[str, ...]:
         starts = {start_of[shard.held[0], shard.box, tensor.spec.itemsize] for shard in held}
         if len(held) > 1 and not any(map(_is_repeated, starts)):
             cut += 1
-            alike += len(starts) < len(held)
+            alike += [tensor.name] * (len(starts) < len(held))
     if len(unequal) >= _ENOUGH and 2 * len(unequal) > replicated:
         raise _contradiction(source, unequal[0])
-    if cut >= _ENOUGH and cut == alike:
+    if cut >= _ENOUGH and cut == len(alike):
         raise _contradiction(source, "tensors are cut finer than they are: different shards hold the same bytes")
-    return tuple(f"by the strategy {u}: --check-replicas looks at all" for u in unequal[:1])
+    odd = [f"by the strategy {u}: --check-replicas looks at all" for u in unequal[:1]]
+    odd += [f"by the strategy slices of {name} differ, and they hold the same bytes: {_ASKED}" for name in alike[:1]]
+    return tuple(odd)
 
 
 def _told_of_replicas(source: Catalog) -> tuple[str, ...]:

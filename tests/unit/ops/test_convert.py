@@ -231,6 +231,20 @@ def test_a_strategy_of_as_many_ranks_that_is_wrong(
         reshard.plan(src, tmp_path / "x.ckpt", Options(src_strategy=str(strategy)))
 
 
+def test_a_strategy_that_cuts_some_finer_than_they_are_is_told(tmp_path: Path) -> None:
+    """Not refused: experts that were all made of one are alike in a checkpoint that is right."""
+    full = {f"w{i}": array((64, 8), seed=i) for i in range(3)}
+    true = {"w0": Sharding((8,), ((0,), ())), "w1": Sharding((2, 4), ((0,), ())), "w2": Sharding((8,), ((0,), ()))}
+    src = write_ranks(tmp_path / "src", full, [true])
+    said = []
+    for name, strategy in (("true", true), ("wrong", dict.fromkeys(full, true["w0"]))):
+        options = Options(src_strategy=str(write_strategy(tmp_path / name, [strategy])))
+        said.append([s for s in reshard.plan(src, tmp_path / "x.ckpt", options).warnings if "slices of" in s])
+    (warning,) = said[1]
+    assert said[0] == []
+    assert warning.startswith("by the strategy slices of w1 differ, and they hold the same bytes: is this the strategy")
+
+
 def test_equal_replicas_pass(tmp_path: Path, replicas: Options) -> None:
     reshard.convert(tmp_path / "src", tmp_path / "y.ckpt", replace(replicas, check_replicas=True))
     found = read_file(tmp_path / "y.ckpt")
