@@ -470,3 +470,5 @@ def test_with_mindspore_parameters_come_back_and_networks_are_loaded(
     assert same(made["w"].value.array, FULL["w"][2:])
     assert (made["n"].value.dtype, made["n"].value.array.dtype) == ("bf16", np.float32)
     assert ms.load_distributed_checkpoint("network", **given) == ("network", ["n", "w"])
+    files = [f"ckpt/rank_{r}/model_{r}.ckpt" for r in range(4)]
+    assert ms.load_distributed_checkpoint("network", files, None, four()) is True

@@ -84,6 +84,7 @@ def index_in(folder: str, names: Iterable[str], formats: Collection[str]) -> Ind
     ours = [index for index in others or indexes if "" not in index.formats]
     if not others and not set(formats) <= {"torch"}:
         return None
+    ours = _by_their_own_names(ours)
     if any(index.holders != ours[0].holders for index in ours):
         raise CheckpointError(
             f"{len(ours)} indexes in one folder, of different files",
@@ -91,6 +92,14 @@ def index_in(folder: str, names: Iterable[str], formats: Collection[str]) -> Ind
             "name the one that is meant:\n" + listed([index.path for index in ours]),
         )
     return next(iter(ours or others or indexes), None)
+
+
+def _by_their_own_names(indexes: Collection[Index]) -> list[Index]:
+    """Without a map of MindSpore of files that another index names as well: MindFormers leaves one in a folder of
+    Hugging Face that it loads, with the names that it gives to what is in the files.
+    """
+    named = {file for index in indexes if not index.extras for file in index.files}
+    return [index for index in indexes if not index.extras or not named.issuperset(index.files)]
 
 
 class OurFiles(Struct, frozen=True):

@@ -230,6 +230,19 @@ def test_two_indexes_of_one_content_are_one(tmp_path: Path) -> None:
     assert chosen(tmp_path) == {0: "m-1.safetensors"}
 
 
+@pytest.mark.parametrize("bare", [False, True])
+def test_the_map_that_mindformers_leaves_in_a_hugging_face_folder_is_passed_over(tmp_path: Path, bare: bool) -> None:
+    """It has the names that MindFormers gives to what the files hold under others."""
+    put(tmp_path, "m-1.safetensors", "m-2.safetensors")
+    write_index(tmp_path, "m-1.safetensors", "m-2.safetensors", name="model.safetensors.index.json")
+    named = {"model.norm_out.weight": "m-1.safetensors"}
+    (tmp_path / "param_name_map.json").write_text(json.dumps(named if bare else {"weight_map": named}))
+    assert discover(tmp_path).index == str(tmp_path / "model.safetensors.index.json")
+    (tmp_path / "param_name_map.json").write_text(json.dumps({"w": "m-3.safetensors"}))
+    with pytest.raises(CheckpointError, match="2 indexes in one folder"):
+        discover(tmp_path)
+
+
 def test_an_index_of_torch_files_does_not_count_beside_others(tmp_path: Path) -> None:
     put(tmp_path, "model-1-of-2.safetensors", "model-2-of-2.safetensors", "pytorch_model-1-of-2.bin")
     write_index(tmp_path, "model-1-of-2.safetensors", "model-2-of-2.safetensors")

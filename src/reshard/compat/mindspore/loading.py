@@ -59,7 +59,7 @@ def load_distributed_checkpoint(
     ``name_map`` goes from names in the target to names in the source; ``max_process_num`` is not used.
 
     Returns:
-        True when files were written; the parameters by name; or what MindSpore's ``load_param_into_net`` gives.
+        The parameters by name; of safetensors and a network what MindSpore's ``load_param_into_net`` gives; else True.
 
     Raises:
         TypeError: a strategy that is neither a path nor such a dict.
@@ -70,7 +70,8 @@ def load_distributed_checkpoint(
     target = _predicted(predict_strategy)
     if format == "ckpt":
         source = _of_ranks(checkpoint_filenames, train_strategy_filename)
-        return _given_back(source, target, network, rank_id, strict=strict_load, parameters=return_param_dict)
+        made = _given_back(source, target, network, rank_id, strict=strict_load, parameters=return_param_dict)
+        return made if return_param_dict else True
     if strict_load or dec_mode != "AES-GCM" or checkpoint_filenames or train_strategy_filename:
         raise ValueError("strict_load, dec_mode and the names of .ckpt files are for format 'ckpt'.")
     if network is None and dst_safetensors_dir is None and not return_param_dict:
