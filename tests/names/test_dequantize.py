@@ -159,6 +159,27 @@ def test_scales_of_keys_and_values_stay_behind_where_they_are_told(told: bool, t
     assert {*found} == {"attn.q.weight", *(() if told else ("attn.k_scale", "attn.v_scale"))}
 
 
+@pytest.mark.parametrize("kind", ["blocks", "packed"])
+@pytest.mark.parametrize("how", ["names", "without scales", "cast", "megatron"])
+def test_what_makes_numbers_of_codes_is_told(kind: str, how: str, tmp_path: Path) -> None:
+    """Not that scales are to be left out."""
+    coded, _, _ = quantised(qwen3("bfloat16"), "blocks", E4M3)
+    if kind == "packed":
+        coded = {
+            n.replace("weight_scale", "scales"): v.view(np.uint8) if v.dtype == E4M3 else v for n, v in coded.items()
+        }
+        coded = {n.replace("weight", "qweight") if v.dtype == np.uint8 else n: v for n, v in coded.items()}
+    source = in_parts(tmp_path / "in", [coded], SIZES)
+    rules = NameRules(exclude=("_scale|scales",)) if how == "without scales" else NameRules()
+    naming = Naming(dst="mcore") if how in ("names", "without scales") else Naming()
+    options = Options(naming=naming, names=rules, dtype="bfloat16" if how == "cast" else "")
+    options = replace(options, to="torch_dist") if how == "megatron" else options
+    with pytest.raises(PlanError, match="mean nothing without their scales") as refused:
+        convert(source, tmp_path / "out", options)
+    wanted = "--dequantize multiplies them" if kind == "blocks" else "the tool that quantised them"
+    assert wanted in (refused.value.hint or "")
+
+
 def quantised(plain: Tensors, kind: str, dtype: str) -> tuple[Tensors, Tensors, dict[str, Any]]:
     """The matrices of layers as codes of random bits: with their scales; as numbers; and what is told of blocks."""
     coded, numbers = dict(plain), dict(plain)

@@ -16,7 +16,7 @@ from reshard.layout.stages import Strategy
 from reshard.layout.tensor import Sharding
 from reshard.names.dequantised import dequantised
 from reshard.names.model import ModelFile, model_of_args, read_model
-from reshard.names.regroup import Models, Regrouped, regrouped
+from reshard.names.regroup import Models, Regrouped, regrouped, whose_names
 from reshard.names.wishes import HUB, Excluded, Naming
 from reshard.planning.catalog import Catalog, Loose, Shard, Tensor
 from reshard.planning.names import NameRules, call, is_of_optimizer
@@ -44,7 +44,8 @@ def renamed(
     if naming.dequantize:
         tensors, dropped = dequantised(source.tensors, files.src, rules.takes)
         source = replace(source, tensors=tensors, dropped={**source.dropped, **dropped})
-    refuse_parted_by(rules, source.tensors)
+    others = naming.dst not in ("", HUB) and (naming.src or whose_names(source)) != naming.dst
+    refuse_parted_by(rules, source.tensors, naming.dst if others else "")
     source, excluded = _by_rules(source, rules)
     if source.args:
         files = replace(files, src=(model_of_args(source.args), *files.src))

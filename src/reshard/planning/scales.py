@@ -12,7 +12,7 @@ from reshard.layout.stages import Strategy
 from reshard.planning.catalog import Tensor
 from reshard.planning.decide import Kept
 from reshard.planning.names import NameRules
-from reshard.planning.quantised import Quantised, quantised
+from reshard.planning.quantised import Quantised, quantised, quantiser
 
 
 class Wishes(Struct, frozen=True):
@@ -45,27 +45,39 @@ def refuse_parted(source: Mapping[str, Tensor], kept: Sequence[Kept], wishes: Wi
     found = quantised(dtypes)
     if found:
         faults = list(_faults(found, dtypes, kept, wishes))
-        _refuse(faults)
+        _refuse(faults, way_to_numbers(found.values(), dtypes))
     return _plain_fp8(kept, wishes)
 
 
-def refuse_parted_by(rules: NameRules, source: Mapping[str, Tensor]) -> None:
+def refuse_parted_by(rules: NameRules, source: Mapping[str, Tensor], convention: str = "") -> None:
     """Refuse to leave out, or to call otherwise, a part of what quantised weights are made of. Raises PlanError that
     lists all.
+
+    Args:
+        convention: whose names all get, where those have no place for scales.
     """
     dtypes = {name: tensor.spec.dtype for name, tensor in source.items()}
     if found := quantised(dtypes):
         names = {name: rules.renamed(name) for name in source if rules.takes(name)}
-        _refuse(list(_parted(found, dtypes, names, None)))
+        faults = list(_parted(found, dtypes, names, None))
+        if convention:
+            kept = (group for group in found.values() if any(name in names for name in group.codes))
+            faults = faults or [f"{g.codes[0]}: {convention} has no place for {g.beside[0]}" for g in kept]
+        _refuse(faults, way_to_numbers(found.values(), dtypes))
 
 
-def _refuse(faults: list[str]) -> None:
+def way_to_numbers(found: Iterable[Quantised], dtypes: Mapping[str, str]) -> str:
+    """What makes numbers of codes, for a hint."""
+    groups = list(found)
+    plain = all(dtypes[name].startswith(("float8", "int8")) for group in groups for name in group.codes)
+    plain = plain and not any(quantiser(group.names) for group in groups)
+    how = "--dequantize multiplies them" if plain else "the tool that quantised them makes numbers of them"
+    return f"codes and scales are copied together, unchanged; {how}"
+
+
+def _refuse(faults: list[str], hint: str) -> None:
     if faults:
-        raise PlanError(
-            "quantised weights mean nothing without their scales:\n" + listed(faults),
-            hint="codes and scales are copied together, unchanged; a cast or a sum needs the weights dequantised "
-            "first, by the tool that quantised them",
-        )
+        raise PlanError("quantised weights mean nothing without their scales:\n" + listed(faults), hint=hint)
 
 
 def _all_as_they_are(source: Mapping[str, Tensor], kept: Sequence[Kept], wishes: Wishes) -> bool:
