@@ -34,9 +34,15 @@ _QUALIFIERS = frozenset({
     "input", "output", "act", "activation", "activations", "inv", "g", "k", "v", "q", "kv", "w", "global", "nested",
     "nf4", "fp4", "ub", "max", "pre", "bias", "per", "tensor", "channel", "token", "group", "block", "factor",
     "factors", "and", "in", "row", "col", "dense", "res", "outlier", "forward", "backward", "matrix", "rowmajor",
+    "double",
 })  # fmt: skip
-_WRAPPERS = frozenset({"matmul", "quant_op", "_layer", "_handler", "_weight_quantizer", "_input_quantizer"})
-"""Components between a layer and its scales that name no layer of their own, in MindSpore's quantised cells."""
+_WRAPPERS = frozenset({
+    "matmul", "quant_op", "_layer", "_handler", "_weight_quantizer", "_input_quantizer", "weight_quantizer",
+    "input_quantizer", "output_quantizer",
+})  # fmt: skip
+"""Components between a layer and its scales that name no layer of their own, in quantised cells of MindSpore's and
+modules of ModelOpt's.
+"""
 
 _NARROW = ("float8", "float6", "float4", "int8", "uint8", "int4", "uint4", "int2", "uint2")
 _PACKED = _CODES - {"data", "blocks"}

@@ -54,6 +54,14 @@ TOGETHER = {
     "eetq": {"q.weight": "int8", "q.weight_scales": "float16"},
     "bitnet": {"q.weight": "uint8", "q.weight_scale": "bfloat16"},
     "fbgemm": {"q.weight": "float8_e4m3fn", "q.weight_scale": "float32", "q.input_scale_ub": "float32"},
+    "modelopt, compressed": {
+        "q.weight": "float8_e4m3fn", "q.weight_quantizer._scale": "float32", "q.weight_quantizer._amax": "float32",
+        "q.input_quantizer._amax": "float32",
+    },
+    "modelopt, compressed to 4 bits": {
+        "q.weight": "uint8", "q.weight_quantizer._scale": "float8_e4m3fn",
+        "q.weight_quantizer._double_scale": "float32",
+    },
     "metal": {"q.weight": "uint32", "q.scales": "bfloat16", "q.qbiases": "bfloat16"},
     "fp_quant": {"q.qweight": "uint8", "q.scales": "uint8", "q.forward_hadamard_matrix": "bfloat16"},
     "sparse": {"q.weight.compressed": "bfloat16", "q.weight.bitmask": "uint8", "q.weight.shape": "int64"},
