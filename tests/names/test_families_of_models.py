@@ -323,3 +323,16 @@ def test_a_model_that_was_saved_without_its_head(tmp_path: Path, before: str, sh
     assert told.value.hint.startswith(f"--rename '^=>{before}'")
     rules = NameRules(rename=(("^", before),))
     convert(tmp_path / "hub", tmp_path / "out.safetensors", Options(naming=Naming(dst="mindformers"), names=rules))
+
+
+@pytest.mark.parametrize("whole", ["self_attn.o_proj.lora_magnitude_vector", "input_layernorm.weight"])
+def test_an_adapter_of_more_than_factors_is_to_be_merged(whole: str, tmp_path: Path) -> None:
+    """What DoRA and layers trained whole are, no convention has a name for; without it the rest is no adapter."""
+    factors = {"self_attn.o_proj.lora_A.weight": (2, 8), "self_attn.o_proj.lora_B.weight": (8, 2), whole: (8,)}
+    write_file(
+        tmp_path / "adapter.safetensors",
+        {f"base_model.model.model.layers.0.{name}": array(shape) for name, shape in factors.items()},
+    )
+    with pytest.raises(PlanError, match="no rule knows it") as refused:
+        convert(tmp_path / "adapter.safetensors", tmp_path / "out", Options(naming=Naming(dst="torchtitan", src="hf")))
+    assert refused.value.hint == "merge it first: reshard lora merge"

@@ -180,6 +180,8 @@ class _Stage:
                 groups.setdefault(found.group, []).append((found, name))
         if unknown and all(map(is_state, unknown)):
             self._hints["--weights-only leaves the optimizer's states out"] = None
+        elif unknown and any(members[0][0].factor for members in groups.values()):
+            self._hints[_MERGE] = None
         return groups
 
     def _unknown(self, name: str, anyone: Names) -> str:
@@ -307,9 +309,7 @@ class _Stage:
         first, _ = members[0]
         targets = first.rule.sides(hub=not self._hub)
         if first.factor and (len(targets) > 1 or len(first.rule.sides(hub=self._hub)) > 1 or first.rule.stacked):
-            raise PlanError(
-                "LoRA of a tensor that is fused here and not there", hint="merge it first: reshard lora merge"
-            )
+            raise PlanError("LoRA of a tensor that is fused here and not there", hint=_MERGE)
         for section, side in targets.items():
             per_expert = first.rule.stacked and any(of == "e" for of, _ in side.numbers)
             if per_expert and "experts" not in self._sizes:
@@ -373,6 +373,7 @@ def in_words(rule: Rule, section: str) -> str:
 
 
 _PER_SHARD = "per_shard"
+_MERGE = "merge it first: reshard lora merge"
 IS_IT = "is that the model of these weights? --model says whose they are"
 _RANK = (("lora_rank",),)
 """The dim of a LoRA factor that no weight has."""
