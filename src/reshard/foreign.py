@@ -17,11 +17,17 @@ _AGAIN = "download the file again; a browser or curl without login gets such pag
 
 
 class Foreign(Struct, frozen=True):
-    """What a file is, and what to do about it. ``text``: it is for people to read, or programs' settings."""
+    """What a file is, and what to do about it.
+
+    Attributes:
+        text: it is for people to read, or programs' settings.
+        torch: torch.save wrote it.
+    """
 
     what: str
     hint: str
     text: bool = False
+    torch: bool = False
 
 
 _BY_START = (
@@ -69,7 +75,7 @@ def _archive(head: bytes) -> Foreign | None:
     if not head.startswith(b"PK\x03\x04"):
         return None
     if b"data.pkl" in head or b"/byteorder" in head or b"/version" in head:
-        return Foreign("a PyTorch file (a zip archive of a pickle)", _TORCH_HINT)
+        return Foreign("a PyTorch file (a zip archive of a pickle)", _TORCH_HINT, torch=True)
     if b".npy" in head:
         return Foreign("a zip archive of NumPy arrays (.npz)", "save them with safetensors.numpy.save_file")
     return Foreign("a zip archive", _UNPACK)
@@ -81,8 +87,8 @@ def _pickle(head: bytes) -> Foreign | None:
         return Foreign("a Python pickle of an old protocol", _TORCH_HINT)
     if len(head) < 3 or head[0] != 0x80 or not 2 <= head[1] <= 5 or head[2] == 0:
         return None
-    if head[2:].startswith(b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"):
-        return Foreign("a PyTorch file from before its version 1.6 (a pickle)", _TORCH_HINT)
+    if b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19" in head[:32]:
+        return Foreign("a PyTorch file from before its version 1.6 (a pickle)", _TORCH_HINT, torch=True)
     return Foreign("a Python pickle, as PyTorch's older files are", _TORCH_HINT)
 
 

@@ -170,7 +170,7 @@ def test_what_a_file_is_instead(work: Work, suffix: str, content: bytes, said: s
 
 
 @pytest.mark.parametrize(
-    ("name", "other"), [("a.ckpt", "b.safetensors"), ("a.safetensors", "b.ckpt"), ("a.pt", "b.ckpt")]
+    ("name", "other"), [("a.ckpt", "b.safetensors"), ("a.safetensors", "b.ckpt"), ("a.pt", "b.safetensors")]
 )
 def test_a_file_under_the_name_of_another_format(work: Work, name: str, other: str) -> None:
     made = work.folder / name

@@ -10,7 +10,7 @@ from msgspec import Struct
 from reshard.errors import FormatError, InputError
 from reshard.families.found import Found, name_below
 from reshard.foreign import HEAD_NBYTES, foreign
-from reshard.formats.registry import format_of
+from reshard.formats.registry import format_named, format_of
 from reshard.index import Contents, Stored
 from reshard.interruption import proceed
 from reshard.planning.catalog import IndexedFile
@@ -48,9 +48,12 @@ def index_file(rank: int, path: str, root: str, told: Mapping[str, _KnownFile] =
             contents = known.contents if known and known.nbytes == file.nbytes else form.read_index(file)
         except FormatError as error:
             other = foreign(file.read(0, min(file.nbytes, HEAD_NBYTES)), form.name)
-            if other is not None:
+            if other is None:
+                raise
+            if form.name != "ckpt" or not other.torch:
                 raise FormatError(f"it is {other.what}, not {form.name}", path, other.hint) from error
-            raise
+            form = format_named("torch")  # Lightning and others call theirs .ckpt, too
+            contents = form.read_index(file)
     return IndexedFile(path, name_below(root, path), file.nbytes, file.mtime_ns, rank, form.name, contents)
 
 

@@ -13,10 +13,11 @@ from msgspec.structs import replace
 
 import reshard
 from making import array, read_file, same, write_file, write_strategy
-from reshard.errors import CheckpointError
+from reshard.errors import CheckpointError, FormatError
 from reshard.formats.torch_file import TorchFile
 from reshard.index import TensorSpec
 from reshard.layout.tensor import Sharding
+from reshard.ops.diff import diff
 from reshard.ops.options import Options
 from reshard.planning.names import NameRules
 from reshard.testing.formats import MemoryFile, held
@@ -46,6 +47,17 @@ def test_there_and_back(full: Path, tmp_path: Path, name: str) -> None:
     reshard.convert(full, tmp_path / name, PLAIN)
     reshard.convert(tmp_path / name, tmp_path / "back.safetensors", PLAIN)
     assert_same(tmp_path / "back.safetensors")
+
+
+@pytest.mark.parametrize("name", ["nested", "stream_views"])
+def test_a_torch_file_that_is_called_ckpt_is_one(name: str, tmp_path: Path) -> None:
+    """As Lightning calls its own."""
+    made = tmp_path / "epoch=0-step=4.ckpt"
+    made.write_bytes((GOLDEN / f"{name}.pt").read_bytes())
+    assert diff(str(made), str(GOLDEN / f"{name}.pt")).differences == ()
+    made.write_bytes(made.read_bytes()[:-1])
+    with pytest.raises(FormatError, match=r"step=4\.ckpt: .*(records at its end|storages end)"):
+        reshard.open(made)
 
 
 def test_records_have_the_crc_of_their_bytes(full: Path, tmp_path: Path) -> None:
