@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -336,3 +337,30 @@ def test_an_adapter_of_more_than_factors_is_to_be_merged(whole: str, tmp_path: P
     with pytest.raises(PlanError, match="no rule knows it") as refused:
         convert(tmp_path / "adapter.safetensors", tmp_path / "out", Options(naming=Naming(dst="torchtitan", src="hf")))
     assert refused.value.hint == "merge it first: reshard lora merge"
+
+
+@pytest.mark.parametrize(
+    ("text", "towers", "excluded"),
+    [
+        ("model.language_model.", ("model.visual.", "model.projector."), r"--exclude '^model\.visual\.' "),
+        ("language_model.model.", ("vision_tower.", "projector."), r"--exclude '^vision_tower\.'"),
+        ("thinker.model.", ("thinker.audio_tower.layers.0.", "talker.model."), r"--exclude '^thinker\.audio_tower\.'"),
+    ],
+)
+def test_the_language_model_of_a_model_that_sees(
+    text: str, towers: tuple[str, ...], excluded: str, tmp_path: Path
+) -> None:
+    """The refusal says what takes it out, and what it says does."""
+    plain = {**OUTER, **layer(0, NORMS, GROUPED, DENSE)}
+    shapes = {name.replace("model.", text, 1): shape for name, shape in plain.items()}
+    shapes |= {f"{tower}{end}.weight": (3, 3) for tower in towers for end in ("proj", "blocks.0.qkv", "norm")}
+    hub(tmp_path / "hub", shapes, {"num_hidden_layers": 1, "intermediate_size": F})
+    with pytest.raises(CheckpointError, match="no recipe knows its names") as refused:
+        convert(tmp_path / "hub", tmp_path / "out.safetensors", Options(naming=Naming(dst="mcore")))
+    hint = refused.value.hint or ""
+    assert excluded in hint
+    excludes = tuple(re.findall(r"--exclude '(.+?)'", hint))
+    renames = tuple(tuple(said.split("=>")) for said in re.findall(r"--rename '(.+?)'", hint))
+    rules = NameRules(exclude=excludes, rename=renames)
+    convert(tmp_path / "hub", tmp_path / "out.safetensors", Options(naming=Naming(dst="mcore"), names=rules))
+    assert "decoder.layers.0.self_attention.linear_qkv.weight" in read_file(tmp_path / "out.safetensors")

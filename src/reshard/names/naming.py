@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import takewhile
 
 from reshard.errors import CheckpointError, PlanError, UsageError, docs_page, listed
 from reshard.names.dims import GIVE_MODEL
@@ -95,10 +96,37 @@ def _hint_of_prefix(unknown: Sequence[str]) -> str:
         return f"--rename '^{re.escape(before)}=>', for without it they are known"
     if before := next((p for p in _BASE if convention_of([p + name for name in unknown]) == HUB), ""):
         return f"--rename '^=>{before}', for with it they are known"
+    if told := _way_to_text(unknown):
+        return f"{told}, for the language model is known so"
     return f"{_HINT}; --rename changes single names"
 
 
 _HINT = f"{docs_page('how-to/add-a-model-family')} says how one is written"
+
+
+def _way_to_text(unknown: Sequence[str]) -> str:
+    """What leaves a model of more than text its language model alone, under names that are known; "" for nothing."""
+    for layers in dict.fromkeys(name.partition("layers.")[0] for name in unknown if ".layers." in name):
+        old, new = (layers.removesuffix("model."), "") if layers.endswith(".model.") else (layers, "model.")
+        own = (layers, f"{old}lm_head.")
+        if convention_of([new + name.removeprefix(old) for name in unknown if name.startswith(own)]) == HUB:
+            others = dict.fromkeys(_up_to_other(name, layers) for name in unknown if not name.startswith(own))
+            excluded = "".join(f"--exclude '^{re.escape(other)}' " for other in others)
+            return f"{excluded}--rename '^{re.escape(old)}=>{new}'"
+    return ""
+
+
+def _up_to_other(name: str, layers: str) -> str:
+    """A name up to the first part that is not what layers are in.
+
+    >>> _up_to_other("thinker.visual.blocks.0.norm.weight", "thinker.model.")
+    'thinker.visual.'
+    """
+    parts = name.split(".")
+    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(parts, layers.split("."), strict=False)))
+    return ".".join(parts[: same + 1]) + "."
+
+
 _BASE = ("model.", "transformer.")
 """What names begin with that a model without its head was saved without."""
 
