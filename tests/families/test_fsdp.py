@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 import reshard
 from golden.cases import run_reshard
@@ -253,6 +254,16 @@ def test_frozen_weights_have_none_where_shapes_tell(tmp_path: Path) -> None:
     found = read_file(tmp_path / "m.safetensors")
     assert same(found["exp_avg.b.w"], -FULL["b.w"])
     assert "exp_avg.embed" not in found
+
+
+def test_a_weight_that_is_called_as_a_state_is_one_all_the_same(tmp_path: Path) -> None:
+    """``optimizer``, ``step`` and ``momentum`` are modules of the model here."""
+    full = dict(zip(("optimizer.w", "step.w", "momentum.w", "head"), FULL.values(), strict=True))
+    source = write_ranks(tmp_path / "actor", full, list(full))
+    reshard.convert(source, tmp_path / "m.safetensors", replace(WEIGHTS, dtype="float16"))
+    assert {name: one.dtype.name for name, one in read_file(tmp_path / "m.safetensors").items()} == dict.fromkeys(
+        full, "float16"
+    )
 
 
 def test_moments_that_may_be_of_several_weights_are_refused(tmp_path: Path) -> None:

@@ -12,9 +12,10 @@ import pytest
 
 import reshard
 from families.test_deepspeed import folder, rewritten
+from golden.cases import run_reshard
 from golden_families.test_recorded import entries, section
 from making import tree
-from reshard import Options
+from reshard import NameRules, Options
 from reshard.compat.zero_to_fp32 import main
 from reshard.errors import CheckpointError, UsageError
 from reshard.formats.pickle_objects import Global, Record
@@ -234,6 +235,16 @@ def test_a_parameter_that_is_called_as_a_state_is_one_all_the_same(tmp_path: Pat
     }
     assert main([str(source), str(tmp_path / "weights")]) == 0
     assert {*reshard.open(tmp_path / "weights")} == wanted
+    alone = Options(names=NameRules(weights_only=True), dtype="float16", fsync=False)
+    reshard.convert(source, tmp_path / "alone.safetensors", alone)
+    found = reshard.open(tmp_path / "alone.safetensors")
+    assert {name: found[name].dtype for name in found} == dict.fromkeys(wanted, "float16")
+    assert (
+        run_reshard(
+            ["verify", str(source), str(tmp_path / "alone.safetensors"), "--weights-only", "--dtype", "float16"]
+        )
+        == 0
+    )
 
 
 def test_other_sources(tmp_path: Path) -> None:

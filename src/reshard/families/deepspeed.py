@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from reshard.errors import CheckpointError, UsageError, counted, listed
 from reshard.families.family import Listing
@@ -63,7 +64,8 @@ class Saved(Struct, frozen=True):
 
     def catalog(self) -> Catalog:
         """All that it holds. Raises CheckpointError with what is missing or contradictory."""
-        told, warned = self.told, [f"{name} is missing; nothing of it is needed" for name in absent_models(self.told)]
+        told, named = self.told, self.told.named
+        warned = [f"{name} is missing; nothing of it is needed" for name in absent_models(self.told)]
         tensors = tensors_of(told, warned)
         lacking = tuple(f"{name} is missing: its weights are the fp32 masters" for name in absent_layers(told).values())
         unknown = (warning for part in self.parts for warning in part.warnings())
@@ -71,7 +73,7 @@ class Saved(Struct, frozen=True):
         version = next((str(v) for p in told.models.values() if (v := p.value.get("ds_version"))), "")
         return Catalog(
             tuple(part.file for part in self.parts),
-            tensors,
+            {name: replace(tensor, weight=name in named) for name, tensor in tensors.items()},
             {},
             {},
             Ranks(1, told.world, self.path),
@@ -85,8 +87,7 @@ class Saved(Struct, frozen=True):
 
     def weights(self, catalog: Catalog) -> dict[str, Tensor]:
         """What is no state of the optimizer."""
-        named = self.told.named
-        return {name: tensor for name, tensor in catalog.tensors.items() if name in named or not is_state(name)}
+        return {name: tensor for name, tensor in catalog.tensors.items() if tensor.weight or not is_state(name)}
 
     def frozen(self, catalog: Catalog) -> list[str]:
         """Of its weights those that were not trained. Raises UsageError without ZeRO, where nothing says which."""

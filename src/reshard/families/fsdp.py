@@ -194,7 +194,7 @@ def _tensor(name: str, held: Sequence[tuple[FsdpFile, Mine]]) -> Tensor:
         if (other.spec, other.plain) != (mine.spec, mine.plain):
             raise CheckpointError(f"{name}: {other.spec}, and {mine.spec} in {first.file.name}", file.file.path)
     tensor = tensor_of_shards(name, mine.spec, (shard for _, one in held for shard in one.shards), known=not mine.plain)
-    return replace(tensor, compared=mine.plain and len(held) > 1)
+    return replace(tensor, compared=mine.plain and len(held) > 1, weight=True)
 
 
 def _states(

@@ -24,7 +24,7 @@ def planned(source: Catalog, target: Target, choices: Choices) -> Plan:
     rules = choices.rules
     idle = rules.idle((*source.tensors, *source.texts))
     source = replace(source, warnings=(*source.warnings, *probe(source), *idle))
-    agreed = agreements(source, (t for t in source.compared() if rules.takes(t.name)))
+    agreed = agreements(source, (t for t in source.compared() if rules.takes(t.name, weight=t.weight)))
     return make_plan(source, target, replace(choices, agreed=agreed))
 
 

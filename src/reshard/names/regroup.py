@@ -257,12 +257,12 @@ class _Regrouping:
             raise PlanError("no source file holds:\n" + listed(absent), hint="bring the missing ranks' files")
 
     def _drop_states(self) -> None:
-        states = [name for name in self._tensors if is_state(name)]
+        states = dict.fromkeys(n for n, tensor in self._tensors.items() if is_state(n) and not tensor.weight)
         if states:
             kinds = dict.fromkeys(name[: len(name) - len(weight_of_state(name))] or name for name in states)
             why = f"optimizer states ({', '.join(list(kinds)[:6])}), which Hugging Face has no place for"
             self._dropped[why] = tuple(states)
-            self._tensors = {n: t for n, t in self._tensors.items() if not is_state(n)}
+            self._tensors = {n: t for n, t in self._tensors.items() if n not in states}
 
     def _given(self, recipe: Recipe, files: Sequence[ModelFile], *, to_hub: bool) -> Given:
         self._recipes.append(recipe)

@@ -88,7 +88,7 @@ def fingerprint(
     if source.tensors and not tensors:
         idle = rules.idle((*source.tensors, *source.texts))
         raise UsageError("\n".join(("no tensor is left to count", *idle)), hint="check --include and --exclude")
-    agreed = agreements(source, (t for t in source.compared() if rules.takes(t.name)))
+    agreed = agreements(source, (t for t in source.compared() if rules.takes(t.name, weight=t.weight)))
     varied = [name for name, tensor in tensors.items() if not agreed.get(tensor.name, True)]
     tensors = {name: tensor for name, tensor in tensors.items() if name not in varied}
     _check_whole(tensors.values(), source.lacking)
@@ -100,7 +100,7 @@ def fingerprint(
     warnings = tuple(f"{name}: ranks hold different values; it is not counted" for name in varied)
     return Fingerprint(
         number_of_all(p.number for p in prints),
-        number_of_all(p.number for p in prints if not is_state(p.name)),
+        number_of_all(p.number for p in prints if tensors[p.name].weight or not is_state(p.name)),
         prints,
         sum(spec_of(name, t).nbytes for name, t in tensors.items()),
         (*varied, *(rules.renamed(n) for n in source.texts if rules.takes(n))),
@@ -112,7 +112,7 @@ def _named(source: Catalog, rules: NameRules) -> dict[str, Tensor]:
     """The tensors to count by the name that counts."""
     tensors: dict[str, Tensor] = {}
     for name, tensor in source.tensors.items():
-        if rules.takes(name):
+        if rules.takes(name, weight=tensor.weight):
             renamed = rules.renamed(name)
             if renamed in tensors:
                 raise UsageError(f"{tensors[renamed].name} and {name} would both be called {renamed}")

@@ -60,8 +60,8 @@ def _by_rules(source: Catalog, rules: NameRules) -> tuple[Catalog, Excluded]:
     called: dict[str, str] = {}
     out: dict[str, list[str]] = {}
     for name, tensor in source.tensors.items():
-        if not rules.takes(name):
-            states = rules.weights_only and is_of_optimizer(name)
+        if not rules.takes(name, weight=tensor.weight):
+            states = rules.weights_only and not tensor.weight and is_of_optimizer(name)
             why = "optimizer states, by --weights-only" if states else "by --include / --exclude"
             out.setdefault(why, []).append(name)
         else:

@@ -42,7 +42,7 @@ def every_copy(tensor: Tensor) -> tuple[Piece, ...]:
 def spec_of(name: str, tensor: Tensor, dtype: str = "") -> TensorSpec:
     """What a target that calls it ``name`` gets, where floating weights are cast to ``dtype``."""
     own = tensor.wanted_dtype
-    made = dtype if dtype and own in FLOATING and not is_state(name) else own
+    made = dtype if dtype and own in FLOATING and (tensor.weight or not is_state(name)) else own
     return tensor.spec if made == tensor.spec.dtype else TensorSpec(made, tensor.spec.shape)
 
 

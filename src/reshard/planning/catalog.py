@@ -134,6 +134,7 @@ class Tensor(Struct, frozen=True):
         view: the shape in which the boxes of the shards lie, where that is not the tensor's own (``layout.view``).
         cast_to: the dtype that it is to have, where that is not the one in which it is stored.
         scales: what its elements are multiplied by: it is stored as codes.
+        weight: its file tells that it is no state of an optimizer, whatever it is called.
     """
 
     name: str
@@ -144,6 +145,7 @@ class Tensor(Struct, frozen=True):
     view: tuple[int, ...] = ()
     cast_to: str = ""
     scales: Scales | None = None
+    weight: bool = False
 
     @property
     def wanted_dtype(self) -> str:

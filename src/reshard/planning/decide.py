@@ -65,14 +65,14 @@ def decide(
         maker.begin_merge(lora)
     taken: dict[str, str] = {}
     for name, tensor in source.tensors.items():
-        if not rules.takes(name):
-            states = rules.weights_only and is_of_optimizer(name)
+        if not rules.takes(name, weight=tensor.weight):
+            states = rules.weights_only and not tensor.weight and is_of_optimizer(name)
             reason = "optimizer states, by --weights-only" if states else "by --include / --exclude"
             maker.leave_out("dropped", reason, name)
             taken[rules.renamed(name)] = name
             continue
         renamed = rules.renamed(name)
-        if lora and (name in lora.used or is_state(name)):
+        if lora and (name in lora.used or (is_state(name) and not tensor.weight)):
             maker.leave_out("dropped", lora.used.get(name, "optimizer states of the training"), name)
             taken[renamed] = name
             continue

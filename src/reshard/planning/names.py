@@ -149,8 +149,9 @@ class NameRules(Struct, frozen=True):
         """Whether they leave anything out."""
         return bool(self.include or self.exclude or self.weights_only)
 
-    def takes(self, name: str) -> bool:
-        if self.weights_only and is_of_optimizer(name):
+    def takes(self, name: str, *, weight: bool = False) -> bool:
+        """``weight``: it is known to be no state of an optimizer."""
+        if self.weights_only and not weight and is_of_optimizer(name):
             return False
         if self.include and not any(re.search(p, name) for p in self.include):
             return False
