@@ -24,6 +24,7 @@ from reshard.families.source import Source
 from reshard.families.strategies import read_strategy
 from reshard.layout.stages import Strategy
 from reshard.planning.catalog import Catalog, IndexedFile
+from reshard.planning.names import weight_of_state
 from reshard.target.target_paths import META
 
 
@@ -63,11 +64,35 @@ def _of_files(there: Listing, source: Source) -> Catalog:
             where=source.path,
             hint="leave --src-strategy out, or give the folder that holds rank_0, rank_1, …",
         )
-    files, told = _by_index(found, index_files(found, trust_manifest=source.trust_manifest))
+    files, sliced = _without_slices_of_states(index_files(found, trust_manifest=source.trust_manifest))
+    files, told = _by_index(found, files)
     made = _told_apart(found, files, strategy, ours_there=there.entry(META) is not None)
     of_files = (f"{file.path}: {warning}" for file in files for warning in file.contents.warnings)
-    warnings = (*found.warnings, *told, *of_files, *made.warnings)
+    warnings = (*found.warnings, *sliced, *told, *of_files, *made.warnings)
     return replace(made, warnings=warnings, told_by={**made.told_by, **found.told_by})
+
+
+def _without_slices_of_states(files: Sequence[IndexedFile]) -> tuple[Sequence[IndexedFile], tuple[str, ...]]:
+    """The files without states that are smaller than their weights in what MindSpore keeps beside its parts: of names
+    that were filtered out as it merged that is what rank 0 held. And what to warn of.
+    """
+    at = next((i for i, file in enumerate(files) if file.name == EXTRAS_NAME), None)
+    if at is None:
+        return files, ()
+    weights = {name: stored.spec.shape for file in files for name, stored in file.contents.tensors.items()}
+    extras = files[at].contents
+    cut = [n for n, s in extras.tensors.items() if _is_slice(s.spec.shape, weights.get(weight_of_state(n), ()))]
+    if not cut:
+        return files, ()
+    whole = {name: stored for name, stored in extras.tensors.items() if name not in cut}
+    made = (*files[:at], replace(files[at], contents=replace(extras, tensors=whole)), *files[at + 1 :])
+    return made, (f"{files[at].path} holds one rank's slices of {some(cut)}: left out",)
+
+
+def _is_slice(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
+    return (
+        len(shape) == len(whole) and shape != whole and all(n and m % n == 0 for n, m in zip(shape, whole, strict=True))
+    )
 
 
 def _by_index(found: Found, files: Sequence[IndexedFile]) -> tuple[list[IndexedFile], tuple[str, ...]]:

@@ -110,6 +110,20 @@ def test_what_mindspore_keeps_beside_its_parts_belongs_to_them(tmp_path: Path, g
     assert sorted(held(tmp_path)) == ["a", "global_step"]
 
 
+@pytest.mark.parametrize("index", [True, False])
+def test_slices_of_states_that_mindspore_keeps_beside_its_parts_are_left_out(tmp_path: Path, index: bool) -> None:
+    """As its unified_safetensors leaves what choice_func filters out, and accumulated gradients."""
+    write_file(tmp_path / "part0.safetensors", {"a": counted(8, 2), "b": counted(3)})
+    extras = {"adam_m.a": counted(4, 2), "accu_grads.a": counted(4, 1), "adam_m.b": counted(3), "lr": counted(1)}
+    write_file(tmp_path / "hyper_param.safetensors", {**extras, "exp_avg_sq_row_a": counted(8), "adam_v.c": counted(2)})
+    if index:
+        write_index(tmp_path / "param_name_map.json", dict.fromkeys("ab", "part0.safetensors"))
+    assert sorted(held(tmp_path)) == ["a", "adam_m.b", "adam_v.c", "b", "exp_avg_sq_row_a", "lr"]
+    (told,) = open_source(Source(str(tmp_path))).warnings
+    assert told.startswith(str(tmp_path / "hyper_param.safetensors"))
+    assert told.endswith("holds one rank's slices of accu_grads.a, adam_m.a: left out")
+
+
 def shard(path: Path, offsets: Mapping[str, object]) -> Path:
     """A file as PyTorch's distributed checkpoint saves it with safetensors."""
     raw = {name: {"dtype": "float32", "shape": [2, 2], "data": ONE.tobytes()} for name in offsets}
