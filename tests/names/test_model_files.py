@@ -138,6 +138,13 @@ def test_what_is_fused_together_is_not_fused_by_half(
     assert not (tmp_path / "out.safetensors").exists()
 
 
+def test_what_has_no_gate_is_not_said_to_be_fused_by_half(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As Nemotron has it; nobody asked for anything fused."""
+    hub = write_hub(tmp_path / "hub", {n: v for n, v in llama().items() if "gate_proj" not in n}, model_type="nemotron")
+    said = refused(capsys, 3, "convert", hub, tmp_path / "out.safetensors", "--dst-names", "mindformers")
+    assert "model.layers.0.mlp.gate_proj.weight: missing" in said
+
+
 def test_a_tensor_is_explained_under_the_source_s_name_too(core: Path, tmp_path: Path) -> None:
     options = Options(naming=Naming(dst="mcore"))
     name, fused = "model.layers.1.self_attn.k_proj.weight", "decoder.layers.1.self_attention.linear_qkv.weight"

@@ -51,11 +51,12 @@ class Choosing:
         return chosen, warnings
 
     def _refuse_half(self, chosen: Mapping[str, str], asked: Asked) -> None:
-        """Raises UsageError where one of two styles is fused that a model fuses together."""
+        """Raises UsageError where one of two styles is to be fused that a model fuses together."""
         for style, kind in self._recipe.styles.items():
-            if not (self._hub and kind.fused_with and {style, kind.fused_with} <= chosen.keys()):
+            both = (style, kind.fused_with)
+            if not (self._hub and chosen.keys() >= {*both} and any(map(asked.of, both))):
                 continue
-            own, other = sorted((style, kind.fused_with), key=lambda s: chosen[s] != self._recipe.styles[s].default)
+            own, other = sorted(both, key=lambda s: chosen[s] != self._recipe.styles[s].default)
             if chosen[own] == self._recipe.styles[own].default and chosen[other] != self._recipe.styles[other].default:
                 raise UsageError(
                     f"{asked.option(other)} {chosen[other]} alone: {self._recipe.convention} models of "
