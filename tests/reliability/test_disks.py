@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from job import STORAGE, Run, Work, one_error
 
-from mounts import remount, tmpfs
+from mounts import image, mounted, remount, tmpfs
 from waiting import wait_until
 
 PAGE_NBYTES = os.sysconf("SC_PAGE_SIZE")
@@ -54,6 +54,27 @@ def test_a_disk_without_room_for_another_name(work: Work, run: Run) -> None:
             shutil.rmtree(disk / "out")
     assert failed.count(True) > 8
     assert failed == sorted(failed, reverse=True)
+
+
+def test_a_quota(work: Work, run: Run) -> None:
+    made = image(work.folder / "btrfs", 192 << 20, "btrfs")
+    with mounted(work.folder / "disk", "-o", "loop", made) as disk:
+        if shutil.which("btrfs") is None or subprocess.run(["btrfs", "quota", "enable", disk]).returncode:
+            pytest.skip("no quotas here")
+        limit(disk, "1M")  # its own notes take less
+        (disk / "filling").write_bytes(os.urandom(900 << 10))
+        work.out = disk / "out"
+        code, said = run(*work.command())
+        assert code == STORAGE
+        assert "no space: Disk quota exceeded" in one_error(said)
+        work.assert_only_whole_files()
+        limit(disk, "none")
+        assert run(*work.command("--resume")) == (0, "")
+        work.assert_whole()
+
+
+def limit(disk: Path, most: str) -> None:
+    subprocess.run(["btrfs", "qgroup", "limit", most, disk], check=True)
 
 
 def test_a_disk_that_is_read_only(work: Work, run: Run) -> None:

@@ -22,7 +22,6 @@ _RANK = re.compile(r"rank_(\d+)")
 _RANK_OF_FILE = re.compile(r"(?:(?<!lora)(?<!lora_)rank[_-]?|^checkpoint_)(\d+)")
 _NUMBERED = re.compile(r"(.*?)(\d+)")
 _STEP = re.compile(r"(\d+)_(\d+)\.[^.]+$")
-_LISTINGS_AT_ONCE = 16
 MIXED_STEPS = "ranks are at different steps"
 
 
@@ -67,7 +66,7 @@ def find_ranks(path: str, places: list[Entry], select: Select, suffix: str, warn
     chosen: dict[int, WeightFile] = {}
     differing: list[int] = []
     empty: list[int] = []
-    with ThreadPoolExecutor(_LISTINGS_AT_ONCE) as pool:
+    with ThreadPoolExecutor(storage_of(path).at_once) as pool:
         folders = [join(path, place.name) for place in places]
         listings = pool.map(_listed, folders, places)
         for folder, entries in zip(folders, listings, strict=True):
