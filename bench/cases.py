@@ -210,10 +210,12 @@ def _names(folder: Path) -> list[Case]:
         Case("5,760 experts of 256 KiB, 1 → parts", ("convert", "{hub_many_experts}", "{out}", *parts)),
         Case("1 → parts", ("convert", "{hub}", "{out}", *parts)),
         Case("5,760 experts of 256 KiB, 1 → mp8", ("convert", "{hub_many_experts}", "{out}", "--dst-strategy", many)),
-        Case("1.5 GB of large tensors, 1 → parts", ("convert", "{hub_deep}", "{out}", *parts)),
-        Case("47,000 experts of 32 KiB, 1 → parts", ("convert", "{hub_tiny_experts}", "{out}", *parts)),
-        Case("1.5 GB of large tensors, 1 → mp8", ("convert", "{hub_deep}", "{out}", "--dst-strategy", deep)),
-        Case("47,000 experts of 32 KiB, 1 → mp8", ("convert", "{hub_tiny_experts}", "{out}", "--dst-strategy", tiny)),
+        *_synced_too("1.5 GB of large tensors, 1 → parts", ("convert", "{hub_deep}", "{out}", *parts)),
+        *_synced_too("47,000 experts of 32 KiB, 1 → parts", ("convert", "{hub_tiny_experts}", "{out}", *parts)),
+        *_synced_too("1.5 GB of large tensors, 1 → mp8", ("convert", "{hub_deep}", "{out}", "--dst-strategy", deep)),
+        *_synced_too(
+            "47,000 experts of 32 KiB, 1 → mp8", ("convert", "{hub_tiny_experts}", "{out}", "--dst-strategy", tiny)
+        ),
         Case("matrices of 117 MB, turned", ("convert", "{turned4k.bin}", "{out}/model.safetensors")),
         Case("matrices of 470 MB, turned", ("convert", "{turned8k.bin}", "{out}/model.safetensors")),
         Case("fp8 by blocks → bf16", ("convert", "{hub_fp8}", "{out}", "--dequantize")),
@@ -264,6 +266,10 @@ def _conversions(form: str, folder: Path, s: dict[str, str]) -> list[Case]:
         convert("dp8 → mp8", "dp8", "mp8"),
         convert("mp2pp3 → mp4 (6 → 4)", "mp2pp3", "mp4"),
     ]
+
+
+def _synced_too(name: str, argv: tuple[str, ...]) -> tuple[Case, Case]:
+    return Case(name, argv), Case(f"{name}, synced", argv, fsync=True)
 
 
 _MERGED = (

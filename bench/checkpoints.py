@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from msgspec.structs import replace
@@ -53,7 +54,15 @@ class Model:
         return {name: TensorSpec(self.dtype, shape) for name, (shape, _, _) in self.tensors().items()}
 
 
-def write_strategy(model: Model, folder: Path, dp: int, mp: int, pp: int) -> Path:
+class Cut(Protocol):
+    """A model whose tensors say how they are cut."""
+
+    @property
+    def layers(self) -> int: ...
+    def tensors(self) -> dict[str, tuple[tuple[int, ...], tuple[tuple[int, ...], ...], int]]: ...
+
+
+def write_strategy(model: Cut, folder: Path, dp: int, mp: int, pp: int) -> Path:
     """The strategy files of all ranks of dp·mp·pp."""
     folder.mkdir(parents=True, exist_ok=True)
     for stage in range(pp):
@@ -197,7 +206,7 @@ def write_dcp(model: Model, folder: Path, world: int) -> Path:
     for rank in range(world):
         parts = {name: spec.of_shape(_rows(spec.shape, rank, world)[1]) for name, spec in model.specs().items()}
         path = folder / f"__{rank}_0.distcp"
-        frame, items = Distcp().frame(parts, {}, {}), items_of(parts, {})
+        frame, items = Distcp().frame(parts, {}, {}), items_of(parts, {}, ())
         _write_pieces(frame, path)
         _fill(frame, path, dict.fromkeys(parts, model.dtype), rank)
         for name, (spec, of_name) in chunks.items():

@@ -12,6 +12,7 @@ import argparse
 import shutil
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import reshard
@@ -19,7 +20,7 @@ from cases import RESHARD, remove
 from checkpoints import Model, write_full, write_sparse, write_strategy
 from run import measured
 
-_SMALL = {"hidden": 128, "ffn": 256, "vocab": 512}
+_small = partial(Model, hidden=128, ffn=256, vocab=512)
 FACTORS = (1, 4, 16)
 
 
@@ -39,10 +40,10 @@ def plan_seconds(model: Model, folder: Path, mp: int) -> tuple[float, int]:
 
 def planned(folder: Path) -> Iterator[tuple[str, str, str]]:
     for factor in FACTORS:
-        model = Model(layers=111 * factor, **_SMALL)
+        model = _small(layers=111 * factor)
         seconds, nbytes = plan_seconds(model, folder, 8)
         yield f"plan of {len(model.tensors()):,} tensors for 8 ranks", f"{seconds:.2f}", f"{nbytes / 1e6:.1f} MB"
-    model = Model(layers=11_111, **_SMALL)
+    model = _small(layers=11_111)
     seconds, nbytes = plan_seconds(model, folder, 8)
     yield f"plan of {len(model.tensors()):,} tensors for 8 ranks", f"{seconds:.2f}", f"{nbytes / 1e6:.1f} MB"
     for factor in FACTORS:

@@ -98,7 +98,7 @@ def main() -> None:
     print("| job | GB | processor s a GB | ms of the lock a GB | one process, GB/s |\n|---|---|---|---|---|")
     for case in cases(args.dir, model):
         if re.search(args.only, case.name):
-            argv, each, ms = inputs.fill(case.argv), [], []
+            argv, each, ms, nbytes = inputs.fill(case.argv), [], [], 0
             for _ in range(args.runs):
                 before = outside.seconds
                 seconds, nbytes = carried_out(argv, out)

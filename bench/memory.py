@@ -51,7 +51,7 @@ def _hold(memory: mmap.mmap, starts: range, pipes: ExitStack) -> None:
         pipes.callback(os.close, end)
     fcntl.fcntl(ends[1], _SET_PIPE_SIZE, _PIPE_PAGES * mmap.PAGESIZE)
     base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    vectors = (_Vector * len(starts))(*((base + start, mmap.PAGESIZE) for start in starts))
+    vectors = (_Vector * len(starts))(*(_Vector(base + start, mmap.PAGESIZE) for start in starts))
     libc = ctypes.CDLL(None, use_errno=True)
     taken = libc.vmsplice(ends[1], vectors, ctypes.c_size_t(len(vectors)), 0)
     if taken != len(starts) * mmap.PAGESIZE:

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -56,11 +56,13 @@ _WANTED = (
     Wanted(True, (f"safetensors {_MERGED}",), cold=True),
     Wanted(True, (f"safetensors {_RECUT}",)),
 )
+_LARGE, _TINY = "1.5 GB of large tensors", "47,000 experts of 32 KiB"
+_IN_PARTS, _IN_EIGHT = (tuple(f"{of}, 1 → {to}" for of in (_LARGE, _TINY)) for to in ("parts", "mp8"))
 _SMALL = (
-    *("1.5 GB of large tensors, 1 → parts", "47,000 experts of 32 KiB, 1 → parts"),
-    *("1.5 GB of large tensors, 1 → mp8", "47,000 experts of 32 KiB, 1 → mp8"),
-    *("5,760 experts of 256 KiB, 1 → parts", "5,760 experts of 256 KiB, 1 → mp8"),
-    *("matrices of 117 MB, turned", "matrices of 470 MB, turned"),
+    Wanted(False, (*_IN_PARTS, *_IN_EIGHT)),
+    Wanted(False, ("5,760 experts of 256 KiB, 1 → parts", "5,760 experts of 256 KiB, 1 → mp8")),
+    Wanted(True, tuple(f"{name}, synced" for name in (*_IN_PARTS, *_IN_EIGHT))),
+    Wanted(False, ("matrices of 117 MB, turned", "matrices of 470 MB, turned")),
 )
 _HEADS = {
     "moves": "job | s | GB/s | GB/s per core | cp s | × cp | peak MiB | read ÷ needed"
@@ -89,25 +91,25 @@ _CHINESE = {
 
 
 def moves(args: Namespace) -> Iterator[str]:
-    model = Model(layers=args.layers)
-    for wanted in _WANTED:
+    return _rows(_WANTED, Model(layers=args.layers), args)
+
+
+def small(args: Namespace) -> Iterator[str]:
+    """Rows of many small tensors beside those of few large ones, and of turned matrices."""
+    return _rows(_SMALL, Model(), args, told=_moved)
+
+
+def _rows(
+    some: Iterable[Wanted], model: Model, args: Namespace, told: Callable[[Row, str], str] | None = None
+) -> Iterator[str]:
+    for wanted in some:
         folder = args.disk if wanted.disk else args.memory
         folder.mkdir(parents=True, exist_ok=True)
         inputs = args.inputs.setdefault(folder, Inputs(folder, model))
         known = {case.name: case for case in cases(folder, model)}
         for name in wanted.names:
             if re.search(args.only, name):
-                yield _row(known[name], wanted, inputs, args)
-
-
-def small(args: Namespace) -> Iterator[str]:
-    """Rows of many small tensors beside those of few large ones, and of turned matrices."""
-    args.memory.mkdir(parents=True, exist_ok=True)
-    inputs = args.inputs.setdefault(args.memory, Inputs(args.memory, Model()))
-    known = {case.name: case for case in cases(args.memory, Model())}
-    for name in _SMALL:
-        if re.search(args.only, name):
-            yield _row(known[name], Wanted(False, ()), inputs, args, told=_moved)
+                yield _row(known[name], wanted, inputs, args, told)
 
 
 def _moved(row: Row, where: str) -> str:
@@ -115,9 +117,7 @@ def _moved(row: Row, where: str) -> str:
     return f"| {row.name}{where} | {numbers} | {row.peak_mib:.0f} | {row.moved_gigabytes_s:.2f} | {row.limits} |"
 
 
-def _row(
-    case: Case, wanted: Wanted, inputs: Inputs, args: Namespace, told: Callable[[Row, str], str] | None = None
-) -> str:
+def _row(case: Case, wanted: Wanted, inputs: Inputs, args: Namespace, told: Callable[[Row, str], str] | None) -> str:
     folder = args.disk if wanted.disk else args.memory
     more = {"runs": _RUNS, "cold": wanted.cold, "pairs": False, "peft": ""}
     python = "" if wanted.busy or wanted.disk else args.mindspore

@@ -30,6 +30,7 @@ import irregular
 from checkpoints import write_sparse
 from reshard.index import TensorSpec
 from reshard.layout.tensor import Layout, Sharding
+from reshard.strategy.file import LayoutItem
 from reshard.strategy.protobuf import encode_layout, encode_made, write_protobuf
 
 LAYERS, DENSE, EXPERTS = 61, 3, 256
@@ -167,7 +168,7 @@ def _dtype(name: str, *, hf: bool) -> str:
 def write_strategy(path: Path, parallel: Parallel, *, hf: bool) -> Path:
     """One file for each rank, as a job leaves them."""
     path.mkdir(parents=True)
-    stages: list[dict[str, bytes]] = [{} for _ in range(parallel.pp)]
+    stages: list[dict[str, LayoutItem]] = [{} for _ in range(parallel.pp)]
     for name, shape, kind, layer in hugging_face() if hf else mindformers():
         stages[parallel.stage(layer)][name] = encode_layout(parallel.sharding(shape, kind))
     for number, layouts in enumerate(stages):
@@ -269,7 +270,7 @@ def named(folder: Path, full: str, convention: str) -> None:
 def _strategy_of(specs: dict[str, TensorSpec], path: Path, parallel: Parallel) -> Path:
     """Experts by their first dim, other matrices by rows."""
     path.mkdir()
-    stages: list[dict[str, bytes]] = [{} for _ in range(parallel.pp)]
+    stages: list[dict[str, LayoutItem]] = [{} for _ in range(parallel.pp)]
     for name, spec in specs.items():
         layer = re.search(r"layers\.(\d+)\.", name)
         stage = parallel.stage(int(layer[1]) if layer else LAYERS if "norm" in name or "output" in name else -1)

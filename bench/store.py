@@ -19,8 +19,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from email.utils import formatdate
+from io import BufferedReader
 from itertools import count
 from pathlib import Path
+from typing import cast
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape, unescape
 
@@ -70,7 +72,7 @@ class Connection:
     def __init__(self, store: Store, connection: socket.socket) -> None:
         self._store = store
         self._socket = connection
-        self._file = connection.makefile("rb", buffering=_STEP_NBYTES)
+        self._file = cast(BufferedReader, connection.makefile("rb", buffering=_STEP_NBYTES))
 
     def serve(self) -> None:
         with self._socket, self._file:

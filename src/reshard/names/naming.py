@@ -168,8 +168,9 @@ def _refuse_for_others(most: tuple[Recipe, int, list[str]], convention: str, wei
     others = [c for c in MINDFORMERS if c != convention and convention in MINDFORMERS and knows_all(c, weights)]
     if others:
         recipe, _, unknown = most
+        whose = convention if recipe.name == convention else f"{convention}'s {recipe.name}"
         raise CheckpointError(
-            f"names that {convention}'s {recipe.name} does not have:\n" + listed(unknown),
+            f"names that {whose} does not have:\n" + listed(unknown),
             hint=f"--dst-names {others[0]} has them all",
         )
 
