@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import stat
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
@@ -31,6 +30,7 @@ _IOV_MAX_NBYTES = 1 << 30  # Linux moves at most 2 GiB a call
 _WRITE_NBYTES = 1 << 20  # a call: ext4 looks for as much memory in one piece, and on a busy machine long for more
 _SYNCED_NBYTES = 4 << 20
 _IN_MEMORY = ("tmpfs", "ramfs")  # to take space there is to fill it with zeros, which costs as much as to write it
+_ACCESS_LISTS = ("system.posix_acl_access", "system.posix_acl_default")
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
@@ -220,9 +220,11 @@ def keep_access(new: str, old: str) -> None:
         with suppress(PermissionError):  # not ours to give, or a file system without owners
             os.chown(new, owner, before.st_gid)
             break
+    for access_list in _ACCESS_LISTS:  # where there is one, the mode says less alone
+        with suppress(OSError):
+            os.setxattr(new, access_list, os.getxattr(old, access_list))
     with suppress(PermissionError):
-        shutil.copystat(old, new)  # access lists with the mode: it says less alone
-        os.utime(new)
+        os.chmod(new, stat.S_IMODE(before.st_mode))
 
 
 def sync_folder(path: str) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -62,6 +63,23 @@ def test_one_that_takes_another_s_place_opens_to_no_more_people(tmp_path: Path) 
     new.write(0, memoryview(b"new"))
     new.commit()
     assert ((tmp_path / "f").read_bytes(), (tmp_path / "f").stat().st_mode & 0o777) == (b"new", 0o600)
+
+
+def test_access_lists_go_along_and_nothing_else(tmp_path: Path) -> None:
+    """What a file system notes beside a file is its own affair: Lustre, where it lies."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    entries = ((1, 6, -1), (2, 4, 1234), (4, 0, -1), (16, 4, -1), (32, 0, -1))  # the owner rw, user 1234 r
+    acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHi", *entry) for entry in entries)
+    old.touch()
+    new.touch()
+    try:
+        os.setxattr(old, "system.posix_acl_access", acl)
+        os.setxattr(old, "user.other", b"x")
+    except OSError:
+        pytest.skip("no access lists here")
+    disk.keep_access(str(new), str(old))
+    assert (os.listxattr(new), new.stat().st_mode & 0o777) == (["system.posix_acl_access"], 0o640)
+    assert os.getxattr(new, "system.posix_acl_access") == acl
 
 
 def test_of_two_that_write_one_file_the_first_never_names_the_other_s_bytes(tmp_path: Path) -> None:
