@@ -95,6 +95,16 @@ def test_a_target_that_would_replace_a_source_is_refused() -> None:
     assert tree(Path("ckpt")) == before
 
 
+def test_one_full_safetensors_file_is_cut() -> None:
+    write_file(Path("full.safetensors"), FULL)
+    ms.transform_checkpoints("full.safetensors", "out", "p", None, four(), output_format="safetensors")
+    assert sorted(tree(Path("out"))) == [f"rank_{r}/p{r}.safetensors" for r in range(4)]
+    assert same(read_file(Path("out/rank_1/p1.safetensors"))["w"], FULL["w"][2:])
+    write_file(Path("full.ckpt"), FULL)
+    with pytest.raises(NotADirectoryError):
+        ms.transform_checkpoints("full.ckpt", "again", "p", None, four())
+
+
 def test_ckpt_becomes_safetensors_too() -> None:
     ms.transform_checkpoints("ckpt", "out", "p", four(), output_format="safetensors")
     assert same(read_file(Path("out/rank_0/p0.safetensors"))["w"], FULL["w"])

@@ -41,7 +41,8 @@ def transform_checkpoints(
     process_num: int = 1,
     output_format: str = "ckpt",
 ) -> None:
-    """Convert a folder of ``rank_x`` to another strategy: ``<dst>/rank_r/{prefix}{r}.{format}``.
+    """Convert a folder of ``rank_x``, or one full safetensors file, to another strategy:
+    ``<dst>/rank_r/{prefix}{r}.{format}``.
 
     Of several files in a ``rank_x`` the last by name is taken, of safetensors that of the last (epoch, step). Where
     the source's strategy knows only some of the parameters that the target's knows, without pipelines, files are
@@ -51,7 +52,7 @@ def transform_checkpoints(
         process_num: not used: threads that suit the disks.
 
     Raises:
-        NotADirectoryError: ``src_checkpoints_dir``, or what stands in ``dst_checkpoints_dir``, is no folder.
+        NotADirectoryError: ``src_checkpoints_dir`` is neither, or ``dst_checkpoints_dir`` is a file.
         TypeError, ValueError: arguments, strategies or files that are not right.
     """
     check_type(ckpt_prefix, str, "ckpt_prefix")
@@ -59,7 +60,8 @@ def transform_checkpoints(
     check_strategy_path(dst_strategy_file, "dst_strategy_file")
     if output_format not in _FORMATS:
         raise ValueError(f"output_format must be 'safetensors' or 'ckpt', but got {output_format}.")
-    check_folder(src_checkpoints_dir, "src_checkpoints_dir")
+    if not (str(src_checkpoints_dir).endswith(".safetensors") and os.path.isfile(src_checkpoints_dir)):
+        check_folder(src_checkpoints_dir, "src_checkpoints_dir")
     if os.path.exists(dst_checkpoints_dir):
         check_folder(dst_checkpoints_dir, "dst_checkpoints_dir")
     named = any(Path(src_checkpoints_dir).glob("rank_*/*.ckpt"))
