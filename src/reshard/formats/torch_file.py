@@ -157,7 +157,7 @@ def refuse_special(name: str, value: Any, seen: set[int]) -> None:
             raise FormatError(
                 f"tensor {name!r} lies in an object of class {kind}"
                 + (": a whole module was saved" if module else ", which is not read as a plain tensor"),
-                hint="save its state_dict() instead" if module else "save plain tensors, or leave it out",
+                hint="save its state_dict() instead" if module else "save plain tensors, without it",
             )
 
 
