@@ -5,12 +5,23 @@ import pytest
 from reshard.errors import UsageError
 from reshard.planning.names import NameRules, is_lora, is_state, layer_pattern, weight_of_state
 
-WEIGHTS = ("lm_head.weight", "model.layers.0.attention.wq.weight", "adam_mixer.weight", "accu_grads", "moments")
+WEIGHTS = (
+    "lm_head.weight",
+    "model.layers.0.attention.wq.weight",
+    "adam_mixer.weight",
+    "accu_grads",
+    "moments",
+    "state.0.step.weight",
+    "ssm.state.1.mean",
+)
 STATES = {
     "adam_m.w": "w", "adam_v.model.x": "model.x", "accu_grads.w": "w", "moments.w": "w", "moment1.w": "w",
     "momentum.w": "w", "exp_avg.w": "w", "exp_avg_sq.w": "w", "max_exp_avg_sq.w": "w", "muon_m.w": "w",
     "exp_avg_sq_row_w": "w", "exp_avg_sq_col_w": "w",
     **{name: name for name in ("optimizer.state.exp_avg.w", "chained_1.optimizer.state.exp_avg.w")},
+    # as fairseq, trainers of several networks, and torch.save of an optimizer alone have them
+    **{name: name for name in ("last_optimizer_state.state.0.exp_avg", "g_optim.state.2.row_var")},
+    **{name: name for name in ("opt.state.3.step", "optimizer_D.state.0.max_exp_avg_sq", "state.0.square_avg")},
 }  # fmt: skip
 
 
