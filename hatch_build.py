@@ -1,4 +1,6 @@
-"""The manual page, made of the help texts when a wheel is built; it is installed as share/man/man1/reshard.1."""
+"""What a wheel has besides the package: the documentation, and the manual page, made of the help texts when it is
+built; that is installed as share/man/man1/reshard.1.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
-class ManualPage(BuildHookInterface):  # type: ignore[type-arg]
+class Documentation(BuildHookInterface):  # type: ignore[type-arg]
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         if version == "editable":  # a tree under work has its documentation beside it
             return
@@ -21,6 +23,7 @@ class ManualPage(BuildHookInterface):  # type: ignore[type-arg]
         made.parent.mkdir(parents=True, exist_ok=True)
         made.write_text(manual_page(self.metadata.version), "utf-8")
         build_data["shared_data"][str(made)] = "share/man/man1/reshard.1"
+        build_data["force_include"][str(Path(self.root) / "docs")] = "reshard/docs"  # what errors lead to
 
 
 def manual_page(version: str) -> str:
