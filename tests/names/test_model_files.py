@@ -138,6 +138,16 @@ def test_what_is_fused_together_is_not_fused_by_half(
     assert not (tmp_path / "out.safetensors").exists()
 
 
+def test_a_model_without_a_head_gets_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As one that embeds, whose configuration says that its ends are not tied: its embedding is no output layer."""
+    hub = write_hub(tmp_path / "hub", {n: v for n, v in qwen3().items() if not n.startswith("lm_head")})
+    words = ("convert", hub, tmp_path / "out.safetensors", "--dst-names", "mcore")
+    said = refused(capsys, 3, *words)
+    assert r"--exclude '^lm_head\.weight', if the model has none" in said
+    assert run_reshard([*map(str, words), "--exclude", r"^lm_head\.weight", "--quiet"]) == 0
+    assert "output_layer.weight" not in read_file(tmp_path / "out.safetensors")
+
+
 def test_what_has_no_gate_is_not_said_to_be_fused_by_half(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As Nemotron has it; nobody asked for anything fused."""
     hub = write_hub(tmp_path / "hub", {n: v for n, v in llama().items() if "gate_proj" not in n}, model_type="nemotron")

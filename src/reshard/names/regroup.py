@@ -327,11 +327,12 @@ class _Regrouping:
             self._drop("output layer that is the embedding's", (head, *states))
         if tied is False and head not in self._tensors and wanted == "keep" and head not in self._excluded:
             told = next(side.told.get("tied") or side.told["untied"] for side in reversed(sides) if side.tied is False)
-            raise PlanError(f"{head}: not there, and {told}", hint="--tied copy takes the embedding for it")
+            way = f"--exclude '^{re.escape(head)}', if the model has none; --tied copy takes the embedding for it"
+            raise PlanError(f"{head}: not there, and {told}", hint=way)
 
     def _fit_rows(self, tensor: Tensor, sides: Sequence[Known]) -> None:
         naming, rows = self._naming, tensor.spec.shape[0]
-        src, dst = (_own_vocab(side, hub=of == HUB) for side, of in zip(sides, (self._src, naming.dst), strict=True))
+        src, dst = (side.own_vocab(hub=of == HUB) for side, of in zip(sides, (self._src, naming.dst), strict=True))
         padded = self._src == MEGATRON and src is not None and src[1] < rows
         if naming.vocab_rows is None and src is not None and src[1] != rows and not padded:
             raise PlanError(
@@ -381,15 +382,6 @@ class _Regrouping:
         made = replace(Maker(self._tensors).made(tensor.name, spec, [link], zeros), cast_to=tensor.cast_to)
         self._tensors = {**self._tensors, tensor.name: made}
         self._warnings.append(f"{tensor.name}: {rows} rows become {wanted}")
-
-
-def _own_vocab(side: Known, *, hub: bool) -> tuple[str, int] | None:
-    """The rows that a side's own file says the vocabulary has."""
-    for file in side.files:
-        said = file.said(side.recipe, "vocab")
-        if file.hub is hub and said is not None:
-            return f"{said[0]} {said[1]} of {file.where.rsplit('/', 1)[-1]}", int(said[1])
-    return None
 
 
 def _rows_of(source: Catalog) -> dict[str, int]:

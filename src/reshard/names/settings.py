@@ -50,6 +50,14 @@ class Known(Struct, frozen=True):
         untied = self.values.get("untied")
         return not untied if isinstance(untied, bool) else None
 
+    def own_vocab(self, *, hub: bool) -> tuple[str, int] | None:
+        """The rows that the side's own file says the vocabulary has, and what says it."""
+        for file in self.files:
+            said = file.said(self.recipe, "vocab")
+            if file.hub is hub and said is not None:
+                return f"{said[0]} {said[1]} of {file.where.rsplit('/', 1)[-1]}", int(said[1])
+        return None
+
     def evaluated(self, expression: object) -> Any:
         return evaluate(expression, self.values)
 
