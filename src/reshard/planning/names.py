@@ -14,9 +14,9 @@ _STATE = re.compile(
     r"(?:(?:adam_[mv]|accu_grads|accum|moments?\d?|momentum(?:_buffer)?|exp_avg\w*|max_exp_avg_sq|muon_m|v_?hat|step|fp32)\."
     r"|exp_avg_(?:sq|insta)_(?:row_|col_)?)(.+)|(?:chained_\d+\.)?(?:optim|optimizers?)(?:_states?(?:_dicts?)?)?\..+"
     r"|(?:.+\.)?(?:optim|optimizers?)(?:_\d+)?\.(?:[^.]+\.)?(?:state|param_groups)\..+"
-    # what torch's optimizers call the states of a parameter that has a number, under whatever name they were saved
-    r"|(?:.+\.)?state\.\d+\.(?:step(?:_size)?|(?:max_)?exp_avg\w*|exp_inf|momentum_buffer|square_avg|grad_avg"
-    r"|acc_delta|sum|prev|mu(?:_product)?|eta|ax|(?:row|col)_var|variance)"
+    # what torch's optimizers call the states of a parameter, by its name or its number, under whatever name they lie
+    r"|(?:.+\.)?state\..+\.(?:step|(?:max_)?exp_avg\w*|exp_inf|momentum_buffer|square_avg)"
+    r"|(?:.+\.)?state\.\d+\.(?:step_size|grad_avg|acc_delta|sum|prev|mu(?:_product)?|eta|ax|(?:row|col)_var|variance)"
 )
 _NUMBERS = frozenset({"global_step", "learning_rate", "beta1_power", "beta2_power"})
 _LORA = re.compile(r"(?:^|[._])lora_[abAB](?:$|[._])|mindpet_delta_lora")

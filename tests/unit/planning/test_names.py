@@ -21,7 +21,7 @@ STATES = {
     **{name: name for name in ("optimizer.state.exp_avg.w", "chained_1.optimizer.state.exp_avg.w")},
     # as fairseq, trainers of several networks, and torch.save of an optimizer alone have them
     **{name: name for name in ("last_optimizer_state.state.0.exp_avg", "g_optim.state.2.row_var")},
-    **{name: name for name in ("opt.state.3.step", "optimizer_D.state.0.max_exp_avg_sq", "state.0.square_avg")},
+    **{name: name for name in ("opt.state.3.step", "opt.state.layers.0.w.exp_avg", "state.0.square_avg")},
 }  # fmt: skip
 
 
