@@ -131,7 +131,9 @@ def translated(error: OSError, path: str) -> ReshardError:
         return StorageError(f"no space: {said}", path, "free some space, then run again with --resume")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return StorageError(f"not allowed: {said}", path, "check owner and mode of the file and its folder")
-    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+    if error.errno == errno.ENOTDIR:
+        return CheckpointError("no such file or folder: a file stands where its folder would be", path)
+    if error.errno in (errno.ENOENT, errno.ELOOP):
         return CheckpointError("no such file or folder", path)
     if error.errno == errno.EISDIR:
         return CheckpointError("a folder, expected a file", path, "give the file that is meant")

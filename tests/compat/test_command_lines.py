@@ -154,6 +154,14 @@ def test_the_source_is_never_replaced(capsys: pytest.CaptureFixture[str]) -> Non
     assert "lies inside the target" in capsys.readouterr().err
 
 
+def test_a_file_in_place_of_the_target_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("taken").write_text("mine")
+    words = ["--src_ckpt_strategy=four", "--src_ckpt_dir=ckpt", "--dst_ckpt_dir=taken"]
+    assert (transform_ckpt(words), Path("taken").read_text()) == (3, "mine")
+    assert main(["--src_checkpoint=ckpt", "--dst_checkpoint=taken", "--src_strategy=four"]) == 3
+    assert capsys.readouterr().err.count("a file stands where its folder would be") == 2
+
+
 def test_full_files_of_one_folder() -> None:
     write_file(Path("parts/a.ckpt"), {"w": FULL["w"]})
     write_file(Path("parts/b.ckpt"), {"n": FULL["n"]})

@@ -140,6 +140,7 @@ def test_transform_checkpoints_raises_as_the_reference(arguments: tuple[Any, ...
         ((0, {0: "ckpt/rank_0/model_0.ckpt"}, Path("out.ckpt")), TypeError),
         ((0, {0: "ckpt/rank_0/model_0.ckpt"}, "out.safetensors"), ValueError),
         ((0, {0: "nowhere"}, "out.ckpt"), ValueError),
+        ((0, {}, "out.ckpt"), ValueError),
         ((0, {0: None}, "out.ckpt"), ValueError),
         ((0, {"zero": "ckpt/rank_0/model_0.ckpt"}, "out.ckpt"), ValueError),
         ((0, {0: "ckpt/rank_0/model_0.ckpt", "0": "ckpt/rank_1/model_1.ckpt"}, "out.ckpt"), ValueError),
@@ -285,6 +286,10 @@ def test_choice_func_leaves_out_what_only_the_strategy_knows() -> None:
 
 
 def test_unified_safetensors_wants_a_folder(st: str) -> None:
+    with pytest.raises(NotADirectoryError):
+        ms.unified_safetensors("st", st, st)
+    with pytest.raises(ValueError, match="src_strategy_file must be given"):
+        ms.unified_safetensors("st", None, "out")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="can not be a file"):
         ms.unified_safetensors("st/rank_0/model_0.safetensors", st, "out")
 

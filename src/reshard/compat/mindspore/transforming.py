@@ -129,6 +129,8 @@ convert_checkpoint_by_rank = transform_checkpoint_by_rank
 def _files_of_ranks(given: Mapping[Any, Any]) -> dict[int, str]:
     """Files by rank; a rank may be written as text, as JSON has it. Raises ValueError for an item that is not right."""
     files: dict[int, str] = {}
+    if not given:
+        raise ValueError("checkpoint_files_map: it names no file")
     for key, file in given.items():
         try:
             rank = int(key) if isinstance(key, str) else as_rank(key, "rank")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from reshard.compat.mindspore.calls import check_strategy_path, reference_errors, warn
+from reshard.compat.mindspore.calls import check_folder, check_strategy_path, reference_errors, warn
 from reshard.compat.mindspore.catalogs import chosen
 from reshard.compat.placing import placed
 from reshard.families.open_checkpoint import open_source
@@ -44,9 +44,14 @@ def unified_safetensors(
         split_dst_file: ``(i, n)``: only share i of n of the parts, from 1; the first also makes the other files.
 
     Raises:
+        NotADirectoryError: ``dst_dir`` is a file.
         ValueError: a slice is held by no file, strategy and files do not fit, ``choice_func`` gives something else.
     """
     check_strategy_path(src_strategy_file, "src_strategy_file")
+    if not src_strategy_file:
+        raise ValueError("src_strategy_file must be given: nobody can know how the tensors were cut")
+    if os.path.exists(dst_dir):
+        check_folder(dst_dir, "dst_dir")
     if os.path.isfile(src_dir):
         raise ValueError("For 'unified_safetensors', the 'src_dir' can not be a file.")
     if split_dst_file and not 1 <= split_dst_file[0] <= split_dst_file[1]:
