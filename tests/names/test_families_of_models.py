@@ -326,6 +326,19 @@ def test_a_model_that_was_saved_without_its_head(tmp_path: Path, before: str, sh
     convert(tmp_path / "hub", tmp_path / "out.safetensors", Options(naming=Naming(dst="mindformers"), names=rules))
 
 
+def test_a_head_that_is_known_keeps_its_name(tmp_path: Path) -> None:
+    """Renamed with the others it would not be there, and one who leaves it out as the next refusal says has lost it."""
+    whole = {**OUTER, **layer(0, NORMS, GROUPED, DENSE)}
+    tensors = hub(tmp_path / "hub", {n.removeprefix("model."): s for n, s in whole.items()}, {"num_hidden_layers": 1})
+    options = Options(naming=Naming(dst="mindformers"))
+    with pytest.raises(CheckpointError, match="no recipe knows") as told:
+        convert(tmp_path / "hub", tmp_path / "out.safetensors", options)
+    ((old, new),) = re.findall(r"--rename '(.+?)=>(.+?)'", told.value.hint or "")
+    rules = NameRules(rename=((old, new),))
+    convert(tmp_path / "hub", tmp_path / "out.safetensors", replace(options, names=rules))
+    assert same(read_file(tmp_path / "out.safetensors")["lm_head.weight"], tensors["lm_head.weight"])
+
+
 @pytest.mark.parametrize("whole", ["self_attn.o_proj.lora_magnitude_vector", "input_layernorm.weight"])
 def test_an_adapter_of_more_than_factors_is_to_be_merged(whole: str, tmp_path: Path) -> None:
     """What DoRA and layers trained whole are, no convention has a name for; without it the rest is no adapter."""

@@ -87,15 +87,18 @@ def _nearest(tried: Sequence[tuple[bool, Recipe, int, list[str]]], convention: s
         raise UsageError(f"no recipe is of {convention}")
     hub, recipe, count, unknown = max(tried, key=lambda each: each[2] - len(each[3]))
     if 2 * count < len(unknown):
-        raise CheckpointError("no recipe knows its names:\n" + listed(unknown[:8]), hint=_hint_of_prefix(unknown))
+        raise CheckpointError(
+            "no recipe knows its names:\n" + listed(unknown[:8]), hint=_hint_of_prefix(unknown, count)
+        )
     return (HUB, None) if hub else (recipe.convention, recipe)
 
 
-def _hint_of_prefix(unknown: Sequence[str]) -> str:
+def _hint_of_prefix(unknown: Sequence[str], known: int) -> str:
     if before := prefix_of_known(unknown):
         return f"--rename '^{re.escape(before)}=>', for without it they are known"
     if before := next((p for p in _BASE if convention_of([p + name for name in unknown]) == HUB), ""):
-        return f"--rename '^=>{before}', for with it they are known"
+        head = r"(?!lm_head\.)" if known else ""  # which is known as it is
+        return f"--rename '^{head}=>{before}', for with it they are known"
     if told := _way_to_text(unknown):
         return f"{told}, for the language model is known so"
     return f"{_HINT}; --rename changes single names"
