@@ -30,7 +30,7 @@ def recipe_of_source(names: Sequence[str], convention: str, files: Sequence[Mode
             tried.append((hub, recipe, count, unknown))
     best = [each for each in tried if not each[3]]
     if not best:
-        return _nearest(tried, convention)
+        return _nearest(tried, convention, weights)
     hubs = {hub for hub, *_ in best}
     if len(hubs) > 1:  # names that several sides have in common, as lm_head.weight alone
         raise CheckpointError("its names may be of several conventions", hint="say which: --src-names hf")
@@ -81,23 +81,25 @@ def convention_of(names: Iterable[str], among: Sequence[str] = TOLD_BY_NAMES) ->
     return found.pop() if len(found) == 1 else ""
 
 
-def _nearest(tried: Sequence[tuple[bool, Recipe, int, list[str]]], convention: str) -> tuple[str, Recipe | None]:
+def _nearest(
+    tried: Sequence[tuple[bool, Recipe, int, list[str]]], convention: str, weights: Sequence[str]
+) -> tuple[str, Recipe | None]:
     """The recipe that knows most of the names, which says what it does not know; if it knows at least a few."""
     if not tried:
         raise UsageError(f"no recipe is of {convention}")
     hub, recipe, count, unknown = max(tried, key=lambda each: each[2] - len(each[3]))
     if 2 * count < len(unknown):
         raise CheckpointError(
-            "no recipe knows its names:\n" + listed(unknown[:8]), hint=_hint_of_prefix(unknown, count)
+            "no recipe knows its names:\n" + listed(unknown[:8]), hint=_hint_of_prefix(unknown, weights)
         )
     return (HUB, None) if hub else (recipe.convention, recipe)
 
 
-def _hint_of_prefix(unknown: Sequence[str], known: int) -> str:
+def _hint_of_prefix(unknown: Sequence[str], weights: Sequence[str]) -> str:
     if before := prefix_of_known(unknown):
         return f"--rename '^{re.escape(before)}=>', for without it they are known"
     if before := next((p for p in _BASE if convention_of([p + name for name in unknown]) == HUB), ""):
-        head = r"(?!lm_head\.)" if known else ""  # which is known as it is
+        head = r"(?!lm_head\.)" if any(n.startswith("lm_head.") for n in weights) else ""  # known as it is
         return f"--rename '^{head}=>{before}', for with it they are known"
     if told := _way_to_text(unknown):
         return f"{told}, for the language model is known so"
