@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import zipfile
 from pathlib import Path
 
@@ -57,6 +58,15 @@ def test_a_torch_file_that_is_called_ckpt_is_one(name: str, tmp_path: Path) -> N
     assert diff(str(made), str(GOLDEN / f"{name}.pt")).differences == ()
     made.write_bytes(made.read_bytes()[:-1])
     with pytest.raises(FormatError, match=r"step=4\.ckpt: .*(records at its end|storages end)"):
+        reshard.open(made)
+
+
+def test_a_torch_file_without_tensors_that_is_called_ckpt_is_none(tmp_path: Path) -> None:
+    made = tmp_path / "a.ckpt"
+    with zipfile.ZipFile(made, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({"a": 1}))
+        archive.writestr("archive/version", "3")
+    with pytest.raises(FormatError, match=r"a\.ckpt: it is a PyTorch file .*, not ckpt"):
         reshard.open(made)
 
 
