@@ -159,6 +159,17 @@ def rewritten(path: Path, change: Callable[[Any], None]) -> None:
     path.write_bytes(torch_bytes(records.pickled.value, storages))
 
 
+@pytest.mark.parametrize(
+    ("case", "name"),
+    [("z3_bf16_r3_frozen", "zero_pp_rank_2_mp_rank_00_model_states.pt"), ("tp2_z0_bf16", "mp_rank_01_model_states.pt")],
+)
+def test_a_model_s_file_of_another_step_is_told(case: str, name: str, tmp_path: Path) -> None:
+    source = folder(case, tmp_path)
+    rewritten(source / name, lambda value: value.update(global_steps=value["global_steps"] + 1))
+    with pytest.raises(CheckpointError, match=f"of different steps: .*in {name}"):
+        reshard.open(source)
+
+
 def test_states_that_are_not_cut_as_weights_do_not_move_these(tmp_path: Path) -> None:
     """1-bit optimizers keep errors of other lengths; others call states as nobody else does."""
     source = folder("z2_bf16_r2_groups", tmp_path)

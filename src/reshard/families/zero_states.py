@@ -29,6 +29,8 @@ def tensors_of(told: SaveFiles, warnings: list[str]) -> dict[str, Tensor]:
     """
     optimizers = told.optimizers.values()
     refuse_mixed_steps((s.part.scalar(group.get("step")), s.part.file.name) for s in optimizers for group in s.groups)
+    models = (s for at, s in told.models.items() if at[0] == 0 or at in told.optimizers)
+    refuse_mixed_steps((s.part.scalar(s.value.get("global_steps")), s.part.file.name) for s in models)
     tp = told.tensor_parallel
     info = told.model(told.model_parallel[0]).info
     found: dict[str, Tensor] = {}
