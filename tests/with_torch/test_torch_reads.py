@@ -120,3 +120,20 @@ def test_an_optimizer_and_its_settings(tmp_path: Path) -> None:
     plan = reshard.plan(tmp_path / "m.pt", "out.safetensors", Options(names=reshard.NameRules(weights_only=True)))
     assert {tensor.name for tensor in plan.tensors} == {"model.weight", "model.bias"}
     assert any("neither tensor nor text" in warning for warning in plan.warnings)
+
+
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "Adam": {"amsgrad": True}, "AdamW": {}, "SGD": {"momentum": 0.9}, "RMSprop": {"momentum": 0.9, "centered": True},
+    "Adagrad": {}, "Adadelta": {}, "Adamax": {}, "NAdam": {}, "RAdam": {}, "ASGD": {}, "Rprop": {}, "Adafactor": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_states_are_none_of_the_weights_wherever_they_lie(kind: str, tmp_path: Path) -> None:
+    layer = torch.nn.Linear(4, 3)
+    optimizer = getattr(torch.optim, kind)(layer.parameters(), lr=0.1, **OPTIMIZERS[kind])
+    layer(torch.ones(2, 4)).sum().backward()
+    optimizer.step()
+    torch.save({"model": layer.state_dict(), "opt": optimizer.state_dict()}, tmp_path / "m.pt")
+    plan = reshard.plan(tmp_path / "m.pt", "out.safetensors", Options(names=reshard.NameRules(weights_only=True)))
+    assert {tensor.name for tensor in plan.tensors} == {"model.weight", "model.bias"}
