@@ -211,6 +211,7 @@ class Case:
     dst_strategy: str
     names: str = ""
     model: str = ""
+    gate_up: str = ""
 
 
 def measure(what: str, case: Case) -> dict[str, Any]:
@@ -222,7 +223,7 @@ def measure(what: str, case: Case) -> dict[str, Any]:
     from reshard.ops.options import Options
     from reshard.planning.shares import Share
 
-    styles = Asked({"gate_up": "interleaved"} if case.names == "hf" else {})
+    styles = Asked({"gate_up": case.gate_up} if case.gate_up else {})
     naming = Naming(dst=case.names, model=case.model, asked=styles, dequantize=case.names not in ("", "hf"))
     options = Options(case.src_strategy, case.dst_strategy, format="safetensors", naming=naming)
     if not case.dst_strategy:
@@ -263,7 +264,8 @@ def named(folder: Path, full: str, convention: str) -> None:
     strategy = str(_strategy_of(specs, folder / f"strategy-{convention}", LAYOUTS[256]))
     show(f"fp8 → {convention}, in parts", in_parts)
     show(f"fp8 → {convention}, 256 ranks", Case(full, "", strategy, convention))
-    show(f"{convention} → Hugging Face, in parts", Case(str(own), "", "", "hf", f"{full}/config.json"))
+    style = "interleaved" if convention == "mcore" else ""  # MindFormers' own names have one way
+    show(f"{convention} → Hugging Face, in parts", Case(str(own), "", "", "hf", f"{full}/config.json", style))
     own.unlink()
 
 
