@@ -50,10 +50,11 @@ def index_file(rank: int, path: str, root: str, told: Mapping[str, _KnownFile] =
             other = foreign(file.read(0, min(file.nbytes, HEAD_NBYTES)), form.name)
             if other is None:
                 raise
-            contents = format_named("torch").read_index(file) if form.name == "ckpt" and other.torch else Contents({})
+            torch = format_named("torch")  # Lightning and others call theirs .ckpt, too
+            contents = torch.read_index(file) if form.name == "ckpt" and other.torch else Contents({})
             if not contents.tensors:
                 raise FormatError(f"it is {other.what}, not {form.name}", path, other.hint) from error
-            form = format_named("torch")  # Lightning and others call theirs .ckpt, too
+            form = torch
     return IndexedFile(path, name_below(root, path), file.nbytes, file.mtime_ns, rank, form.name, contents)
 
 

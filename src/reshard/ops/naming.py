@@ -19,7 +19,7 @@ from reshard.names.model import ModelFile, model_of_args, read_model
 from reshard.names.regroup import Models, Regrouped, regrouped, whose_names
 from reshard.names.wishes import HUB, Excluded, Naming
 from reshard.planning.catalog import Catalog, Loose, Shard, Tensor
-from reshard.planning.names import NameRules, call, is_of_optimizer
+from reshard.planning.names import NameRules, call
 from reshard.planning.scales import refuse_parted_by
 from reshard.storage.storage import join
 from reshard.storage.storages import content_of, storage_of
@@ -60,9 +60,7 @@ def _by_rules(source: Catalog, rules: NameRules) -> tuple[Catalog, Excluded]:
     called: dict[str, str] = {}
     out: dict[str, list[str]] = {}
     for name, tensor in source.tensors.items():
-        if not rules.takes(name, weight=tensor.weight):
-            states = rules.weights_only and not tensor.weight and is_of_optimizer(name)
-            why = "optimizer states, by --weights-only" if states else "by --include / --exclude"
+        if why := rules.why_not(name, weight=tensor.weight):
             out.setdefault(why, []).append(name)
         else:
             call(called, rules.renamed(name), name)

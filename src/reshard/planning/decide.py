@@ -14,7 +14,7 @@ from reshard.layout.stages import Strategy, layout_of_full
 from reshard.layout.tensor import Layout, Sharding
 from reshard.planning.catalog import Catalog, Tensor
 from reshard.planning.lora_values import LoraMerge
-from reshard.planning.names import NameRules, call, is_lora, is_of_optimizer, is_state, layer_pattern, weight_of_state
+from reshard.planning.names import NameRules, call, is_lora, is_state, layer_pattern, weight_of_state
 from reshard.planning.other_names import refuse_other_names
 from reshard.planning.plan import LeftOut
 
@@ -65,9 +65,7 @@ def decide(
         maker.begin_merge(lora)
     taken: dict[str, str] = {}
     for name, tensor in source.tensors.items():
-        if not rules.takes(name, weight=tensor.weight):
-            states = rules.weights_only and not tensor.weight and is_of_optimizer(name)
-            reason = "optimizer states, by --weights-only" if states else "by --include / --exclude"
+        if reason := rules.why_not(name, weight=tensor.weight):
             maker.leave_out("dropped", reason, name)
             taken[rules.renamed(name)] = name
             continue

@@ -153,12 +153,20 @@ class NameRules(Struct, frozen=True):
         return bool(self.include or self.exclude or self.weights_only)
 
     def takes(self, name: str, *, weight: bool = False) -> bool:
-        """``weight``: it is known to be no state of an optimizer."""
+        return not self.why_not(name, weight=weight)
+
+    def why_not(self, name: str, *, weight: bool = False) -> str:
+        """What leaves a tensor out; "" for one that is taken.
+
+        Args:
+            weight: it is known to be no state of an optimizer.
+        """
         if self.weights_only and not weight and is_of_optimizer(name):
-            return False
-        if self.include and not any(re.search(p, name) for p in self.include):
-            return False
-        return not (self.exclude and any(re.search(p, name) for p in self.exclude))
+            return "optimizer states, by --weights-only"
+        taken = not self.include or any(re.search(p, name) for p in self.include)
+        if taken and not any(re.search(p, name) for p in self.exclude):
+            return ""
+        return "by --include / --exclude"
 
     def idle(self, names: Collection[str]) -> tuple[str, ...]:
         """A warning for each pattern that matches no name: it does not do what somebody wrote it for."""
