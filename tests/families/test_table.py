@@ -175,4 +175,4 @@ def test_inspect(made: Made) -> None:
 def test_open(made: Made, strategies: Path) -> None:
     opened = reshard.open(made.path, made.strategy or None)
     equal({name: np.asarray(opened[name].read()) for name in opened}, dict(made.full))
-    equal({n: np.asarray(a) for n, a in opened.load(3, strategies / "dst").items()}, made.of_rank(3))
+    equal({n: np.asarray(a) for n, a in opened.load(3, made.options(strategies).dst_strategy).items()}, made.of_rank(3))
