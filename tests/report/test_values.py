@@ -336,6 +336,7 @@ def test_a_page_is_named_html(job: Path, tmp_path: Path, command: str, name: str
 def test_what_is_translated_is_what_the_program_says() -> None:
     words = files("reshard.report").joinpath("words.js").read_text("utf-8")
     reasons = re.findall(r'^  "([^"]+)": "', words.split("REASONS_ZH")[1], re.MULTILINE)
-    said = "".join(files("reshard.planning").joinpath(name).read_text("utf-8") for name in ("decide.py", "lora.py"))
+    speakers = ("decide.py", "lora.py", "names.py")
+    said = "".join(files("reshard.planning").joinpath(name).read_text("utf-8") for name in speakers)
     assert len(reasons) >= 10
     assert [reason for reason in reasons if f'"{reason}"' not in said] == []
