@@ -168,6 +168,10 @@ def test_chinese(window: Browser, small: Path, tmp_path: Path) -> None:
     assert window.texts("h2") == ["概要", "张量", "数据流向", "均衡", "各名称的去向", "运行", "校验"]
     assert window.js("return Object.keys(WORDS.en).filter((k) => !(k in WORDS.zh)).length") == 0
     assert window.js("return Object.keys(WORDS.zh).filter((k) => !(k in WORDS.en)).length") == 0
+    reason = "optimizer states (adam_m., adam_v.), which Hugging Face has no place for"
+    chinese_reason = window.js(f"return reasonInChinese({reason!r})")
+    assert chinese_reason == "优化器状态（adam_m., adam_v.），Hugging Face 没有存放它们的位置"
+    assert window.js("return reasonInChinese('what a recipe of somebody says')") == "what a recipe of somebody says"
     window.press("l")
     assert window.texts("h2")[0] == "Summary"
     with browser(tmp_path, "zh-CN") as chinese:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -335,8 +336,10 @@ def test_a_page_is_named_html(job: Path, tmp_path: Path, command: str, name: str
 
 def test_what_is_translated_is_what_the_program_says() -> None:
     words = files("reshard.report").joinpath("words.js").read_text("utf-8")
-    reasons = re.findall(r'^  "([^"]+)": "', words.split("REASONS_ZH")[1], re.MULTILINE)
-    speakers = ("decide.py", "lora.py", "names.py")
-    said = "".join(files("reshard.planning").joinpath(name).read_text("utf-8") for name in speakers)
-    assert len(reasons) >= 10
-    assert [reason for reason in reasons if f'"{reason}"' not in said] == []
+    reasons = re.findall(r'^  "([^"]+)":', words.split("REASONS_ZH = {")[1].split("};")[0], re.MULTILINE)
+    package = Path(str(files("reshard")))
+    said = "".join(path.read_text("utf-8") for kind in ("*.py", "*.yaml") for path in sorted(package.rglob(kind)))
+    assert len(reasons) >= 30
+    assert [reason for reason in reasons if not all(part in said for part in reason.split("*"))] == []
+    recipes = [yaml.safe_load(path.read_text("utf-8")) for path in (package / "names" / "recipes").glob("*.yaml")]
+    assert {drop["why"] for recipe in recipes for drop in recipe.get("drop", [])} - {*reasons} == set()

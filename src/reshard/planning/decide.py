@@ -203,7 +203,9 @@ class _Decider:
     def _held_by_none(self) -> str:
         present = {f.rank for f in self.source.files}
         absent = [r for r in range(self.source.ranks.world) if r not in present]
-        return "no source file holds it" + (f", and there is none of {named_ranks(absent)}" if absent else "")
+        if absent:
+            return f"no source file holds it, and there is none of {named_ranks(absent)}"
+        return "no source file holds it"
 
     def _expected(self, rules: NameRules) -> Iterator[str]:
         if self.target is not None:

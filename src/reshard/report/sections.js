@@ -191,7 +191,7 @@ function fates() {
   }
   const lines = [...sums].map(([what, [count, bytes, names]]) => [what, count, shownBytes(bytes), names]);
   for (const fate of CONVERSION.fates) {
-    const reason = state.language === "zh" ? REASONS_ZH[fate.reason] || fate.reason : fate.reason;
+    const reason = state.language === "zh" ? reasonInChinese(fate.reason) : fate.reason;
     lines.push([`${words[fate.fate]}: ${reason}`, fate.count, "", fate.names]);
   }
   return [

@@ -235,9 +235,26 @@ const WORDS = {
   },
 };
 
+/** Why names are left out; `*` stands for what each run says for itself. */
 const REASONS_ZH = {
   "by --include / --exclude": "由 --include / --exclude 指定",
+  "optimizer states, by --weights-only": "优化器状态，由 --weights-only 指定",
+  "optimizer states (*), which Hugging Face has no place for": "优化器状态（*），Hugging Face 没有存放它们的位置",
+  "repeats of others, which the target's convention keeps once": "与其他张量重复，目标的命名规范只保存一份",
+  "scales, which the weights are multiplied by": "缩放系数，已乘到权重上",
+  "scales of activations": "激活值的缩放系数",
+  "scales of what is left out": "被略去的权重的缩放系数",
+  "masks of attention are computed": "注意力掩码由计算得出",
+  "rotary tables are computed": "旋转位置编码表由计算得出",
+  "scalars of a training": "训练用的标量",
+  "counts of a run: how much each expert was used": "运行的计数：各专家被使用的次数",
+  "states of dropout": "dropout 的状态",
+  "an output layer again that MindFormers' converter leaves where there are no multi-token layers":
+    "没有多 token 预测层时 MindFormers 的转换脚本留下的重复输出层",
   "LoRA weights, added to their base": "LoRA 权重，已加到基础权重上",
+  "what the adapter has twice, under two names": "适配器以两个名称保存了两份的内容",
+  "the head's weight, which is the embedding's": "输出层的权重，即词嵌入的权重",
+  "a head that is the embedding once more, which they are tied to be": "与词嵌入绑定的输出层，即词嵌入的重复",
   "what (IA)³ multiplied weights by": "(IA)³ 的乘数，已乘到权重上",
   "factors that the adapter began with, taken away": "适配器开始时的因子，已减去",
   "copies of what the training had left of the base": "训练时基座剩余部分的副本",
@@ -253,7 +270,18 @@ const REASONS_ZH = {
   "optimizer states and gradients that a strategy lists and no file holds": "策略列出而文件中没有的优化器状态和梯度",
   "LoRA weights that the source does not hold": "源中没有的 LoRA 权重",
   "no source file holds it": "源文件中没有",
+  "no source file holds it, and there is none of *": "源文件中没有，且缺少 * 的文件",
+  "a string that is another in * than in *": "在 * 与 * 中不同的字符串",
 };
+
+function reasonInChinese(reason) {
+  for (const [said, chinese] of Object.entries(REASONS_ZH)) {
+    const fixed = said.split("*").map((part) => part.replace(/[.+?^${}()|[\]\\]/g, "\\$&"));
+    const own = new RegExp(`^${fixed.join("(.+)")}$`).exec(reason);
+    if (own) return own.slice(1).reduce((text, each) => text.replace("*", () => each), chinese);
+  }
+  return reason;
+}
 
 /** What --to calls a target, in words. */
 const TARGETS = {
