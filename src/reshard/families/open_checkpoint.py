@@ -42,7 +42,7 @@ def open_source(source: Source) -> Catalog:
 
 
 def _withheld(found: Catalog) -> Iterator[str]:
-    """What is there and cannot be given: of what is compared or counted it is no part."""
+    """What is there and cannot be given: of what is counted it is no part."""
     for why in dict.fromkeys(found.withheld.values()):
         names = [name for name, of_name in found.withheld.items() if of_name == why]
         yield f"{some(names)}: {why}"

@@ -41,10 +41,13 @@ _DISK_THREADS = 4
 
 
 class Difference(Struct, frozen=True):
-    """``index`` is the first element that differs, in the full tensor; ``a`` and ``b`` what either side has there."""
+    """``index`` is the first element that differs, in the full tensor; ``a`` and ``b`` what either side has there.
+
+    ``untold``: a side has it and nothing says what it is; ``a`` or ``b`` says why.
+    """
 
     name: str
-    kind: Literal["only in A", "only in B", "type or shape", "value", "incomplete"]
+    kind: Literal["only in A", "only in B", "type or shape", "value", "incomplete", "untold"]
     a: str = ""
     b: str = ""
     index: tuple[int, ...] = ()
@@ -53,6 +56,8 @@ class Difference(Struct, frozen=True):
     def __str__(self) -> str:
         if self.kind == "value":
             return f"{self.name}{list(self.index)}: {self.a} in A, {self.b} in {self.where}"
+        if self.kind == "untold":
+            return f"{self.name}: untold in {'A' if self.a else 'B'}: {self.a or self.b}"
         return f"{self.name}: {self.kind}" + (f": {self.a} in A, {self.b} in B" if self.b else "")
 
 
@@ -148,6 +153,8 @@ def _compare(a: Catalog, b: Catalog, rules: NameRules, dtype: str, observer: Obs
     differences = [Difference(n, "only in A") for n in ours if n not in theirs]
     differences += [Difference(n, "only in B") for n in theirs if n not in ours]
     differences += _texts(a, b, rules)
+    differences += [Difference(n, "untold", a=a.withheld[old]) for n, old in rules.called(a.withheld).items()]
+    differences += [Difference(n, "untold", b=why) for n, why in b.withheld.items() if rules.takes(n)]
     moves: list[Move] = []
     varied = {n for n, same in agreements(a, a.compared()).items() if not same}
     for name, tensor in ours.items():

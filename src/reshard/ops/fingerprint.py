@@ -43,7 +43,7 @@ class Fingerprint(Struct, frozen=True):
     Attributes:
         number: of all tensors.
         weights: of those that are no optimizer states or gradients.
-        not_counted: strings, and tensors of which the ranks hold different values.
+        not_counted: strings, tensors of which the ranks hold different values, and what is there and cannot be told.
         version: of the way in which numbers are made; only numbers of the same one can be compared.
     """
 
@@ -103,7 +103,7 @@ def fingerprint(
         number_of_all(p.number for p in prints if tensors[p.name].weight or not is_state(p.name)),
         prints,
         sum(spec_of(name, t).nbytes for name, t in tensors.items()),
-        (*varied, *(rules.renamed(n) for n in source.texts if rules.takes(n))),
+        (*varied, *rules.called((*source.texts, *source.withheld))),
         (*source.warnings, *probed, *warnings),
     )
 

@@ -12,11 +12,13 @@ import safetensors
 
 from making import counted, same, write_file
 from reshard import open as open_checkpoint
-from reshard.errors import CheckpointError, FormatError, PlanError
+from reshard.errors import CheckpointError, DifferenceError, FormatError, PlanError
 from reshard.families.open_checkpoint import open_source
 from reshard.families.source import Source
 from reshard.names.wishes import Naming
 from reshard.ops.convert import plan
+from reshard.ops.diff import diff, verify_content
+from reshard.ops.fingerprint import fingerprint
 from reshard.ops.options import Options
 from reshard.planning.names import NameRules
 
@@ -166,3 +168,18 @@ def test_a_string_that_files_disagree_on_is_refused_where_it_is_asked_for(tmp_pa
         plan(tmp_path, "out.safetensors")
     plan(tmp_path, "out.safetensors", Options(names=NameRules(exclude=("names",))))
     plan(tmp_path, "out.safetensors", Options(names=NameRules(exclude=("names",)), naming=Naming(dequantize=True)))
+
+
+def test_what_cannot_be_told_is_equal_to_nothing(tmp_path: Path) -> None:
+    write_file(tmp_path / "a" / "p-1.safetensors", {"a": ONE}, {"names": "a"})
+    write_file(tmp_path / "a" / "p-2.safetensors", {"b": TWO}, {"names": "b"})
+    write_file(tmp_path / "b.safetensors", {"a": ONE, "b": TWO})
+    ours, theirs = tmp_path / "a", tmp_path / "b.safetensors"
+    why = "a string that is another in p-2.safetensors than in p-1.safetensors"
+    found = diff(ours, theirs, NameRules(rename=(("^names", "texts"),)))
+    assert found.lines() == [f"texts: untold in A: {why}"]
+    assert diff(theirs, ours).lines() == [f"names: untold in B: {why}"]
+    with pytest.raises(DifferenceError, match="names: untold in A"):
+        verify_content(ours, theirs)
+    assert diff(ours, theirs, NameRules(exclude=("names",))).equal
+    assert fingerprint(ours).not_counted == ("names",)
