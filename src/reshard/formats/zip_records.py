@@ -88,14 +88,14 @@ def zip_records(source: ByteRanges) -> dict[str, ZipRecord]:
 
 def read_record(source: ByteRanges, record: ZipRecord, most: int) -> bytes:
     """The bytes of a record, unpacked and checked against its CRC-32. Raises FormatError for more than ``most``."""
-    if max(record.nbytes, record.packed_nbytes) > most:
-        raise FormatError(f"the record {record.name!r} has {record.nbytes:,} bytes, expected are {most:,} at most")
-    if record.method == STORED:
-        content = source.read(record.start, record.packed_nbytes)
-    elif record.method == DEFLATED:
-        content = _inflated(source.read(record.start, record.packed_nbytes), record)
-    else:
+    if record.method not in (STORED, DEFLATED):
         raise FormatError(f"the record {record.name!r} is compressed ({record.packing})", hint="zip it with -0")
+    nbytes = max(record.nbytes, record.packed_nbytes)
+    if nbytes > most:
+        raise FormatError(f"the record {record.name!r} has {nbytes:,} bytes, expected are {most:,} at most")
+    content = source.read(record.start, record.packed_nbytes)
+    if record.method == DEFLATED:
+        content = _inflated(content, record)
     if len(content) != record.nbytes or (record.crc and zlib.crc32(content) != record.crc):
         raise FormatError(f"the record {record.name!r} does not have the CRC-32 that the file states", hint=_CUT)
     return content

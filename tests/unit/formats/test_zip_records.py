@@ -46,6 +46,14 @@ def test_more_than_expected_is_not_unpacked() -> None:
         read_record(source, zip_records(source)["a/data/0"], 1000)
 
 
+def test_a_packing_that_is_not_read_is_told_whatever_its_length() -> None:
+    source = MemoryFile(made(zipfile.ZIP_LZMA))
+    record = zip_records(source)["a/data.pkl"]
+    for most in (record.packed_nbytes - 1, 2000):
+        with pytest.raises(FormatError, match=r"'a/data.pkl' is compressed \(lzma\)"):
+            read_record(source, record, most)
+
+
 def test_a_changed_byte_is_told() -> None:
     content = made().replace(b"xxxx", b"xxyx", 1)
     source = MemoryFile(content)
