@@ -36,6 +36,8 @@ from reshard.planning.catalog import Catalog
 from reshard.planning.names import NameRules
 from reshard.storage.storage import join
 from reshard.storage.storages import content_of, storage_of
+from reshard.target.preflight import refuse_within
+from reshard.target.target_paths import Place
 from reshard.yaml_text import text_in
 
 
@@ -194,6 +196,9 @@ def _write(given: argparse.Namespace, model: _ModelName, source: Catalog) -> Non
     if not whole and not Path(target).is_dir() and not target.endswith("/"):
         whole = not given.reversed and model.names != "mcore"  # as MindSpore's save_checkpoint calls it then
         target += ".ckpt" if whole else ""
+    if not whole:
+        refuse_within(Place.of(target, single=False), source.places)
+        source = replace(source, places=())
     with nullcontext(target) if whole else placed(target, (file.path for file in source.files)) as place:
         kind = None if whole else Parts(names="hf" if given.reversed else "mindspore")
         options = Options(overwrite=whole) if whole else Options(format="safetensors")

@@ -5,45 +5,69 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from reshard.errors import UsageError, reported
+from reshard.errors import StorageError, UsageError, reported
+from reshard.target.locks import Locks
 from reshard.target.target_paths import META
+
+_HIDDEN = f"{META}-made-"
+_LOCK = "lock"
 
 
 @contextmanager
-def staged(target: Path, who: str) -> Iterator[Path]:
-    """A hidden folder beside ``target``, of this process alone and gone afterwards; its parent is made.
+def staged(target: Path) -> Iterator[Path]:
+    """A hidden folder in the folder ``target``, on its disk whatever it is, for this process alone and gone afterwards;
+    the target goes, too, where it is made for it and nothing came to lie there.
 
-    Args:
-        who: tells the folder from those of others that fill the same target; what a killed run left there is removed.
+    What killed runs left of theirs is removed first.
     """
-    folder = target.absolute().parent / f".{target.name}.reshard-{who}"
-    with reported(folder):
-        remove(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
+    made = not target.exists()
+    _forget_killed(target)
+    folder = target / f"{_HIDDEN}{os.urandom(4).hex()}"
+    locks = Locks(str(folder / _LOCK))
     try:
-        yield folder
+        yield folder / "files"
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        locks.close()
+        with suppress(OSError):
+            if made:
+                target.rmdir()
+
+
+def is_staged(path: Path) -> bool:
+    """Whether it is what ``staged`` gave to some process, or held it."""
+    return path.name.startswith(_HIDDEN)
+
+
+def _forget_killed(target: Path) -> None:
+    """Remove the folders of processes that are gone: nobody has them locked."""
+    for folder in target.glob(f"{_HIDDEN}*"):
+        with suppress(StorageError):  # another user's: it is for him to remove
+            locks = Locks(str(folder / _LOCK))
+            if locks.alone():
+                shutil.rmtree(folder, ignore_errors=True)
+            locks.close()
 
 
 @contextmanager
 def placed(target: str | Path, sources: Iterable[str] = (), *, alone: bool = True) -> Iterator[Path]:
-    """The folder to write to: ``target`` where nothing is there yet, else one whose files take their places below
-    ``target`` when all is well. Other files there stay.
+    """A folder to write to, whose files take their places below ``target`` when all is well. Other files there stay.
 
     Args:
-        alone: no other process fills ``target`` at the same time.
+        alone: no other process fills ``target`` at the same time. Where nothing else is there, our notes go with the
+            files then, of which they tell.
     """
     target = Path(target)
-    if alone and (not target.exists() or (target.is_dir() and not any(target.iterdir()))):
-        yield target
-        return
-    with staged(target, str(os.getpid())) as folder:
+    with staged(target) as folder:
         yield folder
+        anew = alone and all(is_staged(path) for path in target.iterdir())
         place_files(folder, target, sources=sources)
+        if anew:
+            with reported(target):
+                os.rename(folder / META, target / META)
 
 
 def place_files(

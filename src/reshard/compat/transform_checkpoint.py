@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from reshard.compat.arguments import Parser, truth
 from reshard.compat.console import Progress, banner, log, program, warn
 from reshard.compat.mindspore.catalogs import of_files
-from reshard.compat.placing import place_folders, remove, staged
+from reshard.compat.placing import is_staged, place_folders, remove, staged
 from reshard.compat.strategies import merge_signals, prepared
 from reshard.errors import PlanError, ReshardError, UsageError, counted, reported
 from reshard.families.discover import Select
@@ -282,7 +282,7 @@ class _Transform:
         if not job.shared:
             warn(execute(made, self._target, options, progress).warnings)
         else:
-            with staged(self._target, f"rank_{job.rank_id}") as folder:
+            with staged(self._target) as folder:
                 warn(execute(made, folder, options, progress).warnings)
                 place_folders(folder, self._target)
         for left in made.left_out:
@@ -308,7 +308,7 @@ class _Transform:
         signals = {self._signal(o, r).name for o in ("succeed", "failed") for r in job.writers}
         with reported(self._target):
             for path in sorted(self._target.iterdir()):
-                if path.name not in ranks | signals:
+                if path.name not in ranks | signals and not is_staged(path):
                     remove(path)
 
     def failed(self, error: BaseException) -> None:

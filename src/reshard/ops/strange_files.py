@@ -17,7 +17,7 @@ def lost_with(target: str | Path) -> tuple[str, ...]:
     """A warning where files that are none that a conversion leaves go with a target that is replaced."""
     found = []
     for where, folders, names in os.walk(target):
-        folders[:] = [name for name in folders if name != META]
+        folders[:] = [name for name in folders if not name.startswith(META)]
         strange = (name for name in names if format_of(name) is None and not _MADE.fullmatch(name))
         found += [os.path.relpath(os.path.join(where, name), target) for name in strange]
     if not found:

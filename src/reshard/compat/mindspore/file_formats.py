@@ -93,7 +93,7 @@ def _files_of_ranks(
 def _convert(file: Path, target: Path, name_map: Mapping[str, str]) -> None:
     source = chosen(of_files({0: str(file)}), lambda tensor: name_map.get(tensor.name, tensor.name))
     options = Options(format=target.suffix[1:])
-    with staged(target, str(os.getpid())) as folder:
+    with staged(target.parent) as folder:
         made = folder / target.name
         ready = plan_from(source, str(made), options)
         warn(ready.warnings)

@@ -128,7 +128,7 @@ def _write(source: Catalog, strategy: str | Strategy, dst: Path, rank: int | Non
         folder = f"rank_{rank}" if rank is not None else made.parts[0]
         return Path(folder, f"net.{form}")
 
-    with reference_errors(), staged(dst / f"rank_{rank}" if rank is not None else dst, str(os.getpid())) as folder:
+    with reference_errors(), staged(dst) as folder:
         execute(ready, folder, options, Observer())
         place_files(folder, dst, place, (s.path for s in ready.sources))
 

@@ -118,7 +118,7 @@ def transform_checkpoint_by_rank(
         source = replace(of_files(files, str(src_strategy_file or "")), warnings=())
         ready = plan_from(source, str(target.parent), options)
         _refuse_gaps(ready, options, rank_id)
-        with staged(target, str(os.getpid())) as folder:
+        with staged(target.parent) as folder:
             execute(ready, folder, options, Observer())
             place_files(folder, target.parent, lambda _: Path(target.name), files.values())
 
