@@ -30,9 +30,15 @@ class Locks:
         self._path = path
         self.real = True
         while True:
+            folder = os.path.dirname(path)
             with reported(path):
-                os.makedirs(os.path.dirname(path), exist_ok=True)
-                self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+                os.makedirs(folder, exist_ok=True)
+                try:
+                    self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+                except FileNotFoundError:
+                    if os.path.isdir(folder):
+                        raise
+                    continue  # removed meanwhile, as the file below may be
             self._set(fcntl.F_RDLCK, _PRESENT, wait=True)
             if self._is_the_file():  # one who found himself alone may have removed it meanwhile
                 return
