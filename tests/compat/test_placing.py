@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,8 @@ from mounts import tmpfs
 from reshard.compat.placing import staged
 from reshard.compat.transform_checkpoint import main as transform_checkpoint
 from reshard.compat.transform_ckpt import main as transform_ckpt
+from reshard.compat.transform_ckpt_lora import main as transform_ckpt_lora
+from reshard.compat.unified_safetensors import main as unified_safetensors
 from reshard.layout.tensor import Sharding
 
 FULL = {"w": array((4, 6), seed=1)}
@@ -111,6 +113,35 @@ def test_a_target_on_another_disk_through_a_link_or_a_mount(way: Callable[[str],
             Path("link").symlink_to("disk")
             way(out)
             assert names(tmp_path / "disk") == wanted | {"mine"}
+
+
+def _merge(out: str) -> None:
+    ms.merge_pipeline_strategys("four", f"{out}/merged.ckpt")
+
+
+@pytest.mark.parametrize("way", [_transform, _unify, _cut, _by_rank, _to_safetensors, _merge])
+def test_functions_do_not_take_a_bucket_for_a_folder(way: Callable[[str], None]) -> None:
+    before = names()
+    with pytest.raises(ValueError, match=r"s3://bucket/out.*: this .* writes to a disk"):
+        way("s3://bucket/out")
+    assert names() == before
+
+
+TOOLS = {
+    transform_checkpoint: "--src_checkpoint=ckpt --src_strategy=four --dst_checkpoint_dir",
+    transform_ckpt: "--src_ckpt_dir=ckpt --src_ckpt_strategy=four --dst_ckpt_dir",
+    transform_ckpt_lora: "--src_ckpt_path_or_dir=full.ckpt --lora_scaling=2 --dst_ckpt_dir",
+    unified_safetensors: "--mindspore_ckpt_dir=st --src_strategy_dirs=four --file_suffix=0 --output_dir",
+}
+
+
+@pytest.mark.parametrize("tool", TOOLS, ids=["checkpoint", "ckpt", "lora", "unified"])
+def test_tools_do_not_take_a_bucket_for_a_folder(
+    tool: Callable[[Sequence[str]], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tool(f"{TOOLS[tool]}=s3://bucket/out".split()) == 2
+    assert "s3://bucket/out: this command or function writes to a disk" in capsys.readouterr().err
+    assert not list(Path().glob("s3*"))
 
 
 def test_what_a_running_process_holds_stays() -> None:

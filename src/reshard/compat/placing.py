@@ -9,11 +9,23 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from reshard.errors import StorageError, UsageError, reported
+from reshard.storage.storages import storage_of
 from reshard.target.locks import Locks
 from reshard.target.target_paths import META
 
 _HIDDEN = f"{META}-made-"
 _LOCK = "lock"
+
+
+def on_disk(target: str) -> Path:
+    """A target that a user named. Raises UsageError for object storage, which cannot rename: it would become a folder
+    of the URL's name here.
+    """
+    if storage_of(target).remote:
+        raise UsageError(
+            "this command or function writes to a disk", target, "reshard convert and unify write to object storage"
+        )
+    return Path(target)
 
 
 @contextmanager
@@ -60,7 +72,7 @@ def placed(target: str | Path, sources: Iterable[str] = (), *, alone: bool = Tru
         alone: no other process fills ``target`` at the same time. Where nothing else is there, our notes go with the
             files then, of which they tell.
     """
-    target = Path(target)
+    target = on_disk(str(target))
     with staged(target) as folder:
         yield folder
         anew = alone and all(is_staged(path) for path in target.iterdir())

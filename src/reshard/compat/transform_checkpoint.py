@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from reshard.compat.arguments import Parser, truth
 from reshard.compat.console import Progress, banner, log, program, warn
 from reshard.compat.mindspore.catalogs import of_files
-from reshard.compat.placing import is_staged, place_folders, remove, staged
+from reshard.compat.placing import is_staged, on_disk, place_folders, remove, staged
 from reshard.compat.strategies import merge_signals, prepared
 from reshard.errors import PlanError, ReshardError, UsageError, counted, reported
 from reshard.families.discover import Select
@@ -145,6 +145,7 @@ def _job(argv: Sequence[str]) -> Transformation:
     dst = given.dst_checkpoint_dir or os.path.join(os.getcwd(), "transformed_checkpoint")
     if not given.dst_checkpoint_dir:
         warn([f"`dst_checkpoint_dir` is set to {dst}"])
+    on_disk(dst)
     processes = _processes(given.transform_process_num, given.world_size)
     rank = _given_rank(given.rank_id, given.world_size) if processes > 1 else None
     return Transformation(

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from reshard.compat.arguments import Parser, required
 from reshard.compat.console import Progress, log, program, warn
-from reshard.compat.placing import placed
+from reshard.compat.placing import on_disk, placed
 from reshard.compat.strategies import prepared
 from reshard.ops.convert import execute
 from reshard.ops.lora import lora_config, plan_lora
@@ -50,7 +49,7 @@ def _run(argv: Sequence[str]) -> None:
         select="name",
         overwrite=not given.dst_ckpt_strategy,
     )
-    dst = Path(given.dst_ckpt_dir)
+    dst = on_disk(given.dst_ckpt_dir)
     if not given.dst_ckpt_strategy:
         dst = dst / _NAMES[given.save_format]
     for name in ("src_ckpt_strategy", "dst_ckpt_strategy", "src_ckpt_path_or_dir", "dst_ckpt_dir", "prefix"):

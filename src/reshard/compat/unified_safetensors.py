@@ -10,6 +10,7 @@ from pathlib import Path
 
 from reshard.compat.arguments import Parser, required, truth
 from reshard.compat.console import Progress, log, program, warn
+from reshard.compat.placing import on_disk
 from reshard.compat.strategies import prepared
 from reshard.errors import reported
 from reshard.ops.convert import execute
@@ -32,7 +33,7 @@ def unify(name: str, argv: Sequence[str], *, merge_in_place: bool) -> None:
         merge_in_place: ``merged_ckpt_strategy.ckpt`` is written into the strategies' folder too.
     """
     given = _given(name, argv)
-    out = Path(given.output_dir, f"{given.file_suffix}_ckpt_convert")
+    out = Path(on_disk(given.output_dir), f"{given.file_suffix}_ckpt_convert")
     if given.has_redundancy is not None:
         warn(
             [

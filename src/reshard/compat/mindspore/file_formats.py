@@ -9,7 +9,7 @@ from pathlib import Path
 
 from reshard.compat.mindspore.calls import reference_errors, warn
 from reshard.compat.mindspore.catalogs import chosen, of_files
-from reshard.compat.placing import place_files, staged
+from reshard.compat.placing import on_disk, place_files, staged
 from reshard.ops.convert import execute, plan_from
 from reshard.ops.observer import Observer
 from reshard.ops.options import Options
@@ -71,6 +71,7 @@ def _convert_all(
     else:
         pairs = _files_of_ranks(called, source, save_path, pattern, suffixes[0])
     with reference_errors():
+        on_disk(str(save_path or ""))
         for file, folder in pairs:
             _convert(file, folder / (file.stem + suffixes[1]), name_map or {})
 

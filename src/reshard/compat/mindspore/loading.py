@@ -14,7 +14,7 @@ import numpy as np
 from reshard.checkpoint import Checkpoint
 from reshard.compat.mindspore.calls import as_rank, check_strategy_path, reference_errors, warn
 from reshard.compat.mindspore.catalogs import chosen, of_files
-from reshard.compat.placing import place_files, staged
+from reshard.compat.placing import on_disk, place_files, staged
 from reshard.errors import StrategyError
 from reshard.families.open_checkpoint import open_source
 from reshard.families.source import Source
@@ -80,7 +80,7 @@ def load_distributed_checkpoint(
     if network is not None or dst_safetensors_dir is None:
         return _given_back(source, target, network, rank_id, strict=False, parameters=return_param_dict)
     rank = None if rank_id is None else as_rank(rank_id, "rank_id")
-    _write(source, target, Path(dst_safetensors_dir), rank, output_format)
+    _write(source, target, str(dst_safetensors_dir), rank, output_format)
     return True
 
 
@@ -111,7 +111,7 @@ def _of_folder(folder: str | None, name_map: Mapping[str, str]) -> Catalog:
         return chosen(open_source(Source(str(folder))), choose)
 
 
-def _write(source: Catalog, strategy: str | Strategy, dst: Path, rank: int | None, form: str) -> None:
+def _write(source: Catalog, strategy: str | Strategy, dst: str, rank: int | None, form: str) -> None:
     """``rank_r/net.{form}`` of one rank or of all; without a strategy any rank gets everything."""
     options = Options(
         dst_strategy=strategy,
@@ -120,7 +120,7 @@ def _write(source: Catalog, strategy: str | Strategy, dst: Path, rank: int | Non
         missing="drop",
     )
     with reference_errors():
-        ready = plan_from(source, str(dst), options)
+        ready = plan_from(source, dst, options)
     warn(ready.warnings)
     warn(f"{left.fate}: {len(left.names)}: {left.reason}" for left in ready.left_out)
 
@@ -128,9 +128,9 @@ def _write(source: Catalog, strategy: str | Strategy, dst: Path, rank: int | Non
         folder = f"rank_{rank}" if rank is not None else made.parts[0]
         return Path(folder, f"net.{form}")
 
-    with reference_errors(), staged(dst) as folder:
+    with reference_errors(), staged(on_disk(dst)) as folder:
         execute(ready, folder, options, Observer())
-        place_files(folder, dst, place, (s.path for s in ready.sources))
+        place_files(folder, Path(dst), place, (s.path for s in ready.sources))
 
 
 def _given_back(

@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from reshard.compat.mindspore.calls import as_rank, check_strategy_path, reference_errors
 from reshard.compat.mindspore.needed_ranks import needed_ranks
+from reshard.compat.placing import on_disk
 from reshard.errors import counted
 from reshard.layout.stages import AnySharding
 from reshard.layout.tensor import Sharding
@@ -47,7 +48,7 @@ def merge_pipeline_strategys(src_strategy_dirs: str, dst_strategy_file: str) -> 
     if not os.path.isdir(src_strategy_dirs):
         raise NotADirectoryError(f"src_strategy_dirs {src_strategy_dirs} is not a directory.")
     with reference_errors():
-        merge(str(src_strategy_dirs), os.path.abspath(dst_strategy_file), overwrite=True)
+        merge(str(src_strategy_dirs), os.path.abspath(on_disk(dst_strategy_file)), overwrite=True)
 
 
 def rank_list_for_transform(

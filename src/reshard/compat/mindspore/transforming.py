@@ -18,7 +18,7 @@ from reshard.compat.mindspore.calls import (
     warn,
 )
 from reshard.compat.mindspore.catalogs import of_files
-from reshard.compat.placing import place_files, placed, staged
+from reshard.compat.placing import on_disk, place_files, placed, staged
 from reshard.errors import PlanError, listed
 from reshard.families.discover import Select
 from reshard.families.strategies import read_strategy
@@ -107,8 +107,8 @@ def transform_checkpoint_by_rank(
     check_strategy_path(src_strategy_file, "src_strategy_file")
     check_strategy_path(dst_strategy_file, "dst_strategy_file")
     files = _files_of_ranks(checkpoint_files_map)
-    target = Path(save_checkpoint_file_name)
     with reference_errors():
+        target = on_disk(save_checkpoint_file_name)
         options = Options(
             dst_strategy=read_strategy(dst_strategy_file) if dst_strategy_file else "",
             format="ckpt",
