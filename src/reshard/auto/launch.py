@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
+from reshard.digits import number_in
 from reshard.errors import UsageError
 
 PORTS = 65536
@@ -113,9 +114,10 @@ def _number(environment: Mapping[str, str], names: tuple[str, ...]) -> int | Non
     for name in names:
         text = environment.get(name, "")
         if text:
-            if not text.isdigit():
+            number = number_in(text)
+            if number is None:
                 raise UsageError(f"{name}={text!r} is not a number")
-            return int(text)
+            return number
     return None
 
 

@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from reshard.auto.config import KEYS, SRC_STRATEGY, Config
 from reshard.auto.launch import Launch
+from reshard.digits import number_in
 from reshard.errors import UsageError, listed
 from reshard.families.discover import Select
 from reshard.storage.storage import is_url
@@ -160,8 +161,8 @@ def _by_rank(keys: _Faults, writers: int, world: int) -> bool:
 
 
 def _per_node(keys: _Faults, launch: Launch, environment: Mapping[str, str]) -> int:
-    text = environment.get("DEVICE_NUM_PER_NODE", "")
-    default = int(text) if text.isdigit() else launch.local_world or _NPUS_PER_NODE
+    told = number_in(environment.get("DEVICE_NUM_PER_NODE", ""))
+    default = told if told is not None else launch.local_world or _NPUS_PER_NODE
 
     def fits(value: object) -> bool:
         return type(value) is int and value > 0 and value & (value - 1) == 0

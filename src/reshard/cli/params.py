@@ -12,6 +12,7 @@ import typer
 from reshard.cli.completion import one_of
 from reshard.cli.sharing import parse_share, read_nodes
 from reshard.cli.text import parse_nbytes, parse_ranks, parse_rename
+from reshard.digits import number_in
 from reshard.errors import UsageError
 
 if TYPE_CHECKING:
@@ -277,9 +278,9 @@ def _means(given: dict[str, Any]) -> dict[str, Any]:
         if name in given:
             made[field] = given[name] == yes
     workers = given.get("workers", "auto")
-    if workers != "auto" and not (workers.isdigit() and 0 < int(workers) <= MOST_WORKERS):
+    made["workers"] = 0 if workers == "auto" else number_in(workers)
+    if workers != "auto" and not made["workers"]:  # Means knows how many are too many
         raise UsageError(f"--workers {workers!r}", hint=f"a number from 1 to {MOST_WORKERS}, or auto")
-    made["workers"] = 0 if workers == "auto" else int(workers)
     for name in ("max_rate", "max_memory"):
         if given.get(name):
             made[f"{name}_nbytes"] = parse_nbytes(given[name].removesuffix("/s"), f"--{name.replace('_', '-')}")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from reshard.cli.text import parse_ranks
+from reshard.digits import number_in
 from reshard.errors import InputError, UsageError
 from reshard.yaml_text import text_of
 
@@ -55,13 +56,14 @@ def _of_launcher(environment: Mapping[str, str]) -> Share:
 
 def _place_in_array(environment: Mapping[str, str]) -> tuple[int, int]:
     """Which of how many jobs of a Slurm array this is; of 0 where it is none. Raises UsageError."""
-    said = {what: environment.get(f"SLURM_ARRAY_TASK_{what}", "") for what in ("ID", "MIN", "MAX", "STEP", "COUNT")}
-    if not all(said[what].isdigit() for what in ("ID", "MIN", "MAX")):
+    own, first, last, step, count = (
+        number_in(environment.get(f"SLURM_ARRAY_TASK_{what}", "")) for what in ("ID", "MIN", "MAX", "STEP", "COUNT")
+    )
+    if own is None or first is None or last is None:
         return 0, 0
-    own, first, last = (int(said[what]) for what in ("ID", "MIN", "MAX"))
-    step = int(said["STEP"] or 1)
+    step = step or 1
     jobs = (last - first) // step + 1
-    if (own - first) % step or int(said["COUNT"] or jobs) != jobs:
+    if (own - first) % step or (count or jobs) != jobs:
         raise UsageError(
             f"--share auto: this array of jobs is not all of {first} to {last}",
             hint="sbatch --array 0-15 for 16 shares; to run one of them again, name it: --share 3/16",

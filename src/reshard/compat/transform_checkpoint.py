@@ -15,6 +15,7 @@ from reshard.compat.console import Progress, banner, log, program, warn
 from reshard.compat.mindspore.catalogs import of_files
 from reshard.compat.placing import is_staged, on_disk, place_folders, remove, staged
 from reshard.compat.strategies import merge_signals, prepared
+from reshard.digits import number_in
 from reshard.errors import PlanError, ReshardError, UsageError, counted, reported
 from reshard.families.discover import Select
 from reshard.layout.stages import Strategy
@@ -166,9 +167,10 @@ def _job(argv: Sequence[str]) -> Transformation:
 def _given_rank(option: int | None, world: int) -> int | None:
     """The number of this process, an option of 0 or none being overruled by the environment; None: there is one."""
     text = os.environ.get("RANK_ID", "")
-    if text and not text.isdigit():
+    told = number_in(text)
+    if text and told is None:
         raise UsageError(f"RANK_ID={text!r} is not a number")
-    rank = option or (int(text) if text else option)
+    rank = option or (told if text else option)
     if rank is not None and not 0 <= rank < world:
         raise UsageError(
             f"rank_id {rank} is not one of {world} ranks", hint="check --rank_id or RANK_ID, and --world_size"

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from reshard.compat.arguments import Parser
 from reshard.compat.console import Progress, log, program, warn
 from reshard.compat.placing import placed
+from reshard.digits import number_in
 from reshard.errors import counted
 from reshard.families.deepspeed import Saved, opened
 from reshard.families.registry import listing
@@ -77,12 +78,13 @@ def _given(argv: Sequence[str]) -> argparse.Namespace:
 
 def _nbytes(text: str) -> int:
     """A size as the script takes it: digits and a unit, powers of 1000."""
-    number, unit = text[:-2], text[-2:].upper()
+    digits, unit = text[:-2], text[-2:].upper()
     if unit not in _UNITS:
-        number, unit = text, ""
-    if not number.strip().isdigit() or not int(number):
+        digits, unit = text, ""
+    number = number_in(digits.strip())
+    if not number:
         raise argparse.ArgumentTypeError(f"{text!r} is no size as in 5GB or 500MB")
-    return int(number) * _UNITS[unit]
+    return number * _UNITS[unit]
 
 
 def _weights(saved: Saved, *, with_frozen: bool) -> Catalog:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from reshard.digits import number_in
 from reshard.errors import CheckpointError, UsageError, counted
 from reshard.families.family import Listing
 from reshard.families.registry import listing_below
@@ -115,10 +116,10 @@ def _beyond_tracker(there: Listing) -> list[str]:
     above = folder_above(there)
     if number is None or storage_of(above).entry(join(above, TRACKER)) is None:
         return []
-    text = text_of(join(above, TRACKER))
-    if not text.isdecimal() or int(text) >= number:
+    latest = number_in(text_of(join(above, TRACKER)))
+    if latest is None or latest >= number:
         return []
-    return [f"{join(above, TRACKER)} says {text}: the save of iteration {number} may not have ended"]
+    return [f"{join(above, TRACKER)} says {latest}: the save of iteration {number} may not have ended"]
 
 
 def folder_above(there: Listing) -> str:
@@ -152,11 +153,12 @@ def _chosen(there: Listing, iteration: int | None) -> tuple[str, list[str]]:
 
 def _tracked(path: str, shown: str) -> int:
     text = text_of(path)
-    if not re.fullmatch(r"[0-9]{1,18}", text):
+    number = number_in(text)
+    if number is None:
         raise CheckpointError(
             f"{text[:40]!r} is no number of an iteration; there are: {shown}", path, "mend it, or give --iteration"
         )
-    return int(text)
+    return number
 
 
 def _existing(there: Listing, numbers: dict[str, int], iteration: int, why: str) -> str:

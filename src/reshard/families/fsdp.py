@@ -13,6 +13,7 @@ from functools import partial
 from msgspec import Struct
 from msgspec.structs import replace
 
+from reshard.digits import number_in
 from reshard.errors import CheckpointError, UsageError, counted, listed
 from reshard.families.family import Listing
 from reshard.families.fsdp_files import FsdpFile, Mine, model_file, optimizer_file
@@ -101,8 +102,7 @@ def _chosen(there: Listing, source: Source) -> Listing:
     below = _below(there)
     step = source.iteration
     if step is None and there.entry(_LATEST) is not None:
-        said = text_of(there.at(_LATEST))
-        step = int(said) if said.isdecimal() else None
+        step = number_in(text_of(there.at(_LATEST)))
     if step is not None:
         below, all_of_them = {n: f for n, f in below.items() if n.startswith(f"global_step_{step}/")}, below
         if not below:

@@ -9,6 +9,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from reshard.digits import number_in
 from reshard.errors import CheckpointError, UsageError
 from reshard.families.family import Listing
 from reshard.families.megatron_cut import RankCounts
@@ -110,13 +111,14 @@ def chosen(there: Listing, source: Source) -> Chosen:
         return _described(found[0], {}, (told,))
     content = content_of(there.at(TRACKER))
     text = content.decode("utf-8-sig", "replace").strip()
-    if text != _RELEASE and not text.isdecimal():
+    number = number_in(text)
+    if text != _RELEASE and number is None:
         raise CheckpointError(
             f"{text[:40]!r} is no iteration; there are: {_shown(saves(there))}",
             there.at(TRACKER),
             "mend it, or give --iteration",
         )
-    name = text if text == _RELEASE else iteration_name(int(text))
+    name = text if number is None else iteration_name(number)
     return _described(_named(there, name, f"what {TRACKER} says"), {TRACKER: hash_of_file(content)}, ())
 
 

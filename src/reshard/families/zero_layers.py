@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from reshard.digits import number_in
 from reshard.errors import CheckpointError, listed
 from reshard.families.tensor_parallel import RankSlice, Slices, merged
 from reshard.families.torch_parts import TorchPart
@@ -56,8 +57,8 @@ def absent_layers(told: SaveFiles) -> dict[int, str]:
 
 def _layer(name: str) -> int:
     """The number of the layer that has a parameter; -1 for one that several have."""
-    number = name.partition(".")[0]
-    return int(number) if number.isdecimal() else -1
+    number = number_in(name.partition(".")[0])
+    return -1 if number is None else number
 
 
 def _is_tied(local: str, slice_: RankSlice, known: Mapping[str, Tensor]) -> bool:

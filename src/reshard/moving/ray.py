@@ -22,6 +22,7 @@ from msgspec import Struct, field
 
 from reshard import waits
 from reshard._version import __version__
+from reshard.digits import number_in
 from reshard.errors import CheckpointError, ReshardError, RunError, UsageError
 from reshard.moving.task import OnBytes
 
@@ -322,10 +323,11 @@ def _call_to_last(call: Callable[[], object]) -> None:
 
 def _check_answers(address: str) -> None:
     """Ray would try for many minutes. Raises UsageError where nobody listens at ``host:port``."""
-    host, _, port = address.removeprefix("ray://").partition("/")[0].rpartition(":")
-    if host and port.isdigit():
+    host, _, text = address.removeprefix("ray://").partition("/")[0].rpartition(":")
+    port = number_in(text)
+    if host and port is not None:
         try:
-            socket.create_connection((host.strip("[]"), int(port)), waits.now.ray_answer_s).close()
+            socket.create_connection((host.strip("[]"), port), waits.now.ray_answer_s).close()
         except (OSError, OverflowError) as error:
             raise _no_cluster(address, error) from None
 

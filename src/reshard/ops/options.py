@@ -78,7 +78,9 @@ class Means(Struct, frozen=True, kw_only=True):
         if self.engine not in ("local", "ray"):
             raise UsageError(f"--engine {self.engine!r}", hint="one of: local, ray")
         if not 0 <= self.workers <= MOST_WORKERS:
-            raise UsageError(f"--workers {self.workers}", hint=f"a number from 1 to {MOST_WORKERS}, or 0: as suits")
+            raise UsageError(
+                f"--workers {self.workers}", hint=f"a number from 1 to {MOST_WORKERS}; as suits without it"
+            )
         _refuse_below(1, {"--max-rate": self.max_rate_nbytes, "--max-memory": self.max_memory_nbytes})
         if self.engine == "ray" and self.max_rate_nbytes and not self.nodes_local:
             raise UsageError("--max-rate is of one process, and --engine ray has many")

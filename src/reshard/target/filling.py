@@ -19,6 +19,7 @@ from typing import TypeVar
 import msgspec
 from msgspec import Struct
 
+from reshard.digits import number_in
 from reshard.errors import InputError, UsageError, reported
 from reshard.planning.identity import NOTES
 from reshard.planning.misfits import ShardMisfits
@@ -186,8 +187,8 @@ class Filling:
     def _records(self) -> list[str]:
         """The names of the records that are there."""
         names = [entry.name for entry in self._storage.entries(self._path(DONE))]
-        numbered = (name for name in names if name.removesuffix(".json").isdigit())
-        return sorted(numbered, key=lambda name: int(name.removesuffix(".json")))
+        numbers = {name: number for name in names if (number := number_in(name.removesuffix(".json"))) is not None}
+        return sorted(numbers, key=numbers.__getitem__)
 
     def _files(self, records: Iterable[str]) -> list[Whole]:
         """Files that are whole, in order of their ranks, as a manifest of this plan and these records tell.

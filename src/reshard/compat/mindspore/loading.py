@@ -15,6 +15,7 @@ from reshard.checkpoint import Checkpoint
 from reshard.compat.mindspore.calls import as_rank, check_strategy_path, reference_errors, warn
 from reshard.compat.mindspore.catalogs import chosen, of_files
 from reshard.compat.placing import on_disk, place_files, staged
+from reshard.digits import number_in
 from reshard.errors import StrategyError
 from reshard.families.open_checkpoint import open_source
 from reshard.families.source import Source
@@ -165,10 +166,10 @@ def this_rank(given: int | None) -> int:
             pass  # communication was not started
     if given is not None:
         return given
-    text = os.environ.get("RANK_ID", "")
-    if not text.isdigit():
+    rank = number_in(os.environ.get("RANK_ID", ""))
+    if rank is None:
         warn(["Get rank failed, default loading weight for rank 0."])
-    return int(text) if text.isdigit() else 0
+    return rank or 0
 
 
 def load_into(network: Any, parameters: Mapping[str, Any], *, strict: bool) -> Any:
