@@ -30,11 +30,14 @@ _DAMAGED = "the file is damaged: copy it again"
 
 
 class Pickled(Struct, frozen=True):
-    """What a pickle holds: ``value``, where it ends, and the classes nobody told us of with how many objects each."""
+    """What a pickle holds: ``value``, where it ends, the classes nobody told us of with how many objects each, and what
+    dicts have as attributes, beside their keys.
+    """
 
     value: Any
     end: int
     unknown: Mapping[str, int]
+    beside: tuple[Any, ...] = ()
 
 
 Meaning = Callable[[tuple[Any, ...]], Any]
@@ -79,13 +82,14 @@ class _Unpickling:
         self._below: list[_Stack] = []
         self._memo: list[Any] = []
         self._unknown: Counter[str] = Counter()
+        self._beside: list[Any] = []
 
     def run(self) -> Pickled:
         while True:
             code = self.byte()
             if code == _STOP:
                 value = self._pop()
-                return Pickled(value, self._at, dict(self._unknown))
+                return Pickled(value, self._at, dict(self._unknown), tuple(self._beside))
             _TABLE[code](self)
 
     def _fault(self, what: str) -> FormatError:
@@ -329,7 +333,9 @@ class _Unpickling:
         into = self._top()
         if isinstance(into, Told):
             into.told(state)
-        elif not isinstance(into, dict):  # the attributes of a dict say nothing of what it holds
+        elif isinstance(into, dict):
+            self._beside.append(state)
+        else:
             raise self._fault(f"gives a state to a {type(into).__name__}")
 
 

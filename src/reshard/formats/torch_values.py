@@ -14,6 +14,8 @@ from msgspec import Struct
 from reshard.dtypes import ITEMSIZE
 from reshard.errors import FormatError
 from reshard.formats.pickle_names import code, may_take
+from reshard.formats.pickle_objects import attributes
+from reshard.formats.pickle_paths import within
 from reshard.formats.pickled import GETATTR, Global, Meaning, More, Pickled, Record, Resolve, nothing_more, read_pickle
 from reshard.index import MAX_DIMS, TensorSpec
 
@@ -132,13 +134,21 @@ def read_value(
     meanings: Mapping[Global, Meaning] = {},
 ) -> Pickled:
     """The value of a pickle as torch writes them: dicts, lists, texts and numbers, TensorRef and StorageRef, and
-    Records for all other objects. Raises FormatError, also for a pickle that runs code when loaded.
+    Records for all other objects. Raises FormatError, also for a pickle that runs code when loaded, and for a tensor
+    that is an attribute of a dict.
 
     Args:
         resolve: what a persistent id stands for.
         meanings: of more calls.
     """
-    return read_pickle(data, {**MEANINGS, **meanings}, resolve, more)
+    pickled = read_pickle(data, {**MEANINGS, **meanings}, resolve, more)
+    for state in pickled.beside:
+        for name, value in attributes(state).items():
+            if any(isinstance(one, TensorRef) for one in within(value)):
+                raise FormatError(
+                    f"a dict has a tensor as its attribute {name!r}, which no key names", hint="save it under a key"
+                )
+    return pickled
 
 
 def _storage_dtype(kind: Global) -> str:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import pickle
+from collections import OrderedDict
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +90,23 @@ def test_two_tensors_of_one_name_are_refused() -> None:
         contents(records({"a.b": w, "a": {"b": w}}, k=2))
     with pytest.raises(FormatError, match=r"two values are called 'a\.b'"):
         contents(records({"a.b": w, "a": {"b": "text"}}, k=2))
+
+
+class _Noted(dict[str, object]):
+    """A dict with attributes, which pickle tells of as it does those of ``OrderedDict``."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return OrderedDict, (), self.__dict__, None, iter(self.items())
+
+
+def test_a_tensor_that_is_an_attribute_of_a_dict_does_not_go_missing() -> None:
+    noted = _Noted(w="text")
+    noted._metadata = OrderedDict({"": {"version": 1}})  # type: ignore[attr-defined]
+    assert read_value(pickle.dumps(noted, protocol=2)).value == {"w": "text"}
+    noted.mask = [Fraction(1, 2)]  # type: ignore[attr-defined]
+    meanings = {Global("fractions", "Fraction"): lambda _: view((2,), (1,))}
+    with pytest.raises(FormatError, match="a dict has a tensor as its attribute 'mask', which no key names"):
+        read_value(pickle.dumps(noted, protocol=2), meanings=meanings)
 
 
 def test_an_object_that_many_refer_to_is_looked_at_once() -> None:
