@@ -40,6 +40,8 @@ def read_ranks(folder: Listing) -> Catalog:
     files = [_rank_file(part, at) for part, at in zip(opened, places, strict=True)]
     _refuse_mixed(files)
     _refuse_others(files, sizes)
+    if not args:
+        _refuse_beginnings(files)
     warnings = [*_left_out(files), *(told for part in opened for told in part.warnings())]
     made = Catalog(
         tuple(_numbered(part.file, at, sizes) for part, at in zip(opened, places, strict=True)),
@@ -224,6 +226,22 @@ def _may_be(at: RankCounts, sizes: RankCounts, args: Mapping[str, Any]) -> bool:
     if args.get("use_tp_pp_dp_mapping") or not world or world % sizes.stages:
         return True
     return bool(rank // (world // sizes.stages) == at.stages)
+
+
+def _refuse_beginnings(files: Sequence[RankFile]) -> None:
+    """Raises CheckpointError where what would be a later stage begins as a model does: its rank may be one of experts.
+
+    Layers that predict further tokens need the embedding on a later stage.
+    """
+    for file in files:
+        names = {name for chunk in file.chunks for name in chunk}
+        if file.at.stages and _EMBEDDING in names and not any(name.startswith("mtp.") for name in names):
+            raise CheckpointError(
+                f"it holds {_EMBEDDING}, as the first stage does, and no arguments say whether its rank is one of a "
+                "pipeline or of experts",
+                file.part.path,
+                "bring the files as Megatron saved them, with args",
+            )
 
 
 def _iteration(file: RankFile) -> Any:

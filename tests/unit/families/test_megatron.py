@@ -160,6 +160,21 @@ def test_experts_of_ranks_are_numbered_through(tmp_path: Path, form: str) -> Non
     assert same(found["decoder.layers.0.mlp.experts.experts.linear_fc2.weight"], second)
 
 
+def test_without_arguments_ranks_of_experts_are_not_taken_for_stages(tmp_path: Path) -> None:
+    embedding, expert = array((6, 4), seed=1), "decoder.layers.0.mlp.experts.local_experts.0.linear_fc1.weight"
+    for e in range(2):
+        held = {"embedding.word_embeddings.weight": embedding, expert: array((4, 4), seed=e)}
+        saved(tmp_path / IT / f"mp_rank_00_00{e}" / "model_optim_rng.pt", {"checkpoint_version": 3.0}, {"model": held})
+    assert "no arguments say whether its rank is one of a pipeline or of experts" in refused(tmp_path / IT)
+    for stage, held in enumerate(
+        ({"embedding.word_embeddings.weight": embedding, expert: embedding}, {expert: embedding})
+    ):
+        saved(
+            tmp_path / IT / f"mp_rank_00_00{stage}" / "model_optim_rng.pt", {"checkpoint_version": 3.0}, {"model": held}
+        )
+    assert "pp 2" in inspect(str(tmp_path / IT)).family
+
+
 def test_experts_that_are_cut_otherwise_are_told_before_ranks_are_missed(tmp_path: Path) -> None:
     """With experts that are not cut Megatron numbers them along tensor-parallel ranks: two files of two ranks each."""
     args = {"tensor_model_parallel_size": 2, "expert_model_parallel_size": 2, "num_experts": 4}
