@@ -383,6 +383,16 @@ def test_this_ranks_arrays(unified: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert same(ms.load_distributed_checkpoint(None, **given)["w"], FULL["w"][:2])
 
 
+def test_a_name_that_another_s_values_are_for_is_not_given_its_own(unified: str) -> None:
+    """As MindSpore, which looks for ``theirs`` alone."""
+    given: dict[str, Any] = {"format": "safetensors", "unified_safetensors_dir": unified, "return_param_dict": True}
+    given |= {"predict_strategy": "four", "name_map": {"w": "theirs"}}
+    write_file(Path("unified/part0.safetensors"), {"w": FULL["w"] + 1, "n": counted(3)})
+    assert ms.load_distributed_checkpoint(None, rank_id=0, **given).keys() == {"n"}
+    write_file(Path("unified/part0.safetensors"), {"w": FULL["w"] + 1, "theirs": FULL["w"]})
+    assert same(ms.load_distributed_checkpoint(None, rank_id=0, **given)["w"], FULL["w"][:2])
+
+
 def test_from_the_files_of_all_ranks() -> None:
     files = [f"ckpt/rank_{r}/model_{r}.ckpt" for r in range(4)]
     made = ms.load_distributed_checkpoint(None, files, None, four(), return_param_dict=True)

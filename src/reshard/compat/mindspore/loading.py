@@ -105,8 +105,9 @@ def _of_folder(folder: str | None, name_map: Mapping[str, str]) -> Catalog:
         raise ValueError("'unified_safetensors_dir' can not be None when format is 'safetensors'.")
     called = {old: new for new, old in name_map.items()}
 
-    def choose(tensor: Tensor) -> str:
-        return called.get(tensor.name, tensor.name)
+    def choose(tensor: Tensor) -> str | None:
+        """What it is for; None for one whose name is for the values of another."""
+        return called.get(tensor.name, None if tensor.name in name_map else tensor.name)
 
     with reference_errors():
         return chosen(open_source(Source(str(folder))), choose)
