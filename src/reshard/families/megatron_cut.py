@@ -6,7 +6,7 @@ Facts: Megatron-Core 0.16.1, both layer specs. Gated layers are cut so that each
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from math import prod
 from typing import Literal
@@ -14,8 +14,9 @@ from typing import Literal
 from msgspec import Struct
 from msgspec.structs import replace
 
-from reshard.errors import CheckpointError
+from reshard.errors import CheckpointError, PlanError, listed
 from reshard.layout.box import Box
+from reshard.planning.names import folded
 
 Shape = tuple[int, ...]
 Way = Literal["rows", "columns", "gated", "whole"]
@@ -35,6 +36,8 @@ _WHOLE = re.compile(
 _EXPERT = re.compile(
     r"(.*mlp\.experts\.)(?:local_experts\.(\d+)\.(linear_fc[12]\.\w+)|(linear_fc[12]\.(?:weight|bias))(\d+))"
 )
+_PARTED = re.compile(r".*\.(?:mixer|self_attention)\.(?:in_proj|conv1d)\.(?:weight|bias)(\.\w+)?")
+"""Of state spaces and linear attention: a rank holds one tensor, the distributed form has each of its parts."""
 _GROUPED = re.compile(r"(.*mlp\.experts\.)weight([12])")
 
 
@@ -112,6 +115,21 @@ def way_of(name: str, shapes: Mapping[str, Shape], ranks: int) -> Way:
         f"{name}: {ranks} tensor-parallel ranks hold it, and it is not known how they cut it",
         hint="save it with Megatron as torch_dist, which says how each tensor lies",
     )
+
+
+def refuse_other_form(names: Iterable[str], *, parted: bool) -> None:
+    """Raises PlanError for what the other of Megatron's forms has in parts or as one: their sizes are told by neither.
+
+    Args:
+        parted: the form to be written has parts, as ``torch_dist``.
+    """
+    others = [name for name in names if (match := _PARTED.fullmatch(name)) and bool(match[1]) != parted]
+    if others:
+        form, has = ("torch_dist", "parts of each") if parted else ("a rank", "one tensor of the parts")
+        raise PlanError(
+            f"{form} has {has} of these, which is not made here:\n" + listed(folded(others)),
+            hint="save it with Megatron in the form that you need",
+        )
 
 
 def dim_cut(name: str, *, transformer_engine: bool, ranks: int) -> int | None:

@@ -17,6 +17,7 @@ from msgspec import Struct
 from reshard.errors import PlanError
 from reshard.families.dcp_target import Objects, chunked, dcp_asked
 from reshard.families.megatron_common import rewritten
+from reshard.families.megatron_cut import refuse_other_form
 from reshard.families.megatron_folders import COMMON, DESCRIPTION
 from reshard.families.megatron_target import arguments, iteration_of, of_training, save_name, tracker
 from reshard.families.targets import AskedTarget
@@ -52,6 +53,7 @@ class TorchDist(Struct, frozen=True):
 
     def files(self, draft: Draft) -> Files:
         _refuse_buckets(draft.kept)
+        refuse_other_form((kept.name for kept in draft.kept), parted=True)
         folder = f"{save_name(self.iteration)}/"
         source = draft.source
         if source.common:

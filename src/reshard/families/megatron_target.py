@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from reshard.errors import CheckpointError, PlanError, UsageError, counted, listed
 from reshard.families.megatron_args import as_argument
-from reshard.families.megatron_cut import RankCounts, dim_cut
+from reshard.families.megatron_cut import RankCounts, dim_cut, refuse_other_form
 from reshard.families.megatron_folders import MODEL_FILES, TRACKER, iteration_name, rank_name
 from reshard.families.targets import AskedTarget
 from reshard.formats.pickled import Global, Record
@@ -61,6 +61,7 @@ class MegatronRanks(Struct, frozen=True):
     strategy: ClassVar[None] = None
 
     def files(self, draft: Draft) -> Files:
+        refuse_other_form((kept.name for kept in draft.kept), parted=False)
         stages = _by_stage(draft.kept, self.sizes.stages)
         layouts = self._layouts(draft.kept)
         folder = save_name(self.iteration)

@@ -157,6 +157,19 @@ def test_heads_have_to_divide(tmp_path: Path) -> None:
     assert "3 attention heads do not divide" in refused(tmp_path / "m", tmp_path / "made", tp=2)
 
 
+@pytest.mark.parametrize(
+    ("to", "part", "said"),
+    [("megatron", ".z", "a rank has one tensor of the parts"), ("torch_dist", "", "torch_dist has parts of each")],
+)
+def test_what_the_other_form_has_in_parts_is_not_made(tmp_path: Path, to: str, part: str, said: str) -> None:
+    """Projections of state spaces and of linear attention: Megatron would look for other names than these."""
+    held = {**FULL, f"decoder.layers.mixer.in_proj.weight{part}": array((8, 2, 4))}
+    source = write_file(tmp_path / "full.safetensors", held)
+    with pytest.raises(ReshardError) as caught:
+        reshard.convert(source, tmp_path / "made", Options(to=to, fsync=False))
+    assert said in caught.value.message
+
+
 def test_names_of_others_are_not_written(tmp_path: Path) -> None:
     from reshard.names.wishes import Naming
 
