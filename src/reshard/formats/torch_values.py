@@ -142,9 +142,10 @@ def read_value(
         meanings: of more calls.
     """
     pickled = read_pickle(data, {**MEANINGS, **meanings}, resolve, more)
+    seen: set[int] = set()
     for state in pickled.beside:
         for name, value in attributes(state).items():
-            if any(isinstance(one, TensorRef) for one in within(value)):
+            if any(isinstance(one, TensorRef) for one in within(value, seen)):
                 raise FormatError(
                     f"a dict has a tensor as its attribute {name!r}, which no key names", hint="save it under a key"
                 )

@@ -109,6 +109,13 @@ def test_a_tensor_that_is_an_attribute_of_a_dict_does_not_go_missing() -> None:
         read_value(pickle.dumps(noted, protocol=2), meanings=meanings)
 
 
+def test_what_attributes_of_dicts_share_is_looked_at_once() -> None:
+    """Walked anew for each of them this would take hours."""
+    noted, shared = _Noted(), [[number] for number in range(30_000)]
+    noted.__dict__.update({f"a{number}": [shared] for number in range(30_000)})
+    assert read_value(pickle.dumps(noted, protocol=2)).value == {}
+
+
 def test_an_object_that_many_refer_to_is_looked_at_once() -> None:
     """A file of a megabyte may refer to a thousand objects from a thousand places."""
     inner: list[object] = [Record(Global("mine", "Leaf")) for _ in range(30_000)]
