@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from reshard.compat.arguments import Parser, truth
 from reshard.compat.console import Progress, log, program, warn
-from reshard.compat.placing import placed
+from reshard.compat.placing import placed, to_be_placed
 from reshard.compat.strategies import prepared
 from reshard.dtypes import ALIASES, FLOATING
 from reshard.errors import InputError, UsageError, reported
@@ -36,8 +36,6 @@ from reshard.planning.catalog import Catalog
 from reshard.planning.names import NameRules
 from reshard.storage.storage import join
 from reshard.storage.storages import content_of, storage_of
-from reshard.target.preflight import refuse_within
-from reshard.target.target_paths import Place
 from reshard.yaml_text import text_in
 
 
@@ -197,8 +195,7 @@ def _write(given: argparse.Namespace, model: _ModelName, source: Catalog) -> Non
         whole = not given.reversed and model.names != "mcore"  # as MindSpore's save_checkpoint calls it then
         target += ".ckpt" if whole else ""
     if not whole:
-        refuse_within(Place.of(target, single=False), source.places)
-        source = replace(source, places=())
+        source = to_be_placed(source, target)
     with nullcontext(target) if whole else placed(target, (file.path for file in source.files)) as place:
         kind = None if whole else Parts(names="hf" if given.reversed else "mindspore")
         options = Options(overwrite=whole) if whole else Options(format="safetensors")

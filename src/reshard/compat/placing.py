@@ -1,4 +1,4 @@
-"""Targets that several processes fill, or that keep what is there: made in a hidden folder beside, then renamed."""
+"""Targets that several processes fill, or that keep what is there: made in a hidden folder inside, then renamed."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from reshard.errors import StorageError, UsageError, reported
+from reshard.planning.catalog import Catalog
 from reshard.storage.storages import storage_of
 from reshard.target.locks import Locks
-from reshard.target.target_paths import META
+from reshard.target.preflight import refuse_within
+from reshard.target.target_paths import META, Place
 
 _HIDDEN = f"{META}-made-"
 _LOCK = "lock"
@@ -80,6 +84,15 @@ def placed(target: str | Path, sources: Iterable[str] = (), *, alone: bool = Tru
         if anew:
             with reported(target):
                 os.rename(folder / META, target / META)
+
+
+def to_be_placed(source: Catalog, target: str) -> Catalog:
+    """The source to plan with for the folder that ``placed`` gives, which may lie in it as the target itself may not.
+
+    Raises UsageError where the target does.
+    """
+    refuse_within(Place.of(target, single=False), source.places)
+    return replace(source, places=())
 
 
 def place_files(

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from reshard.compat.arguments import Parser
 from reshard.compat.console import Progress, log, program, warn
-from reshard.compat.placing import placed
+from reshard.compat.placing import placed, to_be_placed
 from reshard.digits import number_in
 from reshard.errors import counted
 from reshard.families.deepspeed import Saved, opened
@@ -28,8 +28,6 @@ from reshard.ops.options import Options
 from reshard.planning.catalog import Catalog
 from reshard.storage.storage import join
 from reshard.storage.storages import storage_of
-from reshard.target.preflight import refuse_within
-from reshard.target.target_paths import Place
 
 _SPELLINGS = {"-t": "--tag", "-e": "--exclude_frozen_parameters", "-d": "--debug"}
 _UNITS = {"TB": 10**12, "GB": 10**9, "MB": 10**6, "KB": 10**3, "": 1}
@@ -48,9 +46,9 @@ def _run(argv: Sequence[str]) -> None:
         dtype="float32",
         max_shard_nbytes=given.max_shard_size,
     )
-    refuse_within(Place.of(given.output_dir, single=False), source.places)
+    source = to_be_placed(source, given.output_dir)
     with _folder(given.output_dir, source) as folder:
-        plan = plan_from(replace(source, places=()), str(folder), options)
+        plan = plan_from(source, str(folder), options)
         warn(plan.warnings)
         progress = Progress("Saving checkpoint shards")
         warn(execute(plan, folder, options, progress).warnings)

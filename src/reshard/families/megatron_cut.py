@@ -22,6 +22,7 @@ Shape = tuple[int, ...]
 Way = Literal["rows", "columns", "gated", "whole"]
 """``gated``: of the rows' halves each is cut by itself."""
 
+MULTI_TOKEN = "mtp."
 _ROWS = re.compile(
     r".*(?:(?:word_embeddings|output_layer|linear_q|linear_kv|linear_q_proj|linear_q_up_proj|linear_kv_up_proj|eh_proj)"
     r"\.weight|linear_qkv\.(?:weight|bias)|linear_q\.bias|linear_kv\.bias|softmax_offset)"
@@ -115,6 +116,11 @@ def way_of(name: str, shapes: Mapping[str, Shape], ranks: int) -> Way:
         f"{name}: {ranks} tensor-parallel ranks hold it, and it is not known how they cut it",
         hint="save it with Megatron as torch_dist, which says how each tensor lies",
     )
+
+
+def embeds_again(names: Iterable[str]) -> bool:
+    """Whether a later stage embeds tokens, too: its multi-token layers do."""
+    return any(name.startswith(MULTI_TOKEN) for name in names)
 
 
 def refuse_other_form(names: Iterable[str], *, parted: bool) -> None:

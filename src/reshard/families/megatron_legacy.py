@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from reshard.errors import CheckpointError, counted, listed
 from reshard.families.family import Listing
 from reshard.families.megatron_args import args_of, count
-from reshard.families.megatron_cut import RankCounts
+from reshard.families.megatron_cut import RankCounts, embeds_again
 from reshard.families.megatron_folders import MODEL_FILES, RANK, rank_name
 from reshard.families.megatron_whole import RankFile, whole_tensors
 from reshard.families.probe import agreements
@@ -229,13 +229,10 @@ def _may_be(at: RankCounts, sizes: RankCounts, args: Mapping[str, Any]) -> bool:
 
 
 def _refuse_beginnings(files: Sequence[RankFile]) -> None:
-    """Raises CheckpointError where what would be a later stage begins as a model does: its rank may be one of experts.
-
-    Layers that predict further tokens need the embedding on a later stage.
-    """
+    """Raises CheckpointError where a later stage begins as the first one does: its rank may be one of experts."""
     for file in files:
         names = {name for chunk in file.chunks for name in chunk}
-        if file.at.stages and _EMBEDDING in names and not any(name.startswith("mtp.") for name in names):
+        if file.at.stages and _EMBEDDING in names and not embeds_again(names):
             raise CheckpointError(
                 f"it holds {_EMBEDDING}, as the first stage does, and no arguments say whether its rank is one of a "
                 "pipeline or of experts",

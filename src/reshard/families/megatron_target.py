@@ -6,7 +6,7 @@ The names are those of its local layer spec, or of Transformer Engine's where th
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from msgspec import Struct
@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from reshard.errors import CheckpointError, PlanError, UsageError, counted, listed
 from reshard.families.megatron_args import as_argument
-from reshard.families.megatron_cut import RankCounts, dim_cut, refuse_other_form
+from reshard.families.megatron_cut import MULTI_TOKEN, RankCounts, dim_cut, embeds_again, refuse_other_form
 from reshard.families.megatron_folders import MODEL_FILES, TRACKER, iteration_name, rank_name
 from reshard.families.targets import AskedTarget
 from reshard.formats.pickled import Global, Record
@@ -32,8 +32,7 @@ from reshard.planning.target import Draft, Files
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
 _EXPERTS = re.compile(r"(.*mlp\.experts\.)experts\.(.+)")
 _EMBEDDING, _HEAD = "embedding.word_embeddings.weight", "output_layer.weight"
-_MULTI_TOKEN = "mtp."
-_FIRST, _LAST = ("embedding.",), ("decoder.final_", "output_layer.", _MULTI_TOKEN)
+_FIRST, _LAST = ("embedding.",), ("decoder.final_", "output_layer.", MULTI_TOKEN)
 _VERSION = 3.0
 _UNEVEN = {
     "num_layers_per_virtual_pipeline_stage": None, "num_virtual_stages_per_pipeline_rank": None,
@@ -80,7 +79,7 @@ class MegatronRanks(Struct, frozen=True):
     def _format(self, first: int, held: Sequence[Kept]) -> MegatronFile:
         names = {kept.name for kept in held}
         last = self.sizes.stages > 1 and any(name.startswith(_LAST[0]) for name in names)
-        own = _EMBEDDING in names and (not last or _embeds_again(names))
+        own = _EMBEDDING in names and (not last or embeds_again(names))
         tied = _EMBEDDING in names and last and _HEAD not in names
         given = dict(self.args)
         told = {**given, **{n: v for n, v in _UNEVEN.items() if n in given}, **_parallel(self.sizes)}
@@ -149,16 +148,11 @@ def _by_stage(kept: Sequence[Kept], stages: int) -> list[tuple[int, list[Kept]]]
             held[0].append(one)
         else:
             strange.append(one.name)
-        if one.name == _EMBEDDING and stages > 1 and (_HEAD not in names or _embeds_again(names)):
+        if one.name == _EMBEDDING and stages > 1 and (_HEAD not in names or embeds_again(names)):
             held[-1].append(one)
     if strange:
         raise PlanError("of which stage these are is not known:\n" + listed(strange), hint="--pp 1")
     return [(stage * each, of_stage) for stage, of_stage in enumerate(held)]
-
-
-def _embeds_again(names: Iterable[str]) -> bool:
-    """Whether the last stage embeds tokens, too: its multi-token layers do."""
-    return any(name.startswith(_MULTI_TOKEN) for name in names)
 
 
 class MegatronFile(Struct, frozen=True, eq=False):  # arguments may be lists

@@ -103,7 +103,7 @@ def fingerprint(
         number_of_all(p.number for p in prints if tensors[p.name].weight or not is_state(p.name)),
         prints,
         sum(spec_of(name, t).nbytes for name, t in tensors.items()),
-        (*varied, *rules.called((*source.texts, *source.withheld))),
+        (*varied, *(rules.renamed(n) for n in (*source.texts, *source.withheld) if rules.takes(n))),
         (*source.warnings, *probed, *warnings),
     )
 

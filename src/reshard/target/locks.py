@@ -29,8 +29,8 @@ class Locks:
     def __init__(self, path: str) -> None:
         self._path = path
         self.real = True
+        folder = os.path.dirname(path)
         while True:
-            folder = os.path.dirname(path)
             with reported(path):
                 os.makedirs(folder, exist_ok=True)
                 try:

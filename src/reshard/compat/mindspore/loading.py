@@ -122,6 +122,7 @@ def _write(source: Catalog, strategy: str | Strategy, dst: str, rank: int | None
         missing="drop",
     )
     with reference_errors():
+        target = on_disk(dst)
         ready = plan_from(source, dst, options)
     warn(ready.warnings)
     warn(f"{left.fate}: {len(left.names)}: {left.reason}" for left in ready.left_out)
@@ -130,9 +131,9 @@ def _write(source: Catalog, strategy: str | Strategy, dst: str, rank: int | None
         folder = f"rank_{rank}" if rank is not None else made.parts[0]
         return Path(folder, f"net.{form}")
 
-    with reference_errors(), staged(on_disk(dst)) as folder:
+    with reference_errors(), staged(target) as folder:
         execute(ready, folder, options, Observer())
-        place_files(folder, Path(dst), place, (s.path for s in ready.sources))
+        place_files(folder, target, place, (s.path for s in ready.sources))
 
 
 def _given_back(
